@@ -1,0 +1,84 @@
+"""Physical batches: samples bucketed by length under a token budget, with their answer rows.
+
+How samples are cut into chunks changes no number beyond floating-point round-off; the loss weights
+travel with the samples (see `rledit.tokenization.Phase`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
+
+from rledit.tokenization import Sample
+
+
+@dataclass(frozen=True, eq=False)
+class Chunk:
+    """Samples run together, right-padded to the longest.
+
+    Attributes:
+        samples: The samples, in chunk order.
+        index: (b,) int64, place of each sample in the caller's sequence.
+        rows: (r,) int64, positions of answer tokens in the flattened (b*T) layout, sample by
+            sample.
+        row_sample: (r,) int64, the caller's sample of each row.
+        labels: (r,) int64, the token to predict at each row.
+    """
+
+    samples: tuple[Sample, ...]
+    index: Tensor
+    rows: Tensor
+    row_sample: Tensor
+    labels: Tensor
+
+    @property
+    def width(self) -> int:
+        """Padded length T."""
+        return max(len(s) for s in self.samples)
+
+    def input_ids(self) -> Tensor:
+        """(b, T) int64, right-padded with 0."""
+        return pad_sequence([s.input_ids for s in self.samples], batch_first=True)
+
+    def real_rows(self) -> tuple[Tensor, Tensor]:
+        """All unpadded positions, flattened, and the caller's sample of each."""
+        width = self.width
+        rows = [torch.arange(len(s)) + b * width for b, s in enumerate(self.samples)]
+        lengths = torch.tensor([len(s) for s in self.samples])
+        return torch.cat(rows), self.index.repeat_interleave(lengths)
+
+
+def make_chunks(samples: Sequence[Sample], token_budget: int) -> list[Chunk]:
+    """Cut samples into length-bucketed chunks of at most `token_budget` padded tokens.
+
+    A sample longer than the budget gets a chunk of its own.
+    """
+    order = sorted(range(len(samples)), key=lambda i: len(samples[i]))
+    chunks: list[Chunk] = []
+    members: list[int] = []
+    for i in order:
+        if members and (len(members) + 1) * len(samples[i]) > token_budget:
+            chunks.append(_chunk(samples, members))
+            members = []
+        members.append(i)
+    if members:
+        chunks.append(_chunk(samples, members))
+    return chunks
+
+
+def _chunk(samples: Sequence[Sample], members: list[int]) -> Chunk:
+    chosen = tuple(samples[i] for i in members)
+    width = max(len(s) for s in chosen)
+    index = torch.tensor(members)
+    counts = torch.tensor([len(s.answer_ids) for s in chosen])
+    return Chunk(
+        samples=chosen,
+        index=index,
+        rows=torch.cat([s.answer_positions + b * width for b, s in enumerate(chosen)]),
+        row_sample=index.repeat_interleave(counts),
+        labels=torch.cat([s.answer_ids for s in chosen]),
+    )

@@ -1,0 +1,305 @@
+"""Training and editing with a hypernetwork: the machinery of MEND, MALMEN and RLEdit.
+
+The methods differ in three settings: how the network's output becomes a shift (outer product or
+normal equation), whether training carries the edited weights along the trajectory, and whether the
+optimiser steps once per batch or once per trajectory.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, fields, replace
+from typing import Any, ClassVar, Literal
+
+import torch
+from torch import Tensor, nn
+
+from rledit.capture import Tokens
+from rledit.editors.base import State, TrainableEditor, prefixed, unprefixed
+from rledit.editors.conventions import OFFICIAL, PAPER, Clipping, Conventions, Reference
+from rledit.editors.moment_editor import MomentEditor, Proposal, Shape
+from rledit.hypernetwork import Hypernetwork, StepForm
+from rledit.model import EditableModel
+from rledit.moments import Formula
+from rledit.reward import KLReference, LocalityGradient, ReferenceCache, Reward, RewardConfig
+from rledit.shift import Solution, solve_normal_equation
+from rledit.tokenization import EditBatch
+
+Rule = Literal["normal_equation", "outer_product"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class HypernetworkConfig:
+    """Settings of a hypernetwork editor. Defaults are RLEdit's (arXiv 2502.05759, appendix).
+
+    Attributes:
+        modules: Edited linears, see `rledit.families.edited_modules`.
+        rule: How pseudo keys and values become a shift.
+        tokens: Positions whose rows enter: those that predict answer tokens, or all.
+        rank: Rank of the network's blocks.
+        n_blocks: Number of blocks.
+        init_std: Standard deviation of the blocks' first factor at the start.
+        initial_step: Step η of every module at the start.
+        loss_group: Samples per loss group; part of the numerics.
+        transition: Carry the edited weights from batch to batch while training.
+        optimise: Optimiser step once per trajectory, or after every batch.
+        train_steps: Trajectories to train on.
+        trajectory_batches: Batches per trajectory; None: as many as the stream has.
+        meta_lr: Adam's learning rate.
+        scalar_lr_factor: Learning rate of steps and ridges relative to `meta_lr`.
+        max_grad_norm: Joint clipping norm over all networks.
+        loc_coef: λ_loc of the reward.
+        reg_coef: η_reg of the shift's squared norm.
+        decay: μ of memory backtracking.
+        depth: k, batches scored per step, the current one counted.
+        discount: γ of the return over a trajectory.
+        update_moments_while_editing: Let the stream's rows enter the running moments.
+        seed: Seed of the network's start.
+        reference: `paper`, or `official` for the behaviour of the authors' release.
+        regularisation_gradient, locality_gradient, clipping, kl_reference, moments, step_form,
+        incomplete_groups, sort_by_length: Override one convention of `reference`; see
+            `rledit.editors.conventions.Conventions`.
+    """
+
+    modules: tuple[str, ...]
+    rule: Rule = "normal_equation"
+    tokens: Tokens = "answer"
+    rank: int = 1024
+    n_blocks: int = 4
+    init_std: float = 1.0
+    initial_step: float = 1e-6
+    loss_group: int = 4
+    transition: bool = True
+    optimise: Literal["trajectory", "batch"] = "trajectory"
+    train_steps: int = 1
+    trajectory_batches: int | None = None
+    meta_lr: float = 1e-5
+    scalar_lr_factor: float = 1.0
+    max_grad_norm: float = 1.0
+    loc_coef: float = 0.6
+    reg_coef: float = 1e-4
+    decay: float = 0.95
+    depth: int = 10
+    discount: float = 1.0
+    update_moments_while_editing: bool = True
+    seed: int = 0
+    reference: Reference = "paper"
+    regularisation_gradient: bool | None = None
+    locality_gradient: LocalityGradient | None = None
+    clipping: Clipping | None = None
+    kl_reference: KLReference | None = None
+    moments: Formula | None = None
+    step_form: StepForm | None = None
+    incomplete_groups: Literal["keep", "drop"] | None = None
+    sort_by_length: bool | None = None
+
+    official: ClassVar[Conventions] = OFFICIAL
+
+    def conventions(self) -> Conventions:
+        """The conventions of `reference`, with this configuration's overrides."""
+        base = PAPER if self.reference == "paper" else self.official
+        chosen = {f.name: getattr(self, f.name) for f in fields(Conventions)}
+        return replace(base, **{k: v for k, v in chosen.items() if v is not None})
+
+
+class HypernetworkEditor(TrainableEditor, MomentEditor):
+    """An editor whose shifts come from a trained hypernetwork, one per linear shape."""
+
+    config: HypernetworkConfig
+    prefix_safe = False
+
+    def __init__(self, model: EditableModel, config: HypernetworkConfig) -> None:
+        self.conventions = config.conventions()
+        self.tokens = config.tokens
+        super().__init__(model, config)
+        self.networks = self._new_networks()
+        scalars = [n.step_parameter for n in self.networks.values()]
+        scalars += [n.log_ridge for n in self.networks.values()]
+        ids = {id(p) for p in scalars}
+        others = [p for p in self._parameters() if id(p) not in ids]
+        self.optimiser = torch.optim.Adam(
+            [
+                {"params": others, "lr": config.meta_lr},
+                {"params": scalars, "lr": config.meta_lr * config.scalar_lr_factor},
+            ]
+        )
+        self._references = ReferenceCache()
+        self._reward = RewardConfig(
+            loc_coef=config.loc_coef,
+            decay=config.decay,
+            depth=config.depth,
+            kl_reference=self.conventions.kl_reference,
+            locality_gradient=self.conventions.locality_gradient,
+        )
+
+    @property
+    def group_size(self) -> int:
+        """Samples per loss group."""
+        return self.config.loss_group
+
+    @property
+    def sort_by_length(self) -> bool:
+        """Whether prompt kinds are sorted by length, each on its own."""
+        return self.conventions.sort_by_length
+
+    @property
+    def formula(self) -> Formula:
+        """How moments are merged."""
+        return self.conventions.moments
+
+    @property
+    def drops_incomplete_groups(self) -> bool:
+        """Whether an incomplete last loss group is not edited."""
+        return self.conventions.incomplete_groups == "drop"
+
+    @property
+    def updates_moments_while_editing(self) -> bool:
+        """Whether the stream's rows enter the moments."""
+        return self.config.update_moments_while_editing
+
+    @property
+    def train_steps(self) -> int:
+        """Number of trajectories to train on."""
+        return self.config.train_steps
+
+    def trajectory_length(self, stream_length: int) -> int:
+        """Batches per trajectory: the stream's own length unless the configuration fixes one."""
+        return self.config.trajectory_batches or stream_length
+
+    def solve(self, shape: Shape, keys: Tensor, z: Tensor) -> Solution:
+        """Shift factors from the network's pseudo keys and values, by the configured rule."""
+        network = self.networks[shape]
+        pseudo_keys, pseudo_values = network(z)
+        step = network.step[:, None, None]
+        if self.config.rule == "outer_product":
+            ones = torch.ones(len(keys), device=keys.device)
+            return Solution(pseudo_keys, -step * pseudo_values, ones, 0.0)
+        agreement = (keys * pseudo_keys).sum(-1, keepdim=True)
+        differences = -step * agreement * pseudo_values
+        return solve_normal_equation(keys, differences, network.ridge, f"linears {shape}")
+
+    def train_step(self, trajectory: Sequence[EditBatch]) -> dict[str, float]:
+        """Run one trajectory and update the networks; the weights are restored at the end."""
+        self.optimiser.zero_grad(set_to_none=True)
+        reward = Reward(self.model, self._reward, self._references)
+        totals = {"loss": 0.0, "equivalence": 0.0, "divergence": 0.0, "norm": 0.0}
+        grad_norm = 0.0
+        for t, batch in enumerate(trajectory):
+            measured = self._train_batch(batch, reward, self.config.discount**t)
+            for key, value in measured.items():
+                totals[key] += value / len(trajectory)
+            if self.config.optimise == "batch":
+                grad_norm = self._clip()
+                self._step()
+            elif self.conventions.clipping == "every_batch":
+                grad_norm = self._clip()
+            if not self.config.transition:
+                self.model.weights.restore()
+                reward = Reward(self.model, self._reward, self._references)
+        if self.config.optimise == "trajectory":
+            if self.conventions.clipping == "optimiser_step":
+                grad_norm = self._clip()
+            self._step()
+        self.model.weights.restore()
+        return totals | {"grad_norm": grad_norm}
+
+    def _train_batch(self, batch: EditBatch, reward: Reward, weight: float) -> dict[str, float]:
+        """Edit with one batch and add the gradient of its reward to the networks."""
+        with torch.enable_grad():
+            proposal = self.propose(batch)
+        reward.observe(batch)
+        self.merge(proposal)
+        leaves = {n: s.detached(requires_grad=True) for n, s in proposal.shifts.items()}
+        terms = reward.backward(leaves)
+        norm = proposal.squared_norm()
+        self._backward(proposal, leaves, norm, weight)
+        regularisation = self.config.reg_coef * float(norm.detach())
+        return {
+            "loss": terms.total + regularisation,
+            "equivalence": terms.equivalence[0],
+            "divergence": terms.divergence[0],
+            "norm": float(norm.detach().sqrt()),
+        }
+
+    def _backward(
+        self, proposal: Proposal, leaves: dict[str, Any], norm: Tensor, weight: float
+    ) -> None:
+        """Carry the gradients of the shifts' factors on into the networks."""
+        outputs: list[Tensor] = []
+        gradients: list[Tensor | None] = []
+        for shape, names in self.shapes.items():
+            solution = proposal.solutions[shape]
+            outputs.append(solution.right)
+            gradients.append(weight * torch.stack([_gradient(leaves[n].right) for n in names]))
+            if solution.left is not None and solution.left.requires_grad:
+                outputs.append(solution.left)
+                gradients.append(weight * torch.stack([_gradient(leaves[n].left) for n in names]))
+        if self.conventions.regularisation_gradient and self.config.reg_coef:
+            outputs.append(norm * (self.config.reg_coef * weight))
+            gradients.append(None)
+        torch.autograd.backward(outputs, gradients)
+
+    def _clip(self) -> float:
+        """Clip the joint gradient norm over all networks; returns the norm before."""
+        return float(nn.utils.clip_grad_norm_(self._parameters(), self.config.max_grad_norm))
+
+    def _step(self) -> None:
+        self.optimiser.step()
+        self.optimiser.zero_grad(set_to_none=True)
+
+    def _parameters(self) -> list[nn.Parameter]:
+        return [p for network in self.networks.values() for p in network.parameters()]
+
+    def _new_networks(self) -> dict[Shape, Hypernetwork]:
+        config = self.config
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(config.seed)
+            return {
+                shape: Hypernetwork(
+                    *shape,
+                    len(names),
+                    rank=config.rank,
+                    n_blocks=config.n_blocks,
+                    initial_step=config.initial_step,
+                    step_form=self.conventions.step_form,
+                    init_std=config.init_std,
+                ).to(self.model.device, self.model.compute_dtype)
+                for shape, names in self.shapes.items()
+            }
+
+    def state_dict(self) -> State:
+        """Networks and moments."""
+        state = super().state_dict()
+        for (d_in, d_out), network in self.networks.items():
+            copies = {k: v.detach().clone() for k, v in network.state_dict().items()}
+            state |= prefixed(f"network.{d_in}x{d_out}.", copies)
+        return state
+
+    def load_state_dict(self, state: State) -> None:
+        """Put saved networks and moments back."""
+        super().load_state_dict(state)
+        for (d_in, d_out), network in self.networks.items():
+            network.load_state_dict(unprefixed(f"network.{d_in}x{d_out}.", state))
+
+    def training_state_dict(self) -> State:
+        """Networks, moments and the optimiser's moments."""
+        state = self.state_dict()
+        for i, values in self.optimiser.state_dict()["state"].items():
+            copies = {k: torch.as_tensor(v).clone() for k, v in values.items()}
+            state |= prefixed(f"optimiser.{i}.", copies)
+        return state
+
+    def load_training_state_dict(self, state: State) -> None:
+        """Put a saved training state back."""
+        self.load_state_dict(state)
+        slots: dict[int, State] = {}
+        for key, value in unprefixed("optimiser.", state).items():
+            index, _, name = key.partition(".")
+            slots.setdefault(int(index), {})[name] = value
+        whole = self.optimiser.state_dict()
+        self.optimiser.load_state_dict({"state": slots, "param_groups": whole["param_groups"]})
+
+
+def _gradient(leaf: Tensor) -> Tensor:
+    """A leaf's gradient; zeros where no chunk reached it."""
+    return torch.zeros_like(leaf) if leaf.grad is None else leaf.grad

@@ -1,0 +1,151 @@
+"""Common ground of UltraEdit, MEND, MALMEN and RLEdit: shifts from normalised rows."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from rledit.capture import Captured, Tokens, capture
+from rledit.editors.base import Editor, State, prefixed, unprefixed
+from rledit.model import EditableModel
+from rledit.moments import Formula, RunningMoments
+from rledit.shift import LowRankShift, Solution
+from rledit.tokenization import EditBatch
+
+Shape = tuple[int, int]
+
+
+@dataclass(frozen=True, eq=False)
+class Proposal:
+    """The shifts proposed for a batch.
+
+    Attributes:
+        shifts: Module → shift; carries the hypernetwork's graph where gradients are enabled.
+        solutions: Shape → the stacked factors the shifts are views of.
+        captured: The keys and value gradients they were made from.
+    """
+
+    shifts: dict[str, LowRankShift]
+    solutions: dict[Shape, Solution]
+    captured: Captured
+
+    def squared_norm(self) -> Tensor:
+        """Σ over modules of ‖S‖²_F, float64, differentiable."""
+        return torch.stack([shift.squared_norm() for shift in self.shifts.values()]).sum()
+
+
+class MomentEditor(Editor):
+    """Captures [K, V], keeps running moments per linear shape, and turns z-scores into shifts."""
+
+    tokens: Tokens = "answer"
+
+    def __init__(self, model: EditableModel, config: Any) -> None:
+        super().__init__(model, config)
+        self.shapes = model.shapes()
+        self.moments = {
+            shape: RunningMoments(sum(shape), self.formula, model.compute_dtype, model.device)
+            for shape in self.shapes
+        }
+
+    @property
+    def formula(self) -> Formula:
+        """How moments are merged."""
+        return "exact"
+
+    @property
+    def drops_incomplete_groups(self) -> bool:
+        """Whether an incomplete last loss group updates the moments but is not edited."""
+        return False
+
+    @property
+    def updates_moments_while_editing(self) -> bool:
+        """Whether the stream's own rows enter the moments (lifelong normalisation)."""
+        return True
+
+    @abstractmethod
+    def solve(self, shape: Shape, keys: Tensor, z: Tensor) -> Solution:
+        """Shift factors of the M modules of one shape.
+
+        Args:
+            shape: (d_in, d_out).
+            keys: Raw K, (M, n, d_in).
+            z: Normalised [K, V], (M, n, d_in + d_out).
+        """
+
+    def propose(self, batch: EditBatch, update_moments: bool = True) -> Proposal:
+        """The shifts for a batch on the current weights; moments are updated before use."""
+        captured = capture(self.model, batch.edit, self.tokens)
+        if update_moments:
+            self._update_moments(captured)
+        keep = slice(None)
+        if self.drops_incomplete_groups:
+            complete = len(batch.edit.full_groups()) // batch.edit.group_size
+            keep = slice(int((captured.row_group < complete).sum()))
+        shifts: dict[str, LowRankShift] = {}
+        solutions: dict[Shape, Solution] = {}
+        for shape, names in self.shapes.items():
+            keys = torch.stack([captured.keys[name][keep] for name in names])
+            values = torch.stack([captured.values[name][keep] for name in names])
+            z = self.moments[shape].normalise(torch.cat([keys, values], dim=-1))
+            solution = self.solve(shape, keys, z)
+            solutions[shape] = solution
+            for j, name in enumerate(names):
+                left = None if solution.left is None else solution.left[j]
+                shifts[name] = LowRankShift(left, solution.right[j])
+        return Proposal({name: shifts[name] for name in self.model.modules}, solutions, captured)
+
+    def edit(self, batch: EditBatch) -> dict[str, float]:
+        """Propose shifts and merge them."""
+        with torch.no_grad():
+            proposal = self.propose(batch, self.updates_moments_while_editing)
+            cosines = self.merge(proposal)
+        solutions = proposal.solutions.values()
+        return {
+            "edit_loss": proposal.captured.loss,
+            "shift_norm": float(proposal.squared_norm().sqrt()),
+            "condition": max(float(s.condition.max()) for s in solutions),
+            "jitter": max(s.jitter for s in solutions),
+            "realised_cosine": min(cosines),
+        }
+
+    def merge(self, proposal: Proposal) -> list[float]:
+        """Add the shifts to the weights; returns each module's realised/intended cosine."""
+        return [self.model.weights.add(name, shift) for name, shift in proposal.shifts.items()]
+
+    def state_dict(self) -> State:
+        """The moments of every shape."""
+        state: State = {}
+        for (d_in, d_out), moments in self.moments.items():
+            state |= prefixed(f"moments.{d_in}x{d_out}.", moments.state_dict())
+        return state
+
+    def load_state_dict(self, state: State) -> None:
+        """Put saved moments back."""
+        for (d_in, d_out), moments in self.moments.items():
+            part = unprefixed(f"moments.{d_in}x{d_out}.", state)
+            if not part:
+                raise ValueError(
+                    f"the saved state has no moments for linears of shape {d_in}x{d_out}; "
+                    "it belongs to another model or another choice of modules"
+                )
+            moments.load_state_dict(part)
+
+    def _update_moments(self, captured: Captured) -> None:
+        """Merge this batch's rows, one chunk per (loss group, module) as the release does.
+
+        The exact formula does not depend on the chunking; the official one does.
+        """
+        for shape, names in self.shapes.items():
+            moments = self.moments[shape]
+            rows = [torch.cat([captured.keys[n], captured.values[n]], dim=-1) for n in names]
+            if self.formula == "exact":
+                moments.update(torch.cat(rows))
+                continue
+            for group in range(int(captured.row_group.max()) + 1):
+                chosen = captured.row_group == group
+                for module_rows in rows:
+                    moments.update(module_rows[chosen])

@@ -1,0 +1,26 @@
+"""No editing at all: the row every table needs."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from rledit.editors.base import Editor
+from rledit.tokenization import EditBatch
+
+
+@dataclass(frozen=True, kw_only=True)
+class UneditedConfig:
+    """The unedited model has no settings but an empty list of modules."""
+
+    modules: tuple[str, ...] = ()
+
+
+class Unedited(Editor):
+    """Leaves the model as it is."""
+
+    name = "none"
+    Config = UneditedConfig
+
+    def edit(self, batch: EditBatch) -> dict[str, float]:
+        """Do nothing."""
+        return {}

@@ -1,0 +1,50 @@
+"""The hypernetwork before any training: the identity network inside RLEdit's equation.
+
+What is left is D = -η₀ (k · k̂) v̂: the row that tells what training bought.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from rledit.editors.moment_editor import MomentEditor, Shape
+from rledit.shift import Solution, solve_normal_equation
+
+
+@dataclass(frozen=True, kw_only=True)
+class UntrainedConfig:
+    """Settings of the identity hypernetwork.
+
+    Attributes:
+        modules: Edited linears.
+        initial_step: η₀, RLEdit's step before training.
+        loss_group: Samples per loss group.
+    """
+
+    modules: tuple[str, ...]
+    initial_step: float = 1e-6
+    loss_group: int = 4
+
+
+class Untrained(MomentEditor):
+    """RLEdit with zero optimiser steps."""
+
+    name = "untrained"
+    Config = UntrainedConfig
+    config: UntrainedConfig
+
+    @property
+    def group_size(self) -> int:
+        """Samples per loss group."""
+        return self.config.loss_group
+
+    def solve(self, shape: Shape, keys: Tensor, z: Tensor) -> Solution:
+        """Shift factors of the identity network with λ = 1."""
+        z_keys, z_values = z[..., : shape[0]], z[..., shape[0] :]
+        agreement = (keys * z_keys).sum(-1, keepdim=True)
+        differences = -self.config.initial_step * agreement * z_values
+        ridge = torch.ones(len(keys), device=keys.device)
+        return solve_normal_equation(keys, differences, ridge, f"linears {shape}")

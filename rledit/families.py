@@ -1,0 +1,153 @@
+"""What differs between model families: where layers and MLP linears live, and how prompts begin.
+
+Everything else in the package treats a model as a stack of decoder layers whose MLP linears are
+plain ``nn.Linear`` (weight: d_out x d_in). A new family is one entry of `FAMILIES`.
+"""
+
+from __future__ import annotations
+
+import difflib
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from torch import nn
+
+
+@dataclass(frozen=True, kw_only=True)
+class Family:
+    """One architecture family of Hugging Face causal language models.
+
+    Attributes:
+        name: `model_type` of the Hugging Face configuration.
+        layers: Path of the decoder layer list inside the model.
+        linears: Short name of each editable MLP linear → its path inside a layer.
+        attention: Path of the attention block inside a layer.
+        mlp: Path of the MLP block inside a layer.
+        final_norm: Path of the normalisation before the output embedding.
+        bos_on_prompt: Whether a prompt is tokenised with a leading BOS token.
+        layer_returns_tuple: Whether a decoder layer returns ``(hidden, weights)``.
+    """
+
+    name: str
+    layers: str = "model.layers"
+    linears: Mapping[str, str]
+    attention: str = "self_attn"
+    mlp: str = "mlp"
+    final_norm: str = "model.norm"
+    bos_on_prompt: bool
+    layer_returns_tuple: bool = False
+
+
+_GATED = {"gate": "mlp.gate_proj", "up": "mlp.up_proj", "down": "mlp.down_proj"}
+
+FAMILIES: dict[str, Family] = {
+    "llama": Family(name="llama", linears=_GATED, bos_on_prompt=True),
+    "mistral": Family(name="mistral", linears=_GATED, bos_on_prompt=True),
+    "gemma2": Family(name="gemma2", linears=_GATED, bos_on_prompt=True),
+    "qwen2": Family(name="qwen2", linears=_GATED, bos_on_prompt=False),
+    "gptj": Family(
+        name="gptj",
+        layers="transformer.h",
+        linears={"up": "mlp.fc_in", "down": "mlp.fc_out"},
+        attention="attn",
+        final_norm="transformer.ln_f",
+        bos_on_prompt=False,
+        layer_returns_tuple=True,
+    ),
+}
+
+
+def family_of(model: nn.Module) -> Family:
+    """The family of a loaded model, by its configuration's `model_type`.
+
+    Raises:
+        ValueError: The architecture is not in `FAMILIES`; names the known ones.
+    """
+    config: Any = model.config
+    name = str(config.model_type)
+    if name not in FAMILIES:
+        near = difflib.get_close_matches(name, FAMILIES, n=1)
+        hint = f" (nearest: {near[0]})" if near else ""
+        raise ValueError(
+            f"model family {name!r} is not known{hint}; known: {', '.join(sorted(FAMILIES))}. "
+            "Add an entry to rledit/families.py."
+        )
+    return FAMILIES[name]
+
+
+_SHORTHAND = re.compile(r"^(?P<kind>[a-z_]+):(?P<layers>[\d,\- ]+|all)$")
+
+
+def edited_modules(model: nn.Module, spec: Sequence[str]) -> tuple[str, ...]:
+    """Resolve edited modules, in the order given: it fixes each module's index.
+
+    Args:
+        model: The language model.
+        spec: Full module names (``model.layers.3.mlp.down_proj``) or shorthands
+            ``kind:layers`` with kind from the family's `linears` and layers like
+            ``11-15``, ``3,5`` or ``all``.
+
+    Returns:
+        Full module names.
+
+    Raises:
+        ValueError: A module does not exist in this model, or is not an ``nn.Linear``.
+    """
+    family = family_of(model)
+    n_layers = len(model.get_submodule(family.layers))  # type: ignore[arg-type]
+    names: list[str] = []
+    for item in spec:
+        match = _SHORTHAND.match(item)
+        if match is None:
+            names.append(item)
+            continue
+        kind = match["kind"]
+        if kind not in family.linears:
+            raise ValueError(
+                f"edited module {item!r}: family {family.name!r} has no {kind!r}; "
+                f"it has {', '.join(family.linears)}"
+            )
+        for layer in _layer_numbers(match["layers"], n_layers, item):
+            names.append(f"{family.layers}.{layer}.{family.linears[kind]}")
+    for name in names:
+        _require_linear(model, name, family, n_layers)
+    if len(set(names)) != len(names):
+        raise ValueError(f"edited modules repeat: {', '.join(names)}")
+    return tuple(names)
+
+
+def layer_index(family: Family, module: str) -> int:
+    """Layer number of a module name such as ``model.layers.3.mlp.down_proj``."""
+    match = re.match(rf"{re.escape(family.layers)}\.(\d+)\.", module)
+    if match is None:
+        raise ValueError(f"module {module!r} is not inside {family.layers!r}")
+    return int(match[1])
+
+
+def _layer_numbers(text: str, n_layers: int, item: str) -> list[int]:
+    if text == "all":
+        return list(range(n_layers))
+    numbers: list[int] = []
+    for part in text.replace(" ", "").split(","):
+        first, _, last = part.partition("-")
+        try:
+            numbers += range(int(first), int(last or first) + 1)
+        except ValueError:
+            raise ValueError(
+                f"edited module {item!r}: layers must look like 3, 3,5 or 11-15"
+            ) from None
+    return numbers
+
+
+def _require_linear(model: nn.Module, name: str, family: Family, n_layers: int) -> None:
+    try:
+        module = model.get_submodule(name)
+    except AttributeError:
+        raise ValueError(
+            f"edited module {name!r} does not exist in this {family.name} model of "
+            f"{n_layers} layers; linears per layer: {', '.join(family.linears.values())}"
+        ) from None
+    if not isinstance(module, nn.Linear):
+        raise ValueError(f"edited module {name!r} is a {type(module).__name__}, not an nn.Linear")

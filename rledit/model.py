@@ -1,0 +1,109 @@
+"""A language model made ready for editing: frozen, with its trunk, edited matrices and encoder."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from rledit.chunks import Chunk, make_chunks
+from rledit.families import edited_modules, family_of, layer_index
+from rledit.tokenization import Encoder, Sample
+from rledit.trunk import Trunk
+from rledit.weights import EditedWeights, WeightAccess
+
+
+@dataclass(frozen=True, kw_only=True)
+class Execution:
+    """How passes are run. Nothing here changes a number beyond floating-point round-off.
+
+    Attributes:
+        token_budget: Padded tokens of one physical batch.
+        cache_bytes: Memory for the frozen trunk's prefixes.
+        cache_on_device: Keep the prefixes on the model's device instead of host memory.
+    """
+
+    token_budget: int = 4096
+    cache_bytes: int = 2 << 30
+    cache_on_device: bool = False
+
+
+class EditableModel:
+    """A frozen causal language model whose chosen MLP linears can be edited.
+
+    Args:
+        model: A Hugging Face causal language model; it is frozen and put in evaluation mode.
+        tokenizer: Its tokenizer; None where samples are already tokens.
+        modules: Edited linears, see `rledit.families.edited_modules`.
+        execution: How passes are run.
+        access: How weights are read and written (sharded models bring their own).
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        tokenizer: Any | None,
+        modules: Sequence[str],
+        execution: Execution | None = None,
+        access: WeightAccess | None = None,
+    ) -> None:
+        self.model = model.eval().requires_grad_(False)
+        self.family = family_of(model)
+        self.modules = edited_modules(model, modules)
+        self.execution = execution or Execution()
+        self.device = next(model.parameters()).device
+        self.weights = EditedWeights(model, self.modules, access)
+        n_layers = len(model.get_submodule(self.family.layers))  # type: ignore[arg-type]
+        layers = [layer_index(self.family, name) for name in self.modules]
+        self.trunk = Trunk(
+            model,
+            self.family,
+            min(layers, default=n_layers - 1),
+            cache_bytes=self.execution.cache_bytes,
+            cache_device=self.device if self.execution.cache_on_device else None,
+        )
+        limit = getattr(model.config, "max_position_embeddings", None)
+        self._encoder = Encoder(tokenizer, self.family, limit) if tokenizer is not None else None
+
+    @property
+    def encoder(self) -> Encoder:
+        """The encoder of this model's tokenizer.
+
+        Raises:
+            ValueError: The model was made without a tokenizer.
+        """
+        if self._encoder is None:
+            raise ValueError("this model was made without a tokenizer; pass one to EditableModel")
+        return self._encoder
+
+    @property
+    def compute_dtype(self) -> torch.dtype:
+        """Precision of hypernetworks and losses: float64 for float64 models, else float32."""
+        dtype = next(self.model.parameters()).dtype
+        return torch.float64 if dtype == torch.float64 else torch.float32
+
+    def linear(self, name: str) -> nn.Linear:
+        """The edited linear of that name."""
+        return self.model.get_submodule(name)  # type: ignore[return-value]
+
+    def shapes(self) -> dict[tuple[int, int], tuple[str, ...]]:
+        """Edited modules by (d_in, d_out), in module order: the order is the module index."""
+        groups: dict[tuple[int, int], list[str]] = {}
+        for name in self.modules:
+            linear = self.linear(name)
+            groups.setdefault((linear.in_features, linear.out_features), []).append(name)
+        return {shape: tuple(names) for shape, names in groups.items()}
+
+    def chunks(self, samples: Sequence[Sample]) -> list[Chunk]:
+        """Physical batches of samples under the token budget."""
+        return make_chunks(samples, self.execution.token_budget)
+
+    def log_probabilities(self, samples: Sequence[Sample]) -> Iterator[tuple[Chunk, Tensor]]:
+        """Chunks with their (rows, vocabulary) log-probabilities, in compute precision."""
+        for chunk in self.chunks(samples):
+            logits = self.trunk.logits(chunk).to(self.compute_dtype)
+            yield chunk, F.log_softmax(logits, dim=-1)

@@ -1,0 +1,88 @@
+"""Running mean and standard deviation of [K, V] rows, the lifelong normalisation of the method."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+Formula = Literal["exact", "official"]
+
+
+class RunningMoments:
+    """Mean and standard deviation per feature over all rows seen so far.
+
+    `exact` merges chunks by Chan's formula in float64: the result does not depend on how rows were
+    cut into chunks. `official` repeats the release's formula, which adds the unbiased chunk
+    variance times the chunk's row count (inflating the result, undefined for one-row chunks).
+
+    Args:
+        width: Number of features d.
+        formula: Which merge to use.
+        dtype: Precision of the normalised output (and, in `official`, of the buffers).
+        device: Where the buffers lie.
+    """
+
+    def __init__(
+        self,
+        width: int,
+        formula: Formula = "exact",
+        dtype: torch.dtype = torch.float32,
+        device: torch.device | str = "cpu",
+    ) -> None:
+        self.formula = formula
+        self._dtype = dtype
+        kept = torch.float64 if formula == "exact" else dtype
+        self.count = torch.zeros((), dtype=kept, device=device)
+        self.mean = torch.zeros(width, dtype=kept, device=device)
+        self.squares = torch.zeros(width, dtype=kept, device=device)
+
+    def update(self, rows: Tensor) -> None:
+        """Merge a chunk of rows (n x d).
+
+        Raises:
+            ValueError: A one-row chunk under the official formula, whose variance is undefined.
+        """
+        rows = rows.detach().reshape(-1, rows.shape[-1]).to(self.mean.dtype)
+        n = len(rows)
+        if n == 0:
+            return
+        if self.formula == "official" and n == 1:
+            raise ValueError(
+                "the official moments are undefined for a loss group with one row; "
+                'use moments="exact" or larger loss groups'
+            )
+        mean = rows.mean(0)
+        exact = self.formula == "exact"
+        squares = (rows - mean).square().sum(0) if exact else rows.var(0) * n
+        delta = mean - self.mean
+        total = self.count + n
+        self.squares += squares + delta.square() * self.count * n / total
+        self.mean += delta * (n / total)
+        self.count = total
+
+    @property
+    def std(self) -> Tensor:
+        """(d,) sample standard deviation; zero before two rows were seen."""
+        return (self.squares / (self.count - 1).clamp_min(1)).sqrt()
+
+    def normalise(self, rows: Tensor) -> Tensor:
+        """z = (rows − mean) / (std + eps), in the output precision."""
+        eps = torch.finfo(torch.float32).eps
+        mean, std = self.mean.to(self._dtype), self.std.to(self._dtype)
+        return (rows.to(self._dtype) - mean) / (std + eps)
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """The three buffers, copied."""
+        return {
+            "count": self.count.clone(),
+            "mean": self.mean.clone(),
+            "squares": self.squares.clone(),
+        }
+
+    def load_state_dict(self, state: dict[str, Tensor]) -> None:
+        """Put saved buffers back."""
+        self.count = state["count"].to(self.mean)
+        self.mean = state["mean"].to(self.mean)
+        self.squares = state["squares"].to(self.squares)

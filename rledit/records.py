@@ -1,0 +1,66 @@
+"""The records every part of the system speaks: edits, their probes, and where edits come from."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal, Protocol, runtime_checkable
+
+Split = Literal["train", "validation", "evaluation"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Locality:
+    """An unrelated prompt whose answer an edit must leave alone.
+
+    Attributes:
+        prompt: The unrelated prompt, without its answer.
+        answer: The answer the dataset gives for it.
+    """
+
+    prompt: str
+    answer: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Edit:
+    """One requested change of knowledge, with the prompts that judge it.
+
+    Attributes:
+        edit_id: Stable name of the edit within its data source.
+        prompt: The prompt whose answer is to change.
+        target: The new answer (its leading space is added by tokenisation).
+        rephrases: Equivalent prompts that must give the same target; the first is the default.
+        locality: Unrelated prompts whose answers must stay; the first is the default.
+        old_target: The answer before the edit, where the data gives it.
+        subject: The subject as it occurs in `prompt`, where the data gives it.
+        source: Where the record was read, e.g. ``zsre.json:17`` (file and row), for messages.
+    """
+
+    edit_id: str
+    prompt: str
+    target: str
+    rephrases: tuple[str, ...] = ()
+    locality: tuple[Locality, ...] = ()
+    old_target: str | None = None
+    subject: str | None = None
+    source: str = ""
+
+
+@runtime_checkable
+class EditSource(Protocol):
+    """A dataset that hands out edits by split; train and evaluation never share a fact."""
+
+    name: str
+    data_hash: str
+
+    def sizes(self) -> dict[str, int]:
+        """Number of facts per pool, e.g. ``{"train": 800, "locality": 600, ...}``."""
+        ...
+
+    def draw(self, split: Split, n: int, seed: int) -> list[Edit]:
+        """Draw a stream of `n` edits, the same for the same arguments.
+
+        Raises:
+            ValueError: The split holds fewer than `n` edits.
+        """
+        ...

@@ -1,0 +1,206 @@
+"""Prompt + answer → token ids, shifted labels and loss groups.
+
+The contract, checked for every pair: exactly one space before the answer, no BOS inside it, BOS on
+the prompt where the family declares it. Samples carry no padding, so nothing downstream can depend
+on it; loss groups are explicit, so the loss does not depend on the physical batch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from rledit.families import Family
+from rledit.records import Edit
+
+IGNORED = -100
+
+
+class TokenizationError(ValueError):
+    """A prompt / answer pair breaks the token contract."""
+
+
+@dataclass(frozen=True, eq=False)
+class Sample:
+    """One prompt with its answer as tokens, unpadded.
+
+    Attributes:
+        input_ids: (T,) int64, prompt followed by all answer tokens but the last.
+        labels: (T,) int64, the token predicted at each position, -100 off the answer.
+    """
+
+    input_ids: Tensor
+    labels: Tensor
+
+    @cached_property
+    def key(self) -> bytes:
+        """Identity of the input tokens: equal inputs have equal hidden states."""
+        return self.input_ids.numpy().tobytes()
+
+    @cached_property
+    def answer_positions(self) -> Tensor:
+        """(a,) int64, the positions that predict answer tokens."""
+        return (self.labels != IGNORED).nonzero().flatten()
+
+    @cached_property
+    def answer_ids(self) -> Tensor:
+        """(a,) int64, the answer's tokens."""
+        return self.labels[self.labels != IGNORED]
+
+    def __len__(self) -> int:
+        return len(self.input_ids)
+
+
+@dataclass(frozen=True, eq=False)
+class Phase:
+    """The samples of one prompt kind of one batch, in loss groups of consecutive samples.
+
+    The loss of a phase is the sum over its groups of the token-mean cross-entropy of the group.
+    """
+
+    samples: tuple[Sample, ...]
+    group_size: int
+
+    def __len__(self) -> int:
+        return len(self.samples)
+
+    @cached_property
+    def group_of(self) -> Tensor:
+        """(samples,) int64, loss group of each sample."""
+        return torch.arange(len(self.samples)) // self.group_size
+
+    @cached_property
+    def weights(self) -> Tensor:
+        """(samples,) float64, the weight of each answer token: 1 / (answer tokens in its group)."""
+        counts = torch.tensor([len(s.answer_ids) for s in self.samples], dtype=torch.float64)
+        totals = torch.zeros(int(self.group_of.max()) + 1, dtype=torch.float64)
+        totals.index_add_(0, self.group_of, counts)
+        return 1.0 / totals[self.group_of]
+
+    def full_groups(self) -> Phase:
+        """This phase without an incomplete last group.
+
+        Raises:
+            ValueError: There is no complete group.
+        """
+        n = len(self.samples) // self.group_size * self.group_size
+        if n == 0:
+            raise ValueError(
+                f"a batch of {len(self.samples)} edits has no complete loss group of "
+                f"{self.group_size}; use a larger batch or a smaller loss group"
+            )
+        return self if n == len(self.samples) else Phase(self.samples[:n], self.group_size)
+
+
+@dataclass(frozen=True, eq=False)
+class EditBatch:
+    """One batch of the stream: the edits and their three kinds of tokenised prompts."""
+
+    edit: Phase
+    equivalent: Phase
+    unrelated: Phase
+    edits: tuple[Edit, ...] = field(default=())
+
+
+class Encoder:
+    """Turns prompt / answer text into samples under the token contract of one model family.
+
+    Args:
+        tokenizer: A Hugging Face tokenizer.
+        family: The model family, which declares whether prompts begin with BOS.
+        max_length: Longest input the model takes, in tokens (None: unlimited).
+    """
+
+    def __init__(self, tokenizer: Any, family: Family, max_length: int | None = None) -> None:
+        self.tokenizer = tokenizer
+        self.family = family
+        self.max_length = max_length
+        if family.bos_on_prompt and tokenizer.bos_token_id is None:
+            raise TokenizationError(
+                f"family {family.name!r} begins prompts with BOS, but the tokenizer has no BOS "
+                "token; set tokenizer.bos_token"
+            )
+
+    def prompt_ids(self, prompt: str) -> list[int]:
+        """Token ids of a bare prompt, BOS included where the family declares it."""
+        ids = list(self.tokenizer(prompt.rstrip(), add_special_tokens=False)["input_ids"])
+        return [self.tokenizer.bos_token_id, *ids] if self.family.bos_on_prompt else ids
+
+    def answer_ids(self, prompt: str, answer: str) -> list[int]:
+        """Token ids of ``" " + answer`` as they continue the prompt.
+
+        Raises:
+            TokenizationError: The answer is blank, or merges with the prompt's last token.
+        """
+        text = answer.strip()
+        if not text:
+            raise TokenizationError(f"blank answer for the prompt {prompt!r}")
+        bare = self.tokenizer(prompt.rstrip(), add_special_tokens=False)["input_ids"]
+        both = self.tokenizer(f"{prompt.rstrip()} {text}", add_special_tokens=False)["input_ids"]
+        if list(both[: len(bare)]) != list(bare):
+            raise TokenizationError(
+                f"the answer {text!r} merges with the end of the prompt {prompt!r} into one token; "
+                "end the prompt on a complete word"
+            )
+        ids = list(both[len(bare) :])
+        if not ids:
+            raise TokenizationError(f"the answer {text!r} of {prompt!r} has no tokens")
+        return ids
+
+    def sample(self, prompt: str, answer: str, where: str = "") -> Sample:
+        """Encode one prompt with its answer.
+
+        Args:
+            prompt: The prompt, without the answer.
+            answer: The answer; surrounding white space is replaced by exactly one space.
+            where: File and row, for error messages.
+
+        Raises:
+            TokenizationError: The pair breaks the contract, or leaves no room for the answer.
+        """
+        try:
+            head, tail = self.prompt_ids(prompt), self.answer_ids(prompt, answer)
+        except TokenizationError as error:
+            raise TokenizationError(f"{where}: {error}" if where else str(error)) from None
+        if not head:
+            raise TokenizationError(f"{where}: the prompt is empty, nothing predicts the answer")
+        ids = torch.tensor(head + tail[:-1], dtype=torch.long)
+        if self.max_length is not None and len(ids) > self.max_length:
+            raise TokenizationError(
+                f"{where + ': ' if where else ''}prompt ({len(head)} tokens) and answer "
+                f"({len(tail)}) exceed the model's {self.max_length} positions; shorten the prompt"
+            )
+        labels = torch.full_like(ids, IGNORED)
+        labels[len(head) - 1 :] = torch.tensor(tail, dtype=torch.long)
+        return Sample(ids, labels)
+
+    def batch(self, edits: Sequence[Edit], group_size: int, sort: bool = False) -> EditBatch:
+        """Tokenise a batch of edits: edit, first rephrase, first locality prompt of each.
+
+        Args:
+            edits: The edits; each needs a rephrase and a locality prompt.
+            group_size: Samples per loss group.
+            sort: Sort each prompt kind by length on its own, as the authors' release does; the
+                three kinds then no longer align row by row.
+        """
+        if not edits:
+            raise ValueError("a batch needs at least one edit")
+        kinds: tuple[list[Sample], ...] = ([], [], [])
+        for edit in edits:
+            where = edit.source or edit.edit_id
+            if not edit.rephrases or not edit.locality:
+                missing = "rephrase" if not edit.rephrases else "locality prompt"
+                raise TokenizationError(f"{where}: the edit has no {missing}")
+            local = edit.locality[0]
+            kinds[0].append(self.sample(edit.prompt, edit.target, where))
+            kinds[1].append(self.sample(edit.rephrases[0], edit.target, where))
+            kinds[2].append(self.sample(local.prompt, local.answer, where))
+        if sort:
+            kinds = tuple(sorted(kind, key=len) for kind in kinds)
+        phases = [Phase(tuple(kind), group_size) for kind in kinds]
+        return EditBatch(phases[0], phases[1], phases[2], tuple(edits))

@@ -1,0 +1,179 @@
+"""The edited matrices of a model: their originals, their fp32 masters, and every write to them.
+
+A 1e-6-scale edit added to a bf16 weight is lost to rounding, so low-precision matrices keep an
+fp32 master: edits accumulate there and the rounded sum is written to the model. The original is
+kept too, so that restoring is bit-exact and the unedited model can be looked at any time.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, ExitStack, contextmanager
+from typing import Protocol
+
+import torch
+from torch import Tensor, nn
+
+
+class WeightAccess(Protocol):
+    """How a weight is read and written; a sharded model supplies its own."""
+
+    def read(self, parameter: nn.Parameter) -> Tensor:
+        """The whole matrix (d_out x d_in), detached."""
+        ...
+
+    def write(self, parameter: nn.Parameter, value: Tensor) -> None:
+        """Replace the whole matrix, rounding to the parameter's type."""
+        ...
+
+    def showing(self, parameter: nn.Parameter, value: Tensor) -> AbstractContextManager[None]:
+        """Show another matrix of the parameter's type for the length of a context."""
+        ...
+
+
+class LocalAccess:
+    """Weights that lie whole in this process."""
+
+    def read(self, parameter: nn.Parameter) -> Tensor:
+        """The parameter's own storage, detached."""
+        return parameter.detach()
+
+    def write(self, parameter: nn.Parameter, value: Tensor) -> None:
+        """Copy `value` in place, rounding to the parameter's type."""
+        with torch.no_grad():
+            parameter.copy_(value)
+
+    @contextmanager
+    def showing(self, parameter: nn.Parameter, value: Tensor) -> Iterator[None]:
+        """Point the parameter at another tensor for a while: nothing is copied."""
+        current = parameter.data
+        parameter.data = value
+        try:
+            yield
+        finally:
+            parameter.data = current
+
+
+class Addition(Protocol):
+    """Something that can add itself to a (d_out x d_in) matrix in place."""
+
+    def add_to(self, weight: Tensor) -> None:
+        """Add in place."""
+        ...
+
+    def dense(self) -> Tensor:
+        """The addition as (d_in x d_out), the transpose of the weight's layout."""
+        ...
+
+
+class EditedWeights:
+    """The edited matrices by module name.
+
+    Args:
+        model: The language model; its parameters should be frozen.
+        modules: Names of the edited ``nn.Linear`` modules.
+        access: How weights are read and written (default: in this process).
+    """
+
+    def __init__(
+        self, model: nn.Module, modules: Sequence[str], access: WeightAccess | None = None
+    ) -> None:
+        self.names = tuple(modules)
+        self._access: WeightAccess = access or LocalAccess()
+        self._parameters = {name: _weight(model, name) for name in self.names}
+        self._original = {
+            name: self._access.read(p).clone() for name, p in self._parameters.items()
+        }
+        self._masters: dict[str, Tensor] = {}
+
+    def original(self, name: str) -> Tensor:
+        """The unedited matrix (d_out x d_in) in the model's own precision. Do not modify."""
+        return self._original[name]
+
+    def read(self, name: str) -> Tensor:
+        """The current matrix (d_out x d_in) at full precision. Do not modify."""
+        if name in self._masters:
+            return self._masters[name]
+        return self._access.read(self._parameters[name])
+
+    def parameter(self, name: str) -> nn.Parameter:
+        """The model's parameter, for editors that differentiate with respect to it."""
+        return self._parameters[name]
+
+    def add(self, name: str, shift: Addition) -> float:
+        """Add a shift to a matrix: exactly in the master, rounded in the model.
+
+        Returns:
+            Cosine between the change the model's own precision realised and the intended one;
+            1 where the model is precise enough to need no master.
+        """
+        parameter = self._parameters[name]
+        master = self._master(name)
+        shift.add_to(master)
+        if name not in self._masters:
+            self._access.write(parameter, master)
+            return 1.0
+        before = self._access.read(parameter).float()
+        self._access.write(parameter, master)
+        realised = self._access.read(parameter).float() - before
+        intended = shift.dense().T.float()
+        scale = float(realised.norm() * intended.norm())
+        return float((realised * intended).sum()) / scale if scale > 0 else 0.0
+
+    def set(self, name: str, value: Tensor) -> None:
+        """Replace a matrix (d_out x d_in)."""
+        master = self._master(name)
+        master.copy_(value)
+        self._access.write(self._parameters[name], master)
+
+    def restore(self) -> None:
+        """Return to the unedited model, bit by bit."""
+        self._masters.clear()
+        for name, parameter in self._parameters.items():
+            self._access.write(parameter, self._original[name])
+
+    @contextmanager
+    def unedited(self) -> Iterator[None]:
+        """Look at the unedited model inside the context; the edits return afterwards."""
+        with ExitStack() as stack:
+            for name, parameter in self._parameters.items():
+                stack.enter_context(self._access.showing(parameter, self._original[name]))
+            yield
+
+    def delta_norm(self, name: str) -> float:
+        """Frobenius norm of (current - original)."""
+        return float((self.read(name).double() - self._original[name].double()).norm())
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """Full-precision copies of the edited matrices: what a resumed run needs of the model."""
+        return {name: self.read(name).clone() for name in self.names}
+
+    def load_state_dict(self, state: dict[str, Tensor]) -> None:
+        """Put saved matrices back.
+
+        Raises:
+            ValueError: The state is of other modules.
+        """
+        if set(state) != set(self.names):
+            raise ValueError(
+                f"edited weights of {sorted(state)} cannot be loaded into {sorted(self.names)}"
+            )
+        for name, value in state.items():
+            self.set(name, value)
+
+    def _master(self, name: str) -> Tensor:
+        """The tensor edits accumulate in: the parameter itself where it is precise enough."""
+        if name in self._masters:
+            return self._masters[name]
+        current = self._access.read(self._parameters[name])
+        master = current.float() if current.dtype in (torch.bfloat16, torch.float16) else current
+        if master.data_ptr() != self._parameters[name].data_ptr():
+            self._masters[name] = master
+        return master
+
+
+def _weight(model: nn.Module, name: str) -> nn.Parameter:
+    weight = model.get_submodule(name).weight
+    if not isinstance(weight, nn.Parameter):
+        raise ValueError(f"module {name!r} has no weight parameter")
+    return weight
