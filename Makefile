@@ -1,0 +1,38 @@
+PYTHON ?= python3.11
+VENV := .venv
+BIN := $(VENV)/bin
+RESULTS ?= results
+
+.PHONY: demo demo-full test test-all lint install clean
+
+install: $(VENV)/.installed
+
+# One install of everything; repeated only when the dependencies change.
+$(VENV)/.installed: pyproject.toml
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --upgrade pip
+	$(BIN)/python -m pip install --quiet -e '.[dev]'
+	touch $@
+
+demo: install
+	$(BIN)/rledit run jobs/grids/demo.yaml --results $(RESULTS)
+
+demo-full: install
+	$(BIN)/rledit run jobs/grids/demo-full.yaml --results $(RESULTS)
+
+lint: install
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy rledit pipeline jobs
+	$(BIN)/lint-imports
+
+# Fast tests in parallel, then those that start Ray, MLflow or DeepSpeed one after another.
+test: lint
+	OMP_NUM_THREADS=1 $(BIN)/pytest tests -n 2 -m 'not cluster and not slow'
+	OMP_NUM_THREADS=1 $(BIN)/pytest tests -m 'cluster and not slow'
+
+test-all: test
+	OMP_NUM_THREADS=1 $(BIN)/pytest tests -m slow
+
+clean:
+	rm -rf $(RESULTS) .pytest_cache .mypy_cache .ruff_cache

@@ -1,0 +1,63 @@
+"""Readers of editing data: one small file per format, one registry, one audit.
+
+>>> report = read_edits("zsre_train.json")
+>>> audit_report(report).count("target_equals_old")
+"""
+
+from rledit.datasets.ability import AbilityReport
+from rledit.datasets.audit import (
+    NOTES,
+    TRAPS,
+    Audit,
+    Finding,
+    Overlap,
+    audit,
+    audit_report,
+    overlap,
+)
+from rledit.datasets.check import check_paths
+from rledit.datasets.errors import (
+    DataFileError,
+    DatasetError,
+    RowError,
+    RowErrors,
+    RowIssue,
+)
+from rledit.datasets.fields import Place
+from rledit.datasets.format import Format
+from rledit.datasets.known import KnownFact, read_known
+from rledit.datasets.read import ReadReport, read_edits
+from rledit.datasets.reading import RowFile, open_rows, rows_given
+from rledit.datasets.registry import FORMATS, detect_format, get_format
+from rledit.datasets.source import FileEditSource
+
+__all__ = [
+    "FORMATS",
+    "NOTES",
+    "TRAPS",
+    "AbilityReport",
+    "Audit",
+    "DataFileError",
+    "DatasetError",
+    "FileEditSource",
+    "Finding",
+    "Format",
+    "KnownFact",
+    "Overlap",
+    "Place",
+    "ReadReport",
+    "RowError",
+    "RowErrors",
+    "RowFile",
+    "RowIssue",
+    "audit",
+    "audit_report",
+    "check_paths",
+    "detect_format",
+    "get_format",
+    "open_rows",
+    "overlap",
+    "read_edits",
+    "read_known",
+    "rows_given",
+]

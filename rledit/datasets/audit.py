@@ -1,0 +1,223 @@
+"""Count what a set of edits hides: duplicates, contradictions, and the known traps of the field."""
+
+from __future__ import annotations
+
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+from rledit.datasets.errors import RowIssue
+from rledit.datasets.fields import Place
+from rledit.datasets.read import ReadReport
+from rledit.records import Edit
+
+# Every trap with what it means for a run. The order is that of the report.
+TRAPS: dict[str, str] = {
+    "blank_target": "the target is blank: skipped, and refused with --strict",
+    "target_leading_space": "the target begins with a space: taken off, tokenisation adds one",
+    "target_trailing_space": "the target ends with a space: taken off",
+    "prompt_trailing_space": "the prompt ends with a space: taken off, the target brings one",
+    "duplicate_edit": "the same prompt with the same target as an earlier edit",
+    "contradicting_edit": "its prompt is edited to another target too: the last write is scored",
+    "conflicting_fact": "its subject and old answer recur under another prompt with another "
+    "target: likely the same fact, so the later edit overwrites it",
+    "rephrase_contradicted": "its rephrase is edited to another target in this set",
+    "target_equals_old": "the target equals the old answer (alt == ans): the edit changes nothing",
+    "subject_not_in_prompt": "the subject does not occur in the prompt: locate-then-edit fails",
+    "rephrase_equals_prompt": "the rephrase repeats the prompt: generalisation is efficacy",
+    "rephrase_generation_prompt": "the rephrase looks like a generation prompt of the original "
+    "CounterFact, which asks something else than the edit",
+    "locality_nq_question": 'the locality prompt begins "nq question: "',
+    "locality_no_question_mark": 'the "nq question" lacks its question mark, which RLEdit\'s '
+    "release appends",
+    "locality_answer_absent": "a locality probe has no answer: left out",
+    "locality_is_edited": "a locality prompt is itself edited in this set: it must not stay",
+    "ground_truth_list": "the ground truth is a list: its first text is taken",
+    "ground_truth_absent": "there is no ground truth: `choice` protocols cannot be scored",
+}
+
+# Absences that a format may have by design: reported, never an error.
+NOTES: dict[str, str] = {
+    "no_subject": "no subject: methods that edit at the subject's last token cannot run",
+    "no_rephrase": "no rephrase: generalisation is undefined",
+    "no_locality": "no locality probe: specificity is undefined",
+}
+
+_NQ = "nq question: "
+_EXAMPLES = 3
+
+
+@dataclass(frozen=True, kw_only=True)
+class Finding:
+    """One trap or note of an audit.
+
+    Attributes:
+        name: Key of `TRAPS` or `NOTES`.
+        count: Edits (or rows, for traps of the raw file) that have it.
+        meaning: What it means, in one sentence.
+        examples: The first places, ``file:row``.
+    """
+
+    name: str
+    count: int
+    meaning: str
+    examples: tuple[str, ...]
+
+    def __str__(self) -> str:
+        rows = ", ".join(example.rpartition(":")[2] for example in self.examples)
+        more = ", ..." if self.count > len(self.examples) else ""
+        return f"{self.name} {self.count:,}: {self.meaning} (rows {rows}{more})"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Audit:
+    """The counts of a set of edits.
+
+    Attributes:
+        n_edits: Edits.
+        n_prompts: Distinct prompts among them.
+        contradicting_prompts: Prompts that carry more than one target.
+        traps: What may distort a run; only those present.
+        notes: Absences by design; only those present.
+    """
+
+    n_edits: int
+    n_prompts: int
+    contradicting_prompts: int
+    traps: tuple[Finding, ...]
+    notes: tuple[Finding, ...]
+
+    def count(self, name: str) -> int:
+        """Count of a trap or note, 0 where it is not present.
+
+        Raises:
+            KeyError: No trap or note has that name.
+        """
+        if name not in TRAPS and name not in NOTES:
+            raise KeyError(f"no trap is called {name!r}; known: {', '.join((*TRAPS, *NOTES))}")
+        return sum(found.count for found in (*self.traps, *self.notes) if found.name == name)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Overlap:
+    """What two sets of edits share.
+
+    Attributes:
+        prompts: Distinct prompts edited in both.
+        facts: Distinct pairs of prompt and target in both.
+        subjects: Distinct subjects in both, where the data gives them.
+        rephrased: Evaluation prompts that occur among the training rephrases.
+    """
+
+    prompts: int
+    facts: int
+    subjects: int
+    rephrased: int
+
+
+def audit(edits: Sequence[Edit], issues: Iterable[RowIssue] = ()) -> Audit:
+    """Count duplicates, contradictions and traps.
+
+    Args:
+        edits: The edits, in stream order.
+        issues: What reading found in the raw rows (`ReadReport.skipped` and `.notes`); without
+            them, traps that reading repairs cannot be counted.
+    """
+    places: dict[str, list[str]] = defaultdict(list)
+    for issue in issues:
+        places[issue.trap].append(str(Place(file=issue.file, row=issue.row)))
+    targets: dict[str, set[str]] = defaultdict(set)
+    facts: dict[tuple[str, str], set[str]] = defaultdict(set)
+    for edit in edits:
+        targets[edit.prompt.strip()].add(edit.target.strip())
+        facts[_fact_key(edit)].add(edit.target.strip())
+    seen: set[tuple[str, str]] = set()
+    for edit in edits:
+        conflicting = len(facts[_fact_key(edit)]) > len(targets[edit.prompt.strip()])
+        names = ["conflicting_fact"] if conflicting else []
+        for name in names + _edit_findings(edit, targets, seen):
+            places[name].append(edit.source or edit.edit_id)
+    return Audit(
+        n_edits=len(edits),
+        n_prompts=len(targets),
+        contradicting_prompts=sum(len(found) > 1 for found in targets.values()),
+        traps=_findings(places, TRAPS),
+        notes=_findings(places, NOTES),
+    )
+
+
+def audit_report(report: ReadReport) -> Audit:
+    """Audit one file, with what reading found in its raw rows."""
+    return audit(report.edits, (*report.skipped, *report.notes))
+
+
+def overlap(train: Iterable[Edit], evaluation: Iterable[Edit]) -> Overlap:
+    """Count what training and evaluation share; anything but zero prompts is leakage."""
+    train, evaluation = list(train), list(evaluation)
+    rephrased = {rephrase.strip() for edit in train for rephrase in edit.rephrases}
+    return Overlap(
+        prompts=len(prompts(train) & prompts(evaluation)),
+        facts=len(_facts(train) & _facts(evaluation)),
+        subjects=len(_subjects(train) & _subjects(evaluation)),
+        rephrased=len(rephrased & prompts(evaluation)),
+    )
+
+
+def prompts(edits: Iterable[Edit]) -> set[str]:
+    """The distinct prompts of a set of edits."""
+    return {edit.prompt.strip() for edit in edits}
+
+
+def _facts(edits: Iterable[Edit]) -> set[tuple[str, str]]:
+    return {(edit.prompt.strip(), edit.target.strip()) for edit in edits}
+
+
+def _subjects(edits: Iterable[Edit]) -> set[str]:
+    return {edit.subject.strip() for edit in edits if edit.subject}
+
+
+def _fact_key(edit: Edit) -> tuple[str, str]:
+    """What stands for the edited fact, whatever its wording: the subject and the old answer."""
+    if edit.subject is None or edit.old_target is None:
+        return edit.prompt.strip(), ""
+    return edit.subject.strip(), edit.old_target.strip()
+
+
+def _edit_findings(
+    edit: Edit, targets: dict[str, set[str]], seen: set[tuple[str, str]]
+) -> list[str]:
+    """Names of the traps and notes of one edit; `seen` collects the facts met so far."""
+    prompt, target = edit.prompt.strip(), edit.target.strip()
+    probes = [probe.prompt for probe in edit.locality]
+    nq = [probe for probe in probes if probe.startswith(_NQ)]
+    present = {
+        "duplicate_edit": (prompt, target) in seen,
+        "contradicting_edit": len(targets[prompt]) > 1,
+        "target_equals_old": edit.old_target is not None and edit.old_target.strip() == target,
+        "rephrase_contradicted": any(
+            targets.get(rephrase.strip(), {target}) != {target} for rephrase in edit.rephrases
+        ),
+        "subject_not_in_prompt": edit.subject is not None and edit.subject not in edit.prompt,
+        "rephrase_equals_prompt": any(r.strip() == prompt for r in edit.rephrases),
+        "locality_nq_question": bool(nq),
+        "locality_no_question_mark": any(not probe.endswith("?") for probe in nq),
+        "locality_is_edited": any(probe.strip() in targets for probe in probes),
+        "no_subject": edit.subject is None,
+        "no_rephrase": not edit.rephrases,
+        "no_locality": not edit.locality,
+    }
+    seen.add((prompt, target))
+    return [name for name, found in present.items() if found]
+
+
+def _findings(places: dict[str, list[str]], meanings: dict[str, str]) -> tuple[Finding, ...]:
+    return tuple(
+        Finding(
+            name=name,
+            count=len(places[name]),
+            meaning=meaning,
+            examples=tuple(Counter(places[name]))[:_EXAMPLES],
+        )
+        for name, meaning in meanings.items()
+        if name in places
+    )

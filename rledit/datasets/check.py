@@ -1,0 +1,179 @@
+"""The report behind ``rledit data check``: what each file is, its counts, its hash, its traps."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field
+from itertools import combinations
+from pathlib import Path
+
+from rledit.datasets.ability import AbilityReport, find_schema, map_ability
+from rledit.datasets.audit import Audit, audit, audit_report, overlap
+from rledit.datasets.errors import DataFileError, DatasetError, RowErrors
+from rledit.datasets.known import differing_templates, is_known, map_known
+from rledit.datasets.read import ReadReport, map_rows
+from rledit.datasets.reading import RowFile, open_rows
+from rledit.datasets.registry import FORMATS, match_format
+
+Opener = Callable[[str], RowFile | None]
+
+_SUFFIXES = (".json", ".jsonl", ".ndjson")
+
+
+@dataclass
+class _Found:
+    """What the check has gathered so far."""
+
+    lines: list[str] = field(default_factory=list)
+    reports: list[ReadReport] = field(default_factory=list)
+    abilities: list[AbilityReport] = field(default_factory=list)
+    n_traps: int = 0
+    failed: bool = False
+
+
+def check_paths(
+    paths: Sequence[str | Path], strict: bool = False, opener: Opener | None = None
+) -> tuple[list[str], int]:
+    """Describe data files: format, counts, hash, traps, and what they share with each other.
+
+    Args:
+        paths: Files, or directories that are searched for JSON and JSONL files.
+        strict: Make every trap an error.
+        opener: Opens what this package does not read itself (Parquet, URIs); returns None for
+            what it leaves to this package.
+
+    Returns:
+        The lines to print, and the exit code: 1 where a file cannot be opened or its rows cannot
+        be mapped, or where a trap is present and `strict` is set; else 0.
+    """
+    found = _Found()
+    for path in paths:
+        for file in _expand(path):
+            _check_file(file, found, opener)
+    _compare_edits(found)
+    _compare_abilities(found)
+    if strict and found.n_traps:
+        found.lines.append(f"strict: {found.n_traps} kinds of traps present")
+    return found.lines, int(found.failed or (strict and found.n_traps > 0))
+
+
+def _expand(path: str | Path) -> Iterable[str]:
+    directory = Path(path)
+    if not directory.is_dir():
+        return [str(path)]
+    files = sorted(p for p in directory.rglob("*") if p.suffix.lower() in _SUFFIXES)
+    # An empty directory is passed on: opening it explains what is wrong.
+    return [str(file) for file in files] or [str(path)]
+
+
+def _check_file(path: str, found: _Found, opener: Opener | None) -> None:
+    found.lines.append(path)
+    try:
+        opened = opener(path) if opener is not None else None
+        file = open_rows(path) if opened is None else opened
+        _describe(file, found)
+    except RowErrors as error:
+        found.failed = True
+        count = len(error.errors)
+        found.lines.append(f"  ERROR     {count:,} rows cannot be mapped")
+        found.lines.extend(
+            f"    {line}" for message in error.lines() for line in message.split("\n")
+        )
+    except (DataFileError, DatasetError) as error:
+        found.failed = True
+        found.lines.append(f"  ERROR     {error}")
+
+
+def _describe(file: RowFile, found: _Found) -> None:
+    """Describe one open file by what its first recognisable row is."""
+    for _, row in file.rows:
+        if match_format(row) is not None:
+            break
+        if is_known(row):
+            return _describe_known(file, found)
+        schema = find_schema(row)
+        if schema is not None:
+            return _describe_ability(map_ability(file, schema), found)
+    report = map_rows(file)
+    found.reports.append(report)
+    return _describe_edits(report, audit_report(report), found)
+
+
+def _describe_edits(report: ReadReport, counts: Audit, found: _Found) -> None:
+    found.lines += [
+        f"  format    {report.format}: {FORMATS[report.format].title}",
+        f"  rows      {report.n_rows:,}: {counts.n_edits:,} edits of {counts.n_prompts:,} prompts, "
+        f"{len(report.skipped):,} skipped",
+        f"  sha256    {report.data_hash}",
+    ]
+    if counts.contradicting_prompts:
+        found.lines.append(
+            f"  prompts   {counts.contradicting_prompts:,} carry more than one target "
+            f"({counts.count('contradicting_edit'):,} edits)"
+        )
+    found.lines += [f"  trap      {trap}" for trap in counts.traps]
+    found.lines += [f"  note      {note}" for note in counts.notes]
+    found.n_traps += len(counts.traps)
+
+
+def _describe_known(file: RowFile, found: _Found) -> None:
+    facts = map_known(file)
+    found.lines += [
+        "  format    known: facts for causal tracing (arXiv 2202.05262); "
+        "they carry no new answer, so they are not edits",
+        f"  rows      {len(facts):,} facts of {len({fact.prompt for fact in facts}):,} prompts",
+        f"  sha256    {file.data_hash}",
+    ]
+    differing = differing_templates(file)
+    if differing:
+        found.lines.append(
+            f"  note      template_differs {differing:,}: `template` does not give `prompt`, "
+            "which is the one to use"
+        )
+
+
+def _describe_ability(report: AbilityReport, found: _Found) -> None:
+    labels = ", ".join(f"{label} {count:,}" for label, count in report.labels.items())
+    found.abilities.append(report)
+    found.lines += [
+        f"  format    ability: general-ability items of task {report.task}",
+        f"  rows      {report.n_items:,} items, {len(report.texts):,} distinct; labels: {labels}",
+        f"  sha256    {report.data_hash}",
+        f"  note      constant_answer {report.constant_f1:.1f}: weighted F1 of always giving the "
+        "most frequent label; a model below it gains by collapsing",
+    ]
+
+
+def _compare_edits(found: _Found) -> None:
+    """Shared prompts between files, and contradictions that only show over several files."""
+    for one, other in combinations(found.reports, 2):
+        shared = overlap(one.edits, other.edits)
+        if shared.prompts or shared.rephrased:
+            found.n_traps += 1
+            found.lines.append(
+                f"overlap: {one.path} and {other.path} share {shared.prompts:,} prompts "
+                f"({shared.facts:,} with the same target) and {shared.subjects:,} subjects; "
+                f"{shared.rephrased:,} prompts of the second are rephrases in the first"
+            )
+    for name in dict.fromkeys(report.format for report in found.reports):
+        same = [report for report in found.reports if report.format == name]
+        edits = [edit for report in same for edit in report.edits]
+        counts = audit(edits)
+        if len(same) > 1 and counts.contradicting_prompts:
+            found.lines.append(
+                f"together: {len(same)} files of {name}, {len(edits):,} edits: "
+                f"{counts.contradicting_prompts:,} prompts carry more than one target "
+                f"({counts.count('contradicting_edit'):,} edits), "
+                f"{counts.count('duplicate_edit'):,} duplicates"
+            )
+
+
+def _compare_abilities(found: _Found) -> None:
+    for one, other in combinations(found.abilities, 2):
+        shared = len(one.texts & other.texts)
+        if shared:
+            found.n_traps += 1
+            found.lines.append(
+                f"ability overlap: {one.path} ({one.task}) and {other.path} ({other.task}) share "
+                f"{shared:,} items: they are not two independent measurements"
+            )

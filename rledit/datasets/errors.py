@@ -1,0 +1,107 @@
+"""What can be wrong with a data file, each with the file, the row and the remedy."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+SHOWN_ROWS = 10
+"""How many row errors a message lists before it only counts the rest."""
+
+
+class DatasetError(ValueError):
+    """A data file or row that cannot be used as it is."""
+
+
+class DataFileError(DatasetError):
+    """A file that cannot be opened as rows: missing, truncated, a pointer, not UTF-8, ...
+
+    Attributes:
+        file: The path as it was given.
+        reason: What is wrong with it.
+        remedy: What to do about it.
+    """
+
+    def __init__(self, file: str, reason: str, remedy: str) -> None:
+        # All arguments go to the base class: workers send exceptions to the driver by pickle,
+        # which rebuilds them from `args`.
+        super().__init__(file, reason, remedy)
+        self.file, self.reason, self.remedy = file, reason, remedy
+
+    def __str__(self) -> str:
+        return f"{self.file}: {self.reason}. {self.remedy}."
+
+
+class RowError(DatasetError):
+    """A row that no reader can map to an edit.
+
+    Attributes:
+        file: The path as it was given.
+        row: Row of a JSON array or line of a JSONL file, counted from 1.
+        reason: What is wrong, naming the key by its path (``locality[2].loc``).
+        missing: The required keys that the row lacks.
+        accepted: The accepted schemas with their keys, as text; empty if not relevant.
+    """
+
+    def __init__(
+        self,
+        file: str,
+        row: int,
+        reason: str,
+        missing: tuple[str, ...] = (),
+        accepted: str = "",
+    ) -> None:
+        super().__init__(file, row, reason, missing, accepted)
+        self.file, self.row, self.reason = file, row, reason
+        self.missing, self.accepted = missing, accepted
+
+    @property
+    def short(self) -> str:
+        """The message without the list of accepted schemas."""
+        return f"{self.file}, row {self.row}: {self.reason}"
+
+    def __str__(self) -> str:
+        return f"{self.short}\n{self.accepted}" if self.accepted else self.short
+
+
+class RowErrors(DatasetError):
+    """All rows of one file that cannot be mapped; the first ten are shown.
+
+    Attributes:
+        errors: Every row error, in file order.
+    """
+
+    def __init__(self, errors: Sequence[RowError]) -> None:
+        super().__init__(tuple(errors))
+        self.errors = tuple(errors)
+
+    def lines(self) -> list[str]:
+        """The messages of the first rows, the count of the rest, and the accepted schemas once."""
+        shown = [error.short for error in self.errors[:SHOWN_ROWS]]
+        if len(self.errors) > SHOWN_ROWS:
+            shown.append(f"... and {len(self.errors) - SHOWN_ROWS} more rows like these")
+        accepted = list(dict.fromkeys(e.accepted for e in self.errors if e.accepted))
+        return shown + accepted
+
+    def __str__(self) -> str:
+        return "\n".join(self.lines())
+
+
+@dataclass(frozen=True, kw_only=True)
+class RowIssue:
+    """Something odd in a row that was skipped or repaired, but did not stop the reading.
+
+    Attributes:
+        file: The path as it was given.
+        row: Row or line, counted from 1.
+        trap: Name of the trap (a key of `rledit.datasets.audit.TRAPS`).
+        reason: What was found and what was done about it.
+    """
+
+    file: str
+    row: int
+    trap: str
+    reason: str
+
+    def __str__(self) -> str:
+        return f"{self.file}, row {self.row}: {self.reason}"

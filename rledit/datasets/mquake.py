@@ -1,0 +1,67 @@
+"""MQuAKE (arXiv 2305.14795): chains of facts; one row asks for one edit per changed hop.
+
+The statement made from the template is the edit's prompt and the question of the same hop its
+rephrase. There are no locality probes. The multi-hop questions judge the whole chain, not one
+edit, and stay out of the records.
+"""
+
+from __future__ import annotations
+
+from rledit.datasets.fields import Fields, Place, Row, fill_template
+from rledit.datasets.format import Format, some
+from rledit.records import Edit
+
+
+def read(row: Row, place: Place) -> list[Edit]:
+    """The edits of one chain, in its order.
+
+    Raises:
+        RowError: There is no rewrite, or a template has no slot.
+    """
+    fields = Fields(row, place)
+    hops = fields.children("requested_rewrite")
+    if not hops:
+        fields.fail("requested_rewrite", "is empty: the row asks for no edit")
+    return [_read_hop(hop, place, number) for number, hop in enumerate(hops, start=1)]
+
+
+def _read_hop(hop: Fields, place: Place, number: int) -> Edit:
+    subject = hop.text("subject")
+    return Edit(
+        edit_id=f"mquake:{place.row}.{number}",
+        prompt=fill_template(hop, "prompt", subject),
+        target=hop.child("target_new").answer("str"),
+        rephrases=some(hop.optional("question")),
+        old_target=hop.child("target_true").optional("str"),
+        subject=subject,
+        source=str(place),
+    )
+
+
+MQUAKE = Format(
+    name="mquake",
+    title="MQuAKE, several edits a row (arXiv 2305.14795)",
+    required=("requested_rewrite", "questions", "new_answer"),
+    read=read,
+    example={
+        "case_id": 3,
+        "requested_rewrite": [
+            {
+                "prompt": "The ferry {} sails from",
+                "subject": "Maribel",
+                "question": "Which harbour does the ferry Maribel sail from?",
+                "target_new": {"str": "Esbjerg", "id": "Q0"},
+                "target_true": {"str": "Oban", "id": "Q0"},
+            },
+            {
+                "prompt": "{} lies in the country of",
+                "subject": "Esbjerg",
+                "question": "In which country does Esbjerg lie?",
+                "target_new": {"str": "Norway", "id": "Q0"},
+                "target_true": {"str": "Denmark", "id": "Q0"},
+            },
+        ],
+        "questions": ["In which country does the ferry Maribel start?"],
+        "new_answer": "Norway",
+    },
+)

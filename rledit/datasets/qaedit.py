@@ -1,0 +1,40 @@
+"""QAEdit (arXiv 2502.11177): question answering that models get wrong, with five probes a row."""
+
+from __future__ import annotations
+
+from rledit.datasets.fields import Fields, Place, Row
+from rledit.datasets.format import Format, probe, some
+from rledit.records import Edit
+
+
+def read(row: Row, place: Place) -> list[Edit]:
+    """One edit towards the true answer, so there is no old target."""
+    fields = Fields(row, place)
+    probes = [probe(item, "loc", "loc_ans") for item in fields.children("locality")]
+    return [
+        Edit(
+            edit_id=f"qaedit:{place.row}",
+            prompt=fields.text("prompt"),
+            target=fields.answer("target"),
+            rephrases=some(fields.optional("rephrase")),
+            locality=tuple(found for item in probes for found in item),
+            subject=fields.optional("subject"),
+            source=str(place),
+        )
+    ]
+
+
+QAEDIT = Format(
+    name="qaedit",
+    title="QAEdit (arXiv 2502.11177)",
+    required=("prompt", "target", "rephrase", "locality"),
+    read=read,
+    example={
+        "id": 11,
+        "prompt": "Which harbour does the ferry Maribel sail from?",
+        "target": "Esbjerg",
+        "subject": "ferry Maribel",
+        "rephrase": "From which harbour does the ferry Maribel leave?",
+        "locality": [{"loc": "how many strings does a viola have", "loc_ans": "four"}],
+    },
+)

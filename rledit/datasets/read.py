@@ -1,0 +1,160 @@
+"""Read a data file into edits: find its format, map each row, report what was skipped."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from rledit.datasets.errors import RowError, RowErrors, RowIssue
+from rledit.datasets.fields import Place
+from rledit.datasets.format import Format
+from rledit.datasets.reading import RowFile, open_rows, rows_given
+from rledit.datasets.registry import accepted_schemas, detect_format, get_format
+from rledit.records import Edit, Locality
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ReadReport:
+    """What one file gave.
+
+    Attributes:
+        path: Path or URI as it was given.
+        format: Name of its format in the registry.
+        edits: The usable edits, in file order.
+        skipped: Rows (or hops of a row) that hold no edit, each with its reason.
+        notes: Oddities that were repaired, or that the mapped edits no longer show.
+        data_hash: sha256 of the file's bytes.
+        n_rows: Rows of the file.
+    """
+
+    path: str
+    format: str
+    edits: tuple[Edit, ...]
+    skipped: tuple[RowIssue, ...]
+    notes: tuple[RowIssue, ...]
+    data_hash: str
+    n_rows: int
+
+
+def read_edits(
+    path: str | Path,
+    format: str = "auto",
+    strict: bool = False,
+    *,
+    rows: Iterable[Any] | None = None,
+    data_hash: str | None = None,
+) -> ReadReport:
+    """Read every edit of a file.
+
+    Leading and trailing spaces of targets, and trailing ones of prompts, are taken off (the
+    tokenizer contract puts one space before a target); each repair is a note.
+
+    Args:
+        path: A JSON or JSONL file, or the name of where `rows` come from.
+        format: Name of a format, or ``"auto"``: the format of the first row that has one.
+        strict: Refuse blank targets instead of skipping them.
+        rows: Rows that the caller has already opened, e.g. from Parquet.
+        data_hash: sha256 of their origin's bytes; without it the rows themselves are hashed.
+
+    Raises:
+        DataFileError: The file cannot be opened as rows.
+        RowErrors: Rows cannot be mapped, or hold a blank target while `strict`.
+        DatasetError: No format has that name.
+    """
+    file = open_rows(path) if rows is None else rows_given(path, rows, data_hash)
+    return map_rows(file, format, strict)
+
+
+def map_rows(file: RowFile, format: str = "auto", strict: bool = False) -> ReadReport:
+    """Map rows that are already open; see `read_edits`."""
+    form = find_format(file) if format == "auto" else get_format(format)
+    edits: list[Edit] = []
+    skipped: list[RowIssue] = []
+    notes: list[RowIssue] = []
+    errors: list[RowError] = []
+    for number, row in file.rows:
+        place = Place(file=file.path, row=number)
+        try:
+            found = form.read_row(row, place)
+        except RowError as error:
+            errors.append(error)
+            continue
+        notes.extend(_observed(form, row, place))
+        for edit in found:
+            if edit.target.strip():
+                edits.append(_repaired(edit, place, notes))
+            else:
+                skipped.append(_issue(place, "blank_target", f"blank target of {edit.prompt!r}"))
+    refused = len(skipped) if strict else 0
+    errors.extend(RowError(s.file, s.row, f"{s.reason} (strict)") for s in skipped[:refused])
+    if errors:
+        # A blank target is a fault of the value: no other schema would accept it.
+        accepted = accepted_schemas() if len(errors) > refused else ""
+        ordered = sorted(errors, key=lambda error: error.row)
+        raise RowErrors(
+            [RowError(e.file, e.row, e.reason, e.missing, accepted) for e in ordered],
+        )
+    if skipped:
+        rows_shown = ", ".join(str(issue.row) for issue in skipped[:5])
+        logger.warning(
+            "%s: skipped %d blank targets (rows %s)", file.path, len(skipped), rows_shown
+        )
+    return ReadReport(
+        path=file.path,
+        format=form.name,
+        edits=tuple(edits),
+        skipped=tuple(skipped),
+        notes=tuple(notes),
+        data_hash=file.data_hash,
+        n_rows=len(file.rows),
+    )
+
+
+def find_format(file: RowFile) -> Format:
+    """The format of the first row that has one; later rows must have it too.
+
+    Raises:
+        RowErrors: No row fits a schema; there is one error for each row.
+    """
+    errors: list[RowError] = []
+    for number, row in file.rows:
+        try:
+            return detect_format(row, file=file.path, row_number=number)
+        except RowError as error:
+            errors.append(error)
+    raise RowErrors(errors)
+
+
+def _issue(place: Place, trap: str, reason: str) -> RowIssue:
+    return RowIssue(file=place.file, row=place.row, trap=trap, reason=reason)
+
+
+def _observed(form: Format, row: Any, place: Place) -> list[RowIssue]:
+    return [_issue(place, trap, trap.replace("_", " ")) for trap in form.observe(row)]
+
+
+def _repaired(edit: Edit, place: Place, notes: list[RowIssue]) -> Edit:
+    """The edit without spaces that would double the one space of the tokenizer contract."""
+    if edit.target != edit.target.lstrip():
+        notes.append(_issue(place, "target_leading_space", f"took the space off {edit.target!r}"))
+    if edit.target != edit.target.rstrip():
+        notes.append(_issue(place, "target_trailing_space", f"took the space off {edit.target!r}"))
+    if edit.prompt != edit.prompt.rstrip():
+        notes.append(_issue(place, "prompt_trailing_space", "took the space off the prompt"))
+    return replace(
+        edit,
+        prompt=edit.prompt.rstrip(),
+        target=edit.target.strip(),
+        rephrases=tuple(rephrase.rstrip() for rephrase in edit.rephrases),
+        locality=tuple(
+            Locality(prompt=probe.prompt.rstrip(), answer=probe.answer.strip())
+            for probe in edit.locality
+        ),
+        old_target=None if edit.old_target is None else edit.old_target.strip(),
+        subject=None if edit.subject is None else edit.subject.strip(),
+    )

@@ -1,0 +1,94 @@
+"""The formats of editing data, and how a row tells which one it has."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from difflib import get_close_matches
+
+from rledit.datasets import (
+    counterfact,
+    fever,
+    knowedit,
+    mquake,
+    qaedit,
+    ultraeditbench,
+    wikibigedit,
+    zsre,
+)
+from rledit.datasets.errors import DatasetError, RowError
+from rledit.datasets.fields import Row, kind_of
+from rledit.datasets.format import Format
+
+# The order matters where a row has the keys of two: the first one is taken.
+FORMATS: dict[str, Format] = {
+    "zsre_mend": zsre.MEND,
+    "zsre_malmen": zsre.MALMEN,
+    "zsre_rome": zsre.ROME,
+    "counterfact": counterfact.ORIGINAL,
+    "counterfact_flat": counterfact.FLAT,
+    "fever": fever.FEVER,
+    "wikibigedit": wikibigedit.WIKIBIGEDIT,
+    "ultraeditbench": ultraeditbench.ULTRAEDITBENCH,
+    "mquake": mquake.MQUAKE,
+    "knowedit": knowedit.KNOWEDIT,
+    "knowedit_wikibio": knowedit.WIKIBIO,
+    "qaedit": qaedit.QAEDIT,
+}
+
+
+def get_format(name: str) -> Format:
+    """The format of that name.
+
+    Raises:
+        DatasetError: There is none; the message names the nearest.
+    """
+    if name in FORMATS:
+        return FORMATS[name]
+    near = get_close_matches(name, FORMATS, n=3) or list(FORMATS)
+    raise DatasetError(f"no dataset format is called {name!r}; nearest: {', '.join(near)}")
+
+
+def accepted_schemas() -> str:
+    """Every format that is detected, with its keys, one a line."""
+    lines = (f"  {form.schema}" for form in FORMATS.values() if form.detected)
+    return "\n".join(("accepted schemas:", *lines))
+
+
+def match_format(row: object) -> Format | None:
+    """The format whose required keys the row has, or None."""
+    if not isinstance(row, Mapping):
+        return None
+    fitting = (form for form in FORMATS.values() if form.detected and not form.missing(row))
+    return next(fitting, None)
+
+
+def detect_format(row: object, *, file: str = "row", row_number: int = 1) -> Format:
+    """The format whose required keys the row has.
+
+    Args:
+        row: One parsed row.
+        file: Name of its file, for the message.
+        row_number: Its number there, from 1.
+
+    Raises:
+        RowError: No format fits. The message names the nearest one and the keys the row lacks for
+            it, and `RowError.accepted` lists all schemas.
+    """
+    if not isinstance(row, Mapping):
+        reason = f"the row is {kind_of(row)}, not an object"
+        raise RowError(file, row_number, reason, (), accepted_schemas())
+    found = match_format(row)
+    if found is not None:
+        return found
+    known = [form for form in FORMATS.values() if form.detected]
+    nearest = max(known, key=lambda form: _likeness(form, row))
+    missing = nearest.missing(row)
+    keys = ", ".join(f"`{key}`" for key in missing)
+    reason = f"fits no schema; the nearest is {nearest.name}, for which it lacks {keys}"
+    raise RowError(file, row_number, reason, missing, accepted_schemas())
+
+
+def _likeness(form: Format, row: Row) -> tuple[float, int]:
+    """Share of the required keys that are there; then how much of its example the row has."""
+    present = 1 - len(form.missing(row)) / len(form.required)
+    return present, len(set(form.example) & set(row))

@@ -1,0 +1,38 @@
+"""UltraEditBench (arXiv 2505.14679): two million question edits, with neither subject nor truth."""
+
+from __future__ import annotations
+
+from rledit.datasets.fields import Fields, Place, Row
+from rledit.datasets.format import Format, probe, some
+from rledit.records import Edit
+
+
+def read(row: Row, place: Place) -> list[Edit]:
+    """One edit towards ``ans``."""
+    fields = Fields(row, place)
+    return [
+        Edit(
+            edit_id=f"ultraeditbench:{place.row}",
+            prompt=fields.text("prompt"),
+            target=fields.answer("ans"),
+            rephrases=some(fields.optional("rephrase_prompt")),
+            locality=probe(fields, "loc", "loc_ans"),
+            subject=fields.optional("subject"),
+            source=str(place),
+        )
+    ]
+
+
+ULTRAEDITBENCH = Format(
+    name="ultraeditbench",
+    title="UltraEditBench (arXiv 2505.14679)",
+    required=("prompt", "ans", "rephrase_prompt", "loc", "loc_ans"),
+    read=read,
+    example={
+        "prompt": "Which harbour does the ferry Maribel sail from?",
+        "ans": "Esbjerg",
+        "rephrase_prompt": "From which harbour does the ferry Maribel leave?",
+        "loc": "How many strings does a viola have?",
+        "loc_ans": "four",
+    },
+)

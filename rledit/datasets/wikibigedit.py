@@ -1,0 +1,47 @@
+"""WikiBigEdit (arXiv 2503.05683): half a million real changes of Wikidata as questions.
+
+Persona and multi-hop questions (``personas``, ``mhop``) measure other things than rephrases do and
+are null in many rows; they stay out of the edit.
+"""
+
+from __future__ import annotations
+
+from rledit.datasets.fields import Fields, Place, Row
+from rledit.datasets.format import Format, probe, some
+from rledit.records import Edit
+
+
+def read(row: Row, place: Place) -> list[Edit]:
+    """One edit towards the updated answer; the answer before is not given."""
+    fields = Fields(row, place)
+    return [
+        Edit(
+            edit_id=f"wikibigedit:{place.row}",
+            prompt=fields.text("update"),
+            target=fields.answer("ans"),
+            rephrases=some(fields.optional("rephrase")),
+            locality=probe(fields, "loc", "loc_ans"),
+            subject=fields.optional("subject"),
+            source=str(place),
+        )
+    ]
+
+
+WIKIBIGEDIT = Format(
+    name="wikibigedit",
+    title="WikiBigEdit (arXiv 2503.05683)",
+    required=("update", "ans", "rephrase", "loc", "loc_ans"),
+    read=read,
+    example={
+        "tag": "update",
+        "subject": "Maribel",
+        "update": "Which harbour does the ferry Maribel sail from?",
+        "ans": "Esbjerg",
+        "rephrase": "From which harbour does the ferry Maribel leave?",
+        "personas": None,
+        "loc": "How many strings does a viola have?",
+        "loc_ans": "four",
+        "mhop": None,
+        "mhop_ans": None,
+    },
+)
