@@ -50,8 +50,15 @@ class Edit:
 class EditSource(Protocol):
     """A dataset that hands out edits by split; train and evaluation never share a fact."""
 
-    name: str
-    data_hash: str
+    @property
+    def name(self) -> str:
+        """Name of the dataset."""
+        ...
+
+    @property
+    def data_hash(self) -> str:
+        """SHA-256 of the content a draw depends on."""
+        ...
 
     def sizes(self) -> dict[str, int]:
         """Number of facts per pool, e.g. ``{"train": 800, "locality": 600, ...}``."""

@@ -191,7 +191,7 @@ class Reward:
             logits = model.trunk.logits(chunk).to(model.compute_dtype)
             references = [items[i].reference for i in chunk.index.tolist()]
             kl_rows = is_kl[chunk.row_sample]
-            losses = _row_losses(logits, chunk.labels.to(logits.device), kl_rows, references)
+            losses = row_losses(logits, chunk.labels.to(logits.device), kl_rows, references)
             weight = token_weights[chunk.row_sample]
             scaled = (weight * factors[chunk.row_sample]).to(losses)
             loss = losses @ scaled
@@ -230,10 +230,18 @@ def _items_of(phase: Phase, age: int, references: list[Tensor] | None) -> list[_
     ]
 
 
-def _row_losses(
+def row_losses(
     logits: Tensor, labels: Tensor, kl_rows: Tensor, references: Sequence[Tensor | None]
 ) -> Tensor:
-    """(rows,) cross-entropy, or KL(reference ‖ model) where `kl_rows`; both in one soft-max."""
+    """(rows,) cross-entropy, or KL(reference ‖ model) where `kl_rows`; both in one soft-max.
+
+    Args:
+        logits: (rows, vocabulary); may carry a graph.
+        labels: (rows,) int64, the token to predict; not looked at where `kl_rows`.
+        kl_rows: (rows,) bool, rows scored by divergence in place of cross-entropy.
+        references: Log-probabilities (a, vocabulary) whose concatenation matches the divergence
+            rows in order; None for samples scored by cross-entropy.
+    """
     log_p = F.log_softmax(logits, dim=-1)
     if not bool(kl_rows.any()):
         return -log_p.gather(1, labels[:, None]).squeeze(1)

@@ -1,0 +1,91 @@
+"""Lifelong editing: batch after batch into one model, measured at checkpoints, no reset between."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import torch
+
+from rledit.editors.base import Editor
+from rledit.records import Edit
+from rledit.scoring import EditScore, Scorer
+
+
+@dataclass(frozen=True, kw_only=True)
+class BatchEdited:
+    """A batch was written into the model.
+
+    Attributes:
+        n_edits: Edits applied so far.
+        metrics: What the editor measured.
+        seconds: Wall time of the edit alone.
+    """
+
+    n_edits: int
+    metrics: dict[str, float]
+    seconds: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class StreamScored:
+    """All edits so far were scored.
+
+    Attributes:
+        n_edits: Edits applied, and scored.
+        scores: One per edit and protocol.
+        seconds: Wall time of scoring.
+    """
+
+    n_edits: int
+    scores: list[EditScore]
+    seconds: float
+
+
+def checkpoints(n_batches: int, count: int) -> tuple[int, ...]:
+    """`count` evenly spaced batch numbers, the last one always among them."""
+    return tuple(sorted({round(n_batches * (i + 1) / count) for i in range(count)} - {0}))
+
+
+def run_stream(
+    editor: Editor,
+    edits: Sequence[Edit],
+    batch_size: int,
+    score_after: Sequence[int],
+    scorer: Scorer,
+    start: int = 0,
+) -> Iterator[BatchEdited | StreamScored]:
+    """Edit a stream and score it at checkpoints.
+
+    Args:
+        editor: The editor, trained if it needs training, its state loaded when resuming.
+        edits: All edits of the stream; cut into batches of `batch_size`, the last may be smaller.
+        batch_size: Edits per batch.
+        score_after: Numbers of batches after which everything edited so far is scored.
+        scorer: Made from the same edits on the unedited model.
+        start: Batches already written into the model.
+
+    Yields:
+        `BatchEdited` after every batch, `StreamScored` after those in `score_after`.
+    """
+    model = editor.model
+    starts = range(start * batch_size, len(edits), batch_size)
+    for number, first in enumerate(starts, start=start + 1):
+        members = edits[first : first + batch_size]
+        batch = model.encoder.batch(members, editor.group_size, editor.sort_by_length)
+        n_edits = first + len(members)
+        _synchronise(model.device)
+        began = time.perf_counter()
+        metrics = editor.edit(batch)
+        _synchronise(model.device)
+        yield BatchEdited(n_edits=n_edits, metrics=metrics, seconds=time.perf_counter() - began)
+        if number in score_after:
+            began = time.perf_counter()
+            scores = scorer.score(n_edits)
+            yield StreamScored(n_edits=n_edits, scores=scores, seconds=time.perf_counter() - began)
+
+
+def _synchronise(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)

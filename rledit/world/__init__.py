@@ -1,0 +1,23 @@
+"""The embedded world: invented facts, and small models of real families that know them."""
+
+from rledit.world.answers import fact_recall, world_recall
+from rledit.world.facts import Fact, World, WorldConfig
+from rledit.world.model import build_world_model, training_record, world_model_key
+from rledit.world.presets import FAMILIES, WORLD_MODELS, WorldModelSpec
+from rledit.world.words import word_tokenizer, world_words
+
+__all__ = [
+    "FAMILIES",
+    "WORLD_MODELS",
+    "Fact",
+    "World",
+    "WorldConfig",
+    "WorldModelSpec",
+    "build_world_model",
+    "fact_recall",
+    "training_record",
+    "word_tokenizer",
+    "world_model_key",
+    "world_recall",
+    "world_words",
+]

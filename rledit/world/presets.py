@@ -1,0 +1,135 @@
+"""Architectures of the embedded world's models: five families at toy size, and their settings.
+
+Few layers with a wide MLP edit best at this size, so every preset has two layers and an MLP eight
+times its hidden size.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Literal, get_args
+
+from transformers import AutoConfig, PretrainedConfig
+
+Family = Literal["llama", "mistral", "gptj", "gemma2", "qwen2"]
+FAMILIES: tuple[Family, ...] = get_args(Family)
+
+# The families whose released tokenizers put BOS in front of a prompt.
+BOS_FAMILIES = frozenset({"llama", "mistral", "gemma2"})
+
+
+@dataclass(frozen=True, kw_only=True)
+class WorldModelSpec:
+    """Architecture and training of a world model; every field changes its bits.
+
+    Attributes:
+        family: Model family, which decides the architecture and whether prompts begin with BOS.
+        hidden: Width of the residual stream.
+        intermediate: Width of the MLP.
+        layers: Number of layers.
+        heads: Number of attention heads (as many key-value heads).
+        init_std: Standard deviation of the initial weights.
+        steps: Optimiser steps.
+        batch: Facts per step, each asked by one of its training prompts.
+        lr: Peak learning rate of AdamW.
+        warmup: Steps of linear warm-up, before a cosine decay to zero.
+        weight_decay: Decoupled weight decay.
+        clip: Largest norm of a step's gradient.
+        seed: Seed of the initial weights and of the order of the batches.
+        threads: CPU threads; another number sums in another order.
+    """
+
+    family: Family = "llama"
+    hidden: int = 128
+    intermediate: int = 1024
+    layers: int = 2
+    heads: int = 4
+    init_std: float = 0.06
+    steps: int = 300
+    batch: int = 192
+    lr: float = 3e-3
+    warmup: int = 50
+    weight_decay: float = 0.01
+    clip: float = 1.0
+    seed: int = 0
+    threads: int = 2
+
+    def __post_init__(self) -> None:
+        if self.family not in FAMILIES:
+            raise ValueError(f"no world model family {self.family!r}; there are {FAMILIES}")
+        if self.hidden % (2 * self.heads):
+            raise ValueError(
+                f"hidden size {self.hidden} does not give {self.heads} heads of an even width, "
+                "which rotary positions need"
+            )
+        if not 0 <= self.warmup < self.steps:
+            raise ValueError(f"warmup is {self.warmup}; it must lie in [0, steps={self.steps})")
+
+
+def model_config(
+    spec: WorldModelSpec, *, vocab_size: int, max_length: int, special: dict[str, int]
+) -> PretrainedConfig:
+    """The Hugging Face configuration of a spec.
+
+    Args:
+        spec: Family and sizes.
+        vocab_size: Number of tokens.
+        max_length: Longest sequence the model is made for, in tokens.
+        special: The ids ``bos_token_id``, ``eos_token_id`` and ``pad_token_id``.
+    """
+    common: dict[str, Any] = {
+        "vocab_size": vocab_size,
+        "initializer_range": spec.init_std,
+        # Only Gemma ties its embeddings at every size.
+        "tie_word_embeddings": spec.family == "gemma2",
+        **special,
+    }
+    if spec.family == "gptj":
+        return AutoConfig.for_model(
+            "gptj",
+            n_embd=spec.hidden,
+            n_inner=spec.intermediate,
+            n_layer=spec.layers,
+            n_head=spec.heads,
+            n_positions=max_length,
+            # GPT-J-6B rotates a quarter of each head.
+            rotary_dim=max(2, spec.hidden // spec.heads // 8 * 2),
+            attn_pdrop=0.0,
+            embd_pdrop=0.0,
+            resid_pdrop=0.0,
+            **common,
+        )
+    sizes = {
+        "hidden_size": spec.hidden,
+        "intermediate_size": spec.intermediate,
+        "num_hidden_layers": spec.layers,
+        "num_attention_heads": spec.heads,
+        "num_key_value_heads": spec.heads,
+        "max_position_embeddings": max_length,
+    }
+    if spec.family in ("mistral", "gemma2"):
+        # Prompts are far shorter than any window; the default one would not fit the positions.
+        sizes["sliding_window"] = max_length
+    if spec.family == "gemma2":
+        sizes["head_dim"] = spec.hidden // spec.heads
+        sizes["query_pre_attn_scalar"] = spec.hidden // spec.heads
+    return AutoConfig.for_model(spec.family, **sizes, **common)
+
+
+WORLD_MODELS: dict[str, WorldModelSpec] = {
+    "llama": WorldModelSpec(),
+    "mistral": WorldModelSpec(family="mistral"),
+    "gptj": WorldModelSpec(family="gptj"),
+    "gemma2": WorldModelSpec(family="gemma2"),
+    "qwen2": WorldModelSpec(family="qwen2"),
+    "tiny": WorldModelSpec(
+        hidden=64,
+        intermediate=256,
+        init_std=0.08,
+        steps=120,
+        batch=64,
+        lr=5e-3,
+        warmup=20,
+        threads=1,
+    ),
+}

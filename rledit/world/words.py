@@ -1,0 +1,81 @@
+"""A word-level tokenizer for the embedded world, in the form of a Hugging Face fast tokenizer.
+
+A word is a token and so is a question mark; a space only separates. So ``" answer"`` gives the
+tokens of the answer alone, and a prompt's tokens followed by an answer's are the tokens of the
+sentence. Whether the beginning-of-sequence token is put before a prompt follows the family that
+the model stands in for.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable
+from pathlib import Path
+
+from tokenizers import Regex, Tokenizer
+from tokenizers.models import WordLevel
+from tokenizers.pre_tokenizers import Sequence, Split, WhitespaceSplit
+from tokenizers.processors import TemplateProcessing
+from transformers import PreTrainedTokenizerFast
+
+from rledit.world.facts import World
+
+PAD, BOS, EOS, UNK = "<pad>", "<s>", "</s>", "<unk>"
+
+# For these model types transformers 5 distrusts the tokenizer class written beside a model and
+# puts in the family's own, whose byte-level BPE knows none of a world's words.
+_CLASS_OVERRULED = frozenset({"qwen2"})
+
+
+def world_words(world: World) -> list[str]:
+    """All words of a world's prompts and answers, sorted."""
+    texts: set[str] = set()
+    for fact in world.facts:
+        texts.update(fact.trained, fact.held_out)
+    for answers in world.answers.values():
+        texts.update(answers)
+    return sorted({word for text in texts for word in text.replace("?", " ?").split()})
+
+
+def word_tokenizer(words: Iterable[str], *, add_bos: bool) -> PreTrainedTokenizerFast:
+    """A tokenizer of the given words.
+
+    Args:
+        words: The vocabulary, in the order of its token ids; four special tokens go before it.
+        add_bos: Whether encoding with special tokens puts BOS in front, as Llama's does.
+    """
+    vocabulary = {word: index for index, word in enumerate((PAD, BOS, EOS, UNK, *words))}
+    tokenizer = Tokenizer(WordLevel(vocabulary, unk_token=UNK))
+    tokenizer.pre_tokenizer = Sequence([WhitespaceSplit(), Split(Regex(r"\?"), "isolated")])
+    if add_bos:
+        tokenizer.post_processor = TemplateProcessing(
+            single=f"{BOS} $A", special_tokens=[(BOS, vocabulary[BOS])]
+        )
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer,
+        pad_token=PAD,
+        bos_token=BOS,
+        eos_token=EOS,
+        unk_token=UNK,
+        padding_side="right",
+        clean_up_tokenization_spaces=False,
+    )
+
+
+def save_tokenizer(tokenizer: PreTrainedTokenizerFast, folder: Path, family: str) -> None:
+    """Save a word-level tokenizer beside its model, so that `AutoTokenizer` loads it as it is.
+
+    Args:
+        tokenizer: The tokenizer.
+        folder: The model's directory.
+        family: The model's ``model_type``, by which `AutoTokenizer` chooses a class.
+    """
+    tokenizer.save_pretrained(folder)
+    if family not in _CLASS_OVERRULED:
+        return
+    # Without permission to run code from the folder, transformers drops this map, but it does so
+    # on the path that keeps the class written in the folder.
+    file = folder / "tokenizer_config.json"
+    written = json.loads(file.read_text("utf-8"))
+    written["auto_map"] = {"AutoTokenizer": [None, written["tokenizer_class"]]}
+    file.write_text(json.dumps(written, indent=2) + "\n", "utf-8")

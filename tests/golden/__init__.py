@@ -1,0 +1,1 @@
+"""Parity with numbers recorded from the authors' releases, in directories given by option."""

@@ -1,0 +1,117 @@
+"""Golden sets on disk: where they are, of which kind, and whether files match the manifest."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from safetensors.torch import load_file
+from torch import Tensor
+
+Kind = Literal["hypernet", "locate"]
+DTYPES = {torch.float32: "F32", torch.float64: "F64", torch.int64: "I64", torch.bool: "BOOL"}
+
+
+@dataclass(frozen=True)
+class GoldenSet:
+    """One directory with a manifest."""
+
+    root: Path
+    kind: Kind
+
+    @cached_property
+    def manifest(self) -> dict[str, Any]:
+        """The parsed manifest."""
+        return json.loads((self.root / "manifest.json").read_text())
+
+    @property
+    def files(self) -> dict[str, Any]:
+        """Manifest entries by file name."""
+        return self.manifest["files"]
+
+    @property
+    def runs(self) -> dict[str, Any]:
+        """Manifest entries by run name; a run without settings holds unit vectors."""
+        return self.manifest["runs"]
+
+    def names(self, file: str) -> set[str]:
+        """Tensor names the manifest lists for a file; empty for no such file."""
+        return set(self.files.get(file, {}).get("tensors", {}))
+
+    def load(self, file: str) -> dict[str, Tensor]:
+        """All tensors of a file."""
+        return load_file(self.root / file)
+
+    def leaves(self, run: str) -> dict[str, Any]:
+        """Every number and list of numbers of a run's manifest entry, by path."""
+        return dict(_leaves(self.runs[run], ""))
+
+
+def find_sets(directory: Path) -> list[GoldenSet]:
+    """The set in a directory, or all sets below it.
+
+    Raises:
+        ValueError: There is no set, or one of no known kind.
+    """
+    manifests = sorted(directory.rglob("manifest.json"))
+    if not manifests:
+        raise ValueError(f"{directory} holds no golden set: no manifest.json in it or below it")
+    return [GoldenSet(path.parent, kind_of(path)) for path in manifests]
+
+
+def kind_of(path: Path) -> Kind:
+    """The kind of set a manifest describes, by its keys.
+
+    Raises:
+        ValueError: No known kind.
+    """
+    keys = set(json.loads(path.read_text()))
+    if {"files", "runs", "meanings"} <= keys:
+        return "hypernet"
+    if {"families", "tensor_meaning"} <= keys:
+        return "locate"
+    raise ValueError(f"{path}: a golden set of no known kind, its keys are {sorted(keys)}")
+
+
+def integrity(golden: GoldenSet) -> list[str]:
+    """Where the files on disk are not what the manifest lists."""
+    problems: list[str] = []
+    for file, entry in golden.files.items():
+        path = golden.root / file
+        if not path.is_file():
+            problems.append(f"{file}: listed in the manifest, not on disk")
+        elif "tensors" in entry:
+            problems += _compare(file, golden.load(file), entry["tensors"])
+        elif json.loads(path.read_text()) != entry:
+            problems.append(f"{file}: differs from the manifest's copy")
+    on_disk = {p.name for p in golden.root.iterdir() if p.suffix in (".safetensors", ".json")}
+    for file in sorted(on_disk - set(golden.files) - {"manifest.json"}):
+        problems.append(f"{file}: on disk, not in the manifest")
+    return problems
+
+
+def _compare(file: str, tensors: dict[str, Tensor], listed: dict[str, Any]) -> Iterator[str]:
+    for name in sorted(tensors.keys() ^ listed.keys()):
+        where = "in the file, not in the manifest" if name in tensors else "only in the manifest"
+        yield f"{file}:{name}: {where}"
+    for name in sorted(tensors.keys() & listed.keys()):
+        found = [list(tensors[name].shape), DTYPES.get(tensors[name].dtype)]
+        expected = [listed[name]["shape"], listed[name]["dtype"]]
+        if found != expected:
+            yield f"{file}:{name}: {found} on disk, {expected} in the manifest"
+
+
+def _leaves(value: Any, path: str) -> Iterator[tuple[str, Any]]:
+    if isinstance(value, dict):
+        for key, item in value.items():
+            yield from _leaves(item, f"{path}/{key}" if path else key)
+    elif isinstance(value, list) and any(isinstance(item, dict) for item in value):
+        for i, item in enumerate(value):
+            yield from _leaves(item, f"{path}/{i}")
+    elif value != [] or not path:
+        yield path, value

@@ -1,0 +1,130 @@
+"""The token contract: one space before the answer, BOS where declared, shifted labels, groups."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from tokenizers import Tokenizer, models, pre_tokenizers
+from transformers import PreTrainedTokenizerFast
+
+from rledit.chunks import make_chunks
+from rledit.families import FAMILIES
+from rledit.records import Edit, Locality
+from rledit.tokenization import IGNORED, Encoder, Phase, Sample, TokenizationError
+
+WORDS = ["<s>", "</s>", "<unk>", "the", "capital", "of", "Foria", "is", "Lun", "Mar", "city"]
+
+
+@pytest.fixture
+def tokenizer() -> PreTrainedTokenizerFast:
+    backend = Tokenizer(models.WordLevel({w: i for i, w in enumerate(WORDS)}, unk_token="<unk>"))
+    backend.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    return PreTrainedTokenizerFast(
+        tokenizer_object=backend, bos_token="<s>", eos_token="</s>", unk_token="<unk>"
+    )
+
+
+def test_labels_are_shifted_and_cover_the_answer_only(tokenizer: PreTrainedTokenizerFast) -> None:
+    sample = Encoder(tokenizer, FAMILIES["qwen2"]).sample("the capital of Foria is", "Lun Mar")
+    words = [WORDS[i] for i in sample.input_ids]
+    assert words == ["the", "capital", "of", "Foria", "is", "Lun"]
+    assert sample.labels.tolist() == [IGNORED] * 4 + [WORDS.index("Lun"), WORDS.index("Mar")]
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_bos_is_on_the_prompt_where_the_family_declares_it(
+    tokenizer: PreTrainedTokenizerFast, family: str
+) -> None:
+    sample = Encoder(tokenizer, FAMILIES[family]).sample("the city", "Lun")
+    begins = WORDS[int(sample.input_ids[0])] == "<s>"
+    assert begins == FAMILIES[family].bos_on_prompt
+    assert tokenizer.bos_token_id not in sample.answer_ids
+
+
+@pytest.mark.parametrize("answer", ["Lun", " Lun", "  Lun ", "\tLun"])
+def test_any_space_around_the_answer_becomes_one(
+    tokenizer: PreTrainedTokenizerFast, answer: str
+) -> None:
+    encoder = Encoder(tokenizer, FAMILIES["llama"])
+    assert encoder.sample("the city ", answer).key == encoder.sample("the city", "Lun").key
+
+
+def test_byte_level_tokenizers_give_the_answer_its_one_space() -> None:
+    """With byte-level BPE the space belongs to the answer's first token."""
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    vocabulary = {c: i for i, c in enumerate(alphabet)}
+    vocabulary |= {"Ġ" + "a": len(vocabulary)}
+    backend = Tokenizer(models.BPE(vocabulary, [("Ġ", "a")]))
+    backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    encoder = Encoder(PreTrainedTokenizerFast(tokenizer_object=backend), FAMILIES["gptj"])
+    assert encoder.answer_ids("x", "a") == [vocabulary["Ġa"]]
+
+
+@pytest.mark.parametrize("answer", ["", "  "])
+def test_a_blank_answer_is_refused(tokenizer: PreTrainedTokenizerFast, answer: str) -> None:
+    with pytest.raises(TokenizationError, match="zsre.json:7: blank answer"):
+        Encoder(tokenizer, FAMILIES["llama"]).sample("the city", answer, "zsre.json:7")
+
+
+def test_a_prompt_with_no_room_for_the_answer_is_refused(
+    tokenizer: PreTrainedTokenizerFast,
+) -> None:
+    encoder = Encoder(tokenizer, FAMILIES["qwen2"], max_length=5)
+    encoder.sample("the capital of Foria is", "Lun")
+    with pytest.raises(TokenizationError, match="row 3.*exceed the model's 5 positions"):
+        encoder.sample("the capital of Foria is", "Lun Mar", "row 3")
+
+
+def test_a_family_with_bos_needs_a_bos_token(tokenizer: PreTrainedTokenizerFast) -> None:
+    tokenizer.bos_token = None
+    with pytest.raises(TokenizationError, match="no BOS"):
+        Encoder(tokenizer, FAMILIES["llama"])
+
+
+def edit(prompt: str, target: str) -> Edit:
+    return Edit(
+        edit_id=prompt,
+        prompt=prompt,
+        target=target,
+        rephrases=("Foria is",),
+        locality=(Locality(prompt="the city", answer="Mar"),),
+    )
+
+
+def test_token_weights_are_those_of_the_loss_groups(tokenizer: PreTrainedTokenizerFast) -> None:
+    encoder = Encoder(tokenizer, FAMILIES["qwen2"])
+    edits = [edit("the", "Lun"), edit("of", "Lun Mar"), edit("is", "Lun Mar")]
+    phase = encoder.batch(edits, group_size=2).edit
+    assert phase.weights.tolist() == [1 / 3, 1 / 3, 1 / 2]
+
+
+def test_sorting_orders_each_kind_of_prompt_on_its_own(tokenizer: PreTrainedTokenizerFast) -> None:
+    encoder = Encoder(tokenizer, FAMILIES["qwen2"])
+    batch = encoder.batch([edit("the city of", "Lun"), edit("the", "Lun")], 4, sort=True)
+    assert [len(s) for s in batch.edit.samples] == [1, 3]
+
+
+def test_an_edit_without_a_rephrase_names_its_row(tokenizer: PreTrainedTokenizerFast) -> None:
+    bare = Edit(edit_id="e", prompt="the", target="Lun", source="zsre.json:9")
+    with pytest.raises(TokenizationError, match=r"zsre.json:9: the edit has no rephrase"):
+        Encoder(tokenizer, FAMILIES["qwen2"]).batch([bare], 4)
+
+
+def test_an_incomplete_group_can_be_cut_off() -> None:
+    one = Sample(torch.tensor([1]), torch.tensor([2]))
+    assert len(Phase((one,) * 6, 4).full_groups()) == 4
+    with pytest.raises(ValueError, match="no complete loss group"):
+        Phase((one,) * 3, 4).full_groups()
+
+
+def test_chunks_hold_every_sample_once_within_the_budget() -> None:
+    samples = [
+        Sample(torch.arange(n), torch.cat([torch.full((n - 1,), IGNORED), torch.tensor([n])]))
+        for n in (5, 2, 9, 3, 3, 30)
+    ]
+    chunks = make_chunks(samples, token_budget=12)
+    assert sorted(i for c in chunks for i in c.index.tolist()) == list(range(6))
+    assert all(len(c.samples) * c.width <= 12 or len(c.samples) == 1 for c in chunks)
+    for chunk in chunks:
+        flat = chunk.input_ids().flatten()
+        assert [int(flat[r]) + 1 for r in chunk.rows] == chunk.labels.tolist()
