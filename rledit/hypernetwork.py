@@ -28,7 +28,8 @@ class Block(nn.Module):
 
     def forward(self, h: Tensor) -> Tensor:
         """(M, n, d) → (M, n, d)."""
-        update = torch.relu(h @ self.A @ self.B + self.bias)
+        # Not relu, whose slope at 0 is 0: with B and b at zero the network would never move.
+        update = (h @ self.A @ self.B + self.bias).clamp(min=0)
         return h + self.scale[:, None] * update + self.shift[:, None]
 
 

@@ -184,7 +184,8 @@ class Reward:
         token_weights = torch.tensor([i.token_weight for i in items], dtype=torch.float64)
         ages = torch.tensor([i.age for i in items])
         is_kl = torch.tensor([i.reference is not None for i in items])
-        factors = torch.where(is_kl, config.loc_coef, 1.0) * config.decay ** ages.double()
+        coefficients = [1.0 if i.reference is None else config.loc_coef for i in items]
+        factors = torch.tensor(coefficients, dtype=torch.float64) * config.decay ** ages.double()
         latest: dict[int, Tensor] = {}
         total = 0.0
         for chunk in model.chunks([i.sample for i in items]):

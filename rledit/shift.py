@@ -21,6 +21,10 @@ from rledit.model import EditableModel
 
 logger = logging.getLogger(__name__)
 
+REFINE_ABOVE = 1e6
+"""Condition number from which a solution is refined."""
+REFINEMENTS = 2
+
 
 @dataclass(frozen=True, eq=False)
 class LowRankShift:
@@ -166,7 +170,7 @@ class Solution:
     Attributes:
         left: (M, n, d_in), or None where the primal form was used.
         right: (M, n, d_out), or (M, d_in, d_out) in the primal form.
-        condition: (M,) estimate of the system's condition number, from the Cholesky diagonal.
+        condition: (M,) upper bound of the system's condition number, ‖A + λI‖_∞ / λ.
         jitter: Largest multiple of the identity that had to be added (0 as a rule).
     """
 
@@ -198,8 +202,12 @@ def solve_normal_equation(
     primal = n > d_in
     gram = keys64.mT @ keys64 if primal else keys64 @ keys64.mT
     factor, condition, jitter = _factorise(gram, ridge.detach().double(), name)
+    root = None
+    if float(condition.max()) > REFINE_ABOVE:
+        logger.info("%s: condition up to %.1e, refining", name, float(condition.max()))
+        root = torch.linalg.qr(keys64 if primal else keys64.mT, mode="r").R
     right_side = keys64.mT @ differences64 if primal else differences64
-    solution = _RidgeSolve.apply(factor, ridge.double(), right_side).to(differences.dtype)
+    solution = _RidgeSolve.apply(factor, root, ridge.double(), right_side).to(differences.dtype)
     return Solution(None if primal else keys, solution, condition, jitter)
 
 
@@ -218,8 +226,7 @@ def _factorise(gram: Tensor, ridge: Tensor, name: str) -> tuple[Tensor, Tensor, 
             f"{jitter * scale:.1e}; keys may hold non-finite values, or the ridge "
             f"(smallest {float(ridge.min()):.1e}) is too small"
         )
-    diagonal = factor.diagonal(dim1=-2, dim2=-1)
-    condition = (diagonal.amax(-1) / diagonal.amin(-1)).square()
+    condition = system.abs().sum(-1).amax(-1) / ridge
     if jitter:
         logger.warning("%s: added jitter %.1e to a singular system", name, jitter * scale)
     return factor, condition, jitter * scale
@@ -232,13 +239,30 @@ class _RidgeSolve(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx: Any, factor: Tensor, ridge: Tensor, right_side: Tensor) -> Tensor:
-        solution = torch.cholesky_solve(right_side, factor)
-        ctx.save_for_backward(factor, solution)
+    def forward(
+        ctx: Any, factor: Tensor, root: Tensor | None, ridge: Tensor, right_side: Tensor
+    ) -> Tensor:
+        solution = _refined(factor, root, ridge, right_side)
+        ctx.save_for_backward(factor, root, ridge, solution)
         return solution
 
     @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> tuple[None, Tensor, Tensor]:
-        factor, solution = ctx.saved_tensors
-        adjoint = torch.cholesky_solve(gradients[0], factor)
-        return None, -(adjoint * solution).sum((-2, -1)), adjoint
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[None, None, Tensor, Tensor]:
+        factor, root, ridge, solution = ctx.saved_tensors
+        adjoint = _refined(factor, root, ridge, gradients[0])
+        return None, None, -(adjoint * solution).sum((-2, -1)), adjoint
+
+
+def _refined(factor: Tensor, root: Tensor | None, ridge: Tensor, right_side: Tensor) -> Tensor:
+    """(A + λI)⁻¹ B; with a root RᵀR = A, refined by residuals that never square the keys.
+
+    The factored residual brings the error of S from ε·cond down to about ε·√cond; the residual of
+    the Gram matrix would gain nothing.
+    """
+    solution = torch.cholesky_solve(right_side, factor)
+    if root is not None:
+        weight = ridge[:, None, None]
+        for _ in range(REFINEMENTS):
+            residual = right_side - root.mT @ (root @ solution) - weight * solution
+            solution = solution + torch.cholesky_solve(residual, factor)
+    return solution
