@@ -16,7 +16,7 @@ class Protocol:
 
     Attributes:
         name: Name in configurations, rows and table headers.
-        definition: One sentence for reports.
+        definition: What it means, for captions and reports.
         score: Reading → 0..1 against the expected answer.
         agreement: Two models' readings of one prompt → 0..1, used for specificity against the
             unedited model.
@@ -31,13 +31,13 @@ class Protocol:
 PROTOCOLS: dict[str, Protocol] = {
     "token_accuracy": Protocol(
         name="token_accuracy",
-        definition="Teacher-forced share of answer tokens whose argmax is right, mean over edits.",
+        definition="teacher-forced; share of answer tokens whose argmax is right, mean over edits",
         score=token_accuracy.score,
         agreement=token_accuracy.agreement,
     ),
     "exact_match": Protocol(
         name="exact_match",
-        definition="Teacher-forced share of edits whose answer tokens are all right.",
+        definition="teacher-forced; share of edits whose answer tokens are all right",
         score=exact_match.score,
         agreement=exact_match.agreement,
     ),

@@ -27,7 +27,8 @@ class WorldModelSpec:
         hidden: Width of the residual stream.
         intermediate: Width of the MLP.
         layers: Number of layers.
-        heads: Number of attention heads (as many key-value heads).
+        heads: Number of attention heads.
+        kv_heads: Number of key-value heads; None for as many as heads, which GPT-J requires.
         init_std: Standard deviation of the initial weights.
         steps: Optimiser steps.
         batch: Facts per step, each asked by one of its training prompts.
@@ -36,7 +37,8 @@ class WorldModelSpec:
         weight_decay: Decoupled weight decay.
         clip: Largest norm of a step's gradient.
         seed: Seed of the initial weights and of the order of the batches.
-        threads: CPU threads; another number sums in another order.
+        threads: CPU threads; another number sums in another order. On a busy machine a second
+            one waits more than it works.
     """
 
     family: Family = "llama"
@@ -44,6 +46,7 @@ class WorldModelSpec:
     intermediate: int = 1024
     layers: int = 2
     heads: int = 4
+    kv_heads: int | None = None
     init_std: float = 0.06
     steps: int = 300
     batch: int = 192
@@ -52,7 +55,7 @@ class WorldModelSpec:
     weight_decay: float = 0.01
     clip: float = 1.0
     seed: int = 0
-    threads: int = 2
+    threads: int = 1
 
     def __post_init__(self) -> None:
         if self.family not in FAMILIES:
@@ -61,6 +64,11 @@ class WorldModelSpec:
             raise ValueError(
                 f"hidden size {self.hidden} does not give {self.heads} heads of an even width, "
                 "which rotary positions need"
+            )
+        if self.kv_heads is not None and (self.family == "gptj" or self.heads % self.kv_heads):
+            raise ValueError(
+                f"kv_heads is {self.kv_heads}; it must divide heads={self.heads}, and GPT-J, "
+                "which does not group its heads, takes None"
             )
         if not 0 <= self.warmup < self.steps:
             raise ValueError(f"warmup is {self.warmup}; it must lie in [0, steps={self.steps})")
@@ -104,7 +112,7 @@ def model_config(
         "intermediate_size": spec.intermediate,
         "num_hidden_layers": spec.layers,
         "num_attention_heads": spec.heads,
-        "num_key_value_heads": spec.heads,
+        "num_key_value_heads": spec.kv_heads or spec.heads,
         "max_position_embeddings": max_length,
     }
     if spec.family in ("mistral", "gemma2"):
@@ -118,7 +126,7 @@ def model_config(
 
 WORLD_MODELS: dict[str, WorldModelSpec] = {
     "llama": WorldModelSpec(),
-    "mistral": WorldModelSpec(family="mistral"),
+    "mistral": WorldModelSpec(family="mistral", kv_heads=1),
     "gptj": WorldModelSpec(family="gptj"),
     "gemma2": WorldModelSpec(family="gemma2"),
     "qwen2": WorldModelSpec(family="qwen2"),
@@ -130,6 +138,5 @@ WORLD_MODELS: dict[str, WorldModelSpec] = {
         batch=64,
         lr=5e-3,
         warmup=20,
-        threads=1,
     ),
 }

@@ -138,3 +138,8 @@ def test_networks_are_shared_unless_the_stream_matters(grid_file: Path) -> None:
     fixed = "editors.rledit.settings.trajectory_batches=2"
     assert cell(grid_file).train_key != cell(grid_file, longer).train_key
     assert cell(grid_file, fixed).train_key == cell(grid_file, fixed, longer).train_key
+
+
+def test_a_field_that_only_one_identity_has_is_a_change() -> None:
+    assert changed_fields({"a": 1}, {"a": 1, "b": None}) == ["b: absent → None"]
+    assert changed_fields({"m": {"a": [1]}}, {"m": {"a": [2]}}) == ["m.a: [1] → [2]"]

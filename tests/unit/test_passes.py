@@ -144,7 +144,8 @@ def test_a_new_hypernetwork_can_leave_the_identity() -> None:
         if name.endswith(("B", "bias", "shift")):
             assert parameter.grad is not None
             assert parameter.grad.abs().max() > 0, name
-# to append to tests/unit/test_passes.py together with /tmp/notes/core.patch (shift.py part)
+
+
 @pytest.mark.parametrize("rows", [9, 30])
 def test_solve_stays_exact_where_the_gram_matrix_does_not(rows: int) -> None:
     """Outlier features at condition 1e12, judged by singular values, which square nothing."""

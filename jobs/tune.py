@@ -1,0 +1,25 @@
+"""Tune the editors of a search file on its validation pool and record every trial.
+
+python -m jobs.tune jobs/grids/demo.search.yaml jobs/grids/demo.tuned.json
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import typer
+from rich.console import Console
+
+from pipeline.locations import Locations
+from pipeline.tuning import load_search, tune, write_record
+
+
+def main(search: Path, out: Path, results: Path = Path("results")) -> None:
+    """Run the search; an interrupted one goes on from where it stopped."""
+    record = tune(load_search(search), Locations.under(results), Console(stderr=True))
+    write_record(record, out)
+    typer.echo(f"tuned settings and all trials: {out}")
+
+
+if __name__ == "__main__":
+    typer.run(main)

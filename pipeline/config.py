@@ -1,0 +1,267 @@
+"""Grids: which editors, on which models, data and streams. YAML plus ``--set``, fully validated."""
+
+from __future__ import annotations
+
+import difflib
+import types
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field, fields
+from pathlib import Path
+from typing import Any, Literal, TypeVar
+
+import yaml
+from pydantic import TypeAdapter, ValidationError
+
+from pipeline.yaml_location import ConfigError, KeyPath, Located
+from rledit.editors import EDITORS, editor_class
+from rledit.metrics import PROTOCOLS
+from rledit.scoring import Probes
+from rledit.world import WORLD_MODELS, WorldConfig
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelEntry:
+    """A model of the grid.
+
+    Attributes:
+        name: Name in tables and paths.
+        world_model: Preset of the embedded world's models to train on the spot.
+        modules: Edited linears, for editors that do not name their own.
+        overrides: Settings of the preset to change.
+    """
+
+    name: str
+    world_model: str = "llama"
+    modules: tuple[str, ...] = ("down:all",)
+    overrides: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, kw_only=True)
+class DatasetEntry:
+    """A source of edits.
+
+    Attributes:
+        name: Name in tables and paths.
+        world: Settings of the embedded world.
+        split: Pool the stream is drawn from; `validation` is for tuning.
+    """
+
+    name: str = "world"
+    world: dict[str, Any] = field(default_factory=dict)
+    split: Literal["evaluation", "validation"] = "evaluation"
+
+
+@dataclass(frozen=True, kw_only=True)
+class EditorEntry:
+    """An editor with its settings; the variant tells two entries of one editor apart."""
+
+    editor: str
+    variant: str = ""
+    settings: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, kw_only=True)
+class StreamEntry:
+    """A stream of n_batches batches of batch_size edits."""
+
+    n_batches: int
+    batch_size: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class Grid:
+    """A benchmark: the product of models, datasets, editors, streams and seeds.
+
+    Attributes:
+        name: Name of the grid, of its MLflow experiment and of its table.
+        title: One line for the report.
+        scale: What kind of models the numbers are about.
+        protocols: Evaluation protocols, all applied to the same edited model.
+        checkpoints: Points along a stream at which everything edited so far is scored.
+        probes: Score the first rephrase and locality prompt of an edit, or all of them.
+        threads: CPU threads of a cell; part of its identity, as it changes the order of sums.
+    """
+
+    name: str
+    models: tuple[ModelEntry, ...]
+    datasets: tuple[DatasetEntry, ...]
+    editors: tuple[EditorEntry, ...]
+    streams: tuple[StreamEntry, ...]
+    seeds: tuple[int, ...] = (0,)
+    title: str = ""
+    scale: Literal["world", "standin", "full"] = "world"
+    protocols: tuple[str, ...] = ("token_accuracy",)
+    checkpoints: int = 1
+    probes: Probes = "first"
+    threads: int = 1
+
+
+def load_grid(path: Path, overrides: Sequence[str] = ()) -> Grid:
+    """Read and validate a grid.
+
+    Args:
+        path: The YAML file.
+        overrides: ``key.path=value`` settings; a list of named entries is addressed by name, as
+            in ``editors.rledit.settings.rank=64``. Values are YAML.
+
+    Raises:
+        ConfigError: Anything unknown or ill-typed; names the place and the nearest valid names.
+    """
+    located = Located.read(path)
+    for text in overrides:
+        _override(located.data, text)
+    return parse_grid(located)
+
+
+def parse_grid(located: Located) -> Grid:
+    """Validate a parsed grid."""
+    data = dict(located.data)
+    for key, entry in _ENTRIES.items():
+        _require_list(data, key, located)
+        data[key] = tuple(build(entry, item, (key, i), located) for i, item in enumerate(data[key]))
+    grid = build(Grid, data, (), located)
+    _check_names(grid, located)
+    return grid
+
+
+def build(cls: type[T], data: Any, path: KeyPath, located: Located) -> T:
+    """Build a dataclass from a mapping, naming the place of whatever does not fit.
+
+    Raises:
+        ConfigError: An unknown key, a missing one, or a value of the wrong type.
+    """
+    if isinstance(data, cls):
+        return data
+    if not isinstance(data, Mapping):
+        raise ConfigError(f"{located.place(path)}: expected a mapping, found {data!r}")
+    names = [f.name for f in fields(cls)]  # type: ignore[arg-type]
+    for key in data:
+        if key not in names:
+            raise ConfigError(
+                f"{located.place((*path, key))}: unknown key {key!r}{_nearest(str(key), names)}"
+            )
+    try:
+        return _adapter(cls).validate_python(dict(data))
+    except ValidationError as error:
+        first = error.errors()[0]
+        place = located.place((*path, *first["loc"]))
+        given = "" if first["type"] == "missing" else f" (found {first['input']!r})"
+        raise ConfigError(f"{place}: {first['msg']}{given}") from None
+
+
+_ENTRIES: Mapping[str, type] = types.MappingProxyType(
+    {
+        "models": ModelEntry,
+        "datasets": DatasetEntry,
+        "editors": EditorEntry,
+        "streams": StreamEntry,
+    }
+)
+_ADAPTERS: dict[type, TypeAdapter[Any]] = {}
+
+
+def _adapter(cls: type[T]) -> TypeAdapter[T]:
+    """A validator of a plain dataclass."""
+    if cls not in _ADAPTERS:
+        _ADAPTERS[cls] = TypeAdapter(cls)
+    return _ADAPTERS[cls]
+
+
+def _check_names(grid: Grid, located: Located) -> None:
+    """Check everything that is looked up by name, and every nested group of settings."""
+    for i, entry in enumerate(grid.editors):
+        _known(entry.editor, EDITORS, ("editors", i, "editor"), located, "editor")
+        settings = {"modules": ("down:0",), **entry.settings}
+        build(editor_class(entry.editor).Config, settings, ("editors", i, "settings"), located)
+    for i, name in enumerate(grid.protocols):
+        _known(name, PROTOCOLS, ("protocols", i), located, "protocol")
+    for i, model in enumerate(grid.models):
+        _known(model.world_model, WORLD_MODELS, ("models", i, "world_model"), located, "model")
+        preset = asdict(WORLD_MODELS[model.world_model])
+        cls = type(WORLD_MODELS[model.world_model])
+        build(cls, preset | model.overrides, ("models", i, "overrides"), located)
+    for i, dataset in enumerate(grid.datasets):
+        build(WorldConfig, dataset.world, ("datasets", i, "world"), located)
+    for i, stream in enumerate(grid.streams):
+        if stream.n_batches < 1 or stream.batch_size < 1:
+            raise ConfigError(f"{located.place(('streams', i))}: a stream needs at least one edit")
+    for key in ("seeds", "protocols", "editors", "models", "datasets", "streams"):
+        if not getattr(grid, key):
+            raise ConfigError(f"{located.place((key,))}: at least one entry is needed")
+    _unique([(e.editor, e.variant) for e in grid.editors], "editors", located)
+    _unique([m.name for m in grid.models], "models", located)
+    _unique([d.name for d in grid.datasets], "datasets", located)
+
+
+def _unique(names: Sequence[Any], key: str, located: Located) -> None:
+    for i, name in enumerate(names):
+        if name in names[:i]:
+            raise ConfigError(
+                f"{located.place((key, i))}: {name!r} occurs twice; give one of them another "
+                f"{'variant' if key == 'editors' else 'name'}"
+            )
+
+
+def _known(
+    name: str, registry: Mapping[str, Any], path: KeyPath, located: Located, kind: str
+) -> None:
+    if name not in registry:
+        raise ConfigError(
+            f"{located.place(path)}: unknown {kind} {name!r}{_nearest(name, list(registry))}"
+        )
+
+
+def _nearest(name: str, valid: Sequence[str]) -> str:
+    near = difflib.get_close_matches(name, valid, n=1)
+    hint = f"; did you mean {near[0]!r}?" if near else ";"
+    return f"{hint} Valid: {', '.join(valid)}"
+
+
+def _require_list(data: Mapping[str, Any], key: str, located: Located) -> None:
+    if not isinstance(data.get(key), list):
+        raise ConfigError(f"{located.place((key,))}: the grid needs a list of {key}")
+
+
+def _override(data: dict[str, Any], text: str) -> None:
+    """Apply one ``key.path=value`` to the parsed YAML."""
+    dotted, equals, value = text.partition("=")
+    if not equals or not dotted:
+        raise ConfigError(f"--set {text}: expected key.path=value")
+    parts = dotted.split(".")
+    here: Any = data
+    for i, part in enumerate(parts[:-1]):
+        here = _descend(here, part, f"--set {text}: {'.'.join(parts[: i + 1])}")
+    here_key: Any = parts[-1]
+    if isinstance(here, list):
+        here_key = _index(here, parts[-1], f"--set {text}")
+    elif not isinstance(here, dict):
+        raise ConfigError(f"--set {text}: {'.'.join(parts[:-1])} is a value, not a group")
+    here[here_key] = yaml.safe_load(value)
+
+
+def _descend(here: Any, part: str, where: str) -> Any:
+    if isinstance(here, dict):
+        return here.setdefault(part, {})
+    if isinstance(here, list):
+        return here[_index(here, part, where)]
+    raise ConfigError(f"{where}: is a value, not a group of settings")
+
+
+def _index(entries: list[Any], part: str, where: str) -> int:
+    """Place of an entry in a list, by number, name, editor or variant."""
+    if part.isdigit() and int(part) < len(entries):
+        return int(part)
+    for i, entry in enumerate(entries):
+        if isinstance(entry, dict):
+            names = {entry.get("name"), entry.get("variant"), entry.get("editor")} - {None, ""}
+            label = f"{entry.get('editor')}/{entry.get('variant')}"
+            if part in names or part == label:
+                return i
+    known = [
+        str(e.get("name") or e.get("variant") or e.get("editor"))
+        for e in entries
+        if isinstance(e, dict)
+    ]
+    raise ConfigError(f"{where}: no such entry{_nearest(part, known)}")

@@ -1,0 +1,39 @@
+"""Where results, tracking and caches of a run lie: all URIs, a local path being one."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+
+@dataclass(frozen=True, kw_only=True)
+class Locations:
+    """The three places a run writes to.
+
+    Attributes:
+        lake: URI of the Parquet lake.
+        tracking: MLflow tracking URI, a database or a server.
+        cache: Folder of what can be made again: models, trained networks, resume states.
+    """
+
+    lake: str
+    tracking: str
+    cache: str
+
+    @classmethod
+    def under(cls, root: Path, lake: str | None = None, tracking: str | None = None) -> Locations:
+        """Default places under a results folder.
+
+        Args:
+            root: The results folder.
+            lake: Another lake.
+            tracking: Another tracking URI; without one, ``MLFLOW_TRACKING_URI`` if it is set.
+        """
+        root = root.absolute()
+        database = f"sqlite:///{root / 'mlflow.db'}"
+        return cls(
+            lake=lake or str(root / "lake"),
+            tracking=tracking or os.environ.get("MLFLOW_TRACKING_URI") or database,
+            cache=str(root / "cache"),
+        )

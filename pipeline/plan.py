@@ -1,0 +1,117 @@
+"""What a grid needs: its cells, which of them the lake has, and whether the rest may run."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from pipeline.cells import Cell, cells_of, changed_fields
+from pipeline.config import Grid
+from pipeline.results.lake import Lake
+from pipeline.results.records import CellAddress
+from pipeline.yaml_location import ConfigError
+from rledit.families import FAMILIES
+
+
+@dataclass(frozen=True, kw_only=True)
+class Plan:
+    """The cells of a grid, sorted by what the lake knows of them.
+
+    Attributes:
+        cells: All cells.
+        done: Those whose rows lie in the lake.
+        failed: Reasons of those that failed before, by key; they are run again.
+        outdated: Keys in the lake that stand at a cell's path with another identity.
+    """
+
+    cells: tuple[Cell, ...]
+    done: frozenset[str]
+    failed: dict[str, str]
+    outdated: tuple[str, ...]
+
+    @property
+    def missing(self) -> tuple[Cell, ...]:
+        """Cells still to run."""
+        return tuple(cell for cell in self.cells if cell.key not in self.done)
+
+
+def make_plan(grid: Grid, lake: Lake, replace: bool = False) -> Plan:
+    """Compare a grid with the lake.
+
+    Args:
+        grid: The grid.
+        lake: Where its results lie, or will lie.
+        replace: Accept that finished cells at the same path have another identity; they are
+            listed in `Plan.outdated` instead of stopping.
+
+    Raises:
+        ConfigError: A finished cell stands at a cell's path with another identity, or a stream
+            does not fit its data.
+    """
+    cells = tuple(cells_of(grid))
+    for cell in cells:
+        check_cell(cell)
+    records = lake.manifest(grid.name) if lake.exists() else []
+    by_path: dict[tuple[object, ...], Cell] = {_path(cell.address): cell for cell in cells}
+    outdated: list[str] = []
+    for record in records:
+        stands = by_path.get(_path(record.address))
+        if stands is None or stands.key == record.address.cell_key or not record.done:
+            continue
+        if not replace:
+            changes = changed_fields(record.values["identity"], stands.identity)
+            raise ConfigError(
+                f"{stands.path} is in the lake with other settings: {'; '.join(changes)}. Give the "
+                "editor another variant or the grid another name, or replace the old rows with "
+                "--replace"
+            )
+        outdated.append(record.address.cell_key)
+    known = {record.address.cell_key: record for record in records}
+    return Plan(
+        cells=cells,
+        done=frozenset(key for key, record in known.items() if record.done),
+        failed={
+            key: record.reason or record.status
+            for key, record in known.items()
+            if not record.done and any(cell.key == key for cell in cells)
+        },
+        outdated=tuple(outdated),
+    )
+
+
+def check_cell(cell: Cell) -> None:
+    """Find what would fail later, before anything expensive starts.
+
+    Raises:
+        ConfigError: The data holds too few edits for the stream or for a training trajectory, or
+            the model's architecture is not one that can be edited.
+    """
+    if cell.model_spec.family not in FAMILIES:
+        raise ConfigError(f"{cell.path}: no family {cell.model_spec.family!r}")
+    sizes = cell.source().sizes()
+    needs: dict[str, int] = {cell.dataset.split: cell.n_edits}
+    if cell.trains:
+        needs["train"] = cell.trajectory_batches * cell.stream.batch_size
+    for split, n in needs.items():
+        if sizes[split] < n:
+            raise ConfigError(
+                f"{cell.path}: needs {n} edits of the {split} pool, which has {sizes[split]}; "
+                "shorten the stream or enlarge the data"
+            )
+
+
+def pool_sizes(cells: Sequence[Cell]) -> dict[str, dict[str, int]]:
+    """Sizes of the pools of every dataset of a grid."""
+    return {cell.dataset.name: cell.source().sizes() for cell in cells}
+
+
+def _path(address: CellAddress) -> tuple[object, ...]:
+    return (
+        address.editor,
+        address.variant,
+        address.model,
+        address.dataset,
+        address.seed,
+        address.batch_size,
+        address.n_batches,
+    )

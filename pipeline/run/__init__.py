@@ -1,0 +1,1 @@
+"""How cells get done: what one rank does (stages) and how work is spread (fleet)."""

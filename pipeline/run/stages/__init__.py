@@ -1,0 +1,1 @@
+"""What one rank does. Nothing here knows the scheduler or the tracker."""

@@ -1,0 +1,137 @@
+"""Edit a cell's stream and score it; resumable after every scored checkpoint."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from pipeline.cells import Cell
+from pipeline.run.report import Report
+from pipeline.run.stages.prepare import open_model
+from pipeline.run.stages.train import Trained
+from pipeline.run.state import StateFolder
+from rledit.editors import Editor, editor_class
+from rledit.editors.base import prefixed, unprefixed
+from rledit.metrics import protocol
+from rledit.records import Edit
+from rledit.scoring import EditScore, Scorer, count_contradicting
+from rledit.stream import BatchEdited, StreamScored, checkpoints, run_stream
+
+SAVE_EVERY_SECONDS = 20.0
+SCORES = ("efficacy", "generalization", "specificity", "specificity_self")
+
+
+@dataclass(kw_only=True)
+class StreamRows:
+    """Rows of the lake that a stream produced so far; plain JSON, saved with the resume state."""
+
+    edits: list[dict[str, Any]] = field(default_factory=list)
+    scores: list[dict[str, Any]] = field(default_factory=list)
+    steps: list[dict[str, Any]] = field(default_factory=list)
+    batches: int = 0
+    edit_seconds: float = 0.0
+    score_seconds: float = 0.0
+    n_contradicting: int = 0
+
+
+def edit_stream(
+    cell: Cell, model_folder: Path, cache: Path, trained: Trained | None, report: Report
+) -> StreamRows:
+    """Run the cell's stream to its end, from the newest saved state if there is one."""
+    model = open_model(cell, model_folder)
+    edits = cell.source().draw(cell.dataset.split, cell.n_edits, seed=cell.seed)
+    scorer = Scorer(model, edits, [protocol(p) for p in cell.protocols], cell.probes)  # type: ignore[arg-type]
+    editor = editor_class(cell.editor.editor)(model, cell.settings)
+    if trained is not None:
+        editor.load_state_dict(trained.state)
+    folder = state_folder(cell, cache)
+    rows = _resume(editor, folder) or StreamRows(n_contradicting=count_contradicting(edits))
+    total = cell.stream.n_batches
+    points = checkpoints(total, cell.checkpoints)
+    last_save = time.perf_counter()
+    for event in run_stream(
+        editor, edits, cell.stream.batch_size, points, scorer, start=rows.batches
+    ):
+        if isinstance(event, BatchEdited):
+            rows.batches += 1
+            rows.edit_seconds += event.seconds
+            rows.steps += _step_rows(editor, event)
+            report("edit", rows.batches, total)
+        else:
+            rows.score_seconds += event.seconds
+            rows.edits += _edit_rows(event, edits, cell)
+            rows.scores += _score_rows(event, cell)
+        due = time.perf_counter() - last_save > SAVE_EVERY_SECONDS
+        if due and not (isinstance(event, BatchEdited) and rows.batches in points):
+            _save(editor, folder, rows)
+            last_save = time.perf_counter()
+    return rows
+
+
+def state_folder(cell: Cell, cache: Path) -> StateFolder:
+    """Where the cell's resume state lies."""
+    return StateFolder(cache / "states" / cell.key)
+
+
+def _save(editor: Editor, folder: StateFolder, rows: StreamRows) -> None:
+    tensors = prefixed("weights.", editor.model.weights.state_dict())
+    tensors |= prefixed("editor.", editor.state_dict())
+    folder.save(tensors, asdict(rows), version=rows.batches)
+
+
+def _resume(editor: Editor, folder: StateFolder) -> StreamRows | None:
+    saved = folder.load()
+    if saved is None:
+        return None
+    tensors, facts = saved
+    editor.model.weights.load_state_dict(unprefixed("weights.", tensors))
+    editor.load_state_dict(unprefixed("editor.", tensors))
+    return StreamRows(**facts)
+
+
+def _step_rows(editor: Editor, event: BatchEdited) -> Iterator[dict[str, Any]]:
+    weights = editor.model.weights
+    metrics: Mapping[str, float] = {
+        **event.metrics,
+        "edit_seconds": event.seconds,
+        "weight_change_norm": sum(weights.delta_norm(n) ** 2 for n in weights.names) ** 0.5,
+    }
+    for name, value in metrics.items():
+        yield {"step": event.n_edits, "metric": name, "value": float(value)}
+
+
+def _edit_rows(event: StreamScored, edits: list[Edit], cell: Cell) -> Iterator[dict[str, Any]]:
+    for score in event.scores:
+        yield {
+            "checkpoint": event.n_edits,
+            "protocol": score.protocol,
+            "edit_index": score.edit_index,
+            "batch_index": score.edit_index // cell.stream.batch_size,
+            "edit_id": edits[score.edit_index].edit_id,
+            **{name: getattr(score, name) for name in SCORES},
+            "superseded": score.superseded,
+        }
+
+
+def _score_rows(event: StreamScored, cell: Cell) -> Iterator[dict[str, Any]]:
+    """Means over the edits that no later edit of the stream rewrites."""
+    for name in cell.protocols:
+        own = [s for s in event.scores if s.protocol == name]
+        standing = [s for s in own if not s.superseded]
+        yield {
+            "checkpoint": event.n_edits,
+            "n_edits": event.n_edits,
+            "final": event.n_edits == cell.n_edits,
+            "protocol": name,
+            **{score: _mean(standing, score) for score in SCORES},
+            "n_scored": len(standing),
+            "n_superseded": len(own) - len(standing),
+        }
+
+
+def _mean(scores: list[EditScore], name: str) -> float | None:
+    values = [v for s in scores if (v := getattr(s, name)) is not None]
+    return sum(values) / len(values) if values else None

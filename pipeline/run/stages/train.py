@@ -1,0 +1,97 @@
+"""Train a cell's hypernetwork, once for all cells that need the same, resumable in the middle."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from safetensors import safe_open
+from safetensors.torch import load_file
+from torch import Tensor
+
+from pipeline.cells import Cell
+from pipeline.run.report import Report
+from pipeline.run.stages.prepare import open_model
+from pipeline.run.state import StateFolder, write_tensors
+from rledit.editors import TrainableEditor, editor_class
+from rledit.tokenization import EditBatch
+
+SAVE_EVERY_SECONDS = 20.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Trained:
+    """A trained editor state.
+
+    Attributes:
+        state: What `Editor.load_state_dict` takes.
+        seconds: Wall time of training, over all attempts that contributed.
+        curve: One mapping of metrics per optimiser step.
+    """
+
+    state: dict[str, Tensor]
+    seconds: float
+    curve: list[dict[str, float]]
+
+
+def trained_path(cell: Cell, cache: Path) -> Path:
+    """Where the cell's trained network lies, or will lie."""
+    return cache / "trained" / f"{cell.editor.editor}-{cell.train_key}.safetensors"
+
+
+def train(cell: Cell, model_folder: Path, cache: Path, report: Report) -> Path:
+    """Train the cell's network unless it lies in the cache; returns its file."""
+    path = trained_path(cell, cache)
+    if path.is_file():
+        return path
+    model = open_model(cell, model_folder)
+    editor = editor_class(cell.editor.editor)(model, cell.settings)
+    if not isinstance(editor, TrainableEditor):
+        raise TypeError(f"{cell.path}: editor {cell.label!r} has nothing to train")
+    folder = StateFolder(path.with_suffix(".progress"))
+    curve: list[dict[str, float]] = []
+    seconds = 0.0
+    saved = folder.load()
+    if saved is not None:
+        editor.load_training_state_dict(saved[0])
+        curve, seconds = saved[1]["curve"], saved[1]["seconds"]
+    last_save = time.perf_counter()
+    for step in range(len(curve), editor.train_steps):
+        report("train", step, editor.train_steps)
+        began = time.perf_counter()
+        curve.append(editor.train_step(trajectory(cell, editor, step)))
+        seconds += time.perf_counter() - began
+        if time.perf_counter() - last_save > SAVE_EVERY_SECONDS:
+            facts = {"curve": curve, "seconds": seconds}
+            folder.save(editor.training_state_dict(), facts, version=step + 1)
+            last_save = time.perf_counter()
+    facts = {"seconds": seconds, "curve": curve, "identity": cell.identity}
+    state = {k: v.cpu().contiguous() for k, v in editor.state_dict().items()}
+    write_tensors(path, state, {"facts": json.dumps(facts)})
+    folder.clear()
+    report("train", editor.train_steps, editor.train_steps)
+    return path
+
+
+def trajectory(cell: Cell, editor: TrainableEditor, step: int) -> Sequence[EditBatch]:
+    """The training trajectory of an optimiser step: fresh edits of the train pool."""
+    size = cell.stream.batch_size
+    n = editor.trajectory_length(cell.stream.n_batches)
+    # Streams of different steps and cell seeds must differ; both fit easily below the stride.
+    edits = cell.source().draw("train", n * size, seed=cell.seed * 1_000_003 + step)
+    return [
+        editor.model.encoder.batch(
+            edits[i * size : (i + 1) * size], editor.group_size, editor.sort_by_length
+        )
+        for i in range(n)
+    ]
+
+
+def load_trained(path: Path) -> Trained:
+    """Read a trained network."""
+    with safe_open(path, framework="pt") as file:
+        facts = json.loads(file.metadata()["facts"])
+    return Trained(state=load_file(path), seconds=facts["seconds"], curve=facts["curve"])

@@ -1,0 +1,262 @@
+"""Every location is a URI: a plain local path, `file://`, or an object store through fsspec.
+
+What a writer may rely on, and what it may not:
+
+- `Storage.write_bytes` commits a whole object. On a local disk or a shared mount that is a
+  temporary file in the same directory, fsync, then `os.replace`. On an object store it is one
+  PUT, which the store makes visible as a whole; nothing is ever renamed there.
+- Several objects are never committed together. Whoever needs that writes the object which
+  declares the others complete last (see `pipeline.results.lake`).
+- Names that start with `.tmp-` are unfinished writes; listing skips them.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import re
+import uuid
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+from urllib.parse import unquote, urlsplit
+
+import fsspec
+
+logger = logging.getLogger(__name__)
+
+TEMPORARY_PREFIX = ".tmp-"
+HIDDEN = "***"
+
+_SCHEME = re.compile(r"^[A-Za-z][A-Za-z0-9+.-]*://")
+_USER_INFO = re.compile(r"(?<=://)[^/\s\"']+@")
+_QUERY_SECRET = re.compile(
+    r"(?i)([?&;](?:[a-z0-9_-]*(?:password|passwd|secret|token|signature|api[_-]?key|access[_-]?key)"
+    r"[a-z0-9_-]*|sig)=)[^&;\s\"']+"
+)
+_SECRET_SETTING = re.compile(
+    r"(?i)(^|[_-])(password|passwd|secret|api[_-]?key|access[_-]?key|(auth|hub|hf|access)[_-]?token)$"
+)
+_SECRET_VARIABLE = re.compile(r"(^|_)(TOKEN|PASSWORD|PASSWD|SECRET|API_KEY|ACCESS_KEY(_ID)?)$")
+_SHORTEST_SECRET = 8  # shorter environment values ("true", "token") are not secrets
+
+
+def redact(text: str) -> str:
+    """Returns `text` (a URI, or a message that may contain some) without its secrets.
+
+    Hidden are the user part of every URI, query fields such as `token=`, and the value of every
+    environment variable whose name ends in TOKEN, PASSWORD, SECRET or ACCESS_KEY.
+    """
+    for name, value in os.environ.items():
+        if len(value) >= _SHORTEST_SECRET and _SECRET_VARIABLE.search(name):
+            text = text.replace(value, HIDDEN)
+    return _QUERY_SECRET.sub(rf"\g<1>{HIDDEN}", _USER_INFO.sub(f"{HIDDEN}@", text))
+
+
+def redact_settings(settings: Any) -> Any:
+    """Returns a copy of nested settings in which no secret is left.
+
+    Strings go through `redact`; the value of a key named like a secret (`password`, `hub_token`,
+    `api_key`, ...) is hidden whatever it is.
+    """
+    if isinstance(settings, Mapping):
+        return {
+            key: HIDDEN
+            if value and isinstance(value, str) and _SECRET_SETTING.search(str(key))
+            else redact_settings(value)
+            for key, value in settings.items()
+        }
+    if isinstance(settings, list | tuple):
+        return [redact_settings(value) for value in settings]
+    return redact(settings) if isinstance(settings, str) else settings
+
+
+class Storage:
+    """A folder at a URI, addressed by relative names with forward slashes.
+
+    Args:
+        uri: a local path, `file:///…`, or any URI that fsspec knows (`s3://bucket/prefix`,
+            `memory://…`). Credentials belong in the environment; if the URI carries some they are
+            used, and hidden in every message.
+
+    Raises:
+        ValueError: the scheme is unknown, or its driver is not installed.
+    """
+
+    def __init__(self, uri: str | os.PathLike[str]) -> None:
+        self.uri = os.fspath(uri)
+        if not self.uri:
+            raise ValueError("an empty string is not a location; give a path or a URI")
+        self._root: Path | None = None
+        if not _SCHEME.match(self.uri):
+            self._root = Path(os.path.abspath(os.path.expanduser(self.uri)))
+        elif urlsplit(self.uri).scheme in ("file", "local"):
+            parts = urlsplit(self.uri)
+            if parts.netloc not in ("", "localhost"):
+                raise ValueError(
+                    f"{redact(self.uri)}: a file URI names an absolute path after three slashes, "
+                    f"as in file:///{parts.netloc}{parts.path}"
+                )
+            self._root = Path(os.path.abspath(unquote(parts.path)))
+        if self._root is None:
+            self._fs, self._prefix = _remote(self.uri)
+
+    def __repr__(self) -> str:
+        return f"Storage({redact(self.uri)!r})"
+
+    def __str__(self) -> str:
+        return redact(self.uri)
+
+    @property
+    def is_local(self) -> bool:
+        """True where names are files of this machine (a shared mount included)."""
+        return self._root is not None
+
+    def local_path(self, name: str = "") -> Path | None:
+        """The path of `name` on this machine, or None on an object store."""
+        return None if self._root is None else self._root / _checked(name, allow_empty=True)
+
+    def filesystem(self) -> tuple[Any, str]:
+        """The fsspec filesystem and the root path on it, for libraries that read through one."""
+        if self._root is not None:
+            return fsspec.filesystem("file"), str(self._root)
+        return self._fs, self._prefix
+
+    def join(self, *names: str) -> Storage:
+        """The folder `names` below this one."""
+        below = "/".join(_checked(name) for name in names)
+        if self._root is not None:  # a file URI would decode a %2F of the name
+            return Storage(str(self._root / below))
+        base, query, rest = self.uri.partition("?")
+        return Storage(f"{base.rstrip('/')}/{below}{query}{rest}")
+
+    def write_bytes(self, name: str, data: bytes) -> None:
+        """Commits `data` as `name`: afterwards readers see all of it, before that none of it."""
+        name = _checked(name)
+        if self._root is not None:
+            _replace_file(self._root / name, data)
+        else:
+            self._fs.pipe_file(self._remote_path(name), data)
+
+    def read_bytes(self, name: str) -> bytes:
+        """Returns the whole object.
+
+        Raises:
+            FileNotFoundError: there is no object of this name.
+        """
+        name = _checked(name)
+        try:
+            if self._root is not None:
+                return (self._root / name).read_bytes()
+            return bytes(self._fs.cat_file(self._remote_path(name)))
+        except FileNotFoundError:
+            raise FileNotFoundError(f"{self}: there is no {name!r} here") from None
+
+    def exists(self, name: str) -> bool:
+        """True if `name` is an object (not a folder)."""
+        name = _checked(name)
+        if self._root is not None:
+            return (self._root / name).is_file()
+        return bool(self._fs.isfile(self._remote_path(name)))
+
+    def delete(self, name: str) -> None:
+        """Removes `name`; a missing one is no error, so that a delete can be repeated."""
+        name = _checked(name)
+        try:
+            if self._root is not None:
+                (self._root / name).unlink()
+            else:
+                self._fs.rm(self._remote_path(name))
+        except FileNotFoundError:
+            logger.debug("%s: %s was already gone", self, name)
+
+    def list(self, prefix: str = "") -> list[str]:
+        """Names of all objects in the folder `prefix` and below it, sorted."""
+        return sorted(self.sizes(prefix))
+
+    def sizes(self, prefix: str = "") -> dict[str, int]:
+        """Maps the name of every object in the folder `prefix` and below it to its bytes."""
+        prefix = _checked(prefix, allow_empty=True)
+        found = self._local_sizes(prefix) if self._root is not None else self._remote_sizes(prefix)
+        return {
+            name: size
+            for name, size in found.items()
+            if not name.rsplit("/", 1)[-1].startswith(TEMPORARY_PREFIX)
+        }
+
+    def _local_sizes(self, prefix: str) -> dict[str, int]:
+        assert self._root is not None
+        found = {}
+        for folder, _, files in os.walk(self._root / prefix):
+            for file in files:
+                path = Path(folder, file)
+                try:
+                    found[path.relative_to(self._root).as_posix()] = path.stat().st_size
+                except FileNotFoundError:  # a writer replaced or removed it meanwhile
+                    logger.debug("%s vanished while listing", path)
+        return found
+
+    def _remote_sizes(self, prefix: str) -> dict[str, int]:
+        root = self._remote_path(prefix)
+        self._fs.invalidate_cache()
+        try:
+            entries = self._fs.find(root, detail=True)
+        except FileNotFoundError:
+            return {}
+        # Drivers differ in whether they return a leading slash (memory:// does).
+        start = len(self._prefix.strip("/")) + 1 if self._prefix.strip("/") else 0
+        return {path.lstrip("/")[start:]: int(entry["size"]) for path, entry in entries.items()}
+
+    def _remote_path(self, name: str) -> str:
+        return f"{self._prefix}/{name}" if name else self._prefix
+
+
+def _remote(uri: str) -> tuple[Any, str]:
+    """Opens the fsspec filesystem of `uri`; listings are never cached, other writers exist."""
+    scheme = urlsplit(uri).scheme
+    try:
+        filesystem, path = fsspec.core.url_to_fs(uri, use_listings_cache=False)
+    except ImportError as error:
+        raise ValueError(
+            f"{redact(uri)}: the driver for {scheme}:// is not installed ({error})"
+        ) from None
+    except ValueError as error:
+        raise ValueError(
+            f"{redact(uri)}: cannot open this location ({redact(str(error))}); give a local path, "
+            "file:///… or a scheme with an fsspec driver such as s3://bucket/prefix"
+        ) from None
+    return filesystem, path.rstrip("/")
+
+
+def _checked(name: str, *, allow_empty: bool = False) -> str:
+    """Returns `name` if it is a relative name that stays inside its folder."""
+    if name == "" and allow_empty:
+        return name
+    parts = name.split("/")
+    if "" in parts or "." in parts or ".." in parts or "\\" in name:
+        raise ValueError(
+            f"{redact(name)!r} is not a name inside a location: expected a relative path with "
+            "forward slashes and without empty, '.' or '..' parts"
+        )
+    return name
+
+
+def _replace_file(path: Path, data: bytes) -> None:
+    """Writes next to `path`, flushes to disk, then replaces `path` in one step."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.parent / f"{TEMPORARY_PREFIX}{path.name}-{uuid.uuid4().hex[:12]}"
+    try:
+        with open(temporary, "wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+    # The rename itself must reach the disk before anyone is told that it happened.
+    folder = os.open(path.parent, os.O_RDONLY)
+    try:
+        os.fsync(folder)
+    finally:
+        os.close(folder)

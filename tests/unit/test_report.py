@@ -1,0 +1,136 @@
+"""The report: one file that needs no other, and says what the lake says."""
+
+from __future__ import annotations
+
+import base64
+import json
+import re
+from html.parser import HTMLParser
+from pathlib import Path
+from xml.etree import ElementTree
+
+import pytest
+
+from pipeline.results import figures
+from pipeline.results.lake import Lake
+from pipeline.results.query import runs
+from pipeline.results.rendering import render_table
+from pipeline.results.report import ReportError, write_report
+from pipeline.results.tables import build_table
+from tests.unit.lake_fixtures import address, cell, demo_cells
+
+REASON = "CUDA out of memory <script>alert(1)</script>"
+
+
+class Page(HTMLParser):
+    """Collects what a browser would fetch, and what it would show."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.fetched: list[str] = []
+        self.tags: list[str] = []
+        self.shown: list[str] = []
+        self.feed(text)
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append(tag)
+        self.fetched += [v or "" for name, v in attrs if name in ("src", "href", "data", "srcset")]
+
+    def handle_data(self, data: str) -> None:
+        self.shown.append(data)
+
+
+@pytest.fixture(scope="module")
+def lake(tmp_path_factory: pytest.TempPathFactory) -> Lake:
+    lake = Lake(str(tmp_path_factory.mktemp("report") / "lake"))
+    for result in demo_cells(seeds=2, streams=(4, 8), checkpoints=4):
+        lake.commit(result)
+    lake.record_failure(address(editor="ft", variant="big"), REASON, identity={}, code_version="1")
+    return lake
+
+
+@pytest.fixture(scope="module")
+def page(lake: Lake, tmp_path_factory: pytest.TempPathFactory) -> str:
+    out = tmp_path_factory.mktemp("out") / "below" / "demo.html"
+    assert write_report(lake, "demo", out) == str(out)
+    return out.read_text()
+
+
+def test_the_file_needs_no_other(page: str) -> None:
+    parsed = Page(page)
+    assert parsed.fetched and all(uri.startswith("data:image/svg+xml;") for uri in parsed.fetched)
+    assert "script" not in parsed.tags and "link" not in parsed.tags
+    assert not re.search(r"url\(|@import", page)
+    assert 'name="viewport"' in page
+
+
+def test_it_shows_what_the_lake_says(page: str, lake: Lake) -> None:
+    assert render_table(build_table(runs(lake, "demo")), "html", bold_best=True).strip() in page
+    shown = " ".join(Page(page).shown)
+    for expected in (REASON, "0.1.0+abc1234", "world " + "d" * 12, "torch 2.13.0", "0, 1",
+                     "4×10, 8×10", "28 done", "1 failed", "teacher-forced; share of answer tokens",
+                     "rledit query"):  # fmt: skip
+        assert expected in shown, expected
+    settings = json.dumps(cell().resolved, indent=1, sort_keys=True)
+    assert settings in shown
+
+
+def test_the_headline_ranks_by_efficacy(page: str, lake: Lake) -> None:
+    entries = re.findall(r"<li>(.*?)</li>", page)
+    assert len(entries) == 7
+    values = [float(re.search(r" (\d+\.\d) ±", entry).group(1)) for entry in entries]  # type: ignore[union-attr]
+    assert values == sorted(values, reverse=True)
+    rows = [row for row in runs(lake, "demo")
+            if row["editor"] == "ft" and row["n_batches"] == 8
+            and row["protocol"] == "token_accuracy"]  # fmt: skip
+    mean = sum(row["efficacy"] for row in rows) / len(rows)
+    assert any(entry.startswith(f"ft {mean:.1f} ") for entry in entries)
+
+
+def test_pictures_are_whole_and_repeatable(page: str, lake: Lake) -> None:
+    uris = [uri for uri in Page(page).fetched]
+    assert len(uris) == 7
+    for uri in uris:
+        ElementTree.fromstring(base64.b64decode(uri.partition(",")[2]))
+    rows = [row for row in runs(lake, "demo") if row["protocol"] == "exact_match"]
+    look = figures.looks(rows)
+    assert figures.frontier(rows, look) == figures.frontier(rows, look)
+
+
+def test_every_editor_has_a_look_of_its_own() -> None:
+    rows = [{"editor": f"e{i:02}", "variant": v} for i in range(10) for v in ("", "x")]
+    look = figures.looks([*rows, {"editor": "none", "variant": ""}])
+    assert len(look) == 21 and len(set(look.values())) == 21
+
+
+@pytest.mark.parametrize("fmt", ["svg", "png"])
+def test_figures_accept_failures_and_missing_costs(fmt: str) -> None:
+    row = {"editor": "none", "variant": "", "n_batches": 4, "batch_size": 10, "status": "done",
+           "efficacy": None, "generalization": None, "specificity": None, "edit_ms": None,
+           "train_seconds": None}  # fmt: skip
+    rows = [row, row | {"editor": "ft", "status": "failed"}]
+    look = figures.looks(rows)
+    for draw in (figures.score_bars, figures.frontier, figures.cost_bars):
+        assert draw(rows, look, fmt)[:5] in (b"<?xml", b"\x89PNG\r")
+
+
+def test_a_grid_with_failures_only_still_has_a_report(tmp_path: Path) -> None:
+    lake = Lake(str(tmp_path / "lake"))
+    lake.record_failure(address(), REASON, identity={}, code_version="1")
+    write_report(lake, "demo", tmp_path / "r.html")
+    text = (tmp_path / "r.html").read_text()
+    assert "no cell finished" in text and "CUDA out of memory" in text
+
+
+def test_no_curves_no_picture(tmp_path: Path) -> None:
+    lake = Lake(str(tmp_path / "lake"))
+    lake.commit(cell(editor="none"))
+    write_report(lake, "demo", tmp_path / "r.html")
+    assert "Along the stream" not in (tmp_path / "r.html").read_text()
+
+
+def test_an_unknown_grid_names_the_known(lake: Lake, tmp_path: Path) -> None:
+    with pytest.raises(ReportError, match=r"'dmo'.*Did you mean 'demo'"):
+        write_report(lake, "dmo", tmp_path / "r.html")
+    with pytest.raises(ReportError, match="is a folder"):
+        write_report(lake, "demo", f"{tmp_path}/")
