@@ -83,6 +83,7 @@ class RunningMoments:
 
     def load_state_dict(self, state: dict[str, Tensor]) -> None:
         """Put saved buffers back."""
-        self.count = state["count"].to(self.mean)
-        self.mean = state["mean"].to(self.mean)
-        self.squares = state["squares"].to(self.squares)
+        # Copies: updates work in place and must not reach into the caller's state.
+        self.count = state["count"].to(self.count, copy=True)
+        self.squares = state["squares"].to(self.squares, copy=True)
+        self.mean = state["mean"].to(self.mean, copy=True)

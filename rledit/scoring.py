@@ -61,6 +61,9 @@ class Scorer:
         protocols: The protocols to apply.
         probes: Use the first rephrase and locality prompt of each edit, or all of them.
 
+    Attributes:
+        resident: Whether the trunk's cache holds the prompts of the whole stream.
+
     Raises:
         TokenizationError: A prompt breaks the token contract.
     """
@@ -76,6 +79,10 @@ class Scorer:
         self._edits = tuple(edits)
         self._protocols = tuple(protocols)
         self._probes = [_tokenise(model.encoder, edit, probes) for edit in edits]
+        samples = [s for p in self._probes for s in p.samples]
+        self.resident = model.trunk.fits(samples)
+        if self.resident:
+            model.trunk.prefetch(model.chunks(samples))
         unrelated = [s for p in self._probes for s in p.unrelated]
         with model.weights.unedited():
             readings = iter(read(model, unrelated))

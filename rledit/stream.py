@@ -75,12 +75,17 @@ def run_stream(
         members = edits[first : first + batch_size]
         batch = model.encoder.batch(members, editor.group_size, editor.sort_by_length)
         n_edits = first + len(members)
+        if not scorer.resident:
+            # What the cache holds then depends on the way here; a resumed stream comes another.
+            model.trunk.clear()
         _synchronise(model.device)
         began = time.perf_counter()
         metrics = editor.edit(batch)
         _synchronise(model.device)
         yield BatchEdited(n_edits=n_edits, metrics=metrics, seconds=time.perf_counter() - began)
         if number in score_after:
+            if not scorer.resident:
+                model.trunk.clear()
             began = time.perf_counter()
             scores = scorer.score(n_edits)
             yield StreamScored(n_edits=n_edits, scores=scores, seconds=time.perf_counter() - began)

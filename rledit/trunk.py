@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import logging
 from collections import OrderedDict
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from typing import Any
 
@@ -26,6 +26,7 @@ from torch.nn.utils.rnn import pad_sequence
 
 from rledit.chunks import Chunk
 from rledit.families import Family
+from rledit.tokenization import Sample
 
 logger = logging.getLogger(__name__)
 
@@ -81,7 +82,9 @@ class Trunk:
         self._family = family
         self._layers: nn.ModuleList = model.get_submodule(family.layers)  # type: ignore[assignment]
         self.first_layer = first_layer
-        self._device = next(model.parameters()).device
+        first = next(model.parameters())
+        self._device = first.device
+        self._element_size = first.element_size()
         self._cache: OrderedDict[bytes, Prefix] = OrderedDict()
         self._cache_bytes = cache_bytes
         self._cache_device = cache_device or torch.device("cpu")
@@ -98,6 +101,27 @@ class Trunk:
     def narrow_prefix(self) -> str:
         """Name prefix of the modules that see answer rows only in a narrow pass."""
         return f"{self._family.layers}.{len(self._layers) - 1}.{self._family.mlp}."
+
+    def clear(self) -> None:
+        """Forget all prefixes.
+
+        The last bits of a prefix depend on which prompts it was recorded with, so work that must
+        repeat bit by bit begins with an empty cache.
+        """
+        self._cache.clear()
+        self._cached = 0
+
+    def fits(self, samples: Sequence[Sample]) -> bool:
+        """Whether the budget holds the prefixes of all these samples at once."""
+        config: Any = self._model.config
+        unique = {s.key: len(s) for s in samples}
+        n_bytes = 2 * config.hidden_size * self._element_size * sum(unique.values())
+        return n_bytes <= self._cache_bytes
+
+    def prefetch(self, chunks: Sequence[Chunk]) -> None:
+        """Record the prefixes of chunks that are not in the cache yet."""
+        for chunk in chunks:
+            self._prefix(chunk)
 
     def logits(self, chunk: Chunk, *, narrow: bool = True) -> Tensor:
         """Logits at the chunk's answer rows, differentiable where gradients are enabled.

@@ -124,6 +124,16 @@ def model_config(
     return AutoConfig.for_model(spec.family, **sizes, **common)
 
 
+# Measured with the default world (2,100 facts, seed 0) on one thread of a shared AMD EPYC, torch
+# 2.13: share of held-out prompts recalled and CPU-seconds of training.
+#
+#   llama 100.0 % (47)   mistral 100.0 % (44)   gptj 99.98 % (42)   gemma2 100.0 % (49)
+#   qwen2 99.8 % (41)    tiny, on 90 facts, 97.8-99.4 % over three worlds (2)
+#
+# What did not help the default: an initial deviation of 0.02, the usual one, took 900 steps to
+# 99.8 %, and 400 fine-tuning edits then left a specificity of 30 where 0.06 after 700 steps left
+# 80; 0.1 reached 92 % in 250 steps. More steps than needed leave facts harder to edit. Two threads
+# took 173 CPU-seconds and 239 s of wall time on the machine while others used it.
 WORLD_MODELS: dict[str, WorldModelSpec] = {
     "llama": WorldModelSpec(),
     "mistral": WorldModelSpec(family="mistral", kv_heads=1),

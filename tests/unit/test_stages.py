@@ -1,0 +1,122 @@
+"""Stages on a real tiny world: interrupted work goes on and ends in the same rows, bit by bit."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from pipeline.cells import Cell, cells_of
+from pipeline.config import load_grid
+from pipeline.plan import make_plan
+from pipeline.results.lake import Lake
+from pipeline.run.report import Stage, silent
+from pipeline.run.stages import edit, train
+from pipeline.run.stages.prepare import prepare_model
+from pipeline.run.tasks import tasks_of
+from pipeline.yaml_location import ConfigError
+from rledit.records import SPLITS
+from rledit.scoring import count_contradicting
+
+GRID = Path(__file__).parent.parent / "cluster" / "tiny.yaml"
+
+
+class Interrupted(Exception):
+    """Stands for a killed process."""
+
+
+def stop_at(stage: Stage, done: int) -> Any:
+    """A report that ends the process when a stage has come that far."""
+
+    def report(now: Stage, count: int, _: int) -> None:
+        if now == stage and count == done:
+            raise Interrupted
+
+    return report
+
+
+def cell(editor: str, *overrides: str) -> Cell:
+    return next(c for c in cells_of(load_grid(GRID, overrides)) if c.editor.editor == editor)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return prepare_model(cell("rledit"), tmp_path_factory.mktemp("models"), silent)
+
+
+def without_times(rows: edit.StreamRows) -> dict[str, Any]:
+    kept = asdict(rows)
+    kept["steps"] = [r for r in kept["steps"] if not r["metric"].endswith("_seconds")]
+    return {k: v for k, v in kept.items() if not k.endswith("_seconds")}
+
+
+def test_training_goes_on_after_an_interruption(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(train, "SAVE_EVERY_SECONDS", 0.0)
+    trained = cell("rledit", "editors.rledit.settings.train_steps=3")
+    straight = train.load_trained(train.train(trained, folder, tmp_path / "a", silent))
+    with pytest.raises(Interrupted):
+        train.train(trained, folder, tmp_path / "b", stop_at("train", 2))
+    assert not train.trained_path(trained, tmp_path / "b").exists()
+    resumed = train.load_trained(train.train(trained, folder, tmp_path / "b", silent))
+    assert resumed.curve == straight.curve
+    assert all(resumed.state[k].equal(straight.state[k]) for k in straight.state)
+    assert not list((tmp_path / "b" / "trained").glob("*.progress"))
+
+
+@pytest.mark.parametrize("editor", ["ultraedit", "rledit", "none"])
+def test_a_stream_goes_on_after_an_interruption(
+    editor: str, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(edit, "SAVE_EVERY_SECONDS", 0.0)
+    chosen = cell(editor)
+    network = None
+    if chosen.trains:
+        network = train.load_trained(train.train(chosen, folder, tmp_path, silent))
+    straight = edit.edit_stream(chosen, folder, tmp_path / "a", network, silent)
+    with pytest.raises(Interrupted):
+        edit.edit_stream(chosen, folder, tmp_path / "b", network, stop_at("edit", 2))
+    assert edit.state_folder(chosen, tmp_path / "b").load() is not None
+    resumed = edit.edit_stream(chosen, folder, tmp_path / "b", network, silent)
+    assert without_times(resumed) == without_times(straight)
+    assert {r["checkpoint"] for r in straight.scores} == {4, 8, 12}
+
+
+def test_training_never_draws_an_evaluated_fact(folder: Path) -> None:
+    chosen = cell("rledit")
+    prompts = {
+        split: {e.subject for s in range(5) for e in chosen.source().draw(split, 30, seed=s)}
+        for split in SPLITS
+    }
+    assert not prompts["train"] & prompts["evaluation"]
+    assert not prompts["train"] & prompts["validation"]
+    assert not prompts["validation"] & prompts["evaluation"]
+
+
+def test_shared_work_is_one_task() -> None:
+    grid = load_grid(
+        GRID, ["streams=[{n_batches: 2, batch_size: 4}, {n_batches: 3, batch_size: 4}]"]
+    )
+    kinds = [t.kind for t in tasks_of(cells_of(grid)).values()]
+    # One model; malmen's network serves both streams, rledit's does not.
+    assert kinds.count("prepare") == 1
+    assert kinds.count("train") == 3
+    assert kinds.count("edit") == 8
+
+
+def test_a_stream_longer_than_its_pool_is_refused_before_anything_runs(tmp_path: Path) -> None:
+    grid = load_grid(GRID, ["streams=[{n_batches: 50, batch_size: 4}]"])
+    with pytest.raises(ConfigError, match=r"needs 200 edits of the evaluation pool, which has 36"):
+        make_plan(grid, Lake(str(tmp_path)))
+
+
+def test_contradicting_edits_are_counted() -> None:
+    edits = cell("none").source().draw("evaluation", 4, seed=0)
+    other = cell("none").source().draw("evaluation", 4, seed=1)
+    assert count_contradicting(edits) == 0
+    by_prompt = {e.prompt: e for e in edits}
+    clash = [e for e in other if e.prompt in by_prompt and e.target != by_prompt[e.prompt].target]
+    assert count_contradicting([*edits, *clash]) == 2 * len(clash)
