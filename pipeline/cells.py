@@ -7,15 +7,28 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields, replace
 from functools import cached_property, lru_cache
+from pathlib import Path
 from typing import Any
 
-from pipeline.config import DatasetEntry, EditorEntry, Grid, ModelEntry, StreamEntry, build
+from pipeline.config import (
+    DatasetEntry,
+    EditorEntry,
+    Grid,
+    ModelEntry,
+    StatisticsEntry,
+    StreamEntry,
+    build,
+)
+from pipeline.corpus import open_corpus
 from pipeline.results.records import CellAddress
-from pipeline.yaml_location import Located
-from rledit.editors import TrainableEditor, editor_class
+from pipeline.yaml_location import ConfigError, Located
+from rledit.datasets import FileEditSource
+from rledit.editors import editor_class
+from rledit.editors.base import Need
 from rledit.records import EditSource
 from rledit.world import WORLD_MODELS, World, WorldConfig, WorldModelSpec
 
@@ -38,6 +51,7 @@ class Cell:
     checkpoints: int
     probes: str
     threads: int
+    statistics: StatisticsEntry
 
     @property
     def n_edits(self) -> int:
@@ -73,11 +87,42 @@ class Cell:
         """Architecture and training of the model."""
         return replace(WORLD_MODELS[self.model.world_model], **self.model.overrides)
 
+    @cached_property
+    def needs(self) -> frozenset[Need]:
+        """What the editor needs beside the edits of its batches."""
+        return editor_class(self.editor.editor).needs_of(self.settings)
+
     @property
     def trains(self) -> bool:
         """Whether the editor has a network to train first."""
-        cls = editor_class(self.editor.editor)
-        return issubclass(cls, TrainableEditor) and self.settings.train_steps > 0
+        return "train" in self.needs and self.settings.train_steps > 0
+
+    @cached_property
+    def corpus_hash(self) -> str:
+        """Content hash of the corpus, with how it is cut into tokens."""
+        entry = self.statistics
+        corpus = open_corpus(
+            entry.corpus, entry.documents, None if self.model.checkpoint else self.world()
+        )
+        content = {"content": corpus.content_hash, "max_tokens": entry.max_tokens}
+        return digest(content)
+
+    @cached_property
+    def statistics_key(self) -> str:
+        """Hash of what the second moments depend on: cells that agree in it share them."""
+        return digest(
+            {
+                "model": self.identity["model"],
+                "data_hash": self.identity["dataset"]["data_hash"],
+                "modules": list(self.settings.modules),
+                "threads": self.threads,
+                **self._statistics_identity(),
+            }
+        )
+
+    def _statistics_identity(self) -> dict[str, Any]:
+        entry = asdict(self.statistics)
+        return {"corpus_hash": self.corpus_hash, "dtype": entry["dtype"], "shards": entry["shards"]}
 
     @property
     def trajectory_batches(self) -> int:
@@ -91,10 +136,11 @@ class Cell:
             {
                 "key_version": KEY_VERSION,
                 "grid": self.grid,
-                "model": {"name": self.model.name, "scale": self.scale, **asdict(self.model_spec)},
+                "model": {"name": self.model.name, "scale": self.scale, **self._model_identity()},
                 "dataset": {
                     "name": self.dataset.name,
                     "split": self.dataset.split,
+                    "order": self.dataset.order,
                     "data_hash": self.source().data_hash,
                 },
                 "editor": self.editor.editor,
@@ -106,8 +152,13 @@ class Cell:
                 "checkpoints": self.checkpoints,
                 "probes": self.probes,
                 "threads": self.threads,
+                **({"statistics": self._statistics_identity()} if self._uses_statistics else {}),
             }
         )
+
+    @property
+    def _uses_statistics(self) -> bool:
+        return "statistics" in self.needs
 
     @cached_property
     def key(self) -> str:
@@ -142,7 +193,19 @@ class Cell:
 
     def source(self) -> EditSource:
         """The data the cell's edits come from."""
+        return _source(self.dataset.name, json.dumps(asdict(self.dataset), sort_keys=True))
+
+    def world(self) -> World:
+        """The embedded world the cell's model is trained on."""
         return _world(json.dumps(self.dataset.world, sort_keys=True))
+
+    def _model_identity(self) -> dict[str, Any]:
+        if self.model.checkpoint is not None:
+            return {
+                "checkpoint": checkpoint_identity(self.model.checkpoint),
+                "dtype": self.model.dtype,
+            }
+        return {**asdict(self.model_spec), "world_hash": self.world().data_hash}
 
 
 def cells_of(grid: Grid) -> list[Cell]:
@@ -160,6 +223,7 @@ def cells_of(grid: Grid) -> list[Cell]:
             checkpoints=grid.checkpoints,
             probes=grid.probes,
             threads=grid.threads,
+            statistics=grid.statistics,
         )
         for seed in grid.seeds
         for model in grid.models
@@ -185,6 +249,51 @@ def changed_fields(old: Mapping[str, Any], new: Mapping[str, Any], prefix: str =
         elif a != b:
             changes.append(f"{prefix}{name}: {a} → {b}")
     return changes
+
+
+def checkpoint_identity(checkpoint: str) -> str:
+    """What tells one checkpoint from another: its revision, or the content hash of its folder.
+
+    Weights are told by their headers (names, shapes, offsets) and sizes: reading 16 GB to hash
+    them would take longer than many a cell.
+
+    Raises:
+        ConfigError: Neither a folder with a config.json nor a pinned hub revision.
+    """
+    folder = Path(checkpoint)
+    if not folder.is_dir():
+        if re.fullmatch(r"[\w.-]+/[\w.-]+@[\w.-]+", checkpoint):
+            return checkpoint
+        raise ConfigError(
+            f"checkpoint {checkpoint!r}: no such folder; a hub model is given with its revision, "
+            "as in owner/name@0123abc"
+        )
+    if not (folder / "config.json").is_file():
+        raise ConfigError(f"checkpoint {checkpoint!r}: the folder has no config.json")
+    total = hashlib.sha256()
+    for path in sorted(folder.glob("*")):
+        if path.suffix in (".json", ".txt", ".model"):
+            total.update(path.read_bytes())
+        elif path.suffix == ".safetensors":
+            with path.open("rb") as file:
+                total.update(file.read(8 + int.from_bytes(file.read(8), "little")))
+            total.update(str(path.stat().st_size).encode())
+    return total.hexdigest()[:16]
+
+
+@lru_cache(maxsize=8)
+def _source(name: str, entry: str) -> EditSource:
+    data = json.loads(entry)
+    if not data["files"]:
+        return _world(json.dumps(data["world"], sort_keys=True))
+    return FileEditSource(
+        **data["files"],
+        format=data["format"],
+        order=data["order"],
+        on_overlap=data["on_overlap"],
+        strict=data["strict"],
+        name=name,
+    )
 
 
 @lru_cache(maxsize=8)

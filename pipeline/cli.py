@@ -66,7 +66,7 @@ def plan(
 ) -> None:
     """Show the cells of a grid, and which of them are done. Runs nothing."""
     from pipeline.config import load_grid
-    from pipeline.plan import make_plan, pool_sizes
+    from pipeline.plan import make_plan, pool_lines
     from pipeline.results.lake import Lake
 
     parsed = load_grid(grid, set_)
@@ -76,9 +76,8 @@ def plan(
         state = "done" if cell.key in found.done else "missing"
         reason = found.failed.get(cell.key)
         typer.echo(f"{state:8}{cell.key}  {cell.path}" + (f"  ({reason})" if reason else ""))
-    for dataset, sizes in pool_sizes(found.cells).items():
-        listed = ", ".join(f"{pool} {size}" for pool, size in sizes.items())
-        typer.echo(f"facts of {dataset}: {listed}")
+    for line in pool_lines(found.cells):
+        typer.echo(line)
     typer.echo(f"{len(found.cells)} cells, {len(found.missing)} to run; lake {places.lake}")
 
 
@@ -97,7 +96,7 @@ def run(
     A run that was interrupted goes on from where it stopped: give the same command again.
     """
     from pipeline.config import load_grid
-    from pipeline.plan import make_plan
+    from pipeline.plan import make_plan, pool_lines
     from pipeline.results.lake import Lake
     from pipeline.run.driver import run_plan
 
@@ -105,7 +104,13 @@ def run(
     places = Locations.under(results, lake, tracking)
     found = make_plan(parsed, Lake(places.lake), replace)
     console = Console(stderr=True)
+    for line in pool_lines(found.cells):
+        console.print(line, highlight=False)
     console.print(f"{len(found.cells)} cells, {len(found.missing)} to run", highlight=False)
+    if found.missing:
+        from pipeline.preflight import preflight
+
+        preflight(found.missing)
     failed = run_plan(parsed, found, places, console, workers)
     _print_table(places.lake, parsed.name, "md", tuple(e.editor for e in parsed.editors))
     report_path = _write_report(places.lake, parsed.name, results / f"{parsed.name}.html")

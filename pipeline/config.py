@@ -13,6 +13,7 @@ import yaml
 from pydantic import TypeAdapter, ValidationError
 
 from pipeline.yaml_location import ConfigError, KeyPath, Located
+from rledit.datasets import FORMATS
 from rledit.editors import EDITORS, editor_class
 from rledit.metrics import PROTOCOLS
 from rledit.scoring import Probes
@@ -27,13 +28,18 @@ class ModelEntry:
 
     Attributes:
         name: Name in tables and paths.
-        world_model: Preset of the embedded world's models to train on the spot.
+        world_model: Preset of the embedded world's models to train on the spot, on the world of
+            the dataset.
+        checkpoint: A folder, or ``owner/name@revision`` on the hub, to load instead.
+        dtype: Precision the checkpoint is loaded in.
         modules: Edited linears, for editors that do not name their own.
         overrides: Settings of the preset to change.
     """
 
     name: str
     world_model: str = "llama"
+    checkpoint: str | None = None
+    dtype: Literal["float32", "bfloat16", "float64"] = "float32"
     modules: tuple[str, ...] = ("down:all",)
     overrides: dict[str, Any] = field(default_factory=dict)
 
@@ -45,11 +51,22 @@ class DatasetEntry:
     Attributes:
         name: Name in tables and paths.
         world: Settings of the embedded world.
+        files: Files of edits instead of the world's own: ``train``, ``evaluation``,
+            ``validation`` (JSON or JSONL in any schema of `rledit.datasets`).
+        format: Schema of the files, or `auto`.
+        order: Draw streams `shuffled` by seed, or in the order of the `file`.
+        on_overlap: `refuse` files that share prompts, or `drop` those from training.
+        strict: Refuse files with blank targets instead of skipping those rows.
         split: Pool the stream is drawn from; `validation` is for tuning.
     """
 
     name: str = "world"
     world: dict[str, Any] = field(default_factory=dict)
+    files: dict[Literal["train", "evaluation", "validation"], str] = field(default_factory=dict)
+    format: str = "auto"
+    order: Literal["shuffled", "file"] = "shuffled"
+    on_overlap: Literal["refuse", "drop"] = "refuse"
+    strict: bool = False
     split: Literal["evaluation", "validation"] = "evaluation"
 
 
@@ -71,6 +88,27 @@ class StreamEntry:
 
 
 @dataclass(frozen=True, kw_only=True)
+class StatisticsEntry:
+    """Second moments for the editors that need them.
+
+    Attributes:
+        corpus: None for the embedded world's text; a .txt or .jsonl file; or a file of a hub
+            dataset as ``hf://datasets/owner/name@revision/file.jsonl``.
+        documents: Documents taken from the start of the corpus.
+        max_tokens: A document is cut to that many tokens.
+        dtype: Precision of the sums.
+        shards: Parts summed by separate workers. They add up to the same moments but for the order
+            of the sums, so the number is part of the identity.
+    """
+
+    corpus: str | None = None
+    documents: int = 100_000
+    max_tokens: int = 1024
+    dtype: Literal["float32", "float64"] = "float32"
+    shards: int = 1
+
+
+@dataclass(frozen=True, kw_only=True)
 class Grid:
     """A benchmark: the product of models, datasets, editors, streams and seeds.
 
@@ -82,6 +120,7 @@ class Grid:
         checkpoints: Points along a stream at which everything edited so far is scored.
         probes: Score the first rephrase and locality prompt of an edit, or all of them.
         threads: CPU threads of a cell; part of its identity, as it changes the order of sums.
+        statistics: Second moments, for the editors that need them.
     """
 
     name: str
@@ -96,6 +135,7 @@ class Grid:
     checkpoints: int = 1
     probes: Probes = "first"
     threads: int = 1
+    statistics: StatisticsEntry = field(default_factory=StatisticsEntry)
 
 
 def load_grid(path: Path, overrides: Sequence[str] = ()) -> Grid:
@@ -121,6 +161,8 @@ def parse_grid(located: Located) -> Grid:
     for key, entry in _ENTRIES.items():
         _require_list(data, key, located)
         data[key] = tuple(build(entry, item, (key, i), located) for i, item in enumerate(data[key]))
+    if "statistics" in data:
+        data["statistics"] = build(StatisticsEntry, data["statistics"], ("statistics",), located)
     grid = build(Grid, data, (), located)
     _check_names(grid, located)
     return grid
@@ -184,6 +226,8 @@ def _check_names(grid: Grid, located: Located) -> None:
         build(cls, preset | model.overrides, ("models", i, "overrides"), located)
     for i, dataset in enumerate(grid.datasets):
         build(WorldConfig, dataset.world, ("datasets", i, "world"), located)
+        if dataset.format != "auto":
+            _known(dataset.format, FORMATS, ("datasets", i, "format"), located, "format")
     for i, stream in enumerate(grid.streams):
         if stream.n_batches < 1 or stream.batch_size < 1:
             raise ConfigError(f"{located.place(('streams', i))}: a stream needs at least one edit")

@@ -10,7 +10,6 @@ from pipeline.config import Grid
 from pipeline.results.lake import Lake
 from pipeline.results.records import CellAddress
 from pipeline.yaml_location import ConfigError
-from rledit.families import FAMILIES
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -83,11 +82,8 @@ def check_cell(cell: Cell) -> None:
     """Find what would fail later, before anything expensive starts.
 
     Raises:
-        ConfigError: The data holds too few edits for the stream or for a training trajectory, or
-            the model's architecture is not one that can be edited.
+        ConfigError: The data holds too few edits for the stream or for a training trajectory.
     """
-    if cell.model_spec.family not in FAMILIES:
-        raise ConfigError(f"{cell.path}: no family {cell.model_spec.family!r}")
     sizes = cell.source().sizes()
     needs: dict[str, int] = {cell.dataset.split: cell.n_edits}
     if cell.trains:
@@ -100,9 +96,13 @@ def check_cell(cell: Cell) -> None:
             )
 
 
-def pool_sizes(cells: Sequence[Cell]) -> dict[str, dict[str, int]]:
-    """Sizes of the pools of every dataset of a grid."""
-    return {cell.dataset.name: cell.source().sizes() for cell in cells}
+def pool_lines(cells: Sequence[Cell]) -> list[str]:
+    """Sizes of the pools of every dataset of a grid, a line each."""
+    sizes = {cell.dataset.name: cell.source().sizes() for cell in cells}
+    return [
+        f"facts of {name}: " + ", ".join(f"{pool} {size}" for pool, size in pools.items())
+        for name, pools in sizes.items()
+    ]
 
 
 def _path(address: CellAddress) -> tuple[object, ...]:

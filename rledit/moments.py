@@ -38,6 +38,12 @@ class RunningMoments:
         self.mean = torch.zeros(width, dtype=kept, device=device)
         self.squares = torch.zeros(width, dtype=kept, device=device)
 
+    def reset(self) -> None:
+        """Forget all rows."""
+        self.count.zero_()
+        self.mean.zero_()
+        self.squares.zero_()
+
     def update(self, rows: Tensor) -> None:
         """Merge a chunk of rows (n x d).
 

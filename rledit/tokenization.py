@@ -150,6 +150,11 @@ class Encoder:
         ids = list(both[len(bare) :])
         if not ids:
             raise TokenizationError(f"the answer {text!r} of {prompt!r} has no tokens")
+        if self.tokenizer.unk_token_id is not None and self.tokenizer.unk_token_id in ids:
+            raise TokenizationError(
+                f"the tokenizer has no token for a part of the answer {text!r} of {prompt!r}; "
+                "another model or another target is needed"
+            )
         return ids
 
     def sample(self, prompt: str, answer: str, where: str = "") -> Sample:

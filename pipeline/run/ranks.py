@@ -18,12 +18,17 @@ TIMEOUT = timedelta(minutes=10)
 
 
 class ProcessRanks:
-    """The process group this process has joined, as `rledit.ranks.Ranks`."""
+    """A process group as `rledit.ranks.Ranks`.
 
-    def __init__(self) -> None:
-        self.rank = dist.get_rank()
-        self.size = dist.get_world_size()
-        self._carrier = torch.device("cuda" if dist.get_backend() == "nccl" else "cpu")
+    Args:
+        group: The group; None: all processes of the group this one has joined.
+    """
+
+    def __init__(self, group: dist.ProcessGroup | None = None) -> None:
+        self._group = group
+        self.rank = dist.get_rank(group)
+        self.size = dist.get_world_size(group)
+        self._carrier = torch.device("cuda" if dist.get_backend(group) == "nccl" else "cpu")
 
     def sum_(self, tensor: Tensor) -> None:
         """Replace a tensor by its sum over all ranks.
@@ -34,7 +39,7 @@ class ProcessRanks:
             return
         # Each back end carries tensors of its own kind of device only.
         carried = tensor.to(self._carrier).contiguous()
-        dist.all_reduce(carried)
+        dist.all_reduce(carried, group=self._group)
         if carried.data_ptr() != tensor.data_ptr():
             tensor.copy_(carried)
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Literal, Protocol
 
-Stage = Literal["prepare", "train", "edit"]
+Stage = Literal["prepare", "statistics", "train", "edit"]
 
 
 class Report(Protocol):

@@ -7,15 +7,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from pipeline.cells import Cell
+from pipeline.cells import Cell, digest
 from pipeline.locations import Locations
 from pipeline.results.lake import Lake
 from pipeline.run.cell import run_cell
 from pipeline.run.report import Report
 from pipeline.run.stages.prepare import prepare_model
+from pipeline.run.stages.statistics import collect
 from pipeline.run.stages.train import train, trained_path
 
-Kind = Literal["prepare", "train", "edit"]
+Kind = Literal["prepare", "statistics", "train", "edit"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -28,6 +29,7 @@ class Task:
         cell: The cell it is done for; any cell that shares it will do.
         needs: Keys of the tasks whose outputs it takes.
         threads: CPU threads.
+        shard: Part of the corpus, of a statistics task.
     """
 
     kind: Kind
@@ -35,12 +37,15 @@ class Task:
     cell: Cell
     needs: tuple[str, ...]
     threads: int
+    shard: int = 0
 
     @property
     def label(self) -> str:
         """What a person calls it."""
         if self.kind == "prepare":
             return f"model {self.cell.model.name}"
+        if self.kind == "statistics":
+            return f"statistics {self.cell.model.name} shard {self.shard}"
         stream = f"{self.cell.stream.n_batches}x{self.cell.stream.batch_size}"
         return f"{self.kind} {self.cell.label} {stream} seed {self.cell.seed}"
 
@@ -49,7 +54,7 @@ def tasks_of(cells: Sequence[Cell]) -> dict[str, Task]:
     """Tasks of some cells by key, dependencies before dependants; shared work occurs once."""
     tasks: dict[str, Task] = {}
     for cell in cells:
-        model = f"prepare:{cell.model.name}:{cell.identity['dataset']['data_hash'][:16]}"
+        model = f"prepare:{digest(cell.identity['model'])}"
         add = [
             Task(kind="prepare", key=model, cell=cell, needs=(), threads=cell.model_spec.threads)
         ]
@@ -60,6 +65,20 @@ def tasks_of(cells: Sequence[Cell]) -> dict[str, Task]:
                 Task(kind="train", key=network, cell=cell, needs=(model,), threads=cell.threads)
             )
             needs.append(network)
+        if "statistics" in cell.needs:
+            for shard in range(cell.statistics.shards):
+                moments = f"statistics:{cell.statistics_key}:{shard}"
+                add.append(
+                    Task(
+                        kind="statistics",
+                        key=moments,
+                        cell=cell,
+                        needs=(model,),
+                        threads=cell.threads,
+                        shard=shard,
+                    )
+                )
+                needs.append(moments)
         add.append(
             Task(
                 kind="edit",
@@ -92,5 +111,7 @@ def perform(task: Task, outputs: Sequence[str], locations: Locations, report: Re
     model = Path(outputs[0])
     if task.kind == "train":
         return str(train(task.cell, model, cache, report))
+    if task.kind == "statistics":
+        return str(collect(task.cell, task.shard, model, cache, report))
     network = trained_path(task.cell, cache) if task.cell.trains else None
     return run_cell(task.cell, model, network, cache, Lake(locations.lake), report)

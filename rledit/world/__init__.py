@@ -2,7 +2,12 @@
 
 from rledit.world.answers import fact_recall, world_recall
 from rledit.world.facts import Fact, World, WorldConfig
-from rledit.world.model import build_world_model, training_record, world_model_key
+from rledit.world.model import (
+    build_world_model,
+    training_record,
+    world_encoder,
+    world_model_key,
+)
 from rledit.world.presets import FAMILIES, WORLD_MODELS, WorldModelSpec
 from rledit.world.words import word_tokenizer, world_words
 
@@ -17,6 +22,7 @@ __all__ = [
     "fact_recall",
     "training_record",
     "word_tokenizer",
+    "world_encoder",
     "world_model_key",
     "world_recall",
     "world_words",

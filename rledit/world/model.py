@@ -27,6 +27,8 @@ import torch
 import transformers
 from transformers import AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerBase
 
+from rledit import families
+from rledit.tokenization import Encoder
 from rledit.world.answers import world_recall
 from rledit.world.facts import SPLITS, World
 from rledit.world.presets import BOS_FAMILIES, WorldModelSpec, model_config
@@ -89,6 +91,12 @@ def build_world_model(
     finally:
         shutil.rmtree(building, ignore_errors=True)
     return path
+
+
+def world_encoder(world: World, spec: WorldModelSpec) -> Encoder:
+    """The encoder of a world's model; the model itself need not exist yet."""
+    tokenizer = word_tokenizer(world_words(world), add_bos=spec.family in BOS_FAMILIES)
+    return Encoder(tokenizer, families.FAMILIES[spec.family], _MAX_LENGTH)
 
 
 def training_record(path: str | os.PathLike[str]) -> dict[str, Any]:

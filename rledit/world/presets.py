@@ -11,11 +11,13 @@ from typing import Any, Literal, get_args
 
 from transformers import AutoConfig, PretrainedConfig
 
+from rledit import families
+
 Family = Literal["llama", "mistral", "gptj", "gemma2", "qwen2"]
 FAMILIES: tuple[Family, ...] = get_args(Family)
 
 # The families whose released tokenizers put BOS in front of a prompt.
-BOS_FAMILIES = frozenset({"llama", "mistral", "gemma2"})
+BOS_FAMILIES = frozenset(name for name in FAMILIES if families.FAMILIES[name].bos_on_prompt)
 
 
 @dataclass(frozen=True, kw_only=True)

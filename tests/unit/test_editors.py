@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import fields
+from dataclasses import fields, replace
 from typing import Any
 
 import pytest
@@ -12,9 +12,10 @@ from rledit.editors import EDITORS, Editor, TrainableEditor, editor_class
 from rledit.families import FAMILIES
 from rledit.model import EditableModel
 from rledit.tokenization import EditBatch
-from tests.unit.tiny_models import random_batches, tiny_model, two_shapes
+from tests.unit.text_edits import equip, random_edits, text_batches, tiny_tokenizer
+from tests.unit.tiny_models import tiny_model, two_shapes
 
-# Small networks, and steps large enough for edits to show in float32.
+# Small networks, few steps, and steps large enough for edits to show in float32.
 SETTINGS: dict[str, Any] = {
     "rank": 4,
     "n_blocks": 1,
@@ -24,6 +25,17 @@ SETTINGS: dict[str, Any] = {
     "lr": 1e-2,
     "meta_lr": 1e-3,
     "depth": 2,
+    "passes": 2,
+    "contexts": ("w01 w02 {}", "w03 {}"),
+    "value_steps": 4,
+    "value_lr": 0.5,
+    "clamp": 4.0,
+    "moment_weight": 1.0,
+    "threshold": 1.0,
+    "ridge": 1.0,
+    "warmup_batches": 2,
+    "retrain_every": 1,
+    "retrain_batches": 2,
 }
 EDITING = [name for name in EDITORS if name != "none"]
 
@@ -32,13 +44,17 @@ def make(name: str, family: str = "llama", dtype: torch.dtype = torch.float32) -
     model = tiny_model(family).to(dtype)
     cls = editor_class(name)
     known = {f.name for f in fields(cls.Config)}
-    modules = () if name == "none" else two_shapes(model)
+    choices = {"any": two_shapes(model), "down": ("down:1,3",), "one_down": ("down:2",)}
+    modules = () if name == "none" else choices[cls.linears]
     settings = {k: v for k, v in SETTINGS.items() if k in known}
-    return cls(EditableModel(model, None, modules), cls.Config(modules=modules, **settings))
+    editable = EditableModel(model, tiny_tokenizer(family), modules)
+    editor = cls(editable, cls.Config(modules=modules, **settings))
+    equip(editor)
+    return editor
 
 
-def batches(n: int, size: int = 6, seed: int = 0) -> list[EditBatch]:
-    return random_batches(n, size, seed)
+def batches(editor: Editor, n: int, size: int = 6, seed: int = 0) -> list[EditBatch]:
+    return text_batches(editor.model, n, size, seed, editor.group_size)
 
 
 def matrices(editor: Editor) -> dict[str, torch.Tensor]:
@@ -54,7 +70,7 @@ def same(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> bool:
 def test_edits_change_the_declared_matrices_and_nothing_else(name: str, family: str) -> None:
     editor = make(name, family)
     before = matrices(editor)
-    editor.edit(batches(1)[0])
+    editor.edit(batches(editor, 1)[0])
     after = matrices(editor)
     changed = {k.removesuffix(".weight") for k in before if not torch.equal(before[k], after[k])}
     assert changed == set(editor.model.modules)
@@ -63,7 +79,7 @@ def test_edits_change_the_declared_matrices_and_nothing_else(name: str, family: 
 def test_the_unedited_row_changes_nothing() -> None:
     editor = make("none")
     before = matrices(editor)
-    editor.edit(batches(1)[0])
+    editor.edit(batches(editor, 1)[0])
     assert same(before, matrices(editor))
 
 
@@ -72,7 +88,7 @@ def test_the_unedited_row_changes_nothing() -> None:
 def test_restoring_is_bit_exact(name: str, dtype: torch.dtype) -> None:
     editor = make(name, dtype=dtype)
     before = matrices(editor)
-    for batch in batches(2):
+    for batch in batches(editor, 2):
         editor.edit(batch)
     assert not same(before, matrices(editor))
     with editor.model.weights.unedited():
@@ -85,8 +101,8 @@ def test_restoring_is_bit_exact(name: str, dtype: torch.dtype) -> None:
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("name", EDITING)
 def test_resuming_at_a_batch_equals_a_straight_run(name: str, dtype: torch.dtype) -> None:
-    stream = batches(4)
     straight = make(name, dtype=dtype)
+    stream = batches(straight, 4)
     resumed = make(name, dtype=dtype)
     for batch in stream[:2]:
         straight.edit(batch)
@@ -103,10 +119,10 @@ def test_resuming_at_a_batch_equals_a_straight_run(name: str, dtype: torch.dtype
 @pytest.mark.parametrize("name", EDITING)
 def test_two_cells_do_not_leak_into_each_other(name: str) -> None:
     first, second = make(name), make(name)
-    for batch in batches(2, seed=1):
+    for batch in batches(first, 2, seed=1):
         first.edit(batch)
     fresh = make(name)
-    for batch in batches(2, seed=2):
+    for batch in batches(fresh, 2, seed=2):
         second.edit(batch)
         fresh.edit(batch)
     assert same(matrices(second), matrices(fresh))
@@ -115,10 +131,25 @@ def test_two_cells_do_not_leak_into_each_other(name: str) -> None:
 @pytest.mark.parametrize("name", EDITING)
 def test_a_batch_of_one_and_a_repeated_edit_work(name: str) -> None:
     editor = make(name)
-    (single,) = batches(1, size=1)
+    (single,) = batches(editor, 1, size=1)
     for _ in range(2):
         metrics = editor.edit(single)
         assert all(torch.isfinite(torch.tensor(v)) for v in metrics.values())
+
+
+@pytest.mark.parametrize("name", EDITING)
+def test_contradicting_edits_work(name: str) -> None:
+    """The same prompt with two targets, in one batch and in the next."""
+    editor = make(name)
+    first, second = random_edits(2)
+    contrary = replace(first, target=second.target)
+    before = matrices(editor)
+    for members in ([first, contrary, second], [contrary]):
+        metrics = editor.edit(editor.model.encoder.batch(members, editor.group_size))
+        assert all(torch.isfinite(torch.tensor(v)) for v in metrics.values())
+    after = matrices(editor)
+    assert all(bool(value.isfinite().all()) for value in after.values())
+    assert not same(before, after)
 
 
 @pytest.mark.parametrize("name", EDITING)
@@ -132,8 +163,8 @@ TRAINABLE = [n for n in EDITORS if issubclass(EDITORS[n], TrainableEditor)]
 
 @pytest.mark.parametrize("name", TRAINABLE)
 def test_training_resumed_in_the_middle_equals_training_straight_through(name: str) -> None:
-    trajectories = [batches(3, seed=s) for s in range(4)]
     straight, resumed = make(name), make(name)
+    trajectories = [batches(straight, 3, seed=s) for s in range(4)]
     assert isinstance(straight, TrainableEditor)
     assert isinstance(resumed, TrainableEditor)
     start = straight.state_dict()
@@ -154,7 +185,7 @@ def test_training_leaves_the_model_unedited(name: str) -> None:
     editor = make(name)
     assert isinstance(editor, TrainableEditor)
     before = matrices(editor)
-    editor.train_step(batches(3))
+    editor.train_step(batches(editor, 3))
     assert same(before, matrices(editor))
 
 
@@ -167,7 +198,7 @@ def test_bf16_edits_keep_an_fp32_master() -> None:
     """Many edits too small for bf16 add up in the master, and the model follows."""
     editor = make("ultraedit", dtype=torch.bfloat16)
     name = editor.model.modules[0]
-    metrics = editor.edit(batches(1)[0])
+    metrics = editor.edit(batches(editor, 1)[0])
     weights = editor.model.weights
     master = weights.read(name)
     assert master.dtype == torch.float32

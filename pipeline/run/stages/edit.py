@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, field
@@ -11,7 +12,8 @@ from typing import Any
 from pipeline.cells import Cell
 from pipeline.run.report import Report
 from pipeline.run.stages.prepare import open_model
-from pipeline.run.stages.train import Trained
+from pipeline.run.stages.statistics import load_statistics
+from pipeline.run.stages.train import Trained, training_batches
 from pipeline.run.state import StateFolder
 from rledit.editors import Editor, editor_class
 from rledit.editors.base import prefixed, unprefixed
@@ -19,6 +21,9 @@ from rledit.metrics import protocol
 from rledit.records import Edit
 from rledit.scoring import EditScore, Scorer, count_contradicting
 from rledit.stream import BatchEdited, StreamScored, checkpoints, run_stream
+from rledit.tokenization import EditBatch
+
+logger = logging.getLogger(__name__)
 
 SAVE_EVERY_SECONDS = 20.0
 SCORES = ("efficacy", "generalization", "specificity", "specificity_self")
@@ -45,12 +50,14 @@ def edit_stream(
     edits = cell.source().draw(cell.dataset.split, cell.n_edits, seed=cell.seed)
     scorer = Scorer(model, edits, [protocol(p) for p in cell.protocols], cell.probes)  # type: ignore[arg-type]
     editor = editor_class(cell.editor.editor)(model, cell.settings)
+    _provide(editor, cell, model_folder, cache)
     if trained is not None:
         editor.load_state_dict(trained.state)
     folder = state_folder(cell, cache)
     rows = _resume(editor, folder) or StreamRows(n_contradicting=count_contradicting(edits))
     total = cell.stream.n_batches
     points = checkpoints(total, cell.checkpoints)
+    editor.announce(points)
     last_save = time.perf_counter()
     for event in run_stream(
         editor, edits, cell.stream.batch_size, points, scorer, start=rows.batches
@@ -68,7 +75,21 @@ def edit_stream(
         if due and not (isinstance(event, BatchEdited) and rows.batches in points):
             _save(editor, folder, rows)
             last_save = time.perf_counter()
+    # Not a row: how often the cache helps depends on where a run was interrupted.
+    logger.info("%s: frozen trunk hit rate %.1f %%", cell.path, 100 * model.trunk.hit_rate)
     return rows
+
+
+def _provide(editor: Editor, cell: Cell, model_folder: Path, cache: Path) -> None:
+    """Give the editor what it needs beside the edits."""
+    if "statistics" in cell.needs:
+        editor.load_statistics(load_statistics(cell, model_folder, cache))
+    if "training_data" in cell.needs:
+
+        def draw(n_batches: int, seed: int) -> list[EditBatch]:
+            return training_batches(cell, editor, n_batches, seed)
+
+        editor.load_training_data(draw)
 
 
 def state_folder(cell: Cell, cache: Path) -> StateFolder:

@@ -16,7 +16,7 @@ from pipeline.cells import Cell
 from pipeline.run.report import Report
 from pipeline.run.stages.prepare import open_model
 from pipeline.run.state import StateFolder, write_tensors
-from rledit.editors import TrainableEditor, editor_class
+from rledit.editors import Editor, TrainableEditor, editor_class
 from rledit.tokenization import EditBatch
 
 SAVE_EVERY_SECONDS = 20.0
@@ -78,10 +78,16 @@ def train(cell: Cell, model_folder: Path, cache: Path, report: Report) -> Path:
 
 def trajectory(cell: Cell, editor: TrainableEditor, step: int) -> Sequence[EditBatch]:
     """The training trajectory of an optimiser step: fresh edits of the train pool."""
+    return training_batches(
+        cell, editor, editor.trajectory_length(cell.stream.n_batches), seed=step
+    )
+
+
+def training_batches(cell: Cell, editor: Editor, n: int, seed: int) -> list[EditBatch]:
+    """`n` batches of the train pool, the same for the same cell seed and `seed`."""
     size = cell.stream.batch_size
-    n = editor.trajectory_length(cell.stream.n_batches)
-    # Streams of different steps and cell seeds must differ; both fit easily below the stride.
-    edits = cell.source().draw("train", n * size, seed=cell.seed * 1_000_003 + step)
+    # Draws of different cell seeds must differ; the number of steps fits easily below the stride.
+    edits = cell.source().draw("train", n * size, seed=cell.seed * 1_000_003 + seed)
     return [
         editor.model.encoder.batch(
             edits[i * size : (i + 1) * size], editor.group_size, editor.sort_by_length

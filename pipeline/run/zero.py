@@ -1,0 +1,227 @@
+"""Language models too large for one GPU, sharded by DeepSpeed ZeRO-3: the only file that knows it.
+
+Each rank holds an equal slice of every parameter. A pass gathers one module at a time, edits are
+written under `GatheredParameters`, and the low-rank term of `rledit.shift` is injected or traced by
+hooks as on a whole model. Everything but the parameters is replicated: all ranks run the same
+passes in the same order and take the same step. Beside its slice, a rank keeps the unedited copies
+(and fp32 masters) of the edited matrices.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
+from transformers.integrations import HfDeepSpeedConfig
+
+from pipeline.run import operators
+from pipeline.run.checkpoint import CheckpointFiles
+from rledit.model import EditableModel, Execution
+
+# DeepSpeed reads these when it is imported.
+os.environ.setdefault("DS_ACCELERATOR", "cuda" if torch.cuda.is_available() else "cpu")
+os.environ.setdefault("TORCH_EXTENSIONS_DIR", str(operators.FOLDER))
+
+import deepspeed
+from deepspeed.accelerator import get_accelerator
+
+logger = logging.getLogger(__name__)
+
+Offload = Literal["none", "cpu"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class ZeroSettings:
+    """How a model is sharded.
+
+    Attributes:
+        offload: Keep the slices in host memory and bring them to the GPU module by module.
+        pin_memory: Page-lock offloaded slices: faster copies, memory the host cannot swap.
+    """
+
+    offload: Offload = "none"
+    pin_memory: bool = False
+
+    def config(self, dtype: torch.dtype) -> dict[str, Any]:
+        """DeepSpeed's configuration for a frozen model of that type."""
+        zero: dict[str, Any] = {
+            "stage": 3,
+            "stage3_param_persistence_threshold": 0,
+            # Passes begin in the middle of the stack, so the order of modules differs from pass to
+            # pass: gathering ahead would leave parameters gathered.
+            "stage3_prefetch_bucket_size": 0,
+            "stage3_max_reuse_distance": 0,
+        }
+        if self.offload == "cpu":
+            zero["offload_param"] = {"device": "cpu", "pin_memory": self.pin_memory}
+        config: dict[str, Any] = {"train_micro_batch_size_per_gpu": 1, "zero_optimization": zero}
+        if dtype in _PRECISIONS:
+            config[_PRECISIONS[dtype]] = {"enabled": True}
+        return config
+
+
+_PRECISIONS = {torch.bfloat16: "bf16", torch.float16: "fp16"}
+
+
+class ShardedAccess:
+    """Reads and writes of matrices whose slices lie on all ranks; every rank makes every call."""
+
+    in_step = True
+
+    def __init__(self, engine: Any) -> None:
+        # The engine's hooks gather and release the parameters: it has to live as long as the model.
+        self._engine = engine
+
+    def read(self, parameter: nn.Parameter) -> Tensor:
+        """A copy of the whole matrix, on every rank."""
+        with deepspeed.zero.GatheredParameters([parameter]):
+            return parameter.detach().clone()
+
+    def write(self, parameter: nn.Parameter, value: Tensor) -> None:
+        """Replace the whole matrix by rank 0's `value`, rounding to the parameter's type.
+
+        All ranks bring the same value; taking one rank's keeps their slices of one matrix even if
+        round-off should differ between machines.
+        """
+        with torch.no_grad(), deepspeed.zero.GatheredParameters([parameter], modifier_rank=0):
+            parameter.copy_(value)
+
+    @contextmanager
+    def showing(self, parameter: nn.Parameter, value: Tensor) -> Iterator[None]:
+        """Write another matrix, and write the present one back at the end."""
+        current = self.read(parameter)
+        self.write(parameter, value)
+        try:
+            yield
+        finally:
+            self.write(parameter, current)
+
+
+def open_sharded(
+    folder: str | Path,
+    modules: Sequence[str],
+    *,
+    dtype: torch.dtype | None = None,
+    settings: ZeroSettings | None = None,
+    execution: Execution | None = None,
+    with_tokenizer: bool = True,
+) -> EditableModel:
+    """Open a checkpoint sharded over the ranks of the process group, ready for editing.
+
+    No rank ever holds the whole model: parameters are sliced as they are made, and filled one by
+    one from the checkpoint. Every rank of the group makes this call.
+
+    Args:
+        folder: A Hugging Face checkpoint in safetensors.
+        modules: Edited linears, see `rledit.families.edited_modules`.
+        dtype: Type of the parameters; None: the checkpoint's own.
+        settings: How the model is sharded.
+        execution: How passes are run.
+        with_tokenizer: Off where samples are already tokens.
+
+    Raises:
+        ValueError: The checkpoint is not one of this model in safetensors, or the type cannot be
+            sharded.
+    """
+    settings = settings or ZeroSettings()
+    files = CheckpointFiles(Path(folder))
+    config = AutoConfig.from_pretrained(folder)
+    dtype = dtype or config.dtype or torch.float32
+    if dtype not in (*_PRECISIONS, torch.float32):
+        raise ValueError(f"{folder}: a model of {dtype} cannot be sharded; use float32 or less")
+    _initialise()
+    zero = settings.config(dtype)
+    # transformers looks for the latest of these objects while it builds a model.
+    marker = HfDeepSpeedConfig(zero)
+    model = AutoModelForCausalLM.from_config(config, dtype=dtype)
+    del marker
+    _fill(model, files)
+    tokenizer = AutoTokenizer.from_pretrained(folder) if with_tokenizer else None
+    return _editable(model, zero, tokenizer, modules, execution)
+
+
+def shard(
+    model: nn.Module,
+    modules: Sequence[str],
+    *,
+    tokenizer: Any | None = None,
+    settings: ZeroSettings | None = None,
+    execution: Execution | None = None,
+) -> EditableModel:
+    """Shard a model that lies whole, and the same, on every rank; it is taken over.
+
+    Args:
+        model: A Hugging Face causal language model, of any precision.
+        modules: Edited linears, see `rledit.families.edited_modules`.
+        tokenizer: Its tokenizer; None where samples are already tokens.
+        settings: How the model is sharded.
+        execution: How passes are run.
+    """
+    _initialise()
+    zero = (settings or ZeroSettings()).config(next(model.parameters()).dtype)
+    return _editable(model, zero, tokenizer, modules, execution)
+
+
+def held_share(model: nn.Module) -> float:
+    """Share of the parameters' elements that lie on this rank between passes."""
+    parameters: list[Any] = list(model.parameters())
+    return sum(p.ds_tensor.ds_numel + p.numel() for p in parameters) / sum(
+        p.ds_numel for p in parameters
+    )
+
+
+def prepare_operators() -> None:
+    """Compile the operator by which CPU ranks exchange data: about a minute, once per machine."""
+    if not torch.cuda.is_available():
+        with operators.building():
+            get_accelerator().create_op_builder("ShareMemCommBuilder").load(verbose=False)
+
+
+def _initialise() -> None:
+    """Put DeepSpeed on top of the process group.
+
+    Raises:
+        RuntimeError: There is no process group.
+    """
+    if not torch.distributed.is_initialized():
+        raise RuntimeError(
+            "a sharded model needs a process group; enter pipeline.run.ranks.joined first"
+        )
+    prepare_operators()
+    deepspeed.init_distributed(torch.distributed.get_backend(), auto_mpi_discovery=False)
+
+
+def _editable(
+    model: nn.Module,
+    zero: dict[str, Any],
+    tokenizer: Any | None,
+    modules: Sequence[str],
+    execution: Execution | None,
+) -> EditableModel:
+    engine, *_ = deepspeed.initialize(model=model.eval().requires_grad_(False), config=zero)
+    logger.info("this rank holds %.0f%% of the parameters", 100 * held_share(engine.module))
+    return EditableModel(engine.module, tokenizer, modules, execution, ShardedAccess(engine))
+
+
+def _fill(model: nn.Module, files: CheckpointFiles) -> None:
+    """Copy a checkpoint into a sharded model, one tensor at a time, by way of rank 0."""
+    writes = torch.distributed.get_rank() == 0
+    parameters = dict(model.named_parameters())
+    stored = model.state_dict().keys()
+    buffers = {name: b for name, b in model.named_buffers() if name in stored}
+    files.require([*parameters, *buffers])
+    with torch.no_grad():
+        for name, parameter in parameters.items():
+            with deepspeed.zero.GatheredParameters([parameter], modifier_rank=0):
+                if writes:
+                    parameter.copy_(files.tensor(name))
+        for name, buffer in buffers.items():
+            buffer.copy_(files.tensor(name))
