@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -11,9 +10,9 @@ from typing import Annotated, Any
 
 import typer
 from rich.console import Console
-from rich.logging import RichHandler
 
 from pipeline.locations import Locations
+from pipeline.logs import configure_logging
 
 app = typer.Typer(
     help="Benchmark lifelong model editing: plan and run grids, read their results.",
@@ -242,13 +241,7 @@ def _errors_as_help() -> Iterator[None]:
 
 def main() -> Any:
     """Entry point of the console script."""
-    logging.basicConfig(
-        level=logging.INFO,
-        format="%(message)s",
-        handlers=[RichHandler(console=Console(stderr=True), show_path=False, show_level=False)],
-    )
-    for noisy in ("alembic", "mlflow", "matplotlib", "httpx", "filelock", "fsspec"):
-        logging.getLogger(noisy).setLevel(logging.WARNING)
+    configure_logging()
     with _errors_as_help():
         return app()
 

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from rledit.chunks import Chunk, make_chunks
 from rledit.families import edited_modules, family_of, layer_index
+from rledit.ranks import Alone, Ranks
 from rledit.tokenization import Encoder, Sample
 from rledit.trunk import Trunk
 from rledit.weights import EditedWeights, WeightAccess
@@ -22,14 +23,21 @@ class Execution:
     """How passes are run. Nothing here changes a number beyond floating-point round-off.
 
     Attributes:
-        token_budget: Padded tokens of one physical batch.
+        token_budget: Padded tokens of one physical batch. None: 1,024 on a CPU, which is busy with
+            that and keeps the memory of a step small; 8,192 on an accelerator.
         cache_bytes: Memory for the frozen trunk's prefixes.
         cache_on_device: Keep the prefixes on the model's device instead of host memory.
     """
 
-    token_budget: int = 4096
+    token_budget: int | None = None
     cache_bytes: int = 2 << 30
     cache_on_device: bool = False
+
+    def tokens(self, device: torch.device) -> int:
+        """The token budget on a device."""
+        if self.token_budget is not None:
+            return self.token_budget
+        return 1024 if device.type == "cpu" else 8192
 
 
 class EditableModel:
@@ -41,6 +49,10 @@ class EditableModel:
         modules: Edited linears, see `rledit.families.edited_modules`.
         execution: How passes are run.
         access: How weights are read and written (sharded models bring their own).
+        ranks: Processes that hold the same model and share the passes of training and scoring.
+
+    Raises:
+        ValueError: The modules are not this model's, or a sharded model is to share its passes.
     """
 
     def __init__(
@@ -50,7 +62,14 @@ class EditableModel:
         modules: Sequence[str],
         execution: Execution | None = None,
         access: WeightAccess | None = None,
+        ranks: Ranks | None = None,
     ) -> None:
+        self.ranks: Ranks = ranks or Alone()
+        if access is not None and access.in_step and self.ranks.size > 1:
+            raise ValueError(
+                "the ranks of a sharded model have to make the same passes in the same order; "
+                "they cannot share the passes out as well"
+            )
         self.model = model.eval().requires_grad_(False)
         self.family = family_of(model)
         self.modules = edited_modules(model, modules)
@@ -100,7 +119,7 @@ class EditableModel:
 
     def chunks(self, samples: Sequence[Sample]) -> list[Chunk]:
         """Physical batches of samples under the token budget."""
-        return make_chunks(samples, self.execution.token_budget)
+        return make_chunks(samples, self.execution.tokens(self.device))
 
     def log_probabilities(self, samples: Sequence[Sample]) -> Iterator[tuple[Chunk, Tensor]]:
         """Chunks with their (rows, vocabulary) log-probabilities, in compute precision."""

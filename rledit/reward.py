@@ -6,6 +6,10 @@ L_e is the cross-entropy of the target on the equivalent prompts, KL compares th
 unrelated prompts with a reference model, both under the weights after the edit; terms with j ≥ 1
 are the paper's memory backtracking (RLEdit, arXiv 2502.05759, section 4). The norm term is a
 function of the shift alone and is added by the editor.
+
+Where several ranks hold the same model, each scores the prompts dealt to it, and gradients and
+losses are summed. A batch's prompts are dealt once, when it enters the window: the rank that scored
+a prompt under W_{t-1} has its reference at W_t.
 """
 
 from __future__ import annotations
@@ -19,7 +23,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from rledit.losses import row_losses
 from rledit.model import EditableModel
+from rledit.ranks import dealt
 from rledit.shift import Shifts, traced
 from rledit.tokenization import EditBatch, Phase, Sample
 
@@ -69,11 +75,20 @@ class ReferenceCache:
         self._budget = budget
         self._held = 0
         self._kept: OrderedDict[bytes, Tensor] = OrderedDict()
+        self.hits = 0
+        self.misses = 0
+
+    @property
+    def hit_rate(self) -> float:
+        """Share of prompts found in the cache since the start."""
+        return self.hits / max(1, self.hits + self.misses)
 
     def get(self, model: EditableModel, samples: Sequence[Sample]) -> list[Tensor]:
         """(a, vocabulary) log-probabilities of each sample under the unedited weights."""
         keys = [s.key + s.labels.numpy().tobytes() for s in samples]
         missing = [i for i, key in enumerate(keys) if key not in self._kept]
+        self.hits += len(keys) - len(missing)
+        self.misses += len(missing)
         fresh: dict[bytes, Tensor] = {}
         if missing:
             with model.weights.unedited():
@@ -86,6 +101,11 @@ class ReferenceCache:
         while self._held > self._budget and self._kept:
             self._held -= self._kept.popitem(last=False)[1].nbytes
         return found
+
+    def clear(self) -> None:
+        """Forget all references."""
+        self._kept.clear()
+        self._held = 0
 
     def _touch(self, key: bytes) -> Tensor:
         self._kept.move_to_end(key)
@@ -105,10 +125,17 @@ def log_probabilities(model: EditableModel, samples: Sequence[Sample]) -> list[T
 
 @dataclass(eq=False)
 class _Remembered:
-    """A batch inside the backtracking window, with the reference of its unrelated prompts."""
+    """A batch inside the backtracking window.
+
+    Attributes:
+        batch: The batch.
+        reference: References of those of its unrelated prompts that fall to this rank.
+        first: The rank its deal begins with, see `rledit.ranks.dealt`.
+    """
 
     batch: EditBatch
     reference: list[Tensor]
+    first: int = 0
 
 
 @dataclass(eq=False)
@@ -139,21 +166,26 @@ class Reward:
         self._config = config
         self._references = references
         self._window: deque[_Remembered] = deque(maxlen=config.depth)
+        self._next_deal = 0
 
     def observe(self, batch: EditBatch) -> None:
         """Take a batch into the window, with its reference."""
-        samples = batch.unrelated.samples
+        first = self._next_deal
+        self._next_deal += len(batch.equivalent) + len(batch.unrelated)
+        own = dealt(batch.unrelated.samples, self._model.ranks, first)
+        samples = [batch.unrelated.samples[i] for i in own]
         if self._config.kl_reference == "pretrained":
             reference = self._references.get(self._model, samples)
         else:
             # Older batches already hold their logits under W_{t-1}: those of the last reward pass.
             reference = log_probabilities(self._model, samples)
-        self._window.appendleft(_Remembered(batch, reference))
+        self._window.appendleft(_Remembered(batch, reference, first))
 
     def backward(self, shifts: Shifts) -> RewardTerms:
         """Score the window on the current weights; gradients collect in the shifts' leaves.
 
         Only the graph of one chunk is alive at a time, so memory does not grow with the depth.
+        Gradients and losses are those of all ranks' prompts together, on every rank.
         """
         equivalent, unrelated = self._items()
         terms = RewardTerms(
@@ -169,47 +201,75 @@ class Reward:
         for items, input_gradient in passes:
             with torch.enable_grad(), traced(self._model, shifts, input_gradient=input_gradient):
                 total += self._run(items, terms)
-        return RewardTerms(equivalence=terms.equivalence, divergence=terms.divergence, total=total)
+        return self._summed(shifts, terms, total)
 
     def _items(self) -> tuple[list[_Item], list[_Item]]:
+        """The prompts of the window that fall to this rank."""
+        ranks = self._model.ranks
         equivalent: list[_Item] = []
         unrelated: list[_Item] = []
         for age, entry in enumerate(self._window):
-            equivalent += _items_of(entry.batch.equivalent, age, None)
-            unrelated += _items_of(entry.batch.unrelated, age, entry.reference)
+            batch = entry.batch
+            own = dealt(batch.unrelated.samples, ranks, entry.first)
+            unrelated += _items_of(batch.unrelated, own, age, entry.reference)
+            # The second deal goes on where the first one ended.
+            own = dealt(batch.equivalent.samples, ranks, entry.first + len(batch.unrelated))
+            equivalent += _items_of(batch.equivalent, own, age, [None] * len(own))
         return equivalent, unrelated
 
+    def _summed(self, shifts: Shifts, terms: RewardTerms, total: float) -> RewardTerms:
+        """Sum the leaves' gradients and the losses over the ranks."""
+        ranks = self._model.ranks
+        if ranks.size > 1:
+            for leaf in (t for s in shifts.values() for t in (s.left, s.right) if t is not None):
+                if leaf.requires_grad:
+                    if leaf.grad is None:
+                        leaf.grad = torch.zeros_like(leaf)
+                    ranks.sum_(leaf.grad)
+        depth = len(self._window)
+        losses = torch.tensor([*terms.equivalence, *terms.divergence, total], dtype=torch.float64)
+        ranks.sum_(losses)
+        values: list[float] = losses.tolist()
+        return RewardTerms(
+            equivalence=values[:depth], divergence=values[depth:-1], total=values[-1]
+        )
+
     def _run(self, items: list[_Item], terms: RewardTerms) -> float:
+        """Score this rank's prompts; returns the decayed, weighted sum."""
         model, config = self._model, self._config
         token_weights = torch.tensor([i.token_weight for i in items], dtype=torch.float64)
         ages = torch.tensor([i.age for i in items])
-        is_kl = torch.tensor([i.reference is not None for i in items])
+        is_kl = torch.tensor([i.reference is not None for i in items], dtype=torch.bool)
         coefficients = [1.0 if i.reference is None else config.loc_coef for i in items]
         factors = torch.tensor(coefficients, dtype=torch.float64) * config.decay ** ages.double()
         latest: dict[int, Tensor] = {}
-        total = 0.0
+        found: list[Tensor] = []
+        row_items: list[Tensor] = []
         for chunk in model.chunks([i.sample for i in items]):
             logits = model.trunk.logits(chunk).to(model.compute_dtype)
             references = [items[i].reference for i in chunk.index.tolist()]
             kl_rows = is_kl[chunk.row_sample]
             losses = row_losses(logits, chunk.labels.to(logits.device), kl_rows, references)
-            weight = token_weights[chunk.row_sample]
-            scaled = (weight * factors[chunk.row_sample]).to(losses)
-            loss = losses @ scaled
-            loss.backward()
-            total += float(loss.detach())
-            plain = losses.detach().double().cpu() * weight
-            age = ages[chunk.row_sample]
-            for j in range(len(self._window)):
-                terms.equivalence[j] += float(plain[(age == j) & ~kl_rows].sum())
-                terms.divergence[j] += float(plain[(age == j) & kl_rows].sum())
+            losses.backward((token_weights * factors)[chunk.row_sample].to(losses))
+            found.append(losses.detach())
+            row_items.append(chunk.row_sample)
             if config.kl_reference == "previous":
                 counts = [len(s.answer_ids) for s in chunk.samples]
                 values = F.log_softmax(logits.detach(), dim=-1).split(counts)
                 latest.update(zip(chunk.index.tolist(), values, strict=True))
         if latest:
             self._renew_references(items, latest)
-        return total
+        if not found:
+            return 0.0
+        # Read back once, after the last chunk, so that an accelerator is not kept waiting.
+        rows = torch.cat(row_items)
+        plain = torch.cat(found).double().cpu() * token_weights[rows]
+        for kind, chosen in ((terms.equivalence, ~is_kl[rows]), (terms.divergence, is_kl[rows])):
+            by_age = torch.zeros(len(kind), dtype=torch.float64)
+            by_age.index_add_(0, ages[rows[chosen]], plain[chosen])
+            for age, loss in enumerate(by_age.tolist()):
+                kind[age] += loss
+        return float((plain * factors[rows]).sum())
 
     def _renew_references(self, items: list[_Item], latest: dict[int, Tensor]) -> None:
         """Under `previous`, this step's edited log-probabilities are the next step's reference."""
@@ -222,37 +282,11 @@ class Reward:
                 entry.reference = reference
 
 
-def _items_of(phase: Phase, age: int, references: list[Tensor] | None) -> list[_Item]:
+def _items_of(
+    phase: Phase, own: Sequence[int], age: int, references: Sequence[Tensor | None]
+) -> list[_Item]:
+    weights: list[float] = phase.weights.tolist()
     return [
-        _Item(sample, age, weight, references[i] if references is not None else None)
-        for i, (sample, weight) in enumerate(
-            zip(phase.samples, phase.weights.tolist(), strict=True)
-        )
+        _Item(phase.samples[i], age, weights[i], reference)
+        for i, reference in zip(own, references, strict=True)
     ]
-
-
-def row_losses(
-    logits: Tensor, labels: Tensor, kl_rows: Tensor, references: Sequence[Tensor | None]
-) -> Tensor:
-    """(rows,) cross-entropy, or KL(reference ‖ model) where `kl_rows`; both in one soft-max.
-
-    Args:
-        logits: (rows, vocabulary); may carry a graph.
-        labels: (rows,) int64, the token to predict; not looked at where `kl_rows`.
-        kl_rows: (rows,) bool, rows scored by divergence in place of cross-entropy.
-        references: Log-probabilities (a, vocabulary) whose concatenation matches the divergence
-            rows in order; None for samples scored by cross-entropy.
-    """
-    log_p = F.log_softmax(logits, dim=-1)
-    if not bool(kl_rows.any()):
-        return -log_p.gather(1, labels[:, None]).squeeze(1)
-    kl_rows = kl_rows.to(logits.device)
-    reference = torch.cat([r for r in references if r is not None]).to(log_p)
-    losses = log_p.new_zeros(len(log_p))
-    divergence = (reference.exp() * (reference - log_p[kl_rows])).sum(-1)
-    losses = losses.index_put((kl_rows.nonzero().flatten(),), divergence)
-    plain = (~kl_rows).nonzero().flatten()
-    if len(plain):
-        picked = log_p[plain].gather(1, labels[plain, None]).squeeze(1)
-        losses = losses.index_put((plain,), -picked)
-    return losses

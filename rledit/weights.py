@@ -16,7 +16,14 @@ from torch import Tensor, nn
 
 
 class WeightAccess(Protocol):
-    """How a weight is read and written; a sharded model supplies its own."""
+    """How a weight is read and written; a sharded model supplies its own.
+
+    Attributes:
+        in_step: Whether every call, and every pass of the model, is one that all ranks have to
+            make together, in the same order.
+    """
+
+    in_step: bool
 
     def read(self, parameter: nn.Parameter) -> Tensor:
         """The whole matrix (d_out x d_in), detached."""
@@ -33,6 +40,8 @@ class WeightAccess(Protocol):
 
 class LocalAccess:
     """Weights that lie whole in this process."""
+
+    in_step = False
 
     def read(self, parameter: nn.Parameter) -> Tensor:
         """The parameter's own storage, detached."""
@@ -100,6 +109,7 @@ class EditedWeights:
         """The model's parameter, for editors that differentiate with respect to it."""
         return self._parameters[name]
 
+    @torch.no_grad()
     def add(self, name: str, shift: Addition) -> float:
         """Add a shift to a matrix: exactly in the master, rounded in the model.
 
@@ -115,10 +125,11 @@ class EditedWeights:
             return 1.0
         before = self._access.read(parameter).float()
         self._access.write(parameter, master)
-        realised = self._access.read(parameter).float() - before
+        # In place: these are whole matrices, and for large models there is room for few of them.
+        realised = self._access.read(parameter).float().sub_(before)
         intended = shift.dense().T.float()
         scale = float(realised.norm() * intended.norm())
-        return float((realised * intended).sum()) / scale if scale > 0 else 0.0
+        return float(realised.mul_(intended).sum()) / scale if scale > 0 else 0.0
 
     def set(self, name: str, value: Tensor) -> None:
         """Replace a matrix (d_out x d_in)."""
@@ -142,7 +153,8 @@ class EditedWeights:
 
     def delta_norm(self, name: str) -> float:
         """Frobenius norm of (current - original)."""
-        return float((self.read(name).double() - self._original[name].double()).norm())
+        change = self.read(name) - self._original[name]
+        return float(torch.linalg.vector_norm(change, dtype=torch.float64))
 
     def state_dict(self) -> dict[str, Tensor]:
         """Full-precision copies of the edited matrices: what a resumed run needs of the model."""
@@ -162,14 +174,14 @@ class EditedWeights:
             self.set(name, value)
 
     def _master(self, name: str) -> Tensor:
-        """The tensor edits accumulate in: the parameter itself where it is precise enough."""
+        """The tensor edits accumulate in: the current matrix where it is precise enough."""
         if name in self._masters:
             return self._masters[name]
         current = self._access.read(self._parameters[name])
-        master = current.float() if current.dtype in (torch.bfloat16, torch.float16) else current
-        if master.data_ptr() != self._parameters[name].data_ptr():
-            self._masters[name] = master
-        return master
+        if current.dtype not in (torch.bfloat16, torch.float16):
+            return current
+        self._masters[name] = current.float()
+        return self._masters[name]
 
 
 def _weight(model: nn.Module, name: str) -> nn.Parameter:

@@ -5,6 +5,10 @@ written under `GatheredParameters`, and the low-rank term of `rledit.shift` is i
 hooks as on a whole model. Everything but the parameters is replicated: all ranks run the same
 passes in the same order and take the same step. Beside its slice, a rank keeps the unedited copies
 (and fp32 masters) of the edited matrices.
+
+DeepSpeed replaces ``torch.nn.functional.linear`` in the whole process when it first shards a model.
+Its version adds a bias after rounding the product, so linears with biases (GPT-J) agree with an
+unsharded bf16 model to bf16 rounding only; in float32 the difference is round-off.
 """
 
 from __future__ import annotations
@@ -122,7 +126,7 @@ def open_sharded(
     Args:
         folder: A Hugging Face checkpoint in safetensors.
         modules: Edited linears, see `rledit.families.edited_modules`.
-        dtype: Type of the parameters; None: the checkpoint's own.
+        dtype: Type of the parameters; None: the checkpoint's own. float16 needs a GPU.
         settings: How the model is sharded.
         execution: How passes are run.
         with_tokenizer: Off where samples are already tokens.

@@ -1,0 +1,122 @@
+"""One of four ranks that train and score alone, in pairs and all together; see `test_ranks`."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import sys
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from pipeline.run.ranks import ProcessRanks, joined
+from rledit.editors import EDITORS, TrainableEditor
+from rledit.metrics import read
+from rledit.model import EditableModel, Execution
+from rledit.ranks import Alone, Ranks
+from tests.unit.oracle import relative
+from tests.unit.tiny_models import double_arithmetic, random_batches, tiny_model, two_shapes
+
+SETTINGS: dict[str, Any] = {
+    "rank": 4,
+    "n_blocks": 1,
+    "initial_step": 1e-2,
+    "meta_lr": 1e-3,
+    "depth": 2,
+}
+CASES: dict[str, tuple[str, str, dict[str, Any]]] = {
+    "llama": ("rledit", "llama", {}),
+    "gptj-previous": ("rledit", "gptj", {"kl_reference": "previous"}),
+    "gemma2-official": ("rledit", "gemma2", {"reference": "official"}),
+    "mistral-mend": ("mend", "mistral", {"kl_reference": "previous"}),
+}
+
+
+def run(case: str, ranks: Ranks) -> tuple[dict[str, Tensor], dict[str, float], int]:
+    """Train two trajectories, edit two batches, read.
+
+    Returns:
+        Networks, edited weights and readings; measured losses; prompts this rank read.
+    """
+    name, family, settings = CASES[case]
+    whole = tiny_model(family)
+    modules = two_shapes(whole)
+    model = EditableModel(whole, None, modules, Execution(token_budget=60), ranks=ranks)
+    cls = EDITORS[name]
+    editor = cls(model, cls.Config(modules=modules, **SETTINGS, **settings))
+    assert isinstance(editor, TrainableEditor)
+    measured: dict[str, float] = {}
+    for seed in (1, 2):
+        # Seven prompts on four ranks: shares are unequal.
+        measured = editor.train_step(random_batches(3, 7, seed))
+    found = {f"editor {k}": v for k, v in editor.state_dict().items()}
+    stream = random_batches(2, 7, 3)
+    for batch in stream:
+        editor.edit(batch)
+    found |= {f"weight {k}": v for k, v in model.weights.state_dict().items()}
+    before = model.trunk.hits + model.trunk.misses
+    samples = [s for batch in stream for s in batch.equivalent.samples]
+    readings = read(model, samples)
+    found["predicted"] = torch.cat([r.predicted for r in readings])
+    found["nll"] = torch.tensor([r.nll for r in readings], dtype=torch.float64)
+    return found, measured, model.trunk.hits + model.trunk.misses - before
+
+
+def main(rank: int, size: int, folder: Path) -> None:
+    """Compare every case, in groups of every size, with one process."""
+    torch.set_num_threads(1)
+    double_arithmetic(pytest.MonkeyPatch())
+    report: dict[str, Any] = {}
+    with joined(rank, size, f"file://{folder}/rendezvous", "gloo", timedelta(minutes=1)) as four:
+        # Every process takes part in making every group.
+        pairs = [dist.new_group([0, 1]), dist.new_group([2, 3])]
+        groups: dict[str, Ranks] = {"2": ProcessRanks(pairs[rank // 2]), "4": four}
+        for case in CASES:
+            alone, losses, n_read = run(case, Alone())
+            for ranks_name, ranks in groups.items():
+                found, measured, own_read = run(case, ranks)
+                assert found.keys() == alone.keys()
+                report[f"{case} {ranks_name}"] = {
+                    "error": worst(found, alone),
+                    "loss_error": max(
+                        abs(measured[k] - losses[k]) / max(1.0, abs(losses[k])) for k in losses
+                    ),
+                    "bits": checksum(found),
+                    "read": own_read,
+                    "read_alone": n_read,
+                }
+        report["empty"] = len(read_nothing(four))
+    (folder / f"{rank}.json").write_text(json.dumps(report))
+
+
+def read_nothing(ranks: Ranks) -> list[Any]:
+    """Score no prompt at all."""
+    return list(read(EditableModel(tiny_model("llama"), None, ("up:1",), ranks=ranks), []))
+
+
+def worst(found: dict[str, Tensor], expected: dict[str, Tensor]) -> float:
+    """Largest relative error; 0 for equal tensors, all-zero ones among them."""
+    errors = [
+        0.0
+        if torch.equal(found[k], expected[k])
+        else relative(found[k].double(), expected[k].double())
+        for k in expected
+    ]
+    return float(torch.tensor(errors).max())
+
+
+def checksum(tensors: dict[str, Tensor]) -> str:
+    """Equal for equal bits."""
+    digest = hashlib.sha256()
+    for tensor in tensors.values():
+        digest.update(tensor.contiguous().numpy().tobytes())
+    return digest.hexdigest()
+
+
+if __name__ == "__main__":
+    main(int(sys.argv[1]), int(sys.argv[2]), Path(sys.argv[3]))

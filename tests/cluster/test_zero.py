@@ -1,0 +1,110 @@
+"""A model sharded by ZeRO-3 over two ranks is the whole model: passes, gradients, edits, scores."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM, LlamaConfig
+
+from pipeline.run.checkpoint import CheckpointFiles
+from pipeline.run.operators import building, why_unavailable
+from tests.cluster.launch import launch
+from tests.unit.tiny_models import tiny_model
+
+SIZE = 2
+EDITED = ("llama torch.float32", "gptj torch.float32", "mistral torch.float32")
+# The first run on a machine compiles an operator, which takes a minute or two.
+TIMEOUT = 400.0
+
+
+@pytest.fixture(scope="module")
+def reports(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
+    reason = why_unavailable()
+    if reason is not None:
+        pytest.skip(reason)
+    folder = tmp_path_factory.mktemp("zero")
+    for family in ("llama", "gptj", "mistral"):
+        tiny_model(family).float().save_pretrained(folder / family)  # type: ignore[operator]
+    large = LlamaConfig(
+        hidden_size=384,
+        intermediate_size=1024,
+        num_hidden_layers=16,
+        num_attention_heads=4,
+        num_key_value_heads=4,
+        vocab_size=1000,
+        max_position_embeddings=64,
+    )
+    model = AutoModelForCausalLM.from_config(large)
+    model.save_pretrained(folder / "large", max_shard_size="30MB")
+    return launch("tests.cluster.zero_worker", SIZE, folder, TIMEOUT)
+
+
+@pytest.mark.cluster
+@pytest.mark.parametrize("family", ["llama", "gptj", "gemma2", "mistral"])
+def test_mixed_passes_restarts_and_edits(reports: list[dict[str, Any]], family: str) -> None:
+    """Full passes, restarts, injected and traced shifts and merged edits, in random order."""
+    for report in reports:
+        found = report[f"mixed {family}"]
+        kinds = {"full pass", "restart", "restart elsewhere", "injected", "merged", "unedited"}
+        assert kinds < found["errors"].keys()
+        assert max(found["errors"].values()) < 1e-12
+        assert found["with_gradient"] == []
+        assert found["gathered"] == []
+        assert found["share"] == pytest.approx(1 / SIZE, abs=0.01)
+
+
+@pytest.mark.cluster
+@pytest.mark.parametrize("case", [*EDITED, "llama torch.bfloat16"])
+def test_training_editing_and_scoring(reports: list[dict[str, Any]], case: str) -> None:
+    for report in reports:
+        found = report[case]
+        assert found["errors"].keys() == {"network", "weights", "measured", "scores"}
+        assert max(found["errors"].values()) < 1e-5
+        assert found["with_gradient"] == []
+        assert found["gathered"] == []
+        assert found["share"] == pytest.approx(1 / SIZE, abs=0.01)
+
+
+@pytest.mark.cluster
+def test_editors_built_on_captured_rows(reports: list[dict[str, Any]]) -> None:
+    for report in reports:
+        assert report["editors"].keys() == {"untrained", "ultraedit", "mend", "malmen"}
+        assert max(report["editors"].values()) < 1e-5
+
+
+@pytest.mark.cluster
+def test_no_rank_ever_holds_the_whole_model(reports: list[dict[str, Any]]) -> None:
+    """By peak resident memory while loading; loading it whole shows that the measure sees it."""
+    for report in reports:
+        found = report["loaded"]
+        assert found["error"] < 1e-6
+        assert found["share"] == pytest.approx(1 / SIZE, abs=0.01)
+        assert found["sharded"] < 0.75 * found["size"]
+        assert found["whole"] > 0.95 * found["size"]
+
+
+def test_a_lock_left_by_a_killed_build_is_removed(tmp_path: Path) -> None:
+    lock = tmp_path / "some_operator" / "lock"
+    lock.parent.mkdir()
+    lock.touch()
+    with building(tmp_path):
+        assert not lock.exists()
+        lock.touch()
+    assert lock.exists(), "a lock of the build itself is not ours to remove"
+
+
+def test_a_checkpoint_without_safetensors_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="save_pretrained"):
+        CheckpointFiles(tmp_path)
+
+
+def test_a_checkpoint_that_lacks_tensors_is_refused(tmp_path: Path) -> None:
+    model: Any = tiny_model("llama").to(torch.float32)
+    model.save_pretrained(tmp_path)
+    files = CheckpointFiles(tmp_path)
+    files.require([name for name, _ in model.named_parameters()])
+    with pytest.raises(ValueError, match="lacks 1 .*not_there"):
+        files.require(["lm_head.weight", "not_there"])

@@ -1,0 +1,275 @@
+"""One of two ranks that share a model by ZeRO-3 and compare it with the whole one; see `test_zero`.
+
+Every rank runs the whole models too, and compares by itself.
+"""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+import json
+import random
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+from transformers import AutoModelForCausalLM
+
+from pipeline.run.memory import PeakMemory
+from pipeline.run.ranks import joined
+from pipeline.run.zero import Offload, ZeroSettings, held_share, open_sharded, shard
+from rledit.editors import EDITORS, TrainableEditor
+from rledit.metrics import read
+from rledit.model import EditableModel
+from rledit.shift import LowRankShift, injected, traced
+from rledit.trunk import Trunk
+from tests.cluster.ranks_worker import SETTINGS, worst
+from tests.unit.oracle import relative
+from tests.unit.tiny_models import double_arithmetic, random_batches, tiny_model, two_shapes
+
+MIXED = ("llama", "gptj", "gemma2", "mistral")
+EDITED: dict[tuple[str, torch.dtype], Offload] = {
+    ("llama", torch.float32): "none",
+    ("llama", torch.bfloat16): "none",
+    ("gptj", torch.float32): "none",
+    ("mistral", torch.float32): "cpu",
+}
+BATCHES = random_batches(4, 5)
+N_OPERATIONS = 14
+
+
+Results = list[tuple[str, list[Tensor]]]
+Operation = Callable[[EditableModel, random.Random], Results]
+
+
+def full_pass(model: EditableModel, draw: random.Random) -> Results:
+    """The model's own forward on a whole prompt."""
+    sample = draw.choice(draw.choice(BATCHES).edit.samples)
+    output = model.model(input_ids=sample.input_ids[None], use_cache=False)
+    return [("full pass", [output.logits])]
+
+
+def restart(model: EditableModel, draw: random.Random) -> Results:
+    """Restart at the first edited layer, from cached hidden states where they are there."""
+    samples = draw.choice(BATCHES).unrelated.samples
+    return [("restart", [values for _, values in model.log_probabilities(samples)])]
+
+
+def restart_elsewhere(model: EditableModel, draw: random.Random) -> Results:
+    """Restart at another layer, without and with cached hidden states."""
+    samples = draw.choice(BATCHES).edit.samples
+    trunk = Trunk(model.model, model.family, draw.randrange(4))
+    logits = [trunk.logits(chunk) for chunk in model.chunks(samples) for _ in range(2)]
+    return [("restart elsewhere", logits)]
+
+
+def injection(model: EditableModel, draw: random.Random) -> Results:
+    """Loss and gradients with shifts injected into the forward."""
+    return [("injected", scored(model, draw, merged=False))]
+
+
+def merge(model: EditableModel, draw: random.Random) -> Results:
+    """Merge an edit; loss and gradients with its shifts traced."""
+    found = scored(model, draw, merged=True)
+    return [("merged", found), ("weights", list(model.weights.state_dict().values()))]
+
+
+def look_back(model: EditableModel, draw: random.Random) -> Results:
+    """Look at the unedited model for a moment."""
+    with model.weights.unedited():
+        ((_, values),) = restart(model, draw)
+    return [("unedited", values)]
+
+
+OPERATIONS: tuple[Operation, ...] = (
+    full_pass,
+    restart,
+    restart_elsewhere,
+    injection,
+    merge,
+    look_back,
+)
+
+
+def scored(model: EditableModel, draw: random.Random, *, merged: bool) -> list[Tensor]:
+    """Loss of some samples under random shifts, and the gradients of the shifts' factors."""
+    samples = draw.choice(BATCHES).equivalent.samples
+    generator = torch.Generator().manual_seed(draw.randrange(2**31))
+    shifts: dict[str, LowRankShift] = {}
+    for name in model.modules:
+        linear = model.linear(name)
+        left = torch.randn(3, linear.in_features, generator=generator, dtype=torch.float64)
+        right = torch.randn(3, linear.out_features, generator=generator, dtype=torch.float64)
+        shifts[name] = LowRankShift((0.02 * left).requires_grad_(), right.requires_grad_())
+        if merged:
+            model.weights.add(name, shifts[name])
+    total = torch.zeros(())
+    for chunk in model.chunks(samples):
+        with torch.enable_grad(), (traced if merged else injected)(model, shifts):
+            log_p = model.trunk.logits(chunk).log_softmax(-1)
+            loss = -log_p.gather(1, chunk.labels[:, None]).sum()
+        loss.backward()
+        total = total + loss.detach()
+    factors = [t for s in shifts.values() for t in (s.left, s.right) if t is not None]
+    gradients = [t.grad for t in factors if t.grad is not None]
+    assert len(gradients) == len(factors)
+    return [total, *gradients]
+
+
+@torch.no_grad()
+def mixed(model: EditableModel) -> Results:
+    """Operations in random order, all kinds among them; back to the unedited model at the end."""
+    draw = random.Random(0)
+    results: Results = []
+    for operation in (*OPERATIONS, *draw.choices(OPERATIONS, k=N_OPERATIONS)):
+        results += operation(model, draw)
+    model.weights.restore()
+    return results + restart(model, draw)
+
+
+def worst_by_kind(found: Results, expected: Results) -> dict[str, float]:
+    """Largest relative error of each kind of result."""
+    errors: dict[str, float] = {}
+    for (kind, ours), (_, theirs) in zip(found, expected, strict=True):
+        for f, e in zip(ours, theirs, strict=True):
+            errors[kind] = max(errors.get(kind, 0.0), relative(f, e))
+    return errors
+
+
+def state(model: nn.Module) -> dict[str, Any]:
+    """What a sharded model looks like between passes."""
+    return {
+        "share": held_share(model),
+        "gathered": [n for n, p in model.named_parameters() if p.numel() > 0],
+        "with_gradient": [n for n, p in model.named_parameters() if p.grad is not None],
+    }
+
+
+def trained_and_scored(model: EditableModel) -> dict[str, dict[str, Tensor]]:
+    """Two training steps, three edited batches and their scores: what they gave, by kind."""
+    cls = EDITORS["rledit"]
+    editor = cls(model, cls.Config(modules=model.modules, **SETTINGS))
+    assert isinstance(editor, TrainableEditor)
+    losses = [editor.train_step(random_batches(3, 6, seed)) for seed in (1, 2)]
+    stream = random_batches(3, 6, 3)
+    measured = [editor.edit(batch) for batch in stream]
+    samples = [s for b in stream for p in (b.edit, b.equivalent, b.unrelated) for s in p.samples]
+    readings = read(model, samples)
+    return {
+        "network": editor.state_dict(),
+        "weights": model.weights.state_dict(),
+        "measured": {
+            f"{i} {k}": torch.tensor(v, dtype=torch.float64)
+            for i, values in enumerate([*losses, *measured])
+            for k, v in values.items()
+        },
+        "scores": {
+            "predicted": torch.cat([r.predicted for r in readings]),
+            "nll": torch.tensor([r.nll for r in readings], dtype=torch.float64),
+        },
+    }
+
+
+def moment_editors(model: EditableModel) -> dict[str, dict[str, Tensor]]:
+    """Edited weights of editors built on [K, V] rows, each from the unedited model."""
+    found: dict[str, dict[str, Tensor]] = {}
+    for name in ("untrained", "ultraedit", "mend", "malmen"):
+        cls = EDITORS[name]
+        known = {f.name for f in dataclasses.fields(cls.Config)}
+        settings = {k: v for k, v in SETTINGS.items() if k in known}
+        editor = cls(model, cls.Config(modules=model.modules, **settings))
+        for batch in random_batches(2, 6):
+            editor.edit(batch)
+        found[name] = model.weights.state_dict()
+        model.weights.restore()
+    return found
+
+
+def loaded(folder: Path) -> dict[str, Any]:
+    """Memory that loading a larger model takes, sharded and whole, in bytes."""
+    with measured_memory() as sharded:
+        model = open_sharded(folder / "large", ("down:2",), with_tokenizer=False)
+    ids = torch.arange(8)[None]
+    with torch.no_grad():
+        found = model.model(input_ids=ids, use_cache=False).logits
+        with measured_memory() as whole:
+            plain: Any = AutoModelForCausalLM.from_pretrained(folder / "large")
+            expected = plain(input_ids=ids, use_cache=False).logits
+    parameters: list[nn.Parameter] = list(plain.parameters())
+    return {
+        "size": sum(p.numel() * p.element_size() for p in parameters),
+        "sharded": sharded["peak"],
+        "whole": whole["peak"],
+        "share": held_share(model.model),
+        "error": relative(found, expected),
+    }
+
+
+@contextmanager
+def measured_memory() -> Iterator[dict[str, float]]:
+    """Peak resident memory inside the context beyond that at its start, in bytes."""
+    measured: dict[str, float] = {}
+    meter = PeakMemory()
+    before = meter.gigabytes()
+    yield measured
+    after = meter.gigabytes()
+    assert before is not None
+    assert after is not None
+    measured["peak"] = 1e9 * (after - before)
+
+
+def whole(folder: Path, dtype: torch.dtype) -> EditableModel:
+    """The checkpoint in this process alone."""
+    model: Any = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype)
+    return EditableModel(model, None, two_shapes(model))
+
+
+def main(rank: int, size: int, folder: Path) -> None:
+    """Do everything in one process group, and write it down."""
+    torch.set_num_threads(1)
+    # DeepSpeed replaces torch's linear function for the whole process when it first shards a
+    # model, so everything that is not sharded comes first.
+    expected = {case: trained_and_scored(whole(folder / case[0], case[1])) for case in EDITED}
+    by_editor = moment_editors(whole(folder / "llama", torch.float32))
+    with pytest.MonkeyPatch.context() as patch:
+        double_arithmetic(patch)
+        twins = {family: tiny_model(family) for family in MIXED}
+        results = {
+            family: mixed(EditableModel(copy.deepcopy(twin), None, two_shapes(twin)))
+            for family, twin in twins.items()
+        }
+    report: dict[str, Any] = {}
+    with joined(rank, size, f"file://{folder}/rendezvous", "gloo", timedelta(minutes=1)):
+        for (family, dtype), offload in EDITED.items():
+            model = open_sharded(
+                folder / family,
+                tuple(expected[family, dtype]["weights"]),
+                dtype=dtype,
+                settings=ZeroSettings(offload=offload),
+                with_tokenizer=False,
+            )
+            found = trained_and_scored(model)
+            errors = {kind: worst(found[kind], e) for kind, e in expected[family, dtype].items()}
+            report[f"{family} {dtype}"] = {"errors": errors, **state(model.model)}
+            if (family, dtype) == ("llama", torch.float32):
+                model.weights.restore()
+                editors = moment_editors(model)
+                report["editors"] = {k: worst(editors[k], by_editor[k]) for k in by_editor}
+        report["loaded"] = loaded(folder)
+        with pytest.MonkeyPatch.context() as patch:
+            double_arithmetic(patch)
+            for family, twin in twins.items():
+                model = shard(twin, two_shapes(twin))
+                errors = worst_by_kind(mixed(model), results[family])
+                report[f"mixed {family}"] = {"errors": errors, **state(model.model)}
+    (folder / f"{rank}.json").write_text(json.dumps(report))
+
+
+if __name__ == "__main__":
+    main(int(sys.argv[1]), int(sys.argv[2]), Path(sys.argv[3]))
