@@ -96,7 +96,8 @@ class ReferenceCache:
             fresh = {keys[i]: value for i, value in zip(missing, computed, strict=True)}
         found = [fresh[key] if key in fresh else self._touch(key) for key in keys]
         for key, value in fresh.items():
-            self._kept[key] = value
+            # A copy: what was computed are views of a whole chunk, which none could free alone.
+            self._kept[key] = value.clone()
             self._held += value.nbytes
         while self._held > self._budget and self._kept:
             self._held -= self._kept.popitem(last=False)[1].nbytes
@@ -254,9 +255,10 @@ class Reward:
             found.append(losses.detach())
             row_items.append(chunk.row_sample)
             if config.kl_reference == "previous":
-                counts = [len(s.answer_ids) for s in chunk.samples]
-                values = F.log_softmax(logits.detach(), dim=-1).split(counts)
-                latest.update(zip(chunk.index.tolist(), values, strict=True))
+                kept = [i for i in chunk.index.tolist() if is_kl[i]]
+                values = F.log_softmax(logits.detach()[kl_rows.to(logits.device)], dim=-1)
+                counts = [len(items[i].sample.answer_ids) for i in kept]
+                latest.update(zip(kept, values.split(counts), strict=True))
         if latest:
             self._renew_references(items, latest)
         if not found:

@@ -270,22 +270,30 @@ class TextbookRLEdit:
         """Edit with batch after batch and accumulate the hypernetwork's gradient of Σ_t L_t."""
         self.optimiser.zero_grad(set_to_none=True)
         steps = []
-        for t, batch in enumerate(batches):
-            actions = self.predict(batch)
+        for t in range(len(batches)):
             window = [batches[t - j] for j in range(min(self.config.depth, t + 1))]
-            losses = self._reward(window, actions)
-            for name, action in actions.items():
-                self._differentiate(action, _gradient(self.weights[name]).T)
-                self.weights[name].grad = None
-            self._add(actions)
-            shifts = {name: action.shift for name, action in actions.items()}
-            steps.append(TextbookStep(shifts=shifts, losses=losses))
+            steps.append(self.step(window))
         self.reset()
         gradients = {
             shape: {k: _gradient(p).clone() for k, p in tensors.items()}
             for shape, tensors in self.parameters.items()
         }
         return TextbookTrajectory(gradients=gradients, steps=tuple(steps))
+
+    def step(self, window: Sequence[EditBatch]) -> TextbookStep:
+        """One batch of a trajectory: edit with it and add the gradient of its L_t.
+
+        Args:
+            window: The batches that L_t scores, newest first; the newest is written into the model.
+        """
+        actions = self.predict(window[0])
+        losses = self._reward(window, actions)
+        for name, action in actions.items():
+            self._differentiate(action, _gradient(self.weights[name]).T)
+            self.weights[name].grad = None
+        self._add(actions)
+        shifts = {name: action.shift for name, action in actions.items()}
+        return TextbookStep(shifts=shifts, losses=losses)
 
     def edit(self, batch: EditBatch) -> dict[str, Tensor]:
         """Write one batch into the model; returns the dense shifts (d_in, d_out) by module."""

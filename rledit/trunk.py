@@ -89,6 +89,7 @@ class Trunk:
         self._cache_bytes = cache_bytes
         self._cache_device = cache_device or torch.device("cpu")
         self._cached = 0
+        self._full = False
         self.hits = 0
         self.misses = 0
 
@@ -180,6 +181,15 @@ class Trunk:
     def _insert(self, key: bytes, prefix: Prefix) -> None:
         self._cache[key] = prefix
         self._cached += sum(t.nbytes for t in prefix)
+        if self._cached > self._cache_bytes and not self._full:
+            self._full = True
+            logger.warning(
+                "the prefix cache is full at %.2f GB (hit rate so far %.2f): prompts used least "
+                "recently will run through the layers below again; Execution.cache_bytes is the "
+                "budget",
+                self._cache_bytes / 1e9,
+                self.hit_rate,
+            )
         while self._cached > self._cache_bytes and self._cache:
             _, old = self._cache.popitem(last=False)
             self._cached -= sum(t.nbytes for t in old)

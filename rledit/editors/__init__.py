@@ -4,12 +4,23 @@ from __future__ import annotations
 
 import difflib
 
-from rledit.editors.base import Editor, TrainableEditor
-from rledit.editors.finetuning import FineTuning
+from rledit.editors.alphaedit import AlphaEdit
+from rledit.editors.base import Editor, TrainableEditor, TrainingData
+from rledit.editors.encore import ENCORE
+from rledit.editors.finetuning import FTL, FTM, FineTuning
+from rledit.editors.locft import LocFT
 from rledit.editors.malmen import MALMEN
+from rledit.editors.memit import MEMIT
 from rledit.editors.mend import MEND
+from rledit.editors.nas import NAS
 from rledit.editors.none import Unedited
+from rledit.editors.prune import PRUNE
+from rledit.editors.rect import RECT
+from rledit.editors.retrained import MALMENStar, MENDStar
 from rledit.editors.rledit import RLEdit
+from rledit.editors.rome import ROME
+from rledit.editors.stableedit import StableEdit
+from rledit.editors.trajectory_relatives import MALMENRLEdit, MENDRLEdit
 from rledit.editors.ultraedit import UltraEdit
 from rledit.editors.untrained import Untrained
 
@@ -17,9 +28,24 @@ EDITORS: dict[str, type[Editor]] = {
     "none": Unedited,
     "untrained": Untrained,
     "ultraedit": UltraEdit,
+    "stableedit": StableEdit,
     "ft": FineTuning,
+    "ft_l": FTL,
+    "ft_m": FTM,
+    "locft": LocFT,
+    "rome": ROME,
+    "memit": MEMIT,
+    "prune": PRUNE,
+    "rect": RECT,
+    "alphaedit": AlphaEdit,
+    "nas": NAS,
+    "encore": ENCORE,
     "mend": MEND,
     "malmen": MALMEN,
+    "mend_star": MENDStar,
+    "malmen_star": MALMENStar,
+    "mend_rledit": MENDRLEdit,
+    "malmen_rledit": MALMENRLEdit,
     "rledit": RLEdit,
 }
 
@@ -37,4 +63,4 @@ def editor_class(name: str) -> type[Editor]:
     return EDITORS[name]
 
 
-__all__ = ["EDITORS", "Editor", "TrainableEditor", "editor_class"]
+__all__ = ["EDITORS", "Editor", "TrainableEditor", "TrainingData", "editor_class"]

@@ -3,16 +3,26 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
-from typing import Any, ClassVar, Literal
+from collections.abc import Mapping, Sequence
+from typing import Any, ClassVar, Literal, Protocol
 
 from torch import Tensor
 
+from rledit.locate.statistics import SecondMoment
 from rledit.model import EditableModel
 from rledit.tokenization import EditBatch
 
-Need = Literal["train", "subject", "statistics"]
+Need = Literal["train", "subject", "statistics", "training_data"]
+Linears = Literal["any", "down", "one_down"]
 State = dict[str, Tensor]
+
+
+class TrainingData(Protocol):
+    """Hands out batches of the train split while a stream runs."""
+
+    def __call__(self, n_batches: int, seed: int, /) -> Sequence[EditBatch]:
+        """`n_batches` batches of the stream's batch size, the same for the same arguments."""
+        ...
 
 
 class Editor(ABC):
@@ -21,7 +31,12 @@ class Editor(ABC):
     Attributes:
         name: Name in the registry, in configurations and in tables.
         Config: The editor's settings, a frozen keyword-only dataclass.
-        needs: What the editor needs beside the edits of the batch.
+        needs: What the editor needs beside the edits of the batch, at most; `needs_of` tells what
+            a configuration needs. `train`: a network trained before the stream; `subject`: edits
+            with text and a subject; `statistics`: second moments, see `load_statistics`;
+            `training_data`: see `load_training_data`.
+        linears: Which linears can be edited: any, the ones that write into the residual stream
+            (`down`), or exactly one of those.
         prefix_safe: Whether the first k batches of a longer stream give the same model as a
             stream of k batches, so that a longer run can answer for a shorter one.
     """
@@ -29,11 +44,48 @@ class Editor(ABC):
     name: ClassVar[str]
     Config: ClassVar[type]
     needs: ClassVar[frozenset[Need]] = frozenset()
+    linears: ClassVar[Linears] = "any"
     prefix_safe: ClassVar[bool] = True
 
     def __init__(self, model: EditableModel, config: Any) -> None:
         self.model = model
         self.config = config
+        self.looked_at: frozenset[int] | None = None
+
+    @classmethod
+    def needs_of(cls, config: Any) -> frozenset[Need]:
+        """What an editor of this configuration needs."""
+        return cls.needs
+
+    def load_statistics(self, statistics: Mapping[str, SecondMoment]) -> None:
+        """Take the second moments of the edited linears' inputs, before the stream.
+
+        Args:
+            statistics: Edited linear → its moment on the unedited model.
+
+        Raises:
+            StatisticsError: One is missing or does not fit.
+            ValueError: The editor needs none.
+        """
+        raise ValueError(f"editor {self.name!r} needs no second moments")
+
+    def load_training_data(self, draw: TrainingData) -> None:
+        """Take the source of training batches that the editor draws from while it edits.
+
+        Call it before the stream; it is asked for nothing before the first `edit`.
+
+        Raises:
+            ValueError: The editor needs none.
+        """
+        raise ValueError(f"editor {self.name!r} needs no training data during the stream")
+
+    def announce(self, looked_at: Sequence[int]) -> None:
+        """Learn after which batches of the stream, counted from 1, the model will be looked at.
+
+        Optional. It lets an editor that trains anew on all edits so far leave out the models that
+        nobody looks at; without it, every one is made.
+        """
+        self.looked_at = frozenset(looked_at)
 
     @property
     def group_size(self) -> int:

@@ -1,20 +1,26 @@
-"""Fine-tuning: Adam on the target's negative log-likelihood, batch by batch.
+"""Fine-tuning batch by batch, in the forms the literature compares.
 
-The prompt is masked and every target token is scored at the position that predicts it (the form
-the literature calls FT-M).
+FT and FT-M: Adam on the target's negative log-likelihood, the prompt masked and every target token
+scored at the position that predicts it. FT-L: the same with every entry held near where the batch
+found it. The common release's form, which scores all target tokens at the prompt's last position,
+is an option.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from rledit.editors.base import Editor
-from rledit.model import EditableModel
-from rledit.tokenization import EditBatch
+from rledit.editors.tuning import Descent, Objective, PromptEndLikelihood, TargetLikelihood, descend
+from rledit.records import Edit
+from rledit.tokenization import EditBatch, Encoder, TokenizationError
+
+Scored = Literal["target", "prompt_end"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -23,15 +29,34 @@ class FineTuningConfig:
 
     Attributes:
         modules: Edited linears.
-        steps: Adam steps per batch of edits, with a fresh optimiser each batch.
+        steps: Passes over the batch, with a fresh optimiser each batch.
         lr: Adam's learning rate.
         weight_decay: Adam's L2 penalty.
+        batch_size: Edits per optimiser step; None: the whole batch.
+        norm_constraint: ε; no entry moves further than this in one batch. None: no constraint.
+        objective: `target` scores each target token where it is predicted; `prompt_end` repeats
+            the common release, which scores all of them (and the padding and BOS that its
+            tokenizer adds to them) at the last position of the prompt.
+        stop_loss: Stop below this loss; the common release has 0.01.
     """
 
     modules: tuple[str, ...]
     steps: int = 25
     lr: float = 5e-4
     weight_decay: float = 0.0
+    batch_size: int | None = None
+    norm_constraint: float | None = None
+    objective: Scored = "target"
+    stop_loss: float = 0.0
+
+    def descent(self) -> Descent:
+        """How to descend."""
+        return Descent(
+            lr=self.lr,
+            weight_decay=self.weight_decay,
+            norm_constraint=self.norm_constraint,
+            stop_loss=self.stop_loss,
+        )
 
 
 class FineTuning(Editor):
@@ -41,52 +66,70 @@ class FineTuning(Editor):
     Config = FineTuningConfig
     config: FineTuningConfig
 
-    def __init__(self, model: EditableModel, config: FineTuningConfig) -> None:
-        super().__init__(model, config)
-
     def edit(self, batch: EditBatch) -> dict[str, float]:
         """Fine-tune on the batch's edit prompts."""
         weights = self.model.weights
         before = {name: weights.read(name).clone() for name in weights.names}
-        masters = {name: value.clone().requires_grad_() for name, value in before.items()}
-        optimiser = torch.optim.Adam(
-            masters.values(), lr=self.config.lr, weight_decay=self.config.weight_decay
-        )
-        losses: list[float] = []
-        for _ in range(self.config.steps):
-            loss, gradients = self._gradients(batch)
-            losses.append(loss)
-            for name, master in masters.items():
-                master.grad = gradients[name].to(master.dtype)
-            optimiser.step()
-            for name, master in masters.items():
-                weights.set(name, master.detach())
-        moved = [masters[name].detach() - before[name] for name in before]
-        norm = torch.stack([m.double().square().sum() for m in moved]).sum().sqrt()
-        return {"edit_loss": losses[0], "final_loss": losses[-1], "shift_norm": float(norm)}
-
-    def _gradients(self, batch: EditBatch) -> tuple[float, dict[str, Tensor]]:
-        """Mean loss over target tokens, and its gradient for every edited matrix."""
-        model = self.model
-        parameters = {name: model.weights.parameter(name) for name in model.modules}
-        n_tokens = sum(len(s.answer_ids) for s in batch.edit.samples)
-        total = 0.0
-        sums = {
-            name: torch.zeros_like(p, dtype=model.compute_dtype) for name, p in parameters.items()
+        passes = [self.objectives(batch)] * self.config.steps
+        losses = descend(self.model, weights, passes, self.config.descent())
+        return {
+            "edit_loss": losses[0],
+            "final_loss": losses[-1],
+            "shift_norm": moved(before, {name: weights.read(name) for name in before}),
         }
-        for p in parameters.values():
-            p.requires_grad_()
-        try:
-            for chunk in model.chunks(batch.edit.samples):
-                with torch.enable_grad():
-                    logits = model.trunk.logits(chunk).to(model.compute_dtype)
-                    labels = chunk.labels.to(model.device)
-                    loss = F.cross_entropy(logits, labels, reduction="sum") / n_tokens
-                found = torch.autograd.grad(loss, list(parameters.values()))
-                total += float(loss.detach())
-                for name, gradient in zip(parameters, found, strict=True):
-                    sums[name] += gradient
-        finally:
-            for p in parameters.values():
-                p.requires_grad_(False)
-        return total, sums
+
+    def objectives(self, batch: EditBatch) -> list[Objective]:
+        """The mini-batches of a pass."""
+        size = self.config.batch_size or len(batch.edit)
+        starts = range(0, len(batch.edit), size)
+        if self.config.objective == "target":
+            samples = batch.edit.samples
+            return [TargetLikelihood(samples[first : first + size]) for first in starts]
+        if not batch.edits:
+            raise TokenizationError("the objective prompt_end needs the text of the edits")
+        encoder = self.model.encoder
+        return [prompt_end(encoder, batch.edits[first : first + size]) for first in starts]
+
+
+def prompt_end(encoder: Encoder, edits: Sequence[Edit]) -> PromptEndLikelihood:
+    """The common release's objective, with its tokens.
+
+    Targets are tokenised with the tokenizer's own special tokens and padded; only the unknown
+    token is left out of the count, where there is one.
+    """
+    tokenizer = encoder.tokenizer
+    if tokenizer.pad_token_id is None:
+        raise TokenizationError("the objective prompt_end pads targets: set tokenizer.pad_token")
+    rows = [list(tokenizer(f" {edit.target.strip()}")["input_ids"]) for edit in edits]
+    width = max(len(row) for row in rows)
+    padded = [row + [tokenizer.pad_token_id] * (width - len(row)) for row in rows]
+    targets = torch.tensor(padded, dtype=torch.long)
+    unknown = tokenizer.unk_token_id
+    counted = torch.ones_like(targets, dtype=torch.bool) if unknown is None else targets != unknown
+    return PromptEndLikelihood([encoder.prompt_ids(e.prompt) for e in edits], targets, counted)
+
+
+def moved(before: dict[str, Tensor], after: dict[str, Tensor]) -> float:
+    """Frobenius norm of a change over all matrices."""
+    squares = [(after[name] - before[name]).double().square().sum() for name in before]
+    return float(torch.stack(squares).sum().sqrt())
+
+
+@dataclass(frozen=True, kw_only=True)
+class FTLConfig(FineTuningConfig):
+    """FT-L's settings: the norm constraint of arXiv 2012.00363."""
+
+    norm_constraint: float | None = 5e-5
+
+
+class FTL(FineTuning):
+    """Fine-tuning under an elementwise norm constraint."""
+
+    name = "ft_l"
+    Config = FTLConfig
+
+
+class FTM(FineTuning):
+    """Fine-tuning on the full target with the prompt masked, under the name of the literature."""
+
+    name = "ft_m"

@@ -7,6 +7,7 @@ optimiser steps once per batch or once per trajectory.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
 from typing import Any, ClassVar, Literal
@@ -25,7 +26,10 @@ from rledit.reward import KLReference, LocalityGradient, ReferenceCache, Reward,
 from rledit.shift import Solution, solve_normal_equation
 from rledit.tokenization import EditBatch
 
+logger = logging.getLogger(__name__)
+
 Rule = Literal["normal_equation", "outer_product"]
+MomentsScope = Literal["lifelong", "trajectory"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,6 +58,8 @@ class HypernetworkConfig:
         depth: k, batches scored per step, the current one counted.
         discount: γ of the return over a trajectory.
         update_moments_while_editing: Let the stream's rows enter the running moments.
+        moments_scope: `lifelong` moments run on from trajectory to trajectory and into the stream,
+            as in the releases; `trajectory` begins each trajectory, and the stream, with none.
         seed: Seed of the network's start.
         reference: `paper`, or `official` for the behaviour of the authors' release.
         regularisation_gradient, locality_gradient, clipping, kl_reference, moments, step_form,
@@ -82,6 +88,7 @@ class HypernetworkConfig:
     depth: int = 10
     discount: float = 1.0
     update_moments_while_editing: bool = True
+    moments_scope: MomentsScope = "lifelong"
     seed: int = 0
     reference: Reference = "paper"
     regularisation_gradient: bool | None = None
@@ -181,6 +188,11 @@ class HypernetworkEditor(TrainableEditor, MomentEditor):
     def train_step(self, trajectory: Sequence[EditBatch]) -> dict[str, float]:
         """Run one trajectory and update the networks; the weights are restored at the end."""
         self.optimiser.zero_grad(set_to_none=True)
+        # A step depends on no earlier one through a cache's last bits: training that is resumed
+        # before it goes on bit by bit.
+        self.model.trunk.clear()
+        self._references.clear()
+        self._begin_moments()
         reward = Reward(self.model, self._reward, self._references)
         totals = {"loss": 0.0, "equivalence": 0.0, "divergence": 0.0, "norm": 0.0}
         grad_norm = 0.0
@@ -201,6 +213,13 @@ class HypernetworkEditor(TrainableEditor, MomentEditor):
                 grad_norm = self._clip()
             self._step()
         self.model.weights.restore()
+        self._begin_moments()
+        logger.info(
+            "%d batches: prefixes found %.0f %%, references found %.0f %%",
+            len(trajectory),
+            100 * self.model.trunk.hit_rate,
+            100 * self._references.hit_rate,
+        )
         return totals | {"grad_norm": grad_norm}
 
     def _train_batch(self, batch: EditBatch, reward: Reward, weight: float) -> dict[str, float]:
@@ -238,6 +257,11 @@ class HypernetworkEditor(TrainableEditor, MomentEditor):
             outputs.append(norm * (self.config.reg_coef * weight))
             gradients.append(None)
         torch.autograd.backward(outputs, gradients)
+
+    def _begin_moments(self) -> None:
+        if self.config.moments_scope == "trajectory":
+            for moments in self.moments.values():
+                moments.reset()
 
     def _clip(self) -> float:
         """Clip the joint gradient norm over all networks; returns the norm before."""

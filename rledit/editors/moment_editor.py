@@ -85,6 +85,15 @@ class MomentEditor(Editor):
         if self.drops_incomplete_groups:
             complete = len(batch.edit.full_groups()) // batch.edit.group_size
             keep = slice(int((captured.row_group < complete).sum()))
+        return self.shift_by(captured, keep)
+
+    def shift_by(self, captured: Captured, keep: slice = slice(None)) -> Proposal:
+        """The shifts for captured rows, with the moments as they are.
+
+        Args:
+            captured: Keys and value gradients of every edited module.
+            keep: Rows that are edited.
+        """
         shifts: dict[str, LowRankShift] = {}
         solutions: dict[Shape, Solution] = {}
         for shape, names in self.shapes.items():

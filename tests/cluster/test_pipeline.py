@@ -42,6 +42,8 @@ def test_every_cell_is_done_and_the_report_is_written(finished: Path) -> None:
     page = (finished / "tiny.html").read_text()
     assert "<html" in page
     assert "http://" not in page.replace("http://www.w3.org", "")
+    figures = sorted(p.name for p in (finished / "tiny-figures").glob("*.svg"))
+    assert len(figures) >= 5
     plan = rledit("plan", GRID, "--results", finished).stdout
     assert "4 cells, 0 to run" in plan
 

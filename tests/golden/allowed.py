@@ -4,10 +4,6 @@ from __future__ import annotations
 
 import fnmatch
 
-KINDS: dict[str, str] = {
-    "locate": "locate-then-edit methods are not implemented yet",
-}
-
 # Patterns of "source:name"; source is a file of the set, or runs/RUN for the manifest's numbers.
 VALUES: dict[str, str] = {
     "*:loss2d/*": "binary classification on one-column logits; no editor here uses it",
@@ -25,6 +21,15 @@ VALUES: dict[str, str] = {
     "runs/*:settings/editor/n_test": "no effect on numbers",
     "runs/*:settings/editor/full_curve": "no effect on numbers",
     "runs/*:settings/editor/batch_size": "rows per network pass; no effect on numbers",
+    "*/nse.safetensors:*": "neuron-level sequential editing is not among the methods offered",
+    "*/nse_repo.safetensors:*": "neuron-level sequential editing is not among the methods offered",
+    "runs/*:hparams/NSE/*": "neuron-level sequential editing is not among the methods offered",
+    "runs/*:hparams/*/model_name": "a name; the model is in the set",
+    "runs/*:hparams/*/mom2_dataset": "a name; the corpus is in the set",
+    "runs/*:hparams/*/mom2_n_samples": "the corpus is in the set",
+    "runs/*:hparams/AlphaEdit/mom2_update_weight": "the method weighs no second moment",
+    "runs/*:hparams/*/context_template_length_params": "the contexts are in the set",
+    "runs/*:P_f32_vs_f64_maxabs": "how well the recording reproduces itself; not a result",
 }
 
 

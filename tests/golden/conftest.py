@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from .allowed import KINDS
 from .judge import Judge
+from .locate_judge import LocateJudge
 from .sets import GoldenSet, find_sets
 
 
@@ -25,9 +25,9 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 @cache
-def judge_of(golden: GoldenSet) -> Judge:
+def judge_of(golden: GoldenSet) -> Judge | LocateJudge:
     """The judge of a set, shared by its tests."""
-    return Judge(golden)
+    return Judge(golden) if golden.kind == "hypernet" else LocateJudge(golden)
 
 
 def directory(config: pytest.Config) -> Path | None:
@@ -55,10 +55,7 @@ def _cases(config: pytest.Config, by_part: bool) -> list[object]:
     cases: list[object] = []
     for golden in sets:
         name = golden.root.name
-        if golden.kind in KINDS:
-            mark = pytest.mark.skip(reason=KINDS[golden.kind])
-            cases.append(pytest.param(None, id=name, marks=mark))
-        elif by_part:
+        if by_part:
             judge = judge_of(golden)
             cases += [pytest.param((judge, p), id=f"{name}-{p}") for p in judge.parts]
         else:
@@ -80,7 +77,7 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
     if root is None or judge_of.cache_info().currsize == 0:
         return
     for golden in find_sets(root):
-        worst = judge_of(golden).ledger.worst if golden.kind not in KINDS else {}
+        worst = judge_of(golden).ledger.worst
         if not worst:
             continue
         terminalreporter.section(f"{golden.root.name}: worst relative errors")

@@ -82,11 +82,15 @@ class Ledger:
             return
         if origin is not None:
             mine, recorded = mine.double() - origin.double(), recorded.double() - origin.double()
-        error = relative_error(mine, recorded)
+        if tolerance.absolute:
+            error = float((mine.double() - recorded.double()).abs().max())
+        else:
+            error = relative_error(mine, recorded)
         if error > self.worst.get(tolerance.kind, (-1.0, 0.0, ""))[0]:
             self.worst[tolerance.kind] = (error, tolerance.limit, where)
         if not error <= tolerance.limit:
-            self.fail(part, f"{where}: relative error {error:.2e} > {tolerance.limit:.0e}")
+            kind = "absolute" if tolerance.absolute else "relative"
+            self.fail(part, f"{where}: {kind} error {error:.2e} > {tolerance.limit:.0e}")
 
     def equal(self, part: str, label: str, ours: Tensor, theirs: Tensor) -> None:
         """An additional bitwise comparison, which consumes nothing."""
@@ -98,7 +102,7 @@ class Ledger:
     def left_over(self) -> list[str]:
         """Values of the set that were neither compared, loaded nor allow-listed."""
         known = {(file, name) for file in self.golden.files for name in self.golden.names(file)}
-        known |= {(f, "") for f, entry in self.golden.files.items() if "tensors" not in entry}
+        known |= {(f, "") for f, e in self.golden.files.items() if "tensors" not in (e or {})}
         for run in self.golden.runs:
             known |= {(f"runs/{run}", name) for name in self.golden.leaves(run)}
         rest = known - self.consumed

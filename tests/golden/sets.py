@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -29,19 +30,31 @@ class GoldenSet:
         """The parsed manifest."""
         return json.loads((self.root / "manifest.json").read_text())
 
-    @property
+    @cached_property
     def files(self) -> dict[str, Any]:
-        """Manifest entries by file name."""
-        return self.manifest["files"]
+        """Manifest entries by file name; in a locate set, by family and file name."""
+        if self.kind == "hypernet":
+            return self.manifest["files"]
+        found: dict[str, Any] = {}
+        for family, entry in self.manifest["families"].items():
+            found |= {f"{family}/{file}": listed for file, listed in entry["files"].items()}
+            found[entry["requests"]] = None
+        return found
 
-    @property
+    @cached_property
     def runs(self) -> dict[str, Any]:
-        """Manifest entries by run name; a run without settings holds unit vectors."""
-        return self.manifest["runs"]
+        """Manifest entries by run name; a run without settings holds unit vectors.
+
+        In a locate set a family is a run: its numbers, hyperparameters and contexts.
+        """
+        if self.kind == "hypernet":
+            return self.manifest["runs"]
+        families = self.manifest["families"].items()
+        return {name: {k: v for k, v in f.items() if k != "files"} for name, f in families}
 
     def names(self, file: str) -> set[str]:
         """Tensor names the manifest lists for a file; empty for no such file."""
-        return set(self.files.get(file, {}).get("tensors", {}))
+        return set((self.files.get(file) or {}).get("tensors", {}))
 
     def load(self, file: str) -> dict[str, Tensor]:
         """All tensors of a file."""
@@ -85,14 +98,32 @@ def integrity(golden: GoldenSet) -> list[str]:
         path = golden.root / file
         if not path.is_file():
             problems.append(f"{file}: listed in the manifest, not on disk")
+        elif entry is None:
+            continue
         elif "tensors" in entry:
+            if entry.get("sha256", _sha256(path)) != _sha256(path):
+                problems.append(f"{file}: its SHA-256 is not the manifest's")
             problems += _compare(file, golden.load(file), entry["tensors"])
         elif json.loads(path.read_text()) != entry:
             problems.append(f"{file}: differs from the manifest's copy")
-    on_disk = {p.name for p in golden.root.iterdir() if p.suffix in (".safetensors", ".json")}
+    on_disk = _on_disk(golden)
     for file in sorted(on_disk - set(golden.files) - {"manifest.json"}):
         problems.append(f"{file}: on disk, not in the manifest")
     return problems
+
+
+def _on_disk(golden: GoldenSet) -> set[str]:
+    """Files of the set; models and tokenizers of a locate set lie in folders of their own."""
+    folders = [golden.root]
+    if golden.kind == "locate":
+        folders += [golden.root / family for family in golden.manifest["families"]]
+    found = [path for folder in folders for path in folder.iterdir()]
+    kept = [path for path in found if path.suffix in (".safetensors", ".json")]
+    return {str(path.relative_to(golden.root)) for path in kept}
+
+
+def _sha256(path: Path) -> str:
+    return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
 def _compare(file: str, tensors: dict[str, Tensor], listed: dict[str, Any]) -> Iterator[str]:

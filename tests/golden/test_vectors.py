@@ -5,9 +5,12 @@ from __future__ import annotations
 import pytest
 
 from .judge import Judge
+from .locate_judge import LocateJudge
+
+AnyJudge = Judge | LocateJudge
 
 
-def test_part(golden_part: tuple[Judge, str]) -> None:
+def test_part(golden_part: tuple[AnyJudge, str]) -> None:
     judge, part = golden_part
     if reason := judge.reason_to_skip(part):
         pytest.skip(reason)
@@ -15,6 +18,6 @@ def test_part(golden_part: tuple[Judge, str]) -> None:
     assert not failures, "\n".join([f"{len(failures)} values differ", *failures])
 
 
-def test_nothing_is_left_over(golden_judge: Judge) -> None:
+def test_nothing_is_left_over(golden_judge: AnyJudge) -> None:
     problems = golden_judge.coverage()
     assert not problems, "\n".join([f"{len(problems)} values not judged", *problems])

@@ -12,10 +12,17 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Tolerance:
-    """A limit and the kind of value it is for."""
+    """A limit and the kind of value it is for.
+
+    Attributes:
+        kind: What is compared.
+        limit: The largest error.
+        absolute: Whether the limit is for the largest entry's absolute error.
+    """
 
     kind: str
     limit: float
+    absolute: bool = False
 
 
 EXACT = Tolerance("exact", 0.0)
@@ -68,3 +75,49 @@ def tolerance(name: str, trained: bool) -> Tolerance:
             first = _FIRST_NAMES if trained else _FIRST_NAMES_UNTRAINED
             return _FIRST.get(found, found) if first.search(name) else found
     raise KeyError(f"no tolerance is known for {name!r}")
+
+
+# Locate sets: what the manifest suggests, as relative errors; projections as the largest entry's.
+SPECTRUM = Tolerance("eigenvalues", 1e-5)
+_PROJECTION = Tolerance("projection, largest entry", 5e-5, absolute=True)
+_SEEN = Tolerance("keys, current values, moments", 1e-5)
+_VALUE = Tolerance("value vectors", 2e-5)
+_VALUE_LOSS = Tolerance("value vector losses", 1e-5)
+_UPDATE = Tolerance("updates, end to end", 5e-5)
+_END = Tolerance("weights, end to end", 5e-5)
+_ROME = Tolerance("rome", 5e-5)
+_TUNED = Tolerance("fine-tuning", 1e-5)
+_SOLVE = Tolerance("updates from recorded keys", 5e-6)
+_SOLVE_FLOAT32 = Tolerance("updates from recorded keys, recorded in float32", 1e-5)
+_INVERSE = Tolerance("inverse moment, recorded in float32", 5e-5)
+
+_LOCATE_TABLE: tuple[tuple[str, Tolerance], ...] = (
+    (r"(_iters|lookup_idxs|case_ids|^stats:count)$", EXACT),
+    (r"^stats:P$", _PROJECTION),
+    (r"^stats:inv_mom2", _INVERSE),
+    (r"^ft_", _TUNED),
+    (r"losses$", _VALUE_LOSS),
+    (r"^rome", _ROME),
+    (r"(\.K|\.K_cached|\.cur_z)$|^stats:mom2|cache_c$", _SEEN),
+    (r"(^z_earlystop:|\.)z(_delta|_delta_trace)?$|\.resid$", _VALUE),
+    (r"\.(upd|dW_applied)$", _UPDATE),
+    (r"^prune:.*\.S_", _END),
+    (r"\.W$", _END),
+)
+
+
+def locate_tolerance(stem: str, name: str) -> Tolerance:
+    """The tolerance of a tensor of a locate set.
+
+    Raises:
+        KeyError: No pattern fits the name.
+    """
+    for pattern, found in _LOCATE_TABLE:
+        if re.search(pattern, f"{stem}:{name}"):
+            return found
+    raise KeyError(f"no tolerance is known for {name!r} of {stem!r}")
+
+
+def solve_tolerance(stem: str) -> Tolerance:
+    """The tolerance of a method's system alone."""
+    return _SOLVE_FLOAT32 if stem == "alphaedit" else _SOLVE

@@ -77,7 +77,7 @@ def test_outlier_dimensions_with_many_edits() -> None:
     assert pair.book.condition > 1e6
 
 
-@pytest.mark.parametrize("family", ["llama", "gptj"])
+@pytest.mark.parametrize("family", FAMILIES)
 def test_near_duplicate_keys(family: str) -> None:
     model = tiny_model(family)
     add_twin_tokens(model, 1e-6)

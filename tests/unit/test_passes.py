@@ -147,7 +147,9 @@ def test_a_new_hypernetwork_can_leave_the_identity() -> None:
 
 
 @pytest.mark.parametrize("rows", [9, 30])
-def test_solve_stays_exact_where_the_gram_matrix_does_not(rows: int) -> None:
+def test_solve_stays_exact_where_the_gram_matrix_does_not(
+    rows: int, caplog: pytest.LogCaptureFixture
+) -> None:
     """Outlier features at condition 1e12, judged by singular values, which square nothing."""
     generator = torch.Generator().manual_seed(0)
     keys = torch.randn(1, rows, 12, generator=generator, dtype=torch.float64)
@@ -156,7 +158,9 @@ def test_solve_stays_exact_where_the_gram_matrix_does_not(rows: int) -> None:
     differences.requires_grad_()
     outer = torch.randn(12, 5, generator=generator, dtype=torch.float64)
     ridge = torch.tensor([0.3], dtype=torch.float64)
-    solution = solve_normal_equation(keys, differences, ridge)
+    with caplog.at_level("INFO"):
+        solution = solve_normal_equation(keys, differences, ridge, "these linears")
+    assert "these linears: condition up to" in caplog.text
     left = None if solution.left is None else solution.left[0]
     shift = LowRankShift(left, solution.right[0]).dense()
     (shift * outer).sum().backward()
@@ -166,3 +170,14 @@ def test_solve_stays_exact_where_the_gram_matrix_does_not(rows: int) -> None:
     assert relative(shift, v.T @ (filtered * (u.T @ differences[0]))) < 1e-8
     assert differences.grad is not None
     assert relative(differences.grad[0], u @ (filtered * (v @ outer))) < 1e-8
+
+
+def test_a_singular_system_gets_jitter_and_says_so(caplog: pytest.LogCaptureFixture) -> None:
+    keys = torch.ones(1, 3, 5, dtype=torch.float64)
+    ridge = torch.tensor([1e-30], dtype=torch.float64)
+    solution = solve_normal_equation(keys, torch.ones_like(keys), ridge)
+    assert 0 < solution.jitter < 1e-6
+    assert solution.right.isfinite().all()
+    assert "added jitter" in caplog.text
+    with pytest.raises(ValueError, match="these linears: .*non-finite"):
+        solve_normal_equation(keys * torch.nan, keys, ridge, "these linears")

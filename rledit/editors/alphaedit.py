@@ -1,0 +1,79 @@
+"""AlphaEdit: updates confined to the null space of preserved keys (arXiv 2410.02355).
+
+Δ = R K₁ᵀ P (K_pK_pᵀ P + K₁K₁ᵀ P + λ I)⁻¹ with P = U Uᵀ over the eigenvectors of C under a threshold
+and K_p the keys of all earlier edits. As P is a projection, the same Δ is R K₁ᵀ P A⁻¹ with the
+symmetric positive definite A = P (K_pK_pᵀ + K₁K₁ᵀ) P + λ I, which is what is solved.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from rledit.editors.base import State
+from rledit.editors.locate_editor import LocateConfig, PastKeys, SpreadEditor
+from rledit.locate.nullspace import null_space
+from rledit.locate.requests import Request
+from rledit.locate.solve import factorise
+from rledit.locate.spread import Answer, LayerUpdate
+from rledit.model import EditableModel
+
+
+@dataclass(frozen=True, kw_only=True)
+class AlphaEditConfig(LocateConfig):
+    """AlphaEdit's settings; the defaults are those for Llama-3-8B.
+
+    Attributes:
+        threshold: τ; eigenvalues of the unnormalised second moment under it count as zero.
+        ridge: λ.
+    """
+
+    threshold: float = 0.02
+    ridge: float = 10.0
+
+
+class AlphaEdit(SpreadEditor):
+    """Null-space constrained editing."""
+
+    name = "alphaedit"
+    Config = AlphaEditConfig
+    config: AlphaEditConfig
+
+    def __init__(self, model: EditableModel, config: AlphaEditConfig) -> None:
+        super().__init__(model, config)
+        self.past = PastKeys(model, self.modules)
+        self.projections: dict[str, Tensor] = {}
+
+    def solve(self, name: str, keys: Tensor) -> Answer:
+        """A⁻¹ P Kᵀ in float64."""
+        projection = self._projection(name).double()
+        keys = keys.double() @ projection
+        system = keys.T @ keys + projection @ self.past.sums[name].double() @ projection
+        system.diagonal().add_(self.config.ridge)
+        factor = factorise(system, name)
+        return Answer(factor.solve(keys.T).T, factor.condition, factor.jitter)
+
+    def after(self, requests: Sequence[Request], updates: Sequence[LayerUpdate]) -> None:
+        """Remember the batch's keys."""
+        self.past.remember(requests, self.key_weights)
+
+    def _projection(self, name: str) -> Tensor:
+        if name not in self.projections:
+            found = null_space(self.moment(name), self.config.threshold, name)
+            self.projections[name] = found.projection
+            # The moment itself is not needed any more; it is as large as the projection.
+            del self.moments[name]
+        return self.projections[name]
+
+    def _moments_changed(self) -> None:
+        self.projections.clear()
+
+    def state_dict(self) -> State:
+        """The past keys."""
+        return self.past.state_dict()
+
+    def load_state_dict(self, state: State) -> None:
+        """Put saved past keys back."""
+        self.past.load_state_dict(state)

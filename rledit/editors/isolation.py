@@ -1,0 +1,31 @@
+"""Prefixes of their own for passes over prompts that are not the stream's."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from rledit.model import EditableModel
+from rledit.trunk import Trunk
+
+
+@contextmanager
+def fresh_trunk(model: EditableModel) -> Iterator[None]:
+    """Run with an empty prefix cache, and leave the shared one as it was.
+
+    The last bits of a prefix depend on which prompts it was recorded with. Prompts that an editor
+    makes up or draws would otherwise be found, or not, depending on what ran before, and a resumed
+    stream would differ from a straight one in these bits.
+    """
+    shared = model.trunk
+    model.trunk = Trunk(
+        model.model,
+        model.family,
+        shared.first_layer,
+        cache_bytes=model.execution.cache_bytes,
+        cache_device=model.device if model.execution.cache_on_device else None,
+    )
+    try:
+        yield
+    finally:
+        model.trunk = shared

@@ -1,0 +1,219 @@
+"""Common ground of the locate-then-edit methods: requests, value vectors, second moments."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor
+
+from rledit.editors.base import Editor, Linears, Need, State, prefixed, unprefixed
+from rledit.editors.isolation import fresh_trunk
+from rledit.families import layer_index
+from rledit.locate.contexts import Averaging, make_contexts
+from rledit.locate.keys import subject_keys
+from rledit.locate.requests import Request, make_requests
+from rledit.locate.sites import BlockOutput
+from rledit.locate.spread import Answer, LayerUpdate, in_order, spread
+from rledit.locate.statistics import SecondMoment, StatisticsError
+from rledit.locate.value import ValueConfig, Values, optimise_values
+from rledit.model import EditableModel
+from rledit.tokenization import EditBatch
+
+
+@dataclass(frozen=True, kw_only=True)
+class LocateConfig:
+    """Settings that all locate-then-edit methods share.
+
+    Attributes:
+        modules: Edited linears; one per layer, the one that writes into the residual stream.
+        contexts: Context templates with one ``{}`` each, beside the bare prompt.
+        value_steps: Evaluations of the value vector's optimisation, one more than its Adam steps.
+        value_lr: Its learning rate.
+        value_decay: Weight of ‖δ‖ / ‖v‖².
+        clamp: Largest norm of δ relative to the value's.
+        kl_factor: Weight of the divergence on "{subject} is a".
+        stop_loss: An edit's optimisation stops below this loss.
+        edits_per_pass: Edits whose value vectors are optimised together; None: a batch's. It
+            changes no number beyond round-off.
+    """
+
+    modules: tuple[str, ...]
+    contexts: tuple[str, ...] = ()
+    value_steps: int = 25
+    value_lr: float = 0.1
+    value_decay: float = 0.5
+    clamp: float = 0.75
+    kl_factor: float = 0.0625
+    stop_loss: float = 0.05
+    edits_per_pass: int | None = None
+
+    def value_config(self) -> ValueConfig:
+        """The part that concerns the value vector."""
+        return ValueConfig(
+            steps=self.value_steps,
+            lr=self.value_lr,
+            decay=self.value_decay,
+            clamp=self.clamp,
+            kl_factor=self.kl_factor,
+            stop_loss=self.stop_loss,
+            edits_per_pass=self.edits_per_pass,
+        )
+
+
+class LocateEditor(Editor):
+    """An editor that looks up subjects and optimises value vectors."""
+
+    needs: ClassVar[frozenset[Need]] = frozenset({"subject", "statistics"})
+    linears: ClassVar[Linears] = "down"
+    averaging: ClassVar[Averaging] = "groups"
+
+    def __init__(self, model: EditableModel, config: Any) -> None:
+        super().__init__(model, config)
+        self.contexts = make_contexts(config.contexts)
+        self.modules = in_order(model)
+        self.moments: dict[str, Tensor] = {}
+
+    @property
+    def key_weights(self) -> Tensor:
+        """(contexts,) weights of an averaged key."""
+        return self.contexts.weights(self.averaging)
+
+    def load_statistics(self, statistics: Mapping[str, SecondMoment]) -> None:
+        """Take C = E[k kᵀ] of every edited linear."""
+        for name in self.modules:
+            if name not in statistics:
+                raise StatisticsError(
+                    f"no second moment of {name!r} was given; there are {sorted(statistics)}"
+                )
+            moment = statistics[name].mean().to(self.model.device)
+            width = self.model.linear(name).in_features
+            if len(moment) != width:
+                raise StatisticsError(
+                    f"second moment of {name!r}: {len(moment)} features, the linear has {width} "
+                    "inputs; it belongs to another model"
+                )
+            self.moments[name] = moment
+        self._moments_changed()
+
+    def moment(self, name: str) -> Tensor:
+        """C of an edited linear, in the precision it was summed in.
+
+        Raises:
+            StatisticsError: None was loaded.
+        """
+        if name not in self.moments:
+            raise StatisticsError(
+                f"editor {self.name!r} needs the second moment of {name!r}; call load_statistics"
+            )
+        return self.moments[name]
+
+    def _moments_changed(self) -> None:
+        """Forget what was computed from earlier moments."""
+
+    def requests(self, batch: EditBatch) -> list[Request]:
+        """The batch's edits, tokenised in every context."""
+        return make_requests(self.model.encoder, batch.edits, self.contexts)
+
+
+class SpreadEditor(LocateEditor):
+    """A method that writes value vectors into several layers, each with a linear system."""
+
+    @abstractmethod
+    def solve(self, name: str, keys: Tensor) -> Answer:
+        """The left factor of a layer's update."""
+
+    def edit(self, batch: EditBatch) -> dict[str, float]:
+        """Optimise the value vectors, then write them layer by layer."""
+        requests = self.requests(batch)
+        with fresh_trunk(self.model):
+            values = self.values(requests)
+            updates = self.write(requests, values)
+            self.after(requests, updates)
+        return measured(values, updates)
+
+    def values(self, requests: Sequence[Request], keep_trace: bool = False) -> Values:
+        """Value vectors at the output of the highest edited layer."""
+        last = layer_index(self.model.family, self.modules[-1])
+        site = BlockOutput(self.model, last)
+        return optimise_values(self.model, requests, site, self.value_config(), keep_trace)
+
+    def value_config(self) -> ValueConfig:
+        """How value vectors are optimised."""
+        found: ValueConfig = self.config.value_config()
+        return found
+
+    def targets(self, requests: Sequence[Request], values: Values) -> Tensor:
+        """(edits, hidden) what the highest edited layer shall show."""
+        return values.targets
+
+    def write(self, requests: Sequence[Request], values: Values) -> list[LayerUpdate]:
+        """Spread the value vectors over the edited layers."""
+        targets = self.targets(requests, values)
+        return spread(self.model, requests, targets, self.key_weights, self.solve)
+
+    def after(self, requests: Sequence[Request], updates: Sequence[LayerUpdate]) -> None:
+        """What a method does once all layers are written."""
+
+
+class PastKeys:
+    """Σ k kᵀ over the keys of all edits so far, per edited linear.
+
+    Keys are taken after the edit that brought them, at all layers.
+    """
+
+    def __init__(self, model: EditableModel, modules: Sequence[str]) -> None:
+        self._model = model
+        self.sums = {
+            name: torch.zeros(
+                model.linear(name).in_features,
+                model.linear(name).in_features,
+                dtype=model.compute_dtype,
+                device=model.device,
+            )
+            for name in modules
+        }
+
+    def remember(self, requests: Sequence[Request], weights: Tensor) -> dict[str, Tensor]:
+        """Add the keys that edits have now; returns them."""
+        keys = subject_keys(self._model, requests, tuple(self.sums), weights)
+        for name, rows in keys.items():
+            self.sums[name].addmm_(rows.T, rows)
+        return keys
+
+    def state_dict(self) -> State:
+        """The sums, copied."""
+        return prefixed("past.", {name: value.clone() for name, value in self.sums.items()})
+
+    def load_state_dict(self, state: State) -> None:
+        """Put saved sums back.
+
+        Raises:
+            ValueError: They are of other modules.
+        """
+        found = unprefixed("past.", state)
+        if set(found) != set(self.sums) or len(found) != len(state):
+            raise ValueError(
+                f"a state with {sorted(state)} is none of past keys of {sorted(self.sums)}"
+            )
+        for name, value in found.items():
+            self.sums[name] = value.to(self.sums[name]).clone()
+
+
+def measured(values: Values, updates: Sequence[LayerUpdate]) -> dict[str, float]:
+    """Metrics of a batch."""
+    last = (values.evaluations - 1)[:, None]
+    likelihood = values.losses[:, :, 1]
+    norm = torch.stack([update.shift.squared_norm() for update in updates]).sum().sqrt()
+    return {
+        "edit_loss": float(likelihood[:, 0].mean()),
+        "final_loss": float(likelihood.gather(1, last).mean()),
+        "evaluations": float(values.evaluations.double().mean()),
+        "shift_norm": float(norm),
+        "condition": max(update.condition for update in updates),
+        "jitter": max(update.jitter for update in updates),
+        "realised_cosine": min(update.realised for update in updates),
+    }

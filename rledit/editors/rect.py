@@ -1,0 +1,69 @@
+"""RECT: MEMIT, keeping only the entries that change most relative to the weight (2401.04700)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from rledit.editors.memit import MEMIT, MEMITConfig
+from rledit.locate.requests import Request
+from rledit.locate.spread import LayerUpdate
+from rledit.locate.value import Values
+from rledit.model import EditableModel
+
+
+@dataclass(frozen=True, kw_only=True)
+class RECTConfig(MEMITConfig):
+    """RECT's settings.
+
+    Attributes:
+        keep: Share of the entries of each update that is kept.
+    """
+
+    keep: float = 0.4
+
+
+class RECT(MEMIT):
+    """Regularisation of the edited weights by relative change."""
+
+    name = "rect"
+    Config = RECTConfig
+    config: RECTConfig
+
+    def __init__(self, model: EditableModel, config: RECTConfig) -> None:
+        super().__init__(model, config)
+        if not 0 < config.keep <= 1:
+            raise ValueError(f"keep must lie above 0 and not above 1, not {config.keep}")
+
+    @torch.no_grad()
+    def write(self, requests: Sequence[Request], values: Values) -> list[LayerUpdate]:
+        """Spread as MEMIT does, each layer seeing the whole updates of those below, then cut."""
+        weights = self.model.weights
+        before = {name: weights.read(name).clone() for name in self.modules}
+        updates = super().write(requests, values)
+        for update in updates:
+            weight = before[update.module]
+            change = update.shift.dense().T.to(weight.dtype)
+            mask = largest_relative(change, weight, self.config.keep)
+            weights.set(update.module, weight + torch.where(mask, change, 0.0))
+        return updates
+
+
+def largest_relative(change: Tensor, weight: Tensor, keep: float) -> Tensor:
+    """Where |ΔW / W| is among its largest entries.
+
+    Args:
+        change: ΔW.
+        weight: W, of the same shape.
+        keep: Share of entries to keep; ties at the boundary are kept too.
+
+    Returns:
+        Mask of the same shape.
+    """
+    ratio = (change / (weight + 1e-8)).abs()
+    rank = max(1, int(ratio.numel() * (1 - keep)))
+    threshold = ratio.flatten().kthvalue(rank).values
+    return ratio >= threshold

@@ -1,0 +1,121 @@
+"""StableEdit: UltraEdit with warmed-up moments and fully whitened gradients (arXiv 2605.11836).
+
+D = −η ‖k̂‖² v̂ and S = (KᵀK + α I)⁻¹ Kᵀ D, where k̂ is the z-scored key and v̂ = Σ_v^{-1/2} (v − v̄)
+with Σ_v the running covariance of the value gradients. Before the stream, the moments see batches
+of the train split on the unedited model.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from rledit.capture import Captured, capture
+from rledit.editors.base import Need, State, TrainingData, prefixed, unprefixed
+from rledit.editors.isolation import fresh_trunk
+from rledit.editors.moment_editor import MomentEditor, Shape
+from rledit.editors.whitening import RunningCovariance
+from rledit.model import EditableModel
+from rledit.shift import Solution, solve_normal_equation
+from rledit.tokenization import EditBatch
+
+
+@dataclass(frozen=True, kw_only=True)
+class StableEditConfig:
+    """StableEdit's settings.
+
+    Attributes:
+        modules: Edited linears.
+        step: η.
+        ridge: α; the article uses 1 to 10.
+        loss_group: Samples per loss group; it scales the value gradients.
+        warmup_batches: Batches of the train split the moments see before the stream.
+        shrinkage: How far the covariance is pulled towards a multiple of the identity.
+        seed: Seed of the warm-up's draw.
+    """
+
+    modules: tuple[str, ...]
+    step: float = 1e-6
+    ridge: float = 1.0
+    loss_group: int = 4
+    warmup_batches: int = 20
+    shrinkage: float = 1e-3
+    seed: int = 0
+
+
+class StableEdit(MomentEditor):
+    """Training-free editing with whitening and a warm start."""
+
+    name = "stableedit"
+    Config = StableEditConfig
+    config: StableEditConfig
+    needs: ClassVar[frozenset[Need]] = frozenset({"training_data"})
+
+    def __init__(self, model: EditableModel, config: StableEditConfig) -> None:
+        super().__init__(model, config)
+        self.covariances = {
+            shape: RunningCovariance(shape[1], model.device) for shape in self.shapes
+        }
+        self._draw: TrainingData | None = None
+        self._warm = config.warmup_batches == 0
+
+    @property
+    def group_size(self) -> int:
+        """Samples per loss group."""
+        return self.config.loss_group
+
+    def load_training_data(self, draw: TrainingData) -> None:
+        """Take the source of the warm-up batches."""
+        self._draw = draw
+
+    def edit(self, batch: EditBatch) -> dict[str, float]:
+        """Warm up before the first batch, then edit."""
+        if not self._warm:
+            self._warm_up()
+        return super().edit(batch)
+
+    def solve(self, shape: Shape, keys: Tensor, z: Tensor) -> Solution:
+        """Shift factors from z-scored keys and whitened value gradients."""
+        moments = self.moments[shape]
+        z_keys, z_values = z[..., : shape[0]], z[..., shape[0] :]
+        eps = torch.finfo(torch.float32).eps
+        values = z_values * (moments.std + eps)[shape[0] :] + moments.mean[shape[0] :]
+        whitened = self.covariances[shape].whiten(values, self.config.shrinkage).to(keys.dtype)
+        strength = z_keys.square().sum(-1, keepdim=True)
+        differences = -self.config.step * strength * whitened
+        ridge = torch.full((len(keys),), self.config.ridge, device=keys.device)
+        return solve_normal_equation(keys, differences, ridge, f"linears {shape}")
+
+    @torch.no_grad()
+    def _warm_up(self) -> None:
+        if self._draw is None:
+            raise ValueError(
+                f"editor {self.name!r} warms up on {self.config.warmup_batches} batches of "
+                "training data; call load_training_data, or set warmup_batches to 0"
+            )
+        with fresh_trunk(self.model):
+            for batch in self._draw(self.config.warmup_batches, self.config.seed):
+                self._update_moments(capture(self.model, batch.edit, self.tokens))
+        self._warm = True
+
+    def _update_moments(self, captured: Captured) -> None:
+        super()._update_moments(captured)
+        for shape, names in self.shapes.items():
+            self.covariances[shape].update(torch.cat([captured.values[n] for n in names]))
+
+    def state_dict(self) -> State:
+        """Moments, covariances, and whether the warm-up is done."""
+        state = super().state_dict() | {"warm": torch.tensor(self._warm)}
+        for (d_in, d_out), covariance in self.covariances.items():
+            state |= prefixed(f"covariance.{d_in}x{d_out}.", covariance.state_dict())
+        return state
+
+    def load_state_dict(self, state: State) -> None:
+        """Put saved moments and covariances back."""
+        super().load_state_dict(state)
+        for (d_in, d_out), covariance in self.covariances.items():
+            covariance.load_state_dict(unprefixed(f"covariance.{d_in}x{d_out}.", state))
+        self._warm = bool(state["warm"])

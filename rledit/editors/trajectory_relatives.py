@@ -1,0 +1,50 @@
+"""MEND+RLEdit and MALMEN+RLEdit: their updates, RLEdit's training (arXiv 2502.05759, figure 6).
+
+The network learns from whole trajectories on the changing model, with memory backtracking and one
+optimiser step per trajectory; how its output becomes an update stays the method's own.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from rledit.editors.hypernetwork_editor import HypernetworkEditor
+from rledit.editors.malmen import MALMENConfig
+from rledit.editors.mend import MENDConfig
+
+
+@dataclass(frozen=True, kw_only=True)
+class MENDRLEditConfig(MENDConfig):
+    """MEND's update with RLEdit's training."""
+
+    transition: bool = True
+    optimise: Literal["trajectory", "batch"] = "trajectory"
+    decay: float = 0.95
+    depth: int = 10
+    reg_coef: float = 1e-4
+
+
+@dataclass(frozen=True, kw_only=True)
+class MALMENRLEditConfig(MALMENConfig):
+    """MALMEN's update with RLEdit's training."""
+
+    transition: bool = True
+    optimise: Literal["trajectory", "batch"] = "trajectory"
+    decay: float = 0.95
+    depth: int = 10
+    reg_coef: float = 1e-4
+
+
+class MENDRLEdit(HypernetworkEditor):
+    """MEND trained by trajectory reward."""
+
+    name = "mend_rledit"
+    Config = MENDRLEditConfig
+
+
+class MALMENRLEdit(HypernetworkEditor):
+    """MALMEN trained by trajectory reward."""
+
+    name = "malmen_rledit"
+    Config = MALMENRLEditConfig

@@ -1,0 +1,171 @@
+"""Gradient descent on chosen matrices: objectives, and the loop that all fine-tuning shares."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from rledit.chunks import Chunk
+from rledit.model import EditableModel
+from rledit.tokenization import IGNORED, Sample
+
+
+class Objective(Protocol):
+    """The loss of one mini-batch."""
+
+    @property
+    def samples(self) -> Sequence[Sample]:
+        """What to run."""
+        ...
+
+    def loss(self, chunk: Chunk, logits: Tensor) -> Tensor:
+        """A chunk's part of the mini-batch's loss; the parts of all chunks add up to it."""
+        ...
+
+
+class TargetLikelihood:
+    """Mean negative log-likelihood of the target tokens, each where it is predicted."""
+
+    def __init__(self, samples: Sequence[Sample]) -> None:
+        self.samples = samples
+        self._n_tokens = sum(len(s.answer_ids) for s in samples)
+
+    def loss(self, chunk: Chunk, logits: Tensor) -> Tensor:
+        """Sum over the chunk's answer tokens, divided by those of the mini-batch."""
+        labels = chunk.labels.to(logits.device)
+        return F.cross_entropy(logits, labels, reduction="sum") / self._n_tokens
+
+
+class PromptEndLikelihood:
+    """All target tokens scored at the prompt's last position, as a common release does.
+
+    Args:
+        prompts: Token ids of each prompt, BOS included.
+        targets: (n, length) ids of the targets, as that release pads them.
+        counted: (n, length) bool, the ids that count.
+    """
+
+    def __init__(self, prompts: Sequence[Sequence[int]], targets: Tensor, counted: Tensor) -> None:
+        self.samples = [_prompt(ids) for ids in prompts]
+        self.targets = targets
+        self.counted = counted
+
+    def loss(self, chunk: Chunk, logits: Tensor) -> Tensor:
+        """Mean over samples of the mean over the ids that count."""
+        log_p = F.log_softmax(logits, dim=-1)
+        rows = chunk.row_sample
+        picked = log_p.gather(1, self.targets[rows].to(logits.device))
+        counted = self.counted[rows].to(picked)
+        return -((picked * counted).sum(1) / counted.sum(1)).sum() / len(self.samples)
+
+
+def _prompt(ids: Sequence[int]) -> Sample:
+    labels = torch.full((len(ids),), IGNORED)
+    labels[-1] = 0
+    return Sample(torch.as_tensor(ids, dtype=torch.long), labels)
+
+
+class Tunable(Protocol):
+    """Matrices that can be read, written and differentiated, such as `EditedWeights`."""
+
+    names: tuple[str, ...]
+
+    def read(self, name: str) -> Tensor:
+        """The current value, at full precision."""
+        ...
+
+    def set(self, name: str, value: Tensor) -> None:
+        """Replace the value."""
+        ...
+
+    def parameter(self, name: str) -> nn.Parameter:
+        """The model's parameter."""
+        ...
+
+
+@dataclass(frozen=True, kw_only=True)
+class Descent:
+    """How to descend.
+
+    Attributes:
+        lr: Adam's learning rate.
+        weight_decay: Adam's L2 penalty.
+        norm_constraint: ε; no entry may move further than this from where it started.
+        stop_loss: A mini-batch below this loss makes no step, and a pass whose mean is below it is
+            the last one.
+    """
+
+    lr: float
+    weight_decay: float = 0.0
+    norm_constraint: float | None = None
+    stop_loss: float = 0.0
+
+
+def descend(
+    model: EditableModel,
+    weights: Tunable,
+    passes: Iterable[Sequence[Objective]],
+    config: Descent,
+) -> list[float]:
+    """Minimise objectives by Adam, one step per mini-batch.
+
+    Args:
+        model: The model.
+        weights: What to change.
+        passes: The mini-batches of each pass.
+        config: How to descend.
+
+    Returns:
+        The loss of every mini-batch before its step.
+    """
+    start = {name: weights.read(name).clone() for name in weights.names}
+    masters = {name: value.clone().requires_grad_() for name, value in start.items()}
+    optimiser = torch.optim.Adam(masters.values(), lr=config.lr, weight_decay=config.weight_decay)
+    losses: list[float] = []
+    for objectives in passes:
+        for objective in objectives:
+            loss, gradients = _gradients(model, weights, objective)
+            losses.append(loss)
+            if loss < config.stop_loss:
+                continue
+            for name, master in masters.items():
+                master.grad = gradients[name].to(master.dtype)
+            optimiser.step()
+            for name, master in masters.items():
+                if config.norm_constraint is not None:
+                    low, high = start[name] - config.norm_constraint, start[name]
+                    master.data.clamp_(low, high + config.norm_constraint)
+                weights.set(name, master.detach())
+        latest = losses[len(losses) - len(objectives) :]
+        if sum(latest) / len(latest) < config.stop_loss:
+            break
+    return losses
+
+
+def _gradients(
+    model: EditableModel, weights: Tunable, objective: Objective
+) -> tuple[float, dict[str, Tensor]]:
+    """Loss of a mini-batch, and its gradient for every matrix."""
+    parameters = {name: weights.parameter(name) for name in weights.names}
+    total = 0.0
+    sums = {name: torch.zeros_like(p, dtype=model.compute_dtype) for name, p in parameters.items()}
+    for p in parameters.values():
+        p.requires_grad_()
+    try:
+        for chunk in model.chunks(objective.samples):
+            with torch.enable_grad():
+                logits = model.trunk.logits(chunk).to(model.compute_dtype)
+                loss = objective.loss(chunk, logits)
+            found = torch.autograd.grad(loss, list(parameters.values()))
+            total += float(loss.detach())
+            for name, gradient in zip(parameters, found, strict=True):
+                sums[name] += gradient
+    finally:
+        for p in parameters.values():
+            p.requires_grad_(False)
+    return total, sums

@@ -1,0 +1,160 @@
+"""What a model shows at the subject's last token: inputs and outputs of its modules, batched."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from rledit.families import layer_index
+from rledit.locate.requests import Request
+from rledit.locate.restart import decoder_layers, stopping_after
+from rledit.model import EditableModel
+from rledit.tokenization import Sample
+
+# Families that normalise the MLP's output before it joins the residual stream, and the module's
+# path inside a layer.
+NORMS_AFTER_MLP = {"gemma2": "post_feedforward_layernorm"}
+
+
+def subject_keys(
+    model: EditableModel, requests: Sequence[Request], modules: Sequence[str], weights: Tensor
+) -> dict[str, Tensor]:
+    """Keys of edits at linears: their inputs at the subject's last token, averaged over contexts.
+
+    Args:
+        model: The model, with the weights it has now.
+        requests: The edits.
+        modules: The linears.
+        weights: (contexts,), see `Contexts.weights`.
+
+    Returns:
+        Module → (edits, d_in), compute precision.
+    """
+    samples = [sample for request in requests for sample in request.keys]
+    seen = observe(model, samples, modules)
+    shape = (len(requests), len(weights))
+    average = weights.to(model.device, model.compute_dtype)
+    return {
+        name: torch.einsum("ecd,c->ed", rows.view(*shape, -1), average)
+        for name, rows in seen.inputs.items()
+    }
+
+
+def block_values(model: EditableModel, requests: Sequence[Request], layer: int) -> Tensor:
+    """(edits, hidden) output of a decoder layer at the subject's last token of the bare prompt."""
+    return observe(model, [r.keys[0] for r in requests], (), block=layer).block
+
+
+@torch.no_grad()
+def stream_gain(model: EditableModel, requests: Sequence[Request], module: str) -> Tensor | None:
+    """What a change of the residual stream costs at a linear's output, feature by feature.
+
+    Most families add the linear's output to the stream as it is. Where a norm n = g ⊙ u / rms(u)
+    stands between, a change r of the stream asks for u to change by r ⊙ rms(u) / g: that gives the
+    direction of n + r exactly, and its length as far as the norm lets it.
+
+    Returns:
+        (edits, d_out) rms(u) / g at the bare prompts; None where there is no such norm.
+    """
+    path = NORMS_AFTER_MLP.get(model.family.name)
+    if path is None:
+        return None
+    layer = layer_index(model.family, module)
+    norm = decoder_layers(model)[layer].get_submodule(path)
+    taken: list[tuple[Tensor, Tensor]] = []
+    handle = norm.register_forward_hook(lambda _, args, output: taken.append((args[0], output)))
+    gains: list[Tensor] = []
+    order: list[Tensor] = []
+    try:
+        for chunk in model.chunks([request.keys[0] for request in requests]):
+            with stopping_after(model, layer):
+                model.trunk.logits(chunk, narrow=False)
+            rows = chunk.rows.to(model.device)
+            before, after = (t.flatten(0, -2)[rows].to(model.compute_dtype) for t in taken[-1])
+            # A zero stays zero under any gain.
+            gains.append(torch.where(after == 0, 0.0, before / after))
+            order.append(chunk.index)
+    finally:
+        handle.remove()
+    return torch.cat(gains)[torch.argsort(torch.cat(order)).to(model.device)]
+
+
+@dataclass(eq=False)
+class Seen:
+    """Rows at the labelled position of each sample, in sample order.
+
+    Attributes:
+        inputs: Linear → (samples, d_in).
+        outputs: Linear → (samples, d_out), bias included.
+        block: (samples, hidden), output of the decoder layer asked for.
+    """
+
+    inputs: dict[str, Tensor] = field(default_factory=dict)
+    outputs: dict[str, Tensor] = field(default_factory=dict)
+    block: Tensor = field(default_factory=lambda: torch.empty(0))
+
+
+@torch.no_grad()
+def observe(
+    model: EditableModel,
+    samples: Sequence[Sample],
+    modules: Sequence[str],
+    block: int | None = None,
+) -> Seen:
+    """Run samples up to the highest module asked for, and take its rows.
+
+    Args:
+        model: The model.
+        samples: Samples with one labelled row each.
+        modules: Linears whose input and output are wanted.
+        block: A decoder layer whose output is wanted.
+    """
+    tops = [layer_index(model.family, name) for name in modules]
+    tops += [] if block is None else [block]
+    parts: dict[str, list[Tensor]] = {}
+    order: list[Tensor] = []
+    for chunk in model.chunks(samples):
+        rows = chunk.rows.to(model.device)
+        with ExitStack() as stack:
+            stack.enter_context(stopping_after(model, max(tops)))
+            taken = _hooks(model, modules, block, stack)
+            model.trunk.logits(chunk, narrow=False)
+        for name, tensor in taken.items():
+            picked = tensor.flatten(0, -2)[rows].to(model.compute_dtype)
+            parts.setdefault(name, []).append(picked)
+        order.append(chunk.index)
+    place = torch.argsort(torch.cat(order)).to(model.device)
+    whole = {name: torch.cat(rows)[place] for name, rows in parts.items()}
+    return Seen(
+        inputs={name: whole[f"in:{name}"] for name in modules},
+        outputs={name: whole[f"out:{name}"] for name in modules},
+        block=whole.get("block", torch.empty(0)),
+    )
+
+
+def _hooks(
+    model: EditableModel, modules: Sequence[str], block: int | None, stack: ExitStack
+) -> dict[str, Tensor]:
+    taken: dict[str, Tensor] = {}
+
+    def keep(name: str) -> Any:
+        def hook(_: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> None:
+            taken[f"in:{name}"] = args[0]
+            taken[f"out:{name}"] = output
+
+        return hook
+
+    def keep_block(_: nn.Module, __: Any, output: Any) -> None:
+        taken["block"] = output[0] if isinstance(output, tuple) else output
+
+    for name in modules:
+        stack.callback(model.linear(name).register_forward_hook(keep(name)).remove)
+    if block is not None:
+        handle = decoder_layers(model)[block].register_forward_hook(keep_block)
+        stack.callback(handle.remove)
+    return taken

@@ -1,0 +1,87 @@
+"""Passes that stop above a layer, or begin with given hidden states above one.
+
+Layers that need not run are swapped for pass-through modules during a call, so masks, rotary
+positions and soft caps stay those of the Hugging Face implementation (see `rledit.trunk`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from torch import Tensor, nn
+
+from rledit.model import EditableModel
+
+
+class _Emit(nn.Module):
+    """Stands in for a decoder layer: passes its input on, or gives the hidden states it holds."""
+
+    def __init__(self, as_tuple: bool, hidden: Tensor | None = None) -> None:
+        super().__init__()
+        self._as_tuple = as_tuple
+        self._hidden = hidden
+
+    def forward(self, hidden_states: Tensor, *_: Any, **__: Any) -> Any:
+        hidden = hidden_states if self._hidden is None else self._hidden
+        return (hidden, None) if self._as_tuple else hidden
+
+
+def decoder_layers(model: EditableModel) -> nn.ModuleList:
+    """The list of decoder layers."""
+    return model.model.get_submodule(model.family.layers)  # type: ignore[return-value]
+
+
+@contextmanager
+def stopping_after(model: EditableModel, layer: int) -> Iterator[None]:
+    """Skip the decoder layers above `layer` inside the context."""
+    layers = decoder_layers(model)
+    skip = _Emit(model.family.layer_returns_tuple)
+    with _replaced(layers, {i: skip for i in range(layer + 1, len(layers))}):
+        yield
+
+
+def logits_above(
+    model: EditableModel, layer: int, hidden: Tensor, rows: Tensor, **arguments: Any
+) -> Tensor:
+    """Logits of a pass that begins with the output of a layer.
+
+    Args:
+        model: The model.
+        layer: The layer whose output is given.
+        hidden: (b, T, hidden), its output; may carry a graph.
+        rows: (r,) int64, positions in the flattened (b*T) layout that get logits.
+        **arguments: More arguments of the model, such as positions and cached states.
+
+    Returns:
+        (r, vocabulary), in the model's output type.
+    """
+    layers = decoder_layers(model)
+    as_tuple = model.family.layer_returns_tuple
+    stand_ins: dict[int, nn.Module] = {i: _Emit(as_tuple) for i in range(layer)}
+    stand_ins[layer] = _Emit(as_tuple, hidden)
+    head: nn.Module = model.model.get_output_embeddings()  # type: ignore[operator]
+    handle = head.register_forward_pre_hook(
+        lambda _, args: (args[0].flatten(0, -2)[rows].unsqueeze(0),)
+    )
+    try:
+        with _replaced(layers, stand_ins):
+            use_cache = "past_key_values" in arguments
+            output = model.model(inputs_embeds=hidden, use_cache=use_cache, **arguments)
+    finally:
+        handle.remove()
+    logits: Tensor = output.logits
+    return logits.reshape(len(rows), -1)
+
+
+@contextmanager
+def _replaced(layers: nn.ModuleList, stand_ins: dict[int, nn.Module]) -> Iterator[None]:
+    whole = {i: layers[i] for i in stand_ins}
+    for i, stand_in in stand_ins.items():
+        layers[i] = stand_in
+    try:
+        yield
+    finally:
+        for i, layer in whole.items():
+            layers[i] = layer

@@ -1,0 +1,164 @@
+"""Where a value vector enters the model, and how little of the model runs above it.
+
+A site adds δ at one position of every sample. What lies below is a constant of the sample while δ
+is optimised, so it runs once.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from contextlib import ExitStack
+from typing import Any, Protocol
+from weakref import WeakKeyDictionary
+
+import torch
+from torch import Tensor, nn
+from torch.nn.utils.rnn import pad_sequence
+
+from rledit.chunks import Chunk
+from rledit.families import layer_index
+from rledit.locate.restart import decoder_layers, logits_above, stopping_after
+from rledit.locate.suffix import Continuation, PrefixStates
+from rledit.model import EditableModel
+from rledit.tokenization import Sample
+
+
+class Site(Protocol):
+    """A place where δ is added."""
+
+    def begin(self, samples: Sequence[Sample], positions: Tensor) -> Tensor:
+        """(samples, hidden) values at the positions before any change; keeps what passes need."""
+        ...
+
+    @property
+    def parts(self) -> Sequence[Sample]:
+        """What of each sample passes run; to be cut into chunks."""
+        ...
+
+    def logits(self, chunk: Chunk, deltas: Tensor) -> Tensor:
+        """(rows, vocabulary) with `deltas` (b, hidden) added; the chunk is one of the parts."""
+        ...
+
+
+class BlockOutput:
+    """The output of a decoder layer: passes run the layers above, from δ's position on.
+
+    Args:
+        model: The model.
+        layer: The decoder layer.
+    """
+
+    def __init__(self, model: EditableModel, layer: int) -> None:
+        self._model = model
+        self._layer = layer
+        self._ends: list[Tensor] = []
+        self._before: PrefixStates | None = None
+        self._known: WeakKeyDictionary[Chunk, tuple[Tensor, Continuation]] = WeakKeyDictionary()
+        self.parts: Sequence[Sample] = ()
+
+    @torch.no_grad()
+    def begin(self, samples: Sequence[Sample], positions: Tensor) -> Tensor:
+        """Run the samples up to the layer, and what lies before the positions to the top."""
+        hidden = self._below(samples)
+        places = positions.tolist()
+        self._ends = [h[p:] for h, p in zip(hidden, places, strict=True)]
+        self.parts = [
+            Sample(s.input_ids[p:], s.labels[p:]) for s, p in zip(samples, places, strict=True)
+        ]
+        self._before = PrefixStates(self._model, self._layer, hidden, positions)
+        return torch.stack([end[0] for end in self._ends]).to(self._model.compute_dtype)
+
+    def logits(self, chunk: Chunk, deltas: Tensor) -> Tensor:
+        """Run the layers above."""
+        if chunk not in self._known:
+            self._known[chunk] = self._continue(chunk)
+        hidden, continuation = self._known[chunk]
+        changed = _added(hidden, torch.zeros(len(hidden), dtype=torch.long), deltas)
+        rows = chunk.rows.to(hidden.device)
+        return logits_above(self._model, self._layer, changed, rows, **continuation.arguments())
+
+    def _continue(self, chunk: Chunk) -> tuple[Tensor, Continuation]:
+        """(b, S, hidden) ends of a chunk, and how they follow what lies before."""
+        if self._before is None:
+            raise RuntimeError("begin comes before the first pass")
+        ends = [self._ends[i] for i in chunk.index.tolist()]
+        lengths = torch.tensor([len(end) for end in ends])
+        return pad_sequence(ends, batch_first=True), self._before.continuation(chunk.index, lengths)
+
+    def _below(self, samples: Sequence[Sample]) -> list[Tensor]:
+        """(T, hidden) output of the layer for each sample."""
+        model = self._model
+        found: list[Tensor] = [torch.empty(0)] * len(samples)
+        taken: list[Tensor] = []
+
+        def keep(_: nn.Module, __: Any, output: Any) -> None:
+            taken.append(output[0] if isinstance(output, tuple) else output)
+
+        handle = decoder_layers(model)[self._layer].register_forward_hook(keep)
+        try:
+            with stopping_after(model, self._layer):
+                for chunk in model.chunks(samples):
+                    model.trunk.logits(chunk, narrow=False)
+                    # Recording the trunk may have run part of this layer before.
+                    hidden = taken[-1]
+                    taken.clear()
+                    for b, i in enumerate(chunk.index.tolist()):
+                        found[i] = hidden[b, : len(samples[i])].clone()
+        finally:
+            handle.remove()
+        return found
+
+
+class LinearOutput:
+    """The output of an edited linear: passes begin at its layer's MLP.
+
+    Args:
+        model: The model.
+        module: Name of the linear.
+    """
+
+    def __init__(self, model: EditableModel, module: str) -> None:
+        self._model = model
+        self._module = module
+        # The trunk may run the last MLP on answer rows only, which leaves δ's position out.
+        self._narrow = not module.startswith(model.trunk.narrow_prefix)
+        self._positions = torch.empty(0)
+        self.parts: Sequence[Sample] = ()
+
+    @torch.no_grad()
+    def begin(self, samples: Sequence[Sample], positions: Tensor) -> Tensor:
+        """Take the linear's present outputs."""
+        model = self._model
+        self._positions, self.parts = positions, samples
+        values: list[Tensor] = [torch.empty(0)] * len(samples)
+        taken: list[Tensor] = []
+        handle = model.linear(self._module).register_forward_hook(
+            lambda _, __, output: taken.append(output)
+        )
+        with ExitStack() as stack:
+            stack.callback(handle.remove)
+            stack.enter_context(stopping_after(model, layer_index(model.family, self._module)))
+            for chunk in model.chunks(samples):
+                model.trunk.logits(chunk, narrow=False)
+                output = taken.pop()
+                for b, i in enumerate(chunk.index.tolist()):
+                    values[i] = output[b, int(positions[i])]
+        return torch.stack(values).to(model.compute_dtype)
+
+    def logits(self, chunk: Chunk, deltas: Tensor) -> Tensor:
+        """Run from the linear's layer up."""
+        positions = self._positions[chunk.index]
+        handle = self._model.linear(self._module).register_forward_hook(
+            lambda _, __, output: _added(output, positions, deltas)
+        )
+        try:
+            return self._model.trunk.logits(chunk, narrow=self._narrow)
+        finally:
+            handle.remove()
+
+
+def _added(hidden: Tensor, positions: Tensor, deltas: Tensor) -> Tensor:
+    """(b, T, hidden) with a row of `deltas` added at one position of every sample."""
+    samples = torch.arange(len(hidden), device=hidden.device)
+    place = (samples, positions.to(hidden.device))
+    return hidden.index_put(place, deltas.to(hidden.dtype), accumulate=True)

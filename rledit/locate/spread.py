@@ -1,0 +1,124 @@
+"""Writing value vectors into several layers, each taking its share of what is still missing.
+
+MEMIT (arXiv 2210.07229, algorithm 1): from the lowest edited layer to the highest, the residual
+R_l = (z − h_L) / (layers left) becomes an update of layer l, where h_L is what the highest layer
+shows after the updates of the layers below. Where a family normalises the MLP's output, which the
+article's families do not, the residual is first taken back through that norm (`stream_gain`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from rledit.families import layer_index
+from rledit.locate.keys import block_values, stream_gain, subject_keys
+from rledit.locate.requests import Request
+from rledit.model import EditableModel
+from rledit.shift import LowRankShift
+
+
+@dataclass(frozen=True, eq=False)
+class LayerUpdate:
+    """The update of one layer.
+
+    Attributes:
+        module: The edited linear.
+        keys: (edits, d_in), averaged keys before the update.
+        shown: (edits, hidden), what the highest layer showed before it.
+        residual: (edits, hidden), the share of what was missing.
+        shift: The update.
+        condition: Condition of the system it came from.
+        jitter: Jitter that system needed.
+        realised: Cosine between the change of the weights and the update.
+    """
+
+    module: str
+    keys: Tensor
+    shown: Tensor
+    residual: Tensor
+    shift: LowRankShift
+    condition: float
+    jitter: float
+    realised: float
+
+
+@dataclass(frozen=True, eq=False)
+class Answer:
+    """What a method's system answers for one layer.
+
+    Attributes:
+        left: (edits, d_in): the update is Σ residual ⊗ left.
+        condition: Condition of the system.
+        jitter: Jitter it needed.
+    """
+
+    left: Tensor
+    condition: float
+    jitter: float
+
+
+Solve = Callable[[str, Tensor], Answer]
+"""Left factor of the update of a module, from its keys (edits, d_in)."""
+
+
+@torch.no_grad()
+def spread(
+    model: EditableModel,
+    requests: Sequence[Request],
+    targets: Tensor,
+    weights: Tensor,
+    solve: Solve,
+) -> list[LayerUpdate]:
+    """Write the targets into the edited linears, lowest layer first.
+
+    Args:
+        model: The model; its weights change.
+        requests: The edits.
+        targets: z (edits, hidden), what the highest edited layer shall show.
+        weights: (contexts,), weights of an averaged key.
+        solve: The method's system.
+
+    Returns:
+        One update per edited linear, in the order of writing.
+    """
+    modules = in_order(model)
+    last = layer_index(model.family, modules[-1])
+    updates: list[LayerUpdate] = []
+    for i, name in enumerate(modules):
+        keys = subject_keys(model, requests, [name], weights)[name]
+        shown = block_values(model, requests, last)
+        residual = (targets - shown) / (len(modules) - i)
+        answer = solve(name, keys)
+        gain = stream_gain(model, requests, name)
+        right = residual if gain is None else residual * gain
+        shift = LowRankShift(answer.left.to(right.dtype), right)
+        realised = model.weights.add(name, shift)
+        updates.append(
+            LayerUpdate(
+                name, keys, shown, residual, shift, answer.condition, answer.jitter, realised
+            )
+        )
+    return updates
+
+
+def in_order(model: EditableModel) -> list[str]:
+    """The edited linears, lowest layer first.
+
+    Raises:
+        ValueError: Two of them lie in one layer, or one does not write into the residual stream.
+    """
+    by_layer: dict[int, str] = {}
+    path = model.family.linears["down"]
+    for name in model.modules:
+        layer = layer_index(model.family, name)
+        if not name.endswith(f".{path}"):
+            raise ValueError(
+                f"edited module {name!r}: locate-then-edit methods edit {path!r}, the linear that "
+                f"writes into the residual stream; use down:{layer}"
+            )
+        by_layer[layer] = name
+    return [by_layer[layer] for layer in sorted(by_layer)]

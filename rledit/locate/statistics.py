@@ -1,0 +1,188 @@
+"""Uncentred second moments C = E[k kᵀ] of the inputs of edited linears over a text corpus.
+
+A moment is a running sum: it grows chunk by chunk, the sums of several workers add up to one
+worker's, and an interrupted one goes on where it was saved. It carries what it was made from, and
+is refused where something else is asked for.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import asdict, dataclass, fields
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from rledit.families import layer_index
+from rledit.locate.restart import stopping_after
+from rledit.model import EditableModel
+from rledit.tokenization import IGNORED, Sample
+
+MomentType = Literal["float32", "float64"]
+_TYPES: dict[str, torch.dtype] = {"float32": torch.float32, "float64": torch.float64}
+
+
+class StatisticsError(ValueError):
+    """Second moments that do not fit what is asked for."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class MomentIdentity:
+    """What a second moment was made from.
+
+    Attributes:
+        model_hash: Content hash of the model.
+        module: Name of the linear.
+        corpus_hash: Content hash of the corpus, its tokenisation and its window included.
+        dtype: Precision of the sum.
+    """
+
+    model_hash: str
+    module: str
+    corpus_hash: str
+    dtype: MomentType = "float32"
+
+    def require(self, other: MomentIdentity) -> None:
+        """Refuse a moment of another identity.
+
+        Raises:
+            StatisticsError: Names the first thing that differs, and both values.
+        """
+        for name in (f.name for f in fields(MomentIdentity)):
+            mine, theirs = getattr(self, name), getattr(other, name)
+            if mine != theirs:
+                what = name.replace("_", " ")
+                raise StatisticsError(
+                    f"second moment of {other.module!r}: it was made for the {what} {theirs!r}, "
+                    f"but {mine!r} is asked for; compute it again for this one"
+                )
+
+
+class SecondMoment:
+    """The sum of k kᵀ over the tokens seen so far, and their number.
+
+    Args:
+        identity: What it is made from.
+        width: d_in of the linear.
+        device: Where the sum lies.
+    """
+
+    def __init__(
+        self, identity: MomentIdentity, width: int, device: torch.device | str = "cpu"
+    ) -> None:
+        if identity.dtype not in _TYPES:
+            raise StatisticsError(
+                f"second moment of {identity.module!r}: precision {identity.dtype!r} is not one "
+                f"of {', '.join(_TYPES)}"
+            )
+        self.identity = identity
+        self.total = torch.zeros(width, width, dtype=_TYPES[identity.dtype], device=device)
+        self.count = 0
+
+    @torch.no_grad()
+    def update(self, rows: Tensor) -> None:
+        """Add rows (n, d_in), in place: the sum is the only matrix in work."""
+        rows = rows.to(self.total)
+        self.total.addmm_(rows.T, rows)
+        self.count += len(rows)
+
+    def merge(self, other: SecondMoment) -> None:
+        """Add another worker's sum.
+
+        Raises:
+            StatisticsError: It was made from something else.
+        """
+        self.identity.require(other.identity)
+        self.total += other.total.to(self.total)
+        self.count += other.count
+
+    def mean(self) -> Tensor:
+        """C = E[k kᵀ] (d_in, d_in).
+
+        Raises:
+            StatisticsError: No token was seen.
+        """
+        if self.count == 0:
+            raise StatisticsError(
+                f"second moment of {self.identity.module!r}: no token was seen; the corpus is empty"
+            )
+        return self.total / self.count
+
+    def tensors(self) -> dict[str, Tensor]:
+        """What to put into a safetensors file, with `metadata` beside it."""
+        return {"total": self.total, "count": torch.tensor(self.count)}
+
+    def metadata(self) -> dict[str, str]:
+        """Identity and count as the strings that safetensors takes."""
+        return {**asdict(self.identity), "count": str(self.count)}
+
+    @classmethod
+    def load(cls, tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> SecondMoment:
+        """A moment from the tensors and metadata of a file.
+
+        Raises:
+            StatisticsError: Something is missing, or tensors and metadata contradict each other.
+        """
+        names = [f.name for f in fields(MomentIdentity)]
+        missing = [n for n in names if n not in metadata]
+        missing += [n for n in ("total", "count") if n not in tensors]
+        if missing:
+            raise StatisticsError(
+                f"this is no file of second moments: {', '.join(missing)} missing"
+            )
+        values: dict[str, Any] = {name: metadata[name] for name in names}
+        total = tensors["total"]
+        moment = cls(MomentIdentity(**values), total.shape[-1], total.device)
+        if total.dtype != moment.total.dtype or total.shape != moment.total.shape:
+            raise StatisticsError(
+                f"second moment of {values['module']!r}: the file holds {total.dtype} of shape "
+                f"{list(total.shape)}, its metadata says {values['dtype']}"
+            )
+        moment.total = total
+        moment.count = int(tensors["count"])
+        return moment
+
+
+@torch.no_grad()
+def accumulate(
+    model: EditableModel, texts: Iterable[Sequence[int]], moments: Mapping[str, SecondMoment]
+) -> int:
+    """Add the inputs of linears at every token of some texts.
+
+    Args:
+        model: The unedited model.
+        texts: Token ids of each text; a text no longer than one pass takes.
+        moments: Linear → the moment to add to.
+
+    Returns:
+        Number of tokens seen.
+    """
+    samples = [_text(ids) for ids in texts if len(ids)]
+    top = max(layer_index(model.family, name) for name in moments)
+    seen = 0
+    for chunk in model.chunks(samples):
+        rows, _ = chunk.real_rows()
+        seen += len(rows)
+        with ExitStack() as stack:
+            stack.enter_context(stopping_after(model, top))
+            for name, moment in moments.items():
+                hook = _adding(moment, rows.to(model.device))
+                stack.callback(model.linear(name).register_forward_hook(hook).remove)
+            model.trunk.logits(chunk, narrow=False)
+    return seen
+
+
+def _adding(moment: SecondMoment, rows: Tensor) -> Any:
+    def hook(_: nn.Module, args: tuple[Tensor, ...], __: Tensor) -> None:
+        moment.update(args[0].flatten(0, -2)[rows])
+
+    return hook
+
+
+def _text(ids: Sequence[int]) -> Sample:
+    """A text as a sample whose last position is labelled, so that one row is predicted."""
+    labels = torch.full((len(ids),), IGNORED)
+    labels[-1] = 0
+    return Sample(torch.as_tensor(ids, dtype=torch.long), labels)

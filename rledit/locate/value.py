@@ -1,0 +1,264 @@
+"""Value vectors: what a site must show for a prompt to be answered with its new target.
+
+For one edit, over its C context prompts (ROME, arXiv 2202.05262, eq. 4; MEMIT, 2210.07229, eq. 16):
+
+    δ* = argmin  1/C Σ_c −log p(target | c, v + δ) / |target|
+                 + λ_KL KL(p_δ ‖ p_0)("{subject} is a") + λ_decay ‖δ‖ / ‖v‖²
+
+by Adam, δ clamped to ‖δ‖ ≤ c ‖v‖ after every step. The edits of a batch share each forward pass and
+one Adam over their stacked deltas. Every term above belongs to one edit, and Adam works element by
+element, so the result is that of one edit at a time; an edit that has converged leaves the passes.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from rledit.chunks import Chunk
+from rledit.locate.requests import Request
+from rledit.locate.sites import Site
+from rledit.model import EditableModel
+from rledit.tokenization import Sample
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ValueConfig:
+    """How value vectors are optimised.
+
+    Attributes:
+        steps: Evaluations N; they make at most N - 1 Adam steps.
+        lr: Adam's learning rate.
+        decay: λ_decay.
+        clamp: c, largest norm of δ relative to the value's.
+        kl_factor: λ_KL.
+        stop_loss: An edit stops once its loss is below.
+        stop_argmax: An edit stops at the evaluation that is the n-th to rank its target first at
+            every position of every context; None: it does not.
+        edits_per_pass: Edits optimised together; None: all of a batch.
+    """
+
+    steps: int
+    lr: float
+    decay: float
+    clamp: float
+    kl_factor: float
+    stop_loss: float = 0.05
+    stop_argmax: int | None = None
+    edits_per_pass: int | None = None
+
+
+@dataclass(frozen=True, eq=False)
+class Values:
+    """Value vectors of the edits of a batch.
+
+    Attributes:
+        initial: (edits, hidden), the values v before, at the bare prompt.
+        delta: (edits, hidden), δ*.
+        evaluations: (edits,) int64, evaluations made; Adam steps are one fewer.
+        losses: (edits, N, 4) total, likelihood, KL and decay terms before each step; zeros after an
+            edit has stopped.
+        trace: (edits, N, hidden), δ at the start of each evaluation, where it was asked for.
+    """
+
+    initial: Tensor
+    delta: Tensor
+    evaluations: Tensor
+    losses: Tensor
+    trace: Tensor | None = None
+
+    @property
+    def targets(self) -> Tensor:
+        """(edits, hidden), v + δ*."""
+        return self.initial + self.delta
+
+
+def optimise_values(
+    model: EditableModel,
+    requests: Sequence[Request],
+    site: Site,
+    config: ValueConfig,
+    keep_trace: bool = False,
+) -> Values:
+    """Optimise the value vectors of a batch of edits.
+
+    Args:
+        model: The model, with the weights it has now.
+        requests: The edits.
+        site: Where δ is added.
+        config: How to optimise.
+        keep_trace: Keep δ of every evaluation.
+
+    Raises:
+        ValueError: A loss is not finite; names the edit.
+    """
+    size = config.edits_per_pass or len(requests)
+    parts: list[Values] = []
+    for first in range(0, len(requests), size):
+        group = _Group(model, requests[first : first + size], site, config)
+        parts.append(group.run(keep_trace))
+    return Values(
+        initial=torch.cat([p.initial for p in parts]),
+        delta=torch.cat([p.delta for p in parts]),
+        evaluations=torch.cat([p.evaluations for p in parts]),
+        losses=torch.cat([p.losses for p in parts]),
+        trace=torch.cat([p.trace for p in parts if p.trace is not None]) if keep_trace else None,
+    )
+
+
+class _Group:
+    """The edits of one optimisation: their prompts side by side, edit by edit, essence last."""
+
+    def __init__(
+        self, model: EditableModel, requests: Sequence[Request], site: Site, config: ValueConfig
+    ) -> None:
+        self._model = model
+        self._requests = requests
+        self._site = site
+        self._config = config
+        self._n_contexts = len(requests[0].rewriting)
+        samples: list[Sample] = []
+        positions: list[int] = []
+        for request in requests:
+            samples += [*request.rewriting, request.essence]
+            positions += [*request.positions, len(request.essence) - 1]
+        per_edit = self._n_contexts + 1
+        self._edit_of = torch.arange(len(requests)).repeat_interleave(per_edit)
+        self._is_essence = torch.arange(len(samples)) % per_edit == self._n_contexts
+        counts = torch.tensor([len(r.rewriting[0].answer_ids) for r in requests])
+        self._row_weight = 1.0 / (counts.double() * self._n_contexts)
+        self._reference: dict[int, Tensor] = {}
+        values = site.begin(samples, torch.tensor(positions))
+        self.initial = values[::per_edit].clone()
+
+    def run(self, keep_trace: bool) -> Values:
+        """Adam on all edits that have not stopped."""
+        config, initial = self._config, self.initial
+        n_edits = len(self._requests)
+        delta = torch.zeros_like(initial, requires_grad=True)
+        optimiser = torch.optim.Adam([delta], lr=config.lr)
+        limit = config.clamp * initial.norm(dim=-1, keepdim=True)
+        active = torch.ones(n_edits, dtype=torch.bool)
+        ranked_first = torch.zeros(n_edits, dtype=torch.long)
+        result = Values(
+            initial=initial,
+            delta=torch.zeros_like(initial),
+            evaluations=torch.zeros(n_edits, dtype=torch.long),
+            losses=torch.zeros(n_edits, config.steps, 4, dtype=torch.float64),
+            trace=initial.new_zeros(n_edits, config.steps, initial.shape[-1])
+            if keep_trace
+            else None,
+        )
+        chunks = self._chunks(active)
+        for step in range(config.steps):
+            if result.trace is not None:
+                result.trace[active, step] = delta.detach()[active]
+            delta.grad = torch.zeros_like(delta)
+            terms, first = self._evaluate(delta, chunks, active, last=step == config.steps - 1)
+            result.losses[active, step] = terms[active]
+            result.evaluations[active] += 1
+            ranked_first += first & active
+            stopped = active & self._stops(terms[:, 0], ranked_first, step)
+            result.delta[stopped] = delta.detach()[stopped]
+            if bool(stopped.any()):
+                active = active & ~stopped
+                if not bool(active.any()):
+                    break
+                chunks = self._chunks(active)
+            optimiser.step()
+            with torch.no_grad():
+                norm = delta.norm(dim=-1, keepdim=True)
+                delta.copy_(torch.where(norm > limit, delta * limit / norm, delta))
+        return result
+
+    def _chunks(self, active: Tensor) -> list[Chunk]:
+        """The prompts of the edits that go on, in physical batches."""
+        chosen = active[self._edit_of].nonzero().flatten()
+        parts = self._site.parts
+        chunks = self._model.chunks([parts[i] for i in chosen.tolist()])
+        return [
+            Chunk(c.samples, chosen[c.index], c.rows, chosen[c.row_sample], c.labels)
+            for c in chunks
+        ]
+
+    def _evaluate(
+        self, delta: Tensor, chunks: Sequence[Chunk], active: Tensor, last: bool
+    ) -> tuple[Tensor, Tensor]:
+        """Losses of all edits, and their gradient in `delta.grad` unless no step follows.
+
+        Returns:
+            (edits, 4) total, likelihood, KL and decay terms in float64, and (edits,) whether the
+            target ranks first everywhere.
+        """
+        n_edits = len(self._requests)
+        terms = torch.zeros(n_edits, 4, dtype=torch.float64)
+        first = torch.ones(n_edits, dtype=torch.bool)
+        for chunk in chunks:
+            with torch.set_grad_enabled(not last):
+                loss = self._chunk_loss(delta, chunk, terms, first)
+            if not last:
+                loss.backward()
+        with torch.set_grad_enabled(not last):
+            norms = self.initial.norm(dim=-1)
+            decay = self._config.decay * delta.norm(dim=-1) / norms.square()
+        if not last:
+            decay.sum().backward()
+        terms[:, 3] = decay.detach().double().cpu()
+        terms[:, 0] = terms[:, 1:].sum(-1)
+        self._require_finite(terms[:, 0], active)
+        return terms, first
+
+    def _chunk_loss(self, delta: Tensor, chunk: Chunk, terms: Tensor, first: Tensor) -> Tensor:
+        """Loss of one chunk; its rows are added to `terms`, and failures to rank noted."""
+        model = self._model
+        edits = self._edit_of[chunk.index]
+        logits = self._site.logits(chunk, delta[edits])
+        log_p = F.log_softmax(logits.to(model.compute_dtype), dim=-1)
+        essence = self._is_essence[chunk.row_sample]
+        edit_of_row = self._edit_of[chunk.row_sample]
+        plain = (~essence).nonzero().flatten()
+        picked = log_p[plain.to(log_p.device)]
+        labels = chunk.labels[plain].to(log_p.device)
+        likelihood = -picked.gather(1, labels[:, None]).squeeze(1)
+        likelihood = likelihood * self._row_weight[edit_of_row[plain]].to(likelihood)
+        wrong = (picked.argmax(-1) != labels).cpu()
+        first[edit_of_row[plain][wrong]] = False
+        terms[:, 1].index_add_(0, edit_of_row[plain], likelihood.detach().double().cpu())
+        loss = likelihood.sum()
+        rows = essence.nonzero().flatten()
+        if len(rows):
+            now = log_p[rows.to(log_p.device)]
+            divergence = self._config.kl_factor * self._divergence(now, edit_of_row[rows])
+            terms[:, 2].index_add_(0, edit_of_row[rows], divergence.detach().double().cpu())
+            loss = loss + divergence.sum()
+        return loss
+
+    def _divergence(self, now: Tensor, edits: Tensor) -> Tensor:
+        """KL(p_δ ‖ p_0) of each row; the first evaluation, at δ = 0, gives p_0."""
+        for row, edit in zip(now.detach(), edits.tolist(), strict=True):
+            self._reference.setdefault(edit, row.clone())
+        before = torch.stack([self._reference[edit] for edit in edits.tolist()])
+        return (now.exp() * (now - before)).sum(-1)
+
+    def _stops(self, loss: Tensor, ranked_first: Tensor, step: int) -> Tensor:
+        config = self._config
+        stops = loss < config.stop_loss
+        if config.stop_argmax is not None:
+            stops = stops | (ranked_first >= config.stop_argmax)
+        return stops | torch.full_like(stops, step == config.steps - 1)
+
+    def _require_finite(self, loss: Tensor, active: Tensor) -> None:
+        broken = (~loss.isfinite() & active).nonzero().flatten().tolist()
+        if broken:
+            where = self._requests[broken[0]].where
+            raise ValueError(
+                f"{where}: the loss of the value vector is not finite; the model may have been "
+                "edited beyond repair, or the learning rate is too large"
+            )

@@ -1,0 +1,110 @@
+"""Memory of the caches is bounded by their budgets, and what was dropped is computed again."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor
+
+from rledit.editors.rledit import RLEdit, RLEditConfig
+from rledit.losses import row_losses
+from rledit.model import EditableModel, Execution
+from rledit.reward import ReferenceCache
+from tests.unit.oracle import relative
+from tests.unit.tiny_models import HIDDEN, VOCABULARY, random_batches, tiny_model
+
+DOUBLE = 8
+SAMPLES = random_batches(1, 9)[0].edit.samples
+
+
+def _model(execution: Execution | None = None) -> EditableModel:
+    return EditableModel(tiny_model("llama"), None, ("down:2-3",), execution)
+
+
+def _logits(model: EditableModel) -> Tensor:
+    with torch.no_grad():
+        return torch.cat([model.trunk.logits(chunk) for chunk in model.chunks(SAMPLES)])
+
+
+def _prefix_bytes(length: int) -> int:
+    return 2 * length * HIDDEN * DOUBLE
+
+
+def test_the_trunk_stays_within_its_budget(caplog: pytest.LogCaptureFixture) -> None:
+    whole = sum(_prefix_bytes(len(s)) for s in SAMPLES)
+    model = _model(Execution(cache_bytes=whole // 2, token_budget=24))
+    expected = _logits(_model(Execution(token_budget=24)))
+    for _ in range(3):
+        assert relative(_logits(model), expected) < 1e-6
+        held = [p for prefix in model.trunk._cache.values() for p in prefix]
+        assert 0 < sum(t.nbytes for t in held) == model.trunk._cached <= whole // 2
+        # A view of a padded chunk would hold all of the chunk's memory.
+        assert all(t.untyped_storage().nbytes() == t.nbytes for t in held)
+    assert caplog.text.count("prefix cache is full") == 1
+    assert model.trunk.hits + model.trunk.misses == 3 * len(SAMPLES)
+
+
+def test_references_stay_within_their_budget() -> None:
+    model = _model()
+    rows = [len(s.answer_ids) for s in SAMPLES]
+    budget = sum(rows) // 2 * VOCABULARY * DOUBLE
+    cache, unbounded = ReferenceCache(budget), ReferenceCache()
+    for _ in range(2):
+        found, expected = cache.get(model, SAMPLES), unbounded.get(model, SAMPLES)
+        assert [len(f) for f in found] == rows
+        assert relative(torch.cat(found), torch.cat(expected)) < 1e-6
+        held = list(cache._kept.values())
+        assert 0 < sum(t.untyped_storage().nbytes() for t in held) <= budget
+    assert unbounded.hit_rate == 0.5
+    assert (unbounded.hits, unbounded.misses) == (len(SAMPLES), len(SAMPLES))
+    assert cache.hit_rate < 0.5
+
+
+def test_references_are_those_of_the_unedited_model() -> None:
+    model = _model()
+    before = ReferenceCache().get(model, SAMPLES)
+    for name in model.modules:
+        model.weights.set(name, 1.5 * model.weights.read(name))
+    assert relative(torch.cat(ReferenceCache().get(model, SAMPLES)), torch.cat(before)) < 1e-6
+    assert relative(_logits(model).log_softmax(-1), _logits(_model()).log_softmax(-1)) > 1e-3
+
+
+def test_training_logs_what_the_caches_found(caplog: pytest.LogCaptureFixture) -> None:
+    model = _model()
+    editor = RLEdit(model, RLEditConfig(modules=("down:2-3",), rank=3, n_blocks=1, depth=3))
+    with caplog.at_level("INFO"):
+        editor.train_step(random_batches(3, 4))
+    assert "prefixes found" in caplog.text
+    # Each prompt of the 9 phases of 4 runs once; unrelated ones were run for their reference before
+    # their reward, and the reward sees phases of 1, 2 and 3 batches.
+    assert model.trunk.misses == 4 * 9
+    assert model.trunk.hits == 4 * (2 * (1 + 2 + 3) - 3)
+
+
+@pytest.mark.parametrize("kinds", ["both", "cross-entropy", "divergence"])
+def test_row_losses_and_their_gradient(kinds: str) -> None:
+    """Against PyTorch's own cross-entropy and divergence, differentiated by autograd."""
+    generator = torch.Generator().manual_seed(0)
+    first, second, upstream = (
+        torch.randn(6, 11, generator=generator, dtype=torch.float64) for _ in range(3)
+    )
+    kl_rows = torch.tensor([True, False, True, True, False, False])
+    if kinds != "both":
+        kl_rows = torch.full((6,), kinds == "divergence")
+    labels = torch.randint(11, (6,), generator=generator)
+    reference = second.log_softmax(-1)
+    references = [reference[kl_rows], None]
+    logits = first.clone().requires_grad_()
+    found = row_losses(logits, labels, kl_rows, references)
+    (found * upstream[:, 0]).sum().backward()
+    plain = first.clone().requires_grad_()
+    entropy = torch.nn.functional.cross_entropy(plain, labels, reduction="none")
+    divergence = torch.nn.functional.kl_div(
+        plain.log_softmax(-1), reference, reduction="none", log_target=True
+    ).sum(-1)
+    expected = torch.where(kl_rows, divergence, entropy)
+    (expected * upstream[:, 0]).sum().backward()
+    assert relative(found, expected) < 1e-12
+    assert logits.grad is not None
+    assert plain.grad is not None
+    assert relative(logits.grad, plain.grad) < 1e-12
