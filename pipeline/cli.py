@@ -167,7 +167,7 @@ def report(
     lake: LakeUri = None,
     out: Annotated[Path | None, typer.Option(help="The HTML file to write.")] = None,
 ) -> None:
-    """Write the self-contained HTML report of a grid."""
+    """Write the self-contained HTML report of a grid, and its figures as SVG files beside it."""
     path = out or results / f"{name}.html"
     typer.echo(_write_report(Locations.under(results, lake).lake, name, path))
 
@@ -202,9 +202,12 @@ def _print_table(lake: str, name: str, fmt: str, editors: tuple[str, ...] | None
 
 
 def _write_report(lake: str, name: str, path: Path) -> str:
-    from pipeline.results.report import write_report
+    """Write the HTML report, and its figures as files into a folder beside it."""
+    from pipeline.results.report import write_figures, write_report
 
-    return str(write_report(lake, name, path))
+    written = str(write_report(lake, name, path))
+    write_figures(lake, name, path.with_name(f"{path.stem}-figures"))
+    return written
 
 
 # Errors that are answers to the user, by name: importing their modules here would cost seconds.

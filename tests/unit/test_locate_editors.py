@@ -48,7 +48,7 @@ def test_prune_restrains_what_memit_writes() -> None:
     pruned = make("prune", moment_weight=0.01, log_base=2.0, **LOCATE)
     assert isinstance(pruned, PRUNE)
     cut = 0.0
-    for batch in stream(memit):
+    for batch in stream(memit, n=6):
         memit.edit(batch)
         cut += pruned.edit(batch)["restrained"]
     assert cut > 0
