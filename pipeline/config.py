@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import types
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
@@ -16,6 +15,7 @@ from pipeline.yaml_location import ConfigError, KeyPath, Located
 from rledit.datasets import FORMATS
 from rledit.editors import EDITORS, editor_class
 from rledit.metrics import PROTOCOLS
+from rledit.names import nearest
 from rledit.scoring import Probes
 from rledit.world import WORLD_MODELS, WorldConfig
 
@@ -182,7 +182,7 @@ def build(cls: type[T], data: Any, path: KeyPath, located: Located) -> T:
     for key in data:
         if key not in names:
             raise ConfigError(
-                f"{located.place((*path, key))}: unknown key {key!r}{_nearest(str(key), names)}"
+                f"{located.place((*path, key))}: unknown key {key!r}{nearest(str(key), names)}"
             )
     try:
         return _adapter(cls).validate_python(dict(data))
@@ -253,14 +253,8 @@ def _known(
 ) -> None:
     if name not in registry:
         raise ConfigError(
-            f"{located.place(path)}: unknown {kind} {name!r}{_nearest(name, list(registry))}"
+            f"{located.place(path)}: unknown {kind} {name!r}{nearest(name, list(registry))}"
         )
-
-
-def _nearest(name: str, valid: Sequence[str]) -> str:
-    near = difflib.get_close_matches(name, valid, n=1)
-    hint = f"; did you mean {near[0]!r}?" if near else ";"
-    return f"{hint} Valid: {', '.join(valid)}"
 
 
 def _require_list(data: Mapping[str, Any], key: str, located: Located) -> None:
@@ -308,4 +302,4 @@ def _index(entries: list[Any], part: str, where: str) -> int:
         for e in entries
         if isinstance(e, dict)
     ]
-    raise ConfigError(f"{where}: no such entry{_nearest(part, known)}")
+    raise ConfigError(f"{where}: no such entry{nearest(part, known)}")

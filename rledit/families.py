@@ -6,13 +6,14 @@ plain ``nn.Linear`` (weight: d_out x d_in). A new family is one entry of `FAMILI
 
 from __future__ import annotations
 
-import difflib
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from torch import nn
+
+from rledit.names import look_up
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -67,14 +68,7 @@ def family_of(model: nn.Module) -> Family:
     """
     config: Any = model.config
     name = str(config.model_type)
-    if name not in FAMILIES:
-        near = difflib.get_close_matches(name, FAMILIES, n=1)
-        hint = f" (nearest: {near[0]})" if near else ""
-        raise ValueError(
-            f"model family {name!r} is not known{hint}; known: {', '.join(sorted(FAMILIES))}. "
-            "Add an entry to rledit/families.py."
-        )
-    return FAMILIES[name]
+    return look_up(FAMILIES, name, "model family (a new one is an entry of rledit/families.py)")
 
 
 _SHORTHAND = re.compile(r"^(?P<kind>[a-z_]+):(?P<layers>[\d,\- ]+|all)$")

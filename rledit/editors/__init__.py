@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
-
 from rledit.editors.alphaedit import AlphaEdit
 from rledit.editors.base import Editor, TrainableEditor, TrainingData
 from rledit.editors.encore import ENCORE
@@ -23,6 +21,7 @@ from rledit.editors.stableedit import StableEdit
 from rledit.editors.trajectory_relatives import MALMENRLEdit, MENDRLEdit
 from rledit.editors.ultraedit import UltraEdit
 from rledit.editors.untrained import Untrained
+from rledit.names import look_up
 
 EDITORS: dict[str, type[Editor]] = {
     "none": Unedited,
@@ -56,11 +55,7 @@ def editor_class(name: str) -> type[Editor]:
     Raises:
         ValueError: No such editor; names the nearest.
     """
-    if name not in EDITORS:
-        near = difflib.get_close_matches(name, EDITORS, n=1)
-        hint = f"; did you mean {near[0]!r}?" if near else ""
-        raise ValueError(f"editor {name!r} is not known{hint} Known: {', '.join(EDITORS)}")
-    return EDITORS[name]
+    return look_up(EDITORS, name, "editor")
 
 
 __all__ = ["EDITORS", "Editor", "TrainableEditor", "TrainingData", "editor_class"]

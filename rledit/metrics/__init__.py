@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Callable
 from dataclasses import dataclass
 
 from rledit.metrics import exact_match, token_accuracy
 from rledit.metrics.reading import Reading, read
+from rledit.names import look_up
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,11 +50,7 @@ def protocol(name: str) -> Protocol:
     Raises:
         ValueError: No such protocol; names the nearest.
     """
-    if name not in PROTOCOLS:
-        near = difflib.get_close_matches(name, PROTOCOLS, n=1)
-        hint = f"; did you mean {near[0]!r}?" if near else ""
-        raise ValueError(f"protocol {name!r} is not known{hint} Known: {', '.join(PROTOCOLS)}")
-    return PROTOCOLS[name]
+    return look_up(PROTOCOLS, name, "protocol")
 
 
 __all__ = ["PROTOCOLS", "Protocol", "Reading", "protocol", "read"]
