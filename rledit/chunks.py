@@ -15,6 +15,9 @@ from torch.nn.utils.rnn import pad_sequence
 
 from rledit.tokenization import Sample
 
+LENGTH_SPREAD = 1.25
+"""Lengths in one chunk, longest over shortest, above which a chunk is cut early."""
+
 
 @dataclass(frozen=True, eq=False)
 class Chunk:
@@ -55,13 +58,17 @@ class Chunk:
 def make_chunks(samples: Sequence[Sample], token_budget: int) -> list[Chunk]:
     """Cut samples into length-bucketed chunks of at most `token_budget` padded tokens.
 
-    A sample longer than the budget gets a chunk of its own.
+    A sample longer than the budget gets a chunk of its own. A chunk that has filled a quarter of
+    the budget takes no sample much longer than its first: the 20 prompts of a batch in one chunk
+    would be a third padding, and a quarter keeps a device nearly as busy as the whole.
     """
     order = sorted(range(len(samples)), key=lambda i: len(samples[i]))
     chunks: list[Chunk] = []
     members: list[int] = []
     for i in order:
-        if members and (len(members) + 1) * len(samples[i]) > token_budget:
+        padded = (len(members) + 1) * len(samples[i])
+        long = members and len(samples[i]) > LENGTH_SPREAD * len(samples[members[0]])
+        if members and (padded > token_budget or (long and 4 * padded > token_budget)):
             chunks.append(_chunk(samples, members))
             members = []
         members.append(i)

@@ -2,12 +2,11 @@
 
 A reward pass holds a few (rows x vocabulary) matrices and little else that is large. Left to
 autograd, picking rows out of them and putting gradients back fills several more; written out, the
-gradient of every row is soft-max minus target: one buffer, two sparse or half-size subtractions.
+gradient of every row is soft-max minus target, made in place of the soft-max.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -15,29 +14,24 @@ import torch.nn.functional as F
 from torch import Tensor
 
 
-def row_losses(
-    logits: Tensor, labels: Tensor, kl_rows: Tensor, references: Sequence[Tensor | None]
-) -> Tensor:
+def row_losses(logits: Tensor, labels: Tensor, kl_rows: Tensor, reference: Tensor | None) -> Tensor:
     """(rows,) cross-entropy, or KL(reference ‖ model) where `kl_rows`; both in one soft-max.
 
     Args:
         logits: (rows, vocabulary); may carry a graph.
         labels: (rows,) int64, the token to predict; not looked at where `kl_rows`.
         kl_rows: (rows,) bool, rows scored by divergence in place of cross-entropy.
-        references: Log-probabilities (a, vocabulary) whose concatenation matches the divergence
-            rows in order; None for samples scored by cross-entropy.
+        reference: (divergence rows, vocabulary), their log-probabilities to compare with, in order;
+            None where there are no such rows.
     """
     divergent = kl_rows.nonzero().flatten().to(logits.device)
     plain = (~kl_rows).nonzero().flatten().to(logits.device)
-    reference = None
-    if len(divergent):
-        reference = torch.cat([r for r in references if r is not None]).to(logits)
     losses: Tensor = _RowLosses.apply(logits, labels[plain], plain, divergent, reference)
     return losses
 
 
 class _RowLosses(torch.autograd.Function):
-    """Row losses whose gradient is softmax(logits) minus one-hot label or reference."""
+    """Row losses; their gradient, made in the forward, takes the place of the soft-max."""
 
     @staticmethod
     def forward(
@@ -51,17 +45,23 @@ class _RowLosses(torch.autograd.Function):
         log_p = F.log_softmax(logits, dim=-1)
         losses = log_p.new_empty(len(log_p))
         losses[plain] = -log_p[plain, labels]
+        target = None
         if reference is not None:
-            difference = reference - log_p[divergent]
-            losses[divergent] = difference.mul_(reference.exp()).sum(-1)
-        ctx.save_for_backward(log_p, labels, plain, divergent, reference)
+            target = reference.exp()
+            difference = log_p[divergent]
+            torch.sub(reference, difference, out=difference)
+            losses[divergent] = difference.mul_(target).sum(-1)
+        if ctx.needs_input_grad[0]:
+            gradient = log_p.exp_()
+            gradient[plain, labels] -= 1.0
+            if target is not None:
+                gradient.index_add_(0, divergent, target, alpha=-1)
+            ctx.gradient = gradient
         return losses
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, None, None, None]:
-        log_p, labels, plain, divergent, reference = ctx.saved_tensors
-        gradient = log_p.exp()
-        gradient[plain, labels] -= 1.0
-        if reference is not None:
-            gradient.index_add_(0, divergent, reference.exp(), alpha=-1)
+        if ctx.gradient is None:
+            raise RuntimeError("row losses can be differentiated once; run the forward again")
+        gradient, ctx.gradient = ctx.gradient, None
         return gradient.mul_(gradients[0][:, None]), None, None, None, None

@@ -69,7 +69,11 @@ class RewardTerms:
 
 
 class ReferenceCache:
-    """Log-probabilities of the unedited model at answer positions, kept within a byte budget."""
+    """What the unedited model's output embedding sees at answer positions, within a byte budget.
+
+    Log-probabilities would be larger by vocabulary over hidden size; an embedding that no edit
+    touches gives them back.
+    """
 
     def __init__(self, budget: int = 1 << 30) -> None:
         self._budget = budget
@@ -84,7 +88,7 @@ class ReferenceCache:
         return self.hits / max(1, self.hits + self.misses)
 
     def get(self, model: EditableModel, samples: Sequence[Sample]) -> list[Tensor]:
-        """(a, vocabulary) log-probabilities of each sample under the unedited weights."""
+        """(a, hidden) final states of each sample under the unedited weights."""
         keys = [s.key + s.labels.numpy().tobytes() for s in samples]
         missing = [i for i, key in enumerate(keys) if key not in self._kept]
         self.hits += len(keys) - len(missing)
@@ -92,12 +96,11 @@ class ReferenceCache:
         fresh: dict[bytes, Tensor] = {}
         if missing:
             with model.weights.unedited():
-                computed = log_probabilities(model, [samples[i] for i in missing])
+                computed = final_states(model, [samples[i] for i in missing])
             fresh = {keys[i]: value for i, value in zip(missing, computed, strict=True)}
         found = [fresh[key] if key in fresh else self._touch(key) for key in keys]
         for key, value in fresh.items():
-            # A copy: what was computed are views of a whole chunk, which none could free alone.
-            self._kept[key] = value.clone()
+            self._kept[key] = value
             self._held += value.nbytes
         while self._held > self._budget and self._kept:
             self._held -= self._kept.popitem(last=False)[1].nbytes
@@ -114,13 +117,15 @@ class ReferenceCache:
 
 
 @torch.no_grad()
-def log_probabilities(model: EditableModel, samples: Sequence[Sample]) -> list[Tensor]:
-    """(a, vocabulary) log-probabilities at the answer positions of each sample, current weights."""
+def final_states(model: EditableModel, samples: Sequence[Sample]) -> list[Tensor]:
+    """(a, hidden) input of the output embedding at the answer positions of each sample."""
     found: list[Tensor] = [torch.empty(0)] * len(samples)
-    for chunk, values in model.log_probabilities(samples):
+    for chunk in model.chunks(samples):
+        states = model.trunk.run(chunk).states
         counts = [len(s.answer_ids) for s in chunk.samples]
-        for i, part in zip(chunk.index.tolist(), values.split(counts), strict=True):
-            found[i] = part
+        for i, part in zip(chunk.index.tolist(), states.split(counts), strict=True):
+            # A copy: a view would hold the whole chunk's memory.
+            found[i] = part.clone()
     return found
 
 
@@ -157,7 +162,7 @@ class Reward:
     Args:
         model: The model being edited.
         config: What the reward is made of.
-        references: Where the unedited model's log-probabilities are kept between trajectories.
+        references: Where the unedited model's final states are kept between steps.
     """
 
     def __init__(
@@ -179,7 +184,7 @@ class Reward:
             reference = self._references.get(self._model, samples)
         else:
             # Older batches already hold their logits under W_{t-1}: those of the last reward pass.
-            reference = log_probabilities(self._model, samples)
+            reference = final_states(self._model, samples)
         self._window.appendleft(_Remembered(batch, reference, first))
 
     def backward(self, shifts: Shifts) -> RewardTerms:
@@ -247,18 +252,22 @@ class Reward:
         found: list[Tensor] = []
         row_items: list[Tensor] = []
         for chunk in model.chunks([i.sample for i in items]):
-            logits = model.trunk.logits(chunk).to(model.compute_dtype)
-            references = [items[i].reference for i in chunk.index.tolist()]
+            top = model.trunk.run(chunk)
+            logits = top.logits.to(model.compute_dtype)
             kl_rows = is_kl[chunk.row_sample]
-            losses = row_losses(logits, chunk.labels.to(logits.device), kl_rows, references)
+            reference = self._log_reference([items[i].reference for i in chunk.index.tolist()])
+            losses = row_losses(logits, chunk.labels.to(logits.device), kl_rows, reference)
+            states = top.states
+            # Not held over the backward: each is as large as all else of a chunk.
+            del top, logits, reference
             losses.backward((token_weights * factors)[chunk.row_sample].to(losses))
             found.append(losses.detach())
             row_items.append(chunk.row_sample)
             if config.kl_reference == "previous":
                 kept = [i for i in chunk.index.tolist() if is_kl[i]]
-                values = F.log_softmax(logits.detach()[kl_rows.to(logits.device)], dim=-1)
                 counts = [len(items[i].sample.answer_ids) for i in kept]
-                latest.update(zip(kept, values.split(counts), strict=True))
+                renewed = states[kl_rows.to(states.device)].split(counts)
+                latest.update(zip(kept, renewed, strict=True))
         if latest:
             self._renew_references(items, latest)
         if not found:
@@ -273,8 +282,17 @@ class Reward:
                 kind[age] += loss
         return float((plain * factors[rows]).sum())
 
+    @torch.no_grad()
+    def _log_reference(self, references: Sequence[Tensor | None]) -> Tensor | None:
+        """(rows, vocabulary) log-probabilities of the references there are, one after another."""
+        states = [r for r in references if r is not None]
+        if not states:
+            return None
+        logits = self._model.trunk.logits_of(torch.cat(states))
+        return F.log_softmax(logits.to(self._model.compute_dtype), dim=-1)
+
     def _renew_references(self, items: list[_Item], latest: dict[int, Tensor]) -> None:
-        """Under `previous`, this step's edited log-probabilities are the next step's reference."""
+        """Under `previous`, this step's edited states are the next step's reference."""
         fresh: list[list[Tensor]] = [[] for _ in self._window]
         for i, item in enumerate(items):
             if item.reference is not None:

@@ -18,6 +18,7 @@ import logging
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -32,6 +33,19 @@ logger = logging.getLogger(__name__)
 
 Prefix = tuple[Tensor, Tensor]
 """Hidden states entering the first edited layer, and its attention's output: both (T, hidden)."""
+
+
+@dataclass(frozen=True, eq=False)
+class Top:
+    """What a pass ends with at the answer rows of a chunk.
+
+    Attributes:
+        states: (rows, hidden), what the output embedding sees, detached: logits in small.
+        logits: (rows, vocabulary), in the model's output type.
+    """
+
+    states: Tensor
+    logits: Tensor
 
 
 class _PassThrough(nn.Module):
@@ -135,16 +149,37 @@ class Trunk:
         Returns:
             (rows, vocabulary), in the model's output type.
         """
+        return self.run(chunk, narrow=narrow).logits
+
+    def run(self, chunk: Chunk, *, narrow: bool = True) -> Top:
+        """As `logits`, with the states that the output embedding saw."""
         hidden, attention = self._prefix(chunk)
         rows = chunk.rows.to(self._device)
         with ExitStack() as stack:
             stack.enter_context(self._restarted(hidden, attention))
-            stack.enter_context(self._output_rows(rows))
+            states = stack.enter_context(self._output_rows(rows))
             if narrow:
                 stack.enter_context(self._narrow_last_mlp(rows))
             output = self._model(inputs_embeds=hidden, use_cache=False)
+        return Top(states=states[0], logits=output.logits.reshape(len(rows), -1))
+
+    def logits_of(self, states: Tensor) -> Tensor:
+        """Logits (rows, vocabulary) of the states (rows, hidden) that an earlier pass ended with.
+
+        The model's own forward runs, every layer passed through, so its soft caps apply.
+        """
+
+        def replace(_: nn.Module, __: tuple[Any, ...]) -> tuple[Tensor]:
+            return (states.unsqueeze(0),)
+
+        head: nn.Module = self._model.get_output_embeddings()  # type: ignore[operator]
+        with (
+            self._skipping(range(len(self._layers))),
+            _hooked(head.register_forward_pre_hook(replace)),
+        ):
+            output = self._model(inputs_embeds=states[None, :1], use_cache=False)
         logits: Tensor = output.logits
-        return logits.reshape(len(rows), -1)
+        return logits.reshape(len(states), -1)
 
     def _prefix(self, chunk: Chunk) -> Prefix:
         """Padded (b, T, hidden) prefixes of a chunk, from the cache where it has them."""
@@ -248,13 +283,18 @@ class Trunk:
                 self._layers[i] = layer
 
     @contextmanager
-    def _output_rows(self, rows: Tensor) -> Iterator[None]:
+    def _output_rows(self, rows: Tensor) -> Iterator[list[Tensor]]:
+        """Let the output embedding see these rows only, and keep what it sees."""
         head: nn.Module = self._model.get_output_embeddings()  # type: ignore[operator]
-        hook = head.register_forward_pre_hook(
-            lambda _, args: (args[0].flatten(0, -2)[rows].unsqueeze(0),)
-        )
-        with _hooked(hook):
-            yield
+        states: list[Tensor] = []
+
+        def select(_: nn.Module, args: tuple[Tensor, ...]) -> tuple[Tensor]:
+            chosen = args[0].flatten(0, -2)[rows]
+            states.append(chosen.detach())
+            return (chosen.unsqueeze(0),)
+
+        with _hooked(head.register_forward_pre_hook(select)):
+            yield states
 
     @contextmanager
     def _narrow_last_mlp(self, rows: Tensor) -> Iterator[None]:

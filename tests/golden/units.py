@@ -143,7 +143,8 @@ def _losses(units: Units, tensors: Tensors) -> None:
         ("kl_div", "kl_div_grad_logits", True),
     ):
         rows = torch.full((int(mask.sum()),), divergence)
-        losses = row_losses(logits[mask], labels[mask], rows, [reference[mask]])
+        compared = reference[mask] if divergence else None
+        losses = row_losses(logits[mask], labels[mask], rows, compared)
         loss = losses @ weights
         units.outputs[f"loss/{name}"] = loss.detach()
         (units.outputs[f"loss/{gradient}"],) = torch.autograd.grad(loss, logits)

@@ -11,7 +11,7 @@ from rledit.losses import row_losses
 from rledit.model import EditableModel, Execution
 from rledit.reward import ReferenceCache
 from tests.unit.oracle import relative
-from tests.unit.tiny_models import HIDDEN, VOCABULARY, random_batches, tiny_model
+from tests.unit.tiny_models import HIDDEN, random_batches, tiny_model
 
 DOUBLE = 8
 SAMPLES = random_batches(1, 9)[0].edit.samples
@@ -47,7 +47,7 @@ def test_the_trunk_stays_within_its_budget(caplog: pytest.LogCaptureFixture) -> 
 def test_references_stay_within_their_budget() -> None:
     model = _model()
     rows = [len(s.answer_ids) for s in SAMPLES]
-    budget = sum(rows) // 2 * VOCABULARY * DOUBLE
+    budget = sum(rows) // 2 * HIDDEN * DOUBLE
     cache, unbounded = ReferenceCache(budget), ReferenceCache()
     for _ in range(2):
         found, expected = cache.get(model, SAMPLES), unbounded.get(model, SAMPLES)
@@ -93,10 +93,11 @@ def test_row_losses_and_their_gradient(kinds: str) -> None:
         kl_rows = torch.full((6,), kinds == "divergence")
     labels = torch.randint(11, (6,), generator=generator)
     reference = second.log_softmax(-1)
-    references = [reference[kl_rows], None]
     logits = first.clone().requires_grad_()
-    found = row_losses(logits, labels, kl_rows, references)
-    (found * upstream[:, 0]).sum().backward()
+    found = row_losses(logits, labels, kl_rows, reference[kl_rows] if kl_rows.any() else None)
+    (found * upstream[:, 0]).sum().backward(retain_graph=True)
+    with pytest.raises(RuntimeError, match="differentiated once"):
+        (found * upstream[:, 0]).sum().backward()
     plain = first.clone().requires_grad_()
     entropy = torch.nn.functional.cross_entropy(plain, labels, reduction="none")
     divergence = torch.nn.functional.kl_div(

@@ -128,3 +128,14 @@ def test_chunks_hold_every_sample_once_within_the_budget() -> None:
     for chunk in chunks:
         flat = chunk.input_ids().flatten()
         assert [int(flat[r]) + 1 for r in chunk.rows] == chunk.labels.tolist()
+
+
+def test_a_chunk_with_enough_tokens_takes_no_much_longer_sample() -> None:
+    samples = [
+        Sample(torch.arange(n), torch.cat([torch.full((n - 1,), IGNORED), torch.tensor([n])]))
+        for n in (4, 4, 4, 5, 6, 20, 4)
+    ]
+    widths = [[len(s) for s in c.samples] for c in make_chunks(samples, token_budget=64)]
+    assert widths == [[4, 4, 4, 4, 5], [6], [20]]
+    (whole,) = make_chunks(samples, token_budget=1000)
+    assert len(whole.samples) == 7

@@ -1,0 +1,85 @@
+"""Scoring a stream: one batched pass over the trunk's cache, against a forward per 4 prompts."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+
+from rledit.benchmarks.clock import Clock, ClockKind
+from rledit.benchmarks.models import ModelShape, build, random_batches
+from rledit.metrics import read
+from rledit.model import EditableModel
+from rledit.tokenization import IGNORED, Sample
+
+_GROUP = 4
+
+
+@dataclass(frozen=True, kw_only=True)
+class ScoringBenchmark:
+    """What is scored.
+
+    Attributes:
+        shape: The model.
+        modules: Edited linears; they decide where the trunk ends.
+        edits: Edits of the stream, three prompts each.
+        plain_edits: Edits that the plain way is timed on; its cost per prompt is constant.
+        seed: Seed of weights and prompts.
+    """
+
+    shape: ModelShape
+    modules: tuple[str, ...]
+    edits: int = 1000
+    plain_edits: int = 200
+    seed: int = 0
+
+
+def run_scoring(setting: ScoringBenchmark, device: torch.device, kind: ClockKind) -> dict[str, Any]:
+    """`scoring_ratio`: plain / ours per prompt at a checkpoint whose prompts the trunk has seen.
+
+    `scoring_ratio_cold` is that of the first pass, which fills the cache.
+    """
+    clock = Clock(device, kind)
+    model = build(setting.shape, device=device, seed=setting.seed)
+    batches = random_batches(setting.edits, 1, setting.shape.vocabulary, seed=setting.seed)
+    samples = [
+        s for b in batches for phase in (b.edit, b.equivalent, b.unrelated) for s in phase.samples
+    ]
+    plain_samples = samples[: 3 * setting.plain_edits]
+    _plain(model, plain_samples[: 4 * _GROUP])
+    plain = clock(lambda: _plain(model, plain_samples)) / len(plain_samples)
+    editable = EditableModel(model, None, setting.modules)
+    cold = clock(lambda: read(editable, samples)) / len(samples)
+    warm = clock(lambda: read(editable, samples)) / len(samples)
+    return {
+        "scoring_ratio": plain / warm,
+        "scoring_ratio_cold": plain / cold,
+        "prompts": len(samples),
+        "seconds_per_prompt": {"plain": plain, "ours": warm, "ours_cold": cold},
+        "trunk_hit_rate": editable.trunk.hit_rate,
+    }
+
+
+@torch.no_grad()
+def _plain(model: Any, samples: Sequence[Sample]) -> list[tuple[torch.Tensor, float]]:
+    """Predicted tokens and mean loss of each sample, by a padded forward per 4 prompts."""
+    found: list[tuple[torch.Tensor, float]] = []
+    for start in range(0, len(samples), _GROUP):
+        group = samples[start : start + _GROUP]
+        ids = torch.nn.utils.rnn.pad_sequence([s.input_ids for s in group], batch_first=True)
+        labels = torch.nn.utils.rnn.pad_sequence(
+            [s.labels for s in group], batch_first=True, padding_value=IGNORED
+        )
+        logits = model(input_ids=ids.to(model.device), use_cache=False).logits.float()
+        labels = labels.to(logits.device)
+        losses = F.cross_entropy(
+            logits.flatten(0, 1), labels.flatten(), reduction="none", ignore_index=IGNORED
+        ).view(labels.shape)
+        guesses = logits.argmax(-1)
+        for row in range(len(group)):
+            answer = labels[row] != IGNORED
+            found.append((guesses[row, answer].cpu(), float(losses[row, answer].mean())))
+    return found

@@ -1,0 +1,222 @@
+"""The benchmark's presets at very small sizes: they run, and say what they must. No timings."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from rledit.benchmarks import command, presets
+from rledit.benchmarks.contenders import Fast, Floor, StepSettings, Textbook
+from rledit.benchmarks.models import ModelShape, build, part, random_batches
+from rledit.benchmarks.report import lines
+from rledit.benchmarks.savings import WITHOUT
+from rledit.benchmarks.steps import RATIOS, StepBenchmark
+
+TINY = ModelShape(
+    family="llama",
+    hidden=16,
+    inner=24,
+    layers=4,
+    heads=2,
+    kv_heads=1,
+    vocabulary=40,
+    rotary=4,
+)
+ZSRE = {"zsre": ("down:2-3",)}
+EDITS = {"down_half": ("down:2-3",), "gate_up_half": ("gate:2-3", "up:2-3")}
+CPU = torch.device("cpu")
+
+
+LOOP: dict[str, Any] = {"rank": 3, "batch_size": 2, "depth": 2}
+SIZES: dict[str, dict[str, Any]] = {
+    **{
+        name: {"shape": TINY, "configurations": EDITS, "repeats": 1, **LOOP}
+        for name in ("small", "llama3-8b", "mistral-7b")
+    },
+    "gpt-j-6b": {"shape": TINY, "configurations": ZSRE, "repeats": 1, **LOOP},
+    "wide": {"shapes": ((12, 16), (16, 12)), "rows": (5, 30), "rank": 3, "repeats": 1},
+    "growth": {
+        "stream": TINY,
+        "step": TINY,
+        "stream_edits": 30,
+        "depths": (1, 2),
+        "widths": (16, 32),
+        "batch_sizes": (2, 3),
+        **LOOP,
+    },
+    "scoring": {"shape": TINY, "modules": ("down:2-3",), "edits": 5, "plain_edits": 3},
+    "savings": {"shape": TINY, "modules": ("down:2-3",), "repeats": 1, **LOOP},
+}
+
+
+@pytest.fixture
+def tiny(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The presets, each at a size that takes no time, in its own family."""
+    small: dict[str, Any] = {}
+    for name, preset in presets.PRESETS.items():
+        changes = dict(SIZES[name])
+        if isinstance(preset, StepBenchmark):
+            changes["shape"] = replace(TINY, family=preset.shape.family)
+        small[name] = replace(preset, **changes)
+    monkeypatch.setattr(presets, "PRESETS", small)
+
+
+def _run(name: str, folder: Path, *more: str) -> dict[str, Any]:
+    file = folder / "result.json"
+    threads = str(torch.get_num_threads())
+    arguments = ["--preset", name, "--json", str(file), "--threads", threads, *more]
+    shown = "\n".join(lines(command.run([*arguments, "--device", "cpu"])))
+    assert f"preset                   {name}" in shown
+    result: dict[str, Any] = json.loads(file.read_text())
+    assert result["preset"] == name
+    assert result["machine"]["torch"] == torch.__version__
+    assert f"--preset {name}" in result["command"]
+    return result
+
+
+@pytest.mark.usefixtures("tiny")
+@pytest.mark.parametrize("name", ["small", "llama3-8b", "mistral-7b", "gpt-j-6b"])
+def test_step_presets(name: str, tmp_path: Path) -> None:
+    result = _run(name, tmp_path, "--profile")
+    configurations = result["configurations"]
+    assert set(configurations) == ({"zsre"} if name == "gpt-j-6b" else set(EDITS))
+    for key, worst in RATIOS.items():
+        assert result[key] == worst(c[key] for c in configurations.values())
+        assert result[key] > 0
+    for one in configurations.values():
+        for step in ("train", "edit"):
+            assert set(one[f"{step}_seconds"]) == {"textbook", "ours", "floor"}
+            assert one[f"{step}_seconds_per_edit"]["ours"] == one[f"{step}_seconds"]["ours"] / 2
+            assert one[f"profile_{step}"][0]["calls"] > 0
+
+
+@pytest.mark.usefixtures("tiny")
+def test_the_textbooks_time_is_accounted_for(tmp_path: Path) -> None:
+    result = _run("small", tmp_path, "--configurations", "down_half")
+    account = result["configurations"]["down_half"]["textbook_account"]
+    assert account["flops"] > 0
+    assert account["over_matrix"] == account["seconds"] / account["matrix_seconds"]
+    named = {row["operation"] for row in account["elsewhere"]}
+    assert "(outside operations)" in named
+    assert not named & {"aten::mm", "aten::addmm", "aten::bmm"}
+
+
+@pytest.mark.usefixtures("tiny")
+def test_a_reduced_preset_without_the_textbook(tmp_path: Path) -> None:
+    result = _run("gpt-j-6b", tmp_path, "--layers", "2", "--without-textbook")
+    assert result["configurations"]["zsre"]["modules"] == ["down:1-1"]
+    assert set(result["configurations"]["zsre"]["train_seconds"]) == {"ours", "floor"}
+    assert "train_over_floor" in result
+    assert "train_ratio" not in result
+
+
+@pytest.mark.usefixtures("tiny")
+def test_wide(tmp_path: Path) -> None:
+    result = _run("wide", tmp_path)
+    for key in ("solve_ratio", "editor_ratio"):
+        assert set(result[key]) == {"12x16", "16x12"}
+        for ratios in result[key].values():
+            assert set(ratios) == {"5", "30"}
+            assert all(r > 0 for r in ratios.values())
+
+
+@pytest.mark.usefixtures("tiny")
+def test_growth(tmp_path: Path) -> None:
+    result = _run("growth", tmp_path)
+    assert len(result["edit_seconds_by_tenth"]) == 10
+    assert result["edit_growth"] >= 1
+    assert set(result["by_depth"]) == {"1", "2"}
+    assert set(result["by_width"]) == {"16", "32"}
+    assert set(result["by_batch_size"]) == {"2", "3"}
+    assert {"memory_growth", "step_memory_growth", "edit_growth_end"} <= set(result)
+
+
+@pytest.mark.usefixtures("tiny")
+def test_scoring(tmp_path: Path) -> None:
+    result = _run("scoring", tmp_path)
+    assert result["prompts"] == 15
+    assert result["scoring_ratio"] > 0
+    assert result["trunk_hit_rate"] == 0.5
+
+
+@pytest.mark.usefixtures("tiny")
+def test_savings(tmp_path: Path) -> None:
+    result = _run("savings", tmp_path)
+    for step in ("train", "edit"):
+        assert set(WITHOUT) < set(result[f"{step}_cost"])
+        assert result[f"{step}_cost"]["nothing"] == 1
+
+
+@pytest.mark.usefixtures("tiny")
+def test_a_choice_that_does_not_apply_is_refused() -> None:
+    with pytest.raises(ValueError, match="'wide' has no layers"):
+        command.run(["--preset", "wide", "--layers", "2"])
+
+
+@pytest.mark.parametrize("family", ["llama", "mistral", "gptj"])
+def test_the_floor_runs_the_model_it_claims_to_run(family: str) -> None:
+    """Lower and upper part after each other are the whole model."""
+    model = build(replace(TINY, family=family))
+    ids = torch.randint(40, (2, 6))
+    lower = part(model, range(2), final_norm=False)
+    upper = part(model, range(2, 4), final_norm=True)
+    with torch.no_grad():
+        hidden = lower(input_ids=ids, use_cache=False).last_hidden_state
+        top = upper(inputs_embeds=hidden, use_cache=False).last_hidden_state
+        found = model.get_output_embeddings()(top)
+        expected = model(input_ids=ids, use_cache=False).logits
+    assert torch.allclose(found, expected, atol=1e-6)
+
+
+def test_contenders_do_the_same_work() -> None:
+    """One training step of textbook and ours on one window: equal shifts, equal gradients."""
+    model = build(TINY).double()
+    batches = random_batches(6, 3, 40, prompt=(2, 6))
+    settings = StepSettings(modules=EDITS["down_half"], rank=3, depth=3)
+    ours, book = Fast(model, batches, settings), Textbook(model, batches, settings)
+    assert [id(b) for b in ours.window(1)] == [id(batches[i]) for i in (3, 2, 1)]
+    name = ours.model.modules[0]
+    before = ours.model.weights.read(name).clone(), book.editor.weights[name].detach().clone()
+    for contender in (ours, book, Floor(model, batches, settings)):
+        contender.train(0)()
+        contender.edit(5)()
+    assert not torch.equal(ours.model.weights.read(name), before[0])
+    assert not torch.equal(book.editor.weights[name], before[1])
+    assert len(ours.reward._window) == 3
+    assert [id(e.batch) for e in ours.reward._window] == [id(b) for b in ours.window(0)]
+
+
+def test_batches_have_the_lengths_asked_for() -> None:
+    batches = random_batches(30, 4, 50)
+    again = random_batches(30, 4, 50)
+    phases = [p for b in batches for p in (b.edit, b.equivalent, b.unrelated)]
+    answers = [len(s.answer_ids) for p in phases for s in p.samples]
+    prompts = [len(s) - len(s.answer_ids) + 1 for p in phases for s in p.samples]
+    assert (min(prompts), max(prompts)) == (8, 24)
+    assert (min(answers), max(answers)) == (1, 4)
+    assert all(
+        torch.equal(a.input_ids, b.input_ids)
+        for x, y in zip(batches, again, strict=True)
+        for a, b in zip(x.edit.samples, y.edit.samples, strict=True)
+    )
+
+
+def test_runs_where_the_cluster_stack_is_absent() -> None:
+    absent = ("ray", "deepspeed", "mlflow", "typer", "rich", "pyarrow", "duckdb", "pydantic")
+    code = (
+        f"import sys; sys.modules.update(dict.fromkeys({absent!r}));"
+        "from jobs.benchmark import main; sys.argv[1:] = ['--help']; main()"
+    )
+    root = Path(__file__).parents[2]
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=root, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    assert "--preset" in done.stdout
