@@ -1,0 +1,446 @@
+"""The results lake: Parquet shards of cells, and the only file that imports pyarrow.
+
+- One file per cell and table, `TABLE/model=…/editor=…/dataset=…/CELL_KEY.parquet`; a re-run
+  replaces its own files and touches no others.
+- A cell exists when its file in `cells/`, the manifest, says so. It is written last and carries
+  rows, bytes and sha256 of the others; it is removed first when a cell is written again. Shards
+  without a manifest, and manifests whose shards are missing or cut short, are never read.
+- Everything here reads through the manifest. Plain readers may use
+  `read_parquet('LAKE/scores/**/*.parquet', hive_partitioning=true, union_by_name=true)`.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import math
+from collections.abc import Collection, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, fields
+from typing import Any
+from urllib.parse import unquote
+
+import pyarrow as pa
+import pyarrow.dataset as pads
+import pyarrow.fs as pafs
+import pyarrow.parquet as pq
+
+from pipeline.results.layout import (
+    SUFFIX,
+    CorruptShard,
+    LakeError,
+    as_json,
+    checked_files,
+    complete_columns,
+    file_name,
+    shard_name,
+    utc,
+)
+from pipeline.results.records import CellAddress, CellRecord, CellResult, Status, TableRows
+from pipeline.results.schemas import (
+    ADDRESS,
+    DATA_TABLES,
+    JSON_COLUMNS,
+    PARTITION,
+    ROW_KEYS,
+    SCHEMA_VERSION,
+    TABLES,
+    VERSION_KEY,
+    Columns,
+)
+from pipeline.storage import Storage, redact
+
+logger = logging.getLogger(__name__)
+
+_TYPES = {
+    "string": pa.string(),
+    "int32": pa.int32(),
+    "float64": pa.float64(),
+    "bool": pa.bool_(),
+    "timestamp": pa.timestamp("us"),
+    "list<string>": pa.list_(pa.string()),
+}
+_READERS = 16  # threads that read manifest rows; on an object store each read is a round trip
+
+
+def _schema(columns: Columns, metadata: Mapping[str, str] | None = None) -> pa.Schema:
+    return pa.schema(
+        [pa.field(name, _TYPES[kind], nullable=not need) for name, (kind, need) in columns.items()],
+        metadata=metadata,
+    )
+
+
+def _stored(columns: Columns) -> Columns:
+    """The columns inside a file: those of the folders are not repeated."""
+    return {name: kind for name, kind in columns.items() if name not in PARTITION}
+
+
+_PARTITIONING = pads.partitioning(
+    pa.schema([(name, pa.string()) for name in PARTITION]), flavor="hive"
+)
+_FILE_SCHEMAS = {
+    table: _schema(_stored(ADDRESS) | columns, {VERSION_KEY: str(SCHEMA_VERSION)})
+    for table, columns in TABLES.items()
+}
+_READ_SCHEMAS = {table: _schema(ADDRESS | columns) for table, columns in TABLES.items()}
+
+
+class Lake:
+    """Results at a location.
+
+    Args:
+        location: a path, a URI, or an opened `Storage`. It need not exist yet.
+    """
+
+    def __init__(self, location: str | Storage) -> None:
+        self.storage = location if isinstance(location, Storage) else Storage(location)
+
+    def __repr__(self) -> str:
+        return f"Lake({str(self.storage)!r})"
+
+    def exists(self) -> bool:
+        """False if the lake is a local folder that is not there.
+
+        An object store has no empty folders, so a lake there always exists, if without cells.
+        """
+        root = self.storage.local_path()
+        return root is None or root.is_dir()
+
+    # Writing -----------------------------------------------------------------------------------
+
+    def commit(self, result: CellResult) -> CellRecord:
+        """Writes the shards of a finished cell, then its manifest row.
+
+        Raises:
+            LakeError: a row has an unknown, missing or ill-typed column, a row key repeats, or
+                there is no score to keep; nothing has been written then.
+        """
+        if result.status != "done":
+            raise LakeError(
+                f"cell {result.address.cell_key} has status {result.status!r}; commit takes "
+                "finished cells, record_failure the others"
+            )
+        shards = {
+            table: _to_bytes(_build(table, getattr(result, table), result.address))
+            for table in DATA_TABLES
+        }
+        if shards["scores"][1] == 0:
+            raise LakeError(f"cell {result.address.cell_key} is done but has no row of scores")
+        files: dict[str, dict[str, Any]] = {
+            table: {
+                "path": shard_name(table, result.address),
+                "rows": rows,
+                "bytes": len(data),
+                "sha256": hashlib.sha256(data).hexdigest(),
+            }
+            for table, (data, rows) in shards.items()
+        }
+        manifest = self._manifest_bytes(result, files)
+        self._remove_manifests(result.address.cell_key)
+        for table in DATA_TABLES:
+            self.storage.write_bytes(files[table]["path"], shards[table][0])
+        self.storage.write_bytes(shard_name("cells", result.address), manifest)
+        return _record(_read(manifest, "cells", str(self.storage)), result.address)
+
+    def record_failure(
+        self,
+        address: CellAddress,
+        reason: str,
+        *,
+        identity: Mapping[str, Any],
+        code_version: str,
+        status: Status = "failed",
+        **rest: Any,
+    ) -> CellRecord:
+        """Records why a cell has no result; a later success replaces the row.
+
+        A cell that is already done stays done: losing a race is no reason to lose its rows.
+
+        Args:
+            rest: any other provenance field of `CellResult`.
+        """
+        known = self.record(address.cell_key)
+        if known is not None and known.done:
+            logger.warning("cell %s is done; not recorded: %s", address.cell_key, redact(reason))
+            return known
+        result = CellResult(
+            address=address,
+            status=status,
+            reason=redact(reason),
+            identity=identity,
+            code_version=code_version,
+            **rest,
+        )
+        if status == "done":
+            raise LakeError(f"cell {address.cell_key}: a failure cannot have status 'done'")
+        manifest = self._manifest_bytes(result, {})
+        self.storage.write_bytes(shard_name("cells", address), manifest)
+        return _record(_read(manifest, "cells", str(self.storage)), address)
+
+    def forget(self, cell_key: str) -> None:
+        """Takes a cell out of the lake: its manifest row first, then its shards."""
+        record = self.record(cell_key)
+        self._remove_manifests(cell_key)
+        for file in record.files.values() if record is not None else ():
+            self.storage.delete(file["path"])
+
+    def _manifest_bytes(self, result: CellResult, files: Mapping[str, Any]) -> bytes:
+        row: dict[str, Any] = {
+            name: getattr(result, name) for name in TABLES["cells"] if name != "files"
+        }
+        row |= {name: as_json(row[name], result.address) for name in JSON_COLUMNS[:-1]}
+        row |= {name: utc(row[name]) for name in ("started_at", "finished_at")}
+        row["protocols"] = list(result.protocols)
+        row["files"] = json.dumps(files, sort_keys=True)
+        return _to_bytes(_build("cells", [row], result.address))[0]
+
+    def _remove_manifests(self, cell_key: str) -> None:
+        """Takes a cell out of the lake before its shards change under an old manifest row."""
+        for name in self._manifest_names(cell_key):
+            self.storage.delete(name)
+
+    # Reading -----------------------------------------------------------------------------------
+
+    def manifest(self, grid: str | None = None) -> list[CellRecord]:
+        """Every cell of the lake (of one grid), sorted by address.
+
+        A manifest row that cannot be read is a crash's remainder: it is reported and skipped, so
+        that the cell counts as missing and is run again.
+        """
+        sizes = {name: size for table in TABLES for name, size in self.storage.sizes(table).items()}
+        names = [name for name in sizes if name.startswith("cells/") and name.endswith(SUFFIX)]
+        with ThreadPoolExecutor(_READERS) as pool:
+            records = [record for record in pool.map(self._read_record, names) if record]
+        if grid is not None:
+            records = [record for record in records if record.address.grid == grid]
+        checked = (checked_files(record, sizes) for record in records)
+        return sorted(checked, key=lambda record: tuple(asdict(record.address).values()))
+
+    def grids(self) -> list[str]:
+        """Names of the grids that have cells here."""
+        return sorted({record.address.grid for record in self.manifest()})
+
+    def record(self, cell_key: str) -> CellRecord | None:
+        """One cell of the manifest, or None. For many cells call `manifest` once."""
+        for name in self._manifest_names(cell_key):
+            record = self._read_record(name)
+            if record is not None:
+                sizes = {
+                    file["path"]: size
+                    for file in record.files.values()
+                    for size in [self._size(file["path"])]
+                    if size is not None
+                }
+                return checked_files(record, sizes)
+        return None
+
+    def is_done(self, cell_key: str) -> bool:
+        """True if the manifest says done and every file it lists is there at its full size."""
+        record = self.record(cell_key)
+        return record is not None and record.done
+
+    def done_keys(self) -> set[str]:
+        """Keys of all cells that are done, from one listing."""
+        return {record.address.cell_key for record in self.manifest() if record.done}
+
+    def verify(self, cell_key: str) -> list[str]:
+        """Recomputes the sha256 of a cell's files; returns what is wrong, [] if nothing is."""
+        record = self.record(cell_key)
+        if record is None:
+            return [f"{self.storage}: no readable manifest row for cell {cell_key}"]
+        if not record.done:
+            return [f"cell {cell_key} is {record.status}: {record.reason}"]
+        problems = []
+        for table, file in record.files.items():
+            digest = hashlib.sha256(self.storage.read_bytes(file["path"])).hexdigest()
+            if digest != file["sha256"]:
+                problems.append(
+                    f"{file['path']}: the {table} shard has sha256 {digest}, the manifest says "
+                    f"{file['sha256']}; run the cell again"
+                )
+        return problems
+
+    def columns(self, table: str, record: CellRecord) -> dict[str, list[Any]]:
+        """One cell's shard of `table` as columns, in the order of its row key.
+
+        Raises:
+            LakeError: the cell is not done, or the shard is corrupt or of a newer schema.
+        """
+        if not record.done:
+            raise LakeError(
+                f"cell {record.address.cell_key} is {record.status} ({record.reason}); "
+                "only done cells have rows"
+            )
+        path = record.files[table]["path"]
+        data = self.storage.read_bytes(path)
+        where = f"{self.storage}: {path}"
+        if hashlib.sha256(data).hexdigest() != record.files[table]["sha256"]:
+            raise LakeError(f"{where} is not what its manifest row describes; run the cell again")
+        read = _read(data, table, where)
+        return {name: read.column(name).to_pylist() for name in read.column_names}
+
+    def result(self, record: CellRecord, tables: Collection[str] = ("scores",)) -> CellResult:
+        """The cell as it was committed, with the rows of `tables` only."""
+        names = {field.name for field in fields(CellResult)} - {"address", *DATA_TABLES}
+        values = {name: record.values[name] for name in names if name in record.values}
+        rows: dict[str, Any] = {}
+        if record.done:
+            for table in tables:
+                read = self.columns(table, record)
+                rows[table] = {name: read[name] for name in TABLES[table]}
+        return CellResult(
+            address=record.address,
+            **{**values, "status": record.status, "reason": record.reason, **rows},
+        )
+
+    def dataset(self, table: str, records: Sequence[CellRecord]) -> Any:
+        """The rows of `table` of all done cells among `records`, read lazily.
+
+        Returns:
+            An Arrow dataset or table (duckdb scans either) with the columns of the table, those of
+            the folders included, as text whatever they look like.
+        """
+        schema = _READ_SCHEMAS[table]
+        if table == "cells":
+            rows = [_manifest_row(record) for record in records]
+            return pa.Table.from_pylist(rows, schema=schema)
+        paths = [record.files[table]["path"] for record in records if record.done]
+        if not paths:
+            return schema.empty_table()
+        filesystem, root = self.storage.filesystem()
+        return pads.dataset(
+            [f"{root}/{path}" for path in paths],
+            schema=schema,
+            format="parquet",
+            filesystem=pafs.LocalFileSystem() if self.storage.is_local else filesystem,
+            partitioning=_PARTITIONING,
+            partition_base_dir=root,
+        )
+
+    def _manifest_names(self, cell_key: str) -> list[str]:
+        file = file_name(cell_key)
+        local = self.storage.local_path("cells")
+        if local is not None:
+            found = local.glob(f"{'*/' * len(PARTITION)}{file}")
+            return sorted(f"cells/{path.relative_to(local).as_posix()}" for path in found)
+        return [name for name in self.storage.list("cells") if name.endswith(f"/{file}")]
+
+    def _size(self, name: str) -> int | None:
+        local = self.storage.local_path(name)
+        if local is not None:
+            return local.stat().st_size if local.is_file() else None
+        return self.storage.sizes(name.rsplit("/", 1)[0]).get(name)
+
+    def _read_record(self, name: str) -> CellRecord | None:
+        try:
+            data = self.storage.read_bytes(name)
+            table = _read(data, "cells", f"{self.storage}: {name}")
+        except FileNotFoundError:  # removed since it was listed: the cell is being written again
+            return None
+        except CorruptShard as error:
+            logger.warning("%s; the cell counts as missing", error)
+            return None
+        return _record(table, _address(table, name))
+
+
+def _build(table: str, rows: TableRows, address: CellAddress) -> pa.Table:
+    """Checks rows against the schema and returns them sorted by their key."""
+    where = f"cell {address.cell_key}, table {table}"
+    columns = complete_columns(rows, TABLES[table], where)
+    n_rows = len(next(iter(columns.values())))
+    for name in _stored(ADDRESS):
+        columns[name] = [getattr(address, name)] * n_rows
+    schema = _FILE_SCHEMAS[table]
+    arrays = [_array(columns[field.name], field, where) for field in schema]
+    built = pa.Table.from_arrays(arrays, schema=schema)
+    keys = ROW_KEYS[table]
+    if keys and n_rows:
+        seen: dict[tuple[Any, ...], int] = {}
+        for i, key in enumerate(zip(*(columns[name] for name in keys), strict=True)):
+            if key in seen:
+                named = ", ".join(f"{name}={value}" for name, value in zip(keys, key, strict=True))
+                raise LakeError(f"{where}: rows {seen[key]} and {i} are both {named}")
+            seen[key] = i
+        built = built.sort_by([(name, "ascending") for name in keys])
+    return built
+
+
+def _array(values: list[Any], field: pa.Field, where: str) -> pa.Array:
+    if not field.nullable:
+        for i, value in enumerate(values):
+            if value is None:
+                raise LakeError(f"{where}, row {i}: column {field.name!r} must have a value")
+    if pa.types.is_floating(field.type) and field.name != "value":
+        # An undefined score is null; only curves may diverge to NaN.
+        values = [None if v is None or math.isnan(v) else v for v in values]
+    if pa.types.is_integer(field.type):
+        for i, value in enumerate(values):
+            if value is not None and not hasattr(value, "__index__"):  # pyarrow would cut 0.5 to 0
+                raise LakeError(
+                    f"{where}, row {i}: column {field.name!r} expects {field.type}, got {value!r}"
+                )
+    try:
+        return pa.array(values, type=field.type)
+    except (pa.ArrowInvalid, pa.ArrowTypeError, OverflowError):
+        for i, value in enumerate(values):
+            try:
+                pa.array([value], type=field.type)
+            except (pa.ArrowInvalid, pa.ArrowTypeError, OverflowError):
+                raise LakeError(
+                    f"{where}, row {i}: column {field.name!r} expects {field.type}, got {value!r}"
+                ) from None
+        raise
+
+
+def _to_bytes(table: pa.Table) -> tuple[bytes, int]:
+    sink = pa.BufferOutputStream()
+    pq.write_table(table, sink, compression="zstd")
+    return sink.getvalue().to_pybytes(), table.num_rows
+
+
+def _read(data: bytes, table: str, where: str) -> pa.Table:
+    """Parses one shard after checking that this code knows its schema."""
+    try:
+        file = pq.ParquetFile(pa.BufferReader(data))
+        version = int((file.schema_arrow.metadata or {}).get(VERSION_KEY.encode(), b"0"))
+        if version > SCHEMA_VERSION:
+            raise LakeError(
+                f"{where} has schema version {version}; this code reads up to {SCHEMA_VERSION}: "
+                "update it, or use the version that wrote the lake"
+            )
+        read = file.read()
+    except (pa.ArrowInvalid, OSError) as error:
+        raise CorruptShard(f"{where} is not a whole Parquet file ({error})") from None
+    missing = [name for name in _FILE_SCHEMAS[table].names if name not in read.column_names]
+    if version < 1 or missing:
+        raise LakeError(
+            f"{where} is not a {table} shard of a lake: schema version {version or 'missing'}, "
+            f"missing columns {missing}"
+        )
+    return read
+
+
+def _address(table: pa.Table, name: str) -> CellAddress:
+    folders = dict(part.split("=", 1) for part in name.split("/")[1:-1])
+    values: dict[str, Any] = {key: table.column(key)[0].as_py() for key in _stored(ADDRESS)}
+    values |= {key: unquote(value) for key, value in folders.items()}
+    return CellAddress(**values)
+
+
+def _record(table: pa.Table, address: CellAddress) -> CellRecord:
+    values = {name: table.column(name)[0].as_py() for name in TABLES["cells"]}
+    values |= {name: json.loads(values[name]) for name in JSON_COLUMNS}
+    return CellRecord(
+        address=address,
+        status=values["status"],
+        reason=values["reason"],
+        files=values.pop("files"),
+        values=values,
+    )
+
+
+def _manifest_row(record: CellRecord) -> dict[str, Any]:
+    row = dict(record.values) | {"files": dict(record.files)}
+    row |= {name: json.dumps(row[name], sort_keys=True) for name in JSON_COLUMNS}
+    return asdict(record.address) | row | {"status": record.status, "reason": record.reason}

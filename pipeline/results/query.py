@@ -1,0 +1,230 @@
+"""Questions to a lake in SQL; the only file that imports duckdb.
+
+The views `runs`, `edits`, `curves` and `cells` show done cells only, as the manifest names them;
+`runs` and `cells` show the others too, with their status and without scores. A connection lives in
+memory and cannot reach a file, so no query changes a lake.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import date, datetime
+from typing import Any, Literal, TypeAlias
+
+import duckdb
+
+from pipeline.results.lake import Lake
+from pipeline.results.records import CellRecord
+
+Connection: TypeAlias = duckdb.DuckDBPyConnection  # for annotations elsewhere
+
+Format = Literal["table", "csv", "json"]
+FORMATS: tuple[Format, ...] = ("table", "csv", "json")
+
+_ADDRESS = (
+    "grid, cell_key AS cell, editor, variant, model, dataset, scale, seed, batch_size, n_batches"
+)
+_SCORES = "efficacy, generalization, specificity, specificity_self"
+_ADDRESS_ORDER = "grid, model, dataset, editor, variant, n_batches, batch_size, seed, cell"
+
+_VIEWS = {
+    "runs": """
+        SELECT c.grid, c.cell_key AS cell, c.editor, c.variant, c.model, c.dataset, c.scale,
+               c.seed, c.batch_size, c.n_batches, s.n_edits, s.final, s.protocol, s.efficacy,
+               s.generalization, s.specificity, s.specificity_self, c.train_seconds, c.edit_ms,
+               c.peak_memory_gb, c.data_hash, c.code_version, c.status
+        FROM lake_cells c LEFT JOIN lake_scores s USING (cell_key)""",
+    "edits": f"""
+        SELECT {_ADDRESS}, checkpoint, protocol, edit_index, batch_index, edit_id, {_SCORES},
+               superseded
+        FROM lake_edits""",
+    "curves": f"SELECT {_ADDRESS}, step, metric, value FROM lake_steps",
+    "cells": f"""
+        SELECT {_ADDRESS}, * EXCLUDE (cell_key, grid, editor, variant, model, dataset, scale, seed,
+               batch_size, n_batches)
+        FROM lake_cells""",
+}
+VIEWS = tuple(_VIEWS)
+
+
+class QueryError(ValueError):
+    """A statement that cannot be answered, with what could have been asked."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Result:
+    """An answer: names of the columns, and rows of plain Python values."""
+
+    columns: tuple[str, ...]
+    rows: tuple[tuple[Any, ...], ...]
+
+    def dicts(self) -> list[dict[str, Any]]:
+        """The rows as dictionaries."""
+        return [dict(zip(self.columns, row, strict=True)) for row in self.rows]
+
+
+def connect(lake: str | Lake, records: Sequence[CellRecord] | None = None) -> Connection:
+    """Opens an in-memory database with the views over a lake.
+
+    Args:
+        records: the manifest, if the caller has read it already; only these cells are seen.
+
+    Raises:
+        QueryError: the location does not exist. An existing one without cells is fine: its views
+            have no rows.
+    """
+    lake = lake if isinstance(lake, Lake) else Lake(lake)
+    if not lake.exists():
+        raise QueryError(
+            f"there is no lake at {lake.storage}: run a grid first, or name another with --lake\n"
+            f"{describe(_open(lake, ()))}"
+        )
+    return _open(lake, lake.manifest() if records is None else records)
+
+
+def _open(lake: Lake, records: Sequence[CellRecord]) -> Connection:
+    connection = duckdb.connect()
+    for table in ("cells", "scores", "edits", "steps"):
+        connection.register(f"lake_{table}", lake.dataset(table, records))
+    for name, sql in _VIEWS.items():
+        connection.execute(f"CREATE VIEW {name} AS {sql}")
+    connection.execute("SET python_enable_replacements = false")
+    connection.execute("SET enable_external_access = false")
+    connection.execute("SET lock_configuration = true")
+    return connection
+
+
+def query(sql: str, lake: str | Lake | Connection) -> Result:
+    """Answers one or more SQL statements; the last one's rows are returned.
+
+    Args:
+        lake: where to ask; an open connection of `connect` saves reading the manifest again.
+
+    Raises:
+        QueryError: the statement is wrong or not allowed; the message lists views and columns.
+    """
+    connection = lake if isinstance(lake, duckdb.DuckDBPyConnection) else connect(lake)
+    try:
+        answer = connection.execute(sql)
+        if answer is None:
+            raise QueryError(f"the statement is empty\n{describe(connection)}")
+        columns = tuple(column[0] for column in answer.description or ())
+        return Result(columns=columns, rows=tuple(answer.fetchall()))
+    except duckdb.PermissionException as error:
+        raise QueryError(
+            f"{error}\nA query may read the views only.\n{describe(connection)}"
+        ) from None
+    except duckdb.Error as error:
+        raise QueryError(f"{error}\n{describe(connection)}") from None
+
+
+def runs(
+    lake: str | Lake | Connection,
+    grid: str | None = None,
+    *,
+    final: bool = True,
+) -> list[dict[str, Any]]:
+    """Rows of the view `runs`, in the order of their address.
+
+    Args:
+        final: keep only the last checkpoint of each cell, and cells without scores.
+    """
+    where = ["(final OR final IS NULL)"] if final else []
+    where += [] if grid is None else [f"grid = {quoted(grid)}"]
+    condition = f"WHERE {' AND '.join(where)}" if where else ""
+    order = f"ORDER BY {_ADDRESS_ORDER}, n_edits, protocol"
+    return query(f"SELECT * FROM runs {condition} {order}", lake).dicts()
+
+
+def quoted(text: str) -> str:
+    """`text` as an SQL string."""
+    return "'" + text.replace("'", "''") + "'"
+
+
+def describe(connection: Connection) -> str:
+    """The views of a connection, one line each with their columns."""
+    lines = []
+    for name in VIEWS:
+        try:
+            columns = connection.execute(f"SELECT * FROM {name} LIMIT 0").description or ()
+        except duckdb.Error:  # the statement that failed had dropped or replaced the view
+            continue
+        lines.append(f"  {name}: {', '.join(column[0] for column in columns)}")
+    return "\n".join(["Views and their columns:", *lines])
+
+
+def render(result: Result, fmt: str = "table") -> str:
+    """Formats an answer for a terminal, or as CSV or JSON.
+
+    Raises:
+        QueryError: the format is unknown.
+    """
+    if fmt == "table":
+        return _as_table(result)
+    if fmt == "csv":
+        out = io.StringIO()
+        writer = csv.writer(out, lineterminator="\n")
+        writer.writerow(result.columns)
+        writer.writerows([["" if v is None else v for v in row] for row in result.rows])
+        return out.getvalue().rstrip("\n")
+    if fmt == "json":
+        return json.dumps(
+            [{name: _plain(value) for name, value in row.items()} for row in result.dicts()],
+            indent=1,
+            allow_nan=False,
+        )
+    raise QueryError(f"unknown format {fmt!r}; choose from {', '.join(FORMATS)}")
+
+
+def _as_table(result: Result) -> str:
+    cells = [[_shown(value) for value in row] for row in result.rows]
+    widths = [
+        max(len(name), *(len(row[i]) for row in cells)) if cells else len(name)
+        for i, name in enumerate(result.columns)
+    ]
+    numeric = [
+        any(row[i] is not None for row in result.rows)
+        and all(
+            row[i] is None or (isinstance(row[i], int | float) and not isinstance(row[i], bool))
+            for row in result.rows
+        )
+        for i in range(len(result.columns))
+    ]
+
+    def line(values: Sequence[str]) -> str:
+        return "  ".join(
+            value.rjust(width) if right else value.ljust(width)
+            for value, width, right in zip(values, widths, numeric, strict=True)
+        ).rstrip()
+
+    count = f"({len(cells)} row{'' if len(cells) == 1 else 's'})"
+    rule = "  ".join("-" * width for width in widths)
+    return "\n".join([line(result.columns), rule, *(line(row) for row in cells), count])
+
+
+def _shown(value: Any) -> str:
+    if value is None:
+        return ""
+    if isinstance(value, float):
+        return f"{value:.6g}"
+    return str(_plain(value)).replace("\n", " ")
+
+
+def _plain(value: Any) -> Any:
+    """A value that JSON can hold; NaN and infinities become text, which strict JSON lacks."""
+    if isinstance(value, float) and not math.isfinite(value):
+        return str(value)
+    if isinstance(value, datetime | date):
+        return value.isoformat()
+    if isinstance(value, list | tuple):
+        return [_plain(item) for item in value]
+    if isinstance(value, dict):
+        return {str(key): _plain(item) for key, item in value.items()}
+    if value is None or isinstance(value, bool | int | float | str):
+        return value
+    return str(value)

@@ -1,0 +1,99 @@
+"""The lake's tables, column by column, and what makes a row of each unique.
+
+Version 1. Anyone may read the files with plain duckdb, pandas or polars; a column is therefore
+never given another meaning, and a new column raises `SCHEMA_VERSION`. The types are spelled in
+words here, so that only `lake.py` knows the Parquet library.
+"""
+
+from __future__ import annotations
+
+SCHEMA_VERSION = 1
+VERSION_KEY = "rledit.schema_version"  # in the Parquet metadata of every file
+
+# Hive folders; not repeated inside the files, because pandas refuses a column that is in both.
+PARTITION = ("model", "editor", "dataset")
+
+# name -> (type, required)
+Columns = dict[str, tuple[str, bool]]
+
+ADDRESS: Columns = {
+    "cell_key": ("string", True),
+    "grid": ("string", True),
+    "editor": ("string", True),
+    "variant": ("string", True),
+    "model": ("string", True),
+    "dataset": ("string", True),
+    "scale": ("string", True),
+    "seed": ("int32", True),
+    "batch_size": ("int32", True),
+    "n_batches": ("int32", True),
+}
+
+_SCORES: Columns = {  # percent, 0-100; null where a score is undefined
+    "efficacy": ("float64", False),
+    "generalization": ("float64", False),
+    "specificity": ("float64", False),
+    "specificity_self": ("float64", False),
+}
+
+# The columns of one table apart from the address.
+TABLES: dict[str, Columns] = {
+    "edits": {
+        "checkpoint": ("int32", True),  # edits applied when measured
+        "protocol": ("string", True),
+        "edit_index": ("int32", True),
+        "batch_index": ("int32", True),
+        "edit_id": ("string", True),
+        **_SCORES,
+        "superseded": ("bool", True),  # a later edit of the stream rewrites the same prompt
+    },
+    "steps": {
+        "step": ("int32", True),  # edits applied; optimiser step for metrics named train_*
+        "metric": ("string", True),
+        "value": ("float64", False),
+    },
+    "scores": {
+        "checkpoint": ("int32", True),
+        "n_edits": ("int32", True),
+        "final": ("bool", True),
+        "protocol": ("string", True),
+        **_SCORES,
+        "n_scored": ("int32", True),
+        "n_superseded": ("int32", True),
+    },
+    "cells": {
+        "status": ("string", True),
+        "reason": ("string", False),
+        "identity": ("string", True),  # JSON
+        "key_version": ("int32", True),
+        "data_hash": ("string", False),
+        "model_hash": ("string", False),
+        "code_version": ("string", True),
+        "versions": ("string", True),  # JSON
+        "resolved": ("string", True),  # JSON
+        "protocols": ("list<string>", True),
+        "train_seconds": ("float64", False),
+        "edit_seconds": ("float64", False),
+        "edit_ms": ("float64", False),
+        "score_seconds": ("float64", False),
+        "peak_memory_gb": ("float64", False),
+        "n_edits": ("int32", False),
+        "n_contradicting": ("int32", False),
+        "threads": ("int32", True),
+        "ranks": ("int32", True),
+        "started_at": ("timestamp", False),  # UTC
+        "finished_at": ("timestamp", False),  # UTC
+        "files": ("string", True),  # JSON: {table: {path, rows, bytes, sha256}}
+    },
+}
+
+DATA_TABLES = ("edits", "steps", "scores")  # in the order in which they are written
+JSON_COLUMNS = ("identity", "versions", "resolved", "files")
+
+# Within one cell these columns name a row.
+ROW_KEYS: dict[str, tuple[str, ...]] = {
+    "edits": ("checkpoint", "protocol", "edit_index"),
+    "steps": ("metric", "step"),
+    "scores": ("checkpoint", "protocol"),
+    "cells": (),
+}

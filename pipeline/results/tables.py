@@ -1,0 +1,251 @@
+"""Result tables from rows of `runs`, wherever the rows come from.
+
+One panel per protocol, one line per editor, one group of columns per stream n×m (n batches of m
+edits). Several seeds show as mean ± sample standard deviation. A cell that failed shows its status,
+one that never ran shows a dash; nothing is filled in.
+"""
+
+from __future__ import annotations
+
+import math
+import statistics
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from pipeline.results.protocols import SCORE_DEFINITIONS, sorted_protocols
+from pipeline.results.records import SCORES
+
+Row = Mapping[str, Any]
+Stream = tuple[int, int]  # (batches, edits per batch)
+
+ABSENT = "–"
+UNEDITED = "none"
+FIRST_EDITORS = (UNEDITED, "untrained")  # the references stand above what is compared with them
+
+COSTS = {"edit_ms": "ms/edit", "train_seconds": "train s"}
+_LABELS = {name: short for name, (short, _) in SCORE_DEFINITIONS.items()} | COSTS
+ADDRESS_FIELDS = ("scale", "model", "dataset")
+_SEED = ("scale", "model", "dataset", "editor", "variant", "n_batches", "batch_size", "seed")
+
+
+class TableError(ValueError):
+    """Rows from which no honest table can be made."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Value:
+    """One figure of a table.
+
+    Attributes:
+        values: one per seed, in order of seed; empty if nothing was measured.
+        status: of cells that have no result: "failed", "skipped", …; "" if there is none.
+        n_missing: how many seeds have that status.
+    """
+
+    values: tuple[float, ...] = ()
+    status: str = ""
+    n_missing: int = 0
+
+    @property
+    def mean(self) -> float | None:
+        """Mean over seeds, None without any."""
+        return math.fsum(self.values) / len(self.values) if self.values else None
+
+    @property
+    def std(self) -> float | None:
+        """Sample standard deviation over seeds, None for fewer than two."""
+        return statistics.stdev(self.values) if len(self.values) > 1 else None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Column:
+    """One column: a score under the panel's protocol, or a cost, on one stream."""
+
+    stream: Stream
+    metric: str
+
+    @property
+    def label(self) -> str:
+        """What the header says, without the stream."""
+        return _LABELS[self.metric]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Line:
+    """One method on one model and dataset."""
+
+    scale: str
+    model: str
+    dataset: str
+    editor: str
+    variant: str
+
+    @property
+    def label(self) -> str:
+        """The method's name as tables print it."""
+        return editor_label(self.editor, self.variant)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Panel:
+    """All methods under one protocol."""
+
+    protocol: str
+    columns: tuple[Column, ...]
+    values: Mapping[tuple[Line, Column], Value]
+
+    def value(self, line: Line, column: Column) -> Value:
+        """The figure at a place; an empty one if no cell ran there."""
+        return self.values.get((line, column), Value())
+
+
+@dataclass(frozen=True, kw_only=True)
+class Table:
+    """A table before it is rendered.
+
+    Attributes:
+        n_seeds: how many seeds the grid has; figures of fewer say so.
+        shared: address fields that are the same in every line, for the caption.
+        varying: address fields that need a column of their own.
+        notes: what a reader must know to trust the figures.
+    """
+
+    title: str
+    grid: str
+    n_seeds: int
+    lines: tuple[Line, ...]
+    panels: tuple[Panel, ...]
+    shared: Mapping[str, str] = field(default_factory=dict)
+    varying: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
+
+
+def editor_label(editor: str, variant: str = "") -> str:
+    """How a method is called in tables and figures."""
+    name = "unedited" if editor == UNEDITED else editor
+    return f"{name} ({variant})" if variant else name
+
+
+def stream_label(stream: Stream) -> str:
+    """`n×m`: n batches of m edits."""
+    return f"{stream[0]}×{stream[1]}"
+
+
+def build_table(
+    rows: Iterable[Row],
+    *,
+    title: str = "",
+    protocols: Sequence[str] | None = None,
+    editors: Sequence[str] | None = None,
+    metrics: Sequence[str] = (*SCORES, *COSTS),
+) -> Table:
+    """Makes a table from rows of `runs` (rows that are not final are left out).
+
+    Args:
+        protocols: which, and in which order; default all.
+        editors: the order of the methods; those not named follow. Default: the unedited model,
+            the untrained network, then by name.
+
+    Raises:
+        TableError: there is no row, an unknown protocol was asked for, or two cells claim the
+            same place.
+    """
+    kept = [row for row in rows if row["final"] or row["protocol"] is None]
+    if not kept:
+        raise TableError("there are no results to show: run the grid first")
+    _refuse_duplicates(kept)
+    found = sorted_protocols(row["protocol"] for row in kept if row["protocol"] is not None)
+    asked = list(found) if protocols is None else list(protocols)
+    if unknown := [name for name in asked if name not in found]:
+        raise TableError(f"no results under protocol {unknown[0]!r}; there are: {', '.join(found)}")
+    if not asked:
+        asked = [""]  # nothing but failures: one panel that says so
+    lines = sorted({_line(row) for row in kept}, key=lambda line: _line_order(line, editors))
+    streams = sorted({_stream(row) for row in kept}, key=lambda s: (s[0] * s[1], s))
+    columns = tuple(Column(stream=s, metric=m) for s in streams for m in metrics)
+    panels = tuple(_panel(protocol, kept, columns) for protocol in asked)
+    values = {name: sorted({getattr(line, name) for line in lines}) for name in ADDRESS_FIELDS}
+    return Table(
+        title=title,
+        grid=", ".join(sorted({row["grid"] for row in kept})),
+        n_seeds=len({row["seed"] for row in kept}),
+        lines=tuple(lines),
+        panels=panels,
+        shared={name: found[0] for name, found in values.items() if len(found) == 1},
+        varying=tuple(name for name, found in values.items() if len(found) > 1),
+        notes=tuple(_notes(kept)),
+    )
+
+
+def _line(row: Row) -> Line:
+    return Line(**{name: row[name] for name in (*ADDRESS_FIELDS, "editor", "variant")})
+
+
+def _stream(row: Row) -> Stream:
+    return (row["n_batches"], row["batch_size"])
+
+
+def _line_order(line: Line, editors: Sequence[str] | None) -> tuple[Any, ...]:
+    order = list(FIRST_EDITORS if editors is None else editors)
+    place = order.index(line.editor) if line.editor in order else len(order)
+    return (line.scale, line.model, line.dataset, place, line.editor, line.variant)
+
+
+def _refuse_duplicates(rows: Sequence[Row]) -> None:
+    """Two cells at one place would be averaged as if they were seeds."""
+    seen: dict[tuple[Any, ...], str] = {}
+    for row in rows:
+        place = tuple(row[name] for name in _SEED)
+        if seen.setdefault(place, row["cell"]) != row["cell"]:
+            named = ", ".join(f"{name}={row[name]}" for name in _SEED if row[name] != "")
+            raise TableError(
+                f"cells {seen[place]} and {row['cell']} are both {named}: they differ in settings "
+                "the table does not show. Give one a variant name, or remove the outdated one"
+            )
+
+
+def _panel(protocol: str, rows: Sequence[Row], columns: Sequence[Column]) -> Panel:
+    values: dict[tuple[Line, Column], Value] = {}
+    places: dict[tuple[Line, Stream], list[Row]] = {}
+    for row in rows:
+        if row["protocol"] in (protocol, None):
+            places.setdefault((_line(row), _stream(row)), []).append(row)
+    for (line, stream), found in places.items():
+        found = sorted(found, key=lambda row: row["seed"])
+        measured = [row for row in found if row["status"] == "done"]
+        missing = Counter(row["status"] for row in found if row["status"] != "done")
+        for column in columns:
+            if column.stream != stream:
+                continue
+            numbers = tuple(
+                float(row[column.metric]) for row in measured if row[column.metric] is not None
+            )
+            values[line, column] = Value(
+                values=numbers,
+                status="/".join(sorted(missing)),
+                n_missing=sum(missing.values()),
+            )
+    return Panel(protocol=protocol, columns=tuple(columns), values=values)
+
+
+def _notes(rows: Sequence[Row]) -> list[str]:
+    """What the caption must say about seeds, failures and mixed provenance."""
+    seeds = sorted({row["seed"] for row in rows})
+    listed = ", ".join(map(str, seeds))
+    notes = [
+        f"Mean ± sample standard deviation over {len(seeds)} seeds ({listed}); "
+        "n states the number where it is another."
+        if len(seeds) > 1
+        else f"One seed ({listed}): no spread is known."
+    ]
+    missing = Counter(row["status"] for row in rows if row["status"] != "done")
+    notes += [f"{n} cell{'s' * (n > 1)} {status}." for status, n in sorted(missing.items())]
+    for name, what in (("code_version", "code versions"), ("data_hash", "data hashes")):
+        if name == "data_hash" and len({row["dataset"] for row in rows}) > 1:
+            continue
+        found = sorted({str(row[name]) for row in rows if row["status"] == "done" and row[name]})
+        if len(found) > 1:
+            notes.append(f"Mixed {what}: {', '.join(found)}.")
+    return notes
