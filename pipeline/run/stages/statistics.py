@@ -98,7 +98,14 @@ def shard_of(cell: Cell, model: EditableModel, shard: int) -> list[Sequence[int]
         entry.corpus, entry.documents, None if cell.model.checkpoint else cell.world()
     )
     limit = model.encoder.max_length or entry.max_tokens
-    documents = corpus.documents[shard :: entry.shards]
+    # Whole passes are dealt, so that a pass holds the same documents, and gives the same rounding,
+    # whatever the number of shards.
+    passes = range(
+        shard * DOCUMENTS_PER_PASS, len(corpus.documents), entry.shards * DOCUMENTS_PER_PASS
+    )
+    documents = [
+        text for first in passes for text in corpus.documents[first : first + DOCUMENTS_PER_PASS]
+    ]
     return [model.encoder.prompt_ids(text)[: min(limit, entry.max_tokens)] for text in documents]
 
 
