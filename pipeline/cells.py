@@ -6,8 +6,10 @@ A cell's identity is what changes its numbers; where and how it runs is not part
 from __future__ import annotations
 
 import hashlib
+import inspect
 import json
 import re
+import sys
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields, replace
 from functools import cached_property, lru_cache
@@ -70,9 +72,14 @@ class Cell:
         return build(cls, given, (), Located("{}", f"editor {self.label}"))
 
     @property
+    def editor_name(self) -> str:
+        """The editor's name in tables and paths."""
+        return editor_class(self.editor.editor).name
+
+    @property
     def label(self) -> str:
         """The editor and its variant, as tables name it."""
-        return self.editor.editor + (f"/{self.editor.variant}" if self.editor.variant else "")
+        return self.editor_name + (f"/{self.editor.variant}" if self.editor.variant else "")
 
     @property
     def path(self) -> str:
@@ -143,7 +150,8 @@ class Cell:
                     "order": self.dataset.order,
                     "data_hash": self.source().data_hash,
                 },
-                "editor": self.editor.editor,
+                "editor": self.editor_name,
+                **self._foreign_source(),
                 "variant": self.editor.variant,
                 "settings": asdict(self.settings),
                 "stream": asdict(self.stream),
@@ -155,6 +163,13 @@ class Cell:
                 **({"statistics": self._statistics_identity()} if self._uses_statistics else {}),
             }
         )
+
+    def _foreign_source(self) -> dict[str, str]:
+        """What tells versions of an editor apart that this project's version does not cover."""
+        if ":" not in self.editor.editor:
+            return {}
+        text = inspect.getsource(sys.modules[editor_class(self.editor.editor).__module__])
+        return {"editor_source": hashlib.sha256(text.encode()).hexdigest()[:16]}
 
     @property
     def _uses_statistics(self) -> bool:
@@ -168,8 +183,9 @@ class Cell:
     @cached_property
     def train_key(self) -> str:
         """Hash of what the trained network depends on: cells that agree in it share it."""
-        kept = ("key_version", "model", "dataset", "editor", "settings", "seed", "threads")
-        identity = {name: self.identity[name] for name in kept}
+        kept = ("key_version", "model", "dataset", "editor", "editor_source", "settings", "seed")
+        names = [name for name in (*kept, "threads") if name in self.identity]
+        identity = {name: self.identity[name] for name in names}
         # Training draws from the train pool only, whatever the stream is drawn from.
         identity["dataset"] = {k: v for k, v in identity["dataset"].items() if k != "split"}
         batch = self.stream.batch_size
@@ -181,7 +197,7 @@ class Cell:
         return CellAddress(
             cell_key=self.key,
             grid=self.grid,
-            editor=self.editor.editor,
+            editor=self.editor_name,
             variant=self.editor.variant,
             model=self.model.name,
             dataset=self.dataset.name,

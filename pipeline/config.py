@@ -13,7 +13,7 @@ from pydantic import TypeAdapter, ValidationError
 
 from pipeline.yaml_location import ConfigError, KeyPath, Located
 from rledit.datasets import FORMATS
-from rledit.editors import EDITORS, editor_class
+from rledit.editors import editor_class
 from rledit.metrics import PROTOCOLS
 from rledit.names import nearest
 from rledit.scoring import Probes
@@ -72,7 +72,13 @@ class DatasetEntry:
 
 @dataclass(frozen=True, kw_only=True)
 class EditorEntry:
-    """An editor with its settings; the variant tells two entries of one editor apart."""
+    """An editor with its settings; the variant tells two entries of one editor apart.
+
+    Attributes:
+        editor: Its name in the registry, or ``module:Class`` of one that lies elsewhere.
+        variant: Name of this entry among several of one editor.
+        settings: Its configuration; what is not given has the default.
+    """
 
     editor: str
     variant: str = ""
@@ -214,7 +220,10 @@ def _adapter(cls: type[T]) -> TypeAdapter[T]:
 def _check_names(grid: Grid, located: Located) -> None:
     """Check everything that is looked up by name, and every nested group of settings."""
     for i, entry in enumerate(grid.editors):
-        _known(entry.editor, EDITORS, ("editors", i, "editor"), located, "editor")
+        try:
+            editor_class(entry.editor)
+        except ValueError as error:
+            raise ConfigError(f"{located.place(('editors', i, 'editor'))}: {error}") from None
         settings = {"modules": ("down:0",), **entry.settings}
         build(editor_class(entry.editor).Config, settings, ("editors", i, "settings"), located)
     for i, name in enumerate(grid.protocols):

@@ -1,6 +1,11 @@
-"""The registry of editors. A new method is one file and one line here."""
+"""The registry of editors. A new method is one file and one line here.
+
+An editor that is not part of this package is named by where it lies: ``my_package.mine:MyEditor``.
+"""
 
 from __future__ import annotations
+
+import importlib
 
 from rledit.editors.alphaedit import AlphaEdit
 from rledit.editors.base import Editor, TrainableEditor, TrainingData
@@ -50,12 +55,26 @@ EDITORS: dict[str, type[Editor]] = {
 
 
 def editor_class(name: str) -> type[Editor]:
-    """The editor of that name.
+    """The editor of that name, or the class at ``module:Class``.
 
     Raises:
-        ValueError: No such editor; names the nearest.
+        ValueError: No such editor; names the nearest, or what is wrong with the class.
     """
-    return look_up(EDITORS, name, "editor")
+    if ":" not in name:
+        return look_up(EDITORS, name, "editor")
+    module, _, attribute = name.partition(":")
+    try:
+        found = getattr(importlib.import_module(module), attribute)
+    except (ImportError, AttributeError) as error:
+        raise ValueError(
+            f"editor {name!r}: {error}; expected module:Class of an importable module"
+        ) from None
+    if not (isinstance(found, type) and issubclass(found, Editor)):
+        raise ValueError(f"editor {name!r} is no subclass of rledit.editors.Editor")
+    known = EDITORS.get(getattr(found, "name", ""))
+    if known is not None and known is not found:
+        raise ValueError(f"editor {name!r}: its name {found.name!r} belongs to another editor")
+    return found
 
 
 __all__ = ["EDITORS", "Editor", "TrainableEditor", "TrainingData", "editor_class"]

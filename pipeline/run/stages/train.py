@@ -39,7 +39,7 @@ class Trained:
 
 def trained_path(cell: Cell, cache: Path) -> Path:
     """Where the cell's trained network lies, or will lie."""
-    return cache / "trained" / f"{cell.editor.editor}-{cell.train_key}.safetensors"
+    return cache / "trained" / f"{cell.editor_name}-{cell.train_key}.safetensors"
 
 
 def train(cell: Cell, model_folder: Path, cache: Path, report: Report) -> Path:

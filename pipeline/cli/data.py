@@ -1,0 +1,26 @@
+"""Commands about files of edits."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+
+def data_check(
+    paths: Annotated[list[Path], typer.Argument(help="Files or folders of edits.")],
+    strict: Annotated[
+        bool, typer.Option("--strict", help="Make every trap an error, not only broken rows.")
+    ] = False,
+) -> None:
+    """Map files to their schema, count rows, duplicates, contradictions and other traps.
+
+    Exit 1 when a row cannot be mapped.
+    """
+    from rledit.datasets import check_paths
+
+    lines, code = check_paths(paths, strict)
+    for line in lines:
+        typer.echo(line)
+    raise typer.Exit(code)

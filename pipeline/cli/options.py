@@ -1,0 +1,39 @@
+"""Arguments and options that several commands share."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+GridFile = Annotated[Path, typer.Argument(help="The grid, e.g. jobs/grids/demo.yaml.")]
+Sets = Annotated[
+    list[str],
+    typer.Option(
+        "--set",
+        help="Change a setting: key.path=value; entries of a list go by name, as in "
+        "editors.rledit.settings.rank=64. May be repeated.",
+    ),
+]
+Results = Annotated[
+    Path,
+    typer.Option(
+        envvar="RLEDIT_RESULTS",
+        help="Folder of the default lake, the tracking database and the cache.",
+    ),
+]
+LakeUri = Annotated[str | None, typer.Option("--lake", help="URI of the lake of results.")]
+TrackingUri = Annotated[
+    str | None,
+    typer.Option(
+        "--tracking",
+        help="MLflow tracking URI (default: MLFLOW_TRACKING_URI, else a "
+        "database in the results folder).",
+    ),
+]
+Replace = Annotated[
+    bool, typer.Option("--replace", help="Drop finished cells whose settings have changed.")
+]
+GridName = Annotated[str, typer.Argument(help="Name of the grid, e.g. demo.")]
+DEFAULT_RESULTS = Path("results")

@@ -1,0 +1,62 @@
+"""Commands that read results: table, query, diff and report."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from pipeline.cli.options import DEFAULT_RESULTS, GridName, LakeUri, Results
+from pipeline.cli.output import print_table, write_report_files
+from pipeline.locations import Locations
+
+
+def table(
+    name: GridName,
+    results: Results = DEFAULT_RESULTS,
+    lake: LakeUri = None,
+    format_: Annotated[str, typer.Option("--format", help="md, latex, html or csv.")] = "md",
+) -> None:
+    """Print the table of a grid."""
+    print_table(Locations.under(results, lake).lake, name, format_, None)
+
+
+def query(
+    sql: Annotated[str, typer.Argument(help="SQL over the views runs, edits, curves, cells.")],
+    results: Results = DEFAULT_RESULTS,
+    lake: LakeUri = None,
+    format_: Annotated[str, typer.Option("--format", help="table, csv or json.")] = "table",
+) -> None:
+    """Ask the lake in SQL."""
+    from pipeline.results import query as queries
+
+    answer = queries.query(sql, Locations.under(results, lake).lake)
+    typer.echo(queries.render(answer, format_))
+
+
+def diff(
+    lake_a: Annotated[str, typer.Argument(help="A lake.")],
+    lake_b: Annotated[str, typer.Argument(help="Another lake.")],
+) -> None:
+    """Compare two lakes; exit 0 when they hold the same results, times aside."""
+    from pipeline.results.diff import diff_lakes
+
+    found = diff_lakes(lake_a, lake_b)
+    typer.echo(f"rule: {found.rule}")
+    for line in found.lines:
+        typer.echo(line)
+    typer.echo("equal" if found.equal else "different")
+    if not found.equal:
+        raise typer.Exit(1)
+
+
+def report(
+    name: GridName,
+    results: Results = DEFAULT_RESULTS,
+    lake: LakeUri = None,
+    out: Annotated[Path | None, typer.Option(help="The HTML file to write.")] = None,
+) -> None:
+    """Write the self-contained HTML report of a grid, and its figures as SVG files beside it."""
+    path = out or results / f"{name}.html"
+    typer.echo(write_report_files(Locations.under(results, lake).lake, name, path))
