@@ -17,6 +17,12 @@ from rledit.tokenization import Sample
 
 LENGTH_SPREAD = 1.25
 """Lengths in one chunk, longest over shortest, above which a chunk is cut early."""
+TOKENS_PER_ROW = 8
+"""Padded tokens of the budget for each answer row that a chunk may have.
+
+Each answer row brings a few vectors as long as the vocabulary. Short prompts are many to a chunk;
+unless their rows are counted too, the largest matrices of a pass are theirs.
+"""
 
 
 @dataclass(frozen=True, eq=False)
@@ -58,20 +64,25 @@ class Chunk:
 def make_chunks(samples: Sequence[Sample], token_budget: int) -> list[Chunk]:
     """Cut samples into length-bucketed chunks of at most `token_budget` padded tokens.
 
-    A sample longer than the budget gets a chunk of its own. A chunk that has filled a quarter of
+    Answer rows are bounded alike, see `TOKENS_PER_ROW`. A sample above either bound gets a chunk of
+    its own. A chunk that has filled a quarter of
     the budget takes no sample much longer than its first: the 20 prompts of a batch in one chunk
     would be a third padding, and a quarter keeps a device nearly as busy as the whole.
     """
     order = sorted(range(len(samples)), key=lambda i: len(samples[i]))
     chunks: list[Chunk] = []
     members: list[int] = []
+    rows = 0
     for i in order:
+        own = len(samples[i].answer_ids)
         padded = (len(members) + 1) * len(samples[i])
         long = members and len(samples[i]) > LENGTH_SPREAD * len(samples[members[0]])
-        if members and (padded > token_budget or (long and 4 * padded > token_budget)):
+        full = padded > token_budget or TOKENS_PER_ROW * (rows + own) > token_budget
+        if members and (full or (long and 4 * padded > token_budget)):
             chunks.append(_chunk(samples, members))
-            members = []
+            members, rows = [], 0
         members.append(i)
+        rows += own
     if members:
         chunks.append(_chunk(samples, members))
     return chunks

@@ -24,6 +24,13 @@ _PRODUCTS = (_aten.mm, _aten.addmm, _aten.bmm, _aten.baddbmm)
 _SOLVE = _aten._linalg_solve_ex
 _MATRIX_NAMES = ("mm", "addmm", "bmm", "baddbmm", "linalg_")
 _Call = tuple[Any, tuple[Any, ...]]
+PARTS: dict[str, tuple[str, ...]] = {
+    "attention": ("scaled_dot_product",),
+    "soft-max and losses": ("log_softmax", "softmax", "nll_loss", "exp", "sum"),
+    "copies": ("copy", "clone", "cat", "fill", "zero", "slice", "index", "embedding", "to_copy"),
+    "Python": ("(outside operations)",),
+}
+"""What is not a matrix operation → how its names begin; all others are element-wise."""
 
 
 class _Recorder(TorchDispatchMode):
@@ -73,8 +80,9 @@ def account(work: Work, clock: Clock, repeats: int = 3) -> dict[str, Any]:
     Returns:
         `flops`, `seconds`, `matrix_seconds` (the FLOPs at the measured rate), `matrix_gflops`
         (that rate), `over_matrix` (seconds / matrix_seconds), `elsewhere_share` (what a profile
-        finds outside matrix operations, as a share of the whole; it explains the difference), and
-        `elsewhere`: the largest operations there.
+        finds outside matrix operations, as a share of the whole), `parts` (that share by
+        `PARTS`), `elsewhere` (the largest operations there), and `unexplained`: by how much the
+        seconds outside that share exceed matrix_seconds, relative to them.
     """
     with _Recorder() as recorder:
         work()
@@ -85,15 +93,30 @@ def account(work: Work, clock: Clock, repeats: int = 3) -> dict[str, Any]:
         timings = [clock(lambda f=func, a=arguments: f(*a)) for _ in range(repeats + 1)]  # type: ignore[misc]
         matrix += count * statistics.median(timings[1:])
     others = [r for r in top_operations(work, 40) if not _is_matrix(r["operation"])]
+    share = sum(row["share"] for row in others)
+    parts: dict[str, float] = {}
+    for row in others:
+        part = _part(row["operation"])
+        parts[part] = parts.get(part, 0.0) + row["share"]
     return {
         "flops": recorder.flops,
         "seconds": seconds,
         "matrix_seconds": matrix,
         "matrix_gflops": recorder.flops / matrix / 1e9,
         "over_matrix": seconds / matrix,
-        "elsewhere_share": sum(row["share"] for row in others),
+        "elsewhere_share": share,
+        "unexplained": seconds * (1 - share) / matrix - 1,
+        "parts": dict(sorted(parts.items(), key=lambda item: -item[1])),
         "elsewhere": others[:10] + others[-2:],
     }
+
+
+def _part(operation: str) -> str:
+    name = operation.removeprefix("aten::").lstrip("_")
+    for part, beginnings in PARTS.items():
+        if name.startswith(beginnings):
+            return part
+    return "element-wise"
 
 
 def _is_matrix(operation: str) -> bool:

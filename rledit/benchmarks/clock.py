@@ -27,7 +27,7 @@ class Clock:
 
     def __init__(self, device: torch.device, kind: ClockKind = "wall") -> None:
         self.kind = kind
-        self._device = device
+        self.device = device
         self._now = time.perf_counter if kind == "wall" else time.process_time
 
     def __call__(self, work: Work) -> float:
@@ -39,8 +39,8 @@ class Clock:
         return self._now() - start
 
     def _synchronise(self) -> None:
-        if self._device.type == "cuda":
-            torch.cuda.synchronize(self._device)
+        if self.device.type == "cuda":
+            torch.cuda.synchronize(self.device)
 
 
 def interleave(

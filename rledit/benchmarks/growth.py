@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import multiprocessing
 import statistics
+from collections.abc import Sequence
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 
-from rledit.benchmarks.clock import Clock, ClockKind
+from rledit.benchmarks.clock import Clock, ClockKind, interleave, median_ratio
 from rledit.benchmarks.contenders import Fast, StepSettings
 from rledit.benchmarks.machine import memory, reset_peak_memory
 from rledit.benchmarks.models import ModelShape, build, random_batches
+from rledit.model import Execution
+from rledit.tokenization import EditBatch
 
 STREAM_PARTS = 10
 _STEPS = 3
@@ -25,6 +30,7 @@ class GrowthBenchmark:
     Attributes:
         stream: Model of the long stream.
         stream_edits: Edits of the long stream.
+        stream_cache_bytes: Budget of the stream's prefixes, small enough to be met on the way.
         step: Model of the steps whose depth, width and batch size vary.
         depths, widths, batch_sizes: Values to vary, the others being held.
         rank: Rank of the hypernetwork.
@@ -36,6 +42,7 @@ class GrowthBenchmark:
     stream: ModelShape
     step: ModelShape
     stream_edits: int = 10_000
+    stream_cache_bytes: int = 64 << 20
     depths: tuple[int, ...] = (1, 2, 5, 10, 20)
     widths: tuple[int, ...] = (128, 256, 512)
     batch_sizes: tuple[int, ...] = (5, 10, 20, 40)
@@ -46,33 +53,49 @@ class GrowthBenchmark:
 
 
 def run_growth(setting: GrowthBenchmark, device: torch.device, kind: ClockKind) -> dict[str, Any]:
-    """Seconds along each axis; `edit_growth` and `memory_growth` sum up the two that must be flat.
+    """Figures along each axis, and what sums up the two that must stay flat.
 
     Returns:
-        `edit_growth`: largest departure of a tenth of the stream from the first, as a ratio.
-        `edit_growth_end`: cost of the last tenth over the first.
+        `edit_growth`: cost of an edit in the dearest tenth of the stream over the cheapest, each
+        taken beside the same edit by a new editor (`age_cost_by_tenth`).
+        `edit_growth_end`: the same of the last tenth over the first.
         `memory_growth`: peak memory of a training step (model, editor and caches included) at the
         greatest depth over that at the least; `step_memory_growth`: the same of what the step
         adds to what is held before it.
     """
     clock = Clock(device, kind)
-    tenths = _stream(setting, device, clock)
-    depths = {d: _step(setting.step, setting, device, clock, depth=d) for d in setting.depths}
-    widths = {w: _step(_widened(setting.step, w), setting, device, clock) for w in setting.widths}
-    sizes = {
-        m: _step(setting.step, setting, device, clock, batch_size=m) for m in setting.batch_sizes
-    }
-    least, greatest = depths[min(depths)], depths[max(depths)]
-    return {
-        "edit_growth": max(max(t, tenths[0]) / min(t, tenths[0]) for t in tenths),
-        "edit_growth_end": tenths[-1] / tenths[0],
+    base = _Axis(shape=setting.step, depth=setting.depth, batch_size=setting.batch_size)
+    depths = {d: replace(base, depth=d) for d in setting.depths}
+    widths = {w: replace(base, shape=_widened(setting.step, w)) for w in setting.widths}
+    sizes = {m: replace(base, batch_size=m) for m in setting.batch_sizes}
+    used = {d: _memory_of_its_own(step, setting, device) for d, step in depths.items()}
+    seconds = _seconds([*depths.values(), *widths.values(), *sizes.values()], setting, clock)
+    least, greatest = used[min(depths)], used[max(depths)]
+    return _stream(setting, device, clock) | {
         "memory_growth": greatest["peak_gb"] / least["peak_gb"],
         "step_memory_growth": greatest["step_gb"] / max(least["step_gb"], _PAGE_GB),
-        "edit_seconds_by_tenth": tenths,
-        "by_depth": depths,
-        "by_width": widths,
-        "by_batch_size": sizes,
+        "by_depth": {d: {"train_seconds": seconds[step]} | used[d] for d, step in depths.items()},
+        "by_width": {w: {"train_seconds": seconds[step]} for w, step in widths.items()},
+        "by_batch_size": {m: {"train_seconds": seconds[step]} for m, step in sizes.items()},
     }
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Axis:
+    """A training step along one of the axes."""
+
+    shape: ModelShape
+    depth: int
+    batch_size: int
+
+    def contender(self, setting: GrowthBenchmark, device: torch.device) -> Fast:
+        """The step's model, with a full window."""
+        batches = random_batches(
+            self.depth + _STEPS + 1, self.batch_size, self.shape.vocabulary, seed=setting.seed
+        )
+        model = build(self.shape, device=device, seed=setting.seed)
+        settings = StepSettings(modules=_modules(self.shape), rank=setting.rank, depth=self.depth)
+        return Fast(model, batches, settings)
 
 
 def _modules(shape: ModelShape) -> tuple[str, ...]:
@@ -84,45 +107,95 @@ def _widened(shape: ModelShape, width: int) -> ModelShape:
     return replace(shape, hidden=width, inner=int(shape.inner * scale))
 
 
-def _stream(setting: GrowthBenchmark, device: torch.device, clock: Clock) -> list[float]:
-    """Median seconds per edit in each tenth of one long stream."""
-    shape, size = setting.stream, setting.batch_size
-    batches = random_batches(
-        setting.stream_edits // size + 1, size, shape.vocabulary, seed=setting.seed
-    )
-    settings = StepSettings(modules=_modules(shape), rank=setting.rank, depth=1)
-    ours = Fast(build(shape, device=device, seed=setting.seed), batches, settings)
-    clock(ours.edit(0))
-    seconds = [clock(ours.edit(i)) / size for i in range(1, len(batches))]
-    length = max(1, len(seconds) // STREAM_PARTS)
-    starts = range(0, length * min(STREAM_PARTS, len(seconds)), length)
-    return [statistics.median(seconds[s : s + length]) for s in starts]
+def _stream(setting: GrowthBenchmark, device: torch.device, clock: Clock) -> dict[str, Any]:
+    """One long stream, tenth by tenth: seconds per edit, what age costs, memory held.
 
-
-def _step(
-    shape: ModelShape,
-    setting: GrowthBenchmark,
-    device: torch.device,
-    clock: Clock,
-    *,
-    depth: int | None = None,
-    batch_size: int | None = None,
-) -> dict[str, float]:
-    """Seconds and memory of a training step with a full window."""
-    depth, size = depth or setting.depth, batch_size or setting.batch_size
-    batches = random_batches(depth + _STEPS + 1, size, shape.vocabulary, seed=setting.seed)
-    before, _ = memory(device)
-    model = build(shape, device=device, seed=setting.seed)
-    settings = StepSettings(modules=_modules(shape), rank=setting.rank, depth=depth)
-    ours = Fast(model, batches, settings)
-    ours.train(0)()
-    seconds = statistics.median(clock(ours.train(1 + i)) for i in range(_STEPS - 1))
+    An edit by the stream's editor is timed beside the same edit by one that is new at the tenth's
+    beginning: what the machine does meanwhile, and how long the prompts are, meets both.
+    """
+    size = setting.batch_size
+    n_batches = max(STREAM_PARTS, setting.stream_edits // size)
+    batches = random_batches(n_batches + 1, size, setting.stream.vocabulary, seed=setting.seed)
     reset_peak_memory(device)
-    held, _ = memory(device)
-    ours.train(_STEPS)()
-    _, peak = memory(device)
+    before, _ = memory(device)
+    old = _editing(setting, batches, device)
+    seconds: list[float] = []
+    costs: list[float] = []
+    held: list[float] = []
+    for tenth in range(STREAM_PARTS):
+        new = _editing(setting, batches, device)
+        first, last = (1 + t * n_batches // STREAM_PARTS for t in (tenth, tenth + 1))
+        pairs = _side_by_side(old, new, range(first, last), clock)
+        seconds.append(statistics.median(pairs["old"]) / size)
+        costs.append(median_ratio(pairs["old"], pairs["new"]))
+        del new
+        reset_peak_memory(device)
+        held.append((memory(device)[0] - before) / 1e9)
     return {
-        "train_seconds": seconds,
-        "peak_gb": (peak - before) / 1e9,
-        "step_gb": (peak - held) / 1e9,
+        "edit_growth": max(costs) / min(costs),
+        "edit_growth_end": costs[-1] / costs[0],
+        "edit_seconds_by_tenth": seconds,
+        "age_cost_by_tenth": costs,
+        "held_gb_by_tenth": held,
+    }
+
+
+def _side_by_side(old: Fast, new: Fast, places: range, clock: Clock) -> dict[str, list[float]]:
+    """Seconds of the same edits by both editors, in turn."""
+    contestants = {
+        "old": lambda i: old.edit(places[i]),
+        "new": lambda i: new.edit(places[i]),
+    }
+    return interleave(contestants, len(places), clock, warm_up=0)
+
+
+def _editing(setting: GrowthBenchmark, batches: Sequence[EditBatch], device: torch.device) -> Fast:
+    """An editor at the beginning of a stream, its first batch written."""
+    settings = StepSettings(
+        modules=_modules(setting.stream),
+        rank=setting.rank,
+        depth=1,
+        execution=Execution(cache_bytes=setting.stream_cache_bytes),
+    )
+    model = build(setting.stream, device=device, seed=setting.seed)
+    editing = Fast(model, batches, settings)
+    editing.edit(0)()
+    return editing
+
+
+def _seconds(steps: Sequence[_Axis], setting: GrowthBenchmark, clock: Clock) -> dict[_Axis, float]:
+    """Median seconds of each training step, taken in turn."""
+    contenders = {step: step.contender(setting, clock.device) for step in dict.fromkeys(steps)}
+    taken = interleave({str(s): c.train for s, c in contenders.items()}, _STEPS, clock)
+    return {step: statistics.median(taken[str(step)]) for step in contenders}
+
+
+def _memory_of_its_own(
+    step: _Axis, setting: GrowthBenchmark, device: torch.device
+) -> dict[str, float]:
+    """Memory of a training step in a process that has held nothing else before."""
+    context = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(1, mp_context=context) as process:
+        return process.submit(_memory, step, setting, device, torch.get_num_threads()).result()
+
+
+def _memory(
+    step: _Axis, setting: GrowthBenchmark, device: torch.device, threads: int
+) -> dict[str, float]:
+    """What is held between training steps, the peak inside one, and what that adds."""
+    torch.set_num_threads(threads)
+    reset_peak_memory(device)
+    before, _ = memory(device)
+    ours = step.contender(setting, device)
+    ours.train(0)()
+    found: list[tuple[int, int]] = []
+    for i in range(1, 1 + _STEPS):
+        reset_peak_memory(device)
+        held, _ = memory(device)
+        ours.train(i)()
+        found.append((held, memory(device)[1]))
+    return {
+        "held_gb": (found[-1][0] - before) / 1e9,
+        "peak_gb": (max(peak for _, peak in found) - before) / 1e9,
+        "step_gb": statistics.median(peak - held for held, peak in found) / 1e9,
     }

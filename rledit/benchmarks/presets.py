@@ -14,6 +14,7 @@ from rledit.benchmarks.models import ModelShape
 from rledit.benchmarks.savings import SavingsBenchmark, run_savings
 from rledit.benchmarks.scoring import ScoringBenchmark, run_scoring
 from rledit.benchmarks.steps import StepBenchmark, run_steps
+from rledit.benchmarks.values import ValuesBenchmark, run_values
 from rledit.benchmarks.wide import WideBenchmark, run_wide
 
 SMALL = ModelShape(
@@ -38,7 +39,14 @@ SMALL_EDITS = {
     "gate_up_quarter": ("gate:6-7", "up:6-7"),
 }
 
-Setting = StepBenchmark | WideBenchmark | GrowthBenchmark | ScoringBenchmark | SavingsBenchmark
+Setting = (
+    StepBenchmark
+    | WideBenchmark
+    | GrowthBenchmark
+    | ScoringBenchmark
+    | SavingsBenchmark
+    | ValuesBenchmark
+)
 Runner = Callable[[Any, torch.device, ClockKind], dict[str, Any]]
 
 
@@ -63,6 +71,8 @@ PRESETS: dict[str, Setting] = {
     "growth": GrowthBenchmark(stream=STREAM, step=SMALL),
     "scoring": ScoringBenchmark(shape=SMALL, modules=("down:4-7",)),
     "savings": SavingsBenchmark(shape=SMALL, modules=("down:6-7",), rank=256),
+    # A quarter of the way up, where the published settings put them (layer 8 of 28 or of 32).
+    "values": ValuesBenchmark(shape=SMALL, layer=2),
 }
 RUNNERS: dict[type, Runner] = {
     StepBenchmark: run_steps,
@@ -70,6 +80,7 @@ RUNNERS: dict[type, Runner] = {
     GrowthBenchmark: run_growth,
     ScoringBenchmark: run_scoring,
     SavingsBenchmark: run_savings,
+    ValuesBenchmark: run_values,
 }
 
 

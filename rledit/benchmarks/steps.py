@@ -59,7 +59,14 @@ class StepBenchmark:
 
 
 def run_steps(setting: StepBenchmark, device: torch.device, clock: ClockKind) -> dict[str, Any]:
-    """Time every configuration; see `RATIOS` for the keys that sum them up."""
+    """Time every configuration.
+
+    Returns:
+        The figures of each configuration, those of `RATIOS` over all of them, and, where the
+        textbook is accounted for, `textbook_over_flops` (its time over its FLOPs at the machine's
+        measured matrix rate) and `textbook_unexplained` (what attention, soft-max, element-wise
+        work and Python leave of the difference), see `rledit.benchmarks.accounting.account`.
+    """
     model = build(setting.shape, dtype=setting.dtype, device=device, seed=setting.seed)
     batches = random_batches(
         setting.depth + 2 * (setting.repeats + 3),
@@ -83,6 +90,10 @@ def run_steps(setting: StepBenchmark, device: torch.device, clock: ClockKind) ->
         values = [c[key] for c in found.values() if key in c]
         if values:
             result[key] = worst(values)
+    accounts = [c["textbook_account"] for c in found.values() if "textbook_account" in c]
+    if accounts:
+        result["textbook_over_flops"] = accounts[0]["over_matrix"]
+        result["textbook_unexplained"] = accounts[0]["unexplained"]
     return result
 
 

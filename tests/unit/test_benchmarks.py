@@ -51,7 +51,14 @@ SIZES: dict[str, dict[str, Any]] = {
         "batch_sizes": (2, 3),
         **LOOP,
     },
-    "scoring": {"shape": TINY, "modules": ("down:2-3",), "edits": 5, "plain_edits": 3},
+    "scoring": {
+        "shape": TINY,
+        "modules": ("down:2-3",),
+        "edits": 5,
+        "checkpoints": 2,
+        "plain_edits": 3,
+    },
+    "values": {"shape": TINY, "edits": 3, "alone_edits": 2, "steps": 4, "repeats": 1},
     "savings": {"shape": TINY, "modules": ("down:2-3",), "repeats": 1, **LOOP},
 }
 
@@ -103,6 +110,9 @@ def test_the_textbooks_time_is_accounted_for(tmp_path: Path) -> None:
     account = result["configurations"]["down_half"]["textbook_account"]
     assert account["flops"] > 0
     assert account["over_matrix"] == account["seconds"] / account["matrix_seconds"]
+    assert sum(account["parts"].values()) == pytest.approx(account["elsewhere_share"])
+    assert result["textbook_over_flops"] == account["over_matrix"]
+    assert result["textbook_unexplained"] == account["unexplained"] < account["over_matrix"] - 1
     named = {row["operation"] for row in account["elsewhere"]}
     assert "(outside operations)" in named
     assert not named & {"aten::mm", "aten::addmm", "aten::bmm"}
@@ -130,20 +140,37 @@ def test_wide(tmp_path: Path) -> None:
 @pytest.mark.usefixtures("tiny")
 def test_growth(tmp_path: Path) -> None:
     result = _run("growth", tmp_path)
-    assert len(result["edit_seconds_by_tenth"]) == 10
-    assert result["edit_growth"] >= 1
+    for key in ("edit_seconds_by_tenth", "age_cost_by_tenth", "held_gb_by_tenth"):
+        assert len(result[key]) == 10
+    assert result["edit_growth"] >= max(1, result["edit_growth_end"])
     assert set(result["by_depth"]) == {"1", "2"}
     assert set(result["by_width"]) == {"16", "32"}
     assert set(result["by_batch_size"]) == {"2", "3"}
-    assert {"memory_growth", "step_memory_growth", "edit_growth_end"} <= set(result)
+    for step in result["by_depth"].values():
+        assert step["peak_gb"] >= step["held_gb"] > 0
+    assert result["memory_growth"] > 0
+    assert result["step_memory_growth"] > 0
 
 
 @pytest.mark.usefixtures("tiny")
 def test_scoring(tmp_path: Path) -> None:
     result = _run("scoring", tmp_path)
     assert result["prompts"] == 15
-    assert result["scoring_ratio"] > 0
+    # The unedited model's answers to 5 prompts; 2 edits' and 5 edits' prompts at the checkpoints.
+    assert result["prompts_read"] == 5 + 3 * 2 + 3 * 5
+    assert all(result[f"scoring_ratio{pass_}"] > 0 for pass_ in ("", "_warm", "_cold"))
     assert result["trunk_hit_rate"] == 0.5
+
+
+@pytest.mark.usefixtures("tiny")
+def test_values(tmp_path: Path) -> None:
+    """All three ways find the same vectors, which are not those they began with."""
+    result = _run("values", tmp_path)
+    assert result["values_ratio"] > 0
+    assert result["values_ratio_ours"] > 0
+    assert set(result["seconds_per_edit"]) == {"ours", "one_by_one", "plain"}
+    assert 0 <= result["values_difference"] < 1e-4
+    assert 0 <= result["delta_difference"] < 1e-3
 
 
 @pytest.mark.usefixtures("tiny")
@@ -212,11 +239,14 @@ def test_runs_where_the_cluster_stack_is_absent() -> None:
     absent = ("ray", "deepspeed", "mlflow", "typer", "rich", "pyarrow", "duckdb", "pydantic")
     code = (
         f"import sys; sys.modules.update(dict.fromkeys({absent!r}));"
-        "from jobs.benchmark import main; sys.argv[1:] = ['--help']; main()"
+        "from jobs.benchmark import main;"
+        "from rledit.benchmarks import presets;"
+        "presets.PRESETS['wide'] = presets.WideBenchmark(shapes=((6, 4),), rows=(3,), rank=2);"
+        "sys.argv[1:] = ['--preset', 'wide', '--threads', '1']; main()"
     )
     root = Path(__file__).parents[2]
     done = subprocess.run(
         [sys.executable, "-c", code], cwd=root, capture_output=True, text=True, check=False
     )
     assert done.returncode == 0, done.stderr
-    assert "--preset" in done.stdout
+    assert "editor_ratio" in done.stdout

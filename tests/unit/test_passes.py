@@ -172,6 +172,19 @@ def test_solve_stays_exact_where_the_gram_matrix_does_not(
     assert relative(differences.grad[0], u @ (filtered * (v @ outer))) < 1e-8
 
 
+@pytest.mark.parametrize(("scale", "refined"), [(1e2, False), (1e4, True)])
+def test_refinement_begins_at_condition_1e6(
+    scale: float, refined: bool, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Orthogonal keys of lengths 1 and `scale`, ridge 1: the system's condition is scale² / 2."""
+    keys = torch.diag(torch.tensor([1.0, scale], dtype=torch.float64))[None]
+    ridge = torch.ones(1, dtype=torch.float64)
+    with caplog.at_level("INFO"):
+        solution = solve_normal_equation(keys, torch.ones_like(keys), ridge, "these linears")
+    assert float(solution.condition[0]) == pytest.approx(scale**2 + 1)
+    assert ("refining" in caplog.text) == refined
+
+
 def test_a_singular_system_gets_jitter_and_says_so(caplog: pytest.LogCaptureFixture) -> None:
     keys = torch.ones(1, 3, 5, dtype=torch.float64)
     ridge = torch.tensor([1e-30], dtype=torch.float64)
