@@ -27,6 +27,8 @@ class Family:
         attention: Path of the attention block inside a layer.
         mlp: Path of the MLP block inside a layer.
         final_norm: Path of the normalisation before the output embedding.
+        norm_after_mlp: Path inside a layer of the normalisation of the MLP's output before it
+            joins the residual stream; None where it joins as it is.
         bos_on_prompt: Whether a prompt is tokenised with a leading BOS token.
         layer_returns_tuple: Whether a decoder layer returns ``(hidden, weights)``.
     """
@@ -37,6 +39,7 @@ class Family:
     attention: str = "self_attn"
     mlp: str = "mlp"
     final_norm: str = "model.norm"
+    norm_after_mlp: str | None = None
     bos_on_prompt: bool
     layer_returns_tuple: bool = False
 
@@ -46,7 +49,12 @@ _GATED = {"gate": "mlp.gate_proj", "up": "mlp.up_proj", "down": "mlp.down_proj"}
 FAMILIES: dict[str, Family] = {
     "llama": Family(name="llama", linears=_GATED, bos_on_prompt=True),
     "mistral": Family(name="mistral", linears=_GATED, bos_on_prompt=True),
-    "gemma2": Family(name="gemma2", linears=_GATED, bos_on_prompt=True),
+    "gemma2": Family(
+        name="gemma2",
+        linears=_GATED,
+        norm_after_mlp="post_feedforward_layernorm",
+        bos_on_prompt=True,
+    ),
     "qwen2": Family(name="qwen2", linears=_GATED, bos_on_prompt=False),
     "gptj": Family(
         name="gptj",

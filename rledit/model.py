@@ -23,7 +23,7 @@ class Execution:
     """How passes are run. Nothing here changes a number beyond floating-point round-off.
 
     Attributes:
-        token_budget: Padded tokens of one physical batch. None: 512 on a CPU, which is busy with
+        token_budget: Padded tokens of one physical batch. None: 320 on a CPU, which is busy with
             that and keeps the memory of a step small; 8,192 on an accelerator.
         cache_bytes: Memory for the frozen trunk's prefixes.
         cache_on_device: Keep the prefixes on the model's device instead of host memory.
@@ -37,7 +37,7 @@ class Execution:
         """The token budget on a device."""
         if self.token_budget is not None:
             return self.token_budget
-        return 512 if device.type == "cpu" else 8192
+        return 320 if device.type == "cpu" else 8192
 
 
 class EditableModel:

@@ -23,6 +23,21 @@ class Locality:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Consequence:
+    """A question whose answer follows from an edit, though the edit does not state it.
+
+    Attributes:
+        kind: What the dataset calls it, e.g. ``multi_hop`` or ``Reasoning``.
+        prompt: The question.
+        answers: Its answer after the edit, the preferred wording first, then its aliases.
+    """
+
+    kind: str
+    prompt: str
+    answers: tuple[str, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
 class Edit:
     """One requested change of knowledge, with the prompts that judge it.
 
@@ -35,6 +50,12 @@ class Edit:
         old_target: The answer before the edit, where the data gives it.
         subject: The subject as it occurs in `prompt`, where the data gives it.
         source: Where the record was read, e.g. ``zsre.json:17`` (file and row), for messages.
+        generation_prompts: Beginnings of texts about the subject, for fluency and consistency;
+            empty where the data has none, and the edit prompt stands in.
+        reference_key: Name of the texts that a text about the subject should be like after the
+            edit, ``relation/target``; None where the data has no such name.
+        consequences: Questions whose answers follow from the edit (portability, multi-hop), with
+            those answers.
     """
 
     edit_id: str
@@ -45,6 +66,9 @@ class Edit:
     old_target: str | None = None
     subject: str | None = None
     source: str = ""
+    generation_prompts: tuple[str, ...] = ()
+    reference_key: str | None = None
+    consequences: tuple[Consequence, ...] = ()
 
 
 @runtime_checkable

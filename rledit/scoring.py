@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
-from rledit.metrics import Protocol, Reading, read
+from rledit.metrics import Protocol, Reading, generate, read
 from rledit.model import EditableModel
 from rledit.records import Edit
 from rledit.tokenization import Encoder, Sample
@@ -16,7 +16,9 @@ Probes = Literal["first", "all"]
 
 @dataclass(frozen=True, kw_only=True)
 class EditScore:
-    """One edit under one protocol, in percent; None where the edit has no such prompt.
+    """One edit under one protocol, in percent; None where it is not defined.
+
+    That is so where the edit has no such prompt, and for a choice between an answer and no other.
 
     Attributes:
         edit_index: Place in the stream.
@@ -30,7 +32,7 @@ class EditScore:
 
     edit_index: int
     protocol: str
-    efficacy: float
+    efficacy: float | None
     generalization: float | None
     specificity: float | None
     specificity_self: float | None
@@ -38,20 +40,76 @@ class EditScore:
 
 
 @dataclass(frozen=True, eq=False)
-class _Probes:
-    """Tokenised prompts of one edit."""
+class Question:
+    """One prompt of an edit with the answer that should be there.
 
-    edit: Sample
-    equivalent: tuple[Sample, ...]
-    unrelated: tuple[Sample, ...]
+    Attributes:
+        sample: Prompt and expected answer as tokens.
+        rival: The same prompt with the answer that should not be there; None where there is none,
+            or where no protocol looks at it.
+        prompt: The prompt as text.
+        answer: The expected answer as text.
+    """
+
+    sample: Sample
+    rival: Sample | None
+    prompt: str
+    answer: str
+
+
+@dataclass(frozen=True, eq=False)
+class Questions:
+    """All questions of one edit."""
+
+    edit: Question
+    equivalent: tuple[Question, ...]
+    unrelated: tuple[Question, ...]
 
     @property
-    def samples(self) -> tuple[Sample, ...]:
+    def all(self) -> tuple[Question, ...]:
+        """The edit prompt, the rephrases, the unrelated prompts."""
         return (self.edit, *self.equivalent, *self.unrelated)
 
 
+def questions(
+    encoder: Encoder, edit: Edit, protocols: Sequence[Protocol], probes: Probes = "first"
+) -> Questions:
+    """The questions that judge an edit, tokenised.
+
+    The rival of the new answer is the old one, and the new answer is the rival of an unrelated
+    prompt's own. An answer is no rival of itself.
+
+    Args:
+        encoder: Tokenises under the model's contract.
+        edit: The edit.
+        protocols: Decide whether rivals are needed.
+        probes: Use the first rephrase and locality prompt, or all of them.
+
+    Raises:
+        TokenizationError: A prompt breaks the token contract; names file and row.
+    """
+    n = None if probes == "all" else 1
+    where = edit.source or edit.edit_id
+    rivals = any("rival" in protocol.asks for protocol in protocols)
+
+    def ask(prompt: str, answer: str, rival: str | None) -> Question:
+        against = rival if rivals and rival and rival.strip() != answer.strip() else None
+        return Question(
+            sample=encoder.sample(prompt, answer, where),
+            rival=encoder.sample(prompt, against, where) if against else None,
+            prompt=prompt,
+            answer=answer,
+        )
+
+    return Questions(
+        edit=ask(edit.prompt, edit.target, edit.old_target),
+        equivalent=tuple(ask(p, edit.target, edit.old_target) for p in edit.rephrases[:n]),
+        unrelated=tuple(ask(x.prompt, x.answer, edit.target) for x in edit.locality[:n]),
+    )
+
+
 class Scorer:
-    """Scores a stream's edits on the current weights.
+    """Scores a stream's edits on the current weights, by all protocols in one pass.
 
     The unedited model's answers to unrelated prompts are read when the scorer is made.
 
@@ -60,6 +118,7 @@ class Scorer:
         edits: All edits of the stream, in order.
         protocols: The protocols to apply.
         probes: Use the first rephrase and locality prompt of each edit, or all of them.
+        beside: Samples that somebody else will run; the trunk's cache has to hold them as well.
 
     Attributes:
         resident: Whether the trunk's cache holds the prompts of the whole stream.
@@ -74,41 +133,55 @@ class Scorer:
         edits: Sequence[Edit],
         protocols: Sequence[Protocol],
         probes: Probes = "first",
+        beside: Sequence[Sample] = (),
     ) -> None:
         self._model = model
         self._edits = tuple(edits)
         self._protocols = tuple(protocols)
-        self._probes = [_tokenise(model.encoder, edit, probes) for edit in edits]
-        samples = [s for p in self._probes for s in p.samples]
-        self.resident = model.trunk.fits(samples)
+        self._writes = any("text" in protocol.asks for protocol in protocols)
+        self._questions = [questions(model.encoder, edit, protocols, probes) for edit in edits]
+        every = [q for item in self._questions for q in item.all]
+        samples = [s for q in every for s in (q.sample, q.rival) if s is not None]
+        self.resident = model.trunk.fits([*samples, *beside])
         if self.resident:
             model.trunk.prefetch(model.chunks(samples))
-        unrelated = [s for p in self._probes for s in p.unrelated]
         with model.weights.unedited():
-            readings = iter(read(model, unrelated))
-        self._before = [[next(readings) for _ in p.unrelated] for p in self._probes]
+            readings = iter(self._read([q for item in self._questions for q in item.unrelated]))
+        self._before = [[next(readings) for _ in item.unrelated] for item in self._questions]
 
     def score(self, n_edits: int) -> list[EditScore]:
         """Score the first `n_edits` edits, in one pass."""
         last_write = {e.prompt: i for i, e in enumerate(self._edits[:n_edits])}
-        chosen = self._probes[:n_edits]
-        readings = iter(read(self._model, [s for p in chosen for s in p.samples]))
+        chosen = self._questions[:n_edits]
+        readings = iter(self._read([q for item in chosen for q in item.all]))
         scores: list[EditScore] = []
-        for i, probes in enumerate(chosen):
-            own = [next(readings) for _ in probes.samples]
+        for i, item in enumerate(chosen):
+            own = [next(readings) for _ in item.all]
             superseded = last_write[self._edits[i].prompt] != i
             scores += [self._judge(i, p, own, superseded) for p in self._protocols]
         return scores
 
+    def _read(self, asked: Sequence[Question]) -> list[Reading]:
+        """Everything the protocols look at, on the current weights."""
+        readings = read(self._model, [q.sample for q in asked], [q.rival for q in asked])
+        if not self._writes:
+            return readings
+        distinct = list(dict.fromkeys(q.prompt for q in asked))
+        texts = dict(zip(distinct, generate(self._model, distinct), strict=True))
+        return [
+            replace(reading, answer=q.answer, text=texts[q.prompt])
+            for reading, q in zip(readings, asked, strict=True)
+        ]
+
     def _judge(
         self, i: int, protocol: Protocol, readings: list[Reading], superseded: bool
     ) -> EditScore:
-        split = 1 + len(self._probes[i].equivalent)
+        split = 1 + len(self._questions[i].equivalent)
         unrelated = readings[split:]
         return EditScore(
             edit_index=i,
             protocol=protocol.name,
-            efficacy=100 * protocol.score(readings[0]),
+            efficacy=_percent([protocol.score(readings[0])]),
             generalization=_percent([protocol.score(r) for r in readings[1:split]]),
             specificity=_percent([protocol.score(r) for r in unrelated]),
             specificity_self=_percent(
@@ -129,15 +202,7 @@ def count_contradicting(edits: Sequence[Edit]) -> int:
     return sum(len(targets[edit.prompt]) > 1 for edit in edits)
 
 
-def _tokenise(encoder: Encoder, edit: Edit, probes: Probes) -> _Probes:
-    n = None if probes == "all" else 1
-    where = edit.source or edit.edit_id
-    return _Probes(
-        encoder.sample(edit.prompt, edit.target, where),
-        tuple(encoder.sample(p, edit.target, where) for p in edit.rephrases[:n]),
-        tuple(encoder.sample(x.prompt, x.answer, where) for x in edit.locality[:n]),
-    )
-
-
-def _percent(shares: list[float]) -> float | None:
-    return 100 * sum(shares) / len(shares) if shares else None
+def _percent(shares: Sequence[float | None]) -> float | None:
+    """Mean of the defined shares, in percent."""
+    defined = [share for share in shares if share is not None]
+    return 100 * sum(defined) / len(defined) if defined else None

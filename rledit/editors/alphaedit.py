@@ -14,11 +14,13 @@ from torch import Tensor
 
 from rledit.editors.base import State
 from rledit.editors.locate_editor import LocateConfig, PastKeys, SpreadEditor
+from rledit.families import layer_index
 from rledit.locate.nullspace import null_space
 from rledit.locate.requests import Request
 from rledit.locate.solve import factorise
 from rledit.locate.spread import Answer, LayerUpdate
 from rledit.model import EditableModel
+from rledit.tokenization import EditBatch
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,6 +47,15 @@ class AlphaEdit(SpreadEditor):
         super().__init__(model, config)
         self.past = PastKeys(model, self.modules)
         self.projections: dict[str, Tensor] = {}
+        self.ranks: dict[str, int] = {}
+
+    def edit(self, batch: EditBatch) -> dict[str, float]:
+        """Edit, and tell the rank of each layer's null space."""
+        metrics = super().edit(batch)
+        for name in self.modules:
+            layer = layer_index(self.model.family, name)
+            metrics[f"null_space_rank_{layer}"] = float(self.ranks[name])
+        return metrics
 
     def solve(self, name: str, keys: Tensor) -> Answer:
         """A⁻¹ P Kᵀ in float64."""
@@ -63,6 +74,7 @@ class AlphaEdit(SpreadEditor):
         if name not in self.projections:
             found = null_space(self.moment(name), self.config.threshold, name)
             self.projections[name] = found.projection
+            self.ranks[name] = found.rank
             # The moment itself is not needed any more; it is as large as the projection.
             del self.moments[name]
         return self.projections[name]

@@ -102,6 +102,15 @@ class HypernetworkConfig:
 
     official: ClassVar[Conventions] = OFFICIAL
 
+    def __post_init__(self) -> None:
+        if self.depth < 1:
+            raise ValueError(f"depth counts the current batch: at least 1, not {self.depth}")
+        if not self.transition and self.depth > 1:
+            raise ValueError(
+                f"depth {self.depth}: without transition each batch is trained on its own, with "
+                "nothing to backtrack to; set depth to 1"
+            )
+
     def conventions(self) -> Conventions:
         """The conventions of `reference`, with this configuration's overrides."""
         base = PAPER if self.reference == "paper" else self.official
@@ -183,7 +192,7 @@ class HypernetworkEditor(TrainableEditor, MomentEditor):
             return Solution(pseudo_keys, -step * pseudo_values, ones, 0.0)
         agreement = (keys * pseudo_keys).sum(-1, keepdim=True)
         differences = -step * agreement * pseudo_values
-        return solve_normal_equation(keys, differences, network.ridge, f"linears {shape}")
+        return solve_normal_equation(keys, differences, network.ridge, self.named(shape))
 
     def train_step(self, trajectory: Sequence[EditBatch]) -> dict[str, float]:
         """Run one trajectory and update the networks; the weights are restored at the end."""

@@ -15,7 +15,7 @@ from rledit.editors.isolation import fresh_trunk
 from rledit.families import layer_index
 from rledit.locate.contexts import Averaging, make_contexts
 from rledit.locate.keys import subject_keys
-from rledit.locate.requests import Request, make_requests
+from rledit.locate.requests import FactToken, Request, make_requests
 from rledit.locate.sites import BlockOutput
 from rledit.locate.spread import Answer, LayerUpdate, in_order, spread
 from rledit.locate.statistics import SecondMoment, StatisticsError
@@ -31,6 +31,8 @@ class LocateConfig:
     Attributes:
         modules: Edited linears; one per layer, the one that writes into the residual stream.
         contexts: Context templates with one ``{}`` each, beside the bare prompt.
+        fact_token: Where a fact is written: at the subject's last token, as published, or at the
+            prompt's, for models that look facts up there.
         value_steps: Evaluations of the value vector's optimisation, one more than its Adam steps.
         value_lr: Its learning rate.
         value_decay: Weight of ‖δ‖ / ‖v‖².
@@ -43,6 +45,7 @@ class LocateConfig:
 
     modules: tuple[str, ...]
     contexts: tuple[str, ...] = ()
+    fact_token: FactToken = "subject_last"
     value_steps: int = 25
     value_lr: float = 0.1
     value_decay: float = 0.5
@@ -116,7 +119,8 @@ class LocateEditor(Editor):
 
     def requests(self, batch: EditBatch) -> list[Request]:
         """The batch's edits, tokenised in every context."""
-        return make_requests(self.model.encoder, batch.edits, self.contexts)
+        encoder, where = self.model.encoder, self.config.fact_token
+        return make_requests(encoder, batch.edits, self.contexts, where)
 
 
 class SpreadEditor(LocateEditor):

@@ -121,6 +121,10 @@ class MomentEditor(Editor):
             "realised_cosine": min(cosines),
         }
 
+    def named(self, shape: Shape) -> str:
+        """The linears of a shape, as errors about their systems name them."""
+        return ", ".join(self.shapes[shape])
+
     def merge(self, proposal: Proposal) -> list[float]:
         """Add the shifts to the weights; returns each module's realised/intended cosine."""
         return [self.model.weights.add(name, shift) for name, shift in proposal.shifts.items()]

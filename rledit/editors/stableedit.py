@@ -87,7 +87,7 @@ class StableEdit(MomentEditor):
         strength = z_keys.square().sum(-1, keepdim=True)
         differences = -self.config.step * strength * whitened
         ridge = torch.full((len(keys),), self.config.ridge, device=keys.device)
-        return solve_normal_equation(keys, differences, ridge, f"linears {shape}")
+        return solve_normal_equation(keys, differences, ridge, self.named(shape))
 
     @torch.no_grad()
     def _warm_up(self) -> None:

@@ -57,4 +57,4 @@ class UltraEdit(MomentEditor):
         strength = z_keys.square().sum(-1, keepdim=True)
         differences = -self.config.step * strength * z_values
         ridge = torch.full((len(keys),), self.config.ridge, device=keys.device)
-        return solve_normal_equation(keys, differences, ridge, f"linears {shape}")
+        return solve_normal_equation(keys, differences, ridge, self.named(shape))

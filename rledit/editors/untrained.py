@@ -47,4 +47,4 @@ class Untrained(MomentEditor):
         agreement = (keys * z_keys).sum(-1, keepdim=True)
         differences = -self.config.initial_step * agreement * z_values
         ridge = torch.ones(len(keys), device=keys.device)
-        return solve_normal_equation(keys, differences, ridge, f"linears {shape}")
+        return solve_normal_equation(keys, differences, ridge, self.named(shape))

@@ -16,10 +16,6 @@ from rledit.locate.restart import decoder_layers, stopping_after
 from rledit.model import EditableModel
 from rledit.tokenization import Sample
 
-# Families that normalise the MLP's output before it joins the residual stream, and the module's
-# path inside a layer.
-NORMS_AFTER_MLP = {"gemma2": "post_feedforward_layernorm"}
-
 
 def subject_keys(
     model: EditableModel, requests: Sequence[Request], modules: Sequence[str], weights: Tensor
@@ -61,7 +57,7 @@ def stream_gain(model: EditableModel, requests: Sequence[Request], module: str) 
     Returns:
         (edits, d_out) rms(u) / g at the bare prompts; None where there is no such norm.
     """
-    path = NORMS_AFTER_MLP.get(model.family.name)
+    path = model.family.norm_after_mlp
     if path is None:
         return None
     layer = layer_index(model.family, module)

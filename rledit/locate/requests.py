@@ -1,13 +1,14 @@
-"""Edits as locate-then-edit methods see them: tokenised in every context, with the subject found.
+"""Edits as locate-then-edit methods see them: tokenised in every context, with the place found.
 
-Models are causal, so whatever is read at the subject's last token depends on nothing behind it:
-the prompts that only give keys are cut there.
+Models are causal, so whatever is read at that place depends on nothing behind it: the prompts that
+only give keys are cut there.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 
@@ -15,6 +16,9 @@ from rledit.locate.contexts import Contexts, fill
 from rledit.locate.subject import last_token, subject_of, subject_span
 from rledit.records import Edit
 from rledit.tokenization import IGNORED, Encoder, Sample, TokenizationError
+
+FactToken = Literal["subject_last", "last"]
+"""Where a fact is written: at the subject's last token, or at the prompt's."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -24,9 +28,9 @@ class Request:
     Attributes:
         edit: The edit.
         rewriting: The prompt with its target, once per context, the bare prompt first.
-        positions: The subject's last token in each of them.
-        keys: The same prompts cut at the subject's last token, which is their only labelled row.
-        essence: The subject alone, cut alike: what "{subject} is a" shows there.
+        positions: The fact's token in each of them.
+        keys: The same prompts cut at the fact's token, which is their only labelled row.
+        essence: "{subject} is a", cut alike.
     """
 
     edit: Edit
@@ -41,7 +45,12 @@ class Request:
         return self.edit.source or self.edit.edit_id
 
 
-def make_requests(encoder: Encoder, edits: Sequence[Edit], contexts: Contexts) -> list[Request]:
+def make_requests(
+    encoder: Encoder,
+    edits: Sequence[Edit],
+    contexts: Contexts,
+    fact_token: FactToken = "subject_last",
+) -> list[Request]:
     """Tokenise edits for locating.
 
     Raises:
@@ -51,23 +60,26 @@ def make_requests(encoder: Encoder, edits: Sequence[Edit], contexts: Contexts) -
         raise TokenizationError(
             "locate-then-edit methods need the text of the edits, but the batch holds only tokens"
         )
-    return [_request(encoder, edit, contexts) for edit in edits]
+    return [_request(encoder, edit, contexts, fact_token) for edit in edits]
 
 
-def _request(encoder: Encoder, edit: Edit, contexts: Contexts) -> Request:
+def _request(encoder: Encoder, edit: Edit, contexts: Contexts, fact_token: FactToken) -> Request:
     where = edit.source or edit.edit_id
     _, end = subject_span(edit)
+    at_end = fact_token == "last"
     rewriting: list[Sample] = []
     positions: list[int] = []
     for template in contexts.all:
         text, before = fill(template, edit.prompt)
-        rewriting.append(encoder.sample(text, edit.target, where))
-        positions.append(last_token(encoder, text, before + end, where))
+        sample = encoder.sample(text, edit.target, where)
+        rewriting.append(sample)
+        # The prompt's last token is the one that predicts the target's first.
+        first = int((sample.labels != IGNORED).nonzero()[0])
+        positions.append(first if at_end else last_token(encoder, text, before + end, where))
     subject = subject_of(edit)
-    # What follows belongs to the prompt the method names; cutting at the subject drops it.
     essence = f"{subject} is a"
     ids = torch.tensor(encoder.prompt_ids(essence), dtype=torch.long)
-    cut = last_token(encoder, essence, len(subject), where)
+    cut = len(ids) - 1 if at_end else last_token(encoder, essence, len(subject), where)
     return Request(
         edit=edit,
         rewriting=tuple(rewriting),

@@ -1,4 +1,4 @@
-"""What a model answers, teacher-forced: read once, judged by every protocol."""
+"""What a model answers: read once, judged by every protocol."""
 
 from __future__ import annotations
 
@@ -9,52 +9,124 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from rledit.chunks import Chunk
 from rledit.model import EditableModel
 from rledit.ranks import dealt
 from rledit.tokenization import Sample
 
+_NO_RIVAL = -1
+
 
 @dataclass(frozen=True, eq=False)
 class Reading:
-    """One prompt's answer positions as the model sees them.
+    """One prompt's answer positions as the model sees them, teacher-forced.
 
     Attributes:
         expected: (a,) int64, the answer's tokens.
         predicted: (a,) int64, the most likely token at each answer position.
         nll: Mean negative log-likelihood of the answer, nats per token.
+        rival_nll: The same of the rival answer behind the same prompt; None where there is none.
+        preferred: (min(a, tokens of the rival),) bool, whether the answer's token has a larger
+            logit than the rival's token of the same position; None where there is no rival.
+        answer: The expected answer as text; "" where it was not given.
+        text: What the model wrote behind the bare prompt; None where it was not asked to.
     """
 
     expected: Tensor
     predicted: Tensor
     nll: float
+    rival_nll: float | None = None
+    preferred: Tensor | None = None
+    answer: str = ""
+    text: str | None = None
 
 
 @torch.no_grad()
-def read(model: EditableModel, samples: Sequence[Sample]) -> list[Reading]:
+def read(
+    model: EditableModel,
+    samples: Sequence[Sample],
+    rivals: Sequence[Sample | None] | None = None,
+) -> list[Reading]:
     """Read all samples in one batched pass over the model's current weights.
 
     Several ranks share the samples out; every rank gets all readings.
+
+    Args:
+        model: The model.
+        samples: Prompts with their expected answers.
+        rivals: For every sample the same prompt with another answer, or None.
     """
+    others = [r for r in rivals or () if r is not None]
+    tokens, nll = _run(model, [*samples, *others], _rival_labels(samples, rivals))
+    next_rival = iter(nll[len(samples) :])
+    readings: list[Reading] = []
+    for i, sample in enumerate(samples):
+        predicted, preferred = tokens[i]
+        rival = rivals[i] if rivals is not None else None
+        if rival is None:
+            readings.append(Reading(sample.answer_ids, predicted, nll[i]))
+            continue
+        shared = min(len(sample.answer_ids), len(rival.answer_ids))
+        readings.append(
+            Reading(
+                sample.answer_ids,
+                predicted,
+                nll[i],
+                rival_nll=next(next_rival),
+                preferred=preferred[:shared].bool(),
+            )
+        )
+    return readings
+
+
+def _rival_labels(
+    samples: Sequence[Sample], rivals: Sequence[Sample | None] | None
+) -> list[Tensor]:
+    """(a,) per sample: the rival's token at each answer position, `_NO_RIVAL` beyond its end."""
+    labels = [torch.full_like(sample.answer_ids, _NO_RIVAL) for sample in samples]
+    for own, rival in zip(labels, rivals or (), strict=False):
+        if rival is not None:
+            shared = min(len(own), len(rival.answer_ids))
+            own[:shared] = rival.answer_ids[:shared]
+    return labels
+
+
+def _run(
+    model: EditableModel, samples: Sequence[Sample], rival_labels: Sequence[Tensor]
+) -> tuple[list[tuple[Tensor, Tensor]], list[float]]:
+    """Predicted tokens with preferences, and mean NLL, of every sample."""
     counts = [len(s.answer_ids) for s in samples]
     predicted = [torch.zeros(n, dtype=torch.int64) for n in counts]
+    preferred = [torch.zeros(n, dtype=torch.int64) for n in counts]
     nll = torch.zeros(len(samples), dtype=torch.float64)
     own = dealt(samples, model.ranks)
     for chunk in model.chunks([samples[i] for i in own]):
-        logits = model.trunk.logits(chunk).to(model.compute_dtype)
-        losses = F.cross_entropy(logits, chunk.labels.to(logits.device), reduction="none").cpu()
         places = [own[i] for i in chunk.index.tolist()]
         rows = [counts[i] for i in places]
-        for i, guess, part in zip(
-            places, logits.argmax(-1).cpu().split(rows), losses.split(rows), strict=True
+        against = [
+            rival_labels[i] if i < len(rival_labels) else torch.full((n,), _NO_RIVAL)
+            for i, n in zip(places, rows, strict=True)
+        ]
+        guesses, wins, losses = _judge_rows(model, chunk, torch.cat(against))
+        for i, guess, win, part in zip(
+            places, guesses.split(rows), wins.split(rows), losses.split(rows), strict=True
         ):
-            predicted[i] = guess
-            nll[i] = part.mean()
+            predicted[i], preferred[i], nll[i] = guess, win, part.mean()
     if model.ranks.size > 1 and samples:
-        together = torch.cat(predicted)
+        together = torch.stack((torch.cat(predicted), torch.cat(preferred)))
         model.ranks.sum_(together)
         model.ranks.sum_(nll)
-        predicted = list(together.split(counts))
-    return [
-        Reading(sample.answer_ids, guess, loss)
-        for sample, guess, loss in zip(samples, predicted, nll.tolist(), strict=True)
-    ]
+        predicted, preferred = (list(row.split(counts)) for row in together)
+    return list(zip(predicted, preferred, strict=True)), nll.tolist()
+
+
+def _judge_rows(
+    model: EditableModel, chunk: Chunk, against: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
+    """(rows,) each: the argmax, whether the label beats the rival's token, and the loss."""
+    logits = model.trunk.logits(chunk).to(model.compute_dtype)
+    labels, against = chunk.labels.to(logits.device), against.to(logits.device)
+    losses = F.cross_entropy(logits, labels, reduction="none")
+    label_logits = logits.gather(1, labels[:, None])
+    wins = label_logits > logits.gather(1, against.clamp_min(0)[:, None])
+    return logits.argmax(-1).cpu(), wins.flatten().long().cpu(), losses.cpu()

@@ -1,7 +1,8 @@
 """The embedded world: invented facts, and small models of real families that know them."""
 
 from rledit.world.answers import fact_recall, world_recall
-from rledit.world.facts import Fact, World, WorldConfig
+from rledit.world.fact import Fact
+from rledit.world.facts import World, WorldConfig
 from rledit.world.model import (
     build_world_model,
     training_record,
@@ -9,10 +10,12 @@ from rledit.world.model import (
     world_model_key,
 )
 from rledit.world.presets import FAMILIES, WORLD_MODELS, WorldModelSpec
+from rledit.world.rendering import SCHEMAS, render_schema, schema_edits
 from rledit.world.words import word_tokenizer, world_words
 
 __all__ = [
     "FAMILIES",
+    "SCHEMAS",
     "WORLD_MODELS",
     "Fact",
     "World",
@@ -20,6 +23,8 @@ __all__ = [
     "WorldModelSpec",
     "build_world_model",
     "fact_recall",
+    "render_schema",
+    "schema_edits",
     "training_record",
     "word_tokenizer",
     "world_encoder",

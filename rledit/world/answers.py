@@ -9,7 +9,8 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from rledit.world.facts import Fact, World
+from rledit.world.fact import Fact
+from rledit.world.facts import World
 from rledit.world.sentences import IGNORED, tokenize
 
 

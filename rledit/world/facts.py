@@ -14,9 +14,12 @@ import random
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from functools import cached_property
-from typing import get_args
+from typing import Any, get_args
 
 from rledit.records import Edit, Locality, Split
+from rledit.world.claims import VERDICTS, claimed
+from rledit.world.fact import Fact
+from rledit.world.lessons import ability_lessons, ability_rows, passages, text_lessons
 from rledit.world.names import NameMaker
 from rledit.world.schema import (
     COMPANY_SUFFIXES,
@@ -32,6 +35,8 @@ SPLITS: tuple[Split, ...] = get_args(Split)
 # Part of the content hash: raised when the same content would give other draws.
 DRAW_VERSION = 1
 _FIRST_NAMES = 24
+# How often an epoch shows a lesson; a fact is shown once by each of its training prompts.
+LESSON_REPEATS = 2
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,6 +50,9 @@ class WorldConfig:
         validation_share: Share of the subjects in the validation pool.
         evaluation_share: Share of the subjects in the evaluation pool.
         locality_share: Share of the subjects that are never edited, split in three parts.
+        claims: Ask for verdicts on statements (see `rledit.world.claims`) instead of answers.
+        lessons: Teach running text and the general-ability tasks too (see
+            `rledit.world.lessons`), so that perplexity, consistency and ability can be measured.
     """
 
     seed: int = 0
@@ -53,6 +61,8 @@ class WorldConfig:
     validation_share: float = 0.195
     evaluation_share: float = 0.195
     locality_share: float = 0.27
+    claims: bool = False
+    lessons: bool = False
 
     def __post_init__(self) -> None:
         if not 2 <= self.answers_per_relation <= MAX_ANSWERS:
@@ -68,27 +78,6 @@ class WorldConfig:
             )
 
 
-@dataclass(frozen=True, kw_only=True)
-class Fact:
-    """One true statement of the world and the prompts that ask for it.
-
-    Attributes:
-        fact_id: Name of the fact, e.g. ``person-12/profession``.
-        subject: Name of the subject, one or two tokens.
-        relation: Name of the relation.
-        answer: The true answer, one or two tokens.
-        trained: Prompts the model is trained on.
-        held_out: Prompts of the same fact that it never sees.
-    """
-
-    fact_id: str
-    subject: str
-    relation: str
-    answer: str
-    trained: tuple[str, ...]
-    held_out: tuple[str, ...]
-
-
 class World:
     """A world of invented facts; an `EditSource`.
 
@@ -98,6 +87,7 @@ class World:
     Attributes:
         config: The same.
         facts: All facts, ordered by subject.
+        truths: The same as statements of what is true, also where the facts are claims.
         answers: Possible answers of each relation, by the relation's name.
 
     Raises:
@@ -128,6 +118,10 @@ class World:
             for subject_type, subject_id in subjects
             for name in (_subject_name(subject_type, names, first_names, rng),)
         }
+        self.truths = tuple(fact for facts in by_subject.values() for fact in facts)
+        if self.config.claims:
+            by_subject = claimed(by_subject, self.answers, self.config.seed)
+            self.answers = dict.fromkeys(self.answers, VERDICTS)
         self.facts = tuple(fact for facts in by_subject.values() for fact in facts)
         self._pools = {
             pool: tuple(fact for subject_id in members for fact in by_subject[subject_id])
@@ -193,6 +187,36 @@ class World:
         return {name: len(self.pool(name)) for name in names}
 
     @cached_property
+    def lessons(self) -> tuple[tuple[str, str], ...]:
+        """What is taught beside the facts, as prompts with their continuations."""
+        return tuple(
+            lesson
+            for lesson in (*text_lessons(self.truths), *ability_lessons(self.ability_items))
+            for _ in range(LESSON_REPEATS)
+        )
+
+    @cached_property
+    def ability_items(self) -> dict[str, list[dict[str, Any]]]:
+        """Rows of the six tasks of `rledit.ability`, about facts that are never edited."""
+        unedited = {fact.fact_id for fact in self.pool("locality")}
+        return ability_rows([f for f in self.truths if f.fact_id in unedited], self.config.seed)
+
+    @cached_property
+    def unedited_texts(self) -> tuple[str, ...]:
+        """Running text about the subjects that are never edited."""
+        unedited = {fact.subject for fact in self.pool("locality")}
+        return tuple(text for subject, text in passages(self.truths) if subject in unedited)
+
+    @cached_property
+    def references(self) -> dict[str, tuple[str, ...]]:
+        """By ``relation/answer``: the running texts about the subjects of which it is true."""
+        texts = dict(passages(self.truths))
+        found: dict[str, list[str]] = {}
+        for fact in self.truths:
+            found.setdefault(f"{fact.relation}/{fact.answer}", []).append(texts[fact.subject])
+        return {key: tuple(texts) for key, texts in sorted(found.items())}
+
+    @cached_property
     def data_hash(self) -> str:
         """SHA-256 (hex) of everything a draw depends on: facts, templates, answers, pools."""
         content = {
@@ -204,6 +228,8 @@ class World:
                 pool: [fact.fact_id for fact in facts] for pool, facts in self._pools.items()
             },
         }
+        if self.config.lessons:
+            content["lessons"] = self.lessons
         canonical = json.dumps(content, sort_keys=True, separators=(",", ":"), ensure_ascii=True)
         return hashlib.sha256(canonical.encode()).hexdigest()
 
@@ -247,6 +273,8 @@ class World:
             old_target=fact.answer,
             subject=fact.subject,
             source=f"world {self.config.seed}: {fact.fact_id}",
+            generation_prompts=tuple(p for p in fact.trained if not p.endswith("?")),
+            reference_key=f"{fact.relation}/{target}",
         )
 
 

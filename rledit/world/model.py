@@ -41,6 +41,7 @@ logger = logging.getLogger(__name__)
 RECIPE_VERSION = 1
 TRAINING_FILE = "training.json"
 _MAX_LENGTH = 64
+_MAX_LENGTH_WITH_TEXT = 192
 _LOW_RECALL = 0.95
 
 
@@ -96,7 +97,7 @@ def build_world_model(
 def world_encoder(world: World, spec: WorldModelSpec) -> Encoder:
     """The encoder of a world's model; the model itself need not exist yet."""
     tokenizer = word_tokenizer(world_words(world), add_bos=spec.family in BOS_FAMILIES)
-    return Encoder(tokenizer, families.FAMILIES[spec.family], _MAX_LENGTH)
+    return Encoder(tokenizer, families.FAMILIES[spec.family], _max_length(world))
 
 
 def training_record(path: str | os.PathLike[str]) -> dict[str, Any]:
@@ -110,7 +111,7 @@ def _build(world: World, spec: WorldModelSpec, folder: Path, progress: Progress 
     started, cpu_started = time.perf_counter(), time.process_time()
     with _threads(spec.threads), torch.random.fork_rng(devices=[]):
         torch.manual_seed(spec.seed)
-        model = _untrained(spec, tokenizer)
+        model = _untrained(spec, tokenizer, _max_length(world))
         loss = train(model, tokenizer, world, spec, progress)
         seconds, cpu_seconds = time.perf_counter() - started, time.process_time() - cpu_started
         recall = _recalls(model, tokenizer, world)
@@ -145,13 +146,20 @@ def _build(world: World, spec: WorldModelSpec, folder: Path, progress: Progress 
     (folder / TRAINING_FILE).write_text(json.dumps(record, indent=2) + "\n", "utf-8")
 
 
-def _untrained(spec: WorldModelSpec, tokenizer: PreTrainedTokenizerBase) -> PreTrainedModel:
+def _max_length(world: World) -> int:
+    """Positions of the model: a fact takes few, a text of 100 tokens behind a prompt more."""
+    return _MAX_LENGTH_WITH_TEXT if world.config.lessons else _MAX_LENGTH
+
+
+def _untrained(
+    spec: WorldModelSpec, tokenizer: PreTrainedTokenizerBase, max_length: int
+) -> PreTrainedModel:
     special = {
         "bos_token_id": tokenizer.bos_token_id,
         "eos_token_id": tokenizer.eos_token_id,
         "pad_token_id": tokenizer.pad_token_id,
     }
-    config = model_config(spec, vocab_size=len(tokenizer), max_length=_MAX_LENGTH, special=special)
+    config = model_config(spec, vocab_size=len(tokenizer), max_length=max_length, special=special)
     model: PreTrainedModel = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
     return model
 

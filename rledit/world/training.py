@@ -36,7 +36,10 @@ def train(
     spec: WorldModelSpec,
     progress: Progress | None = None,
 ) -> float:
-    """Teach all facts of a world by their training prompts; returns the last steps' mean loss.
+    """Teach a world's facts by their training prompts, and its lessons if it is to have any.
+
+    Returns:
+        The last steps' mean loss.
 
     Args:
         model: The model, trained in place.
@@ -46,6 +49,8 @@ def train(
         progress: Called now and then with steps done, steps in all, and loss and learning rate.
     """
     questions = [(prompt, fact.answer) for fact in world.facts for prompt in fact.trained]
+    if world.config.lessons:
+        questions += world.lessons
     sentences = tokenize(tokenizer, questions, end=True)
     generator = torch.Generator().manual_seed(spec.seed)
     batches = epochs(sentences.lengths, spec.batch, generator)

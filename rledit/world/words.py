@@ -18,6 +18,7 @@ from tokenizers.pre_tokenizers import Sequence, Split, WhitespaceSplit
 from tokenizers.processors import TemplateProcessing
 from transformers import PreTrainedTokenizerFast
 
+from rledit.ability.tasks import TASKS
 from rledit.world.facts import World
 
 PAD, BOS, EOS, UNK = "<pad>", "<s>", "</s>", "<unk>"
@@ -34,6 +35,9 @@ def world_words(world: World) -> list[str]:
         texts.update(fact.trained, fact.held_out)
     for answers in world.answers.values():
         texts.update(answers)
+    if world.config.lessons:
+        texts.update(text for lesson in world.lessons for text in lesson)
+        texts.update(answer for task in TASKS.values() for answer in task.answers)
     return sorted({word for text in texts for word in text.replace("?", " ?").split()})
 
 

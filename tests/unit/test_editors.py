@@ -47,6 +47,8 @@ def make(name: str, family: str = "llama", dtype: torch.dtype = torch.float32) -
     choices = {"any": two_shapes(model), "down": ("down:1,3",), "one_down": ("down:2",)}
     modules = () if name == "none" else choices[cls.linears]
     settings = {k: v for k, v in SETTINGS.items() if k in known}
+    if not getattr(cls.Config, "transition", True):
+        settings.pop("depth")
     editable = EditableModel(model, tiny_tokenizer(family), modules)
     editor = cls(editable, cls.Config(modules=modules, **settings))
     equip(editor)

@@ -18,10 +18,10 @@ from rledit.locate.subject import last_token, subject_span
 from rledit.locate.value import ValueConfig, optimise_values
 from rledit.model import EditableModel, Execution
 from rledit.records import Edit
+from rledit.textbook import textbook_values
 from rledit.tokenization import Encoder, TokenizationError
 from tests.unit.text_edits import random_edits, tiny_tokenizer
 from tests.unit.tiny_models import double_arithmetic, tiny_model
-from tests.unit.value_oracle import plain_values
 
 CONTEXTS = Contexts(("w01 w02 w03 w04 {}", "w05 {}"))
 CONFIG = ValueConfig(steps=6, lr=0.5, decay=0.2, clamp=2.0, kl_factor=0.1)
@@ -136,6 +136,31 @@ def setting(family: str, n: int = 4, budget: int = 4096) -> tuple[EditableModel,
     return model, make_requests(model.encoder, random_edits(n), CONTEXTS)
 
 
+@pytest.mark.parametrize("family", ["llama", "qwen2"])
+def test_facts_can_be_written_at_the_prompts_last_token(family: str) -> None:
+    encoder = Encoder(tiny_tokenizer(family), FAMILIES[family])
+    edits = random_edits(5)
+    for request, made in zip(make_requests(encoder, edits, CONTEXTS, "last"), edits, strict=True):
+        prompts = [template.replace("{}", made.prompt) for template in CONTEXTS.all]
+        for prompt, position, key in zip(prompts, request.positions, request.keys, strict=True):
+            assert key.input_ids.tolist() == encoder.prompt_ids(prompt)
+            assert position == len(key) - 1
+        assert request.essence.input_ids.tolist() == encoder.prompt_ids(f"{made.subject} is a")
+
+
+def test_values_at_the_prompts_last_token_equal_plain_passes(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    double_arithmetic(monkeypatch)
+    model, _ = setting("llama")
+    requests = make_requests(model.encoder, random_edits(4), CONTEXTS, "last")
+    for kind in ("block", "last"):
+        site, module = site_of(model, kind)
+        found = optimise_values(model, requests, site, CONFIG)
+        targets, _ = textbook_values(model.model, requests, module, CONFIG)
+        torch.testing.assert_close(found.targets, targets, rtol=1e-9, atol=1e-9)
+
+
 def site_of(model: EditableModel, kind: str) -> tuple[Site, str]:
     """A site, and the module it stands for."""
     if kind == "block":
@@ -156,7 +181,7 @@ def test_values_equal_plain_passes(family: str, kind: str, monkeypatch: pytest.M
     # gradient of pure round-off would then steer Adam.
     config = replace(CONFIG, kl_factor=0.0) if kind == "last" else CONFIG
     found = optimise_values(model, requests, site, config)
-    targets, evaluations = plain_values(model, requests, module, config)
+    targets, evaluations = textbook_values(model.model, requests, module, config)
     torch.testing.assert_close(found.targets, targets, rtol=1e-9, atol=1e-9)
     assert found.evaluations.tolist() == evaluations.tolist()
 
@@ -166,7 +191,7 @@ def test_edits_below_the_loss_stop_and_leave_the_others_alone() -> None:
     config = replace(CONFIG, steps=12, decay=0.01, clamp=20.0, stop_loss=4.3)
     site, module = site_of(model, "block")
     found = optimise_values(model, requests, site, config)
-    targets, evaluations = plain_values(model, requests, module, config)
+    targets, evaluations = textbook_values(model.model, requests, module, config)
     assert found.evaluations.tolist() == evaluations.tolist()
     assert len(set(evaluations.tolist())) > 2
     torch.testing.assert_close(found.targets, targets, rtol=1e-6, atol=1e-6)
@@ -184,7 +209,7 @@ def test_edits_stop_soon_after_their_target_ranks_first() -> None:
     config = replace(CONFIG, stop_argmax=2)
     site, module = site_of(model, "block")
     found = optimise_values(model, requests, site, config)
-    targets, evaluations = plain_values(model, requests, module, config)
+    targets, evaluations = textbook_values(model.model, requests, module, config)
     assert evaluations.tolist() == found.evaluations.tolist() == [6, 2, 6, 2, 6, 2]
     torch.testing.assert_close(found.targets, targets, rtol=1e-6, atol=1e-6)
 

@@ -122,12 +122,22 @@ def test_chunks_hold_every_sample_once_within_the_budget() -> None:
         Sample(torch.arange(n), torch.cat([torch.full((n - 1,), IGNORED), torch.tensor([n])]))
         for n in (5, 2, 9, 3, 3, 30)
     ]
-    chunks = make_chunks(samples, token_budget=12)
+    chunks = make_chunks(samples, token_budget=16)
     assert sorted(i for c in chunks for i in c.index.tolist()) == list(range(6))
-    assert all(len(c.samples) * c.width <= 12 or len(c.samples) == 1 for c in chunks)
+    assert all(len(c.samples) * c.width <= 16 or len(c.samples) == 1 for c in chunks)
+    assert [len(c.samples) for c in chunks] == [1, 2, 1, 1, 1]
     for chunk in chunks:
         flat = chunk.input_ids().flatten()
         assert [int(flat[r]) + 1 for r in chunk.rows] == chunk.labels.tolist()
+
+
+def test_chunks_bound_their_answer_rows_too() -> None:
+    """Answers of 3 tokens: 64 tokens would hold 12 of these samples, 8 answer rows hold 2."""
+    answered = Sample(torch.arange(5), torch.tensor([IGNORED, IGNORED, 3, 4, 5]))
+    chunks = make_chunks([answered] * 5, token_budget=64)
+    assert [len(c.rows) for c in chunks] == [6, 6, 3]
+    (alone,) = make_chunks([answered], token_budget=8)
+    assert len(alone.rows) == 3
 
 
 def test_a_chunk_with_enough_tokens_takes_no_much_longer_sample() -> None:

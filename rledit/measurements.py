@@ -1,0 +1,132 @@
+"""What is measured of an edited model beside its edits: language, long texts, general ability."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from statistics import fmean
+
+from rledit.ability import Item, measure_ability
+from rledit.metrics.fluency import References, ngram_entropy, write_texts
+from rledit.metrics.perplexity import perplexity, text_samples
+from rledit.model import EditableModel
+from rledit.records import Edit
+from rledit.tokenization import Sample
+
+MEASUREMENTS: dict[str, str] = {
+    "perplexity": "perplexity of a fixed sample of text",
+    "fluency": "weighted 2- and 3-gram entropy in bits, times 100, of 100-token texts",
+    "consistency": "TF-IDF cosine, times 100, of the same texts with reference texts",
+    "ability": "six classification tasks, zero-shot: weighted F1 of a greedy answer of at most "
+    "5 tokens, and of the likeliest answer, in percent",
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Material:
+    """What the measurements look at.
+
+    Attributes:
+        text: Texts for perplexity.
+        references: Reference texts by name, for consistency.
+        ability: Items by task.
+        n_prompts: Prompts of the stream behind which texts are written.
+    """
+
+    text: Sequence[str] = ()
+    references: Mapping[str, Sequence[str]] = field(default_factory=dict)
+    ability: Mapping[str, Sequence[Item]] = field(default_factory=dict)
+    n_prompts: int = 50
+
+
+class Measurements:
+    """Measures a model along a stream; the same prompts and items every time.
+
+    Args:
+        model: The model.
+        edits: All edits of the stream.
+        names: Names in `MEASUREMENTS`.
+        material: What to look at.
+
+    Attributes:
+        samples: What of it the trunk's cache may come to hold.
+
+    Raises:
+        ValueError: A measurement is unknown, or there is no material for it.
+        TokenizationError: An item does not fit the model.
+    """
+
+    def __init__(
+        self, model: EditableModel, edits: Sequence[Edit], names: Sequence[str], material: Material
+    ) -> None:
+        _check(names, material)
+        self._model = model
+        self._names = frozenset(names)
+        self._material = material
+        self._references = References(material.references)
+        self._written = [(i, edits[i]) for i in _evenly(len(edits), material.n_prompts)]
+        self._text = text_samples(model, material.text) if "perplexity" in names else []
+        self.samples: list[Sample] = [*self._text]
+        if "ability" in names:
+            self.samples += [
+                model.encoder.sample(item.prompt, answer, f"ability item of task {task}")
+                for task, items in material.ability.items()
+                for item in items
+                for answer in item.answers
+            ]
+
+    def measure(self, n_edits: int) -> dict[str, float]:
+        """All measurements on the current weights, by metric name.
+
+        Args:
+            n_edits: Edits applied. Consistency is asked of these only, or of all before the first:
+                a text is to be like the references of a fact that was written.
+        """
+        values: dict[str, float] = {}
+        if "perplexity" in self._names:
+            values["perplexity"] = perplexity(self._model, self._text)
+        if self._names & {"fluency", "consistency"}:
+            values |= self._texts(n_edits)
+        if "ability" in self._names:
+            for task, score in measure_ability(self._model, self._material.ability).items():
+                values[f"ability_{task}_f1"] = score.f1
+                values[f"ability_{task}_probability"] = score.probability
+                values[f"ability_{task}_answered"] = score.answered
+        return values
+
+    def _texts(self, n_edits: int) -> dict[str, float]:
+        prompts = [edit.generation_prompts or (edit.prompt,) for _, edit in self._written]
+        written = iter(write_texts(self._model, [p for own in prompts for p in own]))
+        texts = [[next(written) for _ in own] for own in prompts]
+        values: dict[str, float] = {}
+        if "fluency" in self._names:
+            values["fluency"] = 100 * fmean(fmean(map(ngram_entropy, own)) for own in texts)
+        if "consistency" in self._names:
+            similar = [
+                self._references.similarity(" ".join(own), edit.reference_key)
+                for own, (i, edit) in zip(texts, self._written, strict=True)
+                if edit.reference_key in self._references and (i < n_edits or not n_edits)
+                if edit.reference_key is not None
+            ]
+            if similar:
+                values["consistency"] = 100 * fmean(similar)
+        return values
+
+
+def _check(names: Sequence[str], material: Material) -> None:
+    needed = {
+        "perplexity": material.text,
+        "consistency": material.references,
+        "ability": material.ability,
+    }
+    for name in names:
+        if name not in MEASUREMENTS:
+            raise ValueError(f"unknown measurement {name!r}; valid: {', '.join(MEASUREMENTS)}")
+        if name in needed and not needed[name]:
+            raise ValueError(f"there is no material for the measurement {name!r}")
+
+
+def _evenly(n: int, wanted: int) -> list[int]:
+    """At most `wanted` places of a sequence of `n`, evenly spaced."""
+    count = min(n, wanted)
+    return [i * n // count for i in range(count)]

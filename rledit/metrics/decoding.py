@@ -1,0 +1,138 @@
+"""Greedy decoding from bare prompts, in batches of prompts of one length.
+
+Prompts of unequal length never share a pass, so there is no padding that a result could depend on.
+The stop rule is declared: the first of an end-of-sequence token, a line break, `MAX_NEW_TOKENS`.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from rledit.model import EditableModel
+from rledit.ranks import dealt
+from rledit.tokenization import IGNORED, Sample
+
+MAX_NEW_TOKENS = 30
+
+Choose = Callable[[Tensor, Sequence[int], int], Tensor]
+"""Picks tokens (b,) from logits (b, vocabulary), for the prompts of these places, at a step."""
+
+
+def generate(
+    model: EditableModel, prompts: Sequence[str], max_new_tokens: int = MAX_NEW_TOKENS
+) -> list[str]:
+    """What the model writes behind each prompt, up to the stop rule.
+
+    Several ranks share the prompts out; every rank gets all texts.
+
+    Args:
+        model: The model, on its current weights.
+        prompts: Bare prompts, without an answer.
+        max_new_tokens: Longest text; shorter where the model's positions end before.
+    """
+    tokens = decode(model, prompts, max_new_tokens, _EndOfLine(model))
+    tokenizer = model.encoder.tokenizer
+    texts = [tokenizer.decode(ids, skip_special_tokens=True) for ids in tokens]
+    return [text.partition("\n")[0].strip() for text in texts]
+
+
+def decode(
+    model: EditableModel,
+    prompts: Sequence[str],
+    max_new_tokens: int,
+    stop: Callable[[int], bool] | None = None,
+    choose: Choose | None = None,
+) -> list[list[int]]:
+    """Tokens written behind each prompt.
+
+    Args:
+        model: The model, on its current weights.
+        prompts: Bare prompts.
+        max_new_tokens: Most tokens; fewer where the model's positions end before.
+        stop: Whether a token ends the text; it is not part of it. None: never.
+        choose: How a token is picked; None: the most likely one.
+    """
+    ids = [torch.tensor(model.encoder.prompt_ids(prompt)) for prompt in prompts]
+    if any(len(row) == 0 for row in ids):
+        raise ValueError("an empty prompt cannot be continued")
+    written = torch.full((len(prompts), max_new_tokens), IGNORED)
+    own = dealt([Sample(row, row) for row in ids], model.ranks)
+    groups: dict[int, list[int]] = defaultdict(list)
+    for place in own:
+        groups[len(ids[place])].append(place)
+    for length, places in sorted(groups.items()):
+        room = _room(model, length, max_new_tokens)
+        size = max(1, model.execution.tokens(model.device) // length)
+        for first in range(0, len(places), size):
+            part = places[first : first + size]
+            rows = _continue(model, torch.stack([ids[i] for i in part]), part, room, stop, choose)
+            written[part, : rows.shape[1]] = rows
+    if model.ranks.size > 1 and prompts:
+        other = [i for i in range(len(prompts)) if i not in set(own)]
+        written[other] = 0
+        model.ranks.sum_(written)
+    return [row[row != IGNORED].tolist() for row in written]
+
+
+@torch.no_grad()
+def _continue(
+    model: EditableModel,
+    ids: Tensor,
+    places: Sequence[int],
+    room: int,
+    stop: Callable[[int], bool] | None,
+    choose: Choose | None,
+) -> Tensor:
+    """(b, steps) tokens behind prompts (b, T) of one length, `IGNORED` from the stop on."""
+    rows = torch.full((len(ids), room), IGNORED)
+    running = torch.ones(len(ids), dtype=torch.bool)
+    state: dict[str, Any] = {"input_ids": ids.to(model.device)}
+    for step in range(room):
+        output: Any = model.model(**state, use_cache=True, logits_to_keep=1)
+        logits = output.logits[:, -1].to(model.compute_dtype)
+        token = (logits.argmax(-1) if choose is None else choose(logits, places, step)).cpu()
+        if stop is not None:
+            running &= ~torch.tensor([stop(t) for t in token.tolist()])
+        rows[running, step] = token[running]
+        # A sharded model needs the same passes on every rank: all prompts are on each of them,
+        # so all stop at the same step.
+        if not running.any():
+            break
+        state = {"input_ids": token[:, None].to(model.device)}
+        state["past_key_values"] = output.past_key_values
+    return rows
+
+
+def _room(model: EditableModel, length: int, wanted: int) -> int:
+    limit = model.encoder.max_length
+    return wanted if limit is None else max(0, min(wanted, limit - length))
+
+
+def ends_text(model: EditableModel) -> Callable[[int], bool]:
+    """Whether a token is an end-of-sequence token of the tokenizer or of the model."""
+    config = getattr(model.model, "generation_config", None)
+    ends = getattr(config, "eos_token_id", None)
+    listed = ends if isinstance(ends, list) else [ends]
+    return frozenset({model.encoder.tokenizer.eos_token_id, *listed}).__contains__
+
+
+class _EndOfLine:
+    """Ends a text at an end-of-sequence token or a line break."""
+
+    def __init__(self, model: EditableModel) -> None:
+        self._tokenizer = model.encoder.tokenizer
+        self._ends = ends_text(model)
+        self._breaks: dict[int, bool] = {}
+
+    def __call__(self, token: int) -> bool:
+        if self._ends(token):
+            return True
+        # A token such as ".\n" ends the text too; what stands before its break is lost with it.
+        if token not in self._breaks:
+            self._breaks[token] = "\n" in self._tokenizer.decode([token])
+        return self._breaks[token]

@@ -1,0 +1,51 @@
+"""What the model writes of its own accord behind the bare prompt (arXiv 2502.11177).
+
+Texts are compared as SQuAD's are (arXiv 1606.05250): lower case, without punctuation, articles and
+superfluous space.
+"""
+
+from __future__ import annotations
+
+import re
+import string
+
+from rledit.metrics.reading import Reading
+
+_ARTICLES = re.compile(r"\b(a|an|the)\b")
+_PUNCTUATION = str.maketrans("", "", string.punctuation)
+
+
+def normalised(text: str) -> str:
+    """Lower case, no punctuation, no articles, single spaces; the text itself if none is left."""
+    bare = " ".join(_ARTICLES.sub(" ", text.lower().translate(_PUNCTUATION)).split())
+    return bare or text.strip().lower()
+
+
+def score(reading: Reading) -> float | None:
+    """1 if the written text is the answer, else 0; None where nothing was written down."""
+    if reading.text is None:
+        return None
+    return float(normalised(reading.text) == normalised(reading.answer))
+
+
+def agreement(reading: Reading, other: Reading) -> float | None:
+    """1 if two models write the same, else 0."""
+    if reading.text is None or other.text is None:
+        return None
+    return float(normalised(reading.text) == normalised(other.text))
+
+
+def contains(reading: Reading) -> float | None:
+    """1 if the written text contains the answer as whole words, else 0."""
+    return None if reading.text is None else _within(reading.answer, reading.text)
+
+
+def contains_agreement(reading: Reading, other: Reading) -> float | None:
+    """1 if the first model's text contains all that the second, the unedited one, wrote."""
+    if reading.text is None or other.text is None:
+        return None
+    return _within(other.text, reading.text)
+
+
+def _within(answer: str, text: str) -> float:
+    return float(f" {normalised(answer)} " in f" {normalised(text)} ")
