@@ -11,9 +11,10 @@ import json
 import re
 import sys
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import asdict, dataclass, field, fields, replace
 from functools import cached_property, lru_cache
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 from pipeline.config import (
@@ -26,13 +27,19 @@ from pipeline.config import (
     build,
 )
 from pipeline.corpus import open_corpus
+from pipeline.material import MaterialEntry, load_material, material_hash
+from pipeline.presets import PRESETS, Setting, mapped_modules, preset_setting, standin_setting
+from pipeline.resources import ResourcesEntry
 from pipeline.results.records import CellAddress
 from pipeline.yaml_location import ConfigError, Located
 from rledit.datasets import FileEditSource
 from rledit.editors import editor_class
 from rledit.editors.base import Need
+from rledit.families import FAMILIES
+from rledit.measurements import Material
 from rledit.records import EditSource
-from rledit.world import WORLD_MODELS, World, WorldConfig, WorldModelSpec
+from rledit.stream import checkpoints
+from rledit.world import WORLD_MODELS, World, WorldConfig, WorldModelSpec, render_schema
 
 KEY_VERSION = 1
 _ABSENT = "absent"
@@ -40,7 +47,12 @@ _ABSENT = "absent"
 
 @dataclass(frozen=True, kw_only=True)
 class Cell:
-    """One cell of a grid."""
+    """One cell of a grid.
+
+    Attributes:
+        also_after: Batches of the stream after which it is scored as well, because a shorter
+            stream of the grid ends there.
+    """
 
     grid: str
     scale: str
@@ -51,9 +63,14 @@ class Cell:
     seed: int
     protocols: tuple[str, ...]
     checkpoints: int
+    also_after: tuple[int, ...] = ()
     probes: str
     threads: int
     statistics: StatisticsEntry
+    measurements: tuple[str, ...] = ()
+    material: MaterialEntry = field(default_factory=MaterialEntry)
+    resources: ResourcesEntry = field(default_factory=ResourcesEntry)
+    keep_edited: bool = False
 
     @property
     def n_edits(self) -> int:
@@ -64,12 +81,53 @@ class Cell:
     def settings(self) -> Any:
         """The editor's complete configuration, defaults resolved."""
         cls = editor_class(self.editor.editor).Config
-        given: dict[str, Any] = {"modules": self.model.modules} | self.editor.settings
+        given: dict[str, Any] = {"modules": self.model.modules, **self._preset_settings()}
+        given |= self._own_settings()
         if self.editor.editor == "none":
             given["modules"] = ()
         if any(f.name == "seed" for f in fields(cls)):
             given.setdefault("seed", self.seed)
         return build(cls, given, (), Located("{}", f"editor {self.label}"))
+
+    def _preset_settings(self) -> Mapping[str, Any]:
+        """The settings that the model's preset has for the editor and dataset."""
+        return {} if self.preset_setting is None else self.preset_setting.values
+
+    def _own_settings(self) -> dict[str, Any]:
+        """The entry's own settings, its linears mapped where the model is a stand-in."""
+        own = dict(self.editor.settings)
+        if self.model.preset is not None and self.scale != "full" and "modules" in own:
+            depth = PRESETS[self.model.preset].shape.layers
+            own["modules"] = mapped_modules(tuple(own["modules"]), depth)
+        return own
+
+    @cached_property
+    def preset_setting(self) -> Setting | None:
+        """What the model's preset says of the editor on this dataset; None without a preset."""
+        if self.model.preset is None:
+            return None
+        cls = editor_class(self.editor.editor)
+        find = preset_setting if self.scale == "full" else standin_setting
+        found = find(self.model.preset, cls.name, self.dataset.schema, cls.linears)
+        # A preset may know more of an editor's kin than this one has.
+        names = {f.name for f in fields(cls.Config)}
+        return replace(found, values={k: v for k, v in found.values.items() if k in names})
+
+    @property
+    def points(self) -> tuple[int, ...]:
+        """Batches of the stream after which everything edited so far is scored."""
+        own = checkpoints(self.stream.n_batches, self.checkpoints)
+        return tuple(sorted({*own, *self.also_after}))
+
+    @property
+    def facts(self) -> dict[str, Any]:
+        """What results should say of a cell beside its identity."""
+        found: dict[str, Any] = {}
+        if self.preset_setting is not None:
+            found["preset"] = {"name": self.model.preset, "settings": self.preset_setting.origin}
+        if isinstance(source := self.source(), FileEditSource):
+            found["data_files"] = dict(source.file_hashes)
+        return found
 
     @property
     def editor_name(self) -> str:
@@ -99,6 +157,30 @@ class Cell:
         """What the editor needs beside the edits of its batches."""
         return editor_class(self.editor.editor).needs_of(self.settings)
 
+    @cached_property
+    def shortage(self) -> str | None:
+        """Which pool holds too few edits for the stream or for a training trajectory."""
+        sizes = self.source().sizes()
+        wanted: dict[str, int] = {self.dataset.split: self.n_edits}
+        if self.trains:
+            wanted["train"] = self.trajectory_batches * self.stream.batch_size
+        for split, n in wanted.items():
+            if sizes[split] < n:
+                return f"needs {n} edits of the {split} pool, which has {sizes[split]}"
+        return None
+
+    @cached_property
+    def obstacle(self) -> str | None:
+        """Why the cell cannot be run on its data at all; None where it can."""
+        if self.scale == "full" and self.model.preset is not None and self.shortage is not None:
+            return self.shortage  # a published table runs as far as the data goes
+        if "subject" not in self.needs:
+            return None
+        edits = self.source().draw(self.dataset.split, min(self.n_edits, 1), seed=self.seed)
+        if edits and edits[0].subject is None:
+            return f"{self.label} looks up subjects, and {self.dataset.name} gives none"
+        return None
+
     @property
     def trains(self) -> bool:
         """Whether the editor has a network to train first."""
@@ -116,16 +198,23 @@ class Cell:
 
     @cached_property
     def statistics_key(self) -> str:
-        """Hash of what the second moments depend on: cells that agree in it share them."""
-        return digest(
-            {
-                "model": self.identity["model"],
-                "data_hash": self.identity["dataset"]["data_hash"],
-                "modules": list(self.settings.modules),
-                "threads": self.threads,
-                **self._statistics_identity(),
-            }
-        )
+        """Hash of what second moments depend on, whichever linears they are of.
+
+        Cells that agree in it share them: editors, streams and datasets do not matter.
+        """
+        identity = {"model": self.model_hash, "threads": self.threads}
+        return digest(identity | self._statistics_identity())
+
+    @cached_property
+    def model_hash(self) -> str:
+        """What tells the unedited model from any other, whatever it is called and wherever it lies.
+
+        A checkpoint goes by its content, or by its pinned revision on the hub.
+        """
+        if self.model.checkpoint is None:
+            return digest(_plain(self._model_identity()))
+        checkpoint = checkpoint_identity(self.model.checkpoint)
+        return digest({"checkpoint": checkpoint, "dtype": self.model.dtype})
 
     def _statistics_identity(self) -> dict[str, Any]:
         entry = asdict(self.statistics)
@@ -158,11 +247,25 @@ class Cell:
                 "seed": self.seed,
                 "protocols": list(self.protocols),
                 "checkpoints": self.checkpoints,
+                **({"also_after": self.also_after} if self.also_after else {}),
                 "probes": self.probes,
                 "threads": self.threads,
                 **({"statistics": self._statistics_identity()} if self._uses_statistics else {}),
+                **({"measurements": self._measured()} if self.measurements else {}),
             }
         )
+
+    def _measured(self) -> dict[str, Any]:
+        content = material_hash(self.material, self.measurements, self._own_world())
+        return {"names": sorted(self.measurements), "material_hash": content}
+
+    def _own_world(self) -> World | None:
+        """The world that the cell's model was trained on; None for a checkpoint."""
+        return None if self.model.checkpoint is not None else self.world()
+
+    def open_material(self) -> Material:
+        """What the cell's measurements look at."""
+        return load_material(self.material, self.measurements, self._own_world())
 
     def _foreign_source(self) -> dict[str, str]:
         """What tells versions of an editor apart that this project's version does not cover."""
@@ -220,12 +323,23 @@ class Cell:
             return {
                 "checkpoint": checkpoint_identity(self.model.checkpoint),
                 "dtype": self.model.dtype,
+                **self._prompting(),
             }
         return {**asdict(self.model_spec), "world_hash": self.world().data_hash}
 
+    def _prompting(self) -> dict[str, Any]:
+        """How the model is prompted, where its preset says so."""
+        if self.model.preset is None:
+            return {}
+        family = FAMILIES[PRESETS[self.model.preset].family]
+        return {"prompt": {"bos": family.bos_on_prompt, "template": "bare"}}
+
 
 def cells_of(grid: Grid) -> list[Cell]:
-    """All cells of a grid, streams and seeds outermost so that early results span the editors."""
+    """All cells of a grid, streams and seeds outermost so that early results span the editors.
+
+    Where the grid shares prefixes, an editor that is safe to share has one cell per batch size.
+    """
     return [
         Cell(
             grid=grid.name,
@@ -237,16 +351,42 @@ def cells_of(grid: Grid) -> list[Cell]:
             seed=seed,
             protocols=grid.protocols,
             checkpoints=grid.checkpoints,
+            also_after=_shorter(grid, stream, editor),
             probes=grid.probes,
             threads=grid.threads,
             statistics=grid.statistics,
+            measurements=grid.measurements,
+            material=grid.material,
+            resources=grid.resources,
+            keep_edited=grid.keep_edited,
         )
         for seed in grid.seeds
         for model in grid.models
         for dataset in grid.datasets
         for stream in grid.streams
         for editor in grid.editors
+        if not _answered(grid, stream, editor)
     ]
+
+
+def _shares(grid: Grid, editor: EditorEntry) -> bool:
+    return grid.share_prefixes and editor_class(editor.editor).prefix_safe
+
+
+def _shorter(grid: Grid, stream: StreamEntry, editor: EditorEntry) -> tuple[int, ...]:
+    """Lengths of the streams that a cell of this stream answers for."""
+    if not _shares(grid, editor):
+        return ()
+    alike = (s.n_batches for s in grid.streams if s.batch_size == stream.batch_size)
+    return tuple(sorted({n for n in alike if n < stream.n_batches}))
+
+
+def _answered(grid: Grid, stream: StreamEntry, editor: EditorEntry) -> bool:
+    """Whether a longer stream's cell answers for this one."""
+    return _shares(grid, editor) and any(
+        other.batch_size == stream.batch_size and other.n_batches > stream.n_batches
+        for other in grid.streams
+    )
 
 
 def digest(content: Mapping[str, Any]) -> str:
@@ -301,7 +441,12 @@ def checkpoint_identity(checkpoint: str) -> str:
 def _source(name: str, entry: str) -> EditSource:
     data = json.loads(entry)
     if not data["files"]:
-        return _world(json.dumps(data["world"], sort_keys=True))
+        world = _world(json.dumps(data["world"], sort_keys=True))
+        if data["schema"] is None:
+            return world
+        with TemporaryDirectory() as folder:
+            files: Any = render_schema(world, data["schema"], Path(folder))
+            return FileEditSource(**files, order=data["order"], name=name)
     return FileEditSource(
         **data["files"],
         format=data["format"],

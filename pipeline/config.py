@@ -11,13 +11,16 @@ from typing import Any, Literal, TypeVar
 import yaml
 from pydantic import TypeAdapter, ValidationError
 
+from pipeline.material import MaterialEntry, check_measurements
+from pipeline.presets import PRESETS
+from pipeline.resources import ResourcesEntry
 from pipeline.yaml_location import ConfigError, KeyPath, Located
 from rledit.datasets import FORMATS
 from rledit.editors import editor_class
 from rledit.metrics import PROTOCOLS
 from rledit.names import nearest
 from rledit.scoring import Probes
-from rledit.world import WORLD_MODELS, WorldConfig
+from rledit.world import SCHEMAS, WORLD_MODELS, WorldConfig
 
 T = TypeVar("T")
 
@@ -28,15 +31,18 @@ class ModelEntry:
 
     Attributes:
         name: Name in tables and paths.
+        preset: A model of the published tables (see `pipeline.presets`): it brings the checkpoint
+            and every method's linears and settings, and below scale `full` a stand-in.
         world_model: Preset of the embedded world's models to train on the spot, on the world of
             the dataset.
         checkpoint: A folder, or ``owner/name@revision`` on the hub, to load instead.
         dtype: Precision the checkpoint is loaded in.
         modules: Edited linears, for editors that do not name their own.
-        overrides: Settings of the preset to change.
+        overrides: Settings of the world model to change.
     """
 
     name: str
+    preset: str | None = None
     world_model: str = "llama"
     checkpoint: str | None = None
     dtype: Literal["float32", "bfloat16", "float64"] = "float32"
@@ -50,6 +56,8 @@ class DatasetEntry:
 
     Attributes:
         name: Name in tables and paths.
+        schema: The published dataset this is, a name in `rledit.world.SCHEMAS`: methods' settings
+            depend on it, and a stand-in is the embedded world written in it.
         world: Settings of the embedded world.
         files: Files of edits instead of the world's own: ``train``, ``evaluation``,
             ``validation`` (JSON or JSONL in any schema of `rledit.datasets`).
@@ -61,6 +69,7 @@ class DatasetEntry:
     """
 
     name: str = "world"
+    schema: str | None = None
     world: dict[str, Any] = field(default_factory=dict)
     files: dict[Literal["train", "evaluation", "validation"], str] = field(default_factory=dict)
     format: str = "auto"
@@ -124,9 +133,18 @@ class Grid:
         scale: What kind of models the numbers are about.
         protocols: Evaluation protocols, all applied to the same edited model.
         checkpoints: Points along a stream at which everything edited so far is scored.
+        share_prefixes: Let one run along the longest stream of each batch size answer for the
+            shorter ones, by a score taken at their length, where the editor allows it.
         probes: Score the first rephrase and locality prompt of an edit, or all of them.
         threads: CPU threads of a cell; part of its identity, as it changes the order of sums.
         statistics: Second moments, for the editors that need them.
+        measurements: What is measured at every checkpoint, and before the first edit, beside the
+            protocols: ``perplexity``, ``fluency``, ``consistency``, ``ability``,
+            ``ability_harness``.
+        material: What the measurements look at.
+        resources: What each cell is given to run on.
+        keep_edited: Keep the edited matrices of every finished cell in the cache, so that
+            `rledit export` need not run the cell again.
     """
 
     name: str
@@ -139,26 +157,40 @@ class Grid:
     scale: Literal["world", "standin", "full"] = "world"
     protocols: tuple[str, ...] = ("token_accuracy",)
     checkpoints: int = 1
+    share_prefixes: bool = False
     probes: Probes = "first"
     threads: int = 1
     statistics: StatisticsEntry = field(default_factory=StatisticsEntry)
+    measurements: tuple[str, ...] = ()
+    material: MaterialEntry = field(default_factory=MaterialEntry)
+    resources: ResourcesEntry = field(default_factory=ResourcesEntry)
+    keep_edited: bool = False
 
 
-def load_grid(path: Path, overrides: Sequence[str] = ()) -> Grid:
+def load_grid(
+    path: Path,
+    overrides: Sequence[str] = (),
+    scale: str | None = None,
+    limit: int | None = None,
+) -> Grid:
     """Read and validate a grid.
 
     Args:
         path: The YAML file.
         overrides: ``key.path=value`` settings; a list of named entries is addressed by name, as
             in ``editors.rledit.settings.rank=64``. Values are YAML.
+        scale: What is built from the models' presets; None: what the grid says.
+        limit: Cut every stream to so many batches; None: leave them.
 
     Raises:
         ConfigError: Anything unknown or ill-typed; names the place and the nearest valid names.
     """
+    from pipeline.scale import scaled  # it takes a grid apart, and so imports this module
+
     located = Located.read(path)
     for text in overrides:
         _override(located.data, text)
-    return parse_grid(located)
+    return scaled(parse_grid(located), scale, limit)
 
 
 def parse_grid(located: Located) -> Grid:
@@ -169,6 +201,10 @@ def parse_grid(located: Located) -> Grid:
         data[key] = tuple(build(entry, item, (key, i), located) for i, item in enumerate(data[key]))
     if "statistics" in data:
         data["statistics"] = build(StatisticsEntry, data["statistics"], ("statistics",), located)
+    if "material" in data:
+        data["material"] = build(MaterialEntry, data["material"], ("material",), located)
+    if "resources" in data:
+        data["resources"] = build(ResourcesEntry, data["resources"], ("resources",), located)
     grid = build(Grid, data, (), located)
     _check_names(grid, located)
     return grid
@@ -229,17 +265,25 @@ def _check_names(grid: Grid, located: Located) -> None:
     for i, name in enumerate(grid.protocols):
         _known(name, PROTOCOLS, ("protocols", i), located, "protocol")
     for i, model in enumerate(grid.models):
+        if model.preset is not None:
+            _known(model.preset, PRESETS, ("models", i, "preset"), located, "preset")
         _known(model.world_model, WORLD_MODELS, ("models", i, "world_model"), located, "model")
         preset = asdict(WORLD_MODELS[model.world_model])
         cls = type(WORLD_MODELS[model.world_model])
         build(cls, preset | model.overrides, ("models", i, "overrides"), located)
     for i, dataset in enumerate(grid.datasets):
         build(WorldConfig, dataset.world, ("datasets", i, "world"), located)
+        if dataset.schema is not None:
+            _known(dataset.schema, SCHEMAS, ("datasets", i, "schema"), located, "schema")
         if dataset.format != "auto":
             _known(dataset.format, FORMATS, ("datasets", i, "format"), located, "format")
     for i, stream in enumerate(grid.streams):
         if stream.n_batches < 1 or stream.batch_size < 1:
             raise ConfigError(f"{located.place(('streams', i))}: a stream needs at least one edit")
+    if (problem := check_measurements(grid.measurements)) is not None:
+        raise ConfigError(f"{located.place(('measurements',))}: {problem}")
+    if (problem := grid.resources.problem()) is not None:
+        raise ConfigError(f"{located.place(('resources',))}: {problem}")
     for key in ("seeds", "protocols", "editors", "models", "datasets", "streams"):
         if not getattr(grid, key):
             raise ConfigError(f"{located.place((key,))}: at least one entry is needed")

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 from pipeline.cells import Cell, cells_of, changed_fields
+from pipeline.checkpoints import check_weights, is_folder
 from pipeline.config import Grid
 from pipeline.results.lake import Lake
 from pipeline.results.records import CellAddress
@@ -34,7 +36,9 @@ class Plan:
         return tuple(cell for cell in self.cells if cell.key not in self.done)
 
 
-def make_plan(grid: Grid, lake: Lake, replace: bool = False) -> Plan:
+def make_plan(
+    grid: Grid, lake: Lake, replace: bool = False, cells: Sequence[Cell] | None = None
+) -> Plan:
     """Compare a grid with the lake.
 
     Args:
@@ -42,12 +46,16 @@ def make_plan(grid: Grid, lake: Lake, replace: bool = False) -> Plan:
         lake: Where its results lie, or will lie.
         replace: Accept that finished cells at the same path have another identity; they are
             listed in `Plan.outdated` instead of stopping.
+        cells: Those of its cells to look at; None: all.
 
     Raises:
         ConfigError: A finished cell stands at a cell's path with another identity, or a stream
             does not fit its data.
     """
-    cells = tuple(cells_of(grid))
+    cells = tuple(cells_of(grid) if cells is None else cells)
+    for folder in {cell.model.checkpoint for cell in cells if cell.model.checkpoint}:
+        if is_folder(folder):
+            check_weights(Path(folder))  # a cell's key is made from what they say
     for cell in cells:
         check_cell(cell)
     records = lake.manifest(grid.name) if lake.exists() else []
@@ -84,16 +92,8 @@ def check_cell(cell: Cell) -> None:
     Raises:
         ConfigError: The data holds too few edits for the stream or for a training trajectory.
     """
-    sizes = cell.source().sizes()
-    needs: dict[str, int] = {cell.dataset.split: cell.n_edits}
-    if cell.trains:
-        needs["train"] = cell.trajectory_batches * cell.stream.batch_size
-    for split, n in needs.items():
-        if sizes[split] < n:
-            raise ConfigError(
-                f"{cell.path}: needs {n} edits of the {split} pool, which has {sizes[split]}; "
-                "shorten the stream or enlarge the data"
-            )
+    if cell.obstacle is None and cell.shortage is not None:
+        raise ConfigError(f"{cell.path}: {cell.shortage}; shorten the stream or enlarge the data")
 
 
 def pool_lines(cells: Sequence[Cell]) -> list[str]:
@@ -107,6 +107,7 @@ def pool_lines(cells: Sequence[Cell]) -> list[str]:
 
 def _path(address: CellAddress) -> tuple[object, ...]:
     return (
+        address.scale,
         address.editor,
         address.variant,
         address.model,

@@ -1,55 +1,156 @@
-"""Look at a run's edits through the model's tokenizer before anything expensive starts."""
+"""Everything that can be found wrong before a GPU is asked for.
+
+In this order, cheapest first: the checkpoint and its access, its files, the edited modules, the
+tokenizer on the stream's own rows. Nothing is trained and no weights are read.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import lru_cache
+from pathlib import Path
 from typing import Any
 
 from transformers import AutoConfig, AutoTokenizer
 
+from pipeline.architecture import Architecture, architecture_of
 from pipeline.cells import Cell
-from pipeline.run.stages.prepare import checkpoint_folder
+from pipeline.checkpoints import (
+    CheckpointError,
+    check_weights,
+    fetch_description,
+    is_folder,
+    weight_files,
+)
 from pipeline.yaml_location import ConfigError
+from rledit.editors import editor_class
 from rledit.families import FAMILIES
 from rledit.tokenization import Encoder, TokenizationError
 from rledit.world import world_encoder
 
 
 def preflight(cells: Sequence[Cell]) -> None:
-    """Tokenise every stream once.
+    """Check models, edited modules and streams; see the module.
+
+    Raises:
+        ConfigError: What is wrong, where, and what to do about it.
+        DatasetError: The files of edits cannot be read.
+    """
+    checked: set[tuple[Any, ...]] = set()
+    streams: set[tuple[Any, ...]] = set()
+    for cell in cells:
+        modules = tuple(cell.settings.modules)
+        what = (cell.model.name, cell.editor_name, modules)
+        if what not in checked:
+            checked.add(what)
+            check_modules(cell, _shapes(cell))
+        stream = (cell.model.name, cell.dataset.name, cell.n_edits, cell.seed)
+        if stream not in streams:
+            streams.add(stream)
+            check_stream(cell)
+
+
+def check_modules(cell: Cell, stored: dict[str, tuple[int, ...]] | None = None) -> None:
+    """Find the edited modules in the model's classes, and their matrices in its weight files.
+
+    Args:
+        cell: Its model and the editor's modules.
+        stored: Tensor name → shape of the checkpoint's files, where they are on this machine.
+
+    Raises:
+        ConfigError: A module does not exist, is of a kind the editor cannot edit, or its stored
+            matrix has another shape than the configuration says.
+    """
+    architecture = architecture_of(cell)
+    try:
+        linears = architecture.linears(cell.settings.modules)
+    except ValueError as error:
+        raise ConfigError(f"{cell.path}: {error}") from None
+    _check_kind(cell, architecture, list(linears))
+    for name, (d_in, d_out) in linears.items() if stored else ():
+        shape = (stored or {}).get(f"{name}.weight")
+        if shape != (d_out, d_in):
+            found = "has no such tensor" if shape is None else f"has it as {shape}"
+            raise CheckpointError(
+                f"{cell.path}: edited module {name!r} should be a matrix {(d_out, d_in)} by "
+                f"config.json, but checkpoint {cell.model.checkpoint!r} {found}; configuration and "
+                "weights are not of one model"
+            )
+
+
+def _check_kind(cell: Cell, architecture: Architecture, names: Sequence[str]) -> None:
+    kind = editor_class(cell.editor.editor).linears
+    down = FAMILIES[architecture.family].linears["down"]
+    other = [name for name in names if not name.endswith(f".{down}")]
+    if kind != "any" and other:
+        raise ConfigError(
+            f"{cell.path}: {cell.editor_name} edits the linears that write into the residual "
+            f"stream (down, here {down!r}), not {other[0]!r}; give it modules such as down:4-8"
+        )
+    if kind == "one_down" and len(names) != 1:
+        raise ConfigError(
+            f"{cell.path}: {cell.editor_name} edits exactly one linear, and its modules name "
+            f"{len(names)}; give it one, such as down:5"
+        )
+
+
+def check_stream(cell: Cell) -> None:
+    """Tokenise the stream once.
 
     Raises:
         ConfigError: An edit breaks the token contract; names file, row and reason.
     """
-    seen: set[tuple[str, str, int, int]] = set()
-    for cell in cells:
-        what = (cell.model.name, cell.dataset.name, cell.n_edits, cell.seed)
-        if what in seen:
-            continue
-        seen.add(what)
+    try:
         encoder = _encoder(cell)
         edits = cell.source().draw(cell.dataset.split, cell.n_edits, seed=cell.seed)
-        try:
-            encoder.batch(edits, group_size=1)
-        except TokenizationError as error:
-            raise ConfigError(f"{cell.path}: {error}") from None
+        encoder.batch(edits, group_size=1)
+    except TokenizationError as error:
+        raise ConfigError(f"{cell.path}: {error}") from None
+
+
+def _shapes(cell: Cell) -> dict[str, tuple[int, ...]] | None:
+    """Shapes in the checkpoint's files; None for a model that is made or fetched later."""
+    if cell.model.checkpoint is None:
+        return None
+    if is_folder(cell.model.checkpoint):
+        return _stored(cell.model.checkpoint)
+    folder = fetch_description(cell.model.checkpoint)
+    files = weight_files(folder)
+    # What the hub's cache has only in part is fetched on when the model is prepared.
+    return check_weights(folder) if files and all(f.is_file() for f in files) else None
+
+
+@lru_cache(maxsize=8)
+def _stored(folder: str) -> dict[str, tuple[int, ...]]:
+    found = check_weights(Path(folder))
+    if not found:
+        raise CheckpointError(
+            f"checkpoint {folder!r} has a configuration and no weights (*.safetensors): enough for "
+            "rledit plan; to run, fetch the whole checkpoint"
+        )
+    return found
 
 
 def _encoder(cell: Cell) -> Encoder:
     if cell.model.checkpoint is None:
         return world_encoder(cell.world(), cell.model_spec)
-    return _checkpoint_encoder(cell.model.checkpoint)
+    return _checkpoint_encoder(cell.model.checkpoint, architecture_of(cell).family)
 
 
 @lru_cache(maxsize=4)
-def _checkpoint_encoder(checkpoint: str) -> Encoder:
-    folder = checkpoint_folder(checkpoint)
-    config: Any = AutoConfig.from_pretrained(folder)
-    if config.model_type not in FAMILIES:
-        raise ConfigError(
-            f"checkpoint {checkpoint!r}: family {config.model_type!r} is not one of "
-            f"{', '.join(sorted(FAMILIES))}"
-        )
-    limit = getattr(config, "max_position_embeddings", None)
-    return Encoder(AutoTokenizer.from_pretrained(folder), FAMILIES[config.model_type], limit)
+def _checkpoint_encoder(checkpoint: str, family: str) -> Encoder:
+    folder = fetch_description(checkpoint)
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(folder)
+    except (OSError, ValueError) as error:
+        raise CheckpointError(
+            f"checkpoint {checkpoint!r}: its tokenizer cannot be loaded ({error}); fetch "
+            "tokenizer.json and tokenizer_config.json again"
+        ) from None
+    return Encoder(tokenizer, FAMILIES[family], _positions(folder))
+
+
+def _positions(folder: Path) -> int | None:
+    """The model's longest input."""
+    limit = getattr(AutoConfig.from_pretrained(folder), "max_position_embeddings", None)
+    return None if limit is None else int(limit)

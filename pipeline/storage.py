@@ -15,6 +15,7 @@ from __future__ import annotations
 import logging
 import os
 import re
+import shutil
 import uuid
 from collections.abc import Mapping
 from pathlib import Path
@@ -37,7 +38,7 @@ _QUERY_SECRET = re.compile(
 _SECRET_SETTING = re.compile(
     r"(?i)(^|[_-])(password|passwd|secret|api[_-]?key|access[_-]?key|(auth|hub|hf|access)[_-]?token)$"
 )
-_SECRET_VARIABLE = re.compile(r"(^|_)(TOKEN|PASSWORD|PASSWD|SECRET|API_KEY|ACCESS_KEY(_ID)?)$")
+_SECRET_VARIABLE = re.compile(r"(^|_|^PG)(TOKEN|PASSWORD|PASSWD|SECRET|API_KEY|ACCESS_KEY(_ID)?)$")
 _SHORTEST_SECRET = 8  # shorter environment values ("true", "token") are not secrets
 
 
@@ -137,6 +138,52 @@ class Storage:
             _replace_file(self._root / name, data)
         else:
             self._fs.pipe_file(self._remote_path(name), data)
+
+    def create_bytes(self, name: str, data: bytes) -> bool:
+        """Commits `data` as `name` unless there is one already; of several writers one succeeds.
+
+        An object store has to know conditional writes for that (S3 does, by ``If-None-Match``).
+
+        Returns:
+            Whether this call made it.
+        """
+        name = _checked(name)
+        try:
+            if self._root is not None:
+                _link_file(self._root / name, data)
+            else:
+                self._fs.pipe_file(self._remote_path(name), data, mode="create")
+        except FileExistsError:
+            return False
+        return True
+
+    def upload(self, path: Path, name: str) -> None:
+        """Commits a file of this machine as `name`, however large it is."""
+        name = _checked(name)
+        if self._root is not None:
+            _replace_file(self._root / name, path)
+        else:
+            self._fs.put_file(str(path), self._remote_path(name))
+
+    def download(self, name: str, path: Path) -> None:
+        """Copies the object to a file of this machine, whole or not at all.
+
+        Raises:
+            FileNotFoundError: there is no object of this name.
+        """
+        name = _checked(name)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        temporary = _temporary(path)
+        try:
+            if self._root is not None:
+                shutil.copyfile(self._root / name, temporary)
+            else:
+                self._fs.get_file(self._remote_path(name), str(temporary))
+            os.replace(temporary, path)
+        except FileNotFoundError:
+            raise FileNotFoundError(f"{self}: there is no {name!r} here") from None
+        finally:
+            temporary.unlink(missing_ok=True)
 
     def read_bytes(self, name: str) -> bytes:
         """Returns the whole object.
@@ -241,21 +288,52 @@ def _checked(name: str, *, allow_empty: bool = False) -> str:
     return name
 
 
-def _replace_file(path: Path, data: bytes) -> None:
+def _replace_file(path: Path, content: bytes | Path) -> None:
     """Writes next to `path`, flushes to disk, then replaces `path` in one step."""
+    temporary = _written(path, content)
+    try:
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+    _flush_folder(path.parent)
+
+
+def _link_file(path: Path, content: bytes) -> None:
+    """Writes next to `path`, then gives the file its name unless the name is taken."""
+    temporary = _written(path, content)
+    try:
+        os.link(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+    _flush_folder(path.parent)
+
+
+def _written(path: Path, content: bytes | Path) -> Path:
+    """A flushed temporary file beside `path` with that content, or with that of another file."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.parent / f"{TEMPORARY_PREFIX}{path.name}-{uuid.uuid4().hex[:12]}"
+    temporary = _temporary(path)
     try:
         with open(temporary, "wb") as file:
-            file.write(data)
+            if isinstance(content, Path):
+                with content.open("rb") as source:
+                    shutil.copyfileobj(source, file)
+            else:
+                file.write(content)
             file.flush()
             os.fsync(file.fileno())
-        os.replace(temporary, path)
     except BaseException:
         temporary.unlink(missing_ok=True)
         raise
-    # The rename itself must reach the disk before anyone is told that it happened.
-    folder = os.open(path.parent, os.O_RDONLY)
+    return temporary
+
+
+def _temporary(path: Path) -> Path:
+    return path.parent / f"{TEMPORARY_PREFIX}{path.name}-{uuid.uuid4().hex[:12]}"
+
+
+def _flush_folder(path: Path) -> None:
+    """The new name itself must reach the disk before anyone is told that it is there."""
+    folder = os.open(path, os.O_RDONLY)
     try:
         os.fsync(folder)
     finally:

@@ -9,7 +9,7 @@ from typing import Any
 
 import typer
 
-from pipeline.cli import data, grids, results
+from pipeline.cli import cluster, data, grids, plan, results, statistics
 from pipeline.cli.errors import errors_as_help
 from pipeline.logs import configure_logging
 
@@ -20,18 +20,28 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 for command in (
-    grids.plan,
+    plan.plan,
     grids.run,
     results.table,
     results.query,
     results.diff,
     results.report,
+    cluster.submit,
+    cluster.status,
+    cluster.cancel,
+    cluster.sweep,
+    cluster.rebuild,
 ):
     app.command()(command)
 
 data_app = typer.Typer(help="Look at files of edits before anything runs.", no_args_is_help=True)
 data_app.command("check")(data.data_check)
 app.add_typer(data_app, name="data")
+
+statistics_app = typer.Typer(help="Share second moments between users.", no_args_is_help=True)
+statistics_app.command("export")(statistics.statistics_export)
+statistics_app.command("import")(statistics.statistics_import)
+app.add_typer(statistics_app, name="statistics")
 
 
 def main() -> Any:

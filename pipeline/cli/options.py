@@ -24,6 +24,14 @@ Results = Annotated[
     ),
 ]
 LakeUri = Annotated[str | None, typer.Option("--lake", help="URI of the lake of results.")]
+CacheUri = Annotated[
+    str | None,
+    typer.Option(
+        "--cache",
+        help="URI of models, trained networks, statistics and resume states (default: a folder in "
+        "the results folder). On a cluster: a shared mount or an object store.",
+    ),
+]
 TrackingUri = Annotated[
     str | None,
     typer.Option(
@@ -34,6 +42,19 @@ TrackingUri = Annotated[
 ]
 Replace = Annotated[
     bool, typer.Option("--replace", help="Drop finished cells whose settings have changed.")
+]
+Scale = Annotated[
+    str | None,
+    typer.Option(
+        "--scale",
+        help="What the models' presets stand for: full (the published weights and data), standin "
+        "(the same architectures at toy size, on the embedded world in the datasets' schemas) or "
+        "world (its plain form). Default: what the grid says.",
+    ),
+]
+Limit = Annotated[
+    int | None,
+    typer.Option("--limit", min=1, help="Cut every stream to so many batches."),
 ]
 GridName = Annotated[str, typer.Argument(help="Name of the grid, e.g. demo.")]
 DEFAULT_RESULTS = Path("results")

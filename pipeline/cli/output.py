@@ -6,15 +6,39 @@ from pathlib import Path
 
 import typer
 
+NOTHING_COMPARABLE = 2
 
-def print_table(lake: str, name: str, fmt: str, editors: tuple[str, ...] | None) -> None:
+
+def print_table(
+    lake: str,
+    name: str,
+    fmt: str,
+    editors: tuple[str, ...] | None = None,
+    scale: str | None = None,
+) -> int:
+    """Print a grid's table: beside the published one where there is one.
+
+    Returns:
+        What ``--check`` exits with.
+    """
+    from pipeline.paper.layouts import LAYOUTS
+
+    if name in LAYOUTS:
+        from pipeline.paper.rendering import render_paper_table
+        from pipeline.paper.table import paper_table
+
+        table = paper_table(lake, name, scale)
+        typer.echo(render_paper_table(table, fmt))
+        return table.exit_code
     from pipeline.results.query import runs
     from pipeline.results.rendering import render_table
     from pipeline.results.tables import build_table
 
     order = tuple(dict.fromkeys(editors)) if editors else None
-    built = build_table(runs(lake, name), title=name, editors=order)
+    rows = [row for row in runs(lake, name) if scale in (None, row["scale"])]
+    built = build_table(rows, title=name, editors=order)
     typer.echo(render_table(built, fmt))
+    return NOTHING_COMPARABLE
 
 
 def write_report_files(lake: str, name: str, path: Path) -> str:

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from pipeline.cli.options import DEFAULT_RESULTS, GridName, LakeUri, Results
+from pipeline.cli.options import DEFAULT_RESULTS, GridName, LakeUri, Results, Scale
 from pipeline.cli.output import print_table, write_report_files
 from pipeline.locations import Locations
 
@@ -17,9 +17,23 @@ def table(
     results: Results = DEFAULT_RESULTS,
     lake: LakeUri = None,
     format_: Annotated[str, typer.Option("--format", help="md, latex, html or csv.")] = "md",
+    scale: Scale = None,
+    check: Annotated[
+        bool,
+        typer.Option(
+            "--check",
+            help="Exit 1 where a figure differs from the published one, 2 where none could be "
+            "compared.",
+        ),
+    ] = False,
 ) -> None:
-    """Print the table of a grid."""
-    print_table(Locations.under(results, lake).lake, name, format_, None)
+    """Print the table of a grid; where it repeats a published one, with that one's figures.
+
+    Every figure then has the published one, the difference and a verdict beside it.
+    """
+    code = print_table(Locations.under(results, lake).lake, name, format_, scale=scale)
+    if check and code:
+        raise typer.Exit(code)
 
 
 def query(

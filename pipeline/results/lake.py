@@ -1,16 +1,20 @@
 """The results lake: Parquet shards of cells, and the only file that imports pyarrow.
 
-- One file per cell and table, `TABLE/model=…/editor=…/dataset=…/CELL_KEY.parquet`; a re-run
+- One file per cell and table, `TABLE/model=…/editor=…/dataset=…/CELL_KEY.DIGEST.parquet`; a re-run
   replaces its own files and touches no others.
-- A cell exists when its file in `cells/`, the manifest, says so. It is written last and carries
-  rows, bytes and sha256 of the others; it is removed first when a cell is written again. Shards
-  without a manifest, and manifests whose shards are missing or cut short, are never read.
+- A cell exists when its manifest, `cells/…/CELL_KEY.parquet`, says so. It is written last and
+  names the other files with their rows, bytes and sha256. Shards without a manifest, and manifests
+  whose shards are missing or cut short, are never read.
+- A shard's name carries the digest of its content, so nothing is ever changed under its name: two
+  writers of one cell cannot mix their shards, the later manifest decides between them, and until
+  then the earlier one stands. Shards that no manifest names are removed after the commit.
 - Everything here reads through the manifest. Plain readers may use
   `read_parquet('LAKE/scores/**/*.parquet', hive_partitioning=true, union_by_name=true)`.
 """
 
 from __future__ import annotations
 
+import glob
 import hashlib
 import json
 import logging
@@ -34,6 +38,7 @@ from pipeline.results.layout import (
     checked_files,
     complete_columns,
     file_name,
+    shard_belongs,
     shard_name,
     utc,
 )
@@ -61,6 +66,7 @@ _TYPES = {
     "timestamp": pa.timestamp("us"),
     "list<string>": pa.list_(pa.string()),
 }
+_WRITERS = 3  # of one cell at a time: more than ever happens
 _READERS = 16  # threads that read manifest rows; on an object store each read is a round trip
 
 
@@ -127,21 +133,46 @@ class Lake:
         }
         if shards["scores"][1] == 0:
             raise LakeError(f"cell {result.address.cell_key} is done but has no row of scores")
-        files: dict[str, dict[str, Any]] = {
-            table: {
-                "path": shard_name(table, result.address),
-                "rows": rows,
-                "bytes": len(data),
-                "sha256": hashlib.sha256(data).hexdigest(),
-            }
-            for table, (data, rows) in shards.items()
-        }
+        files: dict[str, dict[str, Any]] = {}
+        for table, (data, rows) in shards.items():
+            digest = hashlib.sha256(data).hexdigest()
+            path = shard_name(table, result.address, digest)
+            files[table] = {"path": path, "rows": rows, "bytes": len(data), "sha256": digest}
         manifest = self._manifest_bytes(result, files)
-        self._remove_manifests(result.address.cell_key)
-        for table in DATA_TABLES:
-            self.storage.write_bytes(files[table]["path"], shards[table][0])
-        self.storage.write_bytes(shard_name("cells", result.address), manifest)
-        return _record(_read(manifest, "cells", str(self.storage)), result.address)
+        record = _record(_read(manifest, "cells", str(self.storage)), result.address)
+        for _ in range(_WRITERS):
+            for table in DATA_TABLES:
+                self.storage.write_bytes(files[table]["path"], shards[table][0])
+            self.storage.write_bytes(shard_name("cells", result.address), manifest)
+            # Another writer of the cell may have removed our shards before our manifest was there.
+            if self._whole(record):
+                self._sweep(record)
+                return record
+        raise LakeError(
+            f"cell {result.address.cell_key}: other writers remove its shards; end all runs of "
+            f"grid {result.address.grid} but one"
+        )
+
+    def _whole(self, record: CellRecord) -> bool:
+        sizes = {f["path"]: self._size(f["path"]) for f in record.files.values()}
+        return all(sizes[f["path"]] == f["bytes"] for f in record.files.values())
+
+    def _sweep(self, record: CellRecord) -> None:
+        """Removes what an earlier attempt at the cell, or one cut short, has left behind."""
+        for table, file in record.files.items():
+            folder = file["path"].rsplit("/", 1)[0]
+            for name in self._siblings(folder, record.address.cell_key):
+                if name != file["path"]:
+                    logger.info("removing %s, which no manifest names (%s)", name, table)
+                    self.storage.delete(name)
+
+    def _siblings(self, folder: str, cell_key: str) -> list[str]:
+        local = self.storage.local_path(folder)
+        if local is None:
+            names = self.storage.list(folder)
+        else:
+            names = [f"{folder}/{path.name}" for path in local.glob(f"{glob.escape(cell_key)}*")]
+        return [name for name in names if shard_belongs(name, cell_key)]
 
     def record_failure(
         self,
@@ -181,7 +212,8 @@ class Lake:
     def forget(self, cell_key: str) -> None:
         """Takes a cell out of the lake: its manifest row first, then its shards."""
         record = self.record(cell_key)
-        self._remove_manifests(cell_key)
+        for name in self._manifest_names(cell_key):
+            self.storage.delete(name)
         for file in record.files.values() if record is not None else ():
             self.storage.delete(file["path"])
 
@@ -194,11 +226,6 @@ class Lake:
         row["protocols"] = list(result.protocols)
         row["files"] = json.dumps(files, sort_keys=True)
         return _to_bytes(_build("cells", [row], result.address))[0]
-
-    def _remove_manifests(self, cell_key: str) -> None:
-        """Takes a cell out of the lake before its shards change under an old manifest row."""
-        for name in self._manifest_names(cell_key):
-            self.storage.delete(name)
 
     # Reading -----------------------------------------------------------------------------------
 

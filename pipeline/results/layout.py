@@ -18,6 +18,8 @@ from pipeline.storage import redact_settings
 logger = logging.getLogger(__name__)
 
 SUFFIX = ".parquet"
+_DIGEST = "."  # between a cell's key and the digest of its shard
+_DIGITS = 16
 _LONGEST_FOLDER = 200  # bytes; file systems stop at 255
 
 
@@ -29,17 +31,33 @@ class CorruptShard(LakeError):
     """A file that is not readable Parquet: half-written, truncated or damaged."""
 
 
-def shard_name(table: str, address: CellAddress) -> str:
+def shard_name(table: str, address: CellAddress, sha256: str = "") -> str:
     """The name of a cell's shard inside the lake.
 
     Folder values are percent-encoded, so `meta-llama/Llama-3` is one folder; every reader of hive
     partitions decodes them.
 
+    Args:
+        table: The table.
+        address: The cell.
+        sha256: Digest of the shard, which becomes part of its name: what another writer of the
+            same cell has written can neither be replaced by it, nor be taken for it. Empty for a
+            manifest, of which a cell has one.
+
     Raises:
         LakeError: a value cannot be a folder's name.
     """
     folders = "/".join(f"{name}={_folder(name, getattr(address, name))}" for name in PARTITION)
-    return f"{table}/{folders}/{file_name(address.cell_key)}"
+    file = file_name(address.cell_key)
+    if sha256:
+        file = f"{address.cell_key}{_DIGEST}{sha256[:_DIGITS]}{SUFFIX}"
+    return f"{table}/{folders}/{file}"
+
+
+def shard_belongs(name: str, cell_key: str) -> bool:
+    """Whether the file of that name is a shard of a cell."""
+    file = name.rsplit("/", 1)[-1]
+    return file == file_name(cell_key) or file.startswith(f"{cell_key}{_DIGEST}")
 
 
 def _folder(name: str, value: str) -> str:

@@ -50,7 +50,7 @@ def render_table(table: Table, fmt: str = "md", *, bold_best: bool = False) -> s
         lstrip_blocks=True,
         undefined=jinja2.StrictUndefined,
     )
-    environment.filters |= {"md": _escape_md, "latex": _escape_latex}
+    environment.filters |= {"md": escape_md, "latex": escape_latex}
     best = _best(table) if bold_best else set()
     panels = [
         {
@@ -98,10 +98,10 @@ def _pad(table: Table, panels: Sequence[dict[str, Any]]) -> None:
     """Makes Markdown readable before it is rendered: equal widths down each column."""
     for panel in panels:
         labels = [*table.varying, panel["protocol"]]
-        heads = [*map(_escape_md, labels)]
+        heads = [*map(escape_md, labels)]
         heads += [f"{stream_label(c.stream)} {c.label}" for c in panel["columns"]]
         body = [
-            [*map(_escape_md, line["labels"])]
+            [*map(escape_md, line["labels"])]
             + [f"**{cell['text']}**" if cell["best"] else cell["text"] for cell in line["cells"]]
             for line in panel["lines"]
         ]
@@ -162,7 +162,8 @@ def _csv(table: Table) -> str:
     return out.getvalue()
 
 
-def _escape_md(text: str) -> str:
+def escape_md(text: str) -> str:
+    """`text` as the content of a cell of a Markdown table."""
     for mark in "\\|*`<":
         text = text.replace(mark, f"\\{mark}")
     return text
@@ -172,8 +173,10 @@ _LATEX = {
     "\\": r"\textbackslash{}", "&": r"\&", "%": r"\%", "$": r"\$", "#": r"\#", "_": r"\_",
     "{": r"\{", "}": r"\}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}",
     "±": r"$\pm$", "×": r"$\times$", "–": "--", "<": r"\textless{}", ">": r"\textgreater{}",
+    "Δ": r"$\Delta$", "·": r"$\cdot$",
 }  # fmt: skip
 
 
-def _escape_latex(text: str) -> str:
+def escape_latex(text: str) -> str:
+    """`text` as LaTeX."""
     return "".join(_LATEX.get(character, character) for character in text)

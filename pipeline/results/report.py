@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import base64
 import json
 import logging
 import os
@@ -18,12 +17,11 @@ from markupsafe import Markup
 from pipeline.results import figures
 from pipeline.results.lake import Lake
 from pipeline.results.protocols import SCORE_DEFINITIONS, definition, sorted_protocols
-from pipeline.results.query import Connection, connect, query, quoted, runs
+from pipeline.results.query import Connection, connect, runs
 from pipeline.results.records import CellRecord
 from pipeline.results.rendering import format_value, render_table
 from pipeline.results.tables import (
     Column,
-    Stream,
     build_table,
     editor_label,
     stream_label,
@@ -32,28 +30,11 @@ from pipeline.storage import Storage
 
 logger = logging.getLogger(__name__)
 
-_AGE_BINS = 10  # a stream of 400 batches is still a readable line
-_CURVES = {"shift_norm": "‖ΔW‖ of the batch", "realised_cosine": "realised cosine"}
-
 Row = Mapping[str, Any]
 
 
 class ReportError(ValueError):
     """A report that cannot be written, with what there is instead."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Picture:
-    """A figure with what it shows."""
-
-    title: str
-    text: str
-    svg: bytes
-
-    @property
-    def uri(self) -> str:
-        """The picture as a data URI, which needs no other file."""
-        return f"data:image/svg+xml;base64,{base64.b64encode(self.svg).decode()}"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -69,7 +50,7 @@ class Section:
     """The figures of one model on one dataset."""
 
     title: str
-    pictures: tuple[Picture, ...]
+    pictures: tuple[figures.Picture, ...]
 
 
 def write_report(
@@ -116,10 +97,11 @@ def render_report(lake: str | Lake, grid: str, *, title: str | None = None) -> s
         lake=str(lake.storage),
         headlines=headlines(rows),
         counts=_counts(records),
+        header=header(records, protocols),
         table=Markup(render_table(build_table(rows), "html", bold_best=True)),
         protocols=[(name, definition(name)) for name in protocols],
         scores=SCORE_DEFINITIONS.values(),
-        sections=_sections(connection, rows, protocols),
+        sections=_sections(connection, grid, rows),
         provenance=provenance(records),
         settings=_settings(records),
         failures=[r for r in records if not r.done],
@@ -134,10 +116,9 @@ def write_figures(lake: str | Lake, grid: str, folder: str | os.PathLike[str]) -
     records = lake.manifest(grid)
     connection = connect(lake, records)
     rows = runs(connection, grid)
-    protocols = sorted_protocols(row["protocol"] for row in rows if row["protocol"] is not None)
     storage = Storage(os.fspath(folder))
     names = []
-    for section in _sections(connection, rows, protocols):
+    for section in _sections(connection, grid, rows):
         for picture in section.pictures:
             name = re.sub(r"[^a-z0-9]+", "-", f"{section.title} {picture.title}".lower()).strip("-")
             storage.write_bytes(f"{name}.svg", picture.svg)
@@ -196,117 +177,58 @@ def _counts(records: Sequence[CellRecord]) -> dict[str, int]:
     return dict(sorted(counts.items()))
 
 
-def _sections(
-    connection: Connection, rows: Sequence[Row], protocols: Sequence[str]
-) -> list[Section]:
+def _sections(connection: Connection, grid: str, rows: Sequence[Row]) -> list[Section]:
+    """Every model on every dataset, and the overview of a model where it has several."""
     look = figures.looks(rows)
     sections = []
     for scale, model, dataset in _subjects([row for row in rows if row["status"] == "done"]):
-        protocol = protocols[0]
-        here = [
-            row for row in _of_subject(rows, (scale, model, dataset)) if row["protocol"] == protocol
-        ]
-        if not here:
-            continue
-        subject = (
-            f"scale = {quoted(scale)} AND model = {quoted(model)} AND dataset = {quoted(dataset)}"
-        )
-        pictures = [*_score_pictures(here, look, protocol)]
-        pictures += _retention_pictures(connection, subject, protocol, look)
-        pictures += _curve_pictures(connection, subject, look)
-        sections.append(
-            Section(title=f"{dataset} on {model} ({protocol})", pictures=tuple(pictures))
-        )
+        here = _of_subject(rows, (scale, model, dataset))
+        sections += _section(connection, grid, (scale, model, dataset), here, look)
+    for scale, model in sorted({(row["scale"], row["model"]) for row in rows}):
+        here = [row for row in rows if (row["scale"], row["model"]) == (scale, model)]
+        sections += _section(connection, grid, (scale, model, None), here, look)
     return sections
 
 
-def _score_pictures(rows: Sequence[Row], look: figures.Look, protocol: str) -> list[Picture]:
-    longest = figures.streams_of(rows)[-1]
-    costs = [row for row in rows if (row["n_batches"], row["batch_size"]) == longest]
-    return [
-        Picture(
-            title="Scores at the end of the stream",
-            text=f"Efficacy, generalization and specificity by {protocol}; mean over seeds, bars "
-            "of one standard deviation.",
-            svg=figures.score_bars(rows, look),
-        ),
-        Picture(
-            title="What an edit costs the rest of the model",
-            text="Efficacy against specificity; up and to the right is better.",
-            svg=figures.frontier(rows, look),
-        ),
-        Picture(
-            title=f"Cost, {stream_label(longest)}",
-            text="Time per edit, and apart from it the training that comes before the first edit.",
-            svg=figures.cost_bars(costs, look),
-        ),
-    ]
-
-
-def _retention_pictures(
-    connection: Connection, subject: str, protocol: str, look: figures.Look
-) -> list[Picture]:
-    # Age counts the edits applied after the scored edit's own batch. An edit that a later one
-    # rewrites is not expected to hold.
-    width = f"(batch_size * CAST(ceil(n_batches / {_AGE_BINS}) AS INTEGER))"
-    rows = query(
-        f"""
-        SELECT editor, variant, n_batches, batch_size, checkpoint,
-               {width} * (greatest(0, checkpoint - (batch_index + 1) * batch_size) // {width})
-                   AS age,
-               avg(efficacy) AS score
-        FROM edits
-        WHERE {subject} AND protocol = {quoted(protocol)} AND NOT superseded
-              AND efficacy IS NOT NULL
-        GROUP BY ALL ORDER BY ALL""",
-        connection,
-    ).dicts()
-    if not rows:
+def _section(
+    connection: Connection,
+    grid: str,
+    address: tuple[str, str, str | None],
+    rows: Sequence[Row],
+    look: figures.Look,
+) -> list[Section]:
+    """One section with what its registry draws, under the first of its protocols."""
+    scale, model, dataset = address
+    protocols = sorted_protocols(r["protocol"] for r in rows if r["protocol"] is not None)
+    if not protocols:
         return []
-    last: dict[Stream, int] = {}
-    for row in rows:
-        stream = (row["n_batches"], row["batch_size"])
-        last[stream] = max(last.get(stream, 0), row["checkpoint"])
-    at_end = [r for r in rows if r["checkpoint"] == last[r["n_batches"], r["batch_size"]]]
-    longest = max(last, key=lambda s: (s[0] * s[1], s))
-    pictures = [
-        Picture(
-            title="Retention by age",
-            text="Efficacy of the edits by how many edits came after them, at the end of the "
-            "stream. A line that falls to the right forgets.",
-            svg=figures.retention(at_end, look),
-        )
-    ]
-    mapped = [row for row in rows if (row["n_batches"], row["batch_size"]) == longest]
-    if len({row["checkpoint"] for row in mapped}) > 1:
-        pictures.append(
-            Picture(
-                title=f"Retention along the stream, {stream_label(longest)}",
-                text="Efficacy by stream position (across) and edit age (up); grey: no such age.",
-                svg=figures.retention_map(mapped, look),
-            )
-        )
-    return pictures
+    subject = figures.Subject(
+        connection=connection,
+        grid=grid,
+        scale=scale,
+        model=model,
+        dataset=dataset,
+        protocol=protocols[0],
+        rows=[row for row in rows if row["protocol"] == protocols[0]],
+        look=look,
+    )
+    registry = figures.OVERVIEWS if dataset is None else figures.FIGURES
+    pictures = tuple(picture for draw in registry.values() for picture in draw(subject))
+    where = f"all datasets on {model}" if dataset is None else f"{dataset} on {model}"
+    return [Section(title=f"{where} ({protocols[0]})", pictures=pictures)] if pictures else []
 
 
-def _curve_pictures(connection: Connection, subject: str, look: figures.Look) -> list[Picture]:
-    pictures = []
-    for metric, label in _CURVES.items():
-        rows = query(
-            f"""SELECT editor, variant, n_batches, batch_size, step, metric, avg(value) AS value
-            FROM curves WHERE {subject} AND metric = {quoted(metric)} AND isfinite(value)
-            GROUP BY ALL ORDER BY ALL""",
-            connection,
-        ).dicts()
-        if rows:
-            pictures.append(
-                Picture(
-                    title=f"Along the stream: {label}",
-                    text="Per batch of edits, mean over seeds.",
-                    svg=figures.curves(rows, look, metric, label),
-                )
-            )
-    return pictures
+def header(records: Sequence[CellRecord], protocols: Sequence[str]) -> list[tuple[str, str]]:
+    """What a number must not be read without: protocol, scale, code and data."""
+    facts = dict(provenance(records))
+    names = ("scale", "model", "data", "streams", "seeds", "code version")
+    found = [("protocol", ", ".join(protocols))] if protocols else []
+    return found + [(name, _short_hashes(facts[name])) for name in names if name in facts]
+
+
+def _short_hashes(text: str) -> str:
+    """Twelve digits tell two files apart; the whole hash stands at the end of the report."""
+    return re.sub(r"\b([0-9a-f]{12})[0-9a-f]{20,}\b", r"\1…", text)
 
 
 def provenance(records: Sequence[CellRecord]) -> list[tuple[str, str]]:

@@ -17,12 +17,16 @@ import math
 import os
 import socket
 from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
 os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")  # read when mlflow is imported
+# A server that is away must not hold the driver up for long: the lake has the rows.
+os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "3")
+os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "20")
 
 import mlflow
 from mlflow import MlflowClient
@@ -45,11 +49,34 @@ _PAGE = 1000
 
 _PARENT = "mlflow.parentRunId"
 _DIGEST = "content_digest"
+_HEARTBEAT = "heartbeat"
+STALE_MINUTES = 15.0  # an invocation on another machine is gone when it was silent for so long
 _ENDINGS = ("FINISHED", "FAILED", "KILLED")
 
 
 class TrackingError(RuntimeError):
     """The tracking store cannot be used as asked; the message says what would work."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Invocation:
+    """A parent run: one call of `rledit run`, or one submitted job.
+
+    Attributes:
+        run_id: MLflow's id.
+        name: What it is called.
+        status: RUNNING, FINISHED, FAILED or KILLED.
+        started: When it began.
+        tags: Among them `submission_id` and `heartbeat`, where there are any.
+        metrics: The last numbers it gave to `Tracker.beat`.
+    """
+
+    run_id: str
+    name: str
+    status: str
+    started: datetime
+    tags: Mapping[str, str]
+    metrics: Mapping[str, float]
 
 
 class Tracker:
@@ -94,15 +121,41 @@ class Tracker:
             "process_started": _process_start(os.getpid()),
         }
         given = {key: redact(value) for key, value in (tags or {}).items()}
-        run = self._client.create_run(self._experiment_id, run_name=name, tags=own | given)
+        with _explained(self.uri):
+            run = self._client.create_run(self._experiment_id, run_name=name, tags=own | given)
         return str(run.info.run_id)
+
+    def beat(self, parent: str, values: Mapping[str, float], step: int) -> None:
+        """Says that an invocation is alive and how far it is; one request.
+
+        Args:
+            values: numbers by name, shown as metrics of the invocation.
+            step: its age in seconds.
+
+        Raises:
+            TrackingError: the store did not take it.
+        """
+        now = datetime.now(UTC)
+        moment = int(now.timestamp() * 1000)
+        metrics = [Metric(metric_name(k), float(v), moment, step) for k, v in values.items()]
+        with _explained(self.uri):
+            self._client.log_batch(
+                parent, metrics, tags=[RunTag(_HEARTBEAT, now.isoformat(timespec="seconds"))]
+            )
 
     def log_cell(self, parent: str, result: CellResult) -> str:
         """Logs a cell below `parent` and returns its run id.
 
         A cell that is logged already, with the same content, keeps its run; with other content its
         run is superseded (deleted in MLflow's sense), because parameters cannot be changed.
+
+        Raises:
+            TrackingError: the store did not take it; nothing is lost, `rebuild` adds it later.
         """
+        with _explained(self.uri):
+            return self._log_cell(parent, result)
+
+    def _log_cell(self, parent: str, result: CellResult) -> str:
         logged = Logged(result)
         keep = None
         for run in self._cell_runs(result.address.cell_key):
@@ -117,7 +170,8 @@ class Tracker:
         """Ends an invocation as FINISHED, FAILED or KILLED."""
         if status not in _ENDINGS:
             raise ValueError(f"a run ends as one of {', '.join(_ENDINGS)}, not {status!r}")
-        self._client.set_terminated(parent, status=status)
+        with _explained(self.uri):
+            self._client.set_terminated(parent, status=status)
 
     def sweep(self, is_alive: Callable[[Mapping[str, str]], bool] | None = None) -> list[str]:
         """Ends as KILLED every run left RUNNING by an invocation that is gone.
@@ -149,7 +203,30 @@ class Tracker:
 
         Returns:
             How many cells were logged anew.
+
+        Raises:
+            TrackingError: the store did not take it.
         """
+        with _explained(self.uri):
+            return self._rebuild(lake, parent)
+
+    def invocations(self) -> list[Invocation]:
+        """The parent runs of this experiment, newest first."""
+        runs = self._search("tags.kind = 'invocation'")
+        runs.sort(key=lambda run: -run.info.start_time)
+        return [
+            Invocation(
+                run_id=str(run.info.run_id),
+                name=str(run.info.run_name),
+                status=str(run.info.status),
+                started=datetime.fromtimestamp(run.info.start_time / 1000, UTC),
+                tags=dict(run.data.tags),
+                metrics=dict(run.data.metrics),
+            )
+            for run in runs
+        ]
+
+    def _rebuild(self, lake: Lake, parent: str | None) -> int:
         records = [r for r in lake.manifest(self.experiment) if r.status != "incomplete"]
         known: dict[str, list[Run]] = {}
         for run in self._search("tags.kind = 'cell'"):
@@ -302,12 +379,43 @@ def checked_uri(uri: str) -> str:
     return uri
 
 
+def experiments(uri: str) -> list[str]:
+    """Names of the experiments of a store that hold runs of this project.
+
+    Raises:
+        TrackingError: the store cannot be opened.
+    """
+    database = _sqlite_path(checked_uri(uri))
+    if database is not None and not database.is_file():
+        return []
+    with _quiet_migrations(), _schema_lock(uri), _explained(uri):
+        client = MlflowClient(uri)
+        found = client.search_experiments()
+        return sorted(
+            experiment.name
+            for experiment in found
+            if client.search_runs(
+                [experiment.experiment_id], "tags.kind = 'invocation'", max_results=1
+            )
+        )
+
+
 def process_alive(tags: Mapping[str, str]) -> bool:
-    """True if the process that opened a run may still be alive: certain on this host only."""
+    """True if the process that opened a run may still be alive.
+
+    Certain on this host only; elsewhere one that gave signs of life counts as dead after
+    `STALE_MINUTES` without any.
+    """
     if tags.get("host") != socket.gethostname():
-        return True
+        beat = tags.get(_HEARTBEAT)
+        return beat is None or minutes_since(beat) < STALE_MINUTES
     started = _process_start(int(tags.get("pid", "0")))
     return bool(started) and started == tags.get("process_started", started)
+
+
+def minutes_since(moment: str) -> float:
+    """Minutes since a moment in ISO format."""
+    return (datetime.now(UTC) - datetime.fromisoformat(moment)).total_seconds() / 60
 
 
 def _text(value: Any) -> str:
@@ -340,6 +448,16 @@ def _sqlite_path(uri: str) -> Path | None:
     if not uri.startswith("sqlite:///"):
         return None
     return Path(uri.removeprefix("sqlite:///").partition("?")[0]).absolute()
+
+
+@contextlib.contextmanager
+def _explained(uri: str) -> Iterator[None]:
+    """Turns MLflow's errors into one that names the store and hides its secrets."""
+    try:
+        yield
+    except MlflowException as error:
+        message = f"{redact(uri)}: the tracking store failed ({redact(str(error))})"
+        raise TrackingError(message) from None
 
 
 @contextlib.contextmanager

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Sequence
+from dataclasses import asdict
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -10,6 +12,8 @@ from typing import Any
 from pipeline.cells import Cell
 from pipeline.results.lake import Lake
 from pipeline.results.records import CellResult
+from pipeline.run.cache import Cache
+from pipeline.run.gang import ALONE, Gang
 from pipeline.run.memory import PeakMemory
 from pipeline.run.report import Report
 from pipeline.run.stages.edit import StreamRows, edit_stream, state_folder
@@ -20,30 +24,52 @@ logger = logging.getLogger(__name__)
 
 
 def run_cell(
-    cell: Cell, model_folder: Path, trained: Path | None, cache: Path, lake: Lake, report: Report
+    cell: Cell,
+    model_folder: Path,
+    trained: Path | None,
+    cache: Cache,
+    lake: Lake,
+    report: Report,
+    gang: Gang = ALONE,
+    interruptions: Sequence[str] = (),
 ) -> str:
     """Edit, score and commit a cell whose model and network are ready.
+
+    Args:
+        cell: The cell.
+        model_folder: Its model.
+        trained: Its trained network, if it has one.
+        cache: Where its resume state lies.
+        lake: Where its rows go; the leader of a gang alone writes them.
+        report: Told how far the work is.
+        gang: The ranks that do it.
+        interruptions: Why earlier attempts ended; kept with the rows.
 
     Returns:
         The recorded status.
     """
-    if lake.is_done(cell.key):
+    if gang.decide(gang.leads and lake.is_done(cell.key)):
         return "done"
     started = datetime.now(UTC)
     memory = PeakMemory()
     network = load_trained(trained) if trained else None
-    rows = edit_stream(cell, model_folder, cache, network, report)
+    rows = edit_stream(cell, model_folder, cache, network, report, gang)
+    if not gang.leads:
+        return "done"
+    report("commit", 0, 1)
     lake.commit(
         _result(
             cell,
             rows,
             network,
-            model_hash=model_folder.name,
+            interruptions,
+            model_hash=cell.model_hash,
             started_at=started,
             peak_memory_gb=memory.gigabytes(),
         )
     )
     state_folder(cell, cache).clear()
+    report("commit", 1, 1)
     return "done"
 
 
@@ -58,7 +84,26 @@ def record_failure(cell: Cell, lake: Lake, reason: str) -> None:
     )
 
 
-def _result(cell: Cell, rows: StreamRows, network: Trained | None, **facts: Any) -> CellResult:
+def record_skip(cell: Cell, lake: Lake, reason: str) -> str:
+    """Leave in the lake why a cell cannot be run; returns its status."""
+    lake.record_failure(
+        cell.address,
+        reason,
+        identity=cell.identity,
+        code_version=code_version(),
+        status="skipped",
+        data_hash=cell.identity["dataset"]["data_hash"],
+    )
+    return "skipped"
+
+
+def _result(
+    cell: Cell,
+    rows: StreamRows,
+    network: Trained | None,
+    interruptions: Sequence[str],
+    **facts: Any,
+) -> CellResult:
     training = [
         {"step": step + 1, "metric": f"train_{name}", "value": value}
         for step, metrics in enumerate(network.curve if network else [])
@@ -67,7 +112,7 @@ def _result(cell: Cell, rows: StreamRows, network: Trained | None, **facts: Any)
     return CellResult(
         address=cell.address,
         identity=cell.identity,
-        resolved={**cell.identity, "execution": {"threads": cell.threads}},
+        resolved={**cell.identity, **cell.facts, "execution": _execution(cell, interruptions)},
         data_hash=cell.identity["dataset"]["data_hash"],
         code_version=code_version(),
         versions=library_versions(),
@@ -82,7 +127,16 @@ def _result(cell: Cell, rows: StreamRows, network: Trained | None, **facts: Any)
         n_edits=cell.n_edits,
         n_contradicting=rows.n_contradicting,
         threads=cell.threads,
-        ranks=1,
+        ranks=cell.resources.ranks,
         finished_at=datetime.now(UTC),
         **facts,
     )
+
+
+def _execution(cell: Cell, interruptions: Sequence[str]) -> dict[str, Any]:
+    """How the cell was run, which is no part of its identity."""
+    return {
+        "threads": cell.threads,
+        **asdict(cell.resources),
+        "interruptions": list(interruptions),
+    }

@@ -13,7 +13,8 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
-from pipeline.run.fleet import Finished, Progress
+from pipeline.run.board import Progress
+from pipeline.run.queue import Finished
 from pipeline.run.tasks import Task
 
 logger = logging.getLogger(__name__)
@@ -115,6 +116,12 @@ class Display:
             self._estimate.add(task, time.time() - started)
         if not self._live:
             logger.info("%s: %s", task.label, finished.reason or "done")
+
+    def counts(self) -> dict[str, float]:
+        """How many cells there are, have ended, and failed."""
+        edits = [key for key, task in self._tasks.items() if task.kind == "edit"]
+        done = sum(key not in self._unfinished for key in edits)
+        return {"cells": len(edits), "cells_ended": done, "tasks_failed": self._failed}
 
     def _headline(self) -> str:
         edits = [key for key, task in self._tasks.items() if task.kind == "edit"]

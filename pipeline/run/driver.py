@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import logging
 import signal
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from types import FrameType
 
@@ -13,11 +14,16 @@ from pipeline.config import Grid
 from pipeline.locations import Locations
 from pipeline.plan import Plan
 from pipeline.results.lake import Lake
-from pipeline.results.tracking import Tracker
+from pipeline.results.tracking import Tracker, TrackingError
+from pipeline.run.board import Progress
 from pipeline.run.cell import record_failure
 from pipeline.run.display import Display
-from pipeline.run.fleet import Finished, local_fleet, run_tasks
+from pipeline.run.fleet import local_fleet, remote_fleet, require_room, run_tasks
+from pipeline.run.heartbeat import Heartbeat
+from pipeline.run.queue import Finished
 from pipeline.run.tasks import Task, tasks_of
+
+logger = logging.getLogger(__name__)
 
 
 class Terminated(Exception):
@@ -25,7 +31,13 @@ class Terminated(Exception):
 
 
 def run_plan(
-    grid: Grid, plan: Plan, locations: Locations, console: Console, workers: int | None = None
+    grid: Grid,
+    plan: Plan,
+    locations: Locations,
+    console: Console,
+    workers: int | None = None,
+    address: str | None = None,
+    tags: Mapping[str, str] | None = None,
 ) -> int:
     """Run the missing cells of a plan.
 
@@ -35,6 +47,8 @@ def run_plan(
         locations: Where everything lies.
         console: Where progress is shown.
         workers: Cores to use; None: all of this machine's.
+        address: A Ray cluster to work on; None: a Ray of this machine.
+        tags: More tags of the tracked invocation, e.g. the submission it belongs to.
 
     Returns:
         The number of cells that failed.
@@ -42,7 +56,7 @@ def run_plan(
     lake = Lake(locations.lake)
     tracker = Tracker(locations.tracking, grid.name)
     tracker.sweep()
-    parent = tracker.start(f"run {grid.name}")
+    parent = tracker.start(f"run {grid.name}", tags)
     status = "KILLED"
     try:
         for key in plan.outdated:
@@ -52,29 +66,54 @@ def run_plan(
             tasks = tasks_of(plan.missing)
             with (
                 _ended_by_signal(),
-                local_fleet(workers) as slots,
+                remote_fleet(address) if address else local_fleet(workers) as slots,
                 Display(tasks, slots, console) as display,
             ):
-                for finished in run_tasks(tasks, locations, display.progress):
+                if not address:
+                    require_room(tasks)
+                beat = Heartbeat(tracker, parent, display.counts)
+
+                def progress(running: Mapping[str, Progress]) -> None:
+                    display.progress(running)
+                    beat.progress(running)
+
+                for finished in run_tasks(tasks, locations, progress):
                     display.finished(finished)
                     if finished.task.kind == "edit":
                         failed += _settle(finished, lake, tracker, parent)
-        tracker.rebuild(lake, parent)
+        _warned(
+            lambda: tracker.rebuild(lake, parent), "`rledit rebuild` makes it equal to the lake"
+        )
         status = "FAILED" if failed else "FINISHED"
         return failed
     finally:
-        tracker.finish(parent, status)
+        _warned(lambda: tracker.finish(parent, status), "`rledit sweep` closes the run")
 
 
 def _settle(finished: Finished, lake: Lake, tracker: Tracker, parent: str) -> bool:
     """Record how a cell ended; returns whether it failed."""
     task: Task = finished.task
     if finished.reason is not None:
-        record_failure(task.cell, lake, finished.reason)
+        try:
+            record_failure(task.cell, lake, finished.reason)
+        except OSError as error:
+            # The reason may be that this disk is full; the cell counts as missing then.
+            logger.error("%s: %s; not recorded: %s", task.label, finished.reason, error)
     record = lake.record(task.cell.key)
     if record is not None:
-        tracker.log_cell(parent, lake.result(record))
+        _warned(
+            lambda: tracker.log_cell(parent, lake.result(record)),
+            "the end of the run adds the cell",
+        )
     return finished.reason is not None
+
+
+def _warned(track: Callable[[], object], remedy: str) -> None:
+    """A tracking store that is away fails no run: the lake has the rows."""
+    try:
+        track()
+    except TrackingError as error:
+        logger.warning("%s; %s", error, remedy)
 
 
 @contextmanager

@@ -1,13 +1,13 @@
-"""Work on a Ray cluster, or on a Ray of this machine: the only file that knows Ray."""
+"""Work on a Ray cluster, or on a Ray of this machine."""
 
 from __future__ import annotations
 
 import logging
 import os
 import time
+import uuid
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
 from typing import Any
 
 # Nothing is reported home, and a Ray that lives and dies with this process needs no tokens.
@@ -15,35 +15,25 @@ os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
 os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
 
 import ray
-from ray.exceptions import RayError, RayTaskError
+from ray._private import ray_constants
+from ray.exceptions import RayError
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from pipeline.locations import Locations
-from pipeline.run.report import Stage
-from pipeline.run.tasks import Task, perform
+from pipeline.run.attempts import Attempt, Order, Outcome, begin
+from pipeline.run.board import Board, Progress
+from pipeline.run.queue import Finished, Queue
+from pipeline.run.tasks import Task
+from pipeline.yaml_location import ConfigError
 
 logger = logging.getLogger(__name__)
 
 OBJECT_STORE_BYTES = 128 << 20
 WORKER_RETRIES = 3
 POLL_SECONDS = 0.5
-
-
-@dataclass(frozen=True, kw_only=True)
-class Progress:
-    """How far a running task is."""
-
-    done: int
-    total: int
-    started: float
-
-
-@dataclass(frozen=True, kw_only=True)
-class Finished:
-    """A task ended: with an output, or with the reason why it has none."""
-
-    task: Task
-    output: str | None
-    reason: str | None
+# Enough for a cluster to see what it could grow for; each costs memory on the driver's node.
+MOST_SUBMITTED = 2000
+_LOOPBACK = ("127.0.0.1", "localhost", "[::1]")
 
 
 @contextmanager
@@ -58,6 +48,7 @@ def local_fleet(cpus: int | None = None) -> Iterator[int]:
     """
     cores = cpus or os.cpu_count() or 1
     os.environ.setdefault("RAY_AUTH_MODE", "disabled")
+    _stay_on_loopback()
     ray.init(
         address="local",
         num_cpus=cores,
@@ -73,6 +64,36 @@ def local_fleet(cpus: int | None = None) -> Iterator[int]:
         ray.shutdown()
 
 
+@contextmanager
+def remote_fleet(address: str) -> Iterator[int]:
+    """A Ray cluster that is already there, for the length of the context.
+
+    Args:
+        address: ``host:port``, ``ray://host:port``, or ``auto`` for the cluster this process is
+            part of.
+
+    Yields:
+        The number of cores it has now.
+    """
+    if address.removeprefix("ray://").rpartition(":")[0] in _LOOPBACK:
+        _stay_on_loopback()
+    ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR)
+    try:
+        yield max(1, int(ray.cluster_resources().get("CPU", 1)))
+    finally:
+        ray.shutdown()
+
+
+def _stay_on_loopback() -> None:
+    """Make Ray keep a loopback address; else it puts the machine's outer address in its place.
+
+    The setting is meant for systems on which every listening process asks the user, and is read
+    when Ray is imported; the processes it starts read it from the environment.
+    """
+    os.environ["RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"] = "0"
+    ray_constants.ENABLE_RAY_CLUSTER = False
+
+
 def run_tasks(
     tasks: Mapping[str, Task],
     locations: Locations,
@@ -80,78 +101,133 @@ def run_tasks(
 ) -> Iterator[Finished]:
     """Run tasks as their dependencies allow; yield each as it ends.
 
-    A worker that dies is replaced and its task tried again, up to `WORKER_RETRIES` times; a task
-    that raises is not, and neither are those that need its output.
+    A task whose worker dies is tried again, up to `WORKER_RETRIES` times; where several processes
+    work together, the death of one ends them all. A task that raises is not tried again, and those
+    that need it are not begun.
 
     Args:
         tasks: By key, dependencies before dependants.
         locations: Where results and caches lie.
         on_progress: Called about twice a second with the running tasks.
     """
-    board = _Board.options(num_cpus=0).remote()  # type: ignore[attr-defined]
-    references: dict[str, Any] = {}
-    for key, task in tasks.items():
-        remote = _perform.options(
-            num_cpus=task.threads, max_retries=WORKER_RETRIES, name=task.label
-        )
-        inputs = [references[need] for need in task.needs]
-        references[key] = remote.remote(task, locations, board, *inputs)
-    pending = {reference: tasks[key] for key, reference in references.items()}
+    queue = Queue(tasks, WORKER_RETRIES)
+    run = uuid.uuid4().hex
+    watched: dict[Any, Attempt] = {}
+    shown = 0.0
+    with _board() as board:
+        try:
+            while queue:
+                while len(watched) < MOST_SUBMITTED and (task := queue.next()) is not None:
+                    order = Order(
+                        task=task,
+                        locations=locations,
+                        board=board,
+                        run=run,
+                        interruptions=queue.interruptions(task),
+                    )
+                    _watch(watched, begin(order))
+                ended = _ended(watched)
+                if time.monotonic() - shown > POLL_SECONDS:
+                    on_progress(_snapshot(board))
+                    shown = time.monotonic()
+                for reference in ended:
+                    yield from _settled(reference, watched, queue)
+                yield from _given_up(watched, queue)
+        finally:
+            for attempt in set(watched.values()):
+                attempt.release()
+
+
+def require_room(tasks: Mapping[str, Task]) -> None:
+    """Check that this Ray can hold every task; one that cannot grow would wait for ever.
+
+    Raises:
+        ConfigError: It has too few cores, GPUs or too little memory for one; says what to change.
+    """
+    has = ray.cluster_resources()
+    for task in tasks.values():
+        given = task.resources
+        wants = {
+            "CPU": given.ranks * (given.cpus or 1),
+            "GPU": given.ranks * given.gpus,
+            "memory": given.ranks * (given.memory_gb or 0.0) * 1e9,
+        }
+        for name, amount in wants.items():
+            if amount > has.get(name, 0.0):
+                raise ConfigError(
+                    f"{task.label} needs {amount:g} {name}, and there are {has.get(name, 0.0):g} "
+                    "here; lower the grid's resources or threads, raise --workers, or run on a "
+                    "cluster with --address"
+                )
+
+
+def _watch(watched: dict[Any, Attempt], attempt: Attempt) -> None:
+    watched.update(dict.fromkeys(attempt.references, attempt))
+
+
+def _ended(watched: Mapping[Any, Attempt]) -> list[Any]:
+    """References that are there; waits a moment for the first one."""
+    references = list(watched)
+    ended, rest = ray.wait(references, num_returns=1, timeout=POLL_SECONDS)
+    if ended and rest:
+        more, _ = ray.wait(rest, num_returns=len(rest), timeout=0)
+        ended += more
+    return ended
+
+
+def _settled(reference: Any, watched: dict[Any, Attempt], queue: Queue) -> Iterator[Finished]:
+    attempt = watched.pop(reference, None)
+    if attempt is None:
+        return  # another of its references has ended the attempt
+    outcome = attempt.ended(reference)
+    if outcome is None:
+        _watch(watched, attempt)
+    else:
+        yield from _end(attempt, outcome, watched, queue)
+
+
+def _given_up(watched: dict[Any, Attempt], queue: Queue) -> Iterator[Finished]:
+    for attempt in set(watched.values()):
+        outcome = attempt.overdue()
+        if outcome is not None:
+            yield from _end(attempt, outcome, watched, queue)
+
+
+def _end(
+    attempt: Attempt, outcome: Outcome, watched: dict[Any, Attempt], queue: Queue
+) -> Iterator[Finished]:
+    for reference in attempt.references:
+        watched.pop(reference, None)
+    attempt.release()
+    task = attempt.order.task
+    if outcome.reason is None:
+        yield from queue.done(task)
+    elif outcome.died:
+        logger.warning("%s: %s", task.label, outcome.reason)
+        yield from queue.died(task, outcome.reason)
+    else:
+        yield from queue.failed(task, outcome.reason)
+
+
+@contextmanager
+def _board() -> Iterator[Any]:
+    """The board, on the node of the driver: other nodes may go."""
+    # A soft affinity would put it anywhere: a head without cores is none that Ray likes to choose.
+    here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
+    board = (
+        ray.remote(Board).options(num_cpus=0, scheduling_strategy=here, max_restarts=-1).remote()
+    )
     try:
-        while pending:
-            ended, _ = ray.wait(list(pending), num_returns=1, timeout=POLL_SECONDS)
-            on_progress(ray.get(board.snapshot.remote()))
-            for reference in ended:
-                yield _outcome(reference, pending.pop(reference))
+        yield board
     finally:
-        for reference in pending:
-            ray.cancel(reference, force=True)
         ray.kill(board)
 
 
-def _outcome(reference: Any, task: Task) -> Finished:
+def _snapshot(board: Any) -> dict[str, Progress]:
     try:
-        return Finished(task=task, output=ray.get(reference), reason=None)
-    except RayTaskError as error:
-        cause = error.cause if isinstance(error.cause, BaseException) else error
-        logger.error("%s failed:\n%s", task.label, error)
-        return Finished(task=task, output=None, reason=f"{type(cause).__name__}: {cause}")
+        found: dict[str, Progress] = ray.get(board.snapshot.remote(), timeout=10 * POLL_SECONDS)
     except RayError as error:
-        return Finished(task=task, output=None, reason=f"{type(error).__name__}: {error}")
-
-
-@ray.remote
-class _Board:
-    """Where workers write how far they are, and the driver reads it."""
-
-    def __init__(self) -> None:
-        self._running: dict[str, Progress] = {}
-
-    def update(self, key: str, done: int, total: int) -> None:
-        old = self._running.get(key)
-        started = old.started if old else time.time()
-        self._running[key] = Progress(done=done, total=total, started=started)
-
-    def remove(self, key: str) -> None:
-        self._running.pop(key, None)
-
-    def snapshot(self) -> dict[str, Progress]:
-        return dict(self._running)
-
-
-@ray.remote
-def _perform(task: Task, locations: Locations, board: Any, *outputs: str) -> str:
-    last = 0.0
-
-    def report(stage: Stage, done: int, total: int) -> None:
-        nonlocal last
-        now = time.monotonic()
-        if now - last > POLL_SECONDS / 2 or done == total:
-            last = now
-            board.update.remote(task.key, done, total)
-
-    board.update.remote(task.key, 0, 1)
-    try:
-        return perform(task, outputs, locations, report)
-    finally:
-        board.remove.remote(task.key)
+        # A display that stands still for a while is no reason to stop the work.
+        logger.warning("no progress is known: %s", type(error).__name__)
+        return {}
+    return found

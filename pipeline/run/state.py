@@ -1,7 +1,8 @@
-"""Resume states on disk: tensors and JSON, written whole or not at all.
+"""Resume states: tensors and JSON, there whole or not at all, on a disk or in an object store.
 
-A state is two files of one version: the payload first, then the pointer that names it. A reader
-follows the pointer, so a process killed at any moment leaves the previous state in force.
+A state is two objects: the payload first, then the pointer that names it. A reader follows the
+pointer, so a process killed at any moment leaves the previous state in force. No payload's name is
+used twice, so two processes that save at the same time cannot mix theirs.
 """
 
 from __future__ import annotations
@@ -9,49 +10,88 @@ from __future__ import annotations
 import json
 import os
 import tempfile
+import uuid
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load, save, save_file
 from torch import Tensor
+
+from pipeline.run.gang import Gang
+from pipeline.storage import Storage
+
+_POINTER = "latest.json"
+
+
+Saved = tuple[dict[str, Tensor], dict[str, Any]]
 
 
 class StateFolder:
     """The newest resume state of one piece of work.
 
     Args:
-        folder: A folder of its own.
+        storage: A folder of its own.
     """
 
-    def __init__(self, folder: Path) -> None:
-        self._folder = folder
-        self._pointer = folder / "latest.json"
+    def __init__(self, storage: Storage) -> None:
+        self._storage = storage
 
-    def load(self) -> tuple[dict[str, Tensor], dict[str, Any]] | None:
-        """Tensors and facts of the newest state, or None."""
-        if not self._pointer.is_file():
+    def __str__(self) -> str:
+        return str(self._storage)
+
+    def load(self) -> Saved | None:
+        """Tensors and facts of the newest state, its version among them; or None."""
+        pointer = self._newest()
+        if pointer is None:
             return None
-        pointer = json.loads(self._pointer.read_text())
-        return load_file(self._folder / pointer["tensors"]), pointer["facts"]
+        facts = {**pointer["facts"], "version": pointer["version"]}
+        return load(self._storage.read_bytes(pointer["tensors"])), facts
 
     def save(self, tensors: Mapping[str, Tensor], facts: Mapping[str, Any], version: int) -> None:
-        """Make a state the newest; older payloads are removed afterwards."""
-        self._folder.mkdir(parents=True, exist_ok=True)
-        name = f"{version:08d}.safetensors"
+        """Make a state the newest; the one before it is removed afterwards."""
+        name = f"{version:08d}-{uuid.uuid4().hex[:12]}.safetensors"
         contiguous = {key: value.detach().cpu().contiguous() for key, value in tensors.items()}
-        write_tensors(self._folder / name, contiguous)
-        write_atomically(self._pointer, json.dumps({"tensors": name, "facts": facts}).encode())
-        for path in self._folder.glob("*.safetensors"):
-            if path.name != name:
-                path.unlink(missing_ok=True)
+        before = self._newest()
+        self._storage.write_bytes(name, save(contiguous))
+        pointer = json.dumps({"tensors": name, "version": version, "facts": facts})
+        self._storage.write_bytes(_POINTER, pointer.encode())
+        if before is not None:
+            self._storage.delete(before["tensors"])
 
     def clear(self) -> None:
         """Forget the state."""
-        for path in self._folder.glob("*"):
-            path.unlink(missing_ok=True)
-        if self._folder.is_dir():
-            self._folder.rmdir()
+        self._storage.delete(_POINTER)
+        for name in self._storage.list():
+            self._storage.delete(name)
+        folder = self._storage.local_path()
+        if folder is not None and folder.is_dir() and not any(folder.iterdir()):
+            folder.rmdir()
+
+    def _newest(self) -> dict[str, Any] | None:
+        try:
+            pointer: dict[str, Any] = json.loads(self._storage.read_bytes(_POINTER))
+        except FileNotFoundError:
+            return None
+        # A payload is gone only where another process has saved or cleared meanwhile.
+        return pointer if self._storage.exists(pointer["tensors"]) else None
+
+
+def load_together(folder: StateFolder, gang: Gang) -> Saved | None:
+    """The newest state, the same one on every rank of a gang.
+
+    Raises:
+        RuntimeError: Ranks do not see the same states.
+    """
+    saved = folder.load()
+    # No rank goes on, and so none saves, before all have read.
+    versions = gang.each(-1.0 if saved is None else float(saved[1]["version"]))
+    if len(set(versions)) > 1:
+        raise RuntimeError(
+            f"the ranks read resume states of versions {versions} at {folder}; all nodes have to "
+            "see the same cache"
+        )
+    return saved
 
 
 def write_tensors(
@@ -63,21 +103,6 @@ def write_tensors(
     os.close(handle)
     try:
         save_file(dict(tensors), temporary, metadata=dict(metadata) if metadata else None)
-        os.replace(temporary, path)
-    except BaseException:
-        Path(temporary).unlink(missing_ok=True)
-        raise
-
-
-def write_atomically(path: Path, content: bytes) -> None:
-    """Write a file whole or not at all."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=".tmp-")
-    try:
-        with os.fdopen(handle, "wb") as stream:
-            stream.write(content)
-            stream.flush()
-            os.fsync(stream.fileno())
         os.replace(temporary, path)
     except BaseException:
         Path(temporary).unlink(missing_ok=True)

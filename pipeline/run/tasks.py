@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
-from pathlib import Path
+from dataclasses import dataclass, replace
 from typing import Literal
 
 from pipeline.cells import Cell, digest
 from pipeline.locations import Locations
+from pipeline.resources import ResourcesEntry
 from pipeline.results.lake import Lake
-from pipeline.run.cell import run_cell
+from pipeline.run.cache import Cache
+from pipeline.run.cell import record_skip, run_cell
+from pipeline.run.gang import ALONE, Gang
+from pipeline.run.lease import leased
 from pipeline.run.report import Report
 from pipeline.run.stages.prepare import prepare_model
 from pipeline.run.stages.statistics import collect
-from pipeline.run.stages.train import train, trained_path
+from pipeline.run.stages.train import train, trained_name
 
 Kind = Literal["prepare", "statistics", "train", "edit"]
 
@@ -27,7 +30,7 @@ class Task:
         kind: What is done.
         key: Identity of the output: tasks of equal key are one task.
         cell: The cell it is done for; any cell that shares it will do.
-        needs: Keys of the tasks whose outputs it takes.
+        needs: Keys of the tasks that have to be done before.
         threads: CPU threads.
         shard: Part of the corpus, of a statistics task.
     """
@@ -38,6 +41,18 @@ class Task:
     needs: tuple[str, ...]
     threads: int
     shard: int = 0
+
+    @property
+    def resources(self) -> ResourcesEntry:
+        """What the task is given to run on, its number of cores filled in."""
+        given = self.cell.resources
+        if self.kind == "prepare":
+            return ResourcesEntry(cpus=self.threads, memory_gb=given.memory_gb)
+        cpus = given.cpus or self.threads
+        if self.kind == "statistics" and given.sharding == "none":
+            # The corpus is shared out in shards already.
+            return replace(given, ranks=1, cpus=cpus)
+        return replace(given, cpus=cpus)
 
     @property
     def label(self) -> str:
@@ -54,6 +69,10 @@ def tasks_of(cells: Sequence[Cell]) -> dict[str, Task]:
     """Tasks of some cells by key, dependencies before dependants; shared work occurs once."""
     tasks: dict[str, Task] = {}
     for cell in cells:
+        if cell.obstacle is not None:
+            key = f"edit:{cell.key}"
+            tasks[key] = Task(kind="edit", key=key, cell=cell, needs=(), threads=cell.threads)
+            continue
         model = f"prepare:{digest(cell.identity['model'])}"
         add = [
             Task(kind="prepare", key=model, cell=cell, needs=(), threads=cell.model_spec.threads)
@@ -67,7 +86,8 @@ def tasks_of(cells: Sequence[Cell]) -> dict[str, Task]:
             needs.append(network)
         if "statistics" in cell.needs:
             for shard in range(cell.statistics.shards):
-                moments = f"statistics:{cell.statistics_key}:{shard}"
+                linears = digest({"modules": cell.settings.modules})
+                moments = f"statistics:{cell.statistics_key}:{linears}:{shard}"
                 add.append(
                     Task(
                         kind="statistics",
@@ -93,25 +113,40 @@ def tasks_of(cells: Sequence[Cell]) -> dict[str, Task]:
     return tasks
 
 
-def perform(task: Task, outputs: Sequence[str], locations: Locations, report: Report) -> str:
-    """Do a task in this process.
+def perform(
+    task: Task,
+    locations: Locations,
+    report: Report,
+    gang: Gang = ALONE,
+    run: str = "",
+    interruptions: Sequence[str] = (),
+) -> str:
+    """Do a task in this process, alone or as one rank of a gang.
+
+    What it needs is taken from the cache, where the tasks it needs have put it.
 
     Args:
         task: The task.
-        outputs: What the tasks it needs returned: the model's folder, and the network's file.
         locations: Where results and caches lie.
         report: Told how far the work is.
+        gang: The ranks that do it.
+        run: Invocation of the driver.
+        interruptions: Why earlier attempts ended.
 
     Returns:
-        The output: a folder, a file, or the cell's status.
+        How it ended: `done` or `skipped`.
     """
-    cache = Path(locations.cache)
-    if task.kind == "prepare":
-        return str(prepare_model(task.cell, cache, report))
-    model = Path(outputs[0])
-    if task.kind == "train":
-        return str(train(task.cell, model, cache, report))
-    if task.kind == "statistics":
-        return str(collect(task.cell, task.shard, model, cache, report))
-    network = trained_path(task.cell, cache) if task.cell.trains else None
-    return run_cell(task.cell, model, network, cache, Lake(locations.lake), report)
+    cell, lake = task.cell, Lake(locations.lake)
+    if cell.obstacle is not None:
+        return record_skip(cell, lake, cell.obstacle)
+    cache = Cache(locations.cache)
+    with leased(cache.storage, task.key, run, gang, report) as report:
+        model = prepare_model(cell, cache, report)
+        if task.kind == "train":
+            train(cell, model, cache, report, gang)
+        elif task.kind == "statistics":
+            collect(cell, task.shard, model, cache, report, gang)
+        elif task.kind == "edit":
+            network = cache.file(trained_name(cell)) if cell.trains else None
+            return run_cell(cell, model, network, cache, lake, report, gang, interruptions)
+    return "done"

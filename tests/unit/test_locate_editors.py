@@ -10,7 +10,9 @@ import torch
 from torch import Tensor
 
 from rledit.editors import Editor, editor_class
+from rledit.editors.alphaedit import AlphaEdit
 from rledit.editors.encore import ENCORE
+from rledit.editors.hypernetwork_editor import HypernetworkEditor
 from rledit.editors.locft import LocFT
 from rledit.editors.nas import NAS
 from rledit.editors.prune import PRUNE, singular_values
@@ -20,9 +22,10 @@ from rledit.families import layer_index
 from rledit.locate.keys import block_values
 from rledit.model import EditableModel
 from rledit.tokenization import EditBatch
-from tests.unit.text_edits import equip, text_batches, tiny_tokenizer
+from tests.unit.text_edits import equip, random_moments, text_batches, tiny_tokenizer
 from tests.unit.tiny_models import tiny_model, two_shapes
 
+NETWORK: dict[str, Any] = {"rank": 4, "n_blocks": 1, "initial_step": 1e-2, "meta_lr": 1e-2}
 LOCATE: dict[str, Any] = {"value_steps": 6, "value_lr": 0.5, "clamp": 4.0, "value_decay": 0.01}
 
 
@@ -204,6 +207,41 @@ def test_stableedit_warms_up_once_on_the_unedited_model() -> None:
     bare = StableEdit(editor.model, StableEdit.Config(modules=("down:1",)))
     with pytest.raises(ValueError, match="call load_training_data"):
         bare.edit(stream(bare)[0])
+
+
+@pytest.mark.parametrize("name", ["mend", "malmen"])
+def test_before_the_stream_a_starred_editor_is_the_plain_one(name: str) -> None:
+    networks: list[dict[str, Tensor]] = []
+    for editor in (
+        make(name, ("gate:1",), **NETWORK),
+        make(f"{name}_star", ("gate:1",), **NETWORK),
+    ):
+        assert isinstance(editor, HypernetworkEditor)
+        editor.train_step(stream(editor))
+        networks.append({k: v for k, v in editor.state_dict().items() if k != "edited"})
+    for key, value in networks[0].items():
+        torch.testing.assert_close(value, networks[1][key], rtol=1e-4, atol=1e-6)
+
+
+def test_malmen_with_rledits_training_is_rledit() -> None:
+    networks: list[dict[str, Tensor]] = []
+    for name in ("rledit", "malmen_rledit"):
+        editor = make(name, ("gate:1",), **NETWORK)
+        assert isinstance(editor, HypernetworkEditor)
+        editor.train_step(stream(editor))
+        networks.append(editor.state_dict())
+    assert all(torch.equal(value, networks[1][key]) for key, value in networks[0].items())
+
+
+def test_alphaedit_tells_the_rank_of_its_null_space() -> None:
+    editor = make("alphaedit", threshold=1.0, **LOCATE)
+    assert isinstance(editor, AlphaEdit)
+    for batch in stream(editor, n=2):
+        metrics = editor.edit(batch)
+        for name in editor.modules:
+            values = torch.linalg.eigvalsh(random_moments(editor.model)[name].mean().double())
+            layer = layer_index(editor.model.family, name)
+            assert metrics[f"null_space_rank_{layer}"] == float((values < 1.0).sum()) > 0
 
 
 @pytest.mark.parametrize("name", ["mend_star", "malmen_star"])

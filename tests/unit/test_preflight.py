@@ -13,6 +13,7 @@ from pipeline.config import load_grid
 from pipeline.plan import make_plan
 from pipeline.preflight import preflight
 from pipeline.results.lake import Lake
+from pipeline.run.cache import Cache
 from pipeline.run.report import silent
 from pipeline.run.stages.edit import edit_stream
 from pipeline.run.stages.prepare import prepare_model
@@ -52,8 +53,8 @@ def cell(tmp_path: Path, rows: Rows, *more: str) -> Cell:
 def test_a_file_of_edits_runs_like_the_world(tmp_path: Path, rows: Rows) -> None:
     chosen = cell(tmp_path, rows)
     preflight([chosen])
-    folder = prepare_model(chosen, tmp_path, silent)
-    scored = edit_stream(chosen, folder, tmp_path, None, silent)
+    folder = prepare_model(chosen, Cache(tmp_path), silent)
+    scored = edit_stream(chosen, folder, Cache(tmp_path), None, silent)
     assert len(scored.edits) == 2 * (2 + 4)  # two protocols, two checkpoints
     prompts = {row["src"] for row in rows}
     drawn = chosen.source().draw("evaluation", 4, seed=0)
@@ -107,8 +108,8 @@ def test_a_checkpoint_is_a_folder_or_a_pinned_revision(tmp_path: Path, rows: Row
         checkpoint_identity("owner/name")
     with pytest.raises(ConfigError, match="no config.json"):
         checkpoint_identity(str(tmp_path))
-    folder = prepare_model(cell(tmp_path, rows), tmp_path, silent)
+    folder = prepare_model(cell(tmp_path, rows), Cache(tmp_path), silent)
     loaded = cell(tmp_path, rows, f"models.llama-tiny.checkpoint={folder}")
-    assert prepare_model(loaded, tmp_path, silent) == folder
+    assert prepare_model(loaded, Cache(tmp_path), silent) == folder
     preflight([loaded])
-    assert edit_stream(loaded, folder, tmp_path, None, silent).edits
+    assert edit_stream(loaded, folder, Cache(tmp_path), None, silent).edits

@@ -58,7 +58,9 @@ def page(lake: Lake, tmp_path_factory: pytest.TempPathFactory) -> str:
 
 def test_the_file_needs_no_other(page: str) -> None:
     parsed = Page(page)
-    assert parsed.fetched and all(uri.startswith("data:image/svg+xml;") for uri in parsed.fetched)
+    assert parsed.fetched and all(
+        uri.startswith(("data:image/svg+xml;", "#")) for uri in parsed.fetched
+    )
     assert "script" not in parsed.tags and "link" not in parsed.tags
     assert not re.search(r"url\(|@import", page)
     assert 'name="viewport"' in page
@@ -89,12 +91,12 @@ def test_the_headline_ranks_by_efficacy(page: str, lake: Lake) -> None:
 
 def test_pictures_are_whole_and_repeatable(page: str, lake: Lake) -> None:
     uris = [uri for uri in Page(page).fetched]
-    assert len(uris) == 7
+    assert len(uris) == 10
     for uri in uris:
         ElementTree.fromstring(base64.b64decode(uri.partition(",")[2]))
     rows = [row for row in runs(lake, "demo") if row["protocol"] == "exact_match"]
     look = figures.looks(rows)
-    assert figures.frontier(rows, look) == figures.frontier(rows, look)
+    assert figures.frontier.draw(rows, look) == figures.frontier.draw(rows, look)
 
 
 def test_every_editor_has_a_look_of_its_own() -> None:
@@ -110,7 +112,7 @@ def test_figures_accept_failures_and_missing_costs(fmt: str) -> None:
            "train_seconds": None}  # fmt: skip
     rows = [row, row | {"editor": "ft", "status": "failed"}]
     look = figures.looks(rows)
-    for draw in (figures.score_bars, figures.frontier, figures.cost_bars):
+    for draw in (figures.score_bars.draw, figures.frontier.draw, figures.time_bars.draw):
         assert draw(rows, look, fmt)[:5] in (b"<?xml", b"\x89PNG\r")
 
 

@@ -12,6 +12,7 @@ from pipeline.cells import Cell, cells_of
 from pipeline.config import load_grid
 from pipeline.plan import make_plan
 from pipeline.results.lake import Lake
+from pipeline.run.cache import Cache
 from pipeline.run.report import Stage, silent
 from pipeline.run.stages import edit, train
 from pipeline.run.stages.prepare import prepare_model
@@ -43,7 +44,13 @@ def cell(editor: str, *overrides: str) -> Cell:
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return prepare_model(cell("rledit"), tmp_path_factory.mktemp("models"), silent)
+    return prepare_model(cell("rledit"), Cache(tmp_path_factory.mktemp("models")), silent)
+
+
+def network_of(chosen: Cell, folder: Path, cache: Path) -> train.Trained:
+    path = train.train(chosen, folder, Cache(cache), silent)
+    assert path is not None
+    return train.load_trained(path)
 
 
 def without_times(rows: edit.StreamRows) -> dict[str, Any]:
@@ -57,11 +64,11 @@ def test_training_goes_on_after_an_interruption(
 ) -> None:
     monkeypatch.setattr(train, "SAVE_EVERY_SECONDS", 0.0)
     trained = cell("rledit", "editors.rledit.settings.train_steps=3")
-    straight = train.load_trained(train.train(trained, folder, tmp_path / "a", silent))
+    straight = network_of(trained, folder, tmp_path / "a")
     with pytest.raises(Interrupted):
-        train.train(trained, folder, tmp_path / "b", stop_at("train", 2))
-    assert not train.trained_path(trained, tmp_path / "b").exists()
-    resumed = train.load_trained(train.train(trained, folder, tmp_path / "b", silent))
+        train.train(trained, folder, Cache(tmp_path / "b"), stop_at("train", 2))
+    assert Cache(tmp_path / "b").file(train.trained_name(trained)) is None
+    resumed = network_of(trained, folder, tmp_path / "b")
     assert resumed.curve == straight.curve
     assert all(resumed.state[k].equal(straight.state[k]) for k in straight.state)
     assert not list((tmp_path / "b" / "trained").glob("*.progress"))
@@ -75,14 +82,31 @@ def test_a_stream_goes_on_after_an_interruption(
     chosen = cell(editor)
     network = None
     if chosen.trains:
-        network = train.load_trained(train.train(chosen, folder, tmp_path, silent))
-    straight = edit.edit_stream(chosen, folder, tmp_path / "a", network, silent)
+        network = network_of(chosen, folder, tmp_path)
+    straight = edit.edit_stream(chosen, folder, Cache(tmp_path / "a"), network, silent)
     with pytest.raises(Interrupted):
-        edit.edit_stream(chosen, folder, tmp_path / "b", network, stop_at("edit", 2))
-    assert edit.state_folder(chosen, tmp_path / "b").load() is not None
-    resumed = edit.edit_stream(chosen, folder, tmp_path / "b", network, silent)
+        edit.edit_stream(chosen, folder, Cache(tmp_path / "b"), network, stop_at("edit", 2))
+    assert edit.state_folder(chosen, Cache(tmp_path / "b")).load() is not None
+    resumed = edit.edit_stream(chosen, folder, Cache(tmp_path / "b"), network, silent)
     assert without_times(resumed) == without_times(straight)
     assert {r["checkpoint"] for r in straight.scores} == {4, 8, 12}
+
+
+def test_every_batch_reports_what_its_merge_realised(
+    folder: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    with caplog.at_level("INFO"):
+        rows = edit.edit_stream(cell("ultraedit"), folder, Cache(tmp_path), None, silent)
+    found = {m: [] for m in ("realised_cosine", "shift_norm", "weight_norm", "weight_change_norm")}
+    for row in rows.steps:
+        if row["metric"] in found and row["step"]:
+            found[row["metric"]].append((row["step"], row["value"]))
+    for metric, values in found.items():
+        assert [step for step, _ in values] == [4, 8, 12], metric
+    assert all(value == pytest.approx(1) for _, value in found["realised_cosine"])
+    # The first batch is all the change there is; fp32 weights realise it as intended.
+    assert found["weight_change_norm"][0][1] == pytest.approx(found["shift_norm"][0][1], rel=1e-3)
+    assert "frozen trunk hit rate" in caplog.text
 
 
 def test_training_never_draws_an_evaluated_fact(folder: Path) -> None:

@@ -2,25 +2,36 @@
 
 from __future__ import annotations
 
+import gc
+import json
+import shutil
 from pathlib import Path
 
 import pytest
 import torch
 from safetensors.torch import load_file
+from torch import is_tensor
 
 from pipeline.cells import Cell, cells_of
 from pipeline.config import load_grid
 from pipeline.corpus import open_corpus
+from pipeline.run.cache import Cache
 from pipeline.run.report import Stage, silent
+from pipeline.run.shared_statistics import export_statistics, import_statistics
 from pipeline.run.stages import statistics
-from pipeline.run.stages.prepare import prepare_model
+from pipeline.run.stages.prepare import open_model, prepare_model
 from pipeline.run.state import write_tensors
 from pipeline.run.tasks import tasks_of
 from pipeline.yaml_location import ConfigError
-from rledit.locate.statistics import StatisticsError
+from rledit.locate.statistics import SecondMoment, StatisticsError
 
 GRID = Path(__file__).parent.parent / "cluster" / "tiny.yaml"
 EDITOR = "editors=[{editor: memit}]"
+
+
+def cell_with(modules: str) -> Cell:
+    editor = f"editors=[{{editor: memit, settings: {{modules: ['{modules}']}}}}]"
+    return cells_of(load_grid(GRID, [editor, "statistics={documents: 300}"]))[0]
 
 
 def cell(**entry: object) -> Cell:
@@ -30,13 +41,18 @@ def cell(**entry: object) -> Cell:
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return prepare_model(cell(), tmp_path_factory.mktemp("models"), silent)
+    return prepare_model(cell(), Cache(tmp_path_factory.mktemp("models")), silent)
+
+
+def loaded(chosen: Cell, folder: Path, cache: Path) -> dict[str, SecondMoment]:
+    modules = open_model(chosen, folder).modules
+    return statistics.load_statistics(chosen, Cache(cache), modules)
 
 
 def collected(chosen: Cell, folder: Path, cache: Path) -> dict[str, torch.Tensor]:
     for shard in range(chosen.statistics.shards):
-        statistics.collect(chosen, shard, folder, cache, silent)
-    found = statistics.load_statistics(chosen, folder, cache)
+        statistics.collect(chosen, shard, folder, Cache(cache), silent)
+    found = loaded(chosen, folder, cache)
     return {name: moment.mean() for name, moment in found.items()}
 
 
@@ -60,16 +76,17 @@ def test_an_interrupted_sum_goes_on(
 
     straight = collected(cell(), folder, tmp_path / "a")
     with pytest.raises(InterruptedError):
-        statistics.collect(cell(), 0, folder, tmp_path / "b", stop)
+        statistics.collect(cell(), 0, folder, Cache(tmp_path / "b"), stop)
     resumed = collected(cell(), folder, tmp_path / "b")
     assert all(torch.equal(straight[name], resumed[name]) for name in straight)
 
 
 def test_a_file_of_another_model_is_refused(folder: Path, tmp_path: Path) -> None:
     chosen = cell()
-    statistics.collect(chosen, 0, folder, tmp_path, silent)
-    path = next(statistics.statistics_folder(chosen, tmp_path).glob("*.safetensors"))
-    identity = statistics.moment_identities(chosen, folder)[path.name.split(".shard")[0]]
+    statistics.collect(chosen, 0, folder, Cache(tmp_path), silent)
+    path = next((tmp_path / statistics.statistics_folder(chosen)).glob("*.safetensors"))
+    module = path.name.split(".shard")[0]
+    identity = statistics.moment_identities(chosen, [module])[module]
     strange = {
         "model_hash": "llama-0000",
         "module": identity.module,
@@ -78,8 +95,90 @@ def test_a_file_of_another_model_is_refused(folder: Path, tmp_path: Path) -> Non
         "count": "1",
     }
     write_tensors(path, load_file(path), strange)
-    with pytest.raises(StatisticsError, match=f"llama-0000.*{folder.name}"):
-        statistics.load_statistics(chosen, folder, tmp_path)
+    with pytest.raises(StatisticsError, match=f"llama-0000.*{chosen.model_hash}"):
+        loaded(chosen, folder, tmp_path)
+
+
+def test_each_linear_is_summed_once_whichever_cells_need_it(folder: Path, tmp_path: Path) -> None:
+    both = collected(cell(), folder, tmp_path / "a")
+    first = cell_with("down:0")
+    assert first.statistics_key == cell().statistics_key
+    collected(first, folder, tmp_path / "b")
+    (kept,) = tmp_path.glob("b/statistics/*/*.safetensors")
+    written = kept.stat().st_mtime_ns
+    found = collected(cell(), folder, tmp_path / "b")
+    assert kept.stat().st_mtime_ns == written
+    for name, value in both.items():
+        torch.testing.assert_close(found[name], value, rtol=1e-5, atol=1e-7)
+
+
+def test_only_one_matrix_per_linear_is_alive_while_summing(folder: Path, tmp_path: Path) -> None:
+    """Counted between passes, and while rows are added: no copy of a sum is ever made."""
+    width = cell().model_spec.intermediate
+    alive: list[int] = []
+
+    def matrices() -> int:
+        gc.collect()
+        found = {t.data_ptr() for t in gc.get_objects() if is_tensor(t) and t.shape == (width,) * 2}
+        return len(found)
+
+    def count(stage: Stage, done: int, total: int) -> None:
+        if done > 0:
+            alive.append(matrices() - before)
+
+    before = matrices()
+    statistics.collect(cell(), 0, folder, Cache(tmp_path), count)
+    assert alive and set(alive) == {2}
+
+
+def test_summing_rows_makes_no_second_matrix() -> None:
+    """The peak of one update, by the allocator: the rows' own size, not the matrix's."""
+    identity = statistics.moment_identities(cell(), ["m"])["m"]
+    moment = SecondMoment(identity, 512)
+    rows = torch.randn(8, 512)
+    with torch.profiler.profile(profile_memory=True) as profile:
+        moment.update(rows)
+    largest = max(event.cpu_memory_usage for event in profile.events())
+    assert largest < moment.total.nbytes / 2
+
+
+def test_a_checkpoint_goes_by_its_content_not_by_its_folder(folder: Path, tmp_path: Path) -> None:
+    def at(place: Path) -> Cell:
+        return cells_of(load_grid(GRID, [EDITOR, f"models.0.checkpoint={place}"]))[0]
+
+    copied = shutil.copytree(folder, tmp_path / "mine" / folder.name)
+    elsewhere = shutil.copytree(folder, tmp_path / "other-name")
+    assert at(copied).model_hash == at(elsewhere).model_hash
+    config = json.loads((copied / "config.json").read_text())
+    (copied / "config.json").write_text(json.dumps(config | {"rms_norm_eps": 1e-3}))
+    assert at(copied).model_hash != at(elsewhere).model_hash
+
+
+def test_shared_moments_are_taken_or_refused_naming_both(folder: Path, tmp_path: Path) -> None:
+    mine, theirs = Cache(tmp_path / "mine"), Cache(tmp_path / "theirs")
+    here = collected(cell(shards=2), folder, mine.folder)
+    with pytest.raises(ConfigError, match="run the grid first"):
+        export_statistics([cell(shards=2)], theirs, tmp_path / "shared")
+    files = export_statistics([cell(shards=2)], mine, tmp_path / "shared")
+    assert [path.stem for path in files] == sorted(here)
+
+    def refuse(stage: Stage, done: int, total: int) -> None:
+        raise AssertionError("the corpus was read again")
+
+    # The number of shards is how a moment was summed, not what it is of.
+    assert import_statistics([cell()], theirs, tmp_path / "shared") == sorted(here)
+    statistics.collect(cell(), 0, folder, theirs, refuse)
+    for name, moment in loaded(cell(), folder, theirs.folder).items():
+        assert torch.equal(moment.mean(), here[name])
+
+    other = cell(documents=200)
+    with pytest.raises(StatisticsError, match=f"{cell().corpus_hash}.*{other.corpus_hash}"):
+        import_statistics([other], theirs, tmp_path / "shared")
+    with pytest.raises(StatisticsError, match="'float32'.*'float64'"):
+        import_statistics([cell(dtype="float64")], theirs, tmp_path / "shared")
+    files[0].write_bytes(b"nothing")
+    with pytest.raises(StatisticsError, match=files[0].name):
+        import_statistics([cell()], theirs, tmp_path / "shared")
 
 
 def test_editors_that_need_the_same_moments_share_them() -> None:

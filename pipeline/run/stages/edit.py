@@ -10,17 +10,20 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.cells import Cell
+from pipeline.run.cache import Cache
+from pipeline.run.gang import ALONE, Gang
 from pipeline.run.report import Report
+from pipeline.run.stages.measure import StreamMeasures
 from pipeline.run.stages.prepare import open_model
 from pipeline.run.stages.statistics import load_statistics
 from pipeline.run.stages.train import Trained, training_batches
-from pipeline.run.state import StateFolder
+from pipeline.run.state import StateFolder, load_together
 from rledit.editors import Editor, editor_class
 from rledit.editors.base import prefixed, unprefixed
 from rledit.metrics import protocol
 from rledit.records import Edit
 from rledit.scoring import EditScore, Scorer, count_contradicting
-from rledit.stream import BatchEdited, StreamScored, checkpoints, run_stream
+from rledit.stream import BatchEdited, StreamScored, run_stream
 from rledit.tokenization import EditBatch
 
 logger = logging.getLogger(__name__)
@@ -43,20 +46,27 @@ class StreamRows:
 
 
 def edit_stream(
-    cell: Cell, model_folder: Path, cache: Path, trained: Trained | None, report: Report
+    cell: Cell,
+    model_folder: Path,
+    cache: Cache,
+    trained: Trained | None,
+    report: Report,
+    gang: Gang = ALONE,
 ) -> StreamRows:
     """Run the cell's stream to its end, from the newest saved state if there is one."""
-    model = open_model(cell, model_folder)
+    model = open_model(cell, model_folder, gang)
     edits = cell.source().draw(cell.dataset.split, cell.n_edits, seed=cell.seed)
-    scorer = Scorer(model, edits, [protocol(p) for p in cell.protocols], cell.probes)  # type: ignore[arg-type]
+    measures = StreamMeasures(cell, model, edits)
+    protocols = [protocol(p) for p in cell.protocols]
+    scorer = Scorer(model, edits, protocols, cell.probes, beside=measures.samples)  # type: ignore[arg-type]
     editor = editor_class(cell.editor.editor)(model, cell.settings)
-    _provide(editor, cell, model_folder, cache)
+    _provide(editor, cell, cache)
     if trained is not None:
         editor.load_state_dict(trained.state)
     folder = state_folder(cell, cache)
-    rows = _resume(editor, folder) or StreamRows(n_contradicting=count_contradicting(edits))
+    rows = _resume(editor, folder, gang) or _before_editing(edits, measures)
     total = cell.stream.n_batches
-    points = checkpoints(total, cell.checkpoints)
+    points = cell.points
     editor.announce(points)
     last_save = time.perf_counter()
     for event in run_stream(
@@ -66,24 +76,41 @@ def edit_stream(
             rows.batches += 1
             rows.edit_seconds += event.seconds
             rows.steps += _step_rows(editor, event)
-            report("edit", rows.batches, total)
+            began = time.perf_counter()
+            rows.steps += measures.rows(event.n_edits, checkpoint=rows.batches in points)
+            rows.score_seconds += time.perf_counter() - began
+            # Where a checkpoint lies, scoring comes next, before the next event.
+            report("score" if rows.batches in points else "edit", rows.batches, total)
         else:
             rows.score_seconds += event.seconds
             rows.edits += _edit_rows(event, edits, cell)
             rows.scores += _score_rows(event, cell)
+            report("edit", rows.batches, total)
         due = time.perf_counter() - last_save > SAVE_EVERY_SECONDS
-        if due and not (isinstance(event, BatchEdited) and rows.batches in points):
-            _save(editor, folder, rows)
+        between = not (isinstance(event, BatchEdited) and rows.batches in points)
+        if between and gang.decide(due):
+            _save(editor, folder, rows, gang)
             last_save = time.perf_counter()
     # Not a row: how often the cache helps depends on where a run was interrupted.
     logger.info("%s: frozen trunk hit rate %.1f %%", cell.path, 100 * model.trunk.hit_rate)
     return rows
 
 
-def _provide(editor: Editor, cell: Cell, model_folder: Path, cache: Path) -> None:
+def _before_editing(edits: list[Edit], measures: StreamMeasures) -> StreamRows:
+    """The rows of a stream of which nothing is written yet."""
+    began = time.perf_counter()
+    steps = list(measures.rows(0, checkpoint=True))
+    return StreamRows(
+        steps=steps,
+        score_seconds=time.perf_counter() - began,
+        n_contradicting=count_contradicting(edits),
+    )
+
+
+def _provide(editor: Editor, cell: Cell, cache: Cache) -> None:
     """Give the editor what it needs beside the edits."""
     if "statistics" in cell.needs:
-        editor.load_statistics(load_statistics(cell, model_folder, cache))
+        editor.load_statistics(load_statistics(cell, cache, editor.model.modules))
     if "training_data" in cell.needs:
 
         def draw(n_batches: int, seed: int) -> list[EditBatch]:
@@ -92,25 +119,27 @@ def _provide(editor: Editor, cell: Cell, model_folder: Path, cache: Path) -> Non
         editor.load_training_data(draw)
 
 
-def state_folder(cell: Cell, cache: Path) -> StateFolder:
+def state_folder(cell: Cell, cache: Cache) -> StateFolder:
     """Where the cell's resume state lies."""
-    return StateFolder(cache / "states" / cell.key)
+    return StateFolder(cache.storage.join("states", cell.key))
 
 
-def _save(editor: Editor, folder: StateFolder, rows: StreamRows) -> None:
+def _save(editor: Editor, folder: StateFolder, rows: StreamRows, gang: Gang) -> None:
+    # Every rank reads the weights, which a sharded model has to gather; the leader writes.
     tensors = prefixed("weights.", editor.model.weights.state_dict())
     tensors |= prefixed("editor.", editor.state_dict())
-    folder.save(tensors, asdict(rows), version=rows.batches)
+    if gang.leads:
+        folder.save(tensors, {"rows": asdict(rows)}, version=rows.batches)
 
 
-def _resume(editor: Editor, folder: StateFolder) -> StreamRows | None:
-    saved = folder.load()
+def _resume(editor: Editor, folder: StateFolder, gang: Gang) -> StreamRows | None:
+    saved = load_together(folder, gang)
     if saved is None:
         return None
     tensors, facts = saved
     editor.model.weights.load_state_dict(unprefixed("weights.", tensors))
     editor.load_state_dict(unprefixed("editor.", tensors))
-    return StreamRows(**facts)
+    return StreamRows(**facts["rows"])
 
 
 def _step_rows(editor: Editor, event: BatchEdited) -> Iterator[dict[str, Any]]:
@@ -119,6 +148,7 @@ def _step_rows(editor: Editor, event: BatchEdited) -> Iterator[dict[str, Any]]:
         **event.metrics,
         "edit_seconds": event.seconds,
         "weight_change_norm": sum(weights.delta_norm(n) ** 2 for n in weights.names) ** 0.5,
+        "weight_norm": sum(float(weights.read(n).norm()) ** 2 for n in weights.names) ** 0.5,
     }
     for name, value in metrics.items():
         yield {"step": event.n_edits, "metric": name, "value": float(value)}

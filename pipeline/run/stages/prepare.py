@@ -9,33 +9,53 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from pipeline.cells import Cell
+from pipeline.run.cache import Cache
+from pipeline.run.gang import ALONE, Gang
 from pipeline.run.report import Report
 from pipeline.yaml_location import ConfigError
 from rledit.model import EditableModel
-from rledit.world import build_world_model
+from rledit.world import build_world_model, world_model_key
+from rledit.world.model import TRAINING_FILE
+
+MODELS = "models"
 
 
-def prepare_model(cell: Cell, cache: Path, report: Report) -> Path:
+def prepare_model(cell: Cell, cache: Cache, report: Report) -> Path:
     """The folder of the cell's model; trained on the spot when the cache does not have it."""
     if cell.model.checkpoint is not None:
         return checkpoint_folder(cell.model.checkpoint)
+    name = f"{MODELS}/{world_model_key(cell.world(), cell.model_spec)}"
+    cache.tree(name, last=TRAINING_FILE)
 
     def progress(step: int, steps: int, _: dict[str, float]) -> None:
         report("prepare", step, steps)
 
-    return build_world_model(cell.world(), cell.model_spec, cache / "models", progress)
+    made = build_world_model(cell.world(), cell.model_spec, cache.folder / MODELS, progress)
+    cache.publish_tree(name, last=TRAINING_FILE)
+    return made
 
 
-def open_model(cell: Cell, folder: Path) -> EditableModel:
-    """Load the model and mark the cell's edited linears."""
+def open_model(cell: Cell, folder: Path, gang: Gang = ALONE) -> EditableModel:
+    """Load the model and mark the cell's edited linears; every rank of a gang makes this call."""
     torch.set_num_threads(cell.threads)
     torch.manual_seed(cell.seed)
+    if gang.sharding == "zero3":
+        return _open_sharded(cell, folder, gang)
     dtype = cell.model.dtype if cell.model.checkpoint is not None else "auto"
     model: Any = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype)
     if torch.cuda.is_available():
         model = model.to("cuda")
     tokenizer = AutoTokenizer.from_pretrained(folder)
-    return EditableModel(model, tokenizer, cell.settings.modules)
+    return EditableModel(model, tokenizer, cell.settings.modules, ranks=gang.together)
+
+
+def _open_sharded(cell: Cell, folder: Path, gang: Gang) -> EditableModel:
+    # DeepSpeed takes seconds to import, and changes torch in the process that does.
+    from pipeline.run.zero import ZeroSettings, open_sharded
+
+    dtype = getattr(torch, cell.model.dtype) if cell.model.checkpoint is not None else None
+    settings = ZeroSettings(offload="cpu" if gang.offload else "none")
+    return open_sharded(folder, cell.settings.modules, dtype=dtype, settings=settings)
 
 
 def checkpoint_folder(checkpoint: str) -> Path:

@@ -1,7 +1,8 @@
 """Second moments of the edited linears' inputs: one shard of the corpus a worker, resumable.
 
 Each file holds one linear's sum over one shard, with its identity; the sums of all shards add up.
-The files can be shared: put into the same place, they are taken if their identity fits.
+A linear is summed once, whichever cells need it. A file of the whole corpus, such as another user
+has shared, stands for all shards.
 """
 
 from __future__ import annotations
@@ -10,66 +11,88 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file
 
-from pipeline.cells import Cell
+from pipeline.cells import Cell, digest
 from pipeline.corpus import open_corpus
+from pipeline.run.cache import Cache
+from pipeline.run.gang import ALONE, Gang
 from pipeline.run.report import Report
 from pipeline.run.stages.prepare import open_model
-from pipeline.run.state import StateFolder, write_tensors
-from rledit.locate.statistics import MomentIdentity, SecondMoment, accumulate
+from pipeline.run.state import StateFolder, load_together, write_tensors
+from rledit.locate.statistics import MomentIdentity, SecondMoment, StatisticsError, accumulate
 from rledit.model import EditableModel
 
 SAVE_EVERY_SECONDS = 20.0
 DOCUMENTS_PER_PASS = 64
 
 
-def collect(cell: Cell, shard: int, model_folder: Path, cache: Path, report: Report) -> Path:
-    """Sum one shard of the corpus; returns the folder of the files."""
-    folder = statistics_folder(cell, cache)
-    model = open_model(cell, model_folder)
-    identities = moment_identities(cell, model_folder)
-    files = {name: _file(folder, name, shard) for name in identities}
-    if all(path.is_file() for path in files.values()):
-        return folder
+def collect(
+    cell: Cell,
+    shard: int,
+    model_folder: Path,
+    cache: Cache,
+    report: Report,
+    gang: Gang = ALONE,
+) -> None:
+    """Sum one shard of the corpus; all ranks of a gang make the same passes, the leader writes."""
+    folder = statistics_folder(cell)
+    model = open_model(cell, model_folder, gang)
+    lacking = [
+        name
+        for name in model.modules
+        if gang.decide(gang.leads and not _there(folder, name, shard, cache))
+    ]
+    if not lacking:
+        return
     texts = shard_of(cell, model, shard)
     moments = {
         name: SecondMoment(identity, model.linear(name).in_features)
-        for name, identity in identities.items()
+        for name, identity in moment_identities(cell, lacking).items()
     }
-    progress = StateFolder(folder / f"shard{shard}.progress")
-    done = _resume(moments, progress)
+    # Other cells may be summing other linears of the same shard.
+    place = f"shard{shard}-{digest({'modules': lacking})}.progress"
+    progress = StateFolder(cache.storage.join(*folder.split("/"), place))
+    done = _resume(moments, progress, gang)
     last_save = time.perf_counter()
     for first in range(done, len(texts), DOCUMENTS_PER_PASS):
         report("statistics", first, len(texts))
         # A sum depends on no earlier document through a cache's last bits.
         model.trunk.clear()
         accumulate(model, texts[first : first + DOCUMENTS_PER_PASS], moments)
-        if time.perf_counter() - last_save > SAVE_EVERY_SECONDS:
+        if gang.leads and time.perf_counter() - last_save > SAVE_EVERY_SECONDS:
             _save(moments, progress, min(first + DOCUMENTS_PER_PASS, len(texts)))
             last_save = time.perf_counter()
+    if not gang.leads:
+        return
     for name, moment in moments.items():
-        write_tensors(files[name], moment.tensors(), moment.metadata())
+        file = shard_file(folder, name, shard)
+        write_tensors(cache.folder / file, moment.tensors(), moment.metadata())
+        cache.publish(file)
     progress.clear()
     report("statistics", len(texts), len(texts))
-    return folder
 
 
-def load_statistics(cell: Cell, model_folder: Path, cache: Path) -> dict[str, SecondMoment]:
+def load_statistics(cell: Cell, cache: Cache, modules: Sequence[str]) -> dict[str, SecondMoment]:
     """The moments of a cell's linears, all shards added up.
 
     Raises:
-        StatisticsError: A file was made from something else.
+        StatisticsError: A file is missing, or was made from something else.
     """
-    folder = statistics_folder(cell, cache)
+    folder = statistics_folder(cell)
     found: dict[str, SecondMoment] = {}
-    for name, identity in moment_identities(cell, model_folder).items():
+    for name, identity in moment_identities(cell, modules).items():
+        whole = cache.file(whole_file(folder, name))
+        if whole is not None:
+            found[name] = read_moment(whole, identity)
+            continue
         for shard in range(cell.statistics.shards):
-            path = _file(folder, name, shard)
-            with safe_open(path, framework="pt") as file:
-                moment = SecondMoment.load(load_file(path), file.metadata())
-            identity.require(moment.identity)
+            file = shard_file(folder, name, shard)
+            path = cache.file(file)
+            if path is None:
+                raise StatisticsError(f"{cache.storage} has no {file}; run the grid again")
+            moment = read_moment(path, identity)
             if name in found:
                 found[name].merge(moment)
             else:
@@ -77,12 +100,28 @@ def load_statistics(cell: Cell, model_folder: Path, cache: Path) -> dict[str, Se
     return found
 
 
-def moment_identities(cell: Cell, model_folder: Path) -> dict[str, MomentIdentity]:
+def read_moment(path: Path, identity: MomentIdentity | None = None) -> SecondMoment:
+    """The moment in a file.
+
+    Raises:
+        StatisticsError: It is broken, or made from something else than `identity`; names the file
+            and both.
+    """
+    try:
+        with safe_open(path, framework="pt") as file:
+            moment = SecondMoment.load(load_file(path), file.metadata() or {})
+        if identity is not None:
+            identity.require(moment.identity)
+    except (SafetensorError, StatisticsError) as error:
+        raise StatisticsError(f"{path}: {error}") from None
+    return moment
+
+
+def moment_identities(cell: Cell, modules: Sequence[str]) -> dict[str, MomentIdentity]:
     """What each edited linear's moment has to be made from."""
-    modules = open_model(cell, model_folder).modules
     return {
         name: MomentIdentity(
-            model_hash=model_folder.name,
+            model_hash=cell.model_hash,
             module=name,
             corpus_hash=cell.corpus_hash,
             dtype=cell.statistics.dtype,
@@ -109,17 +148,32 @@ def shard_of(cell: Cell, model: EditableModel, shard: int) -> list[Sequence[int]
     return [model.encoder.prompt_ids(text)[: min(limit, entry.max_tokens)] for text in documents]
 
 
-def statistics_folder(cell: Cell, cache: Path) -> Path:
-    """Where the moments lie: one folder per model, corpus and precision."""
-    return cache / "statistics" / cell.statistics_key
+def statistics_folder(cell: Cell) -> str:
+    """Where in the cache the moments lie: one folder per model, corpus and precision."""
+    return f"statistics/{cell.statistics_key}"
 
 
-def _file(folder: Path, module: str, shard: int) -> Path:
-    return folder / f"{module}.shard{shard}.safetensors"
+def shard_file(folder: str, module: str, shard: int) -> str:
+    """A linear's sum over one shard."""
+    return f"{folder}/{module}.shard{shard}.safetensors"
 
 
-def _resume(moments: dict[str, SecondMoment], progress: StateFolder) -> int:
-    saved = progress.load()
+def whole_file(folder: str, module: str) -> str:
+    """A linear's sum over the whole corpus, as it is shared."""
+    return f"{folder}/{module}.whole.safetensors"
+
+
+def _there(folder: str, module: str, shard: int, cache: Cache) -> bool:
+    """Whether a linear need not be summed; what is there is handed to all other nodes."""
+    for file in (whole_file(folder, module), shard_file(folder, module, shard)):
+        if cache.file(file) is not None:
+            cache.publish(file)
+            return True
+    return False
+
+
+def _resume(moments: dict[str, SecondMoment], progress: StateFolder, gang: Gang) -> int:
+    saved = load_together(progress, gang)
     if saved is None:
         return 0
     tensors, facts = saved

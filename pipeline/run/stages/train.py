@@ -13,9 +13,11 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from pipeline.cells import Cell
+from pipeline.run.cache import Cache
+from pipeline.run.gang import ALONE, Gang
 from pipeline.run.report import Report
 from pipeline.run.stages.prepare import open_model
-from pipeline.run.state import StateFolder, write_tensors
+from pipeline.run.state import StateFolder, load_together, write_tensors
 from rledit.editors import Editor, TrainableEditor, editor_class
 from rledit.tokenization import EditBatch
 
@@ -37,24 +39,33 @@ class Trained:
     curve: list[dict[str, float]]
 
 
-def trained_path(cell: Cell, cache: Path) -> Path:
-    """Where the cell's trained network lies, or will lie."""
-    return cache / "trained" / f"{cell.editor_name}-{cell.train_key}.safetensors"
+def trained_name(cell: Cell) -> str:
+    """The name of the cell's trained network in the cache."""
+    return f"trained/{cell.editor_name}-{cell.train_key}.safetensors"
 
 
-def train(cell: Cell, model_folder: Path, cache: Path, report: Report) -> Path:
-    """Train the cell's network unless it lies in the cache; returns its file."""
-    path = trained_path(cell, cache)
-    if path.is_file():
-        return path
-    model = open_model(cell, model_folder)
+def train(
+    cell: Cell, model_folder: Path, cache: Cache, report: Report, gang: Gang = ALONE
+) -> Path | None:
+    """Train the cell's network unless it lies in the cache.
+
+    Returns:
+        Its file; None on the ranks that do not lead.
+    """
+    name = trained_name(cell)
+    found = cache.file(name) if gang.leads else None
+    if gang.decide(found is not None):
+        if found is not None:
+            cache.publish(name)
+        return found
+    model = open_model(cell, model_folder, gang)
     editor = editor_class(cell.editor.editor)(model, cell.settings)
     if not isinstance(editor, TrainableEditor):
         raise TypeError(f"{cell.path}: editor {cell.label!r} has nothing to train")
-    folder = StateFolder(path.with_suffix(".progress"))
+    folder = StateFolder(cache.storage.join(*name.split("/")[:-1], Path(name).stem + ".progress"))
     curve: list[dict[str, float]] = []
     seconds = 0.0
-    saved = folder.load()
+    saved = load_together(folder, gang)
     if saved is not None:
         editor.load_training_state_dict(saved[0])
         curve, seconds = saved[1]["curve"], saved[1]["seconds"]
@@ -64,13 +75,17 @@ def train(cell: Cell, model_folder: Path, cache: Path, report: Report) -> Path:
         began = time.perf_counter()
         curve.append(editor.train_step(trajectory(cell, editor, step)))
         seconds += time.perf_counter() - began
-        if time.perf_counter() - last_save > SAVE_EVERY_SECONDS:
+        if gang.leads and time.perf_counter() - last_save > SAVE_EVERY_SECONDS:
             facts = {"curve": curve, "seconds": seconds}
             folder.save(editor.training_state_dict(), facts, version=step + 1)
             last_save = time.perf_counter()
+    if not gang.leads:
+        return None
     facts = {"seconds": seconds, "curve": curve, "identity": cell.identity}
     state = {k: v.cpu().contiguous() for k, v in editor.state_dict().items()}
+    path = cache.folder / name
     write_tensors(path, state, {"facts": json.dumps(facts)})
+    cache.publish(name)
     folder.clear()
     report("train", editor.train_steps, editor.train_steps)
     return path

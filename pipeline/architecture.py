@@ -1,0 +1,176 @@
+"""The modules of a model without its weights: its classes built on the meta device."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from functools import lru_cache
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import AutoConfig, AutoModelForCausalLM
+
+from pipeline.cells import Cell
+from pipeline.checkpoints import (
+    CheckpointError,
+    cached,
+    fetch_description,
+    hub_reachable,
+    read_config,
+)
+from pipeline.presets import PRESETS, Shape
+from pipeline.yaml_location import ConfigError
+from rledit.families import FAMILIES, edited_modules, layer_index
+from rledit.names import nearest
+from rledit.world.presets import model_config
+from rledit.world.words import word_tokenizer, world_words
+
+_WORLD_LENGTH = 64
+
+
+@dataclass(frozen=True, kw_only=True)
+class Architecture:
+    """Sizes of a model, counted on its modules.
+
+    Attributes:
+        source: Where the configuration comes from, for the reader.
+        family: Its `model_type`.
+        layers: Number of decoder layers.
+        parameters: Of the whole model.
+        layer_parameters: Of one decoder layer.
+        hidden: Width of the residual stream.
+        intermediate: Width of the MLP.
+        vocabulary: Rows of the output embedding.
+        model: The modules on the meta device: shapes without numbers.
+    """
+
+    source: str
+    family: str
+    layers: int
+    parameters: int
+    layer_parameters: int
+    hidden: int
+    intermediate: int
+    vocabulary: int
+    model: nn.Module
+
+    def linears(self, modules: Sequence[str]) -> dict[str, tuple[int, int]]:
+        """Edited linears by name → (d_in, d_out).
+
+        Raises:
+            ValueError: A module does not exist in this model, or is no linear.
+        """
+        found = {}
+        for name in edited_modules(self.model, modules):
+            linear: Any = self.model.get_submodule(name)
+            found[name] = (linear.in_features, linear.out_features)
+        return found
+
+    def first_layer(self, modules: Sequence[str]) -> int:
+        """The lowest edited layer; passes for gradients go back no further."""
+        names = self.linears(modules)
+        family = FAMILIES[self.family]
+        return min((layer_index(family, name) for name in names), default=self.layers)
+
+
+def architecture_of(cell: Cell) -> Architecture:
+    """The architecture of a cell's model, without its weights.
+
+    The configuration is that of the checkpoint's folder or of the hub; where the hub cannot be
+    reached and the model names a preset, the preset's published sizes.
+
+    Raises:
+        CheckpointError: The checkpoint's configuration cannot be had.
+        ConfigError: The family is not one of ours.
+    """
+    checkpoint, preset = cell.model.checkpoint, cell.model.preset
+    if checkpoint is None:
+        return _of_world(json.dumps(asdict(cell.model_spec)), json.dumps(cell.dataset.world))
+    folder = cached(checkpoint)
+    if folder is None and not hub_reachable() and preset is not None:
+        return _of_preset(preset)
+    if folder is None:
+        folder = fetch_description(checkpoint)
+    return _of_config(json.dumps(read_config(folder)), checkpoint)
+
+
+@lru_cache(maxsize=8)
+def _of_config(text: str, checkpoint: str) -> Architecture:
+    values: dict[str, Any] = json.loads(text)
+    family = str(values.get("model_type"))
+    if family not in FAMILIES:
+        raise ConfigError(
+            f"checkpoint {checkpoint!r}: family {family!r} is not one of "
+            f"{', '.join(sorted(FAMILIES))}{nearest(family, list(FAMILIES))}"
+        )
+    kept = {k: v for k, v in values.items() if k not in ("model_type", "quantization_config")}
+    try:
+        return _built(AutoConfig.for_model(family, **kept), "config.json")
+    except (TypeError, ValueError, ZeroDivisionError) as error:
+        raise CheckpointError(f"checkpoint {checkpoint!r}: config.json: {error}") from None
+
+
+@lru_cache(maxsize=8)
+def _of_preset(name: str) -> Architecture:
+    preset = PRESETS[name]
+    config = AutoConfig.for_model(preset.family, **_sizes(preset.family, preset.shape))
+    return _built(config, f"preset {name}")
+
+
+@lru_cache(maxsize=8)
+def _of_world(spec: str, world: str) -> Architecture:
+    from rledit.world import World, WorldConfig, WorldModelSpec
+
+    model = WorldModelSpec(**json.loads(spec))
+    tokenizer = word_tokenizer(world_words(World(WorldConfig(**json.loads(world)))), add_bos=False)
+    config = model_config(model, vocab_size=len(tokenizer), max_length=_WORLD_LENGTH, special={})
+    return _built(config, "trained on the spot")
+
+
+def _sizes(family: str, shape: Shape) -> Mapping[str, Any]:
+    """The keys of a family's configuration."""
+    if family == "gptj":
+        return {
+            "n_embd": shape.hidden,
+            "n_inner": shape.intermediate,
+            "n_layer": shape.layers,
+            "n_head": shape.heads,
+            "vocab_size": shape.vocabulary,
+            "tie_word_embeddings": shape.tied,
+        }
+    return {
+        "hidden_size": shape.hidden,
+        "intermediate_size": shape.intermediate,
+        "num_hidden_layers": shape.layers,
+        "num_attention_heads": shape.heads,
+        "num_key_value_heads": shape.kv_heads,
+        "head_dim": shape.head_dim,
+        "vocab_size": shape.vocabulary,
+        "tie_word_embeddings": shape.tied,
+    }
+
+
+def _built(config: Any, source: str) -> Architecture:
+    with torch.device("meta"):
+        model = AutoModelForCausalLM.from_config(config)
+    family = FAMILIES[config.model_type]
+    layers: Any = model.get_submodule(family.layers)
+    mlp = layers[0].get_submodule(family.linears["down"])
+    return Architecture(
+        source=source,
+        family=config.model_type,
+        layers=len(layers),
+        parameters=_count(model),
+        layer_parameters=_count(layers[0]),
+        hidden=mlp.out_features,
+        intermediate=mlp.in_features,
+        vocabulary=model.get_output_embeddings().weight.shape[0],
+        model=model,
+    )
+
+
+def _count(module: nn.Module) -> int:
+    return sum(math.prod(p.shape) for p in module.parameters())

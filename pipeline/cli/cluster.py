@@ -1,0 +1,239 @@
+"""Commands about clusters: submit, status, cancel; and about tracking: sweep, rebuild."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Literal
+
+import typer
+
+from pipeline.cli.options import (
+    DEFAULT_RESULTS,
+    GridFile,
+    LakeUri,
+    Limit,
+    Replace,
+    Results,
+    Scale,
+    Sets,
+    TrackingUri,
+)
+from pipeline.locations import Locations
+
+if TYPE_CHECKING:
+    from pipeline.submit.ray_cluster import JobServer
+
+Address = Annotated[
+    str | None,
+    typer.Option(envvar="RLEDIT_ADDRESS", help="The job server, e.g. http://127.0.0.1:8265."),
+]
+Name = Annotated[str, typer.Argument(help="The submission id.")]
+KUBERAY = "KubeRay"
+
+
+def submit(
+    grid: GridFile,
+    lake: Annotated[str, typer.Option(help="URI of the lake, seen alike by every node.")],
+    cache: Annotated[str, typer.Option(help="URI of models and resume states, likewise.")],
+    tracking: Annotated[
+        str | None,
+        typer.Option(help="MLflow URI (default: MLFLOW_TRACKING_URI of the head node)."),
+    ] = None,
+    set_: Sets = [],  # noqa: B006
+    scale: Scale = None,
+    limit: Limit = None,
+    backend: Annotated[
+        Literal["ray", "kuberay"], typer.Option(help="Submit to Ray, or print manifests.")
+    ] = "ray",
+    address: Address = None,
+    replace: Replace = False,
+    env: Annotated[
+        list[str],
+        typer.Option(help="Name of a variable to take along (no secrets). May be repeated."),
+    ] = [],  # noqa: B006
+    include: Annotated[
+        list[Path],
+        typer.Option(help="More code for the job, e.g. the module of an editor. May be repeated."),
+    ] = [],  # noqa: B006
+    wait: Annotated[float, typer.Option(help="Seconds to wait for the storage probe.")] = 180.0,
+    out: Annotated[
+        Path | None, typer.Option(help="File for the manifest.", rich_help_panel=KUBERAY)
+    ] = None,
+    kind: Annotated[
+        Literal["job", "cluster"],
+        typer.Option(help="A RayJob, or a standing RayCluster.", rich_help_panel=KUBERAY),
+    ] = "job",
+    image: Annotated[
+        str | None, typer.Option(help="Image with tag.", rich_help_panel=KUBERAY)
+    ] = None,
+    max_workers: Annotated[
+        int, typer.Option(help="Most workers.", min=1, rich_help_panel=KUBERAY)
+    ] = 8,
+    gpus: Annotated[int, typer.Option(help="GPUs per worker.", min=0, rich_help_panel=KUBERAY)] = 1,
+    claim: Annotated[
+        str | None,
+        typer.Option(help="Volume claim to mount, CLAIM:/path.", rich_help_panel=KUBERAY),
+    ] = None,
+    secret: Annotated[
+        list[str],
+        typer.Option(
+            help="Variable from a secret, NAME=SECRET/KEY. May be repeated.",
+            rich_help_panel=KUBERAY,
+        ),
+    ] = [],  # noqa: B006
+) -> None:
+    """Run a grid on a cluster. Submitting it again while it runs says so and starts nothing."""
+    from pipeline.config import load_grid
+    from pipeline.submit.environment import chosen
+    from pipeline.submit.submission import (
+        Submission,
+        SubmitError,
+        as_json,
+        base_name,
+        check_files,
+        check_locations,
+    )
+
+    parsed = load_grid(grid, set_, scale, limit)
+    check_locations(lake, cache, tracking)
+    check_files(parsed)
+    environment = chosen(env, os.environ)
+    submission = Submission(
+        name=base_name(parsed, lake),
+        grid=as_json(parsed),
+        lake=lake,
+        cache=cache,
+        tracking=tracking,
+        replace=replace,
+    )
+    if backend == "kuberay":
+        from pipeline.submit.manifest import SecretVariable, Shape, render
+
+        if image is None:
+            raise SubmitError("--backend kuberay needs --image: one with this project in it")
+        shape = Shape(
+            image=image,
+            max_workers=max_workers,
+            gpus=gpus,
+            claim=claim,
+            secrets=[SecretVariable.parse(text) for text in secret],
+            environment=environment,
+        )
+        text = render(submission, shape, kind)
+        if out is not None:
+            out.write_text(text)
+        typer.echo(f"wrote {out}" if out is not None else text)
+        return
+    from pipeline.submit.client import await_probe, send
+
+    server = _server(address)
+    sent = send(server, submission, environment, include, typer.echo)
+    typer.echo(f"submitted {sent.name}")
+    job = await_probe(server, sent.name, wait)
+    typer.echo(
+        f"{job.status}; follow it with: rledit status {sent.name} --address {server.address}"
+    )
+
+
+def status(
+    name: Annotated[str | None, typer.Argument(help="A submission id, or a grid's name.")] = None,
+    address: Address = None,
+    results: Results = DEFAULT_RESULTS,
+    lake: LakeUri = None,
+    tracking: TrackingUri = None,
+    log: Annotated[int, typer.Option(help="Last lines of the job's log to show.", min=0)] = 0,
+) -> None:
+    """Show jobs, and how many of their cells are done, running or failed.
+
+    Without an address: the grids of a lake, and the runs of a tracking store.
+    """
+    from pipeline.submit import standing
+
+    if address is None:
+        places = Locations.under(results, lake, tracking)
+        for line in standing.grids_lines(places, name):
+            typer.echo(line)
+        return
+    from pipeline.submit.submission import SubmitError
+
+    server = _server(address)
+    jobs = [job for job in server.jobs() if name in (None, job.name, job.metadata.get("grid"))]
+    if name is not None and not jobs:
+        raise SubmitError(f"{server.address} knows no submission {name}")
+    for job in jobs:
+        for line in standing.job_lines(job, lake, tracking):
+            typer.echo(line)
+        for line in server.log(job.name).splitlines()[-log:] if log else ():
+            typer.echo(f"  | {line}")
+
+
+def cancel(
+    name: Name,
+    address: Address = None,
+    tracking: TrackingUri = None,
+    wait: Annotated[float, typer.Option(help="Seconds to wait for its end.")] = 60.0,
+) -> None:
+    """End a job; its finished cells stay, and submitting it again goes on from there."""
+    from pipeline.submit.submission import SubmitError
+
+    server = _server(address)
+    before = server.job(name)
+    if before is None:
+        raise SubmitError(f"{server.address} knows no submission {name}; rledit status lists them")
+    if not before.over:
+        server.stop(name)
+    job = server.wait(name, lambda job: job.over, wait)
+    typer.echo(f"{job.name}: {job.status}" + (" (it had ended before)" if before.over else ""))
+    uri = tracking or job.metadata.get("tracking") or os.environ.get("MLFLOW_TRACKING_URI")
+    grid = job.metadata.get("grid")
+    if job.over and uri and grid:
+        from pipeline.submit.reconcile import sweep_grids
+
+        for line in sweep_grids(uri, [grid], server):
+            typer.echo(line)
+
+
+def sweep(
+    grids: Annotated[
+        list[str] | None, typer.Argument(help="Names of grids (default: all).")
+    ] = None,
+    address: Address = None,
+    results: Results = DEFAULT_RESULTS,
+    tracking: TrackingUri = None,
+) -> None:
+    """End tracked runs that are RUNNING although their process or job is gone."""
+    from pipeline.submit.reconcile import sweep_grids
+
+    uri = Locations.under(results, None, tracking).tracking
+    server = _server(address) if address else None
+    for line in sweep_grids(uri, grids, server):
+        typer.echo(line)
+
+
+def rebuild(
+    grids: Annotated[
+        list[str] | None, typer.Argument(help="Names of grids (default: all of the lake).")
+    ] = None,
+    results: Results = DEFAULT_RESULTS,
+    lake: LakeUri = None,
+    tracking: TrackingUri = None,
+) -> None:
+    """Make the tracked runs equal to the lake's cells, from nothing if need be."""
+    from pipeline.results.lake import Lake
+    from pipeline.results.tracking import Tracker
+
+    places = Locations.under(results, lake, tracking)
+    store = Lake(places.lake)
+    for grid in grids or store.grids():
+        n = Tracker(places.tracking, grid).rebuild(store)
+        typer.echo(f"{grid}: {n} cells logged anew")
+
+
+def _server(address: str | None) -> JobServer:
+    from pipeline.submit.ray_cluster import JobServer
+    from pipeline.submit.submission import SubmitError
+
+    if address is None:
+        raise SubmitError("give the job server with --address http://… or in RLEDIT_ADDRESS")
+    return JobServer(address)

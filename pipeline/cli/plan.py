@@ -1,0 +1,76 @@
+"""The command that tells what a grid needs."""
+
+from __future__ import annotations
+
+from collections import Counter
+from typing import Annotated
+
+import typer
+
+from pipeline.cli.options import (
+    DEFAULT_RESULTS,
+    GridFile,
+    LakeUri,
+    Limit,
+    Replace,
+    Results,
+    Scale,
+    Sets,
+)
+from pipeline.locations import Locations
+
+
+def plan(
+    grid: GridFile,
+    set_: Sets = [],  # noqa: B006
+    scale: Scale = None,
+    limit: Limit = None,
+    results: Results = DEFAULT_RESULTS,
+    lake: LakeUri = None,
+    gpu_memory_gb: Annotated[
+        float, typer.Option(help="Memory of the GPUs the grid will run on, in GB.", min=1)
+    ] = 80.0,
+    cells: Annotated[
+        bool, typer.Option("--cells/--no-cells", help="List every cell with its state.")
+    ] = True,
+    replace: Replace = False,
+) -> None:
+    """Tell what a grid needs: cells done and missing, hours, memory, disk, downloads. Runs nothing.
+
+    Exit 1 when something is missing, or a cell does not fit on its GPUs.
+    """
+    from pipeline.cells import cells_of
+    from pipeline.config import load_grid
+    from pipeline.estimate import absent_files, estimate, unknowable
+    from pipeline.estimate.summary import summary
+    from pipeline.plan import make_plan, pool_lines
+    from pipeline.results.lake import Lake
+
+    parsed = load_grid(grid, set_, scale, limit)
+    places = Locations.under(results, lake)
+    store = Lake(places.lake)
+    every = cells_of(parsed)
+    absent = absent_files(every)
+    known = [cell for cell in every if not unknowable(cell, absent)]
+    unknown = [cell for cell in every if unknowable(cell, absent)]
+    found = make_plan(parsed, store, replace, known)
+    skipped = {cell.key for cell in found.missing if cell.obstacle is not None}
+    states = {True: "done", False: "missing"}
+    for cell in found.cells if cells else ():
+        state = "skipped" if cell.key in skipped else states[cell.key in found.done]
+        reason = cell.obstacle if cell.key in skipped else found.failed.get(cell.key)
+        typer.echo(f"{state:8}{cell.key}  {cell.path}" + (f"  ({reason})" if reason else ""))
+    for cell in unknown if cells else ():
+        typer.echo(f"{'missing':8}{'-' * 16}  {cell.path}  (its data is not there)")
+    for line in pool_lines(found.cells):
+        typer.echo(line)
+    to_run = [cell for cell in found.missing if cell.key not in skipped] + unknown
+    done = Counter((c.model.name, c.label) for c in found.cells if c.key in found.done)
+    cost = estimate(to_run, store.manifest() if store.exists() else [], gpu_memory_gb)
+    for line in summary(cost, done):
+        typer.echo(line)
+    counts = f"{len(every)} cells, {len(to_run)} to run"
+    left = f", {len(skipped)} skipped" if skipped else ""
+    typer.echo(f"{counts}{left}; lake {places.lake}")
+    if not cost.ready:
+        raise typer.Exit(1)

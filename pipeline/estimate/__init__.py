@@ -1,0 +1,188 @@
+"""What a grid will cost: time, memory, disk and downloads, before anything runs.
+
+Times come from like cells of the lake where there are some, else from operations over a stated
+rate; memory from the model's shape. Both are estimates: the table says which is which.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+from pipeline.cells import Cell
+from pipeline.estimate.device import Device, Placement, core, gpu, placed
+from pipeline.estimate.fit import Misfit, misfit
+from pipeline.estimate.measured import Measurements
+from pipeline.estimate.memory import memory_of
+from pipeline.estimate.needs import (
+    Need,
+    absent_files,
+    corpus_needs,
+    disk_gb,
+    model_needs,
+    network_place,
+    unknowable,
+)
+from pipeline.estimate.seconds import Seconds, model_seconds, modelled, statistics_seconds
+from pipeline.estimate.workload import Workload, workload_of
+from pipeline.results.records import CellRecord
+
+
+@dataclass(frozen=True, kw_only=True)
+class CellEstimate:
+    """What one cell costs.
+
+    Attributes:
+        seconds: Wall time; set-up that another cell shares is that one's.
+        shared: Seconds of what several cells need, on the first that does: training a model of
+            the embedded world, second moments.
+        memory_gb: Peak of a rank.
+        misfit: Why it cannot run where it is to; None where it can.
+    """
+
+    work: Workload
+    seconds: Seconds
+    shared: float
+    memory_gb: float
+    misfit: Misfit | None
+
+    @property
+    def total(self) -> float:
+        """Wall seconds."""
+        return self.seconds.total + self.shared
+
+
+@dataclass(frozen=True, kw_only=True)
+class Estimate:
+    """What the cells of a grid cost.
+
+    Attributes:
+        placement: What each cell is given.
+        shares: GPUs (or, without one, cores) that a cell occupies.
+        disk: GB by what takes it.
+    """
+
+    cells: tuple[CellEstimate, ...]
+    placement: Placement
+    shares: float
+    needs: tuple[Need, ...]
+    disk: dict[str, float]
+
+    @property
+    def misfits(self) -> tuple[Misfit, ...]:
+        """Cells that cannot run, one line for those that say the same."""
+        found = {c.misfit.text: c.misfit for c in self.cells if c.misfit is not None}
+        return tuple(found.values())
+
+    @property
+    def hours(self) -> float:
+        """GPU-hours, or core-hours without a GPU."""
+        return self.shares * sum(cell.total for cell in self.cells) / 3600
+
+    @property
+    def ready(self) -> bool:
+        """Whether nothing is missing and everything fits."""
+        return not self.misfits and not any(need.missing for need in self.needs)
+
+
+def estimate(
+    cells: Sequence[Cell], records: Sequence[CellRecord], gpu_memory_gb: float = 80.0
+) -> Estimate:
+    """The cost of cells.
+
+    Args:
+        cells: Those to run.
+        records: Finished cells of the lake, whose costs are carried over to like ones.
+        gpu_memory_gb: Memory of the GPUs that cells with GPUs will run on, in GB (1e9 bytes).
+
+    Raises:
+        ConfigError: A model's configuration cannot be had, or a module does not exist.
+    """
+    absent = absent_files(cells)
+    measurements = Measurements(records)
+    needs = [
+        Need(text=f"data: {name} is not there; put it there, or name another place with --set",
+             missing=True)
+        for name in absent
+    ]  # fmt: skip
+    seen: set[tuple[object, ...]] = set()
+    found = []
+    place = _placement(cells, gpu_memory_gb)
+    for cell in cells:
+        work = workload_of(cell, readable=not unknowable(cell, absent))
+        if (model := ("model", cell.model.name)) not in seen:
+            seen.add(model)
+            needs += model_needs(cell, work.architecture)
+        found.append(_cell(work, place, measurements, seen))
+    works = [cell.work for cell in found]
+    return Estimate(
+        cells=tuple(found),
+        placement=place,
+        shares=_shares(cells, place),
+        needs=(*needs, *corpus_needs(cells)),
+        disk=disk_gb(works),
+    )
+
+
+def _cell(
+    work: Workload, place: Placement, measurements: Measurements, seen: set[tuple[object, ...]]
+) -> CellEstimate:
+    cell = work.cell
+    seconds = measurements.seconds(cell) or modelled(work, place)
+    if cell.trains:
+        network = ("network", *network_place(cell))
+        if network in seen:
+            seconds = replace(seconds, setup=0.0)
+        seen.add(network)
+    shared = 0.0
+    world = ("world", cell.model.name, str(cell.dataset.world))
+    if world not in seen:
+        seen.add(world)
+        shared += model_seconds(cell, work.architecture, place.device)
+    statistics = ("statistics", cell.model.name, *sorted(work.linears))
+    if "statistics" in cell.needs and statistics not in seen:
+        seen.add(statistics)
+        shared += statistics_seconds(work, place)
+    memory = memory_of(work, place)
+    measured = measurements.peak_gb(cell)
+    return CellEstimate(
+        work=work,
+        seconds=seconds,
+        shared=shared,
+        memory_gb=memory.gigabytes if measured is None else measured,
+        misfit=misfit(work, place, memory),
+    )
+
+
+def _placement(cells: Sequence[Cell], gpu_memory_gb: float) -> Placement:
+    """Where cells run: on GPUs where the grid gives them, or where only GPUs make sense."""
+    first = cells[0] if cells else None
+    if first is None or not on_gpu(first):
+        return placed(first.resources, core(first.threads)) if first else Placement(device=core())
+    return placed(first.resources, gpu(gpu_memory_gb))
+
+
+def on_gpu(cell: Cell) -> bool:
+    """Whether figures are stated for a GPU: where the grid gives one, and at full scale."""
+    return cell.resources.gpus > 0 or cell.scale == "full"
+
+
+def _shares(cells: Sequence[Cell], place: Placement) -> float:
+    if not cells:
+        return 0.0
+    resources = cells[0].resources
+    each = resources.gpus or 1.0
+    if place.device.memory_gb is None:
+        each = float(resources.cpus or cells[0].threads)
+    return each * resources.ranks
+
+
+__all__ = [
+    "CellEstimate",
+    "Device",
+    "Estimate",
+    "absent_files",
+    "estimate",
+    "on_gpu",
+    "unknowable",
+]

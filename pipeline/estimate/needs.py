@@ -1,0 +1,132 @@
+"""What has to be there before a grid can run: files, weights, access, room on disk."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from pipeline.architecture import Architecture
+from pipeline.cells import Cell
+from pipeline.checkpoints import cached, is_folder, weight_files
+from pipeline.estimate.device import GB
+from pipeline.estimate.workload import BYTES, Workload
+from pipeline.presets import PRESETS
+
+_ROW_BYTES = 48  # of an edit's row in Parquet, measured on the demo
+FLOAT = 4
+
+
+@dataclass(frozen=True, kw_only=True)
+class Need:
+    """One thing a grid needs.
+
+    Attributes:
+        text: What, for the reader.
+        missing: Whether it is not there, so that the grid cannot run yet.
+        download_gb: What will be fetched for it.
+    """
+
+    text: str
+    missing: bool = False
+    download_gb: float = 0.0
+
+
+def absent_files(cells: Iterable[Cell]) -> list[str]:
+    """Files of edits and corpora that the grid names and that are not there."""
+    named: dict[str, None] = {}
+    for cell in cells:
+        named |= dict.fromkeys(cell.dataset.files.values())
+        corpus = cell.statistics.corpus
+        if "statistics" in cell.needs and corpus is not None and not corpus.startswith("hf://"):
+            named[corpus] = None
+    return [name for name in named if not Path(name).is_file()]
+
+
+def unknowable(cell: Cell, absent: Sequence[str]) -> bool:
+    """Whether a cell's data is not there, so that its identity cannot be told."""
+    corpus = "statistics" in cell.needs and cell.statistics.corpus in absent
+    return corpus or any(name in absent for name in cell.dataset.files.values())
+
+
+def model_needs(cell: Cell, architecture: Architecture) -> list[Need]:
+    """Weights of a model: there, to be fetched, or out of reach."""
+    checkpoint = cell.model.checkpoint
+    if checkpoint is None:
+        return [Need(text=f"{cell.model.name}: trained on the spot")]
+    size = architecture.parameters * BYTES[cell.model.dtype] / GB
+    folder = cached(checkpoint)
+    if folder is not None and _whole(folder):
+        return [Need(text=f"{cell.model.name}: weights are here ({size:.1f} GB, {checkpoint})")]
+    if is_folder(checkpoint):
+        return [
+            Need(
+                text=f"{cell.model.name}: {checkpoint} has no weights; {size:.1f} GB are needed "
+                "there as *.safetensors",
+                missing=True,
+            )
+        ]
+    gated = cell.model.preset is not None and PRESETS[cell.model.preset].gated
+    gated = gated and checkpoint == PRESETS[cell.model.preset or ""].checkpoint
+    needs = [Need(text=f"{cell.model.name}: fetch {checkpoint}, {size:.1f} GB", download_gb=size)]
+    if gated and not _token():
+        needs.append(
+            Need(
+                text=f"{cell.model.name}: gated; accept its terms at https://huggingface.co/"
+                f"{checkpoint.partition('@')[0]} and set HF_TOKEN",
+                missing=True,
+            )
+        )
+    return needs
+
+
+def corpus_needs(cells: Iterable[Cell]) -> list[Need]:
+    """Corpora to be fetched from the hub."""
+    found = {
+        cell.statistics.corpus
+        for cell in cells
+        if "statistics" in cell.needs and (cell.statistics.corpus or "").startswith("hf://")
+    }
+    return [Need(text=f"statistics corpus: fetch {name}") for name in sorted(map(str, found))]
+
+
+def disk_gb(works: Sequence[Workload]) -> dict[str, float]:
+    """GB that the results and the cache grow by."""
+    rows = sum(
+        sum(work.points) * work.cell.stream.batch_size * len(work.cell.protocols) for work in works
+    )
+    trained = {network_place(work.cell): work for work in works if work.cell.trains}
+    networks = sum(3 * FLOAT * work.network_parameters for work in trained.values())
+    located = {
+        (work.cell.model.name, name): d_in
+        for work in works
+        if "statistics" in work.cell.needs
+        for name, (d_in, _) in work.linears.items()
+    }
+    moments = sum(FLOAT * d_in * d_in for d_in in located.values())
+    # A cell's resume state: the edited matrices' masters and the editor's own.
+    states = [FLOAT * (w.edited_parameters + w.network_parameters) for w in works]
+    return {
+        "rows of the lake": _ROW_BYTES * rows / GB,
+        "trained networks": networks / GB,
+        "second moments": moments / GB,
+        "resume state of a running cell (at most)": max(states, default=0) / GB,
+    }
+
+
+def network_place(cell: Cell) -> tuple[object, ...]:
+    """What cells that share a trained network have in common, told without reading their data."""
+    trained = (cell.trajectory_batches, cell.stream.batch_size, cell.seed)
+    return (cell.model.name, cell.dataset.name, cell.label, *trained)
+
+
+def _whole(folder: Path) -> bool:
+    files = weight_files(folder)
+    return bool(files) and all(path.is_file() for path in files)
+
+
+def _token() -> bool:
+    from huggingface_hub import get_token
+
+    return bool(os.environ.get("HF_TOKEN")) or get_token() is not None

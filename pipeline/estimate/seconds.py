@@ -1,0 +1,174 @@
+"""Seconds of a cell where nothing like it was measured: operations over a stated rate.
+
+A pass takes as long as its matrix products at the device's rate, or as reading the weights once
+per physical batch, whichever is longer; sharded weights are read from other ranks.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+from pipeline.architecture import Architecture
+from pipeline.cells import Cell
+from pipeline.estimate.device import GB, Device, Placement
+from pipeline.estimate.workload import Workload
+
+TERA = 1e12
+KINDS = 3  # edit, rephrase and locality prompt
+GENERATED_TOKENS = 16
+GPU_LAUNCH, CPU_LAUNCH = 2e-4, 5e-4  # seconds that a layer's operations take however small
+OPEN_SECONDS, OPEN_GB = 3.0, 1.0  # of a worker that opens a model, and GB it reads per second
+WORLD_TOKENS = 12  # of a sentence that a model of the embedded world is trained on
+
+
+@dataclass(frozen=True, kw_only=True)
+class Seconds:
+    """Wall time of one cell.
+
+    Attributes:
+        setup: Opening the model, and training before the first edit.
+        edit: The whole stream.
+        score: All points.
+        measured: Whether they come from rows of the lake.
+    """
+
+    setup: float
+    edit: float
+    score: float
+    measured: bool = False
+
+    @property
+    def total(self) -> float:
+        """All of it."""
+        return self.setup + self.edit + self.score
+
+
+def modelled(work: Workload, placement: Placement) -> Seconds:
+    """The time of a cell by its operations."""
+    model = _Passes(work, placement)
+    cell = work.cell
+    # Ranks that hold the whole model share the prompts of training and scoring.
+    shared = 1 if placement.sharded else placement.ranks
+    return Seconds(
+        setup=_opening(work) + _training(model) / shared,
+        edit=cell.stream.n_batches * _edit_batch(model),
+        score=_scoring(model) / shared,
+    )
+
+
+def statistics_seconds(work: Workload, placement: Placement) -> float:
+    """Second moments of all edited linears, once per model, corpus and linears."""
+    entry = work.cell.statistics
+    tokens = entry.documents * min(entry.max_tokens, 400.0)
+    products = sum(2.0 * d_in * d_in for d_in, _ in work.linears.values()) * tokens
+    last = work.architecture.layers  # the forward pass is run whole
+    return _Passes(work, placement).forward(tokens, last, 0) + products / (
+        placement.device.tflops * TERA
+    )
+
+
+def model_seconds(cell: Cell, architecture: Architecture, device: Device) -> float:
+    """Training of a model of the embedded world; 0 for one that is loaded."""
+    if cell.model.checkpoint is not None:
+        return 0.0
+    spec = cell.model_spec
+    tokens = float(spec.steps * spec.batch * WORLD_TOKENS)
+    launch = 3 * CPU_LAUNCH * architecture.layers * spec.steps
+    return 6.0 * tokens * architecture.parameters / (device.tflops * TERA) + launch
+
+
+def _opening(work: Workload) -> float:
+    return OPEN_SECONDS + work.architecture.parameters * work.dtype_bytes / GB / OPEN_GB
+
+
+class _Passes:
+    """Times of passes of one model on one placement."""
+
+    def __init__(self, work: Workload, placement: Placement) -> None:
+        self.work, self.placement = work, placement
+        self.batch = work.cell.stream.batch_size
+        self.above = work.architecture.layers - work.first_layer
+
+    def forward(self, tokens: float, layers: float, back: float, answers: float = 0.0) -> float:
+        """Seconds of `tokens` through `layers` forward and `back` layers backward."""
+        architecture, device = self.work.architecture, self.placement.device
+        crossed = layers + back
+        operations = 2.0 * tokens * architecture.layer_parameters * crossed
+        operations += (
+            2.0 * answers * architecture.vocabulary * architecture.hidden * (2 if back else 1)
+        )
+        chunks = max(1, math.ceil(tokens / device.token_budget))
+        read = chunks * crossed * architecture.layer_parameters * self.work.dtype_bytes / GB
+        rate = device.gather_gb if self.placement.sharded else device.bandwidth_gb
+        launch = CPU_LAUNCH if device.memory_gb is None else GPU_LAUNCH
+        products = operations / (device.tflops * TERA)
+        return max(products, read / rate) + chunks * crossed * launch
+
+    def prompts(self, n: float, layers: float, back: float) -> float:
+        """Seconds of `n` prompts with their answers."""
+        return self.forward(n * self.work.tokens, layers, back, n * self.work.answer_tokens)
+
+    def network(self, passes: float) -> float:
+        """Seconds of the hypernetworks on the rows of a batch, `passes` forwards' worth."""
+        rows = self.batch * self.work.answer_tokens * max(1, len(self.work.linears))
+        shapes = max(1, len(set(self.work.linears.values())))
+        operations = 2.0 * passes * rows * self.work.network_parameters / shapes
+        # In float32: an eighth of the rate of bfloat16 on a GPU, the same on a CPU.
+        slower = 1.0 if self.placement.device.memory_gb is None else 8.0
+        return operations * slower / (self.placement.device.tflops * TERA)
+
+
+def _edit_batch(model: _Passes) -> float:
+    """One batch of the stream."""
+    work, settings = model.work, model.work.cell.settings
+    layers = work.architecture.layers
+    capture = model.prompts(model.batch, layers, model.above)
+    if work.kind == "none":
+        return 0.0
+    if work.kind == "tuned":
+        passes = getattr(settings, "steps", None) or settings.passes
+        return float(passes) * model.prompts(model.batch, layers, 2 * model.above)
+    if work.kind == "located":
+        return _located_batch(model, settings)
+    return capture + model.network(1.0)
+
+
+def _located_batch(model: _Passes, settings: Any) -> float:
+    """Value vectors, keys of every layer, and a solve in float64 for each."""
+    work = model.work
+    layers = work.architecture.layers
+    contexts = 1 + len(settings.contexts)
+    values = settings.value_steps * model.prompts(model.batch * contexts, model.above, model.above)
+    keys = len(work.linears) * model.prompts(model.batch * contexts, layers, 0)
+    solves = sum(8.0 / 3.0 * d_in**3 for d_in, _ in work.linears.values())
+    return values + keys + solves / (model.placement.device.double_tflops * TERA)
+
+
+def _training(model: _Passes) -> float:
+    """All batches of training: each one's own gradients, and the reward of its window."""
+    if not model.work.trained_batches:
+        return 0.0
+    settings: Any = model.work.cell.settings
+    layers = model.work.architecture.layers
+    window = min(getattr(settings, "depth", 1), model.work.cell.trajectory_batches)
+    own = model.prompts(model.batch, layers, model.above)
+    references = model.prompts(2 * model.batch, layers, 0)
+    reward = model.prompts(2 * model.batch * window, model.above, model.above)
+    return model.work.trained_batches * (own + references + reward + model.network(3.0))
+
+
+def _scoring(model: _Passes) -> float:
+    """Everything edited so far, at every point: teacher-forced in one pass, generation in more."""
+    cell = model.work.cell
+    layers = model.work.architecture.layers
+    scored = sum(point * model.batch for point in model.work.points)
+    # The layers below the first edited one are run once for the whole stream.
+    below = model.prompts(KINDS * cell.n_edits, model.work.first_layer, 0)
+    above = model.prompts(KINDS * scored, layers - model.work.first_layer, 0)
+    generated = 0.0
+    if "generation" in cell.protocols:
+        generated = GENERATED_TOKENS * model.forward(KINDS * scored, layers, 0, KINDS * scored)
+    references = model.prompts(cell.n_edits, layers, 0)
+    return below + above + generated + references

@@ -1,0 +1,109 @@
+"""What a disturbed run must not show: anything lost, anything doubled, anything left open."""
+
+from __future__ import annotations
+
+import os
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from datetime import datetime
+from pathlib import Path
+
+from pipeline.locations import Locations
+from pipeline.results.diff import diff_lakes
+from pipeline.results.lake import Lake
+from pipeline.results.records import CellRecord
+from pipeline.results.tracking import Tracker
+from pipeline.storage import TEMPORARY_PREFIX
+
+
+def problems(
+    places: Locations, undisturbed: Locations, finished: Mapping[str, datetime]
+) -> list[str]:
+    """Everything in which a disturbed run that has come to its end differs from one left alone.
+
+    Args:
+        places: Of the disturbed run.
+        undisturbed: Of the other.
+        finished: When each cell ended that was done at the time of the fault, by key.
+    """
+    lake, expected = Lake(places.lake), Lake(undisturbed.lake)
+    records, wanted = lake.manifest(), expected.manifest()
+    grid = wanted[0].address.grid
+    return [
+        *_differences(lake, expected),
+        *_rows(records, wanted),
+        *_files(lake, expected),
+        *_repeated(records, finished),
+        *_unread(places),
+        *_tracked(places, lake, grid),
+    ]
+
+
+def finish_times(lake: Lake) -> dict[str, datetime]:
+    """When each finished cell ended, by key."""
+    if not lake.exists():
+        return {}
+    return {r.address.cell_key: r.values["finished_at"] for r in lake.manifest() if r.done}
+
+
+def _differences(lake: Lake, expected: Lake) -> Iterator[str]:
+    report = diff_lakes(lake, expected)
+    if not report.equal:
+        yield from (f"diff: {line}" for line in report.lines)
+
+
+def _rows(records: list[CellRecord], wanted: list[CellRecord]) -> Iterator[str]:
+    """Every cell once, and every table with as many rows: `diff` compares rows by their key."""
+    counts = Counter(record.address.cell_key for record in records)
+    yield from (f"cell {key} has {n} manifest rows" for key, n in counts.items() if n != 1)
+    found = {record.address.cell_key: record for record in records}
+    for record in wanted:
+        key = record.address.cell_key
+        if key not in found or not found[key].done:
+            yield f"cell {key} is {found[key].status if key in found else 'lost'}"
+            continue
+        for table, file in record.files.items():
+            rows = found[key].files[table]["rows"]
+            if rows != file["rows"]:
+                yield f"cell {key}: {rows} rows of {table}, expected {file['rows']}"
+
+
+def _files(lake: Lake, expected: Lake) -> Iterator[str]:
+    """The same files, and whole ones: a reader of the folder would read what the manifest lacks."""
+    names, wanted = set(lake.storage.list()), set(expected.storage.list())
+    yield from (f"lake: {name} is missing" for name in sorted(wanted - names))
+    yield from (f"lake: {name} should not be there" for name in sorted(names - wanted))
+    for key in finish_times(lake):
+        yield from lake.verify(key)
+
+
+def _repeated(records: list[CellRecord], finished: Mapping[str, datetime]) -> Iterator[str]:
+    """Cells that were done already when the fault struck were left alone."""
+    for record in records:
+        before = finished.get(record.address.cell_key)
+        if before is not None and record.values["finished_at"] != before:
+            yield f"cell {record.address.cell_key} was done before the fault and ran again"
+
+
+def _unread(places: Locations) -> Iterator[str]:
+    """Unfinished writes have names that no reader takes for a result; no resume state is left."""
+    for root in (Path(places.lake), Path(places.cache)):
+        for folder, _, files in os.walk(root):
+            for file in files:
+                whole = file.endswith((".parquet", ".json", ".safetensors"))
+                if file.startswith(TEMPORARY_PREFIX) and whole:
+                    yield f"{Path(folder, file)} is unfinished and looks whole"
+    states = Path(places.cache, "states")
+    if states.is_dir():
+        yield from (f"{state} was not cleared" for state in sorted(states.iterdir()))
+
+
+def _tracked(places: Locations, lake: Lake, grid: str) -> Iterator[str]:
+    """No run of MLflow is left open, and its cells are the lake's."""
+    tracker = Tracker(places.tracking, grid)
+    left = tracker.sweep(lambda tags: False)
+    if left:
+        yield f"MLflow: {len(left)} runs were left RUNNING"
+    repaired = tracker.rebuild(lake)
+    if repaired:
+        yield f"MLflow: {repaired} cells were not, or not wholly, logged"

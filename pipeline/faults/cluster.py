@@ -1,0 +1,188 @@
+"""A cluster of several nodes on this machine's loopback: each a real `ray start` of its own."""
+
+from __future__ import annotations
+
+import logging
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+
+from pipeline.faults import processes
+
+logger = logging.getLogger(__name__)
+
+START_SECONDS = 180.0
+STOP_SECONDS = 15.0
+OBJECT_STORE_BYTES = 80 << 20
+# Every node has an address of its own, and none is reached from another machine. The usual
+# 127.0.0.1 would not do: Ray replaces it by the machine's outward address.
+HEAD_IP = "127.0.1.1"
+
+_OWN = {
+    "RAY_AUTH_MODE": "disabled",
+    "RAY_USAGE_STATS_ENABLED": "0",
+    # A dead node is noticed within seconds, not a quarter of a minute; one that is only slow,
+    # on a busy machine, is not taken for dead.
+    "RAY_health_check_initial_delay_ms": "5000",
+    "RAY_health_check_period_ms": "1000",
+    "RAY_health_check_timeout_ms": "20000",
+    "RAY_health_check_failure_threshold": "3",
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Node:
+    """A node: the process that started it, and its own address on the loopback."""
+
+    process: subprocess.Popen[bytes]
+    ip: str
+
+    def pids(self) -> list[int]:
+        """All of its processes: Ray's own and the workers."""
+        return [self.process.pid, *processes.descendants(self.process.pid)]
+
+
+class SimulatedCluster:
+    """A head that takes no work, and nodes that do; used as a context manager.
+
+    Each node has a working directory of its own.
+
+    Args:
+        folder: For working directories and logs.
+        nodes: Nodes beside the head.
+        environment: More environment variables of the nodes and their workers.
+    """
+
+    def __init__(self, folder: Path, nodes: int, environment: Mapping[str, str]) -> None:
+        self._folder = folder
+        self._wanted = nodes
+        self._environment = {
+            **{k: v for k, v in os.environ.items() if not k.startswith("RAY_")},
+            **_OWN,
+            **environment,
+        }
+        self._started = 0
+        self.nodes: list[Node] = []
+
+    def __enter__(self) -> SimulatedCluster:
+        # Unix sockets lie in it, and their paths may be 107 characters long.
+        self._session = Path(tempfile.mkdtemp(prefix="rledit-", dir="/tmp"))
+        port, client = _free_ports(2)
+        self.address = f"{HEAD_IP}:{port}"
+        try:
+            self._head = self._start(
+                HEAD_IP,
+                *("--head", "--port", str(port), "--num-cpus", "0"),
+                *("--include-dashboard", "false", "--ray-client-server-port", str(client)),
+                *("--temp-dir", str(self._session)),
+            )
+            _wait_until_up(self._head, port, self._folder / "node0.log")
+            self.replenish()
+        except BaseException:
+            self._stop()
+            raise
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self._stop()
+
+    @property
+    def client_environment(self) -> dict[str, str]:
+        """What a driver needs in its environment."""
+        return {name: _OWN[name] for name in ("RAY_AUTH_MODE", "RAY_USAGE_STATS_ENABLED")}
+
+    def replenish(self) -> None:
+        """Start nodes in place of those that are gone; they join a few seconds later."""
+        self.nodes = [node for node in self.nodes if node.process.poll() is None]
+        while len(self.nodes) < self._wanted:
+            # A removed node's address is not used again, as a new machine would have its own.
+            ip = f"127.0.{1 + self._started // 200}.{1 + self._started % 200}"
+            node = self._start(ip, "--address", self.address, "--num-cpus", "1")
+            self.nodes.append(node)
+
+    def node_of(self, pid: int) -> Node | None:
+        """The node a worker runs on."""
+        return next((node for node in self.nodes if pid in node.pids()), None)
+
+    def remove(self, node: Node, pids: Sequence[int]) -> None:
+        """Take a node away, with all of its processes, as if its power had failed."""
+        processes.kill(pids)
+        node.process.wait()
+        self.nodes.remove(node)
+
+    def _start(self, ip: str, *arguments: str) -> Node:
+        name = f"node{self._started}"
+        self._started += 1
+        directory = self._folder / name
+        directory.mkdir(parents=True)
+        listen, grpc, agent, metrics = _free_ports(4)
+        command = [
+            *(sys.executable, "-m", "ray.scripts.scripts", "start", "--block", *arguments),
+            *("--node-ip-address", ip, "--num-gpus", "0"),
+            *("--object-store-memory", str(OBJECT_STORE_BYTES)),
+            *("--dashboard-agent-listen-port", str(listen)),
+            *("--dashboard-agent-grpc-port", str(grpc)),
+            *("--runtime-env-agent-port", str(agent), "--metrics-export-port", str(metrics)),
+            *("--min-worker-port", "0", "--max-worker-port", "0"),
+            *("--include-log-monitor", "false", "--disable-usage-stats"),
+        ]
+        with (self._folder / f"{name}.log").open("wb") as log:
+            process = subprocess.Popen(
+                command,
+                cwd=directory,
+                env=self._environment,
+                stdout=log,
+                stderr=subprocess.STDOUT,
+                stdin=subprocess.DEVNULL,
+                start_new_session=True,
+            )
+        return Node(process=process, ip=ip)
+
+    def _stop(self) -> None:
+        started = [*self.nodes, *([self._head] if hasattr(self, "_head") else [])]
+        pids = [pid for node in started for pid in node.pids()]
+        for node in started:
+            if node.process.poll() is None:
+                node.process.send_signal(signal.SIGTERM)
+        deadline = time.monotonic() + STOP_SECONDS
+        while any(processes.alive(pid) for pid in pids) and time.monotonic() < deadline:
+            for node in started:
+                node.process.poll()
+            time.sleep(0.1)
+        processes.kill([pid for pid in pids if processes.alive(pid)])
+        for node in started:
+            node.process.wait()
+        shutil.rmtree(self._session, ignore_errors=True)
+
+
+def _free_ports(n: int) -> list[int]:
+    with ExitStack() as stack:
+        sockets = [stack.enter_context(socket.socket()) for _ in range(n)]
+        for each in sockets:
+            each.bind(("127.0.0.1", 0))
+        return [each.getsockname()[1] for each in sockets]
+
+
+def _wait_until_up(head: Node, port: int, log: Path) -> None:
+    deadline = time.monotonic() + START_SECONDS
+    while time.monotonic() < deadline and head.process.poll() is None:
+        with socket.socket() as probe:
+            if probe.connect_ex((HEAD_IP, port)) == 0:
+                return
+        time.sleep(0.1)
+    raise RuntimeError(f"Ray did not start; it wrote:\n{log.read_text()[-4000:]}")

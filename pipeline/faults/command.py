@@ -1,0 +1,131 @@
+"""The fault run as a command: an undisturbed run, then round after round."""
+
+from __future__ import annotations
+
+import json
+import logging
+import shutil
+import signal
+import sys
+import tempfile
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict
+from pathlib import Path
+
+from rich.console import Console
+from rich.table import Table
+
+from pipeline.config import load_grid
+from pipeline.faults.cluster import SimulatedCluster
+from pipeline.faults.driver import Invocation
+from pipeline.faults.gate import FOLDER
+from pipeline.faults.round import TIMEOUT_SECONDS, Outcome, Round, Setting, places
+from pipeline.faults.schedule import KINDS, PHASES, Aim
+from pipeline.faults.sight import Sight
+from pipeline.results.tracking import Tracker
+from pipeline.run.report import WATCHER
+
+logger = logging.getLogger(__name__)
+
+NODES = 2  # beside the head
+
+
+class FaultRunError(RuntimeError):
+    """The undisturbed run failed: there is nothing to disturb."""
+
+
+def fault_run(grid: Path, aims: Sequence[Aim], folder: Path) -> list[Outcome]:
+    """Play rounds on a simulated cluster of three nodes.
+
+    Args:
+        grid: A grid whose cells go through all phases aimed at.
+        aims: A fault per round.
+        folder: For results and logs; a clean round leaves nothing there.
+
+    Raises:
+        FaultRunError: The grid does not run undisturbed.
+    """
+    control = folder / "control"
+    control.mkdir(parents=True)
+    environment = {WATCHER: "pipeline.faults.gate:watch", FOLDER: str(control)}
+    outcomes = []
+    with _ended_by_signal(), SimulatedCluster(folder / "nodes", NODES, environment) as cluster:
+        setting = _undisturbed(grid, cluster, Sight(control), folder / "undisturbed")
+        for aim in aims:
+            place = folder / f"round{aim.number}"
+            place.mkdir()
+            outcome = Round(aim, setting, place).run()
+            outcomes.append(outcome)
+            logger.info(outcome.line)
+            for problem in outcome.problems:
+                logger.error("  %s", problem)
+            if not outcome.problems:
+                shutil.rmtree(place)
+    return outcomes
+
+
+def run(grid: Path, aims: Sequence[Aim], json_file: Path | None, folder: Path | None) -> bool:
+    """Play rounds, print the pairs that were hit; returns whether everything was clean.
+
+    Args:
+        grid: The grid.
+        aims: A fault per round.
+        json_file: Where every round is written, or nowhere.
+        folder: For results and logs; None: a temporary folder, kept if there are problems.
+    """
+    place = folder or Path(tempfile.mkdtemp(prefix="rledit-faults-"))
+    outcomes = fault_run(grid, aims, place)
+    clean = not any(outcome.problems for outcome in outcomes)
+    if json_file is not None:
+        json_file.write_text(json.dumps([asdict(outcome) for outcome in outcomes], indent=1))
+    console = Console()
+    console.print(_table(outcomes))
+    verdict = "clean" if clean else f"PROBLEMS; results and logs are in {place}"
+    console.print(f"{len(outcomes)} rounds: {verdict}", highlight=False)
+    if clean and folder is None:
+        shutil.rmtree(place)
+    return clean
+
+
+def _undisturbed(grid: Path, cluster: SimulatedCluster, sight: Sight, folder: Path) -> Setting:
+    folder.mkdir()
+    database, results, log = folder / "empty.db", folder / "results", folder / "driver.log"
+    Tracker(f"sqlite:///{database}", load_grid(grid).name)
+    driver = Invocation(grid, results, cluster.address, log, cluster.client_environment)
+    try:
+        code = driver.wait(TIMEOUT_SECONDS)
+    finally:
+        driver.end()
+    if code != 0:
+        raise FaultRunError(f"the undisturbed run exited {code}:\n{log.read_text()[-4000:]}")
+    reports = sight.counts()
+    logger.info("undisturbed run: reports %s", dict(reports))
+    return Setting(
+        grid=grid,
+        cluster=cluster,
+        sight=sight,
+        undisturbed=places(results),
+        reports=reports,
+        database=database,
+    )
+
+
+def _table(outcomes: Sequence[Outcome]) -> Table:
+    """How often each pair of fault and phase was hit."""
+    hits = Counter((o.aim.kind, o.aim.phase) for o in outcomes if o.hit is not None)
+    table = Table("fault", *PHASES, title="unfinished cells hit")
+    for kind in KINDS:
+        table.add_row(kind, *(str(hits[kind, phase]) for phase in PHASES))
+    return table
+
+
+@contextmanager
+def _ended_by_signal() -> Iterator[None]:
+    """Turn SIGTERM into an exit, so that no node is left behind."""
+    before = signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + signal.SIGTERM))
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)

@@ -1,0 +1,72 @@
+"""The worker's side of the aim: write down every report, and wait at the one aimed at.
+
+`watch` is what the environment variable of `pipeline.run.report.watcher` names. Worker and fault
+run share a folder (`RLEDIT_FAULTS`), where a file that only one process can create decides.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from pathlib import Path
+
+FOLDER = "RLEDIT_FAULTS"
+AIM = "aim.json"
+LONGEST_WAIT_SECONDS = 120.0
+POLL_SECONDS = 0.005
+
+
+def watch(task: str, stage: str, done: int, total: int) -> None:
+    """Note a report; if it is the one aimed at, wait until the fault run lets go.
+
+    Args:
+        task: Key of the task.
+        stage: What the worker does next.
+        done: Units of the stage that are finished.
+        total: Units of the stage.
+    """
+    folder = Path(os.environ[FOLDER])
+    seen = {"task": task, "stage": stage, "done": done, "total": total, "pid": os.getpid()}
+    with trace_file(folder, os.getpid()).open("a") as trace:
+        trace.write(json.dumps(seen) + "\n")
+    aim = read_aim(folder)
+    if aim is None or aim["stage"] != stage or not _mine(folder, aim["id"], aim["skip"]):
+        return
+    held = held_file(folder, aim["id"])
+    draft = held.with_suffix(".draft")
+    draft.write_text(json.dumps(seen))
+    draft.replace(held)
+    deadline = time.monotonic() + LONGEST_WAIT_SECONDS
+    while read_aim(folder) == aim and time.monotonic() < deadline:
+        time.sleep(POLL_SECONDS)
+
+
+def read_aim(folder: Path) -> dict[str, str | int] | None:
+    """What is aimed at, or None."""
+    try:
+        aim: dict[str, str | int] = json.loads((folder / AIM).read_text())
+    except FileNotFoundError:
+        return None
+    return aim
+
+
+def trace_file(folder: Path, pid: int) -> Path:
+    """Where a worker's reports are noted, a line each."""
+    return folder / f"trace-{pid}.jsonl"
+
+
+def held_file(folder: Path, aim: str | int) -> Path:
+    """Where the worker that waits says so."""
+    return folder / f"{aim}.held"
+
+
+def _mine(folder: Path, aim: str | int, skip: str | int) -> bool:
+    """Whether this is report number `skip` (from 0) since the aim was taken, over all workers."""
+    for number in range(int(skip) + 1):
+        try:
+            (folder / f"{aim}.report{number}").touch(exist_ok=False)
+        except FileExistsError:
+            continue
+        return number == skip
+    return False

@@ -1,0 +1,99 @@
+"""The fault run's side of the aim: take aim, wait until a worker is held, see what workers did."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from pipeline.faults.gate import AIM, held_file, trace_file
+from pipeline.run.report import Stage
+
+POLL_SECONDS = 0.01
+
+
+@dataclass(frozen=True, kw_only=True)
+class Seen:
+    """A worker's report.
+
+    Attributes:
+        task: Key of its task.
+        stage: What it does.
+        done: Units of the stage that are finished.
+        total: Units of the stage.
+        pid: Its process.
+    """
+
+    task: str
+    stage: Stage
+    done: int
+    total: int
+    pid: int
+
+
+class Sight:
+    """Aims at reports of workers that are watched by `pipeline.faults.gate.watch`.
+
+    Args:
+        folder: The folder shared with the workers.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        self._aims = 0
+
+    def aim(self, stage: Stage, skip: int) -> None:
+        """Hold the worker of report number `skip` (from 0) of a stage, counted from now."""
+        self._aims += 1
+        draft = self._folder / "aim.draft"
+        draft.write_text(json.dumps({"id": self._name, "stage": stage, "skip": skip}))
+        draft.replace(self._folder / AIM)
+
+    def lower(self) -> None:
+        """Let go of the worker that is held, and aim at nothing."""
+        (self._folder / AIM).unlink(missing_ok=True)
+
+    def wait(self, give_up: Callable[[], bool], timeout: float) -> Seen | None:
+        """The report at which a worker is held; None when there is none.
+
+        Args:
+            give_up: Asked again and again; True: nothing more is to be expected.
+            timeout: Seconds.
+        """
+        deadline = time.monotonic() + timeout
+        held = held_file(self._folder, self._name)
+        while not held.exists():
+            if give_up() or time.monotonic() > deadline:
+                return None
+            time.sleep(POLL_SECONDS)
+        return Seen(**json.loads(held.read_text()))
+
+    def last(self, pid: int) -> Seen:
+        """The last report of a worker."""
+        *_, last = self._lines(trace_file(self._folder, pid))
+        return Seen(**json.loads(last))
+
+    def clear(self) -> None:
+        """Forget all reports."""
+        self.lower()
+        for path in self._folder.iterdir():
+            path.unlink(missing_ok=True)
+
+    def counts(self) -> Counter[Stage]:
+        """Reports of each stage since `clear`."""
+        found: Counter[Stage] = Counter()
+        for trace in self._folder.glob("trace-*.jsonl"):
+            found.update(Seen(**json.loads(line)).stage for line in self._lines(trace))
+        return found
+
+    @property
+    def _name(self) -> str:
+        return f"aim{self._aims}"
+
+    @staticmethod
+    def _lines(trace: Path) -> list[str]:
+        """Whole lines: a worker may have been killed half-way through one."""
+        return trace.read_text().split("\n")[:-1]

@@ -1,0 +1,152 @@
+"""What the measurements beside the protocols look at: texts, reference texts, ability items."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+from pipeline.corpus import open_corpus
+from pipeline.yaml_location import ConfigError
+from rledit.ability import TASKS, items_of
+from rledit.datasets import open_rows
+from rledit.datasets.ability import find_schema, map_ability
+from rledit.measurements import MEASUREMENTS, Material
+from rledit.names import nearest
+from rledit.world import World
+
+HARNESS = "ability_harness"
+NAMES = (*MEASUREMENTS, HARNESS)
+
+
+@dataclass(frozen=True, kw_only=True)
+class MaterialEntry:
+    """What the measurements look at; what is not given is the embedded world's own.
+
+    Attributes:
+        text: Running text for perplexity: a .txt or .jsonl file, or a hub dataset's file as for
+            `statistics.corpus`.
+        documents: Documents taken from the start of it.
+        references: Reference texts for consistency: a JSON file in the schema of CounterFact's
+            attribute snippets, a list of ``{relation_id, target_id, samples: [{text}]}``.
+        ability: Folder of the ability items: sst2, mmlu, mrpc, cola, rte and nli as .jsonl.
+        prompts: Prompts of the stream behind which texts are written.
+        harness_limit: Items per task that lm-evaluation-harness is given.
+    """
+
+    text: str | None = None
+    documents: int = 100
+    references: str | None = None
+    ability: str | None = None
+    prompts: int = 50
+    harness_limit: int = 100
+
+
+def check_measurements(names: Sequence[str]) -> str | None:
+    """What is wrong with a grid's measurements; None where nothing is."""
+    for name in names:
+        if name not in NAMES:
+            return f"unknown measurement {name!r}{nearest(name, NAMES)}"
+    return None
+
+
+def load_material(entry: MaterialEntry, names: Sequence[str], world: World | None) -> Material:
+    """Read what the measurements need.
+
+    Args:
+        entry: Where it lies.
+        names: The measurements.
+        world: The embedded world of the cell's model, if it has one.
+
+    Raises:
+        ConfigError: Something is missing; says which setting gives it.
+        DatasetError: A file of items cannot be read.
+    """
+    return Material(
+        text=_text(entry, world) if "perplexity" in names else (),
+        references=_references(entry, world) if "consistency" in names else {},
+        ability=_ability(entry, world) if "ability" in names else {},
+        n_prompts=entry.prompts,
+    )
+
+
+def material_hash(entry: MaterialEntry, names: Sequence[str], world: World | None) -> str:
+    """Hash of everything the measurements look at."""
+    material = load_material(entry, names, world)
+    content = {
+        "text": list(material.text),
+        "references": {k: list(v) for k, v in material.references.items()},
+        "ability": {
+            task: [[i.prompt, i.answers, i.right] for i in items]
+            for task, items in material.ability.items()
+        },
+        "prompts": material.n_prompts,
+        **({"harness_limit": entry.harness_limit} if HARNESS in names else {}),
+    }
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def _text(entry: MaterialEntry, world: World | None) -> tuple[str, ...]:
+    if entry.text is None:
+        return _taught(world, "text", "perplexity").unedited_texts[: entry.documents]
+    return open_corpus(entry.text, entry.documents, None).documents
+
+
+def _references(entry: MaterialEntry, world: World | None) -> Mapping[str, Sequence[str]]:
+    if entry.references is None:
+        return _taught(world, "references", "consistency").references
+    return _read_references(entry.references)
+
+
+@lru_cache(maxsize=2)
+def _read_references(path: str) -> dict[str, tuple[str, ...]]:
+    texts: dict[str, tuple[str, ...]] = {}
+    for number, row in open_rows(path).rows:
+        try:
+            key = f"{row['relation_id']}/{row['target_id']}"
+            texts[key] = tuple(sample["text"] for sample in row["samples"])
+        except (KeyError, TypeError) as error:
+            raise ConfigError(
+                f"material.references: {path}, row {number}: lacks {error}; expected objects with "
+                "relation_id, target_id and samples, a list of objects with text"
+            ) from None
+    return texts
+
+
+def _ability(entry: MaterialEntry, world: World | None) -> dict[str, Any]:
+    if entry.ability is None:
+        rows: Mapping[str, Any] = _taught(world, "ability", "ability").ability_items
+    else:
+        rows = {name: _items(Path(entry.ability, f"{t.file}.jsonl")) for name, t in TASKS.items()}
+    return {name: items_of(task, rows[name]) for name, task in TASKS.items()}
+
+
+@lru_cache(maxsize=12)
+def _items(path: Path) -> list[dict[str, Any]]:
+    file = open_rows(path)
+    schema = find_schema(file.rows[0][1])
+    if schema is None or path.stem not in schema.tasks:
+        raise ConfigError(
+            f"material.ability: {path}: the first row has not the keys of a {path.stem} item; "
+            f"`rledit data check {path}` says what it is"
+        )
+    map_ability(file, schema)
+    return [row for _, row in file.rows]
+
+
+def _taught(world: World | None, setting: str, measurement: str) -> World:
+    """The world, if its models were taught more than facts."""
+    if world is None:
+        raise ConfigError(
+            f"measurement {measurement!r} of a checkpoint needs material.{setting}, a path"
+        )
+    if not world.config.lessons:
+        raise ConfigError(
+            f"measurement {measurement!r}: the models of this world were taught facts only; set "
+            f"datasets.NAME.world.lessons=true, or give material.{setting}"
+        )
+    return world

@@ -1,0 +1,139 @@
+"""From cells to the figures of a table: means, spreads over seeds, bootstrap intervals."""
+
+from __future__ import annotations
+
+import math
+import statistics
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from pipeline.paper.layout import Metric
+from pipeline.paper.measured import CellRows, Place
+from pipeline.results.protocols import sorted_protocols
+
+RESAMPLES = 1000
+_SEED = 0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Ours:
+    """A figure of ours.
+
+    Attributes:
+        values: One per seed.
+        interval: 95 % bootstrap interval over the edits, for scores of one cell per seed.
+        protocol: What it was scored by; "" for figures that are no scores.
+    """
+
+    values: tuple[float, ...] = ()
+    interval: tuple[float, float] | None = None
+    protocol: str = ""
+
+    @property
+    def mean(self) -> float | None:
+        """Mean over seeds."""
+        return math.fsum(self.values) / len(self.values) if self.values else None
+
+    @property
+    def std(self) -> float | None:
+        """Sample standard deviation over seeds; None for one."""
+        return statistics.stdev(self.values) if len(self.values) > 1 else None
+
+
+def measure(metric: Metric, place: Place, protocol: str, edits_at: int | None = None) -> Ours:
+    """A figure at one place.
+
+    Args:
+        metric: Which.
+        place: The cells that answer.
+        protocol: What scores are read by; where a cell was not scored by it, the first protocol
+            that it was scored by, which the caller has to say.
+        edits_at: Edits after which curves are read; None: at the place's own.
+    """
+    cells = place.done
+    if metric.basis in ("score", "composite"):
+        return _scores(metric, place, protocol)
+    read = {
+        "seconds": lambda cell: _seconds(metric.name, cell, place.n_edits),
+        "memory": lambda cell: cell.peak_memory_gb,
+        "curve": lambda cell: _curve(metric, cell, edits_at, place.n_edits),
+    }[metric.basis]
+    found = [read(cell) for cell in cells]
+    return Ours(values=tuple(value for value in found if value is not None))
+
+
+def seconds_per_edit(cell: CellRows, n_edits: int, part: str = "total") -> float:
+    """Seconds per edit of a cell's stream, or of its first `n_edits`.
+
+    Setup is training and the sum of second moments, as far as they were made for the cell.
+    """
+    setup = cell.train_seconds + cell.curves.get("statistics_seconds", {}).get(0, 0.0)
+    edits = cell.edit_seconds
+    if n_edits < cell.n_edits:
+        edits = math.fsum(
+            seconds for at, seconds in cell.curves.get("edit_seconds", {}).items() if at <= n_edits
+        )
+    return {"total": setup + edits, "setup": setup, "edit": edits}[part] / n_edits
+
+
+def interval(cells: Sequence[CellRows], at: int, protocol: str, score: str) -> tuple[float, float]:
+    """95 % bootstrap interval of the mean over edits, averaged over seeds.
+
+    Edits are drawn with replacement within each cell. As few scores differ, drawing how often each
+    occurs is the same and costs nothing.
+    """
+    rng = np.random.default_rng(_SEED)
+    means = np.zeros(RESAMPLES)
+    for cell in cells:
+        spread = cell.spreads[at, protocol, score]
+        scores = np.array(sorted(spread))
+        counts = np.array([spread[s] for s in sorted(spread)])
+        n = int(counts.sum())
+        means += rng.multinomial(n, counts / n, size=RESAMPLES) @ scores / n / len(cells)
+    low, high = np.percentile(means, (2.5, 97.5))
+    return float(low), float(high)
+
+
+def _scores(metric: Metric, place: Place, wanted: str) -> Ours:
+    cells = place.done
+    at = place.n_edits
+    there = sorted_protocols({protocol for cell in cells for n, protocol in cell.scores if n == at})
+    if not there:
+        return Ours()
+    protocol = wanted if wanted in there else there[0]
+    rows = [cell.scores.get((at, protocol), {}) for cell in cells]
+    if metric.basis == "composite":
+        values = [_composite(row) for row in rows]
+    else:
+        values = [row.get(metric.name) for row in rows]
+    kept = tuple(value for value in values if value is not None)
+    spreads = all((at, protocol, metric.name) in cell.spreads for cell in cells)
+    return Ours(
+        values=kept,
+        interval=interval(cells, at, protocol, metric.name) if kept and spreads else None,
+        protocol=protocol,
+    )
+
+
+def _composite(row: dict[str, float | None]) -> float | None:
+    """(Eff + Gen + Spe / 2) / 2.5, the figure 6 of arXiv 2502.05759."""
+    parts = [row.get(name) for name in ("efficacy", "generalization", "specificity")]
+    if any(part is None for part in parts):
+        return None
+    eff, gen, spe = (float(part) for part in parts if part is not None)
+    return (eff + gen + 0.5 * spe) / 2.5
+
+
+def _seconds(name: str, cell: CellRows, n_edits: int) -> float:
+    part = {"seconds_per_edit": "total", "setup_seconds_per_edit": "setup"}.get(name, "edit")
+    return seconds_per_edit(cell, n_edits, part)
+
+
+def _curve(metric: Metric, cell: CellRows, edits_at: int | None, n_edits: int) -> float | None:
+    """Mean of the metric's curves at a number of edits; None unless all have a value there."""
+    at = n_edits if edits_at is None else edits_at
+    values = [cell.curves.get(name, {}).get(at) for name in metric.curves]
+    known = [value for value in values if value is not None]
+    return math.fsum(known) / len(known) if len(known) == len(values) else None

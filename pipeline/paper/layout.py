@@ -1,0 +1,153 @@
+"""What a published table is made of: figures, lines, and sections of lines by figures."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Literal
+
+from pipeline.paper.references import Source
+
+Stream = tuple[int, int]  # (batches, edits per batch)
+Basis = Literal["score", "seconds", "memory", "curve", "composite", "ratio"]
+
+TASKS = ("sst", "mmlu", "mrpc", "cola", "rte", "nli")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Metric:
+    """One figure of a cell.
+
+    Attributes:
+        name: What it is called in CSV, and for scores the column of the view `runs`.
+        label: What a table's header says.
+        basis: What it is read from: a ``score`` of the section's protocol, ``seconds`` and
+            ``memory`` of the cell, a ``curve`` of the view `curves`, a ``composite`` of scores, or
+            a ``ratio`` of seconds to the fastest method.
+        reference: Its name among the published figures; "" where none is published.
+        curves: Names in the view `curves`, of which the mean is taken.
+        digits: Decimals shown.
+    """
+
+    name: str
+    label: str
+    basis: Basis = "score"
+    reference: str = ""
+    curves: tuple[str, ...] = ()
+    digits: int = 2
+
+
+EFF = Metric(name="efficacy", label="Eff", reference="Eff")
+GEN = Metric(name="generalization", label="Gen", reference="Gen")
+SPE = Metric(name="specificity", label="Spe", reference="Spe")
+SPE_SELF = Metric(name="specificity_self", label="Spe(self)")
+SCORES = (EFF, GEN, SPE)
+COMPOSITE = Metric(name="composite", label="(Eff+Gen+Spe/2)/2.5", basis="composite")
+TOTAL = Metric(
+    name="seconds_per_edit",
+    label="s/edit with setup",
+    basis="seconds",
+    reference="time_s_per_edit_incl_setup",
+    digits=4,
+)
+SETUP = Metric(
+    name="setup_seconds_per_edit",
+    label="setup s/edit",
+    basis="seconds",
+    reference="setup_s_per_edit",
+    digits=4,
+)
+EDIT = Metric(
+    name="edit_seconds_per_edit",
+    label="edit s/edit",
+    basis="seconds",
+    reference="edit_s_per_edit",
+    digits=4,
+)
+RATIO = Metric(name="time_ratio", label="time / fastest", basis="ratio")
+MEMORY = Metric(name="peak_memory_gb", label="peak GB", basis="memory")
+FLUENCY = Metric(
+    name="fluency", label="Flu", basis="curve", reference="Fluency", curves=("fluency",)
+)
+CONSISTENCY = Metric(
+    name="consistency",
+    label="Consis",
+    basis="curve",
+    reference="Consistency",
+    curves=("consistency",),
+)
+ABILITIES = tuple(
+    Metric(name=f"ability_{t}_f1", label=t.upper(), basis="curve", curves=(f"ability_{t}_f1",))
+    for t in TASKS
+)
+ABILITY = Metric(
+    name="ability_mean_f1",
+    label="ability F1",
+    basis="curve",
+    curves=tuple(f"ability_{t}_f1" for t in TASKS),
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Method:
+    """One line.
+
+    Attributes:
+        label: Its name among the published figures.
+        editor: Its name here; None where it is not implemented.
+        variant: Variant of the entry in the grid.
+        shown: What the line says, where that is not the label.
+    """
+
+    label: str
+    editor: str | None
+    variant: str = ""
+    shown: str = ""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Section:
+    """Methods by metrics on some models, datasets and one stream.
+
+    Attributes:
+        models: Models whose figures are averaged; one, mostly.
+        datasets: Datasets, likewise.
+        edits_at: Edits after which curves are read; None: at the stream's end.
+        source: Where the references stand; None where nothing is published.
+        reference_model: The model's name there, where it is not the first of `models`.
+    """
+
+    models: tuple[str, ...]
+    datasets: tuple[str, ...]
+    stream: Stream
+    metrics: tuple[Metric, ...]
+    edits_at: int | None = None
+    source: Source | None = None
+    reference_model: str = ""
+
+    @property
+    def title(self) -> str:
+        """Models, datasets and stream."""
+        models = " / ".join(self.models) if len(self.models) == 1 else f"mean of {len(self.models)}"
+        at = f", after {self.edits_at:,} edits" if self.edits_at is not None else ""
+        return f"{models} · {' + '.join(self.datasets)} · {self.stream[0]}×{self.stream[1]}{at}"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Layout:
+    """A published table or figure as tables of figures.
+
+    Attributes:
+        name: Name of its grid.
+        protocols: Protocol of each dataset: what the published figures were measured by.
+        notes: What a reader must know.
+        headline: Which of the paper's sentences are computed below the table.
+    """
+
+    name: str
+    title: str
+    methods: tuple[Method, ...]
+    sections: tuple[Section, ...]
+    protocols: Mapping[str, str]
+    notes: tuple[str, ...] = ()
+    headline: tuple[Literal["gain", "total_time", "edit_time"], ...] = ()

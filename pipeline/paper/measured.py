@@ -1,0 +1,176 @@
+"""Our figures for a layout, from the rows of a lake: per seed, with what they were measured on."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from pipeline.paper.layout import Method, Stream
+from pipeline.results.lake import Lake
+from pipeline.results.query import Connection, connect, query, quoted
+from pipeline.results.records import SCORES
+
+# The best first: what a table shows when it is not told.
+SCALES = ("full", "standin", "world")
+Spread = Mapping[float, int]  # score → number of edits that have it
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class CellRows:
+    """What the lake holds of one cell.
+
+    Attributes:
+        scores: (edits applied, protocol) → score column → mean in percent.
+        spreads: (edits applied, protocol, score column) → how many edits have which score.
+        curves: Metric → edits applied → value.
+        identity: As the cell's key was made from.
+        resolved: The complete settings, and facts about them.
+    """
+
+    key: str
+    model: str
+    dataset: str
+    editor: str
+    variant: str
+    scale: str
+    seed: int
+    stream: Stream
+    status: str
+    reason: str | None
+    identity: Mapping[str, Any]
+    resolved: Mapping[str, Any]
+    train_seconds: float
+    edit_seconds: float
+    peak_memory_gb: float | None
+    scores: dict[tuple[int, str], dict[str, float | None]] = field(default_factory=dict)
+    spreads: dict[tuple[int, str, str], dict[float, int]] = field(default_factory=dict)
+    curves: dict[str, dict[int, float]] = field(default_factory=dict)
+
+    @property
+    def n_edits(self) -> int:
+        """Edits in its stream."""
+        return self.stream[0] * self.stream[1]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Place:
+    """The cells that answer for one method at one place of a table, one per seed.
+
+    Attributes:
+        n_edits: Edits applied where they are read.
+        asked: The stream the table shows.
+        prefix: Whether longer streams answer, at the length asked.
+    """
+
+    cells: tuple[CellRows, ...]
+    n_edits: int
+    asked: Stream
+    prefix: bool = False
+
+    @property
+    def done(self) -> tuple[CellRows, ...]:
+        """Those that have results."""
+        return tuple(cell for cell in self.cells if cell.status == "done")
+
+    @property
+    def missing(self) -> str:
+        """Why there is no result, where there is none."""
+        if not self.cells:
+            return "not run"
+        reasons = sorted({f"{c.status}: {c.reason}" for c in self.cells if c.status != "done"})
+        return "; ".join(reasons) or "not scored there"
+
+
+def read_cells(lake: str | Lake, grid: str, scale: str | None = None) -> list[CellRows]:
+    """All cells of a grid at one scale.
+
+    Args:
+        lake: Where they lie.
+        grid: Name of the grid.
+        scale: Which; None: the best there is, published weights before stand-ins.
+
+    Raises:
+        QueryError: There is no lake.
+    """
+    connection = connect(lake)
+    found = [_cell(row) for row in _ask(connection, "*", "cells", grid)]
+    scales = {cell.scale for cell in found}
+    chosen = scale or next((name for name in SCALES if name in scales), None)
+    cells = {cell.key: cell for cell in found if cell.scale == chosen}
+    for row in _ask(connection, f"cell, n_edits, protocol, {', '.join(SCORES)}", "runs", grid):
+        if row["cell"] in cells and row["protocol"] is not None:
+            place = (row["n_edits"], row["protocol"])
+            cells[row["cell"]].scores[place] = {name: row[name] for name in SCORES}
+    for name in SCORES:
+        what = f"cell, checkpoint, protocol, {name} AS score, count(*) AS n"
+        rest = f"AND NOT superseded AND {name} IS NOT NULL GROUP BY 1, 2, 3, 4"
+        for row in _ask(connection, what, "edits", grid, rest):
+            if row["cell"] in cells:
+                at = (row["checkpoint"], row["protocol"], name)
+                cells[row["cell"]].spreads.setdefault(at, {})[row["score"]] = row["n"]
+    for row in _ask(connection, "cell, step, metric, value", "curves", grid):
+        if row["cell"] in cells and row["value"] is not None:
+            curve = cells[row["cell"]].curves.setdefault(row["metric"], {})
+            curve[row["step"]] = row["value"]
+    return list(cells.values())
+
+
+def find(
+    cells: Iterable[CellRows], model: str, dataset: str, method: Method, stream: Stream
+) -> Place:
+    """The cells that answer for a method at a stream, in order of seed.
+
+    The stream's own cells come first; then longer ones that were scored at its length for it; then
+    the longest shorter ones, which a grid that was cut short leaves.
+    """
+    alike = [
+        cell
+        for cell in cells
+        if (cell.model, cell.dataset, cell.editor, cell.variant)
+        == (model, dataset, method.editor, method.variant)
+        and cell.stream[1] == stream[1]
+    ]
+    alike.sort(key=lambda cell: cell.seed)
+    n_edits = stream[0] * stream[1]
+    exact = tuple(cell for cell in alike if cell.stream == stream)
+    if exact:
+        return Place(cells=exact, n_edits=n_edits, asked=stream)
+    longer = tuple(c for c in alike if stream[0] in c.identity.get("also_after", ()))
+    if longer:
+        return Place(cells=longer, n_edits=n_edits, asked=stream, prefix=True)
+    shorter = [cell for cell in alike if cell.stream[0] < stream[0]]
+    if not shorter:
+        return Place(cells=(), n_edits=n_edits, asked=stream)
+    longest = max(cell.stream for cell in shorter)
+    chosen = tuple(cell for cell in shorter if cell.stream == longest)
+    return Place(cells=chosen, n_edits=longest[0] * longest[1], asked=stream)
+
+
+def _ask(
+    connection: Connection, what: str, view: str, grid: str, rest: str = ""
+) -> Sequence[dict[str, Any]]:
+    return query(
+        f"SELECT {what} FROM {view} WHERE grid = {quoted(grid)} {rest}", connection
+    ).dicts()
+
+
+def _cell(row: Mapping[str, Any]) -> CellRows:
+    return CellRows(
+        key=row["cell"],
+        model=row["model"],
+        dataset=row["dataset"],
+        editor=row["editor"],
+        variant=row["variant"],
+        scale=row["scale"],
+        seed=row["seed"],
+        stream=(row["n_batches"], row["batch_size"]),
+        status=row["status"],
+        reason=row["reason"],
+        identity=json.loads(row["identity"]),
+        resolved=json.loads(row["resolved"]),
+        train_seconds=row["train_seconds"] or 0.0,
+        edit_seconds=row["edit_seconds"] or 0.0,
+        peak_memory_gb=row["peak_memory_gb"],
+    )

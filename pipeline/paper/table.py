@@ -1,0 +1,286 @@
+"""A published table beside ours: every figure with its reference, difference and verdict."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from pipeline.paper.figures import Ours, measure, seconds_per_edit
+from pipeline.paper.headline import Sentence, sentences
+from pipeline.paper.layout import Layout, Method, Metric, Section, Stream
+from pipeline.paper.layouts import LAYOUTS
+from pipeline.paper.measured import CellRows, Place, find, read_cells
+from pipeline.paper.references import Reference, published, references
+from pipeline.paper.verdicts import Verdict, judge
+from pipeline.presets import OWN, PRESETS, preset_setting
+from pipeline.results.lake import Lake
+from rledit.editors import editor_class
+
+
+@dataclass(frozen=True, kw_only=True)
+class Figure:
+    """One figure of the table."""
+
+    metric: Metric
+    protocol: str
+    ours: Ours
+    reference: Reference | None
+    verdict: Verdict
+
+    @property
+    def difference(self) -> float | None:
+        """Ours minus the published one."""
+        if self.ours.mean is None or self.reference is None:
+            return None
+        return self.ours.mean - self.reference.value
+
+
+@dataclass(frozen=True, kw_only=True)
+class Line:
+    """One method in one section."""
+
+    method: Method
+    own_setting: bool
+    figures: tuple[Figure, ...]
+
+    @property
+    def label(self) -> str:
+        """What the line is called."""
+        shown = self.method.shown or self.method.label
+        return shown + ("*" if self.own_setting and not self.method.shown else "")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Block:
+    """One section with its lines."""
+
+    section: Section
+    protocol: str
+    lines: tuple[Line, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class PaperTable:
+    """A published table beside ours.
+
+    Attributes:
+        scale: What kind of models our figures are about; "" where there are none.
+        headline: The paper's sentences, computed from our rows.
+    """
+
+    layout: Layout
+    scale: str
+    blocks: tuple[Block, ...]
+    headline: tuple[Sentence, ...]
+    notes: tuple[str, ...]
+
+    @property
+    def verdicts(self) -> list[Verdict]:
+        """All verdicts, in order."""
+        return [f.verdict for block in self.blocks for line in block.lines for f in line.figures]
+
+    @property
+    def exit_code(self) -> int:
+        """What ``--check`` exits with: 1 if a figure differs, 2 if none was comparable, else 0."""
+        kinds = {verdict.kind for verdict in self.verdicts}
+        if "differs" in kinds:
+            return 1
+        return 0 if "reproduced" in kinds else 2
+
+
+def paper_table(lake: str | Lake, name: str, scale: str | None = None) -> PaperTable:
+    """The table of a grid that has a layout.
+
+    Args:
+        lake: Where the results lie.
+        name: Name of the grid, a key of `LAYOUTS`.
+        scale: Which results; None: the published weights' if there are any, else stand-ins'.
+    """
+    layout = LAYOUTS[name]()
+    cells = read_cells(lake, name, scale)
+    blocks = tuple(_block(section, layout, cells) for section in layout.sections)
+    shown = cells[0].scale if cells else ""
+    notes = [*layout.notes, *_notes(blocks, shown)]
+    return PaperTable(
+        layout=layout,
+        scale=shown,
+        blocks=blocks,
+        headline=sentences(layout, cells),
+        notes=tuple(notes),
+    )
+
+
+def _block(section: Section, layout: Layout, cells: Sequence[CellRows]) -> Block:
+    protocols = {dataset: layout.protocols[dataset] for dataset in section.datasets}
+    fastest = _fastest(section, layout, cells)
+    lines = []
+    for method in layout.methods:
+        places = _places(section, method, cells)
+        figures = tuple(
+            _figure(metric, section, method, places, protocols, fastest)
+            for metric in section.metrics
+        )
+        lines.append(Line(method=method, own_setting=_is_own(method, section), figures=figures))
+    named = " + ".join(dict.fromkeys(protocols.values()))
+    return Block(section=section, protocol=named, lines=tuple(lines))
+
+
+def _places(
+    section: Section, method: Method, cells: Sequence[CellRows]
+) -> dict[tuple[str, str], Place]:
+    return {
+        (model, dataset): find(cells, model, dataset, method, section.stream)
+        for model in section.models
+        for dataset in section.datasets
+    }
+
+
+def _figure(
+    metric: Metric,
+    section: Section,
+    method: Method,
+    places: Mapping[tuple[str, str], Place],
+    protocols: Mapping[str, str],
+    fastest: float | None,
+) -> Figure:
+    parts = {
+        where: measure(metric, place, protocols[where[1]], section.edits_at)
+        for where, place in places.items()
+        if metric.basis != "ratio"
+    }
+    if metric.basis == "ratio":
+        parts = {where: _ratio(place, fastest) for where, place in places.items()}
+    ours = _averaged(list(parts.values()))
+    reference = _reference(metric, section, method)
+    obstacles: list[str] = []
+    for where, place in places.items():
+        obstacles += _obstacles(place, where[1], parts[where].protocol, protocols[where[1]])
+    lacking = [where for where, part in parts.items() if part.mean is None]
+    if lacking and len(lacking) < len(parts):
+        obstacles.append(f"mean of {len(parts) - len(lacking)} of {len(parts)} cells")
+    missing = dict.fromkeys(places[where].missing for where in lacking)
+    verdict = judge(
+        ours.mean,
+        reference,
+        implemented=method.editor is not None,
+        missing="; ".join(missing),
+        obstacles=tuple(dict.fromkeys(obstacles)),
+    )
+    return Figure(
+        metric=metric,
+        protocol=ours.protocol or " + ".join(dict.fromkeys(protocols.values())),
+        ours=ours,
+        reference=reference,
+        verdict=verdict,
+    )
+
+
+def _averaged(parts: Sequence[Ours]) -> Ours:
+    """Mean over cells of the same seeds; the interval of a mean of cells is not computed."""
+    there = [part for part in parts if part.values]
+    if len(parts) == 1 or not there:
+        return parts[0]
+    n_seeds = min(len(part.values) for part in there)
+    means = tuple(sum(part.values[i] for part in there) / len(there) for i in range(n_seeds))
+    protocol = " + ".join(dict.fromkeys(part.protocol for part in there if part.protocol))
+    return Ours(values=means, protocol=protocol)
+
+
+def _fastest(section: Section, layout: Layout, cells: Sequence[CellRows]) -> float | None:
+    """Least seconds per edit of a section's methods, for ratios."""
+    found = [
+        seconds_per_edit(cell, place.n_edits)
+        for method in layout.methods
+        if method.editor not in (None, "none")
+        for place in _places(section, method, cells).values()
+        for cell in place.done
+    ]
+    return min(found, default=None)
+
+
+def _ratio(place: Place, fastest: float | None) -> Ours:
+    if not fastest or any(cell.editor == "none" for cell in place.done):
+        return Ours()
+    return Ours(
+        values=tuple(seconds_per_edit(cell, place.n_edits) / fastest for cell in place.done)
+    )
+
+
+def _reference(metric: Metric, section: Section, method: Method) -> Reference | None:
+    if section.source is None or not metric.reference:
+        return None
+    n, m = section.stream
+    model = section.reference_model or section.models[0]
+    dataset = section.datasets[0]
+    place = (section.source, model, dataset, method.label, f"{n}x{m}", metric.reference)
+    return references().get(place)
+
+
+def _obstacles(place: Place, dataset: str, used: str, wanted: str) -> list[str]:
+    """Why a place's figure cannot be held against the published one."""
+    found: list[str] = []
+    for cell in place.done:
+        if cell.scale != "full":
+            found.append("stand-in" if cell.scale == "standin" else "world model")
+        else:
+            found += _other_weights(cell)
+            found += _other_data(cell, dataset)
+    if place.done and place.n_edits != place.asked[0] * place.asked[1]:
+        cut = place.n_edits // place.asked[1]
+        found.append(f"stream {_stream((cut, place.asked[1]))} instead of {_stream(place.asked)}")
+    if used and used != wanted:
+        found.append(f"protocol {used} instead of {wanted}")
+    return found
+
+
+def _other_weights(cell: CellRows) -> list[str]:
+    preset = published()["weights"].get(cell.model)
+    checkpoint = cell.identity["model"].get("checkpoint")
+    if preset is not None and checkpoint == PRESETS[preset].checkpoint:
+        return []
+    return [f"other weights: {checkpoint or 'not a checkpoint'}"]
+
+
+def _other_data(cell: CellRows, dataset: str) -> list[str]:
+    known = published()["evaluation_files"].get(dataset, [])
+    used = cell.resolved.get("data_files", {}).get("evaluation")
+    if not known:
+        return [f"no hash of the published {dataset} file is known"]
+    return [] if used in known else [f"other data: {str(used)[:12]}"]
+
+
+def _is_own(method: Method, section: Section) -> bool:
+    """Whether the method's settings here are ours because no article gives them."""
+    if method.editor in (None, "none"):
+        return False
+    linears = editor_class(str(method.editor)).linears
+    presets = (published()["weights"].get(model) for model in section.models)
+    return any(
+        preset_setting(preset, str(method.editor), dataset.lower(), linears).origin == OWN
+        for preset in presets
+        if preset is not None
+        for dataset in section.datasets
+    )
+
+
+def _notes(blocks: Sequence[Block], scale: str) -> list[str]:
+    notes = []
+    if scale in ("standin", "world"):
+        notes.append(
+            "Figures of stand-ins show that the grid runs; they say nothing about the models."
+        )
+    starred = any(line.own_setting and not line.method.shown for b in blocks for line in b.lines)
+    if starred:
+        notes.append("* our own setting: no article gives the method's settings on this model.")
+    sources = dict.fromkeys(b.section.source.label for b in blocks if b.section.source)
+    if sources:
+        notes.append(f"Published figures: {'; '.join(sources)}.")
+    seeds = {len(f.ours.values) for b in blocks for line in b.lines for f in line.figures}
+    if max(seeds, default=0) > 1:
+        notes.append("± is the sample standard deviation over seeds.")
+    notes.append("[low, high] is the 95 % bootstrap interval over edits.")
+    return notes
+
+
+def _stream(stream: Stream) -> str:
+    return f"{stream[0]}×{stream[1]}"

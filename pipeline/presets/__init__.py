@@ -1,0 +1,60 @@
+"""Presets: the models of the published tables with every method's settings, and their stand-ins."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from pipeline.presets.models import PRESETS, Preset
+from pipeline.presets.settings import ANY, OWN, Setting
+from pipeline.presets.shape import Shape
+from pipeline.presets.standin import METHODS, mapped_modules
+from rledit.names import look_up
+
+# Whose linears an editor takes that no preset knows: by the kind of linears it can edit.
+_LIKE = {"any": "rledit", "down": "memit", "one_down": "rome"}
+
+
+def preset_setting(preset: str, editor: str, schema: str | None, linears: str = "any") -> Setting:
+    """A method's published settings on a model and dataset.
+
+    Args:
+        preset: Name of the model's preset.
+        editor: Name of the method; one that the preset does not know edits the linears of the
+            method most like it.
+        schema: Schema of the dataset; None, or one without settings of its own: those for any.
+        linears: `Editor.linears` of the method.
+
+    Raises:
+        ValueError: There is no such preset.
+    """
+    known = look_up(PRESETS, preset, "preset").settings
+    if editor in known:
+        return known[editor].get(schema or ANY) or known[editor][ANY]
+    like = known[_LIKE[linears]]
+    found = like.get(schema or ANY) or like[ANY]
+    return Setting(values={"modules": found.values["modules"]}, origin=OWN)
+
+
+def standin_setting(preset: str, editor: str, schema: str | None, linears: str = "any") -> Setting:
+    """The settings of a model's stand-in: linears at the same relative depth, steps to its size."""
+    published = preset_setting(preset, editor, schema, linears)
+    depth = PRESETS[preset].shape.layers
+    values: dict[str, Any] = {
+        **published.values,
+        "modules": mapped_modules(published.values["modules"], depth),
+        **METHODS.get(editor, {}),
+    }
+    origin = f"stand-in: layers of {depth} mapped to the same relative depth, sizes of a toy model"
+    return Setting(values=values, origin=origin)
+
+
+__all__ = [
+    "OWN",
+    "PRESETS",
+    "Preset",
+    "Setting",
+    "Shape",
+    "mapped_modules",
+    "preset_setting",
+    "standin_setting",
+]

@@ -1,0 +1,62 @@
+"""Plots of results from rows of the views; nothing is drawn that no row says.
+
+A figure is a file with `pictures(subject)`, which yields none where its data is not there, and a
+line in one of the two registries, in the order of the report.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from types import MappingProxyType
+
+from pipeline.results.figures import (
+    abilities,
+    ablation,
+    along,
+    batch_sizes,
+    composite,
+    curves,
+    frontier,
+    heat_map,
+    radar,
+    retention,
+    score_bars,
+    time_bars,
+    total_time,
+)
+from pipeline.results.figures.canvas import streams_of
+from pipeline.results.figures.look import Look, looks
+from pipeline.results.figures.subject import Picture, Subject
+
+Figure = Callable[[Subject], Iterable[Picture]]
+
+# Of one model on one dataset.
+FIGURES: Mapping[str, Figure] = MappingProxyType(
+    {
+        "scores": score_bars.pictures,
+        "frontier": frontier.pictures,
+        "radar": radar.pictures,
+        "ablation": ablation.pictures,
+        "along": along.pictures,
+        "batch_sizes": batch_sizes.pictures,
+        "retention": retention.pictures,
+        "heat_map": heat_map.pictures,
+        "abilities": abilities.pictures,
+        "time": time_bars.pictures,
+        "total_time": total_time.pictures,
+        "curves": curves.pictures,
+    }
+)
+# Of one model on all its datasets.
+OVERVIEWS: Mapping[str, Figure] = MappingProxyType({"composite": composite.pictures})
+
+__all__ = [
+    "FIGURES",
+    "OVERVIEWS",
+    "Figure",
+    "Look",
+    "Picture",
+    "Subject",
+    "looks",
+    "streams_of",
+]

@@ -1,0 +1,56 @@
+"""The same number of edits in batches of different sizes."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator, Sequence
+
+from pipeline.results.figures.canvas import streams_of
+from pipeline.results.figures.lines import draw_lines
+from pipeline.results.figures.look import Look, Row, label_of
+from pipeline.results.figures.subject import Picture, Subject
+
+PANELS = {
+    "efficacy": "Eff (%)",
+    "generalization": "Gen (%)",
+    "specificity": "Spe (%)",
+    "edit_ms": "time per edit (ms)",
+    "peak_memory_gb": "peak memory (GB)",
+}
+FEWEST_SIZES = 3
+
+
+def pictures(subject: Subject) -> Iterator[Picture]:
+    """Scores, time and memory against the batch size, for streams of equally many edits."""
+    sizes = Counter(n * m for n, m in streams_of(subject.done))
+    for n_edits, count in sorted(sizes.items()):
+        if count >= FEWEST_SIZES:
+            rows = [r for r in subject.done if r["n_batches"] * r["batch_size"] == n_edits]
+            yield Picture(
+                title=f"{n_edits} edits in batches of different sizes",
+                text=f"Scores by {subject.protocol} after the stream, time per edit and peak "
+                "memory against edits per batch; mean over seeds.",
+                svg=draw(rows, subject.look),
+            )
+
+
+def draw(rows: Sequence[Row], look: Look, fmt: str = "svg") -> bytes:
+    """A panel per quantity, a line per editor.
+
+    Args:
+        rows: final rows of `runs` of one protocol and one number of edits.
+    """
+    lines: dict[str, dict[str, list[tuple[float, float]]]] = {}
+    for column, title in PANELS.items():
+        for row in rows:
+            if row[column] is not None:
+                panel = lines.setdefault(title, {}).setdefault(label_of(row), [])
+                panel.append((row["batch_size"], row[column]))
+    return draw_lines(
+        lines,
+        look,
+        x_label="edits per batch",
+        percent=list(PANELS.values())[:3],
+        logarithmic=[PANELS["edit_ms"]],
+        fmt=fmt,
+    )

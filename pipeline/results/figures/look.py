@@ -1,0 +1,78 @@
+"""How editors look: one colour and one marker each, the same in all figures of a report.
+
+Okabe-Ito colours are told apart without colour vision; markers and line styles serve print.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from matplotlib.lines import Line2D
+
+from pipeline.results.tables import FIRST_EDITORS, UNEDITED, editor_label
+
+Row = Mapping[str, Any]
+Look = Mapping[str, tuple[str, str]]  # editor label -> (colour, marker)
+
+_COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#B8A800", "#7B4FA3")
+_MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*")
+_REFERENCE = {UNEDITED: ("#222222", "_"), "untrained": ("#8a8a8a", "x")}
+
+
+def looks(rows: Iterable[Row]) -> dict[str, tuple[str, str]]:
+    """Gives every editor among `rows` its colour and marker; the references are grey."""
+    found = sorted(
+        {(row["editor"], row["variant"]) for row in rows},
+        key=lambda e: (_place(e[0]), e),
+    )
+    chosen: dict[str, tuple[str, str]] = {}
+    used = 0
+    for editor, variant in found:
+        if editor in _REFERENCE and not variant:
+            chosen[editor_label(editor)] = _REFERENCE[editor]
+            continue
+        # Past eight editors colours repeat with the next marker, so the pair stays unique.
+        marker = _MARKERS[(used + used // len(_COLOURS)) % len(_MARKERS)]
+        chosen[editor_label(editor, variant)] = (_COLOURS[used % len(_COLOURS)], marker)
+        used += 1
+    return chosen
+
+
+def label_of(row: Row) -> str:
+    """The editor of a row, as legends name it."""
+    return editor_label(row["editor"], row["variant"])
+
+
+def shown_in(rows: Iterable[Row], look: Look) -> Look:
+    """The part of a look that these rows use, in its order."""
+    names = {label_of(row) for row in rows}
+    return {name: value for name, value in look.items() if name in names}
+
+
+def line_marker(marker: str) -> str:
+    """The marker on a line; a reference is a bare line."""
+    return "" if marker == "_" else marker
+
+
+def line_handles(look: Look) -> tuple[list[Line2D], list[str]]:
+    """Handles and labels of a legend of lines."""
+    handles = [
+        Line2D([], [], color=colour, marker=line_marker(marker), markersize=4, linewidth=1.4)
+        for colour, marker in look.values()
+    ]
+    return handles, list(look)
+
+
+def point_handles(look: Look) -> tuple[list[Line2D], list[str]]:
+    """Handles and labels of a legend of points."""
+    handles = [
+        Line2D([], [], color=colour, marker=marker, markersize=7, markeredgewidth=1.6,
+               linestyle="none")
+        for colour, marker in look.values()
+    ]  # fmt: skip
+    return handles, list(look)
+
+
+def _place(editor: str) -> int:
+    return FIRST_EDITORS.index(editor) if editor in FIRST_EDITORS else len(FIRST_EDITORS)

@@ -1,0 +1,69 @@
+"""Time of editing, and apart from it the time of set-up."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+
+from pipeline.results.figures.canvas import (
+    over_seeds,
+    panels,
+    rendered,
+    stream_of,
+    streams_of,
+)
+from pipeline.results.figures.look import Look, Row, label_of, shown_in
+from pipeline.results.figures.subject import Picture, Subject
+from pipeline.results.tables import UNEDITED, stream_label
+
+COSTS = {"edit_ms": "editing (ms per edit)", "train_seconds": "set-up: training (s)"}
+
+
+def pictures(subject: Subject) -> Iterator[Picture]:
+    """Bars per editor on the longest stream."""
+    longest = streams_of(subject.rows)[-1]
+    yield Picture(
+        title=f"Time, {stream_label(longest)}",
+        text="Time per edit, and apart from it the training that comes before the first edit. "
+        "Times depend on the machine and on what else it does.",
+        svg=draw([row for row in subject.rows if stream_of(row) == longest], subject.look),
+    )
+
+
+def draw(rows: Sequence[Row], look: Look, fmt: str = "svg") -> bytes:
+    """Milliseconds per edit, and apart from them the seconds of set-up, per editor.
+
+    Args:
+        rows: final rows of `runs` of one protocol and one stream.
+    """
+    done = [row for row in rows if row["status"] == "done"]
+    edited = [row for row in done if row["editor"] != UNEDITED]
+    labels = [name for name in shown_in(edited, look) if _costs_time(edited, name)]
+    figure, axes = panels(2, columns=2, width=3.6, height=0.9 + 0.3 * max(len(labels), 2))
+    for axis, (column, name) in zip(axes, COSTS.items(), strict=True):
+        means, spreads = over_seeds(done, labels, column)
+        axis.barh(
+            range(len(labels)),
+            means,
+            xerr=[spread or math.nan for spread in spreads],
+            color=[look[label][0] for label in labels],
+            error_kw={"elinewidth": 0.9, "capsize": 2},
+        )
+        axis.set_yticks(range(len(labels)), labels if axis is axes[0] else [""] * len(labels))
+        axis.set_ylim(max(len(labels), 1) - 0.5, -0.5)
+        ends = [m + s for m, s in zip(means, spreads, strict=True)]
+        top = max((end for end in ends if math.isfinite(end)), default=0.0)
+        for place, (mean, end) in enumerate(zip(means, ends, strict=True)):
+            known = math.isfinite(mean) and mean > 0
+            axis.annotate(f"{mean:.3g}" if known else "none", (end if known else 0, place),
+                          xytext=(3, 0), textcoords="offset points", va="center",
+                          fontsize=8)  # fmt: skip
+        axis.set_xlim(0, top * 1.22 or 1)
+        axis.set_xlabel(name)
+        axis.grid(axis="y", visible=False)
+        axis.grid(axis="x", color="#dddddd", linewidth=0.6)
+    return rendered(figure, fmt)
+
+
+def _costs_time(rows: Sequence[Row], label: str) -> bool:
+    return any(row[column] for row in rows if label_of(row) == label for column in COSTS)

@@ -1,0 +1,160 @@
+"""The right to work on something, held by one process at a time and kept by a heartbeat.
+
+Two drivers on one grid, or a worker cut off from a driver that has replaced it, may want the same
+task. A lease is an object in the cache that one of them succeeds in making. It keeps them from
+doing the same work twice; that their results cannot mix does not depend on it, as nothing that is
+written is ever changed under its name (see `pipeline.run.state`, `pipeline.results.lake`).
+
+A lease is free again when its holder removes it, is known to be dead, or has not renewed it for
+`EXPIRES_SECONDS` by the clock of whoever waits.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import socket
+import threading
+import time
+import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import psutil
+
+from pipeline.run.gang import Gang
+from pipeline.run.report import Report, Stage
+from pipeline.storage import Storage
+
+logger = logging.getLogger(__name__)
+
+RENEW_SECONDS = 5.0
+EXPIRES_SECONDS = 30.0
+POLL_SECONDS = 0.5
+
+
+class LeaseLost(RuntimeError):
+    """Another process has taken the work over."""
+
+
+class Lease:
+    """One process's claim to a piece of work.
+
+    Args:
+        storage: The cache.
+        key: What the work is.
+        run: Invocation of the driver: it gives a task to one process at a time, so a later one
+            takes over from an earlier one of the same invocation.
+    """
+
+    def __init__(self, storage: Storage, key: str, run: str) -> None:
+        self._storage = storage
+        self._name = f"leases/{key.replace(':', '-')}.json"
+        process = psutil.Process()
+        self._claim: dict[str, Any] = {
+            "token": uuid.uuid4().hex,
+            "run": run,
+            "place": _place(),
+            "pid": process.pid,
+            "born": process.create_time(),
+            "renewed": 0,
+        }
+        self._other: dict[str, Any] | None = None
+        self._since = 0.0
+        self._ended = threading.Event()
+        self._lost = threading.Event()
+
+    def attempt(self) -> bool:
+        """Try to get the lease; returns whether it is held now."""
+        if self._storage.create_bytes(self._name, self._content()):
+            threading.Thread(target=self._renew, daemon=True).start()
+            return True
+        other = self._read()
+        if other is not None and self._is_free(other) and self._read() == other:
+            logger.info("%s: taking over from process %s", self._name, other["pid"])
+            self._storage.delete(self._name)
+            return self.attempt()
+        return False
+
+    def release(self) -> None:
+        """Give the lease back."""
+        self._ended.set()
+        if self._is_ours(self._read()):
+            self._storage.delete(self._name)
+
+    def guard(self, report: Report) -> Report:
+        """`report`, which raises `LeaseLost` where another process has taken over."""
+
+        def guarded(stage: Stage, done: int, total: int) -> None:
+            if self._lost.is_set() or (stage == "commit" and not self._is_ours(self._read())):
+                raise LeaseLost(f"{self._name}: another process has taken over")
+            report(stage, done, total)
+
+        return guarded
+
+    def _renew(self) -> None:
+        while not self._ended.wait(RENEW_SECONDS):
+            try:
+                if not self._is_ours(self._read()):
+                    if not self._ended.is_set():
+                        self._lost.set()
+                    return
+                self._claim["renewed"] += 1
+                self._storage.write_bytes(self._name, self._content())
+            except OSError as error:
+                logger.warning("%s cannot be renewed: %s", self._name, error)
+
+    def _is_free(self, other: dict[str, Any]) -> bool:
+        if other["run"] == self._claim["run"]:
+            return True
+        if other["place"] == self._claim["place"] and not _alive(other["pid"], other["born"]):
+            return True
+        if other != self._other:
+            self._other, self._since = other, time.monotonic()
+        return time.monotonic() - self._since > EXPIRES_SECONDS
+
+    def _is_ours(self, found: dict[str, Any] | None) -> bool:
+        return found is not None and found["token"] == self._claim["token"]
+
+    def _content(self) -> bytes:
+        return json.dumps(self._claim).encode()
+
+    def _read(self) -> dict[str, Any] | None:
+        try:
+            found: dict[str, Any] = json.loads(self._storage.read_bytes(self._name))
+        except FileNotFoundError:
+            return None
+        return found
+
+
+@contextmanager
+def leased(storage: Storage, key: str, run: str, gang: Gang, report: Report) -> Iterator[Report]:
+    """Hold a lease for the length of the context; the leader of a gang holds it for all.
+
+    Yields:
+        `report`, which raises `LeaseLost` where another process has taken over.
+    """
+    lease = Lease(storage, key, run)
+    while not gang.decide(gang.leads and lease.attempt()):
+        time.sleep(POLL_SECONDS)
+    try:
+        yield lease.guard(report) if gang.leads else report
+    finally:
+        if gang.leads:
+            lease.release()
+
+
+def _place() -> str:
+    """What tells whether another process's number means anything here."""
+    namespace = Path("/proc/self/ns/pid")
+    return f"{socket.gethostname()} {os.readlink(namespace) if namespace.exists() else ''}".strip()
+
+
+def _alive(pid: int, born: float) -> bool:
+    try:
+        return psutil.Process(pid).create_time() == born
+    except psutil.NoSuchProcess:
+        return False

@@ -1,0 +1,97 @@
+"""Submitting to a Ray cluster, once: the id is a lock while the job runs."""
+
+from __future__ import annotations
+
+import dataclasses
+import tempfile
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+
+from pipeline.cells import cells_of
+from pipeline.submit.package import stage
+from pipeline.submit.probe import FAILED, PASSED
+from pipeline.submit.ray_cluster import Job, JobServer
+from pipeline.submit.submission import FILE, Submission, SubmitError
+
+ENTRYPOINT = f"python -m jobs.run_grid {FILE}"
+
+
+def free_name(server: JobServer, base: str) -> str:
+    """The id for a new job: the base name, with a number when jobs of that name have ended.
+
+    Raises:
+        SubmitError: The same submission is running; says how to follow it.
+    """
+    number, name = 1, base
+    while (job := server.job(name)) is not None:
+        if not job.over:
+            raise SubmitError(
+                f"{name} is {job.status} already: the same grid into the same lake. Follow it with "
+                f"`rledit status {name} --address {server.address}`, or end it with "
+                f"`rledit cancel {name} --address {server.address}`"
+            )
+        number += 1
+        name = f"{base}-{number}"
+    return name
+
+
+def send(
+    server: JobServer,
+    submission: Submission,
+    environment: Mapping[str, str],
+    include: Sequence[Path],
+    tell: Callable[[str], None],
+) -> Submission:
+    """Upload and start a submission.
+
+    Args:
+        server: The cluster's job server.
+        submission: Named by its base name.
+        environment: Variables of the job.
+        include: More files for its working directory.
+        tell: Takes lines for the user.
+
+    Returns:
+        The submission under the name it was given.
+    """
+    submission = dataclasses.replace(
+        submission, name=free_name(server, submission.name), session=server.session()
+    )
+    with tempfile.TemporaryDirectory(prefix="rledit-submit-") as folder:
+        package = stage(submission, Path(folder), include)
+        tell(f"working directory: {package}")
+        metadata = {
+            "grid": submission.grid["name"],
+            "cells": str(len(cells_of(submission.parsed()))),
+            "lake": submission.lake,
+            "cache": submission.cache,
+            "tracking": submission.tracking or "",
+        }
+        server.submit(submission.name, ENTRYPOINT, Path(folder), environment, metadata)
+    return submission
+
+
+def await_probe(server: JobServer, name: str, seconds: float) -> Job:
+    """Wait until a job has tried the storage from every node.
+
+    Returns:
+        The job's state; PENDING where the cluster has no room for it yet.
+
+    Raises:
+        SubmitError: A node cannot use the storage; names it.
+    """
+    text = ""
+
+    def answered(job: Job) -> bool:
+        nonlocal text
+        text = server.log(name)
+        return job.over or PASSED in text or FAILED in text
+
+    job = server.wait(name, answered, seconds)
+    failures = [line.strip() for line in text.splitlines() if FAILED in line]
+    if failures:
+        raise SubmitError("; ".join(failures))
+    if job.over and job.status != "SUCCEEDED" and PASSED not in text:
+        tail = "\n".join(text.splitlines()[-10:])
+        raise SubmitError(f"{name} {job.status}: {job.message}\n{tail}")
+    return job

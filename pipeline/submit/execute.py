@@ -1,0 +1,75 @@
+"""What the job does on the cluster: probe the storage from every node, then run the grid."""
+
+from __future__ import annotations
+
+import logging
+import os
+from pathlib import Path
+from uuid import uuid4
+
+from rich.console import Console
+
+from pipeline.locations import Locations
+from pipeline.logs import configure_logging
+from pipeline.plan import make_plan, pool_lines
+from pipeline.preflight import preflight
+from pipeline.results.lake import Lake
+from pipeline.run.driver import run_plan
+from pipeline.submit.probe import FAILED, PASSED, probe
+from pipeline.submit.ray_cluster import on_every_node
+from pipeline.submit.record import write_record
+from pipeline.submit.submission import Submission, SubmitError
+
+logger = logging.getLogger(__name__)
+
+PROBE_SECONDS = 120.0
+
+
+def execute(path: Path, address: str = "auto") -> int:
+    """Run a submission on the cluster this process is part of.
+
+    Args:
+        path: The submission, as `Submission.write` left it.
+        address: The cluster.
+
+    Returns:
+        0 when every cell is done, else 1.
+    """
+    configure_logging()
+    submission = Submission.read(path)
+    places = _locations(submission)
+    if not _probed(submission, places, address):
+        return 1
+    grid = submission.parsed()
+    plan = make_plan(grid, Lake(places.lake), submission.replace)
+    write_record(places.lake, submission.name, grid.name, [cell.key for cell in plan.cells])
+    for line in (*pool_lines(plan.cells), f"{len(plan.cells)} cells, {len(plan.missing)} to run"):
+        logger.info("%s", line)
+    if plan.missing:
+        preflight(plan.missing)
+    tags = {"submission_id": submission.name, "ray_session": submission.session}
+    failed = run_plan(grid, plan, places, Console(stderr=True), address=address, tags=tags)
+    return 1 if failed else 0
+
+
+def _locations(submission: Submission) -> Locations:
+    tracking = submission.tracking or os.environ.get("MLFLOW_TRACKING_URI")
+    if not tracking:
+        raise SubmitError(
+            "there is no tracking store: submit with --tracking, or set MLFLOW_TRACKING_URI on the "
+            "head node before Ray starts there"
+        )
+    return Locations(lake=submission.lake, cache=submission.cache, tracking=tracking)
+
+
+def _probed(submission: Submission, places: Locations, address: str) -> bool:
+    found = probe(
+        {"lake": places.lake, "cache": places.cache},
+        f"{submission.name}-{uuid4().hex[:8]}",
+        lambda work: on_every_node(work, address, PROBE_SECONDS),
+    )
+    for node, problem in found.items():
+        logger.error("%s: node %s %s", FAILED, node, problem)
+    if not found:
+        logger.info(PASSED)
+    return not found

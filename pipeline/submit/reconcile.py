@@ -1,0 +1,45 @@
+"""Close tracked runs whose process or job is gone."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+
+from pipeline.results.tracking import STALE_MINUTES, Tracker, experiments, process_alive
+from pipeline.submit.ray_cluster import JobServer
+
+
+def sweep_grids(
+    uri: str, grids: Sequence[str] | None, server: JobServer | None = None
+) -> Iterator[str]:
+    """End what is RUNNING without anybody running it.
+
+    An invocation that belongs to a job of `server` is judged by the job's state; any other by its
+    process where it ran on this machine, else by how long ago it last gave a sign of life.
+
+    Args:
+        uri: The tracking store.
+        grids: Names of grids; None: all.
+        server: The job server to ask.
+
+    Yields:
+        A line per grid.
+    """
+    session = server.session() if server is not None else None
+
+    def alive(tags: Mapping[str, str]) -> bool:
+        name = tags.get("submission_id")
+        if server is None or name is None or tags.get("ray_session") != session:
+            return process_alive(tags)
+        job = server.job(name)
+        return job is not None and not job.over
+
+    for grid in grids or experiments(uri):
+        tracker = Tracker(uri, grid)
+        ended = tracker.sweep(alive)
+        left = [i for i in tracker.invocations() if i.status == "RUNNING"]
+        rest = (
+            f", {len(left)} still running or silent for less than {STALE_MINUTES:.0f} min"
+            if left
+            else ""
+        )
+        yield f"{grid}: {len(ended)} runs ended as KILLED{rest}"

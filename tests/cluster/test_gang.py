@@ -1,0 +1,216 @@
+"""Cells whose work several processes share, through the fleet: the rows of one process.
+
+One Ray for all of them: it takes longer to start than any of the work.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+import ray
+import torch
+from safetensors.torch import load_file
+
+from pipeline.cells import Cell, cells_of
+from pipeline.config import load_grid
+from pipeline.locations import Locations
+from pipeline.results.lake import Lake
+from pipeline.run.board import Progress
+from pipeline.run.cache import Cache
+from pipeline.run.fleet import local_fleet, require_room, run_tasks
+from pipeline.run.operators import why_unavailable
+from pipeline.run.report import silent
+from pipeline.run.stages.prepare import prepare_model
+from pipeline.run.stages.train import trained_name
+from pipeline.run.tasks import perform, tasks_of
+from pipeline.yaml_location import ConfigError
+from tests.unit.oracle import relative
+
+pytestmark = pytest.mark.cluster
+
+GRID = Path(__file__).with_name("tiny.yaml")
+EDITORS = (
+    "editors=[{editor: ultraedit, settings: {step: 1.0e-3}}, {editor: rledit, settings: {rank: 8, "
+    "n_blocks: 1, init_std: 0.05, initial_step: 1.0e-3, meta_lr: 1.0e-3, train_steps: 2}}]"
+)
+LONG = (
+    "editors=[{editor: rledit, settings: {rank: 8, n_blocks: 1, init_std: 0.05, "
+    "initial_step: 1.0e-3, meta_lr: 1.0e-3, train_steps: 40}}]"
+)
+FAMILIES = ["llama"] + [pytest.param(f, marks=pytest.mark.slow) for f in ("mistral", "gptj")]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Run:
+    """What a run left behind.
+
+    Attributes:
+        rows: Rows of every cell and table, times aside, by editor.
+        networks: Trained networks, by editor.
+        execution: How each cell was run, by editor.
+    """
+
+    rows: dict[str, dict[str, list[Mapping[str, Any]]]]
+    networks: dict[str, dict[str, torch.Tensor]]
+    execution: dict[str, dict[str, Any]]
+
+
+@pytest.fixture(scope="module")
+def fleet() -> Iterator[None]:
+    with local_fleet(2):
+        yield
+
+
+@pytest.fixture(scope="module")
+def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A cache of nothing but models, for all runs."""
+    return tmp_path_factory.mktemp("models")
+
+
+def cells(*changes: str) -> list[Cell]:
+    return cells_of(load_grid(GRID, [EDITORS, "streams=[{n_batches: 3, batch_size: 4}]", *changes]))
+
+
+def places(folder: Path, models: Path, chosen: list[Cell]) -> Locations:
+    """Locations below a folder; the models of the cells lie in its cache already."""
+    cache = Cache(folder / "cache")
+    cache.folder.mkdir(parents=True)
+    for cell in chosen:
+        made = prepare_model(cell, Cache(models), silent)
+        if cell.model.checkpoint is None and not (cache.folder / "models").exists():
+            (cache.folder / "models").symlink_to(made.parent)
+    return Locations(lake=str(folder / "lake"), cache=str(folder / "cache"), tracking="")
+
+
+def left_by(chosen: list[Cell], locations: Locations) -> Run:
+    lake, cache = Lake(locations.lake), Cache(locations.cache)
+    found = Run(rows={}, networks={}, execution={})
+    for cell in chosen:
+        record = lake.record(cell.key)
+        assert record is not None and record.done, record
+        result = lake.result(record, tables=("edits", "scores", "steps"))
+        tables: dict[str, Any] = {"edits": result.edits, "scores": result.scores}
+        tables["steps"] = result.steps
+        found.rows[cell.label] = {
+            name: [dict(zip(t, row, strict=True)) for row in zip(*t.values(), strict=True)]
+            for name, t in tables.items()
+        }
+        found.execution[cell.label] = dict(record.values["resolved"]["execution"])
+        if cell.trains:
+            path = cache.file(trained_name(cell))
+            assert path is not None
+            found.networks[cell.label] = load_file(path)
+        assert record.values["ranks"] == cell.resources.ranks
+    assert not list((cache.folder / "leases").iterdir())
+    assert not (cache.folder / "states").exists() or not list((cache.folder / "states").iterdir())
+    return found
+
+
+def alone(chosen: list[Cell], locations: Locations) -> Run:
+    """In this process."""
+    for task in tasks_of(chosen).values():
+        perform(task, locations, silent)
+    return left_by(chosen, locations)
+
+
+def together(chosen: list[Cell], locations: Locations, progress: Any = lambda _: None) -> Run:
+    """On the fleet, with nothing left running."""
+    reasons = [f.reason for f in run_tasks(tasks_of(chosen), locations, progress) if f.reason]
+    assert not reasons
+    deadline = time.monotonic() + 30
+    while ray.available_resources().get("CPU") != 2 and time.monotonic() < deadline:
+        time.sleep(0.2)
+    assert ray.available_resources()["CPU"] == 2, "a gang holds cores after its end"
+    return left_by(chosen, locations)
+
+
+def same(found: Run, expected: Run, tolerance: float) -> None:
+    """Discrete scores are equal, everything else to a relative tolerance."""
+    for label, network in expected.networks.items():
+        errors = [relative(found.networks[label][k], v) for k, v in network.items()]
+        assert max(errors) < tolerance
+    for label, tables in expected.rows.items():
+        assert found.rows[label]["edits"] == tables["edits"]
+        assert found.rows[label]["scores"] == tables["scores"]
+        ours, theirs = (
+            {(r["step"], r["metric"]): r["value"] for r in rows["steps"]}
+            for rows in (found.rows[label], tables)
+        )
+        assert ours.keys() == theirs.keys()
+        for (step, metric), value in theirs.items():
+            if not metric.endswith("_seconds"):
+                place = f"{label}, {metric} at {step}"
+                assert ours[step, metric] == pytest.approx(value, rel=tolerance, abs=1e-12), place
+
+
+def test_two_ranks_train_edit_and_score_like_one(fleet: None, models: Path, tmp_path: Path) -> None:
+    """In float64, where the order of sums does not matter."""
+    checkpoint = prepare_model(cells()[0], Cache(models), silent)
+    double = f"models=[{{name: double, checkpoint: {checkpoint}, dtype: float64}}]"
+    one, two = cells(double), cells(double, "resources={ranks: 2}")
+    assert [c.key for c in one] == [c.key for c in two]
+    expected = alone(one, places(tmp_path / "one", models, one))
+    found = together(two, places(tmp_path / "two", models, two))
+    same(found, expected, 1e-9)
+    assert found.execution["rledit"]["ranks"] == 2
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_model_sharded_over_two_ranks_trains_edits_and_scores_like_a_whole_one(
+    family: str, fleet: None, models: Path, tmp_path: Path
+) -> None:
+    reason = why_unavailable()
+    if reason is not None:
+        pytest.skip(reason)
+    model = f"models=[{{name: {family}, world_model: tiny, overrides: {{family: {family}}}}}]"
+    one, two = cells(model), cells(model, "resources={ranks: 2, sharding: zero3}")
+    expected = alone(one, places(tmp_path / "one", models, one))
+    found = together(two, places(tmp_path / "two", models, two))
+    same(found, expected, 1e-5)
+    for execution in found.execution.values():
+        assert execution["held_share"] == pytest.approx([0.5, 0.5], abs=0.01)
+
+
+def test_a_gang_whose_member_is_killed_is_tried_again(
+    fleet: None, models: Path, tmp_path: Path
+) -> None:
+    one, two = cells(LONG), cells(LONG, "resources={ranks: 2}")
+    killed: list[str] = []
+
+    def kill_one(running: Mapping[str, Progress]) -> None:
+        for key, progress in running.items():
+            if not killed and progress.stage == "train" and progress.done > 0:
+                killed.append(key)
+                os.kill(progress.pid, signal.SIGKILL)
+
+    expected = alone(one, places(tmp_path / "one", models, one))
+    found = together(two, places(tmp_path / "two", models, two), kill_one)
+    assert killed
+    # Forty steps of Adam carry the round-off of float32 on.
+    same(found, expected, 1e-3)
+
+
+def test_a_task_larger_than_this_ray_is_refused(fleet: None) -> None:
+    with pytest.raises(ConfigError, match="needs 3 CPU, and there are 2 here"):
+        require_room(tasks_of(cells("resources={ranks: 3}")))
+    with pytest.raises(ConfigError, match="needs 2 GPU"):
+        require_room(tasks_of(cells("resources={ranks: 2, gpus: 1}")))
+
+
+def test_nothing_listens_beyond_loopback(fleet: None) -> None:
+    listening = [
+        (process.name(), connection.laddr.ip)
+        for process in psutil.Process().children(recursive=True)
+        for connection in process.net_connections()
+        if connection.status == psutil.CONN_LISTEN
+    ]
+    assert listening
+    assert {ip for _, ip in listening} <= {"127.0.0.1", "::1", "::ffff:127.0.0.1"}, listening

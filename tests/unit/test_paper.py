@@ -1,0 +1,331 @@
+"""Published tables beside ours: verdicts, reasons and the headline, on constructed lakes."""
+
+from __future__ import annotations
+
+import csv
+import io
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from typer.testing import CliRunner
+
+from pipeline.cli import app
+from pipeline.paper import table as paper
+from pipeline.paper.layouts import LAYOUTS
+from pipeline.paper.references import Reference, Source, published, references, rows
+from pipeline.paper.rendering import render_paper_table
+from pipeline.paper.table import Figure, PaperTable, paper_table
+from pipeline.paper.verdicts import judge
+from pipeline.presets import PRESETS
+from pipeline.results.lake import Lake
+from pipeline.results.records import CellAddress, CellResult
+from pipeline.results.rendering import FORMATS
+
+LLAMA = PRESETS["llama-3-8b-instruct"].checkpoint
+EDITS = 40
+
+
+def cell(
+    editor: str, scores: tuple[float, float, float] = (50, 50, 50), **changes: Any
+) -> CellResult:
+    """A finished cell of table2 on the published weights and data, unless changed."""
+    values: dict[str, Any] = {
+        "grid": "table2", "variant": "", "model": "Llama-3-8B", "dataset": "ZsRE",
+        "scale": "full", "seed": 0, "batch_size": 20, "n_batches": 400, "checkpoint": LLAMA,
+        "data": "published", "protocol": "token_accuracy", "train_seconds": 80.0,
+        "edit_seconds": 800.0, "also_after": (),
+    } | changes  # fmt: skip
+    n_edits = values["batch_size"] * values["n_batches"]
+    names = ("efficacy", "generalization", "specificity", "specificity_self")
+    means = dict(zip(names, (*scores, scores[2]), strict=True))
+    counts = {"n_scored": EDITS, "n_superseded": 0}
+    ends = [n * values["batch_size"] for n in values["also_after"]] + [n_edits]
+    where = {"protocol": values["protocol"]}
+    edits = [
+        where
+        | {"checkpoint": end, "edit_index": i, "batch_index": i // values["batch_size"],
+           "edit_id": str(i), "superseded": False}
+        | {name: 100.0 * (i < mean / 100 * EDITS) for name, mean in means.items()}
+        for end in ends
+        for i in range(EDITS)
+    ]  # fmt: skip
+    identity: dict[str, Any] = {"model": {"checkpoint": values["checkpoint"]}, "editor": editor}
+    if values["also_after"]:
+        identity["also_after"] = list(values["also_after"])
+    address = ("grid", "variant", "model", "dataset", "scale", "seed", "batch_size", "n_batches")
+    key = "-".join(str(values[name]) for name in ("model", "dataset", *address))
+    return CellResult(
+        address=CellAddress(
+            cell_key=f"{editor}-{abs(hash(key))}",
+            editor=editor,
+            **{name: values[name] for name in address},
+        ),
+        identity=identity,
+        resolved={**identity, "data_files": {"evaluation": values["data"]}},
+        data_hash="d",
+        code_version="v",
+        protocols=(values["protocol"],),
+        edits=edits,
+        scores=[
+            where | means | {"checkpoint": end, "n_edits": end, "final": end == n_edits, **counts}
+            for end in ends
+        ],
+        steps=[
+            {"step": end, "metric": "edit_seconds", "value": values["edit_seconds"] / len(ends)}
+            for end in ends
+        ],
+        train_seconds=values["train_seconds"],
+        edit_seconds=values["edit_seconds"],
+        n_edits=n_edits,
+    )
+
+
+@pytest.fixture
+def lake(tmp_path: Path) -> Lake:
+    return Lake(str(tmp_path / "lake"))
+
+
+@pytest.fixture(autouse=True)
+def known_data(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Pretend that the published data files are known: their hash is "published"."""
+    known = {name: ["published"] for name in published()["evaluation_files"]}
+    monkeypatch.setattr(paper, "published", lambda: {**published(), "evaluation_files": known})
+
+
+def figure(
+    found: PaperTable,
+    label: str,
+    metric: str = "Eff",
+    title: str = "Llama-3-8B · ZsRE · 400×20",
+) -> Figure:
+    block = next(b for b in found.blocks if b.section.title == title)
+    line = next(line for line in block.lines if line.method.label == label)
+    return next(f for f in line.figures if f.metric.label == metric)
+
+
+def reference(value: float, **changes: Any) -> Reference:
+    values: dict[str, Any] = {
+        "source": Source(paper="RLEdit", table="Table 2"), "model": "Gemma-2-9B",
+        "dataset": "ZsRE", "method": "FT", "setting": "400x20", "metric": "Eff", "value": value,
+        "std": 0.1, "confidence": "primary", "contested": "",
+    } | changes  # fmt: skip
+    return Reference(**values)
+
+
+@pytest.mark.parametrize(
+    ("ours", "published_value", "kind"),
+    [
+        (60.0, 57.0, "reproduced"),
+        (60.0, 63.0, "reproduced"),
+        (60.0, 56.9, "differs"),
+        (60.0, 63.1, "differs"),
+        (4.9, 0.2, "reproduced"),
+        (5.1, 4.9, "differs"),
+        (3.0, 6.0, "reproduced"),
+        (None, 57.0, "not comparable"),
+    ],
+)
+def test_a_figure_within_three_points_or_as_collapsed_is_reproduced(
+    ours: float | None, published_value: float, kind: str
+) -> None:
+    assert judge(ours, reference(published_value)).kind == kind
+
+
+def test_calibration_cells_are_held_to_half_the_tolerance() -> None:
+    known = reference(89.4, model="Llama-3-8B", method="RLEdit")
+    assert known.calibration
+    assert judge(87.9, known).kind == "reproduced"
+    assert judge(87.8, known).kind == "differs"
+    assert not reference(89.4, model="Llama-3-8B", method="RLEdit", metric="Fluency").calibration
+
+
+def test_what_is_not_judged_says_why() -> None:
+    assert judge(1.0, None).kind == "no reference"
+    assert judge(1.0, reference(1.0), implemented=False).kind == "not implemented"
+    verdict = judge(1.0, reference(1.0), obstacles=("stand-in", "stream 1×20 instead of 400×20"))
+    assert (verdict.kind, verdict.reason) == (
+        "not comparable", "stand-in; stream 1×20 instead of 400×20"
+    )  # fmt: skip
+    assert judge(1.0, reference(1.0, contested="reports disagree")).kind == "not judged"
+    assert judge(1.0, reference(1.0, confidence="secondary")).kind == "not judged"
+    assert judge(1.0, reference(1.0, metric="setup_s_per_edit")).kind == "not judged"
+    assert (
+        judge(None, reference(1.0), missing="skipped: no subject").reason == "skipped: no subject"
+    )
+
+
+def test_a_full_cell_is_judged_and_check_exits_by_the_verdicts(lake: Lake) -> None:
+    lake.commit(cell("rledit", (89.0, 87.0, 45.0)))
+    found = paper_table(lake, "table2")
+    eff = figure(found, "RLEdit")
+    assert eff.verdict.kind == "reproduced"
+    assert eff.reference is not None
+    assert eff.difference == pytest.approx(89.0 - eff.reference.value)
+    assert found.exit_code == 0
+    lake.commit(cell("ft", (99.0, 99.0, 99.0)))
+    found = paper_table(lake, "table2")
+    assert figure(found, "FT").verdict.kind == "differs"
+    assert found.exit_code == 1
+
+
+@pytest.mark.parametrize(
+    ("changes", "reason"),
+    [
+        ({"scale": "standin"}, "stand-in"),
+        ({"scale": "world"}, "world model"),
+        ({"checkpoint": "someone/llama@1"}, "other weights: someone/llama@1"),
+        ({"data": "another"}, "other data: another"),
+        ({"n_batches": 2}, "stream 2×20 instead of 400×20"),
+        ({"protocol": "exact_match"}, "protocol exact_match instead of token_accuracy"),
+    ],
+)
+def test_what_was_measured_otherwise_is_not_comparable(
+    lake: Lake, changes: dict[str, Any], reason: str
+) -> None:
+    lake.commit(cell("rledit", (89.0, 87.0, 45.0), **changes))
+    found = paper_table(lake, "table2")
+    verdict = figure(found, "RLEdit").verdict
+    assert (verdict.kind, verdict.reason) == ("not comparable", reason)
+    assert figure(found, "RLEdit").ours.mean == pytest.approx(89.0)
+    assert found.exit_code == 2
+
+
+def test_without_a_known_hash_nothing_is_judged(
+    lake: Lake, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(paper, "published", published)
+    lake.commit(cell("rledit", (89.0, 87.0, 45.0)))
+    reason = figure(paper_table(lake, "table2"), "RLEdit").verdict.reason
+    assert reason == "no hash of the published ZsRE file is known"
+
+
+def test_contested_cells_are_shown_and_never_judged(lake: Lake) -> None:
+    lake.commit(cell("mend", (80.0, 80.0, 80.0)))
+    found = figure(paper_table(lake, "table2"), "MEND")
+    assert found.verdict.kind == "not judged"
+    assert "contested" in found.verdict.reason
+    assert found.reference is not None
+    assert figure(paper_table(lake, "table2"), "DAFNet").verdict.kind == "not implemented"
+
+
+def test_a_skipped_cell_gives_its_reason(lake: Lake) -> None:
+    done = cell("rome", dataset="FEVER")
+    lake.record_failure(
+        done.address, "gives no subject", identity=done.identity, code_version="v", status="skipped"
+    )
+    found = figure(paper_table(lake, "table2"), "ROME", title="Llama-3-8B · FEVER · 400×20")
+    assert found.verdict.reason == "skipped: gives no subject"
+    assert found.ours.mean is None
+
+
+def test_published_weights_are_shown_before_stand_ins(lake: Lake) -> None:
+    lake.commit(cell("rledit", (10.0, 10.0, 10.0), scale="standin"))
+    lake.commit(cell("rledit", (89.0, 87.0, 45.0)))
+    assert figure(paper_table(lake, "table2"), "RLEdit").ours.mean == pytest.approx(89.0)
+    small = paper_table(lake, "table2", "standin")
+    assert figure(small, "RLEdit").ours.mean == pytest.approx(10.0)
+
+
+def test_seeds_give_a_spread_and_edits_an_interval(lake: Lake) -> None:
+    for seed, eff in enumerate((85.0, 90.0)):
+        lake.commit(cell("rledit", (eff, 87.5, 45.0), seed=seed))
+    ours = figure(paper_table(lake, "table2"), "RLEdit").ours
+    assert ours.mean == pytest.approx(87.5)
+    assert ours.std == pytest.approx(3.5355, abs=1e-3)
+    # Two binomial means of 40 edits: ±1.96 sqrt(p(1-p)/80) around 87.5, within a point or two.
+    assert ours.interval is not None
+    low, high = ours.interval
+    assert low == pytest.approx(87.5 - 7.2, abs=2.0)
+    assert high == pytest.approx(87.5 + 7.2, abs=2.0)
+
+
+def test_a_longer_stream_answers_for_the_one_it_was_scored_for(lake: Lake) -> None:
+    shape = {"grid": "table5", "batch_size": 100, "protocol": "token_accuracy"}
+    long = cell("alphaedit", (94.0, 91.0, 33.0), n_batches=200, also_after=(20, 50), **shape)
+    lake.commit(long)
+    found = paper_table(lake, "table5")
+    short = figure(found, "AlphaEdit", title="Llama-3-8B · ZsRE · 20×100")
+    assert (short.verdict.kind, short.ours.mean) == ("reproduced", 94.0)
+    # No score was taken at 100 batches for a stream of 100, and none is made up.
+    lacking = figure(found, "AlphaEdit", title="Llama-3-8B · ZsRE · 100×100")
+    assert (lacking.ours.mean, lacking.verdict.reason) == (None, "not run")
+
+
+def test_the_headline_follows_the_papers_formulas(lake: Lake) -> None:
+    sentences = paper_table(lake, "table2").headline if lake.exists() else ()
+    assert sentences == ()
+    lake.commit(cell("rledit", (89.0, 87.0, 45.0), train_seconds=80.0, edit_seconds=80.0))
+    lake.commit(cell("ft", (30.0, 30.0, 15.0), train_seconds=0.0, edit_seconds=1600.0))
+    eff, gen, spe, time = paper_table(lake, "table2").headline
+    # All eleven published baselines, six tables each: the figures the article's text rounds.
+    assert [round(s.paper or 0.0, 2) for s in (eff, gen, spe)] == [66.22, 65.21, 40.07]
+    assert time.paper == pytest.approx(4.2, abs=0.05)
+    assert (eff.ours, gen.ours, spe.ours) == pytest.approx((59.0, 57.0, 30.0))
+    assert time.ours == pytest.approx(10.0)
+    assert eff.baselines == ("FT",)
+    assert "DAFNet" in eff.lacking
+    (edit,) = paper_table(lake, "fig4").headline
+    assert edit.paper == pytest.approx(1.14, abs=0.005)
+
+
+def test_reference_values_are_complete_and_their_marks_are_kept() -> None:
+    assert len(rows()) == 1906
+    assert {row["confidence"] for row in rows()} == {"primary", "secondary"}
+    table2 = [
+        r for r in references().values() if r.source == Source(paper="RLEdit", table="Table 2")
+    ]
+    contested = {(r.method, r.model) for r in table2 if r.contested}
+    assert contested == {(m, "Llama-3-8B") for m in ("MEND", "MALMEN", "DAFNet")}
+    assert sum(r.calibration for r in references().values() if not r.contested) >= 9
+
+
+def test_every_reference_a_layout_asks_for_exists(lake: Lake) -> None:
+    """Where a section names a source, each of its published methods has a figure there."""
+    lake.commit(cell("none", grid="other"))
+    sourced = {
+        "table2": 12, "table4": 4, "table5": 8, "fig4": 9, "gptj": 9, "fig3": 4,
+    }  # fmt: skip
+    for name, methods in sourced.items():
+        found = paper_table(lake, name)
+        labels = {
+            line.method.label
+            for block in found.blocks
+            for line in block.lines
+            for f in line.figures
+            if f.reference is not None
+        }
+        assert len(labels) == methods, (name, labels)
+
+
+@pytest.mark.parametrize("name", sorted(LAYOUTS))
+@pytest.mark.parametrize("fmt", FORMATS)
+def test_every_layout_renders_in_every_format(lake: Lake, name: str, fmt: str) -> None:
+    lake.commit(cell("rledit", (89.0, 87.0, 45.0), scale="standin"))
+    text = render_paper_table(paper_table(lake, name), fmt)
+    layout = LAYOUTS[name]()
+    protocol = layout.protocols[layout.sections[0].datasets[0]]
+    shown = protocol.replace("_", r"\_") if fmt == "latex" else protocol
+    assert shown in text
+    if fmt == "csv":
+        lines = list(csv.DictReader(io.StringIO(text)))
+        assert all(line["protocol"] and line["verdict"] for line in lines)
+
+
+def invoke(lake: Lake) -> Callable[..., Any]:
+    return lambda *words: CliRunner().invoke(app, ["table", *words, "--lake", str(lake.storage)])
+
+
+def test_the_command_checks_and_other_grids_keep_their_table(lake: Lake) -> None:
+    lake.commit(cell("rledit", (89.0, 87.0, 45.0)))
+    lake.commit(cell("rledit", grid="mine"))
+    run = invoke(lake)
+    assert run("table2").exit_code == 0
+    assert run("table2", "--check").exit_code == 0
+    lake.commit(cell("ft", (99.0, 99.0, 99.0)))
+    assert run("table2", "--check").exit_code == 1
+    assert run("table2", "--check", "--scale", "standin").exit_code == 2
+    generic = run("mine", "--check")
+    assert generic.exit_code == 2
+    assert "400×20 Eff" in generic.output
