@@ -27,6 +27,7 @@ from pipeline.config import (
     build,
 )
 from pipeline.corpus import open_corpus
+from pipeline.data_files import read_data
 from pipeline.material import MaterialEntry, load_material, material_hash
 from pipeline.presets import PRESETS, Setting, mapped_modules, preset_setting, standin_setting
 from pipeline.resources import ResourcesEntry
@@ -447,14 +448,11 @@ def _source(name: str, entry: str) -> EditSource:
         with TemporaryDirectory() as folder:
             files: Any = render_schema(world, data["schema"], Path(folder))
             return FileEditSource(**files, order=data["order"], name=name)
-    return FileEditSource(
-        **data["files"],
-        format=data["format"],
-        order=data["order"],
-        on_overlap=data["on_overlap"],
-        strict=data["strict"],
-        name=name,
-    )
+    reports: dict[str, Any] = {
+        split: read_data(location, data["format"], data["strict"])
+        for split, location in data["files"].items()
+    }
+    return FileEditSource(**reports, order=data["order"], on_overlap=data["on_overlap"], name=name)
 
 
 @lru_cache(maxsize=8)

@@ -9,7 +9,7 @@ import json
 import os
 import socket
 import struct
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -64,6 +64,24 @@ def fetch_description(checkpoint: str) -> Path:
     Raises:
         CheckpointError: There is no such checkpoint, or it is not handed out.
     """
+    return _fetched(checkpoint, _SMALL_FILES)
+
+
+def fetch_whole(checkpoint: str) -> Path:
+    """The folder of a whole checkpoint, its weights held against their headers.
+
+    Raises:
+        CheckpointError: There is no such checkpoint, it is not handed out, or a file is broken.
+    """
+    folder = _fetched(checkpoint, [*_SMALL_FILES, "*.safetensors"])
+    if not check_weights(folder):
+        raise CheckpointError(
+            f"checkpoint {checkpoint!r} has no weights as *.safetensors; take a revision that has"
+        )
+    return folder
+
+
+def _fetched(checkpoint: str, patterns: Sequence[str]) -> Path:
     if is_folder(checkpoint):
         return Path(checkpoint)
     if not hub_reachable():
@@ -83,7 +101,7 @@ def fetch_description(checkpoint: str) -> Path:
             snapshot_download(
                 repository,
                 revision=revision,
-                allow_patterns=_SMALL_FILES,
+                allow_patterns=list(patterns),
                 endpoint=os.environ.get("HF_ENDPOINT"),
             )
         )

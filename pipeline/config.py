@@ -60,7 +60,9 @@ class DatasetEntry:
             depend on it, and a stand-in is the embedded world written in it.
         world: Settings of the embedded world.
         files: Files of edits instead of the world's own: ``train``, ``evaluation``,
-            ``validation`` (JSON or JSONL in any schema of `rledit.datasets`).
+            ``validation``: JSON, JSONL or Parquet in any schema of `rledit.datasets`, as a path,
+            a URI, or ``hf://datasets/owner/name@revision/file``; with ``#sha256=…`` behind it the
+            content must have that hash.
         format: Schema of the files, or `auto`.
         order: Draw streams `shuffled` by seed, or in the order of the `file`.
         on_overlap: `refuse` files that share prompts, or `drop` those from training.
@@ -135,12 +137,13 @@ class Grid:
         checkpoints: Points along a stream at which everything edited so far is scored.
         share_prefixes: Let one run along the longest stream of each batch size answer for the
             shorter ones, by a score taken at their length, where the editor allows it.
-        probes: Score the first rephrase and locality prompt of an edit, or all of them.
+        probes: Score the `first` rephrase and locality prompt of an edit, `all` of them, or one
+            `drawn` by the cell's seed.
         threads: CPU threads of a cell; part of its identity, as it changes the order of sums.
         statistics: Second moments, for the editors that need them.
         measurements: What is measured at every checkpoint, and before the first edit, beside the
             protocols: ``perplexity``, ``fluency``, ``consistency``, ``ability``,
-            ``ability_harness``.
+            ``ability_harness``, ``portability``.
         material: What the measurements look at.
         resources: What each cell is given to run on.
         keep_edited: Keep the edited matrices of every finished cell in the cache, so that

@@ -12,7 +12,13 @@ NOISY = ("alembic", "mlflow", "matplotlib", "httpx", "filelock", "fsspec", "deep
 
 def configure_logging() -> None:
     """Send our log lines to the terminal, and only warnings of the libraries'."""
-    handler = RichHandler(console=Console(stderr=True), show_path=False, show_level=False)
-    logging.basicConfig(level=logging.INFO, format="%(message)s", handlers=[handler])
+    console = Console(stderr=True)
+    if console.is_terminal:
+        handler: logging.Handler = RichHandler(console=console, show_path=False, show_level=False)
+        form = "%(message)s"
+    else:  # a job's log or a file: whole lines, whatever their length
+        handler = logging.StreamHandler()
+        form = "%(asctime)s %(message)s"
+    logging.basicConfig(level=logging.INFO, format=form, handlers=[handler])
     for name in NOISY:
         logging.getLogger(name).setLevel(logging.WARNING)

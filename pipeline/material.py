@@ -99,11 +99,11 @@ def _text(entry: MaterialEntry, world: World | None) -> tuple[str, ...]:
 def _references(entry: MaterialEntry, world: World | None) -> Mapping[str, Sequence[str]]:
     if entry.references is None:
         return _taught(world, "references", "consistency").references
-    return _read_references(entry.references)
+    return _read_references(entry.references, _version(entry.references))
 
 
 @lru_cache(maxsize=2)
-def _read_references(path: str) -> dict[str, tuple[str, ...]]:
+def _read_references(path: str, _: tuple[int, int] | None) -> dict[str, tuple[str, ...]]:
     texts: dict[str, tuple[str, ...]] = {}
     for number, row in open_rows(path).rows:
         try:
@@ -121,12 +121,22 @@ def _ability(entry: MaterialEntry, world: World | None) -> dict[str, Any]:
     if entry.ability is None:
         rows: Mapping[str, Any] = _taught(world, "ability", "ability").ability_items
     else:
-        rows = {name: _items(Path(entry.ability, f"{t.file}.jsonl")) for name, t in TASKS.items()}
+        files = {name: Path(entry.ability, f"{task.file}.jsonl") for name, task in TASKS.items()}
+        rows = {name: _items(path, _version(path)) for name, path in files.items()}
     return {name: items_of(task, rows[name]) for name, task in TASKS.items()}
 
 
+def _version(path: str | Path) -> tuple[int, int] | None:
+    """Tells a file from what it was before, for caches; None where there is none."""
+    try:
+        found = Path(path).stat()
+    except OSError:
+        return None  # opening it says what is wrong
+    return found.st_mtime_ns, found.st_size
+
+
 @lru_cache(maxsize=12)
-def _items(path: Path) -> list[dict[str, Any]]:
+def _items(path: Path, _: tuple[int, int] | None) -> list[dict[str, Any]]:
     file = open_rows(path)
     schema = find_schema(file.rows[0][1])
     if schema is None or path.stem not in schema.tasks:

@@ -12,6 +12,7 @@ from pipeline.config import Grid
 from pipeline.results.lake import Lake
 from pipeline.results.records import CellAddress
 from pipeline.yaml_location import ConfigError
+from rledit.editors import editor_class
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -90,10 +91,32 @@ def check_cell(cell: Cell) -> None:
     """Find what would fail later, before anything expensive starts.
 
     Raises:
-        ConfigError: The data holds too few edits for the stream or for a training trajectory.
+        ConfigError: The data holds too few edits for the stream or for a training trajectory, or
+            the model of this cell cannot be sharded.
     """
+    check_sharded(cell)
     if cell.obstacle is None and cell.shortage is not None:
         raise ConfigError(f"{cell.path}: {cell.shortage}; shorten the stream or enlarge the data")
+
+
+def check_sharded(cell: Cell) -> None:
+    """Refuse a sharded model for an editor or precision that cannot have one.
+
+    Raises:
+        ConfigError: The cell's grid shards its model, and it cannot be.
+    """
+    if cell.resources.sharding == "none":
+        return
+    if not editor_class(cell.editor.editor).shardable:
+        raise ConfigError(
+            f"{cell.path}: {cell.label} differentiates with respect to whole matrices, which no "
+            "rank of a sharded model holds; set resources.sharding: none for it, in a grid of its "
+            "own, with `ranks` to share out the scoring"
+        )
+    if cell.model.checkpoint is not None and cell.model.dtype == "float64":
+        raise ConfigError(
+            f"{cell.path}: a float64 model cannot be sharded; load it in float32 or bfloat16"
+        )
 
 
 def pool_lines(cells: Sequence[Cell]) -> list[str]:

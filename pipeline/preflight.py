@@ -22,9 +22,15 @@ from pipeline.checkpoints import (
     is_folder,
     weight_files,
 )
+from pipeline.harness import require_harness
+from pipeline.material import HARNESS
 from pipeline.yaml_location import ConfigError
 from rledit.editors import editor_class
 from rledit.families import FAMILIES
+from rledit.locate.contexts import Contexts
+from rledit.locate.requests import make_requests
+from rledit.metrics import protocol
+from rledit.scoring import questions
 from rledit.tokenization import Encoder, TokenizationError
 from rledit.world import world_encoder
 
@@ -38,14 +44,17 @@ def preflight(cells: Sequence[Cell]) -> None:
     """
     checked: set[tuple[Any, ...]] = set()
     streams: set[tuple[Any, ...]] = set()
+    if any(HARNESS in cell.measurements for cell in cells):
+        require_harness()
     for cell in cells:
         modules = tuple(cell.settings.modules)
         what = (cell.model.name, cell.editor_name, modules)
         if what not in checked:
             checked.add(what)
             check_modules(cell, _shapes(cell))
-        stream = (cell.model.name, cell.dataset.name, cell.n_edits, cell.seed)
-        if stream not in streams:
+        located = "subject" in cell.needs
+        stream = (cell.model.name, cell.dataset.name, cell.n_edits, cell.seed, located)
+        if stream not in streams and cell.obstacle is None:
             streams.add(stream)
             check_stream(cell)
 
@@ -95,7 +104,7 @@ def _check_kind(cell: Cell, architecture: Architecture, names: Sequence[str]) ->
 
 
 def check_stream(cell: Cell) -> None:
-    """Tokenise the stream once.
+    """Tokenise the stream once, and look up its subjects where the editor will.
 
     Raises:
         ConfigError: An edit breaks the token contract; names file, row and reason.
@@ -104,6 +113,11 @@ def check_stream(cell: Cell) -> None:
         encoder = _encoder(cell)
         edits = cell.source().draw(cell.dataset.split, cell.n_edits, seed=cell.seed)
         encoder.batch(edits, group_size=1)
+        protocols = [protocol(name) for name in cell.protocols]
+        for edit in edits:
+            questions(encoder, edit, protocols, cell.probes, cell.seed)  # type: ignore[arg-type]
+        if "subject" in cell.needs:
+            make_requests(encoder, edits, Contexts())
     except TokenizationError as error:
         raise ConfigError(f"{cell.path}: {error}") from None
 

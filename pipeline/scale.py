@@ -15,6 +15,7 @@ from rledit.world import SCHEMAS
 Scale = Literal["world", "standin", "full"]
 # A stand-in knows nothing but its world: so much of the world's text is all there is to see.
 STANDIN_DOCUMENTS = 2000
+STANDIN_PROMPTS = 5  # behind which 100 tokens are written, at every checkpoint
 
 
 def scaled(grid: Grid, scale: str | None = None, limit: int | None = None) -> Grid:
@@ -55,7 +56,13 @@ def scaled(grid: Grid, scale: str | None = None, limit: int | None = None) -> Gr
         models=tuple(_standin(model, datasets[0]) for model in grid.models),
         statistics=_small(grid.statistics),
         # The embedded world brings its own.
-        material=replace(grid.material, text=None, references=None, ability=None),
+        material=replace(
+            grid.material,
+            text=None,
+            references=None,
+            ability=None,
+            prompts=min(grid.material.prompts, STANDIN_PROMPTS),
+        ),
     )
 
 

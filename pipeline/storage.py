@@ -12,6 +12,8 @@ What a writer may rely on, and what it may not:
 
 from __future__ import annotations
 
+import glob
+import inspect
 import logging
 import os
 import re
@@ -231,6 +233,34 @@ class Storage:
             if not name.rsplit("/", 1)[-1].startswith(TEMPORARY_PREFIX)
         }
 
+    def size(self, name: str) -> int | None:
+        """Bytes of one object, None if there is none; one request, however full its folder is."""
+        name = _checked(name)
+        try:
+            if self._root is not None:
+                path = self._root / name
+                return path.stat().st_size if path.is_file() else None
+            self._fs.invalidate_cache()
+            return int(self._fs.info(self._remote_path(name))["size"])
+        except FileNotFoundError:
+            return None
+
+    def starting(self, name: str) -> tuple[str, ...]:
+        """Names of the objects of one folder whose names begin like `name`.
+
+        Where the store can, the rest of the folder is not listed.
+        """
+        folder, _, start = _checked(name).rpartition("/")
+        if self._root is not None:
+            found = (self._root / folder).glob(f"{glob.escape(start)}*")
+            names = {path.relative_to(self._root).as_posix() for path in found if path.is_file()}
+        elif "prefix" in inspect.signature(getattr(self._fs, "_find", self._fs.find)).parameters:
+            names = set(self._remote_sizes(folder, prefix=start))
+        else:
+            names = set(self._remote_sizes(folder))
+        below = f"{folder}/{start}" if folder else start
+        return tuple(sorted(n for n in names if n.startswith(below) and "/" not in n[len(below) :]))
+
     def _local_sizes(self, prefix: str) -> dict[str, int]:
         assert self._root is not None
         found = {}
@@ -243,11 +273,11 @@ class Storage:
                     logger.debug("%s vanished while listing", path)
         return found
 
-    def _remote_sizes(self, prefix: str) -> dict[str, int]:
-        root = self._remote_path(prefix)
+    def _remote_sizes(self, folder: str, **options: str) -> dict[str, int]:
+        root = self._remote_path(folder)
         self._fs.invalidate_cache()
         try:
-            entries = self._fs.find(root, detail=True)
+            entries = self._fs.find(root, detail=True, **options)
         except FileNotFoundError:
             return {}
         # Drivers differ in whether they return a leading slash (memory:// does).

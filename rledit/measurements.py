@@ -9,6 +9,7 @@ from statistics import fmean
 from rledit.ability import Item, measure_ability
 from rledit.metrics.fluency import References, ngram_entropy, write_texts
 from rledit.metrics.perplexity import perplexity, text_samples
+from rledit.metrics.portability import consequences_of, portability
 from rledit.model import EditableModel
 from rledit.records import Edit
 from rledit.tokenization import Sample
@@ -19,6 +20,8 @@ MEASUREMENTS: dict[str, str] = {
     "consistency": "TF-IDF cosine, times 100, of the same texts with reference texts",
     "ability": "six classification tasks, zero-shot: weighted F1 of a greedy answer of at most "
     "5 tokens, and of the likeliest answer, in percent",
+    "portability": "questions whose answers follow from an edit, where the data has some: token "
+    "accuracy, and share of written answers that contain the answer, in percent",
 }
 
 
@@ -66,7 +69,8 @@ class Measurements:
         self._references = References(material.references)
         self._written = [(i, edits[i]) for i in _evenly(len(edits), material.n_prompts)]
         self._text = text_samples(model, material.text) if "perplexity" in names else []
-        self.samples: list[Sample] = [*self._text]
+        self._consequences = consequences_of(model, edits) if "portability" in names else []
+        self.samples: list[Sample] = [*self._text, *(s for _, _, s in self._consequences)]
         if "ability" in names:
             self.samples += [
                 model.encoder.sample(item.prompt, answer, f"ability item of task {task}")
@@ -92,6 +96,8 @@ class Measurements:
                 values[f"ability_{task}_f1"] = score.f1
                 values[f"ability_{task}_probability"] = score.probability
                 values[f"ability_{task}_answered"] = score.answered
+        if self._consequences:
+            values |= portability(self._model, self._consequences, n_edits)
         return values
 
     def _texts(self, n_edits: int) -> dict[str, float]:

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import random
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Literal
+from typing import Literal, TypeVar
 
 from rledit.metrics import Protocol, Reading, generate, read
 from rledit.model import EditableModel
 from rledit.records import Edit
 from rledit.tokenization import Encoder, Sample
 
-Probes = Literal["first", "all"]
+Probes = Literal["first", "all", "drawn"]
+"""Which rephrases and unrelated prompts of an edit are asked: the first, all, or one by lot."""
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -72,7 +76,11 @@ class Questions:
 
 
 def questions(
-    encoder: Encoder, edit: Edit, protocols: Sequence[Protocol], probes: Probes = "first"
+    encoder: Encoder,
+    edit: Edit,
+    protocols: Sequence[Protocol],
+    probes: Probes = "first",
+    seed: int = 0,
 ) -> Questions:
     """The questions that judge an edit, tokenised.
 
@@ -83,12 +91,14 @@ def questions(
         encoder: Tokenises under the model's contract.
         edit: The edit.
         protocols: Decide whether rivals are needed.
-        probes: Use the first rephrase and locality prompt, or all of them.
+        probes: Which rephrases and locality prompts are used.
+        seed: Seed of the lots, where they are drawn.
 
     Raises:
         TokenizationError: A prompt breaks the token contract; names file and row.
     """
-    n = None if probes == "all" else 1
+    rephrases = _chosen(edit.rephrases, probes, f"{seed}/{edit.edit_id}/rephrase")
+    locality = _chosen(edit.locality, probes, f"{seed}/{edit.edit_id}/locality")
     where = edit.source or edit.edit_id
     rivals = any("rival" in protocol.asks for protocol in protocols)
 
@@ -103,8 +113,8 @@ def questions(
 
     return Questions(
         edit=ask(edit.prompt, edit.target, edit.old_target),
-        equivalent=tuple(ask(p, edit.target, edit.old_target) for p in edit.rephrases[:n]),
-        unrelated=tuple(ask(x.prompt, x.answer, edit.target) for x in edit.locality[:n]),
+        equivalent=tuple(ask(p, edit.target, edit.old_target) for p in rephrases),
+        unrelated=tuple(ask(x.prompt, x.answer, edit.target) for x in locality),
     )
 
 
@@ -117,7 +127,8 @@ class Scorer:
         model: The model, unedited.
         edits: All edits of the stream, in order.
         protocols: The protocols to apply.
-        probes: Use the first rephrase and locality prompt of each edit, or all of them.
+        probes: Which rephrases and locality prompts of each edit are used.
+        seed: Seed of the lots, where probes are drawn.
         beside: Samples that somebody else will run; the trunk's cache has to hold them as well.
 
     Attributes:
@@ -133,13 +144,17 @@ class Scorer:
         edits: Sequence[Edit],
         protocols: Sequence[Protocol],
         probes: Probes = "first",
+        *,
+        seed: int = 0,
         beside: Sequence[Sample] = (),
     ) -> None:
         self._model = model
         self._edits = tuple(edits)
         self._protocols = tuple(protocols)
         self._writes = any("text" in protocol.asks for protocol in protocols)
-        self._questions = [questions(model.encoder, edit, protocols, probes) for edit in edits]
+        self._questions = [
+            questions(model.encoder, edit, protocols, probes, seed) for edit in edits
+        ]
         every = [q for item in self._questions for q in item.all]
         samples = [s for q in every for s in (q.sample, q.rival) if s is not None]
         self.resident = model.trunk.fits([*samples, *beside])
@@ -200,6 +215,12 @@ def count_contradicting(edits: Sequence[Edit]) -> int:
     for edit in edits:
         targets.setdefault(edit.prompt, set()).add(edit.target.strip())
     return sum(len(targets[edit.prompt]) > 1 for edit in edits)
+
+
+def _chosen(options: Sequence[T], probes: Probes, lot: str) -> Sequence[T]:
+    if probes == "drawn" and options:
+        return [random.Random(lot).choice(options)]
+    return options if probes == "all" else options[:1]
 
 
 def _percent(shares: Sequence[float | None]) -> float | None:

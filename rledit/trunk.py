@@ -159,7 +159,7 @@ class Trunk:
             stack.enter_context(self._restarted(hidden, attention))
             states = stack.enter_context(self._output_rows(rows))
             if narrow:
-                stack.enter_context(self._narrow_last_mlp(rows))
+                stack.enter_context(self.narrow_last_mlp(rows))
             output = self._model(inputs_embeds=hidden, use_cache=False)
         return Top(states=states[0], logits=output.logits.reshape(len(rows), -1))
 
@@ -297,7 +297,8 @@ class Trunk:
             yield states
 
     @contextmanager
-    def _narrow_last_mlp(self, rows: Tensor) -> Iterator[None]:
+    def narrow_last_mlp(self, rows: Tensor) -> Iterator[None]:
+        """Run the last layer's MLP on these rows (of the flattened layout) only; others get 0."""
         mlp = self._layers[-1].get_submodule(self._family.mlp)
         shape: list[torch.Size] = []
 

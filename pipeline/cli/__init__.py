@@ -9,7 +9,7 @@ from typing import Any
 
 import typer
 
-from pipeline.cli import cluster, data, grids, plan, results, statistics
+from pipeline.cli import cluster, data, export, grids, plan, results, statistics
 from pipeline.cli.errors import errors_as_help
 from pipeline.logs import configure_logging
 
@@ -26,6 +26,7 @@ for command in (
     results.query,
     results.diff,
     results.report,
+    export.export,
     cluster.submit,
     cluster.status,
     cluster.cancel,

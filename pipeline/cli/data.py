@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Annotated
 
 import typer
 
 
 def data_check(
-    paths: Annotated[list[Path], typer.Argument(help="Files or folders of edits.")],
+    paths: Annotated[
+        list[str],
+        typer.Argument(
+            help="Files or folders of edits (JSON, JSONL, Parquet), paths or URIs; a hub's as "
+            "hf://datasets/owner/name@revision/file."
+        ),
+    ],
     strict: Annotated[
         bool, typer.Option("--strict", help="Make every trap an error, not only broken rows.")
     ] = False,
@@ -18,9 +23,10 @@ def data_check(
 
     Exit 1 when a row cannot be mapped.
     """
+    from pipeline.data_files import open_data
     from rledit.datasets import check_paths
 
-    lines, code = check_paths(paths, strict)
+    lines, code = check_paths(paths, strict, open_data)
     for line in lines:
         typer.echo(line)
     raise typer.Exit(code)

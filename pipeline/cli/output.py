@@ -43,8 +43,15 @@ def print_table(
 
 def write_report_files(lake: str, name: str, path: Path) -> str:
     """Write the HTML report, and its figures as files into a folder beside it."""
+    from pipeline.paper.layouts import LAYOUTS
     from pipeline.results.report import write_figures, write_report
 
-    written = str(write_report(lake, name, path))
+    published = None
+    if name in LAYOUTS:
+        from pipeline.paper.rendering import render_paper_table
+        from pipeline.paper.table import paper_table
+
+        published = render_paper_table(paper_table(lake, name), "html")
+    written = str(write_report(lake, name, path, published=published))
     write_figures(lake, name, path.with_name(f"{path.stem}-figures"))
     return written

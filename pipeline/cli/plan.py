@@ -43,7 +43,7 @@ def plan(
     from pipeline.config import load_grid
     from pipeline.estimate import absent_files, estimate, unknowable
     from pipeline.estimate.summary import summary
-    from pipeline.plan import make_plan, pool_lines
+    from pipeline.plan import check_sharded, make_plan, pool_lines
     from pipeline.results.lake import Lake
 
     parsed = load_grid(grid, set_, scale, limit)
@@ -53,6 +53,8 @@ def plan(
     absent = absent_files(every)
     known = [cell for cell in every if not unknowable(cell, absent)]
     unknown = [cell for cell in every if unknowable(cell, absent)]
+    for cell in unknown:
+        check_sharded(cell)
     found = make_plan(parsed, store, replace, known)
     skipped = {cell.key for cell in found.missing if cell.obstacle is not None}
     states = {True: "done", False: "missing"}

@@ -70,9 +70,8 @@ class Estimate:
 
     @property
     def misfits(self) -> tuple[Misfit, ...]:
-        """Cells that cannot run, one line for those that say the same."""
-        found = {c.misfit.text: c.misfit for c in self.cells if c.misfit is not None}
-        return tuple(found.values())
+        """Of the cells that cannot run where they are to run."""
+        return tuple(cell.misfit for cell in self.cells if cell.misfit is not None)
 
     @property
     def hours(self) -> float:

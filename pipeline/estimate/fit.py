@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from pipeline.estimate.device import Placement
 from pipeline.estimate.memory import Memory, memory_of
 from pipeline.estimate.workload import Workload
+from rledit.editors import editor_class
 
-_MOST_RANKS = 64
+_MOST_RANKS = 16
+# What is tried, in this order: the fewest GPUs, slices in host memory before a second machine.
+_CANDIDATES = ((2, False), (4, False), (8, False), (2, True), (4, True), (8, True), (16, False))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -16,26 +20,32 @@ class Misfit:
     """A cell that cannot run where it is to run.
 
     Attributes:
-        label: Model and editor.
         needs_gb: Peak memory of a rank.
         has_gb: Memory of its GPU.
         part: What takes most of it.
         remedy: A placement that would do, in words.
     """
 
-    label: str
+    model: str
+    editor: str
     needs_gb: float
     has_gb: float
     part: str
     remedy: str
 
-    @property
-    def text(self) -> str:
-        """One line for the user."""
-        return (
-            f"{self.label} needs {self.needs_gb:.0f} GB on each GPU, which has {self.has_gb:g} "
-            f"(most of it: {self.part}); {self.remedy}"
+
+def misfit_lines(misfits: Sequence[Misfit]) -> list[str]:
+    """A line for every model and remedy, with the editors it concerns."""
+    lines = []
+    for model, remedy in dict.fromkeys((m.model, m.remedy) for m in misfits):
+        own = [m for m in misfits if (m.model, m.remedy) == (model, remedy)]
+        editors = ", ".join(dict.fromkeys(m.editor for m in own))
+        worst = max(own, key=lambda m: m.needs_gb)
+        lines.append(
+            f"{model} × {editors}: up to {worst.needs_gb:.0f} GB on each GPU, which has "
+            f"{worst.has_gb:g} (most of it: {worst.part}); {remedy}"
         )
+    return lines
 
 
 def misfit(work: Workload, placement: Placement, memory: Memory) -> Misfit | None:
@@ -45,7 +55,8 @@ def misfit(work: Workload, placement: Placement, memory: Memory) -> Misfit | Non
         return None
     cell = work.cell
     return Misfit(
-        label=f"{cell.model.name} × {cell.label}",
+        model=cell.model.name,
+        editor=cell.label,
         needs_gb=memory.gigabytes,
         has_gb=has,
         part=memory.largest,
@@ -57,28 +68,32 @@ def _remedy(work: Workload, placement: Placement, has: float) -> str:
     other = smallest_fit(work, placement)
     if other is not None:
         entry = f"ranks: {other.ranks}, sharding: zero3" + ", offload: true" * other.offload
-        needs = memory_of(work, other).gigabytes
-        return (
-            f"it would fit as {other.words} ({needs:.0f} GB each): --set "
-            f"'resources={{gpus: 1, {entry}}}'"
-        )
+        return f"it fits as {other.words}: --set 'resources={{gpus: 1, {entry}}}'"
+    if not _shardable(work):
+        return f"it cannot be sharded: take GPUs of at least {_whole(work, placement):.0f} GB"
     alone = memory_of(work, replace(placement, sharded=True, ranks=_MOST_RANKS, offload=True))
     return (
-        f"sharding does not help: {alone.largest} alone "
-        f"({alone.parts[alone.largest] / 1e9:.0f} GB) lies on every rank. Take larger GPUs "
-        "(--gpu-memory-gb), a smaller rank of the hypernetwork, or fewer edited layers"
+        f"sharding does not help, every rank keeps its {alone.largest}: take GPUs of at least "
+        f"{alone.gigabytes:.0f} GB, smaller batches, or fewer edited layers"
     )
 
 
 def smallest_fit(work: Workload, placement: Placement) -> Placement | None:
-    """The fewest GPUs under ZeRO-3 on which the cell fits, offloading only where it must."""
+    """The first of the candidates under ZeRO-3 on which the cell fits."""
     has = placement.device.memory_gb
     assert has is not None
-    for offload in (False, True):
-        ranks = 2
-        while ranks <= _MOST_RANKS:
-            candidate = replace(placement, sharded=True, ranks=ranks, offload=offload)
-            if memory_of(work, candidate).gigabytes <= has:
-                return candidate
-            ranks *= 2
+    if not _shardable(work):
+        return None
+    for ranks, offload in _CANDIDATES:
+        candidate = replace(placement, sharded=True, ranks=ranks, offload=offload)
+        if memory_of(work, candidate).gigabytes <= has:
+            return candidate
     return None
+
+
+def _shardable(work: Workload) -> bool:
+    return editor_class(work.cell.editor.editor).shardable
+
+
+def _whole(work: Workload, placement: Placement) -> float:
+    return memory_of(work, replace(placement, sharded=False)).gigabytes

@@ -6,8 +6,20 @@ from collections.abc import Mapping, Sequence
 
 from pipeline.estimate import CellEstimate, Estimate
 from pipeline.estimate.device import GB
+from pipeline.estimate.fit import misfit_lines
 
-_HEADER = ("editor", "cells", "done", "setup", "edit", "score", "total", "peak GB", "times by")
+_HEADER = (
+    "editor",
+    "cells",
+    "done",
+    "setup",
+    "edit",
+    "score",
+    "total",
+    "peak GB",
+    "fits",
+    "times by",
+)
 
 
 def summary(estimate: Estimate, done: Mapping[tuple[str, str], int]) -> list[str]:
@@ -56,7 +68,8 @@ def _row(label: str, cells: Sequence[CellEstimate], done: int) -> tuple[str, ...
         str(len(cells)),
         str(done),
         *(duration(s) for s in (setup, edit, score, setup + edit + score)),
-        f"{peak:.3g}" + ("  does not fit" if any(c.misfit for c in cells) else ""),
+        f"{peak:.3g}",
+        "no" if any(c.misfit for c in cells) else "yes",
         basis,
     )
 
@@ -82,7 +95,7 @@ def _totals(estimate: Estimate) -> list[str]:
         lines.append(
             "note: the grid gives its cells no GPU; add --set 'resources={gpus: 1}' to run on one"
         )
-    return [*lines, *(f"DOES NOT FIT: {misfit.text}" for misfit in estimate.misfits)]
+    return [*lines, *(f"DOES NOT FIT: {line}" for line in misfit_lines(estimate.misfits))]
 
 
 def duration(seconds: float) -> str:

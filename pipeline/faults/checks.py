@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from datetime import datetime
 from pathlib import Path
 
@@ -12,6 +12,7 @@ from pipeline.locations import Locations
 from pipeline.results.diff import diff_lakes
 from pipeline.results.lake import Lake
 from pipeline.results.records import CellRecord
+from pipeline.results.schemas import DATA_TABLES
 from pipeline.results.tracking import Tracker
 from pipeline.storage import TEMPORARY_PREFIX
 
@@ -32,11 +33,16 @@ def problems(
     return [
         *_differences(lake, expected),
         *_rows(records, wanted),
-        *_files(lake, expected),
+        *_files(lake, records),
         *_repeated(records, finished),
         *_unread(places),
         *_tracked(places, lake, grid),
     ]
+
+
+def left_open(places: Locations, grid: str) -> list[str]:
+    """Runs of MLflow that no process works on and nobody has closed; closes them."""
+    return Tracker(places.tracking, grid).sweep(lambda tags: False)
 
 
 def finish_times(lake: Lake) -> dict[str, datetime]:
@@ -52,7 +58,7 @@ def _differences(lake: Lake, expected: Lake) -> Iterator[str]:
         yield from (f"diff: {line}" for line in report.lines)
 
 
-def _rows(records: list[CellRecord], wanted: list[CellRecord]) -> Iterator[str]:
+def _rows(records: Sequence[CellRecord], wanted: Sequence[CellRecord]) -> Iterator[str]:
     """Every cell once, and every table with as many rows: `diff` compares rows by their key."""
     counts = Counter(record.address.cell_key for record in records)
     yield from (f"cell {key} has {n} manifest rows" for key, n in counts.items() if n != 1)
@@ -68,16 +74,21 @@ def _rows(records: list[CellRecord], wanted: list[CellRecord]) -> Iterator[str]:
                 yield f"cell {key}: {rows} rows of {table}, expected {file['rows']}"
 
 
-def _files(lake: Lake, expected: Lake) -> Iterator[str]:
-    """The same files, and whole ones: a reader of the folder would read what the manifest lacks."""
-    names, wanted = set(lake.storage.list()), set(expected.storage.list())
-    yield from (f"lake: {name} is missing" for name in sorted(wanted - names))
-    yield from (f"lake: {name} should not be there" for name in sorted(names - wanted))
-    for key in finish_times(lake):
-        yield from lake.verify(key)
+def _files(lake: Lake, records: Sequence[CellRecord]) -> Iterator[str]:
+    """Whole files, and no others: who reads the folder without the manifest reads them all."""
+    named = {file["path"] for record in records for file in record.files.values()}
+    found = {table: set(lake.storage.list(table)) for table in (*DATA_TABLES, "cells")}
+    if len(found["cells"]) != len(records):
+        yield f"lake: {len(found['cells'])} files in cells, but {len(records)} cells"
+    for table in DATA_TABLES:
+        for name in sorted(found[table] - named):
+            yield f"lake: {name} is named by no cell"
+    for record in records:
+        if record.done:
+            yield from lake.verify(record.address.cell_key)
 
 
-def _repeated(records: list[CellRecord], finished: Mapping[str, datetime]) -> Iterator[str]:
+def _repeated(records: Sequence[CellRecord], finished: Mapping[str, datetime]) -> Iterator[str]:
     """Cells that were done already when the fault struck were left alone."""
     for record in records:
         before = finished.get(record.address.cell_key)
@@ -93,17 +104,16 @@ def _unread(places: Locations) -> Iterator[str]:
                 whole = file.endswith((".parquet", ".json", ".safetensors"))
                 if file.startswith(TEMPORARY_PREFIX) and whole:
                     yield f"{Path(folder, file)} is unfinished and looks whole"
-    states = Path(places.cache, "states")
-    if states.is_dir():
-        yield from (f"{state} was not cleared" for state in sorted(states.iterdir()))
+    cache = Path(places.cache)
+    for state in sorted([*cache.glob("states/*"), *cache.glob("trained/*.progress")]):
+        yield f"{state} was not cleared"
 
 
 def _tracked(places: Locations, lake: Lake, grid: str) -> Iterator[str]:
     """No run of MLflow is left open, and its cells are the lake's."""
-    tracker = Tracker(places.tracking, grid)
-    left = tracker.sweep(lambda tags: False)
+    left = left_open(places, grid)
     if left:
         yield f"MLflow: {len(left)} runs were left RUNNING"
-    repaired = tracker.rebuild(lake)
+    repaired = Tracker(places.tracking, grid).rebuild(lake)
     if repaired:
         yield f"MLflow: {repaired} cells were not, or not wholly, logged"

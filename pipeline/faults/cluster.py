@@ -61,11 +61,15 @@ class SimulatedCluster:
         folder: For working directories and logs.
         nodes: Nodes beside the head.
         environment: More environment variables of the nodes and their workers.
+        cpus: Cores each node offers.
     """
 
-    def __init__(self, folder: Path, nodes: int, environment: Mapping[str, str]) -> None:
+    def __init__(
+        self, folder: Path, nodes: int, environment: Mapping[str, str], cpus: int = 1
+    ) -> None:
         self._folder = folder
         self._wanted = nodes
+        self._cpus = cpus
         self._environment = {
             **{k: v for k, v in os.environ.items() if not k.startswith("RAY_")},
             **_OWN,
@@ -112,7 +116,7 @@ class SimulatedCluster:
         while len(self.nodes) < self._wanted:
             # A removed node's address is not used again, as a new machine would have its own.
             ip = f"127.0.{1 + self._started // 200}.{1 + self._started % 200}"
-            node = self._start(ip, "--address", self.address, "--num-cpus", "1")
+            node = self._start(ip, "--address", self.address, "--num-cpus", str(self._cpus))
             self.nodes.append(node)
 
     def node_of(self, pid: int) -> Node | None:

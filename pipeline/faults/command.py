@@ -49,7 +49,7 @@ def fault_run(grid: Path, aims: Sequence[Aim], folder: Path) -> list[Outcome]:
     """
     control = folder / "control"
     control.mkdir(parents=True)
-    environment = {WATCHER: "pipeline.faults.gate:watch", FOLDER: str(control)}
+    environment = {WATCHER: "pipeline.faults.gate:watch_and_save", FOLDER: str(control)}
     outcomes = []
     with _ended_by_signal(), SimulatedCluster(folder / "nodes", NODES, environment) as cluster:
         setting = _undisturbed(grid, cluster, Sight(control), folder / "undisturbed")
@@ -92,7 +92,8 @@ def run(grid: Path, aims: Sequence[Aim], json_file: Path | None, folder: Path | 
 def _undisturbed(grid: Path, cluster: SimulatedCluster, sight: Sight, folder: Path) -> Setting:
     folder.mkdir()
     database, results, log = folder / "empty.db", folder / "results", folder / "driver.log"
-    Tracker(f"sqlite:///{database}", load_grid(grid).name)
+    name = load_grid(grid).name
+    Tracker(f"sqlite:///{database}", name)
     driver = Invocation(grid, results, cluster.address, log, cluster.client_environment)
     try:
         code = driver.wait(TIMEOUT_SECONDS)
@@ -104,6 +105,7 @@ def _undisturbed(grid: Path, cluster: SimulatedCluster, sight: Sight, folder: Pa
     logger.info("undisturbed run: reports %s", dict(reports))
     return Setting(
         grid=grid,
+        name=name,
         cluster=cluster,
         sight=sight,
         undisturbed=places(results),

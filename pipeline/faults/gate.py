@@ -1,7 +1,7 @@
 """The worker's side of the aim: write down every report, and wait at the one aimed at.
 
-`watch` is what the environment variable of `pipeline.run.report.watcher` names. Worker and fault
-run share a folder (`RLEDIT_FAULTS`), where a file that only one process can create decides.
+`watch_and_save` is what the environment variable of `pipeline.run.report.watched` names. Worker and
+fault run share a folder (`RLEDIT_FAULTS`), where a file that only one process can create decides.
 """
 
 from __future__ import annotations
@@ -11,10 +11,22 @@ import os
 import time
 from pathlib import Path
 
+from pipeline.run.stages import edit, statistics, train
+
 FOLDER = "RLEDIT_FAULTS"
 AIM = "aim.json"
 LONGEST_WAIT_SECONDS = 120.0
 POLL_SECONDS = 0.005
+
+
+def watch_and_save(task: str, stage: str, done: int, total: int) -> None:
+    """`watch`, in a worker that saves its resume state whenever it can.
+
+    The cells of a fault run are over before the time between two states: without this, no fault
+    would ever be followed by a resumed cell.
+    """
+    edit.SAVE_EVERY_SECONDS = statistics.SAVE_EVERY_SECONDS = train.SAVE_EVERY_SECONDS = 0.0
+    watch(task, stage, done, total)
 
 
 def watch(task: str, stage: str, done: int, total: int) -> None:
@@ -31,7 +43,9 @@ def watch(task: str, stage: str, done: int, total: int) -> None:
     with trace_file(folder, os.getpid()).open("a") as trace:
         trace.write(json.dumps(seen) + "\n")
     aim = read_aim(folder)
-    if aim is None or aim["stage"] != stage or not _mine(folder, aim["id"], aim["skip"]):
+    if aim is None or aim["stage"] != stage or ends_cell(stage, done, total):
+        return
+    if not _mine(folder, aim["id"], aim["skip"]):
         return
     held = held_file(folder, aim["id"])
     draft = held.with_suffix(".draft")
@@ -40,6 +54,11 @@ def watch(task: str, stage: str, done: int, total: int) -> None:
     deadline = time.monotonic() + LONGEST_WAIT_SECONDS
     while read_aim(folder) == aim and time.monotonic() < deadline:
         time.sleep(POLL_SECONDS)
+
+
+def ends_cell(stage: str, done: int, total: int) -> bool:
+    """Whether a report says that the cell is done: there is nothing left to hit."""
+    return stage == "commit" and done == total
 
 
 def read_aim(folder: Path) -> dict[str, str | int] | None:

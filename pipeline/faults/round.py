@@ -26,6 +26,7 @@ ATTEMPTS = 4
 INVOCATIONS = 4
 TIMEOUT_SECONDS = 600.0
 DATABASE = "mlflow.db"
+TOLD_TO_END = 2  # the exit code of errors that are answers to the user
 
 # What a round may take from the undisturbed run's cache: everything that its phase comes after.
 PREPARED: dict[Stage, tuple[str, ...]] = {
@@ -49,9 +50,11 @@ class Setting:
         undisturbed: Results of the same grid, left alone.
         reports: Reports of each stage in that run.
         database: A tracking database without a run.
+        name: Of the grid.
     """
 
     grid: Path
+    name: str
     cluster: SimulatedCluster
     sight: Sight
     undisturbed: Locations
@@ -116,8 +119,11 @@ class Round:
     def run(self) -> Outcome:
         """Play it."""
         began = time.monotonic()
+        sight = self._setting.sight
+        # A worker that outlived its driver, in the round before, must not come into the sight.
+        processes.kill([pid for pid in sight.workers() if processes.alive(pid)])
+        sight.clear()
         self._setting.cluster.replenish()
-        self._setting.sight.clear()
         self._prepare()
         try:
             hit = self._disturb()
@@ -125,7 +131,7 @@ class Round:
                 self._problems.append("the fault hit no unfinished cell")
             self._complete(hit)
         finally:
-            self._setting.sight.lower()
+            sight.lower()
             if self._driver is not None:
                 self._driver.end()
         self._problems += checks.problems(self._places, self._setting.undisturbed, self._finished)
@@ -185,12 +191,21 @@ class Round:
             fault()
         last = seen if disk else sight.last(seen.pid)
         if self._aim.kind == "driver":
-            self._running.wait(TIMEOUT_SECONDS)
+            self._check_ending(self._running.wait(TIMEOUT_SECONDS))
         sight.lower()
         cluster.replenish()
         self._finished = checks.finish_times(Lake(self._places.lake))
         over = last.task.removeprefix("edit:") in self._finished
         return None if over or last.stage != self._aim.phase else last
+
+    def _check_ending(self, code: int | None) -> None:
+        """A driver that is told to end does so in order: it says so, and closes its run."""
+        if not self._aim.gentle:
+            return
+        if code != TOLD_TO_END:
+            self._problems.append(f"SIGTERM ended the driver with exit code {code}")
+        elif checks.left_open(self._places, self._setting.name):
+            self._problems.append("SIGTERM: the driver left its run open")
 
     def _complete(self, hit: Seen | None) -> None:
         """Run the same command again until it ends well."""

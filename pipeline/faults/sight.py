@@ -9,7 +9,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from pipeline.faults.gate import AIM, held_file, trace_file
+from pipeline.faults.gate import AIM, ends_cell, held_file, trace_file
 from pipeline.run.report import Stage
 
 POLL_SECONDS = 0.01
@@ -82,12 +82,17 @@ class Sight:
         for path in self._folder.iterdir():
             path.unlink(missing_ok=True)
 
+    def workers(self) -> list[int]:
+        """Processes that have reported since `clear`."""
+        return [int(path.stem.removeprefix("trace-")) for path in self._traces()]
+
     def counts(self) -> Counter[Stage]:
-        """Reports of each stage since `clear`."""
-        found: Counter[Stage] = Counter()
-        for trace in self._folder.glob("trace-*.jsonl"):
-            found.update(Seen(**json.loads(line)).stage for line in self._lines(trace))
-        return found
+        """Reports of each stage since `clear` at which a worker can be held."""
+        seen = [Seen(**json.loads(line)) for path in self._traces() for line in self._lines(path)]
+        return Counter(s.stage for s in seen if not ends_cell(s.stage, s.done, s.total))
+
+    def _traces(self) -> list[Path]:
+        return list(self._folder.glob("trace-*.jsonl"))
 
     @property
     def _name(self) -> str:

@@ -133,7 +133,7 @@ def _seconds(name: str, cell: CellRows, n_edits: int) -> float:
 
 def _curve(metric: Metric, cell: CellRows, edits_at: int | None, n_edits: int) -> float | None:
     """Mean of the metric's curves at a number of edits; None unless all have a value there."""
-    at = n_edits if edits_at is None else edits_at
+    at = n_edits if edits_at is None else min(edits_at, n_edits)
     values = [cell.curves.get(name, {}).get(at) for name in metric.curves]
     known = [value for value in values if value is not None]
     return math.fsum(known) / len(known) if len(known) == len(values) else None

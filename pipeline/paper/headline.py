@@ -14,7 +14,6 @@ from dataclasses import dataclass
 from pipeline.paper.figures import seconds_per_edit
 from pipeline.paper.layout import Layout, Method, Metric, Section
 from pipeline.paper.measured import CellRows, find
-from pipeline.paper.references import references
 
 SUBJECT = "RLEdit"
 _NOT_BASELINES = (SUBJECT, "Pre-edited")
@@ -169,12 +168,7 @@ def _share(
 
 
 def _printed(section: Section, method: Method, metric: Metric) -> float | None:
-    if section.source is None:
-        return None
-    n, m = section.stream
-    model = section.reference_model or section.models[0]
-    place = (section.source, model, section.datasets[0], method.label, f"{n}x{m}", metric.reference)
-    found = references().get(place)
+    found = section.published(method, metric)
     return None if found is None else found.value
 
 

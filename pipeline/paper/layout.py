@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
-from pipeline.paper.references import Source
+from pipeline.paper.references import Reference, Source, references
 
 Stream = tuple[int, int]  # (batches, edits per batch)
 Basis = Literal["score", "seconds", "memory", "curve", "composite", "ratio"]
 
-TASKS = ("sst", "mmlu", "mrpc", "cola", "rte", "nli")
+TASKS = {"sst": "SST", "mmlu": "MMLU", "mrpc": "MRPC", "cola": "CoLA", "rte": "RTE", "nli": "NLI"}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -26,6 +26,7 @@ class Metric:
             a ``ratio`` of seconds to the fastest method.
         reference: Its name among the published figures; "" where none is published.
         curves: Names in the view `curves`, of which the mean is taken.
+        factor: What a published figure is multiplied by: shares become percent.
         digits: Decimals shown.
     """
 
@@ -34,6 +35,7 @@ class Metric:
     basis: Basis = "score"
     reference: str = ""
     curves: tuple[str, ...] = ()
+    factor: float = 1.0
     digits: int = 2
 
 
@@ -77,8 +79,15 @@ CONSISTENCY = Metric(
     curves=("consistency",),
 )
 ABILITIES = tuple(
-    Metric(name=f"ability_{t}_f1", label=t.upper(), basis="curve", curves=(f"ability_{t}_f1",))
-    for t in TASKS
+    Metric(
+        name=f"ability_{task}_f1",
+        label=label,
+        basis="curve",
+        reference=f"GLUE_F1_{label}",
+        curves=(f"ability_{task}_f1",),
+        factor=100.0,
+    )
+    for task, label in TASKS.items()
 )
 ABILITY = Metric(
     name="ability_mean_f1",
@@ -115,6 +124,8 @@ class Section:
         edits_at: Edits after which curves are read; None: at the stream's end.
         source: Where the references stand; None where nothing is published.
         reference_model: The model's name there, where it is not the first of `models`.
+        reference_dataset: Likewise.
+        reference_setting: The setting's name there, where it is not the stream's ``n×m``.
     """
 
     models: tuple[str, ...]
@@ -124,6 +135,8 @@ class Section:
     edits_at: int | None = None
     source: Source | None = None
     reference_model: str = ""
+    reference_dataset: str = ""
+    reference_setting: str = ""
 
     @property
     def title(self) -> str:
@@ -131,6 +144,20 @@ class Section:
         models = " / ".join(self.models) if len(self.models) == 1 else f"mean of {len(self.models)}"
         at = f", after {self.edits_at:,} edits" if self.edits_at is not None else ""
         return f"{models} · {' + '.join(self.datasets)} · {self.stream[0]}×{self.stream[1]}{at}"
+
+    def published(self, method: Method, metric: Metric) -> Reference | None:
+        """The published figure of a method, in our units; None where there is none."""
+        if self.source is None or not metric.reference:
+            return None
+        model = self.reference_model or self.models[0]
+        dataset = self.reference_dataset or self.datasets[0]
+        setting = self.reference_setting or f"{self.stream[0]}x{self.stream[1]}"
+        place = (self.source, model, dataset, method.label, setting, metric.reference)
+        found = references().get(place)
+        if found is None or metric.factor == 1.0:
+            return found
+        std = None if found.std is None else found.std * metric.factor
+        return replace(found, value=found.value * metric.factor, std=std)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -10,7 +10,7 @@ from pipeline.paper.headline import Sentence, sentences
 from pipeline.paper.layout import Layout, Method, Metric, Section, Stream
 from pipeline.paper.layouts import LAYOUTS
 from pipeline.paper.measured import CellRows, Place, find, read_cells
-from pipeline.paper.references import Reference, published, references
+from pipeline.paper.references import Reference, published
 from pipeline.paper.verdicts import Verdict, judge
 from pipeline.presets import OWN, PRESETS, preset_setting
 from pipeline.results.lake import Lake
@@ -47,7 +47,7 @@ class Line:
     def label(self) -> str:
         """What the line is called."""
         shown = self.method.shown or self.method.label
-        return shown + ("*" if self.own_setting and not self.method.shown else "")
+        return shown + ("†" if self.own_setting and not self.method.shown else "")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -151,7 +151,7 @@ def _figure(
     if metric.basis == "ratio":
         parts = {where: _ratio(place, fastest) for where, place in places.items()}
     ours = _averaged(list(parts.values()))
-    reference = _reference(metric, section, method)
+    reference = section.published(method, metric)
     obstacles: list[str] = []
     for where, place in places.items():
         obstacles += _obstacles(place, where[1], parts[where].protocol, protocols[where[1]])
@@ -204,16 +204,6 @@ def _ratio(place: Place, fastest: float | None) -> Ours:
     return Ours(
         values=tuple(seconds_per_edit(cell, place.n_edits) / fastest for cell in place.done)
     )
-
-
-def _reference(metric: Metric, section: Section, method: Method) -> Reference | None:
-    if section.source is None or not metric.reference:
-        return None
-    n, m = section.stream
-    model = section.reference_model or section.models[0]
-    dataset = section.datasets[0]
-    place = (section.source, model, dataset, method.label, f"{n}x{m}", metric.reference)
-    return references().get(place)
 
 
 def _obstacles(place: Place, dataset: str, used: str, wanted: str) -> list[str]:
@@ -271,7 +261,7 @@ def _notes(blocks: Sequence[Block], scale: str) -> list[str]:
         )
     starred = any(line.own_setting and not line.method.shown for b in blocks for line in b.lines)
     if starred:
-        notes.append("* our own setting: no article gives the method's settings on this model.")
+        notes.append("† our own setting: no article gives the method's settings on this model.")
     sources = dict.fromkeys(b.section.source.label for b in blocks if b.section.source)
     if sources:
         notes.append(f"Published figures: {'; '.join(sources)}.")

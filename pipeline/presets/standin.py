@@ -11,9 +11,10 @@ from typing import Any
 from pipeline.presets.shape import layer_numbers
 
 LAYERS = 4
-# Evaluation edits a world of so many subjects is sure to hold in every schema, and its subjects.
-# CounterFact loses edits without a neighbour, in small worlds more of them.
-SMALLEST = (100, 210)
+# Evaluation edits that a world is sure to hold in every schema, and the subjects it has for them;
+# CounterFact loses edits without a neighbour, in small worlds more of them. Beyond these, four
+# times the subjects a step.
+SIZES = ((20, 90), (100, 240))
 GROWTH = 4
 PER_SUBJECT = 0.7
 
@@ -36,21 +37,30 @@ def world_settings(n_edits: int, claims: bool = False) -> dict[str, Any]:
         n_edits: Length of the longest stream.
         claims: Whether the data asks for verdicts, as FEVER does.
     """
-    edits, subjects = SMALLEST
-    while edits < n_edits:
-        subjects *= GROWTH
-        edits = int(PER_SUBJECT * subjects)
+    subjects = _subjects(n_edits)
     return {**_WORLD, "n_subjects": subjects, **({"claims": True} if claims else {})}
+
+
+def _subjects(n_edits: int) -> int:
+    for edits, subjects in SIZES:
+        if n_edits <= edits:
+            return subjects
+    while n_edits > PER_SUBJECT * subjects:
+        subjects *= GROWTH
+    return subjects
 
 
 def model_settings(family: str, world: Mapping[str, Any]) -> dict[str, Any]:
     """Architecture and training of a family's stand-in, as overrides of its world model."""
-    small = world.get("n_subjects", 0) <= SMALLEST[1]
-    sizes: dict[str, Any] = (
-        {"hidden": 64, "intermediate": 256, "steps": 250, "batch": 96, "lr": 5e-3, "warmup": 20}
-        if small
-        else {"hidden": 128, "intermediate": 512, "steps": 400}
-    )
+    subjects = world.get("n_subjects", 0)
+    small = subjects <= SIZES[-1][1]
+    sizes: dict[str, Any] = {"hidden": 128, "intermediate": 512, "steps": 400}
+    if small:
+        steps = 150 if subjects <= SIZES[0][1] else 250
+        sizes = {"hidden": 64, "intermediate": 256, "steps": steps}
+        sizes |= {"batch": 96, "lr": 5e-3, "warmup": 20}
+    if world.get("lessons"):
+        sizes["steps"] = 3 * sizes["steps"] // 2  # there is more to learn
     return {
         **sizes,
         "layers": LAYERS,

@@ -14,7 +14,6 @@
 
 from __future__ import annotations
 
-import glob
 import hashlib
 import json
 import logging
@@ -39,6 +38,7 @@ from pipeline.results.layout import (
     complete_columns,
     file_name,
     shard_belongs,
+    shard_key,
     shard_name,
     utc,
 )
@@ -154,11 +154,13 @@ class Lake:
         )
 
     def _whole(self, record: CellRecord) -> bool:
-        sizes = {f["path"]: self._size(f["path"]) for f in record.files.values()}
+        sizes = {f["path"]: self.storage.size(f["path"]) for f in record.files.values()}
         return all(sizes[f["path"]] == f["bytes"] for f in record.files.values())
 
     def _sweep(self, record: CellRecord) -> None:
         """Removes what an earlier attempt at the cell, or one cut short, has left behind."""
+        if self.record(record.address) != record:
+            return  # another writer was later: its shards are the ones that count
         for table, file in record.files.items():
             folder = file["path"].rsplit("/", 1)[0]
             for name in self._siblings(folder, record.address.cell_key):
@@ -166,12 +168,25 @@ class Lake:
                     logger.info("removing %s, which no manifest names (%s)", name, table)
                     self.storage.delete(name)
 
+    def tidy(self, grid: str) -> list[str]:
+        """Removes shards of a grid's finished cells that no manifest row names; returns them.
+
+        `commit` does so for its own cell, unless it is ended before it comes to it.
+        """
+        done = {r.address.cell_key: r for r in self.manifest(grid) if r.done}
+        removed = []
+        for table in DATA_TABLES:
+            for name in self.storage.list(table):
+                key = shard_key(name)
+                if key not in done or name == done[key].files[table]["path"]:
+                    continue
+                if self.record(key) == done[key]:  # nobody has written it meanwhile
+                    self.storage.delete(name)
+                    removed.append(name)
+        return removed
+
     def _siblings(self, folder: str, cell_key: str) -> list[str]:
-        local = self.storage.local_path(folder)
-        if local is None:
-            names = self.storage.list(folder)
-        else:
-            names = [f"{folder}/{path.name}" for path in local.glob(f"{glob.escape(cell_key)}*")]
+        names = self.storage.starting(f"{folder}/{cell_key}")
         return [name for name in names if shard_belongs(name, cell_key)]
 
     def record_failure(
@@ -191,7 +206,7 @@ class Lake:
         Args:
             rest: any other provenance field of `CellResult`.
         """
-        known = self.record(address.cell_key)
+        known = self.record(address)
         if known is not None and known.done:
             logger.warning("cell %s is done; not recorded: %s", address.cell_key, redact(reason))
             return known
@@ -248,23 +263,32 @@ class Lake:
         """Names of the grids that have cells here."""
         return sorted({record.address.grid for record in self.manifest()})
 
-    def record(self, cell_key: str) -> CellRecord | None:
-        """One cell of the manifest, or None. For many cells call `manifest` once."""
-        for name in self._manifest_names(cell_key):
+    def record(self, cell: str | CellAddress) -> CellRecord | None:
+        """One cell of the manifest, or None. For many cells call `manifest` once.
+
+        Args:
+            cell: Its key, which on an object store lists the whole manifest, or its address, which
+                is a handful of requests however large the lake is.
+        """
+        if isinstance(cell, CellAddress):
+            names = [shard_name("cells", cell)]
+        else:
+            names = self._manifest_names(cell)
+        for name in names:
             record = self._read_record(name)
             if record is not None:
                 sizes = {
                     file["path"]: size
                     for file in record.files.values()
-                    for size in [self._size(file["path"])]
+                    for size in [self.storage.size(file["path"])]
                     if size is not None
                 }
                 return checked_files(record, sizes)
         return None
 
-    def is_done(self, cell_key: str) -> bool:
+    def is_done(self, cell: str | CellAddress) -> bool:
         """True if the manifest says done and every file it lists is there at its full size."""
-        record = self.record(cell_key)
+        record = self.record(cell)
         return record is not None and record.done
 
     def done_keys(self) -> set[str]:
@@ -352,12 +376,6 @@ class Lake:
             found = local.glob(f"{'*/' * len(PARTITION)}{file}")
             return sorted(f"cells/{path.relative_to(local).as_posix()}" for path in found)
         return [name for name in self.storage.list("cells") if name.endswith(f"/{file}")]
-
-    def _size(self, name: str) -> int | None:
-        local = self.storage.local_path(name)
-        if local is not None:
-            return local.stat().st_size if local.is_file() else None
-        return self.storage.sizes(name.rsplit("/", 1)[0]).get(name)
 
     def _read_record(self, name: str) -> CellRecord | None:
         try:

@@ -60,6 +60,11 @@ def shard_belongs(name: str, cell_key: str) -> bool:
     return file == file_name(cell_key) or file.startswith(f"{cell_key}{_DIGEST}")
 
 
+def shard_key(name: str) -> str:
+    """The cell whose shard has that name."""
+    return name.rsplit("/", 1)[-1].removesuffix(SUFFIX).rpartition(_DIGEST)[0]
+
+
 def _folder(name: str, value: str) -> str:
     if not value or value == "__HIVE_DEFAULT_PARTITION__":
         raise LakeError(f"{name}={value!r} cannot be a folder of the lake: give it a name")

@@ -83,7 +83,8 @@ def render_table(table: Table, fmt: str = "md", *, bold_best: bool = False) -> s
 def format_value(value: Value, column: Column, n_seeds: int) -> str:
     """One figure as text, with its number of seeds where that is not `n_seeds`."""
     if value.mean is None:
-        return value.status or ABSENT
+        # A cell that its data does not allow has no figure in the literature's tables either.
+        return ABSENT if value.status == "skipped" else value.status or ABSENT
     digits = 2 if column.metric == "edit_ms" and value.mean < 10 else 1
     text = f"{value.mean:.{digits}f}"
     if value.std is not None:
@@ -173,7 +174,7 @@ _LATEX = {
     "\\": r"\textbackslash{}", "&": r"\&", "%": r"\%", "$": r"\$", "#": r"\#", "_": r"\_",
     "{": r"\{", "}": r"\}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}",
     "±": r"$\pm$", "×": r"$\times$", "–": "--", "<": r"\textless{}", ">": r"\textgreater{}",
-    "Δ": r"$\Delta$", "·": r"$\cdot$",
+    "Δ": r"$\Delta$", "·": r"$\cdot$", "†": r"\dag{}",
 }  # fmt: skip
 
 

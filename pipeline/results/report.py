@@ -54,12 +54,18 @@ class Section:
 
 
 def write_report(
-    lake: str | Lake, grid: str, out: str | os.PathLike[str], *, title: str | None = None
+    lake: str | Lake,
+    grid: str,
+    out: str | os.PathLike[str],
+    *,
+    title: str | None = None,
+    published: str | None = None,
 ) -> str:
     """Writes the report of a grid and returns where it is.
 
     Args:
         out: path or URI of the HTML file.
+        published: the grid's table beside published figures, as an HTML fragment, where it has one.
 
     Raises:
         ReportError: the grid has no cells in this lake; the message names those that have.
@@ -67,14 +73,16 @@ def write_report(
     folder, _, name = os.fspath(out).rpartition("/")
     if not name:
         raise ReportError(f"{os.fspath(out)!r} is a folder: name the HTML file to write")
-    page = render_report(lake, grid, title=title)
+    page = render_report(lake, grid, title=title, published=published)
     storage = Storage(folder or ("/" if os.fspath(out).startswith("/") else "."))
     storage.write_bytes(name, page.encode())
     logger.info("report of %s: %s/%s", grid, storage, name)
     return os.fspath(out)
 
 
-def render_report(lake: str | Lake, grid: str, *, title: str | None = None) -> str:
+def render_report(
+    lake: str | Lake, grid: str, *, title: str | None = None, published: str | None = None
+) -> str:
     """The report of a grid as HTML text."""
     lake = lake if isinstance(lake, Lake) else Lake(lake)
     records = lake.manifest()
@@ -98,6 +106,7 @@ def render_report(lake: str | Lake, grid: str, *, title: str | None = None) -> s
         headlines=headlines(rows),
         counts=_counts(records),
         header=header(records, protocols),
+        published=None if published is None else Markup(published),
         table=Markup(render_table(build_table(rows), "html", bold_best=True)),
         protocols=[(name, definition(name)) for name in protocols],
         scores=SCORE_DEFINITIONS.values(),
@@ -142,7 +151,7 @@ def headlines(rows: Sequence[Row]) -> list[Headline]:
         if not done:
             found.append(Headline(text=f"{dataset} on {model}: no cell finished.", ranking=()))
             continue
-        stream = figures.streams_of(done)[-1]
+        stream = figures.longest_stream(done)
         protocol = sorted_protocols(row["protocol"] for row in done)[0]
         table = build_table(here, protocols=[protocol])
         panel = table.panels[0]

@@ -57,6 +57,11 @@ class Cache:
         if self._copies and not self.storage.exists(name):
             self.storage.upload(self.folder / name, name)
 
+    def delete(self, name: str) -> None:
+        """Forget a file, here and in the store."""
+        (self.folder / name).unlink(missing_ok=True)
+        self.storage.delete(name)
+
     def tree(self, name: str, last: str) -> Path | None:
         """A folder on this machine, fetched if only the store has it; None where nobody has it.
 

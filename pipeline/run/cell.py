@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.cells import Cell
+from pipeline.entry import write_entry
 from pipeline.results.lake import Lake
 from pipeline.results.records import CellResult
 from pipeline.run.cache import Cache
@@ -48,7 +49,7 @@ def run_cell(
     Returns:
         The recorded status.
     """
-    if gang.decide(gang.leads and lake.is_done(cell.key)):
+    if gang.decide(gang.leads and lake.is_done(cell.address)):
         return "done"
     started = datetime.now(UTC)
     memory = PeakMemory()
@@ -57,6 +58,7 @@ def run_cell(
     if not gang.leads:
         return "done"
     report("commit", 0, 1)
+    write_entry(cell, lake.storage)
     lake.commit(
         _result(
             cell,
@@ -112,7 +114,11 @@ def _result(
     return CellResult(
         address=cell.address,
         identity=cell.identity,
-        resolved={**cell.identity, **cell.facts, "execution": _execution(cell, interruptions)},
+        resolved={
+            **cell.identity,
+            **cell.facts,
+            "execution": _execution(cell, rows, interruptions),
+        },
         data_hash=cell.identity["dataset"]["data_hash"],
         code_version=code_version(),
         versions=library_versions(),
@@ -133,10 +139,11 @@ def _result(
     )
 
 
-def _execution(cell: Cell, interruptions: Sequence[str]) -> dict[str, Any]:
+def _execution(cell: Cell, rows: StreamRows, interruptions: Sequence[str]) -> dict[str, Any]:
     """How the cell was run, which is no part of its identity."""
     return {
         "threads": cell.threads,
         **asdict(cell.resources),
+        "held_share": rows.held_shares,
         "interruptions": list(interruptions),
     }

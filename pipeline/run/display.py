@@ -76,7 +76,10 @@ class Display:
     def __init__(self, tasks: Mapping[str, Task], slots: int, console: Console) -> None:
         self._tasks = tasks
         self._unfinished = set(tasks)
+        self._cells = sum(task.kind == "edit" for task in tasks.values())
         self._failed = 0
+        self._cells_done = 0
+        self._edits_done = 0
         self._estimate = Estimate(tasks, slots)
         self._running: Mapping[str, Progress] = {}
         self._began = self._logged = time.time()
@@ -111,6 +114,9 @@ class Display:
         task = finished.task
         self._unfinished.discard(task.key)
         self._failed += finished.reason is not None
+        if task.kind == "edit" and finished.reason is None:
+            self._cells_done += 1
+            self._edits_done += task.cell.n_edits
         started = self._running[task.key].started if task.key in self._running else None
         if started is not None and finished.reason is None:
             self._estimate.add(task, time.time() - started)
@@ -119,18 +125,24 @@ class Display:
 
     def counts(self) -> dict[str, float]:
         """How many cells there are, have ended, and failed."""
-        edits = [key for key, task in self._tasks.items() if task.kind == "edit"]
-        done = sum(key not in self._unfinished for key in edits)
-        return {"cells": len(edits), "cells_ended": done, "tasks_failed": self._failed}
+        ended = self._cells - sum(self._tasks[k].kind == "edit" for k in self._unfinished)
+        return {"cells": self._cells, "cells_ended": ended, "tasks_failed": self._failed}
 
     def _headline(self) -> str:
-        edits = [key for key, task in self._tasks.items() if task.kind == "edit"]
-        done = sum(key not in self._unfinished for key in edits)
-        left = self._estimate.seconds_left(self._unfinished, self._running, time.time())
+        now = time.time()
+        left = self._estimate.seconds_left(self._unfinished, self._running, now)
         estimate = f"about {_duration(left)} left" if left is not None else "estimating"
         return (
-            f"{done} of {len(edits)} cells done, {len(self._running)} tasks running, "
-            f"{self._failed} failed, {_duration(time.time() - self._began)} so far, {estimate}"
+            f"{self._cells_done} of {self._cells} cells done, {len(self._running)} tasks running, "
+            f"{self._failed} failed, {self._edits() / max(1e-9, now - self._began):.2g} edits/s, "
+            f"{_duration(now - self._began)} so far, {estimate}"
+        )
+
+    def _edits(self) -> int:
+        """Edits that this run has applied."""
+        running = ((self._tasks[key].cell, p) for key, p in self._running.items())
+        return self._edits_done + sum(
+            p.done * cell.stream.batch_size for cell, p in running if p.stage in ("edit", "score")
         )
 
     def _picture(self) -> Group:

@@ -16,12 +16,13 @@ from pipeline.plan import Plan
 from pipeline.results.lake import Lake
 from pipeline.results.tracking import Tracker, TrackingError
 from pipeline.run.board import Progress
-from pipeline.run.cell import record_failure
+from pipeline.run.cell import record_failure, record_skip
 from pipeline.run.display import Display
 from pipeline.run.fleet import local_fleet, remote_fleet, require_room, run_tasks
 from pipeline.run.heartbeat import Heartbeat
 from pipeline.run.queue import Finished
 from pipeline.run.tasks import Task, tasks_of
+from pipeline.run.tidy import tidy
 
 logger = logging.getLogger(__name__)
 
@@ -62,11 +63,15 @@ def run_plan(
         for key in plan.outdated:
             lake.forget(key)
         failed = 0
-        if plan.missing:
-            tasks = tasks_of(plan.missing)
+        for cell in plan.missing:
+            if cell.obstacle is not None and plan.failed.get(cell.key) != cell.obstacle:
+                record_skip(cell, lake, cell.obstacle)
+        tasks = tasks_of([cell for cell in plan.missing if cell.obstacle is None])
+        if tasks:
             with (
                 _ended_by_signal(),
                 remote_fleet(address) if address else local_fleet(workers) as slots,
+                _ended_by_signal(),  # again: starting Ray puts its own, deadly, handler there
                 Display(tasks, slots, console) as display,
             ):
                 if not address:
@@ -81,6 +86,7 @@ def run_plan(
                     display.finished(finished)
                     if finished.task.kind == "edit":
                         failed += _settle(finished, lake, tracker, parent)
+        tidy(grid.name, locations)
         _warned(
             lambda: tracker.rebuild(lake, parent), "`rledit rebuild` makes it equal to the lake"
         )
@@ -99,7 +105,7 @@ def _settle(finished: Finished, lake: Lake, tracker: Tracker, parent: str) -> bo
         except OSError as error:
             # The reason may be that this disk is full; the cell counts as missing then.
             logger.error("%s: %s; not recorded: %s", task.label, finished.reason, error)
-    record = lake.record(task.cell.key)
+    record = lake.record(task.cell.address)
     if record is not None:
         _warned(
             lambda: tracker.log_cell(parent, lake.result(record)),
@@ -126,5 +132,10 @@ def _ended_by_signal() -> Iterator[None]:
     before = signal.signal(signal.SIGTERM, end)
     try:
         yield
+    except SystemError as error:
+        # What is raised inside Ray's compiled code comes out as the cause of this.
+        if isinstance(error.__cause__, Terminated):
+            raise error.__cause__ from None
+        raise
     finally:
         signal.signal(signal.SIGTERM, before)

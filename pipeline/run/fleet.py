@@ -200,6 +200,8 @@ def _end(
         watched.pop(reference, None)
     attempt.release()
     task = attempt.order.task
+    if outcome.died:
+        attempt.order.board.remove.remote(task.key)
     if outcome.reason is None:
         yield from queue.done(task)
     elif outcome.died:

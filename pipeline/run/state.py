@@ -73,8 +73,10 @@ class StateFolder:
             pointer: dict[str, Any] = json.loads(self._storage.read_bytes(_POINTER))
         except FileNotFoundError:
             return None
-        # A payload is gone only where another process has saved or cleared meanwhile.
-        return pointer if self._storage.exists(pointer["tensors"]) else None
+        # A payload is gone only where another process has saved or cleared meanwhile; a state
+        # without a version is one of an earlier release.
+        whole = "version" in pointer and self._storage.exists(pointer["tensors"])
+        return pointer if whole else None
 
 
 def load_together(folder: StateFolder, gang: Gang) -> Saved | None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Literal
 
 from pipeline.cells import Cell, digest
@@ -68,7 +69,7 @@ class Task:
 def tasks_of(cells: Sequence[Cell]) -> dict[str, Task]:
     """Tasks of some cells by key, dependencies before dependants; shared work occurs once."""
     tasks: dict[str, Task] = {}
-    for cell in cells:
+    for cell in map(_located, cells):
         if cell.obstacle is not None:
             key = f"edit:{cell.key}"
             tasks[key] = Task(kind="edit", key=key, cell=cell, needs=(), threads=cell.threads)
@@ -111,6 +112,32 @@ def tasks_of(cells: Sequence[Cell]) -> dict[str, Task]:
         for task in add:
             tasks.setdefault(task.key, task)
     return tasks
+
+
+def _located(cell: Cell) -> Cell:
+    """The cell with absolute paths: workers have folders of their own."""
+    files = {pool: _absolute(path) for pool, path in cell.dataset.files.items()}
+    checkpoint, corpus = cell.model.checkpoint, cell.statistics.corpus
+    if checkpoint is not None and Path(checkpoint).is_dir():
+        checkpoint = _absolute(checkpoint)
+    if corpus is not None:
+        corpus = _absolute(corpus)
+    if (files, checkpoint, corpus) == (
+        cell.dataset.files,
+        cell.model.checkpoint,
+        cell.statistics.corpus,
+    ):
+        return cell
+    return replace(
+        cell,
+        dataset=replace(cell.dataset, files=files),
+        model=replace(cell.model, checkpoint=checkpoint),
+        statistics=replace(cell.statistics, corpus=corpus),
+    )
+
+
+def _absolute(path: str) -> str:
+    return path if "://" in path else str(Path(path).absolute())
 
 
 def perform(

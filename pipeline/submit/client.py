@@ -92,6 +92,6 @@ def await_probe(server: JobServer, name: str, seconds: float) -> Job:
     if failures:
         raise SubmitError("; ".join(failures))
     if job.over and job.status != "SUCCEEDED" and PASSED not in text:
-        tail = "\n".join(text.splitlines()[-10:])
-        raise SubmitError(f"{name} {job.status}: {job.message}\n{tail}")
+        tail = "\n".join(text.splitlines()[-20:])
+        raise SubmitError(f"{name} {job.status}:\n{tail or job.message}")
     return job

@@ -13,9 +13,8 @@ from pipeline.submit.submission import FILE, Submission, SubmitError
 PACKAGES = ("rledit", "pipeline", "jobs")
 DISTRIBUTION = "rledit-at-scale"
 LARGEST_BYTES = 20 << 20
-_LEFT_OUT = frozenset(
-    {".git", ".venv", "venv", "results", "build", "dist", "__pycache__", "node_modules"}
-)
+# What lies beside somebody's code, but is no code. Our own packages have a `results` that is.
+_BESIDE_CODE = frozenset({".git", ".venv", "venv", "results", "build", "dist", "node_modules"})
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,7 +56,8 @@ def stage(submission: Submission, folder: Path, include: Sequence[Path] = ()) ->
         if target.exists():
             raise SubmitError(f"--include {source}: the job has a {source.name!r} already")
         if source.is_dir():
-            shutil.copytree(source, target, ignore=_ignored)
+            own = source.parent == root
+            shutil.copytree(source, target, ignore=_derived if own else _no_code)
         else:
             shutil.copy2(source, target)
     _describe(folder)
@@ -74,12 +74,13 @@ def stage(submission: Submission, folder: Path, include: Sequence[Path] = ()) ->
     return Package(folder=folder, files=len(sizes), bytes=sum(sizes.values()))
 
 
-def _ignored(_: str, names: list[str]) -> set[str]:
-    return {
-        name
-        for name in names
-        if name in _LEFT_OUT or name.endswith((".pyc", "_cache", ".egg-info"))
-    }
+def _derived(_: str, names: list[str]) -> set[str]:
+    endings = (".pyc", "__pycache__", "_cache", ".egg-info")
+    return {name for name in names if name.endswith(endings)}
+
+
+def _no_code(folder: str, names: list[str]) -> set[str]:
+    return _derived(folder, names) | _BESIDE_CODE.intersection(names)
 
 
 def _describe(folder: Path) -> None:

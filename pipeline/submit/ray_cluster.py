@@ -180,17 +180,21 @@ def on_every_node(
     ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR)
     try:
         nodes = {_node_name(node): node["NodeID"] for node in ray.nodes() if node["Alive"]}
-        remote = ray.remote(num_cpus=0, max_retries=0)(work)
         answers = {
-            name: remote.options(
+            name: _call.options(
                 scheduling_strategy=NodeAffinitySchedulingStrategy(node, soft=False)
-            ).remote(name)
+            ).remote(work, name)
             for name, node in nodes.items()
         }
         ray.wait(list(answers.values()), num_returns=len(answers), timeout=seconds)
         return {name: _answer(reference, seconds) for name, reference in answers.items()}
     finally:
         ray.shutdown()
+
+
+@ray.remote(num_cpus=0, max_retries=0)
+def _call(work: Callable[[str], list[str]], node: str) -> list[str]:
+    return work(node)
 
 
 def _answer(reference: Any, waited: float) -> list[str]:

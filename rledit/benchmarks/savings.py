@@ -195,7 +195,7 @@ WITHOUT: dict[str, Without] = {
         Trunk, "_restarted", _enter_whole_layer
     ),
     "last MLP on answer positions only": lambda: _instead(
-        Trunk, "_narrow_last_mlp", lambda *_: nullcontext()
+        Trunk, "narrow_last_mlp", lambda *_: nullcontext()
     ),
     "logits of answer positions only": lambda: _instead(Trunk, "_output_rows", _select_logits),
     "one pooled batch, not 4 prompts a forward": lambda: _instead(EditableModel, "chunks", _fours),

@@ -15,9 +15,9 @@ from rledit.datasets.read import ReadReport, map_rows
 from rledit.datasets.reading import RowFile, open_rows
 from rledit.datasets.registry import FORMATS, match_format
 
-Opener = Callable[[str], RowFile | None]
+Opener = Callable[[str], RowFile]
 
-_SUFFIXES = (".json", ".jsonl", ".ndjson")
+_SUFFIXES = (".json", ".jsonl", ".ndjson", ".parquet")
 
 
 @dataclass
@@ -32,15 +32,14 @@ class _Found:
 
 
 def check_paths(
-    paths: Sequence[str | Path], strict: bool = False, opener: Opener | None = None
+    paths: Sequence[str | Path], strict: bool = False, opener: Opener = open_rows
 ) -> tuple[list[str], int]:
     """Describe data files: format, counts, hash, traps, and what they share with each other.
 
     Args:
-        paths: Files, or directories that are searched for JSON and JSONL files.
+        paths: Files, or directories that are searched for JSON, JSONL and Parquet files.
         strict: Make every trap an error.
-        opener: Opens what this package does not read itself (Parquet, URIs); returns None for
-            what it leaves to this package.
+        opener: Opens a file; another one than this package's own reads Parquet and URIs.
 
     Returns:
         The lines to print, and the exit code: 1 where a file cannot be opened or its rows cannot
@@ -66,12 +65,10 @@ def _expand(path: str | Path) -> Iterable[str]:
     return [str(file) for file in files] or [str(path)]
 
 
-def _check_file(path: str, found: _Found, opener: Opener | None) -> None:
+def _check_file(path: str, found: _Found, opener: Opener) -> None:
     found.lines.append(path)
     try:
-        opened = opener(path) if opener is not None else None
-        file = open_rows(path) if opened is None else opened
-        _describe(file, found)
+        _describe(opener(path), found)
     except RowErrors as error:
         found.failed = True
         count = len(error.errors)

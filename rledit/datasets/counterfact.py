@@ -1,8 +1,8 @@
 """CounterFact (arXiv 2202.05262): the original nested schema, and the flat one of EasyEdit.
 
 The original holds two paraphrases, which all become rephrases in their order, and ten neighbours,
-which all become locality probes whose answer is the fact's true answer. Attribute and generation
-prompts are no probes of an edit and stay out.
+which all become locality probes whose answer is the fact's true answer. Generation prompts begin
+texts for fluency and consistency; attribute prompts stay out.
 
 The flat file keeps one of each, and its rephrase is often one of the original's *generation*
 prompts ("... is known for"), which asks something else than the edit.
@@ -36,8 +36,20 @@ def read_original(row: Row, place: Place) -> list[Edit]:
             old_target=old,
             subject=subject,
             source=str(place),
+            generation_prompts=_listed(fields, "generation_prompts"),
+            reference_key=_reference_key(rewrite),
         )
     ]
+
+
+def _listed(fields: Fields, key: str) -> tuple[str, ...]:
+    return fields.texts(key) if fields.has(key) else ()
+
+
+def _reference_key(rewrite: Fields) -> str | None:
+    """The relation and the new target, by which the published snippets are filed."""
+    relation, target = rewrite.optional("relation_id"), rewrite.child("target_new").optional("id")
+    return None if relation is None or target is None else f"{relation}/{target}"
 
 
 def read_flat(row: Row, place: Place) -> list[Edit]:

@@ -113,9 +113,13 @@ class Fields:
         items = [] if found is None else self._list(key, found)
         return [Fields(x, self._place, f"{self._path}{key}[{i}].") for i, x in enumerate(items)]
 
-    def keys(self) -> list[str]:
+    def names(self) -> list[str]:
         """The keys of this object, in the order of the file."""
         return [str(key) for key in self._values]
+
+    def has(self, key: str) -> bool:
+        """Whether there is such a key, whatever its value."""
+        return key in self._values
 
     def first_answer(self, key: str) -> str | None:
         """The first non-blank text of an answer written as text, list, or list of alias lists.

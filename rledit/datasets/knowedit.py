@@ -3,7 +3,7 @@
 Locality probes come from every section of ``locality``, Relation_Specificity first. An answer may
 be a text, a list, or a list of alias lists: the first text stands for it; a probe with no text at
 all is left out and counted. Portability questions ask for consequences of an edit, not for the
-edit in other words, so they are no rephrases.
+edit in other words, so they are no rephrases; those without an answer are left out.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from collections.abc import Mapping
 
 from rledit.datasets.fields import Fields, Place, Row
 from rledit.datasets.format import Format, some
-from rledit.records import Edit, Locality
+from rledit.records import Consequence, Edit, Locality
 
 _FIRST_SECTION = "Relation_Specificity"
 
@@ -30,8 +30,22 @@ def read(row: Row, place: Place) -> list[Edit]:
             old_target=fields.first_answer("ground_truth"),
             subject=fields.optional("subject"),
             source=str(place),
+            consequences=_portability(fields),
         )
     ]
+
+
+def _portability(fields: Fields) -> tuple[Consequence, ...]:
+    if not fields.has("portability") or fields.value("portability") is None:
+        return ()
+    sections = fields.child("portability")
+    return tuple(
+        Consequence(kind=name, prompt=prompt, answers=(answer,))
+        for name in sections.names()
+        for item in sections.children(name)
+        if (prompt := item.optional("prompt")) is not None
+        if (answer := item.first_answer("ground_truth")) is not None
+    )
 
 
 def read_wikibio(row: Row, place: Place) -> list[Edit]:
@@ -53,7 +67,7 @@ def _locality(fields: Fields) -> tuple[Locality, ...]:
     if fields.value("locality") is None:
         return ()
     sections = fields.child("locality")
-    names = sorted(sections.keys(), key=lambda name: name != _FIRST_SECTION)
+    names = sorted(sections.names(), key=lambda name: name != _FIRST_SECTION)
     probes = (
         (item.optional("prompt"), item.first_answer("ground_truth"))
         for name in names

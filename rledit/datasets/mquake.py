@@ -1,15 +1,17 @@
 """MQuAKE (arXiv 2305.14795): chains of facts; one row asks for one edit per changed hop.
 
 The statement made from the template is the edit's prompt and the question of the same hop its
-rephrase. There are no locality probes. The multi-hop questions judge the whole chain, not one
-edit, and stay out of the records.
+rephrase. There are no locality probes. The multi-hop questions follow from all edits of the chain
+together, and so are consequences of its last one.
 """
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from rledit.datasets.fields import Fields, Place, Row, fill_template
 from rledit.datasets.format import Format, some
-from rledit.records import Edit
+from rledit.records import Consequence, Edit
 
 
 def read(row: Row, place: Place) -> list[Edit]:
@@ -22,7 +24,20 @@ def read(row: Row, place: Place) -> list[Edit]:
     hops = fields.children("requested_rewrite")
     if not hops:
         fields.fail("requested_rewrite", "is empty: the row asks for no edit")
-    return [_read_hop(hop, place, number) for number, hop in enumerate(hops, start=1)]
+    edits = [_read_hop(hop, place, number) for number, hop in enumerate(hops, start=1)]
+    return [*edits[:-1], replace(edits[-1], consequences=_multi_hop(fields))]
+
+
+def _multi_hop(fields: Fields) -> tuple[Consequence, ...]:
+    answer = fields.optional("new_answer")
+    if answer is None:
+        return ()
+    aliases = fields.texts("new_answer_alias") if fields.has("new_answer_alias") else ()
+    answers = (answer, *aliases)
+    return tuple(
+        Consequence(kind="multi_hop", prompt=question, answers=answers)
+        for question in fields.texts("questions")
+    )
 
 
 def _read_hop(hop: Fields, place: Place, number: int) -> Edit:

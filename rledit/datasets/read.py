@@ -157,4 +157,10 @@ def _repaired(edit: Edit, place: Place, notes: list[RowIssue]) -> Edit:
         ),
         old_target=None if edit.old_target is None else edit.old_target.strip(),
         subject=None if edit.subject is None else edit.subject.strip(),
+        consequences=tuple(
+            replace(
+                item, prompt=item.prompt.rstrip(), answers=tuple(a.strip() for a in item.answers)
+            )
+            for item in edit.consequences
+        ),
     )

@@ -71,19 +71,28 @@ def open_rows(path: str | Path) -> RowFile:
         DataFileError: The file is missing, empty, truncated, not UTF-8, not a list of rows, or
             something else than JSON (git-lfs pointer, Parquet, gzip, zip, HTML page).
     """
-    name = str(path)
-    try:
-        content = Path(path).read_bytes()
-    except IsADirectoryError:
-        raise DataFileError(name, "is a directory", "Name a JSON or JSONL file in it") from None
-    except OSError as error:
-        reason = f"cannot be read ({error.strerror or error})"
-        raise DataFileError(name, reason, "Check the path and its permissions") from error
+    name, content = str(path), read_bytes(path)
     return RowFile(
         path=name,
         rows=tuple(parse_rows(content, name)),
         data_hash=hashlib.sha256(content).hexdigest(),
     )
+
+
+def read_bytes(path: str | Path) -> bytes:
+    """The bytes of a local file.
+
+    Raises:
+        DataFileError: It is missing, unreadable or a directory.
+    """
+    try:
+        return Path(path).read_bytes()
+    except IsADirectoryError:
+        reason, remedy = "is a directory", "Name a JSON or JSONL file in it"
+        raise DataFileError(str(path), reason, remedy) from None
+    except (OSError, ValueError) as error:
+        reason = f"cannot be read ({getattr(error, 'strerror', None) or error})"
+        raise DataFileError(str(path), reason, "Check the path and its permissions") from error
 
 
 def rows_given(path: str | Path, rows: Iterable[Any], data_hash: str | None) -> RowFile:
@@ -120,6 +129,8 @@ def _parse_text(text: str, name: str) -> list[tuple[int, Any]]:
     start = text.lstrip()[:1]
     if not start:
         raise DataFileError(name, "is empty", _DOWNLOAD_AGAIN)
+    if name.endswith(".parquet"):
+        raise DataFileError(name, "is named .parquet and is no Parquet file", _DOWNLOAD_AGAIN)
     if start not in "[{":
         reason = f"starts with {text.lstrip()[:20]!r}, which is neither a JSON array nor JSONL"
         raise DataFileError(name, reason, "Give a list of objects, or one object per line")

@@ -1,14 +1,14 @@
 """WikiBigEdit (arXiv 2503.05683): half a million real changes of Wikidata as questions.
 
 Persona and multi-hop questions (``personas``, ``mhop``) measure other things than rephrases do and
-are null in many rows; they stay out of the edit.
+are null in many rows; they are consequences of the edit.
 """
 
 from __future__ import annotations
 
 from rledit.datasets.fields import Fields, Place, Row
 from rledit.datasets.format import Format, probe, some
-from rledit.records import Edit
+from rledit.records import Consequence, Edit
 
 
 def read(row: Row, place: Place) -> list[Edit]:
@@ -23,8 +23,22 @@ def read(row: Row, place: Place) -> list[Edit]:
             locality=probe(fields, "loc", "loc_ans"),
             subject=fields.optional("subject"),
             source=str(place),
+            consequences=_consequences(fields),
         )
     ]
+
+
+def _consequences(fields: Fields) -> tuple[Consequence, ...]:
+    kinds = (("personas", "personas", "ans"), ("multi_hop", "mhop", "mhop_ans"))
+    found = (
+        (kind, fields.optional(question), fields.optional(answer))
+        for kind, question, answer in kinds
+    )
+    return tuple(
+        Consequence(kind=kind, prompt=question, answers=(answer,))
+        for kind, question, answer in found
+        if question is not None and answer is not None
+    )
 
 
 WIKIBIGEDIT = Format(

@@ -39,6 +39,8 @@ class Editor(ABC):
             (`down`), or exactly one of those.
         prefix_safe: Whether the first k batches of a longer stream give the same model as a
             stream of k batches, so that a longer run can answer for a shorter one.
+        shardable: Whether the model may be sharded over ranks: not where a loss is differentiated
+            with respect to whole matrices.
     """
 
     name: ClassVar[str]
@@ -46,6 +48,7 @@ class Editor(ABC):
     needs: ClassVar[frozenset[Need]] = frozenset()
     linears: ClassVar[Linears] = "any"
     prefix_safe: ClassVar[bool] = True
+    shardable: ClassVar[bool] = True
 
     def __init__(self, model: EditableModel, config: Any) -> None:
         self.model = model
@@ -129,13 +132,18 @@ class TrainableEditor(Editor):
     def train_steps(self) -> int:
         """Number of trajectories to train on."""
 
+    @property
+    def trajectories_per_step(self) -> int:
+        """Trajectories that `train_step` takes."""
+        return 1
+
     @abstractmethod
     def trajectory_length(self, stream_length: int) -> int:
         """Batches per training trajectory for a stream of `stream_length` batches."""
 
     @abstractmethod
-    def train_step(self, trajectory: Sequence[EditBatch]) -> dict[str, float]:
-        """Train on one trajectory; the model's weights are the unedited ones before and after."""
+    def train_step(self, *trajectories: Sequence[EditBatch]) -> dict[str, float]:
+        """Train on trajectories; the model's weights are the unedited ones before and after."""
 
     @abstractmethod
     def training_state_dict(self) -> State:

@@ -65,6 +65,7 @@ class FineTuning(Editor):
     name = "ft"
     Config = FineTuningConfig
     config: FineTuningConfig
+    shardable = False
 
     def edit(self, batch: EditBatch) -> dict[str, float]:
         """Fine-tune on the batch's edit prompts."""

@@ -49,6 +49,8 @@ class HypernetworkConfig:
         optimise: Optimiser step once per trajectory, or after every batch.
         train_steps: Trajectories to train on.
         trajectory_batches: Batches per trajectory; None: as many as the stream has.
+        trajectories_per_step: Trajectories whose gradients are averaged in one optimiser step.
+            Lifelong moments run on from one to the next.
         meta_lr: Adam's learning rate.
         scalar_lr_factor: Learning rate of steps and ridges relative to `meta_lr`.
         max_grad_norm: Joint clipping norm over all networks.
@@ -79,6 +81,7 @@ class HypernetworkConfig:
     optimise: Literal["trajectory", "batch"] = "trajectory"
     train_steps: int = 1
     trajectory_batches: int | None = None
+    trajectories_per_step: int = 1
     meta_lr: float = 1e-5
     scalar_lr_factor: float = 1.0
     max_grad_norm: float = 1.0
@@ -126,6 +129,13 @@ class HypernetworkEditor(TrainableEditor, MomentEditor):
 
     def __init__(self, model: EditableModel, config: HypernetworkConfig) -> None:
         self.conventions = config.conventions()
+        one_step = config.optimise == "trajectory" and self.conventions.clipping == "optimiser_step"
+        if config.trajectories_per_step != 1 and not one_step:
+            raise ValueError(
+                f"trajectories_per_step: {config.trajectories_per_step}: gradients are averaged "
+                "where there is one step, clipped once, per trajectory; set optimise: trajectory "
+                "and clipping: optimiser_step"
+            )
         self.tokens = config.tokens
         super().__init__(model, config)
         self.networks = self._new_networks()
@@ -194,9 +204,24 @@ class HypernetworkEditor(TrainableEditor, MomentEditor):
         differences = -step * agreement * pseudo_values
         return solve_normal_equation(keys, differences, network.ridge, self.named(shape))
 
-    def train_step(self, trajectory: Sequence[EditBatch]) -> dict[str, float]:
-        """Run one trajectory and update the networks; the weights are restored at the end."""
+    @property
+    def trajectories_per_step(self) -> int:
+        """Trajectories that an optimiser step averages over."""
+        return self.config.trajectories_per_step
+
+    def train_step(self, *trajectories: Sequence[EditBatch]) -> dict[str, float]:
+        """Run trajectories and update the networks; the weights are restored after each."""
         self.optimiser.zero_grad(set_to_none=True)
+        found = [self._run(trajectory, 1 / len(trajectories)) for trajectory in trajectories]
+        totals = {key: sum(f[key] for f in found) / len(found) for key in found[0]}
+        if self.config.optimise == "trajectory":
+            if self.conventions.clipping == "optimiser_step":
+                totals["grad_norm"] = self._clip()
+            self._step()
+        return totals
+
+    def _run(self, trajectory: Sequence[EditBatch], share: float) -> dict[str, float]:
+        """Run one trajectory; its gradients enter with the weight `share`."""
         # A step depends on no earlier one through a cache's last bits: training that is resumed
         # before it goes on bit by bit.
         self.model.trunk.clear()
@@ -206,7 +231,7 @@ class HypernetworkEditor(TrainableEditor, MomentEditor):
         totals = {"loss": 0.0, "equivalence": 0.0, "divergence": 0.0, "norm": 0.0}
         grad_norm = 0.0
         for t, batch in enumerate(trajectory):
-            measured = self._train_batch(batch, reward, self.config.discount**t)
+            measured = self._train_batch(batch, reward, share * self.config.discount**t)
             for key, value in measured.items():
                 totals[key] += value / len(trajectory)
             if self.config.optimise == "batch":
@@ -217,10 +242,6 @@ class HypernetworkEditor(TrainableEditor, MomentEditor):
             if not self.config.transition:
                 self.model.weights.restore()
                 reward = Reward(self.model, self._reward, self._references)
-        if self.config.optimise == "trajectory":
-            if self.conventions.clipping == "optimiser_step":
-                grad_norm = self._clip()
-            self._step()
         self.model.weights.restore()
         self._begin_moments()
         logger.info(

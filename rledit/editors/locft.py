@@ -51,6 +51,7 @@ class LocFT(Editor):
     Config = LocFTConfig
     config: LocFTConfig
     prefix_safe = False
+    shardable = False
 
     def __init__(self, model: EditableModel, config: LocFTConfig) -> None:
         super().__init__(model, config)

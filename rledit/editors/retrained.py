@@ -24,32 +24,28 @@ from rledit.tokenization import EditBatch
 
 
 @dataclass(frozen=True, kw_only=True)
-class MALMENStarConfig(MALMENConfig):
-    """MALMEN's settings, with retraining.
+class Retraining:
+    """Settings of retraining.
 
     Attributes:
         retrain_every: Batches of the stream between two retrainings.
         retrain_batches: Training batches, and optimiser steps, of each.
+        kl_reference: The model to stay close to is the edited one.
     """
 
     retrain_every: int = 10
     retrain_batches: int = 10
-    # The model to stay close to is the edited one.
     kl_reference: KLReference | None = "previous"
 
 
 @dataclass(frozen=True, kw_only=True)
-class MENDStarConfig(MENDConfig):
-    """MEND's settings, with retraining.
+class MALMENStarConfig(Retraining, MALMENConfig):
+    """MALMEN's settings, with retraining."""
 
-    Attributes:
-        retrain_every: Batches of the stream between two retrainings.
-        retrain_batches: Training batches, and optimiser steps, of each.
-    """
 
-    retrain_every: int = 10
-    retrain_batches: int = 10
-    kl_reference: KLReference | None = "previous"
+@dataclass(frozen=True, kw_only=True)
+class MENDStarConfig(Retraining, MENDConfig):
+    """MEND's settings, with retraining."""
 
 
 class RetrainedEditor(HypernetworkEditor):

@@ -15,8 +15,8 @@ from rledit.editors.mend import MENDConfig
 
 
 @dataclass(frozen=True, kw_only=True)
-class MENDRLEditConfig(MENDConfig):
-    """MEND's update with RLEdit's training."""
+class TrajectoryTraining:
+    """RLEdit's training, as settings of `HypernetworkConfig`."""
 
     transition: bool = True
     optimise: Literal["trajectory", "batch"] = "trajectory"
@@ -26,14 +26,13 @@ class MENDRLEditConfig(MENDConfig):
 
 
 @dataclass(frozen=True, kw_only=True)
-class MALMENRLEditConfig(MALMENConfig):
-    """MALMEN's update with RLEdit's training."""
+class MENDRLEditConfig(TrajectoryTraining, MENDConfig):
+    """MEND's update with RLEdit's training."""
 
-    transition: bool = True
-    optimise: Literal["trajectory", "batch"] = "trajectory"
-    decay: float = 0.95
-    depth: int = 10
-    reg_coef: float = 1e-4
+
+@dataclass(frozen=True, kw_only=True)
+class MALMENRLEditConfig(TrajectoryTraining, MALMENConfig):
+    """MALMEN's update with RLEdit's training."""
 
 
 class MENDRLEdit(HypernetworkEditor):

@@ -7,7 +7,7 @@ positions and soft caps stay those of the Hugging Face implementation (see `rled
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from typing import Any
 
 from torch import Tensor, nn
@@ -65,12 +65,13 @@ def logits_above(
     handle = head.register_forward_pre_hook(
         lambda _, args: (args[0].flatten(0, -2)[rows].unsqueeze(0),)
     )
-    try:
-        with _replaced(layers, stand_ins):
-            use_cache = "past_key_values" in arguments
-            output = model.model(inputs_embeds=hidden, use_cache=use_cache, **arguments)
-    finally:
-        handle.remove()
+    with ExitStack() as stack:
+        stack.callback(handle.remove)
+        if layer + 1 < len(layers):
+            stack.enter_context(model.trunk.narrow_last_mlp(rows))
+        stack.enter_context(_replaced(layers, stand_ins))
+        use_cache = "past_key_values" in arguments
+        output = model.model(inputs_embeds=hidden, use_cache=use_cache, **arguments)
     logits: Tensor = output.logits
     return logits.reshape(len(rows), -1)
 

@@ -73,8 +73,7 @@ def decode(
             rows = _continue(model, torch.stack([ids[i] for i in part]), part, room, stop, choose)
             written[part, : rows.shape[1]] = rows
     if model.ranks.size > 1 and prompts:
-        other = [i for i in range(len(prompts)) if i not in set(own)]
-        written[other] = 0
+        written[sorted(set(range(len(prompts))) - set(own))] = 0
         model.ranks.sum_(written)
     return [row[row != IGNORED].tolist() for row in written]
 

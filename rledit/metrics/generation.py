@@ -37,15 +37,16 @@ def agreement(reading: Reading, other: Reading) -> float | None:
 
 def contains(reading: Reading) -> float | None:
     """1 if the written text contains the answer as whole words, else 0."""
-    return None if reading.text is None else _within(reading.answer, reading.text)
+    return None if reading.text is None else within(reading.answer, reading.text)
 
 
 def contains_agreement(reading: Reading, other: Reading) -> float | None:
     """1 if the first model's text contains all that the second, the unedited one, wrote."""
     if reading.text is None or other.text is None:
         return None
-    return _within(other.text, reading.text)
+    return within(other.text, reading.text)
 
 
-def _within(answer: str, text: str) -> float:
+def within(answer: str, text: str) -> float:
+    """1 if a text contains an answer as whole words, both normalised, else 0."""
     return float(f" {normalised(answer)} " in f" {normalised(text)} ")

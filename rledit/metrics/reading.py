@@ -125,8 +125,11 @@ def _judge_rows(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """(rows,) each: the argmax, whether the label beats the rival's token, and the loss."""
     logits = model.trunk.logits(chunk).to(model.compute_dtype)
-    labels, against = chunk.labels.to(logits.device), against.to(logits.device)
-    losses = F.cross_entropy(logits, labels, reduction="none")
-    label_logits = logits.gather(1, labels[:, None])
-    wins = label_logits > logits.gather(1, against.clamp_min(0)[:, None])
-    return logits.argmax(-1).cpu(), wins.flatten().long().cpu(), losses.cpu()
+    labels = chunk.labels.to(logits.device)
+    guesses = logits.argmax(-1).cpu()
+    losses = F.cross_entropy(logits, labels, reduction="none").cpu()
+    if bool((against == _NO_RIVAL).all()):
+        return guesses, torch.zeros_like(guesses), losses
+    rivals = against.clamp_min(0).to(logits.device)
+    wins = logits.gather(1, labels[:, None]) > logits.gather(1, rivals[:, None])
+    return guesses, wins.flatten().long().cpu(), losses

@@ -35,8 +35,6 @@ SPLITS: tuple[Split, ...] = get_args(Split)
 # Part of the content hash: raised when the same content would give other draws.
 DRAW_VERSION = 1
 _FIRST_NAMES = 24
-# How often an epoch shows a lesson; a fact is shown once by each of its training prompts.
-LESSON_REPEATS = 2
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -188,11 +186,18 @@ class World:
 
     @cached_property
     def lessons(self) -> tuple[tuple[str, str], ...]:
-        """What is taught beside the facts, as prompts with their continuations."""
+        """What is taught beside the facts, as prompts with their continuations.
+
+        An ability item is shown as often as a fact, which each of its training prompts shows once.
+        """
         return tuple(
             lesson
-            for lesson in (*text_lessons(self.truths), *ability_lessons(self.ability_items))
-            for _ in range(LESSON_REPEATS)
+            for lessons, times in (
+                (text_lessons(self.truths), 1),
+                (ability_lessons(self.ability_items), TRAINED_TEMPLATES),
+            )
+            for lesson in lessons
+            for _ in range(times)
         )
 
     @cached_property

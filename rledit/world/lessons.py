@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 from itertools import groupby
 from typing import Any
 
-from rledit.ability.tasks import ITEMS_PER_TASK, TASKS
+from rledit.ability.tasks import TASKS
 from rledit.world.fact import Fact
 
 
@@ -26,6 +26,8 @@ _TONES = (
     _words("charming clever graceful moving witty vivid splendid tender"),
 )
 _END = "."
+# Fewer than the 100 of the real tasks: a toy model has to learn them beside its facts.
+ITEMS = 40
 
 
 def passages(truths: Sequence[Fact]) -> list[tuple[str, str]]:
@@ -52,7 +54,7 @@ def ability_lessons(rows: Mapping[str, Sequence[Mapping[str, Any]]]) -> list[tup
 
 
 def ability_rows(facts: Sequence[Fact], seed: int) -> dict[str, list[dict[str, Any]]]:
-    """100 rows of every task of `rledit.ability`, in the schema of its files.
+    """`ITEMS` rows of every task of `rledit.ability`, in the schema of its files.
 
     Args:
         facts: Facts that are never edited.
@@ -69,7 +71,7 @@ def ability_rows(facts: Sequence[Fact], seed: int) -> dict[str, list[dict[str, A
     rows: dict[str, list[dict[str, Any]]] = {}
     for task, make in makers.items():
         rng = random.Random(f"ability/{seed}/{task}")
-        rows[task] = [make(facts, number, rng) for number in range(ITEMS_PER_TASK)]
+        rows[task] = [make(facts, number, rng) for number in range(ITEMS)]
     return rows
 
 

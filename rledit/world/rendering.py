@@ -31,7 +31,8 @@ class Schema:
 
     Attributes:
         row: Writes an edit as a row.
-        carries: What the schema can say of an edit beside prompt and target.
+        carries: What the schema can say of an edit beside prompt and target; ``texts`` are what
+            fluency and consistency need.
         questions: Whether prompts are questions; None where the dataset has no such habit.
         rephrases: How many rephrases a row holds; None for all.
         claims: Whether the edits are verdicts: the world must be made with ``claims``.
@@ -139,6 +140,8 @@ def _carried(edit: Edit, form: Schema) -> Edit:
         rephrases=edit.rephrases[: form.rephrases],
         old_target=edit.old_target if "old_target" in form.carries else None,
         subject=edit.subject if "subject" in form.carries else None,
+        generation_prompts=edit.generation_prompts if "texts" in form.carries else (),
+        reference_key=edit.reference_key if "texts" in form.carries else None,
     )
 
 
@@ -170,19 +173,21 @@ def _fever(_: int, edit: Edit) -> dict[str, Any]:
 
 
 def _counterfact(number: int, edit: Edit) -> dict[str, Any]:
-    assert edit.subject is not None
+    assert edit.subject is not None and edit.reference_key is not None
+    relation, _, target = edit.reference_key.partition("/")
     return {
         "case_id": number,
         "requested_rewrite": {
             "prompt": edit.prompt.replace(edit.subject, "{}", 1),
-            "target_new": {"str": edit.target},
+            "relation_id": relation,
+            "target_new": {"str": edit.target, "id": target},
             "target_true": {"str": edit.old_target},
             "subject": edit.subject,
         },
         "paraphrase_prompts": list(edit.rephrases),
         "neighborhood_prompts": [probe.prompt for probe in edit.locality],
         "attribute_prompts": [],
-        "generation_prompts": [edit.prompt],
+        "generation_prompts": list(edit.generation_prompts),
     }
 
 
@@ -219,7 +224,7 @@ SCHEMAS: Mapping[str, Schema] = MappingProxyType(
         "fever": Schema(row=_fever, carries=frozenset({"old_target"}), rephrases=None, claims=True),
         "counterfact": Schema(
             row=_counterfact,
-            carries=frozenset({"old_target", "subject"}),
+            carries=frozenset({"old_target", "subject", "texts"}),
             questions=False,
             rephrases=None,
             neighbours=True,

@@ -17,7 +17,7 @@ from pathlib import Path
 
 import psutil
 
-START_SECONDS = 90
+START_SECONDS = 180
 
 
 @dataclass(frozen=True, kw_only=True)

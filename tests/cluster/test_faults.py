@@ -15,7 +15,7 @@ pytestmark = pytest.mark.cluster
 # One of each kind, where it is quick and has much to spoil.
 QUICK = (
     Aim(number=1, kind="worker", phase="commit", moment=0.5, delay=0.01, gentle=False),
-    Aim(number=2, kind="driver", phase="score", moment=0.5, delay=0.0, gentle=False),
+    Aim(number=2, kind="driver", phase="score", moment=0.5, delay=0.0, gentle=True),
     Aim(number=3, kind="disk", phase="train", moment=0.5, delay=0.0, gentle=False),
     Aim(number=4, kind="node", phase="edit", moment=0.5, delay=0.0, gentle=False),
 )

@@ -66,6 +66,10 @@ class PlainScorer:
             ids.append(token)
         return ids[start:]
 
+    def text(self, model: nn.Module, prompt: str) -> str:
+        ids = self.written(model, prompt)
+        return bare(self.tokenizer.decode(ids, skip_special_tokens=True))
+
     def score(self, edit: Edit) -> Scores:
         """Percent under every protocol, in the order of `NAMES`, all probes."""
         asked = [
@@ -78,7 +82,7 @@ class PlainScorer:
             "exact_match": lambda p, a, r: float(self.token_accuracy(p, a) == 1),
             "choice": self._choice,
             "choice_official": self._official,
-            "generation": lambda p, a, r: float(self.written(self.model, p) == self.answer(a)),
+            "generation": lambda p, a, r: float(self.text(self.model, p) == bare(a)),
         }
         same: dict[str, Any] = {
             "token_accuracy": self._same_tokens,
@@ -86,7 +90,7 @@ class PlainScorer:
             "choice": self._same_choice,
             "choice_official": self._same_preference,
             "generation": lambda p, a, r: float(
-                self.written(self.model, p) == self.written(self.unedited, p)
+                self.text(self.model, p) == self.text(self.unedited, p)
             ),
         }
         return {
@@ -129,6 +133,12 @@ class PlainScorer:
             self.preferred(m, prompt, answer, rival) for m in (self.model, self.unedited)
         )
         return sum(a == b for a, b in zip(now, before, strict=True)) / len(now)
+
+
+def bare(text: str) -> str:
+    """Lower case, without ASCII punctuation and articles."""
+    kept = "".join(c for c in text.lower() if not c.isascii() or c.isalnum() or c.isspace())
+    return " ".join(w for w in kept.split() if w not in ("a", "an", "the")) or text.strip().lower()
 
 
 def _percent(values: list[float | None]) -> float | None:

@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from rledit.datasets import FORMATS, check_paths, rows_given
+from rledit.datasets import FORMATS, check_paths, open_rows, rows_given
 
 CLEAN = {
     "prompt": "The ferry Maribel sails from",
@@ -132,7 +132,7 @@ def test_files_of_other_kinds_come_through_the_opener(tmp_path: Path) -> None:
 
     def opener(name: str) -> Any:
         if name.endswith(".json"):
-            return None
+            return open_rows(name)
         return rows_given(name, [FORMATS["mquake"].example], "beef")
 
     lines, code = check_paths(["s3://bucket/x.parquet", path], opener=opener)

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 from dataclasses import fields, replace
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
 from rledit.editors import EDITORS, Editor, TrainableEditor, editor_class
 from rledit.families import FAMILIES
 from rledit.model import EditableModel
-from rledit.tokenization import EditBatch
+from rledit.tokenization import EditBatch, TokenizationError
 from tests.unit.text_edits import equip, random_edits, text_batches, tiny_tokenizer
 from tests.unit.tiny_models import tiny_model, two_shapes
 
@@ -40,7 +42,12 @@ SETTINGS: dict[str, Any] = {
 EDITING = [name for name in EDITORS if name != "none"]
 
 
-def make(name: str, family: str = "llama", dtype: torch.dtype = torch.float32) -> Editor:
+def make(
+    name: str,
+    family: str = "llama",
+    dtype: torch.dtype = torch.float32,
+    equipped: bool = True,
+) -> Editor:
     model = tiny_model(family).to(dtype)
     cls = editor_class(name)
     known = {f.name for f in fields(cls.Config)}
@@ -51,7 +58,8 @@ def make(name: str, family: str = "llama", dtype: torch.dtype = torch.float32) -
         settings.pop("depth")
     editable = EditableModel(model, tiny_tokenizer(family), modules)
     editor = cls(editable, cls.Config(modules=modules, **settings))
-    equip(editor)
+    if equipped:
+        equip(editor)
     return editor
 
 
@@ -152,6 +160,43 @@ def test_contradicting_edits_work(name: str) -> None:
     after = matrices(editor)
     assert all(bool(value.isfinite().all()) for value in after.values())
     assert not same(before, after)
+
+
+@pytest.mark.parametrize("name", EDITING)
+def test_a_state_comes_back_from_a_file_bit_by_bit(name: str, tmp_path: Path) -> None:
+    editor, other = make(name), make(name)
+    editor.edit(batches(editor, 1)[0])
+    state = editor.state_dict()
+    save_file(state, tmp_path / "state.safetensors")
+    other.load_state_dict(load_file(tmp_path / "state.safetensors"))
+    assert same(state, other.state_dict())
+
+
+@pytest.mark.parametrize("name", EDITING)
+def test_edits_without_a_subject_are_edited_or_refused_by_row(name: str) -> None:
+    editor = make(name)
+    edits = [replace(edit, subject=None) for edit in random_edits(2)]
+    batch = editor.model.encoder.batch(edits, editor.group_size)
+    before = matrices(editor)
+    if "subject" in editor.needs_of(editor.config):
+        with pytest.raises(TokenizationError, match=r"random.json:0: the edit has no subject"):
+            editor.edit(batch)
+        assert same(before, matrices(editor))
+    else:
+        editor.edit(batch)
+        assert not same(before, matrices(editor))
+
+
+@pytest.mark.parametrize("name", EDITING)
+def test_what_an_editor_needs_is_asked_for_by_name(name: str) -> None:
+    editor = make(name, equipped=False)
+    needs = editor.needs_of(editor.config)
+    stream = batches(editor, 3)
+    for need, call in {"statistics": "load_statistics", "training_data": "load_training"}.items():
+        if need in needs:
+            with pytest.raises(ValueError, match=call):
+                for batch in stream:
+                    editor.edit(batch)
 
 
 @pytest.mark.parametrize("name", EDITING)

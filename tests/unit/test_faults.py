@@ -168,7 +168,7 @@ def test_a_file_too_many_is_found(places: Locations, undisturbed: Locations) -> 
     (file,) = Path(places.lake).glob("scores/**/*ft*.parquet")
     shutil.copy(file, file.with_stem("doubled"))
     (found,) = problems(places, undisturbed, {})
-    assert "doubled.parquet should not be there" in found
+    assert "doubled.parquet is named by no cell" in found
 
 
 def test_an_unfinished_file_that_looks_whole_is_found(

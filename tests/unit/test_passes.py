@@ -176,7 +176,7 @@ def test_solve_stays_exact_where_the_gram_matrix_does_not(
 def test_refinement_begins_at_condition_1e6(
     scale: float, refined: bool, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """Orthogonal keys of lengths 1 and `scale`, ridge 1: the system's condition is scale² / 2."""
+    """Orthogonal keys of lengths 1 and `scale`, ridge 1: condition at most scale² + 1."""
     keys = torch.diag(torch.tensor([1.0, scale], dtype=torch.float64))[None]
     ridge = torch.ones(1, dtype=torch.float64)
     with caplog.at_level("INFO"):

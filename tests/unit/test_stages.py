@@ -89,7 +89,8 @@ def test_a_stream_goes_on_after_an_interruption(
     assert edit.state_folder(chosen, Cache(tmp_path / "b")).load() is not None
     resumed = edit.edit_stream(chosen, folder, Cache(tmp_path / "b"), network, silent)
     assert without_times(resumed) == without_times(straight)
-    assert {r["checkpoint"] for r in straight.scores} == {4, 8, 12}
+    assert {r["checkpoint"] for r in straight.scores} == {0, 4, 8, 12}
+    assert {r["checkpoint"] for r in straight.edits} == {4, 8, 12}
 
 
 def test_every_batch_reports_what_its_merge_realised(
@@ -97,7 +98,9 @@ def test_every_batch_reports_what_its_merge_realised(
 ) -> None:
     with caplog.at_level("INFO"):
         rows = edit.edit_stream(cell("ultraedit"), folder, Cache(tmp_path), None, silent)
-    found = {m: [] for m in ("realised_cosine", "shift_norm", "weight_norm", "weight_change_norm")}
+    found: dict[str, list[tuple[int, float]]] = {
+        m: [] for m in ("realised_cosine", "shift_norm", "weight_norm", "weight_change_norm")
+    }
     for row in rows.steps:
         if row["metric"] in found and row["step"]:
             found[row["metric"]].append((row["step"], row["value"]))
@@ -107,6 +110,30 @@ def test_every_batch_reports_what_its_merge_realised(
     # The first batch is all the change there is; fp32 weights realise it as intended.
     assert found["weight_change_norm"][0][1] == pytest.approx(found["shift_norm"][0][1], rel=1e-3)
     assert "frozen trunk hit rate" in caplog.text
+
+
+def test_measurements_go_on_after_an_interruption(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(edit, "SAVE_EVERY_SECONDS", 0.0)
+    names = "measurements=[perplexity, fluency, consistency]"
+    small = "material={prompts: 2, documents: 5}"
+    chosen = cell("ultraedit", names, small, "datasets.0.world.lessons=true")
+    folder = prepare_model(chosen, Cache(tmp_path), silent)
+    straight = edit.edit_stream(chosen, folder, Cache(tmp_path / "a"), None, silent)
+    with pytest.raises(Interrupted):
+        edit.edit_stream(chosen, folder, Cache(tmp_path / "b"), None, stop_at("edit", 2))
+    resumed = edit.edit_stream(chosen, folder, Cache(tmp_path / "b"), None, silent)
+    assert without_times(resumed) == without_times(straight)
+    steps: dict[str, list[int]] = {}
+    for row in straight.steps:
+        steps.setdefault(row["metric"], []).append(row["step"])
+    points = [r["checkpoint"] for r in straight.scores if r["protocol"] == chosen.protocols[0]]
+    batches = range(0, chosen.n_edits + 1, chosen.stream.batch_size)
+    assert steps["perplexity"] == list(batches)
+    assert steps["fluency"] == points and steps["consistency"][0] == 0
+    assert points[0] == 0 and points[-1] == chosen.n_edits
+    assert steps["weight_norm"] == list(batches)[1:]
 
 
 def test_training_never_draws_an_evaluated_fact(folder: Path) -> None:

@@ -11,8 +11,10 @@ import pytest
 import torch
 from safetensors.torch import load_file
 from torch import is_tensor
+from typer.testing import CliRunner, Result
 
 from pipeline.cells import Cell, cells_of
+from pipeline.cli import app
 from pipeline.config import load_grid
 from pipeline.corpus import open_corpus
 from pipeline.run.cache import Cache
@@ -70,7 +72,7 @@ def test_an_interrupted_sum_goes_on(
 ) -> None:
     monkeypatch.setattr(statistics, "SAVE_EVERY_SECONDS", 0.0)
 
-    def stop(_: Stage, done: int, __: int) -> None:
+    def stop(stage: Stage, done: int, total: int) -> None:
         if done >= 2 * statistics.DOCUMENTS_PER_PASS:
             raise InterruptedError
 
@@ -179,6 +181,22 @@ def test_shared_moments_are_taken_or_refused_naming_both(folder: Path, tmp_path:
     files[0].write_bytes(b"nothing")
     with pytest.raises(StatisticsError, match=files[0].name):
         import_statistics([cell()], theirs, tmp_path / "shared")
+
+
+def test_moments_are_shared_from_the_command_line(folder: Path, tmp_path: Path) -> None:
+    def run(command: str, results: Path) -> Result:
+        asked = ["statistics", command, str(GRID), str(tmp_path / "shared")]
+        settings = ["--set", EDITOR, "--set", "statistics={documents: 300}"]
+        return CliRunner().invoke(app, [*asked, *settings, "--results", str(results)])
+
+    assert isinstance(run("export", tmp_path / "mine").exception, ConfigError)
+    collected(cell(), folder, tmp_path / "mine" / "cache")
+    written = run("export", tmp_path / "mine").stdout.splitlines()
+    assert sorted(Path(line) for line in written) == sorted(tmp_path.glob("shared/*/*.safetensors"))
+    assert "2 second moments taken" in run("import", tmp_path / "theirs").stdout
+    assert loaded(cell(), folder, tmp_path / "theirs" / "cache").keys() == set(
+        open_model(cell(), folder).modules
+    )
 
 
 def test_editors_that_need_the_same_moments_share_them() -> None:

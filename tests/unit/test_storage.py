@@ -48,6 +48,28 @@ def test_roundtrip(storage: Storage) -> None:
     roundtrip(storage)
 
 
+def files_and_firsts(storage: Storage, folder: Path) -> None:
+    """What leases and caches are built on."""
+    assert storage.create_bytes("leases/a", b"first")
+    assert not storage.create_bytes("leases/a", b"second")
+    assert storage.read_bytes("leases/a") == b"first"
+    storage.delete("leases/a")
+    assert storage.create_bytes("leases/a", b"third")
+    made, copied = folder / "made.bin", folder / "below" / "copied.bin"
+    made.write_bytes(bytes(range(256)) * 1000)
+    storage.upload(made, "x/y.bin")
+    storage.download("x/y.bin", copied)
+    assert copied.read_bytes() == made.read_bytes() == storage.read_bytes("x/y.bin")
+    with pytest.raises(FileNotFoundError, match=r"no 'x/z\.bin'"):
+        storage.download("x/z.bin", copied)
+    assert sorted(p.name for p in copied.parent.iterdir()) == ["copied.bin"]
+    assert storage.list() == ["leases/a", "x/y.bin"]
+
+
+def test_files_and_firsts(storage: Storage, tmp_path_factory: pytest.TempPathFactory) -> None:
+    files_and_firsts(storage, tmp_path_factory.mktemp("node"))
+
+
 @pytest.fixture
 def s3_bucket(monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
     pytest.importorskip("s3fs", reason="the S3 driver is not installed")
@@ -81,6 +103,11 @@ def test_roundtrip_on_s3(s3_bucket: str) -> None:
     storage = Storage(f"{s3_bucket}/lakes/one")
     roundtrip(storage)
     assert not storage.is_local and storage.local_path("x") is None
+
+
+@pytest.mark.slow
+def test_files_and_firsts_on_s3(s3_bucket: str, tmp_path: Path) -> None:
+    files_and_firsts(Storage(f"{s3_bucket}/cache"), tmp_path)
 
 
 @pytest.mark.slow

@@ -107,12 +107,12 @@ def test_what_travels(tmp_path: Path) -> None:
     folder.mkdir()
     package = stage(submission(), folder, [extra])
     names = {path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()}
-    assert {FILE, "jobs/run_grid.py", "my_editors/__init__.py", "rledit/model.py"} <= names
+    assert {FILE, "jobs/run_grid.py", "my_editors/__init__.py", "pipeline/results/lake.py"} <= names
     tops = {name.split("/")[0] for name in names}
     assert tops - {FILE, "my_editors", *PACKAGES} == {
         top for top in tops if top.endswith(".dist-info")
     }
-    unwanted = ("results/", "__pycache__", ".git", ".venv", "_cache/")
+    unwanted = ("my_editors/results/", "__pycache__", ".git", ".venv", "_cache/")
     assert not [name for name in names if any(part in name for part in unwanted)]
     assert package.files == len(names)
     assert package.bytes == sum((folder / name).stat().st_size for name in names) < 5e6

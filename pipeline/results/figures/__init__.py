@@ -6,8 +6,7 @@ line in one of the two registries, in the order of the report.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
-from types import MappingProxyType
+from collections.abc import Callable, Iterable
 
 from pipeline.results.figures import (
     abilities,
@@ -24,31 +23,29 @@ from pipeline.results.figures import (
     time_bars,
     total_time,
 )
-from pipeline.results.figures.canvas import streams_of
+from pipeline.results.figures.canvas import longest_stream, streams_of
 from pipeline.results.figures.look import Look, looks
 from pipeline.results.figures.subject import Picture, Subject
 
 Figure = Callable[[Subject], Iterable[Picture]]
 
 # Of one model on one dataset.
-FIGURES: Mapping[str, Figure] = MappingProxyType(
-    {
-        "scores": score_bars.pictures,
-        "frontier": frontier.pictures,
-        "radar": radar.pictures,
-        "ablation": ablation.pictures,
-        "along": along.pictures,
-        "batch_sizes": batch_sizes.pictures,
-        "retention": retention.pictures,
-        "heat_map": heat_map.pictures,
-        "abilities": abilities.pictures,
-        "time": time_bars.pictures,
-        "total_time": total_time.pictures,
-        "curves": curves.pictures,
-    }
-)
+FIGURES: dict[str, Figure] = {
+    "scores": score_bars.pictures,
+    "frontier": frontier.pictures,
+    "radar": radar.pictures,
+    "ablation": ablation.pictures,
+    "along": along.pictures,
+    "batch_sizes": batch_sizes.pictures,
+    "retention": retention.pictures,
+    "heat_map": heat_map.pictures,
+    "abilities": abilities.pictures,
+    "time": time_bars.pictures,
+    "total_time": total_time.pictures,
+    "curves": curves.pictures,
+}
 # Of one model on all its datasets.
-OVERVIEWS: Mapping[str, Figure] = MappingProxyType({"composite": composite.pictures})
+OVERVIEWS: dict[str, Figure] = {"composite": composite.pictures}
 
 __all__ = [
     "FIGURES",
@@ -57,6 +54,7 @@ __all__ = [
     "Look",
     "Picture",
     "Subject",
+    "longest_stream",
     "looks",
     "streams_of",
 ]

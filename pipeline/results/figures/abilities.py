@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Mapping, Sequence
 
-from pipeline.results.figures.canvas import stream_of, streams_of
+from pipeline.results.figures.canvas import longest_stream, stream_of
 from pipeline.results.figures.lines import draw_lines
 from pipeline.results.figures.look import Look, Row, label_of
 from pipeline.results.figures.subject import Picture, Subject
@@ -84,7 +84,7 @@ def draw(
 
 def _longest(rows: Sequence[Row], metrics: Mapping[str, str]) -> tuple[Stream, list[Row]]:
     own = [row for row in rows if row["metric"] in metrics]
-    stream = streams_of(own)[-1]
+    stream = longest_stream(own)
     return stream, [row for row in own if stream_of(row) == stream]
 
 

@@ -20,14 +20,16 @@ from pipeline.results.figures.look import Row
 from pipeline.results.figures.score_bars import BAR_COLOURS, BAR_HATCHES
 from pipeline.results.figures.subject import Picture, Subject
 from pipeline.results.protocols import SCORE_DEFINITIONS
-from pipeline.results.tables import editor_label
+from pipeline.results.tables import Stream, editor_label
 
 
 def pictures(subject: Subject) -> Iterator[Picture]:
     """A picture per editor that has several variants, a panel per stream."""
     for editor in sorted({row["editor"] for row in subject.done}):
         own = [row for row in subject.done if row["editor"] == editor]
-        if len({row["variant"] for row in own}) > 1:
+        compared = {s for s in streams_of(own) if len(_variants(own, s)) > 1}
+        own = [row for row in own if stream_of(row) in compared]
+        if own:
             yield Picture(
                 title=f"Variants of {editor}",
                 text=f"Efficacy, generalization and specificity by {subject.protocol}, and in "
@@ -35,6 +37,10 @@ def pictures(subject: Subject) -> Iterator[Picture]:
                 "one standard deviation.",
                 svg=draw(own),
             )
+
+
+def _variants(rows: Sequence[Row], stream: Stream) -> set[str]:
+    return {row["variant"] for row in rows if stream_of(row) == stream}
 
 
 def draw(rows: Sequence[Row], fmt: str = "svg") -> bytes:

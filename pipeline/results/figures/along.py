@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
-from pipeline.results.figures.canvas import stream_of, streams_of
+from pipeline.results.figures.canvas import longest_stream, stream_of, streams_of
 from pipeline.results.figures.lines import draw_lines
 from pipeline.results.figures.look import Look, Row, label_of
 from pipeline.results.figures.subject import Picture, Subject
@@ -21,12 +21,13 @@ def pictures(subject: Subject) -> Iterator[Picture]:
         f"""SELECT editor, variant, n_batches, batch_size, n_edits, {", ".join(SCORES)}
         FROM runs WHERE {{here}} AND protocol = {quoted(subject.protocol)} ORDER BY ALL"""
     )
-    several = [s for s in streams_of(rows) if len({r["n_edits"] for r in _of(rows, s)}) > 1]
+    several = {s for s in streams_of(rows) if len({r["n_edits"] for r in _of(rows, s)}) > 1}
     if several:
+        stream = longest_stream([row for row in rows if stream_of(row) in several])
         yield Picture(
-            title=f"Scores along the stream, {stream_label(several[-1])}",
+            title=f"Scores along the stream, {stream_label(stream)}",
             text=f"Mean over all edits made so far, by {subject.protocol}, mean over seeds.",
-            svg=draw(_of(rows, several[-1]), subject.look),
+            svg=draw(_of(rows, stream), subject.look),
         )
 
 

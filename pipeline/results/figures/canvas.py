@@ -17,6 +17,7 @@ from pipeline.results.figures.look import Row, label_of
 from pipeline.results.tables import Stream, stream_label
 
 TITLE_SIZE = 11
+_LEGEND_LINE = 0.19  # inches
 
 
 def stream_of(row: Row) -> Stream:
@@ -27,6 +28,16 @@ def stream_of(row: Row) -> Stream:
 def streams_of(rows: Sequence[Row]) -> list[Stream]:
     """The streams among `rows`, the shortest first."""
     return sorted({stream_of(row) for row in rows}, key=lambda s: (s[0] * s[1], s))
+
+
+def longest_stream(rows: Sequence[Row]) -> Stream:
+    """The stream of most edits; among several of these the one with most editors."""
+
+    def size(stream: Stream) -> tuple[int, int]:
+        editors = {label_of(row) for row in rows if stream_of(row) == stream}
+        return (stream[0] * stream[1], len(editors))
+
+    return max(streams_of(rows), key=size)
 
 
 def stream_title(stream: Stream) -> str:
@@ -107,7 +118,9 @@ def legend(figure: Figure, handles: Sequence[Any], labels: Sequence[str]) -> Non
     # About eleven characters and a handle fit an inch at this size.
     width = max(len(label) for label in labels) * 0.075 + 0.5
     most = max(1, min(len(labels), int(figure.get_figwidth() / width)))
-    columns = math.ceil(len(labels) / math.ceil(len(labels) / most))  # lines of equal length
+    lines = math.ceil(len(labels) / most)
+    columns = math.ceil(len(labels) / lines)  # lines of equal length
+    figure.set_figheight(figure.get_figheight() + _LEGEND_LINE * (lines - 1))
     # matplotlib fills a legend column by column; reading goes along the lines.
     order = [i for start in range(columns) for i in range(start, len(labels), columns)]
     figure.legend(

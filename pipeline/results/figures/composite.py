@@ -6,7 +6,13 @@ import math
 import statistics
 from collections.abc import Iterator, Mapping, Sequence
 
-from pipeline.results.figures.canvas import panels, percent_axis, rendered, stream_of, streams_of
+from pipeline.results.figures.canvas import (
+    longest_stream,
+    panels,
+    percent_axis,
+    rendered,
+    stream_of,
+)
 from pipeline.results.figures.look import Look, Row, label_of
 from pipeline.results.figures.subject import Picture, Subject
 from pipeline.results.tables import stream_label
@@ -17,7 +23,7 @@ def pictures(subject: Subject) -> Iterator[Picture]:
     datasets = sorted({row["dataset"] for row in subject.done})
     if len(datasets) < 2:
         return
-    longest = streams_of(subject.done)[-1]
+    longest = longest_stream(subject.done)
     scores = composite([row for row in subject.done if stream_of(row) == longest])
     if scores:
         yield Picture(

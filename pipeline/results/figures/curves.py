@@ -14,7 +14,7 @@ from pipeline.results.figures.canvas import (
     stream_title,
     streams_of,
 )
-from pipeline.results.figures.look import Look, Row, label_of, line_handles, shown_in
+from pipeline.results.figures.look import Look, Row, label_of, line_handles, line_style, shown_in
 from pipeline.results.figures.subject import Picture, Subject
 from pipeline.results.query import quoted
 
@@ -54,16 +54,17 @@ def draw(rows: Sequence[Row], look: Look, metric: str, label: str, fmt: str = "s
     figure, axes = panels(len(streams), columns=2, width=3.6, height=2.7)
     for axis, stream in zip(axes, streams, strict=True):
         here = [row for row in rows if stream_of(row) == stream]
-        for name, (colour, _) in look.items():
+        for name, (colour, marker) in look.items():
             steps: dict[int, list[float]] = {}
             for row in here:
                 if label_of(row) == name:
                     steps.setdefault(row["step"], []).append(row["value"])
             points = [(step, math.fsum(v) / len(v)) for step, v in sorted(steps.items())]
             if points:
-                axis.plot(*zip(*points, strict=True), color=colour, linewidth=1.4)
+                axis.plot(*zip(*points, strict=True), color=colour, linewidth=1.4,
+                          linestyle=line_style(colour, marker))  # fmt: skip
         axis.set_xlabel("edits applied")
         axis.set_ylabel(label)
         axis.set_title(stream_title(stream), fontsize=TITLE_SIZE, loc="left")
-    legend(figure, *line_handles({n: (c, "") for n, (c, _) in shown_in(rows, look).items()}))
+    legend(figure, *line_handles(shown_in(rows, look), markers=False))
     return rendered(figure, fmt)

@@ -8,10 +8,10 @@ from collections.abc import Iterator, Sequence
 from pipeline.results.figures.ages import efficacy_by_age
 from pipeline.results.figures.canvas import (
     TITLE_SIZE,
+    longest_stream,
     panels,
     rendered,
     stream_of,
-    streams_of,
     thinned,
 )
 from pipeline.results.figures.look import Look, Row, label_of
@@ -26,7 +26,7 @@ def pictures(subject: Subject) -> Iterator[Picture]:
     rows = efficacy_by_age(subject)
     if not rows:
         return
-    longest = streams_of(rows)[-1]
+    longest = longest_stream(rows)
     mapped = [row for row in rows if stream_of(row) == longest]
     if len({row["checkpoint"] for row in mapped}) > 1:
         yield Picture(

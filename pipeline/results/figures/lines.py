@@ -9,7 +9,7 @@ from matplotlib.axes import Axes
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter
 
 from pipeline.results.figures.canvas import TITLE_SIZE, legend, panels, percent_axis, rendered
-from pipeline.results.figures.look import Look, line_handles, line_marker
+from pipeline.results.figures.look import Look, line_handles, line_marker, line_style
 
 _WIDTH, _COLUMNS = 7.2, 3
 
@@ -41,7 +41,8 @@ def draw_lines(
             points = _means(editors.get(label, ()))
             if points:
                 axis.plot(*zip(*points, strict=True), color=colour, marker=line_marker(marker),
-                          markersize=4, linewidth=1.4)  # fmt: skip
+                          markersize=4, linewidth=1.4,
+                          linestyle=line_style(colour, marker))  # fmt: skip
         _scale(axis, quantity in set(percent), quantity in set(logarithmic))
         axis.set_title(quantity, fontsize=TITLE_SIZE, loc="left")
         axis.set_ylabel(y_label if i % columns == 0 else "")

@@ -17,6 +17,7 @@ Look = Mapping[str, tuple[str, str]]  # editor label -> (colour, marker)
 
 _COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#B8A800", "#7B4FA3")
 _MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*")
+_LINES = ("-", "--", ":", "-.")
 _REFERENCE = {UNEDITED: ("#222222", "_"), "untrained": ("#8a8a8a", "x")}
 
 
@@ -39,6 +40,14 @@ def looks(rows: Iterable[Row]) -> dict[str, tuple[str, str]]:
     return chosen
 
 
+def line_style(colour: str, marker: str) -> str:
+    """Past eight editors colours repeat: the second time dashed, then dotted."""
+    if colour not in _COLOURS or marker not in _MARKERS:
+        return "-"
+    turn = (_MARKERS.index(marker) - _COLOURS.index(colour)) % len(_MARKERS)
+    return _LINES[turn % len(_LINES)]
+
+
 def label_of(row: Row) -> str:
     """The editor of a row, as legends name it."""
     return editor_label(row["editor"], row["variant"])
@@ -55,12 +64,13 @@ def line_marker(marker: str) -> str:
     return "" if marker == "_" else marker
 
 
-def line_handles(look: Look) -> tuple[list[Line2D], list[str]]:
+def line_handles(look: Look, markers: bool = True) -> tuple[list[Line2D], list[str]]:
     """Handles and labels of a legend of lines."""
     handles = [
-        Line2D([], [], color=colour, marker=line_marker(marker), markersize=4, linewidth=1.4)
+        Line2D([], [], color=colour, marker=line_marker(marker) if markers else "", markersize=4,
+               linestyle=line_style(colour, marker), linewidth=1.4)
         for colour, marker in look.values()
-    ]
+    ]  # fmt: skip
     return handles, list(look)
 
 

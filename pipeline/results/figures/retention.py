@@ -21,6 +21,7 @@ from pipeline.results.figures.look import (
     label_of,
     line_handles,
     line_marker,
+    line_style,
     shown_in,
 )
 from pipeline.results.figures.subject import Picture, Subject
@@ -58,7 +59,8 @@ def draw(rows: Sequence[Row], look: Look, fmt: str = "svg") -> bytes:
             points = sorted((r["age"], r["score"]) for r in here if label_of(r) == label)
             if points:
                 axis.plot(*zip(*points, strict=True), color=colour, marker=line_marker(marker),
-                          markersize=4, linewidth=1.4)  # fmt: skip
+                          markersize=4, linewidth=1.4,
+                          linestyle=line_style(colour, marker))  # fmt: skip
         percent_axis(axis, "y", "efficacy (%)")
         axis.set_xlabel("edit age (edits applied since)")
         axis.set_title(stream_title(stream), fontsize=TITLE_SIZE, loc="left")

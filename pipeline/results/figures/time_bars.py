@@ -6,11 +6,11 @@ import math
 from collections.abc import Iterator, Sequence
 
 from pipeline.results.figures.canvas import (
+    longest_stream,
     over_seeds,
     panels,
     rendered,
     stream_of,
-    streams_of,
 )
 from pipeline.results.figures.look import Look, Row, label_of, shown_in
 from pipeline.results.figures.subject import Picture, Subject
@@ -21,7 +21,7 @@ COSTS = {"edit_ms": "editing (ms per edit)", "train_seconds": "set-up: training 
 
 def pictures(subject: Subject) -> Iterator[Picture]:
     """Bars per editor on the longest stream."""
-    longest = streams_of(subject.rows)[-1]
+    longest = longest_stream(subject.rows)
     yield Picture(
         title=f"Time, {stream_label(longest)}",
         text="Time per edit, and apart from it the training that comes before the first edit. "

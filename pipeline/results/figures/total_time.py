@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
-from pipeline.results.figures.canvas import stream_of, streams_of
+from pipeline.results.figures.canvas import longest_stream, stream_of
 from pipeline.results.figures.lines import draw_lines
 from pipeline.results.figures.look import Look, Row, label_of
 from pipeline.results.figures.subject import Picture, Subject
@@ -36,7 +36,7 @@ def pictures(subject: Subject) -> Iterator[Picture]:
     )
     if not rows:
         return
-    longest = streams_of(rows)[-1]
+    longest = longest_stream(rows)
     kept = [row for row in rows if stream_of(row) == longest and row["editor"] != UNEDITED]
     if kept:
         yield Picture(

@@ -14,13 +14,14 @@ from pipeline.run.cache import Cache
 from pipeline.run.gang import ALONE, Gang
 from pipeline.run.report import Report
 from pipeline.run.stages.measure import StreamMeasures
-from pipeline.run.stages.prepare import open_model
-from pipeline.run.stages.statistics import load_statistics
+from pipeline.run.stages.prepare import held_shares, open_model
+from pipeline.run.stages.statistics import load_statistics, statistics_seconds
 from pipeline.run.stages.train import Trained, training_batches
-from pipeline.run.state import StateFolder, load_together
+from pipeline.run.state import StateFolder, load_together, write_tensors
 from rledit.editors import Editor, editor_class
 from rledit.editors.base import prefixed, unprefixed
 from rledit.metrics import protocol
+from rledit.model import EditableModel
 from rledit.records import Edit
 from rledit.scoring import EditScore, Scorer, count_contradicting
 from rledit.stream import BatchEdited, StreamScored, run_stream
@@ -43,6 +44,7 @@ class StreamRows:
     edit_seconds: float = 0.0
     score_seconds: float = 0.0
     n_contradicting: int = 0
+    held_shares: list[float] = field(default_factory=list)
 
 
 def edit_stream(
@@ -58,13 +60,19 @@ def edit_stream(
     edits = cell.source().draw(cell.dataset.split, cell.n_edits, seed=cell.seed)
     measures = StreamMeasures(cell, model, edits)
     protocols = [protocol(p) for p in cell.protocols]
-    scorer = Scorer(model, edits, protocols, cell.probes, beside=measures.samples)  # type: ignore[arg-type]
+    probes: Any = cell.probes
+    scorer = Scorer(model, edits, protocols, probes, seed=cell.seed, beside=measures.samples)
     editor = editor_class(cell.editor.editor)(model, cell.settings)
     _provide(editor, cell, cache)
     if trained is not None:
         editor.load_state_dict(trained.state)
     folder = state_folder(cell, cache)
-    rows = _resume(editor, folder, gang) or _before_editing(edits, measures)
+    rows = _resume(editor, folder, gang)
+    if rows is None:
+        rows = _before_editing(cell, edits, scorer, measures)
+        if "statistics" in cell.needs:
+            spent = statistics_seconds(cell, cache, model.modules)
+            rows.steps.append({"step": 0, "metric": "statistics_seconds", "value": spent})
     total = cell.stream.n_batches
     points = cell.points
     editor.announce(points)
@@ -91,18 +99,26 @@ def edit_stream(
         if between and gang.decide(due):
             _save(editor, folder, rows, gang)
             last_save = time.perf_counter()
+    rows.held_shares = held_shares(model, gang)
+    if cell.keep_edited:
+        _keep(cell, model, cache, gang)
     # Not a row: how often the cache helps depends on where a run was interrupted.
     logger.info("%s: frozen trunk hit rate %.1f %%", cell.path, 100 * model.trunk.hit_rate)
     return rows
 
 
-def _before_editing(edits: list[Edit], measures: StreamMeasures) -> StreamRows:
-    """The rows of a stream of which nothing is written yet."""
+def _before_editing(
+    cell: Cell, edits: list[Edit], scorer: Scorer, measures: StreamMeasures
+) -> StreamRows:
+    """The rows of a stream of which nothing is written yet: what the unedited model does."""
     began = time.perf_counter()
+    scores = scorer.score(len(edits))
     steps = list(measures.rows(0, checkpoint=True))
+    seconds = time.perf_counter() - began
     return StreamRows(
+        scores=list(_score_rows(StreamScored(n_edits=0, scores=scores, seconds=seconds), cell)),
         steps=steps,
-        score_seconds=time.perf_counter() - began,
+        score_seconds=seconds,
         n_contradicting=count_contradicting(edits),
     )
 
@@ -117,6 +133,19 @@ def _provide(editor: Editor, cell: Cell, cache: Cache) -> None:
             return training_batches(cell, editor, n_batches, seed)
 
         editor.load_training_data(draw)
+
+
+def edited_name(cell: Cell) -> str:
+    """The name in the cache of the matrices that a cell has edited."""
+    return f"edited/{cell.key}.safetensors"
+
+
+def _keep(cell: Cell, model: EditableModel, cache: Cache, gang: Gang) -> None:
+    """Keep the edited matrices at full precision. Every rank reads them, the leader writes."""
+    state = {k: v.cpu().contiguous() for k, v in model.weights.state_dict().items()}
+    if gang.leads:
+        write_tensors(cache.folder / edited_name(cell), state)
+        cache.publish(edited_name(cell))
 
 
 def state_folder(cell: Cell, cache: Cache) -> StateFolder:
@@ -168,7 +197,7 @@ def _edit_rows(event: StreamScored, edits: list[Edit], cell: Cell) -> Iterator[d
 
 
 def _score_rows(event: StreamScored, cell: Cell) -> Iterator[dict[str, Any]]:
-    """Means over the edits that no later edit of the stream rewrites."""
+    """Means over the edits that no later edit of the stream rewrites; before any, over all."""
     for name in cell.protocols:
         own = [s for s in event.scores if s.protocol == name]
         standing = [s for s in own if not s.superseded]

@@ -58,6 +58,15 @@ def _open_sharded(cell: Cell, folder: Path, gang: Gang) -> EditableModel:
     return open_sharded(folder, cell.settings.modules, dtype=dtype, settings=settings)
 
 
+def held_shares(model: EditableModel, gang: Gang) -> list[float]:
+    """Share of the parameters that each rank holds of a sharded model; empty for a whole one."""
+    if gang.sharding == "none":
+        return []
+    from pipeline.run.zero import held_share
+
+    return gang.each(held_share(model.model))
+
+
 def checkpoint_folder(checkpoint: str) -> Path:
     """A checkpoint's local folder, fetched from the hub at its revision where it is not one.
 

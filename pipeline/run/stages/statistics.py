@@ -25,6 +25,7 @@ from rledit.locate.statistics import MomentIdentity, SecondMoment, StatisticsErr
 from rledit.model import EditableModel
 
 SAVE_EVERY_SECONDS = 20.0
+SECONDS = "seconds"  # in a file's metadata: its share of the passes
 DOCUMENTS_PER_PASS = 64
 
 
@@ -55,7 +56,7 @@ def collect(
     place = f"shard{shard}-{digest({'modules': lacking})}.progress"
     progress = StateFolder(cache.storage.join(*folder.split("/"), place))
     done = _resume(moments, progress, gang)
-    last_save = time.perf_counter()
+    began = last_save = time.perf_counter()
     for first in range(done, len(texts), DOCUMENTS_PER_PASS):
         report("statistics", first, len(texts))
         # A sum depends on no earlier document through a cache's last bits.
@@ -66,9 +67,12 @@ def collect(
             last_save = time.perf_counter()
     if not gang.leads:
         return
+    # Of this attempt, as a resumed one has forgotten the time of those before it.
+    seconds = (time.perf_counter() - began) / len(moments)
     for name, moment in moments.items():
         file = shard_file(folder, name, shard)
-        write_tensors(cache.folder / file, moment.tensors(), moment.metadata())
+        facts = {**moment.metadata(), SECONDS: str(seconds)}
+        write_tensors(cache.folder / file, moment.tensors(), facts)
         cache.publish(file)
     progress.clear()
     report("statistics", len(texts), len(texts))
@@ -98,6 +102,18 @@ def load_statistics(cell: Cell, cache: Cache, modules: Sequence[str]) -> dict[st
             else:
                 found[name] = moment
     return found
+
+
+def statistics_seconds(cell: Cell, cache: Cache, modules: Sequence[str]) -> float:
+    """Seconds that the sums of a cell's linears took, whoever made them; 0 for imported ones."""
+    folder, seconds = statistics_folder(cell), 0.0
+    for name in modules:
+        for shard in range(cell.statistics.shards):
+            path = cache.file(shard_file(folder, name, shard))
+            if path is not None:
+                with safe_open(path, framework="pt") as file:
+                    seconds += float((file.metadata() or {}).get(SECONDS, 0.0))
+    return seconds
 
 
 def read_moment(path: Path, identity: MomentIdentity | None = None) -> SecondMoment:

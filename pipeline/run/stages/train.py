@@ -73,7 +73,7 @@ def train(
     for step in range(len(curve), editor.train_steps):
         report("train", step, editor.train_steps)
         began = time.perf_counter()
-        curve.append(editor.train_step(trajectory(cell, editor, step)))
+        curve.append(editor.train_step(*trajectories(cell, editor, step)))
         seconds += time.perf_counter() - began
         if gang.leads and time.perf_counter() - last_save > SAVE_EVERY_SECONDS:
             facts = {"curve": curve, "seconds": seconds}
@@ -91,11 +91,12 @@ def train(
     return path
 
 
-def trajectory(cell: Cell, editor: TrainableEditor, step: int) -> Sequence[EditBatch]:
-    """The training trajectory of an optimiser step: fresh edits of the train pool."""
-    return training_batches(
-        cell, editor, editor.trajectory_length(cell.stream.n_batches), seed=step
-    )
+def trajectories(cell: Cell, editor: TrainableEditor, step: int) -> list[Sequence[EditBatch]]:
+    """The training trajectories of an optimiser step: fresh edits of the train pool."""
+    count = editor.trajectories_per_step
+    length = editor.trajectory_length(cell.stream.n_batches)
+    seeds = range(step * count, (step + 1) * count)
+    return [training_batches(cell, editor, length, seed) for seed in seeds]
 
 
 def training_batches(cell: Cell, editor: Editor, n: int, seed: int) -> list[EditBatch]:

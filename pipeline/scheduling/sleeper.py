@@ -1,6 +1,7 @@
 """An editor that only sleeps: cells of a known length, to measure everything around them.
 
-It is named in a grid as ``pipeline.sleeping:SleepEditor`` and goes the way of every other editor.
+It is named in a grid as ``pipeline.scheduling.sleeper:SleepEditor`` and goes the way of every
+other editor.
 """
 
 from __future__ import annotations

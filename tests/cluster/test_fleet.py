@@ -1,6 +1,6 @@
-"""Cells whose work several processes share, through the fleet: the rows of one process.
+"""The fleet: gangs give the rows of one process, deaths are made good, an object store will do.
 
-One Ray for all of them: it takes longer to start than any of the work.
+One Ray for all tests: it takes longer to start than any of the work.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from pipeline.config import load_grid
 from pipeline.locations import Locations
 from pipeline.results.lake import Lake
 from pipeline.run.board import Progress
-from pipeline.run.cache import Cache
+from pipeline.run.cache import LOCAL_FOLDER, Cache
 from pipeline.run.fleet import local_fleet, require_room, run_tasks
 from pipeline.run.operators import why_unavailable
 from pipeline.run.report import silent
@@ -32,6 +32,7 @@ from pipeline.run.stages.prepare import prepare_model
 from pipeline.run.stages.train import trained_name
 from pipeline.run.tasks import perform, tasks_of
 from pipeline.yaml_location import ConfigError
+from tests.cluster.s3 import s3_bucket
 from tests.unit.oracle import relative
 
 pytestmark = pytest.mark.cluster
@@ -64,9 +65,18 @@ class Run:
 
 
 @pytest.fixture(scope="module")
-def fleet() -> Iterator[None]:
-    with local_fleet(2):
-        yield
+def bucket() -> Iterator[str]:
+    """A bucket that this process and the fleet's workers can reach."""
+    with s3_bucket() as uri:
+        yield uri
+
+
+@pytest.fixture(scope="module")
+def fleet(bucket: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv(LOCAL_FOLDER, str(tmp_path_factory.mktemp("node")))
+        with local_fleet(2):
+            yield
 
 
 @pytest.fixture(scope="module")
@@ -109,8 +119,7 @@ def left_by(chosen: list[Cell], locations: Locations) -> Run:
             assert path is not None
             found.networks[cell.label] = load_file(path)
         assert record.values["ranks"] == cell.resources.ranks
-    assert not list((cache.folder / "leases").iterdir())
-    assert not (cache.folder / "states").exists() or not list((cache.folder / "states").iterdir())
+    assert cache.storage.list("leases") == cache.storage.list("states") == []
     return found
 
 
@@ -141,14 +150,18 @@ def same(found: Run, expected: Run, tolerance: float) -> None:
         assert found.rows[label]["edits"] == tables["edits"]
         assert found.rows[label]["scores"] == tables["scores"]
         ours, theirs = (
-            {(r["step"], r["metric"]): r["value"] for r in rows["steps"]}
+            {
+                (row["step"], row["metric"]): row["value"]
+                for row in rows["steps"]
+                if not row["metric"].endswith("_seconds")
+            }
             for rows in (found.rows[label], tables)
         )
         assert ours.keys() == theirs.keys()
-        for (step, metric), value in theirs.items():
-            if not metric.endswith("_seconds"):
-                place = f"{label}, {metric} at {step}"
-                assert ours[step, metric] == pytest.approx(value, rel=tolerance, abs=1e-12), place
+        for place, value in theirs.items():
+            # A divergence of nearly equal distributions is what their round-off leaves.
+            close = pytest.approx(value, rel=tolerance, abs=tolerance / 10)
+            assert ours[place] == close, f"{label}: {place}"
 
 
 def test_two_ranks_train_edit_and_score_like_one(fleet: None, models: Path, tmp_path: Path) -> None:
@@ -167,13 +180,28 @@ def test_two_ranks_train_edit_and_score_like_one(fleet: None, models: Path, tmp_
 def test_a_model_sharded_over_two_ranks_trains_edits_and_scores_like_a_whole_one(
     family: str, fleet: None, models: Path, tmp_path: Path
 ) -> None:
+    sharded_like_whole(tmp_path, models, tiny_of(family))
+
+
+@pytest.mark.slow
+def test_statistics_and_value_vectors_of_a_sharded_model(
+    fleet: None, models: Path, tmp_path: Path
+) -> None:
+    memit = "editors=[{editor: memit, settings: {value_steps: 4}}]"
+    sharded_like_whole(tmp_path, models, tiny_of("llama"), memit, "statistics={documents: 100}")
+
+
+def tiny_of(family: str) -> str:
+    return f"models=[{{name: {family}, world_model: tiny, overrides: {{family: {family}}}}}]"
+
+
+def sharded_like_whole(folder: Path, models: Path, *changes: str) -> None:
     reason = why_unavailable()
     if reason is not None:
         pytest.skip(reason)
-    model = f"models=[{{name: {family}, world_model: tiny, overrides: {{family: {family}}}}}]"
-    one, two = cells(model), cells(model, "resources={ranks: 2, sharding: zero3}")
-    expected = alone(one, places(tmp_path / "one", models, one))
-    found = together(two, places(tmp_path / "two", models, two))
+    one, two = cells(*changes), cells(*changes, "resources={ranks: 2, sharding: zero3}")
+    expected = alone(one, places(folder / "one", models, one))
+    found = together(two, places(folder / "two", models, two))
     same(found, expected, 1e-5)
     for execution in found.execution.values():
         assert execution["held_share"] == pytest.approx([0.5, 0.5], abs=0.01)
@@ -196,6 +224,32 @@ def test_a_gang_whose_member_is_killed_is_tried_again(
     assert killed
     # Forty steps of Adam carry the round-off of float32 on.
     same(found, expected, 1e-3)
+
+
+def test_lake_and_cache_in_an_object_store(
+    bucket: str,
+    fleet: None,
+    models: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The workers have this process's model and network through the store, or not at all."""
+    memit = "editors=[{editor: memit}, {editor: rledit, settings: {rank: 8, n_blocks: 1, "
+    memit += "init_std: 0.05, initial_step: 1.0e-3, meta_lr: 1.0e-3, train_steps: 2}}]"
+    chosen = cells(memit, "statistics={documents: 100, shards: 2}")
+    expected = alone(chosen, places(tmp_path / "here", models, chosen))
+    # This process is another node: its copies lie elsewhere.
+    monkeypatch.setenv(LOCAL_FOLDER, str(tmp_path / "driver"))
+    store = Locations(lake=f"{bucket}/lake", cache=f"{bucket}/cache", tracking="")
+    prepare_model(chosen[0], Cache(store.cache), silent)
+    found = together(chosen, store)
+    assert found.rows.keys() == expected.rows.keys() == {"memit", "rledit"}
+    same(found, expected, 1e-6)
+    names = Cache(store.cache).storage.list()
+    assert sum(n.startswith("statistics/") for n in names) == 2 * 2
+    assert sum(n.startswith("trained/") for n in names) == 1
+    lake = Lake(store.lake)
+    assert [lake.verify(c.key) for c in chosen] == [[], []]
 
 
 def test_a_task_larger_than_this_ray_is_refused(fleet: None) -> None:

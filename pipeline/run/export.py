@@ -1,0 +1,154 @@
+"""The edited model of a finished cell, as a checkpoint of its own or as the change alone.
+
+The edited matrices are taken from the cache where the grid said `keep_edited`. Otherwise the cell
+is run again, from the entry that its run left in the lake, and its rows have to come out as they
+are there.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file
+from torch import Tensor
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from pipeline.cells import Cell
+from pipeline.entry import read_entry
+from pipeline.locations import Locations
+from pipeline.resources import ResourcesEntry
+from pipeline.results.lake import Lake, LakeError
+from pipeline.results.records import CellRecord
+from pipeline.run.cache import Cache
+from pipeline.run.checkpoint import CheckpointFiles
+from pipeline.run.report import Report, silent
+from pipeline.run.stages.edit import StreamRows, edit_stream, edited_name, state_folder
+from pipeline.run.stages.prepare import prepare_model
+from pipeline.run.stages.train import load_trained, trained_name
+from pipeline.run.state import write_tensors
+from pipeline.run.tasks import perform, tasks_of
+from pipeline.versions import code_version
+
+logger = logging.getLogger(__name__)
+
+DELTA_FILE = "delta.safetensors"
+FACTS_FILE = "edited.json"
+_COMPARED = ("efficacy", "generalization", "specificity", "specificity_self")
+
+
+def export(
+    key: str, locations: Locations, folder: Path, delta: bool = False, report: Report = silent
+) -> Path:
+    """Write the model that a cell's stream ended with.
+
+    Args:
+        key: The cell's key, or an unambiguous beginning of it.
+        locations: Where its results and caches lie.
+        folder: Where to write; made if absent.
+        delta: Write only the change of the edited matrices, in float64: the original plus the
+            change, rounded to the model's precision, is the edited matrix bit by bit.
+        report: Told how far a cell that has to be run again is.
+
+    Returns:
+        The folder of the checkpoint, or the file of the change.
+
+    Raises:
+        LakeError: The cell is not done, or running it again does not give its rows.
+    """
+    lake, cache = Lake(locations.lake), Cache(locations.cache)
+    record = _record(key, lake)
+    cell = read_entry(record.address.cell_key, lake.storage)
+    if cache.file(edited_name(cell)) is None:
+        _run_again(cell, record, locations, report)
+    kept = cache.file(edited_name(cell))
+    assert kept is not None
+    model = prepare_model(cell, cache, report)
+    facts = {"cell": cell.key, "code_version": code_version(), "identity": cell.identity}
+    folder.mkdir(parents=True, exist_ok=True)
+    write = _write_delta if delta else _write_checkpoint
+    return write(cell, model, load_file(kept), folder, facts)
+
+
+def _record(key: str, lake: Lake) -> CellRecord:
+    records = lake.manifest()
+    found = [r for r in records if r.address.cell_key.startswith(key)]
+    if len(found) != 1:
+        known = ", ".join(r.address.cell_key for r in (found or records)[:5]) or "none"
+        raise LakeError(
+            f"{lake.storage}: {len(found)} cells have a key that begins with {key!r}; keys there: "
+            f"{known}"
+        )
+    if not found[0].done:
+        raise LakeError(f"cell {key} is {found[0].status}: {found[0].reason}")
+    return found[0]
+
+
+def _run_again(cell: Cell, record: CellRecord, locations: Locations, report: Report) -> None:
+    """Run a cell in this process, with its model whole, and keep what it has edited."""
+    logger.info("%s: its edited matrices were not kept; running it again", cell.path)
+    cell = replace(cell, resources=ResourcesEntry(), keep_edited=True)
+    cache = Cache(locations.cache)
+    for task in tasks_of([cell]).values():
+        if task.kind != "edit":
+            perform(task, locations, report)
+    network = cache.file(trained_name(cell)) if cell.trains else None
+    trained = load_trained(network) if network else None
+    rows = edit_stream(cell, prepare_model(cell, cache, report), cache, trained, report)
+    state_folder(cell, cache).clear()
+    changed = _changed(rows, Lake(locations.lake).columns("edits", record))
+    if changed:
+        cache.delete(edited_name(cell))
+        raise LakeError(
+            f"cell {cell.key} came out with {changed} other scores than those in the lake, so this "
+            "is another model; machine or versions differ from those of the run. Run its grid "
+            "there with keep_edited: true and --replace, then export"
+        )
+
+
+def _changed(rows: StreamRows, known: Mapping[str, list[Any]]) -> int:
+    """Scores of single edits that are not what the lake has."""
+    key = ("checkpoint", "protocol", "edit_index")
+    there = {
+        tuple(row[: len(key)]): row[len(key) :]
+        for row in zip(*(known[name] for name in (*key, *_COMPARED)), strict=True)
+    }
+    here = {tuple(r[n] for n in key): tuple(r[n] for n in _COMPARED) for r in rows.edits}
+    return sum(here.get(place) != there.get(place) for place in here.keys() | there.keys())
+
+
+def _write_checkpoint(
+    cell: Cell, source: Path, edited: Mapping[str, Tensor], folder: Path, facts: dict[str, Any]
+) -> Path:
+    model: Any = AutoModelForCausalLM.from_pretrained(source, dtype=_dtype(cell))
+    with torch.no_grad():
+        for name, value in edited.items():
+            model.get_submodule(name).weight.copy_(value)
+    model.save_pretrained(folder)
+    AutoTokenizer.from_pretrained(source).save_pretrained(folder)
+    (folder / FACTS_FILE).write_text(json.dumps(facts, indent=1) + "\n")
+    return folder
+
+
+def _write_delta(
+    cell: Cell, source: Path, edited: Mapping[str, Tensor], folder: Path, facts: dict[str, Any]
+) -> Path:
+    files = CheckpointFiles(source)
+    dtype = _dtype(cell)
+    changes: dict[str, Tensor] = {}
+    for name, value in edited.items():
+        original = files.tensor(f"{name}.weight")
+        original = original if dtype == "auto" else original.to(dtype)
+        changes[f"{name}.weight"] = value.double() - original.double()
+    path = folder / DELTA_FILE
+    write_tensors(path, changes, {"facts": json.dumps(facts)})
+    return path
+
+
+def _dtype(cell: Cell) -> Any:
+    return getattr(torch, cell.model.dtype) if cell.model.checkpoint is not None else "auto"
