@@ -2,8 +2,10 @@ PYTHON ?= python3.11
 VENV := .venv
 BIN := $(VENV)/bin
 RESULTS ?= results
+TABLES := table2 table4 table5 fig3 fig4 fig5 fig6 fig7 fig8 gptj steps protocols
+LIMIT ?= 1
 
-.PHONY: demo demo-full test test-all lint install clean
+.PHONY: demo demo-full tables-standin test test-all lint install clean
 
 install: $(VENV)/.installed
 
@@ -19,6 +21,13 @@ demo: install
 
 demo-full: install
 	$(BIN)/rledit run jobs/grids/demo-full.yaml --results $(RESULTS)
+
+# Every published table and figure with stand-ins: nothing but weights and data files is missing.
+tables-standin: install
+	for grid in $(TABLES); do \
+	  $(BIN)/rledit run jobs/grids/$$grid.yaml --scale standin --limit $(LIMIT) \
+	    --results $(RESULTS) || exit 1; \
+	done
 
 lint: install
 	$(BIN)/ruff check .

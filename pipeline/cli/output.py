@@ -44,7 +44,7 @@ def print_table(
 def write_report_files(lake: str, name: str, path: Path) -> str:
     """Write the HTML report, and its figures as files into a folder beside it."""
     from pipeline.paper.layouts import LAYOUTS
-    from pipeline.results.report import write_figures, write_report
+    from pipeline.results.report import write_report
 
     published = None
     if name in LAYOUTS:
@@ -52,6 +52,5 @@ def write_report_files(lake: str, name: str, path: Path) -> str:
         from pipeline.paper.table import paper_table
 
         published = render_paper_table(paper_table(lake, name), "html")
-    written = str(write_report(lake, name, path, published=published))
-    write_figures(lake, name, path.with_name(f"{path.stem}-figures"))
-    return written
+    beside = path.with_name(f"{path.stem}-figures")
+    return write_report(lake, name, path, published=published, figures_folder=beside)

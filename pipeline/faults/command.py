@@ -36,8 +36,8 @@ class FaultRunError(RuntimeError):
     """The undisturbed run failed: there is nothing to disturb."""
 
 
-def fault_run(grid: Path, aims: Sequence[Aim], folder: Path) -> list[Outcome]:
-    """Play rounds on a simulated cluster of three nodes.
+def fault_run(grid: Path, aims: Sequence[Aim], folder: Path) -> Iterator[Outcome]:
+    """Play rounds on a simulated cluster of three nodes, and yield what each found.
 
     Args:
         grid: A grid whose cells go through all phases aimed at.
@@ -50,20 +50,18 @@ def fault_run(grid: Path, aims: Sequence[Aim], folder: Path) -> list[Outcome]:
     control = folder / "control"
     control.mkdir(parents=True)
     environment = {WATCHER: "pipeline.faults.gate:watch_and_save", FOLDER: str(control)}
-    outcomes = []
     with _ended_by_signal(), SimulatedCluster(folder / "nodes", NODES, environment) as cluster:
         setting = _undisturbed(grid, cluster, Sight(control), folder / "undisturbed")
         for aim in aims:
             place = folder / f"round{aim.number}"
             place.mkdir()
             outcome = Round(aim, setting, place).run()
-            outcomes.append(outcome)
             logger.info(outcome.line)
             for problem in outcome.problems:
                 logger.error("  %s", problem)
             if not outcome.problems:
                 shutil.rmtree(place)
-    return outcomes
+            yield outcome
 
 
 def run(grid: Path, aims: Sequence[Aim], json_file: Path | None, folder: Path | None) -> bool:
@@ -72,14 +70,16 @@ def run(grid: Path, aims: Sequence[Aim], json_file: Path | None, folder: Path | 
     Args:
         grid: The grid.
         aims: A fault per round.
-        json_file: Where every round is written, or nowhere.
+        json_file: Where every round is written as it ends, or nowhere.
         folder: For results and logs; None: a temporary folder, kept if there are problems.
     """
     place = folder or Path(tempfile.mkdtemp(prefix="rledit-faults-"))
-    outcomes = fault_run(grid, aims, place)
+    outcomes: list[Outcome] = []
+    for outcome in fault_run(grid, aims, place):
+        outcomes.append(outcome)
+        if json_file is not None:
+            json_file.write_text(json.dumps([asdict(o) for o in outcomes], indent=1))
     clean = not any(outcome.problems for outcome in outcomes)
-    if json_file is not None:
-        json_file.write_text(json.dumps([asdict(outcome) for outcome in outcomes], indent=1))
     console = Console()
     console.print(_table(outcomes))
     verdict = "clean" if clean else f"PROBLEMS; results and logs are in {place}"

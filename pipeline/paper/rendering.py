@@ -11,12 +11,14 @@ from typing import Any
 
 import jinja2
 
+from pipeline.paper.elsewhere import Elsewhere, elsewhere
 from pipeline.paper.headline import Sentence
 from pipeline.paper.table import Block, Figure, PaperTable
 from pipeline.results.protocols import definition
 from pipeline.results.rendering import FORMATS, escape_latex, escape_md
 from pipeline.results.tables import ABSENT, TableError
 
+_OTHERS = ("method", "model", "dataset", "setting", "Eff", "Gen", "Spe", "source", "confidence")
 _COLUMNS = (
     "grid", "scale", "models", "datasets", "stream", "edits_at", "method", "editor", "variant",
     "metric", "protocol", "ours", "std", "n_seeds", "low", "high", "paper", "paper_std", "source",
@@ -61,16 +63,19 @@ def render_paper_table(table: PaperTable, fmt: str = "md") -> str:
     )
     environment.filters |= {"md": escape_md, "latex": escape_latex}
     notes = _Notes({})
+    others = [list(_OTHERS), *(_other(row) for row in elsewhere(table.layout))]
     blocks = [_block(block, notes) for block in table.blocks]
     if fmt == "md":
         for block in blocks:
             block["rows"] = _padded([block["heads"], *block["lines"]])
+        others = _padded(others)
     template = environment.get_template(f"paper.{fmt}.j2")
     text: str = template.render(
         table=table,
         blocks=blocks,
         reasons=[(letter, reason) for reason, letter in notes.letters.items()],
-        headline=[_sentence(sentence) for sentence in table.headline],
+        others=others,
+        headline=[_sentence(sentence, table.scale) for sentence in table.headline],
     )
     return text.strip() + "\n"
 
@@ -130,15 +135,16 @@ def _verdict(figure: Figure, notes: _Notes) -> str:
     return f"{verdict.kind} ({notes.letter(verdict.reason)})"
 
 
-def _sentence(sentence: Sentence) -> str:
+def _sentence(sentence: Sentence, scale: str) -> str:
     """One claim in words."""
+    whose = "ours" if scale in ("", "full") else f"ours, at scale {scale},"
 
     def number(value: float | None) -> str:
         if value is None:
             return ABSENT
         return f"{value:+.2f} points" if sentence.unit == "points" else f"{value:.2f} %"
 
-    text = f"RLEdit's {sentence.what}: ours {number(sentence.ours)}"
+    text = f"RLEdit's {sentence.what}: {whose} {number(sentence.ours)}"
     if sentence.ours is not None:
         text += f" over {', '.join(sentence.baselines)}"
         text += f" (the paper's for the same figures {number(sentence.same)})"
@@ -146,6 +152,13 @@ def _sentence(sentence: Sentence) -> str:
     if sentence.lacking:
         text += f". Not included: {', '.join(sentence.lacking)}"
     return text + "."
+
+
+def _other(row: Elsewhere) -> list[str]:
+    """One line of what other articles print."""
+    scores = [ABSENT if score is None else f"{score:g}" for score in row.scores]
+    place = [row.method, row.model, row.dataset, row.setting]
+    return [*place, *scores, row.source.label, row.confidence]
 
 
 def _padded(rows: Sequence[Sequence[str]]) -> list[list[str]]:

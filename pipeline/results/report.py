@@ -60,12 +60,14 @@ def write_report(
     *,
     title: str | None = None,
     published: str | None = None,
+    figures_folder: str | os.PathLike[str] | None = None,
 ) -> str:
     """Writes the report of a grid and returns where it is.
 
     Args:
         out: path or URI of the HTML file.
         published: the grid's table beside published figures, as an HTML fragment, where it has one.
+        figures_folder: where the figures go as SVG files too, for papers and slides.
 
     Raises:
         ReportError: the grid has no cells in this lake; the message names those that have.
@@ -73,17 +75,19 @@ def write_report(
     folder, _, name = os.fspath(out).rpartition("/")
     if not name:
         raise ReportError(f"{os.fspath(out)!r} is a folder: name the HTML file to write")
-    page = render_report(lake, grid, title=title, published=published)
+    page, sections = _page(lake, grid, title, published)
     storage = Storage(folder or ("/" if os.fspath(out).startswith("/") else "."))
     storage.write_bytes(name, page.encode())
+    if figures_folder is not None:
+        _write_figures(sections, Storage(os.fspath(figures_folder)))
     logger.info("report of %s: %s/%s", grid, storage, name)
     return os.fspath(out)
 
 
-def render_report(
-    lake: str | Lake, grid: str, *, title: str | None = None, published: str | None = None
-) -> str:
-    """The report of a grid as HTML text."""
+def _page(
+    lake: str | Lake, grid: str, title: str | None, published: str | None
+) -> tuple[str, list[Section]]:
+    """The report of a grid as HTML text, and the sections in it."""
     lake = lake if isinstance(lake, Lake) else Lake(lake)
     records = lake.manifest()
     if not any(record.address.grid == grid for record in records):
@@ -99,7 +103,8 @@ def render_report(
         lstrip_blocks=True,
         undefined=jinja2.StrictUndefined,
     )
-    return environment.get_template("report.html.j2").render(
+    sections = _sections(connection, grid, rows)
+    text = environment.get_template("report.html.j2").render(
         title=title or f"Lifelong model editing: {grid}",
         grid=grid,
         lake=str(lake.storage),
@@ -110,29 +115,21 @@ def render_report(
         table=Markup(render_table(build_table(rows), "html", bold_best=True)),
         protocols=[(name, definition(name)) for name in protocols],
         scores=SCORE_DEFINITIONS.values(),
-        sections=_sections(connection, grid, rows),
+        sections=sections,
         provenance=provenance(records),
         settings=_settings(records),
         failures=[r for r in records if not r.done],
         stream=stream_label,
         editor=editor_label,
     )
+    return text, sections
 
 
-def write_figures(lake: str | Lake, grid: str, folder: str | os.PathLike[str]) -> list[str]:
-    """Writes the report's figures as SVG files, for papers and slides; returns their names."""
-    lake = lake if isinstance(lake, Lake) else Lake(lake)
-    records = lake.manifest(grid)
-    connection = connect(lake, records)
-    rows = runs(connection, grid)
-    storage = Storage(os.fspath(folder))
-    names = []
-    for section in _sections(connection, grid, rows):
+def _write_figures(sections: Sequence[Section], storage: Storage) -> None:
+    for section in sections:
         for picture in section.pictures:
             name = re.sub(r"[^a-z0-9]+", "-", f"{section.title} {picture.title}".lower()).strip("-")
             storage.write_bytes(f"{name}.svg", picture.svg)
-            names.append(f"{name}.svg")
-    return names
 
 
 def _no_grid(lake: Lake, grid: str, known: Iterable[str]) -> str:
@@ -230,6 +227,8 @@ def _section(
 def header(records: Sequence[CellRecord], protocols: Sequence[str]) -> list[tuple[str, str]]:
     """What a number must not be read without: protocol, scale, code and data."""
     facts = dict(provenance(records))
+    # Here the name is enough; which weights it stands for is said at the end of the report.
+    facts["model"] = ", ".join(sorted({record.address.model for record in records}))
     names = ("scale", "model", "data", "streams", "seeds", "code version")
     found = [("protocol", ", ".join(protocols))] if protocols else []
     return found + [(name, _short_hashes(facts[name])) for name in names if name in facts]

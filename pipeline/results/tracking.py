@@ -11,17 +11,13 @@
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import logging
 import math
 import os
-import socket
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime
-from pathlib import Path
 from typing import Any
-from urllib.parse import urlsplit
 
 os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")  # read when mlflow is imported
 # It would print the address of every run, with the password that may be in it.
@@ -36,49 +32,30 @@ from mlflow.entities import Metric, Param, Run, RunTag, ViewType
 from mlflow.exceptions import MlflowException
 
 from pipeline.results.lake import Lake
+from pipeline.results.liveness import HEARTBEAT, Invocation, own_tags, process_alive
 from pipeline.results.logged import COSTS, STREAM, TAGS, Logged, metric_name
 from pipeline.results.records import RUN_COLUMNS, SCORES, CellResult
+from pipeline.results.tracking_uri import (
+    DEFAULT_URI,
+    TrackingError,
+    checked_uri,
+    schema_lock,
+    sqlite_path,
+)
 from pipeline.storage import redact
 
 logger = logging.getLogger(__name__)
 
-DEFAULT_URI = "sqlite:///results/mlflow.db"
 
 # MLflow's limits on one batch.
 _METRICS_PER_BATCH = 1000
 _PARAMS_PER_BATCH = 100
 _PAGE = 1000
+_READERS = 16
 
 _PARENT = "mlflow.parentRunId"
 _DIGEST = "content_digest"
-_HEARTBEAT = "heartbeat"
-STALE_MINUTES = 15.0  # an invocation on another machine is gone when it was silent for so long
 _ENDINGS = ("FINISHED", "FAILED", "KILLED")
-
-
-class TrackingError(RuntimeError):
-    """The tracking store cannot be used as asked; the message says what would work."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Invocation:
-    """A parent run: one call of `rledit run`, or one submitted job.
-
-    Attributes:
-        run_id: MLflow's id.
-        name: What it is called.
-        status: RUNNING, FINISHED, FAILED or KILLED.
-        started: When it began.
-        tags: Among them `submission_id` and `heartbeat`, where there are any.
-        metrics: The last numbers it gave to `Tracker.beat`.
-    """
-
-    run_id: str
-    name: str
-    status: str
-    started: datetime
-    tags: Mapping[str, str]
-    metrics: Mapping[str, float]
 
 
 class Tracker:
@@ -95,7 +72,7 @@ class Tracker:
     def __init__(self, uri: str, experiment: str) -> None:
         self.uri = checked_uri(uri)
         self.experiment = experiment
-        with _quiet_migrations(), _schema_lock(self.uri):
+        with _quiet_migrations(), schema_lock(self.uri):
             try:
                 self._client = MlflowClient(self.uri)
                 self._experiment_id = self._open_experiment()
@@ -115,13 +92,7 @@ class Tracker:
         Args:
             tags: more tags, e.g. the submission id by which a job's state can be asked.
         """
-        own = {
-            "kind": "invocation",
-            "grid": self.experiment,
-            "host": socket.gethostname(),
-            "pid": str(os.getpid()),
-            "process_started": _process_start(os.getpid()),
-        }
+        own = {"kind": "invocation", "grid": self.experiment, **own_tags()}
         given = {key: redact(value) for key, value in (tags or {}).items()}
         with _explained(self.uri):
             run = self._client.create_run(self._experiment_id, run_name=name, tags=own | given)
@@ -142,7 +113,7 @@ class Tracker:
         metrics = [Metric(metric_name(k), float(v), moment, step) for k, v in values.items()]
         with _explained(self.uri):
             self._client.log_batch(
-                parent, metrics, tags=[RunTag(_HEARTBEAT, now.isoformat(timespec="seconds"))]
+                parent, metrics, tags=[RunTag(HEARTBEAT, now.isoformat(timespec="seconds"))]
             )
 
     def log_cell(self, parent: str, result: CellResult) -> str:
@@ -238,8 +209,9 @@ class Tracker:
                 self._client.delete_run(run.info.run_id)
         opened = None
         n_new = 0
-        for record in records:
-            result = lake.result(record)
+        with ThreadPoolExecutor(_READERS) as pool:  # on an object store each read is a round trip
+            results = list(pool.map(lake.result, records))
+        for record, result in zip(records, results, strict=True):
             runs = known.get(record.address.cell_key, [])
             finished = len(runs) == 1 and runs[0].info.status != "RUNNING"
             if finished and runs[0].data.tags.get(_DIGEST) == Logged(result).digest:
@@ -255,7 +227,7 @@ class Tracker:
     def _open_experiment(self) -> str:
         known = self._client.get_experiment_by_name(self.experiment)
         if known is None:
-            database = _sqlite_path(self.uri)
+            database = sqlite_path(self.uri)
             artifacts = None if database is None else (database.parent / "artifacts").as_uri()
             return str(self._client.create_experiment(self.experiment, artifact_location=artifacts))
         if known.lifecycle_stage == "deleted":
@@ -362,35 +334,16 @@ def _run_rows(values: Mapping[str, Any]) -> list[dict[str, Any]]:
     return rows
 
 
-def checked_uri(uri: str) -> str:
-    """Returns a tracking URI that can be used.
-
-    Raises:
-        TrackingError: it is a path or a `file:` URI, which MLflow no longer writes to.
-    """
-    scheme = urlsplit(uri).scheme
-    if scheme in ("", "file") or len(scheme) == 1:
-        path = urlsplit(uri).path.rstrip("/") or "results"
-        raise TrackingError(
-            f"{redact(uri)} is a file store, which MLflow no longer supports; use a database such "
-            f"as sqlite:///{path}/mlflow.db, or the address of an MLflow server"
-        )
-    database = _sqlite_path(uri)
-    if database is not None:
-        database.parent.mkdir(parents=True, exist_ok=True)
-    return uri
-
-
 def experiments(uri: str) -> list[str]:
     """Names of the experiments of a store that hold runs of this project.
 
     Raises:
         TrackingError: the store cannot be opened.
     """
-    database = _sqlite_path(checked_uri(uri))
+    database = sqlite_path(checked_uri(uri))
     if database is not None and not database.is_file():
         return []
-    with _quiet_migrations(), _schema_lock(uri), _explained(uri):
+    with _quiet_migrations(), schema_lock(uri), _explained(uri):
         client = MlflowClient(uri)
         found = client.search_experiments()
         return sorted(
@@ -400,24 +353,6 @@ def experiments(uri: str) -> list[str]:
                 [experiment.experiment_id], "tags.kind = 'invocation'", max_results=1
             )
         )
-
-
-def process_alive(tags: Mapping[str, str]) -> bool:
-    """True if the process that opened a run may still be alive.
-
-    Certain on this host only; elsewhere one that gave signs of life counts as dead after
-    `STALE_MINUTES` without any.
-    """
-    if tags.get("host") != socket.gethostname():
-        beat = tags.get(_HEARTBEAT)
-        return beat is None or minutes_since(beat) < STALE_MINUTES
-    started = _process_start(int(tags.get("pid", "0")))
-    return bool(started) and started == tags.get("process_started", started)
-
-
-def minutes_since(moment: str) -> float:
-    """Minutes since a moment in ISO format."""
-    return (datetime.now(UTC) - datetime.fromisoformat(moment)).total_seconds() / 60
 
 
 def _text(value: Any) -> str:
@@ -437,21 +372,6 @@ def _milliseconds(moment: datetime | None) -> int | None:
     return int(aware.timestamp() * 1000)
 
 
-def _process_start(pid: int) -> str:
-    """The start time of a process in clock ticks, or "" if there is none."""
-    try:
-        stat = Path(f"/proc/{pid}/stat").read_text()
-    except OSError:
-        return ""
-    return stat.rpartition(")")[2].split()[19]  # field 22; the name before ")" may hold spaces
-
-
-def _sqlite_path(uri: str) -> Path | None:
-    if not uri.startswith("sqlite:///"):
-        return None
-    return Path(uri.removeprefix("sqlite:///").partition("?")[0]).absolute()
-
-
 @contextlib.contextmanager
 def _explained(uri: str) -> Iterator[None]:
     """Turns MLflow's errors into one that names the store and hides its secrets."""
@@ -460,21 +380,6 @@ def _explained(uri: str) -> Iterator[None]:
     except MlflowException as error:
         message = f"{redact(uri)}: the tracking store failed ({redact(str(error))})"
         raise TrackingError(message) from None
-
-
-@contextlib.contextmanager
-def _schema_lock(uri: str) -> Iterator[None]:
-    """Lets one process of this machine at a time open a sqlite file.
-
-    Processes that create the schema of one fresh file at once crash in each other's migration.
-    """
-    database = _sqlite_path(uri)
-    if database is None:
-        yield
-        return
-    with open(database.with_name(f".{database.name}.lock"), "w") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
-        yield
 
 
 @contextlib.contextmanager

@@ -240,17 +240,19 @@ def _reported(order: Order, leads: bool = True) -> Iterator[Report]:
     """Where a worker's reports go: the leader's to the board, the others' nowhere."""
     key = order.task.key
     started, node = time.time(), ray.get_runtime_context().get_node_id()
-    shown, last = "", 0.0
+    shown, last, sent = "", 0.0, None
 
     def report(stage: Stage, done: int, total: int) -> None:
-        nonlocal shown, last
+        nonlocal shown, last, sent
         now = time.monotonic()
         if leads and (stage != shown or now - last > REPORT_SECONDS or done == total):
+            if stage == shown and sent is not None and not ray.wait([sent], timeout=0)[0]:
+                return  # a board with very many workers has not come to the last report yet
             shown, last = stage, now
             progress = Progress(
                 done=done, total=total, started=started, stage=stage, pid=os.getpid(), node=node
             )
-            order.board.update.remote(key, progress)
+            sent = order.board.update.remote(key, progress)
 
     report(order.task.kind, 0, 1)
     try:

@@ -14,7 +14,8 @@ from pipeline.config import Grid
 from pipeline.locations import Locations
 from pipeline.plan import Plan
 from pipeline.results.lake import Lake
-from pipeline.results.tracking import Tracker, TrackingError
+from pipeline.results.tracking import Tracker
+from pipeline.results.tracking_uri import TrackingError
 from pipeline.run.board import Progress
 from pipeline.run.cell import record_failure, record_skip
 from pipeline.run.display import Display

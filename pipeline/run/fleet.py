@@ -30,9 +30,11 @@ logger = logging.getLogger(__name__)
 
 OBJECT_STORE_BYTES = 128 << 20
 WORKER_RETRIES = 3
+START_ATTEMPTS = 3
 POLL_SECONDS = 0.5
 # Enough for a cluster to see what it could grow for; each costs memory on the driver's node.
 MOST_SUBMITTED = 2000
+_TOO_SLOW = "timed out during startup"
 _LOOPBACK = ("127.0.0.1", "localhost", "[::1]")
 
 
@@ -49,6 +51,22 @@ def local_fleet(cpus: int | None = None) -> Iterator[int]:
     cores = cpus or os.cpu_count() or 1
     os.environ.setdefault("RAY_AUTH_MODE", "disabled")
     _stay_on_loopback()
+    for attempt in range(1, START_ATTEMPTS + 1):
+        try:
+            _start(cores)
+            break
+        except Exception as error:
+            # Ray has no class for it. It waits half a minute, too little on a very busy machine.
+            if _TOO_SLOW not in str(error) or attempt == START_ATTEMPTS:
+                raise
+            logger.warning("Ray took too long to start on this machine; trying again")
+    try:
+        yield cores
+    finally:
+        ray.shutdown()
+
+
+def _start(cores: int) -> None:
     ray.init(
         address="local",
         num_cpus=cores,
@@ -58,10 +76,6 @@ def local_fleet(cpus: int | None = None) -> Iterator[int]:
         object_store_memory=OBJECT_STORE_BYTES,
         _node_ip_address="127.0.0.1",
     )
-    try:
-        yield cores
-    finally:
-        ray.shutdown()
 
 
 @contextmanager

@@ -6,7 +6,8 @@ import logging
 import time
 from collections.abc import Callable, Mapping
 
-from pipeline.results.tracking import Tracker, TrackingError
+from pipeline.results.tracking import Tracker
+from pipeline.results.tracking_uri import TrackingError
 from pipeline.run.board import Progress
 
 logger = logging.getLogger(__name__)

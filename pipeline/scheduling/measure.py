@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import logging
+import math
 import time
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
-from datetime import UTC, datetime
 from pathlib import Path
 
 from pipeline.config import Grid, parse_grid
@@ -22,6 +23,7 @@ from pipeline.yaml_location import Located
 
 logger = logging.getLogger(__name__)
 
+JOIN_SECONDS = 300.0
 EDITOR = "pipeline.scheduling.sleeper:SleepEditor"
 
 
@@ -31,9 +33,8 @@ class Measured:
 
     Attributes:
         cells: Number of cells.
-        slots: Cells that could run at the same time.
+        slots: Cells that could run at the same time: one per worker that took part.
         seconds: What a cell sleeps.
-        workers: Worker processes that took part.
         prepare_seconds: Cluster and driver ready until the shared model was made.
         start_seconds: From then until a slot's first cell began, on average: its worker's start.
         busy_seconds: From a slot's first cell until the last cell's rows were in lake and
@@ -43,7 +44,6 @@ class Measured:
     cells: int
     slots: int
     seconds: float
-    workers: int
     prepare_seconds: float
     start_seconds: float
     busy_seconds: float
@@ -68,7 +68,7 @@ class Measured:
         yield f"overhead per cell: {self.overhead_seconds:.2f} s"
         yield (
             f"apart from that: worker start {self.start_seconds:.1f} s "
-            f"({self.workers} workers for {self.cells} cells), shared model "
+            f"({self.slots} workers for {self.cells} cells), shared model "
             f"{self.prepare_seconds:.1f} s"
         )
 
@@ -104,15 +104,17 @@ def measure(cells: int, seconds: float, nodes: int, slots: int, folder: Path) ->
     lake, tracker = Lake(places.lake), Tracker(places.tracking, grid.name)
     parent = tracker.start("scheduling")
     tasks = tasks_of(make_plan(grid, lake).missing)
-    pids: set[int] = set()
+    ready: dict[int, float] = {}  # when the first cell of each worker began
 
     def look(running: Mapping[str, Progress]) -> None:
-        pids.update(p.pid for key, p in running.items() if tasks[key].kind == "edit")
+        for key, progress in running.items():
+            if tasks[key].kind == "edit":
+                ready[progress.pid] = min(progress.started, ready.get(progress.pid, math.inf))
 
-    threads = {"OMP_NUM_THREADS": "1"}
+    environment = {"OMP_NUM_THREADS": "1"}
     with (
-        SimulatedCluster(folder / "nodes", nodes, threads, slots // nodes) as cluster,
-        remote_fleet(cluster.address),
+        SimulatedCluster(folder / "nodes", nodes, environment, slots // nodes) as cluster,
+        _whole_fleet(cluster, slots),
     ):
         began = prepared = time.time()
         for finished in run_tasks(tasks, places, look):
@@ -127,18 +129,29 @@ def measure(cells: int, seconds: float, nodes: int, slots: int, folder: Path) ->
             logger.info("%s: done", finished.task.label)
         ended = time.time()
     tracker.finish(parent)
-    starts = sorted(_seconds(r.values["started_at"]) for r in lake.manifest(grid.name))
-    first = starts[: min(slots, cells)]
-    ready = sum(first) / len(first)
+    mean = sum(ready.values()) / len(ready)
     return Measured(
         cells=cells,
-        slots=min(slots, cells),
+        slots=len(ready),
         seconds=seconds,
-        workers=len(pids),
         prepare_seconds=prepared - began,
-        start_seconds=ready - prepared,
-        busy_seconds=ended - ready,
+        start_seconds=mean - prepared,
+        busy_seconds=ended - mean,
     )
+
+
+@contextmanager
+def _whole_fleet(cluster: SimulatedCluster, slots: int) -> Iterator[None]:
+    """The cluster once all of its nodes have joined."""
+    deadline = time.monotonic() + JOIN_SECONDS
+    while time.monotonic() < deadline:
+        with remote_fleet(cluster.address) as cores:
+            if cores == slots:
+                yield
+                return
+        cluster.replenish()  # a node that did not come up in time on a busy machine has ended
+        time.sleep(1.0)
+    raise RuntimeError(f"not all of the {slots} slots were there after {JOIN_SECONDS:.0f} s")
 
 
 def planning_seconds(cells: int, folder: Path) -> float:
@@ -148,7 +161,3 @@ def planning_seconds(cells: int, folder: Path) -> float:
     plan = make_plan(grid, Lake(str(folder / "planned")))
     tasks_of(plan.missing)
     return time.perf_counter() - began
-
-
-def _seconds(moment: datetime) -> float:
-    return moment.replace(tzinfo=UTC).timestamp()  # the lake keeps UTC without saying so

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 
-from pipeline.results.tracking import STALE_MINUTES, Tracker, experiments, process_alive
+from pipeline.results.liveness import STALE_MINUTES, process_alive
+from pipeline.results.tracking import Tracker, experiments
 from pipeline.submit.ray_cluster import JobServer
 
 

@@ -7,13 +7,9 @@ from dataclasses import dataclass
 
 from pipeline.locations import Locations
 from pipeline.results.lake import Lake
-from pipeline.results.tracking import (
-    Invocation,
-    Tracker,
-    TrackingError,
-    experiments,
-    minutes_since,
-)
+from pipeline.results.liveness import Invocation, minutes_since
+from pipeline.results.tracking import Tracker, experiments
+from pipeline.results.tracking_uri import TrackingError
 from pipeline.storage import redact
 from pipeline.submit.ray_cluster import Job
 from pipeline.submit.record import read_record

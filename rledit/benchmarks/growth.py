@@ -13,7 +13,7 @@ import torch
 
 from rledit.benchmarks.clock import Clock, ClockKind, interleave, median_ratio
 from rledit.benchmarks.contenders import Fast, StepSettings
-from rledit.benchmarks.machine import memory, reset_peak_memory
+from rledit.benchmarks.machine import memory, reset_peak_memory, return_freed_memory
 from rledit.benchmarks.models import ModelShape, build, random_batches
 from rledit.model import Execution
 from rledit.tokenization import EditBatch
@@ -61,7 +61,7 @@ def run_growth(setting: GrowthBenchmark, device: torch.device, kind: ClockKind) 
         `edit_growth_end`: the same of the last tenth over the first.
         `memory_growth`: peak memory of a training step (model, editor and caches included) at the
         greatest depth over that at the least; `step_memory_growth`: the same of what the step
-        adds to what is held before it.
+        adds to what is held before it. Both in processes that keep no freed memory.
     """
     clock = Clock(device, kind)
     base = _Axis(shape=setting.step, depth=setting.depth, batch_size=setting.batch_size)
@@ -184,6 +184,7 @@ def _memory(
 ) -> dict[str, float]:
     """What is held between training steps, the peak inside one, and what that adds."""
     torch.set_num_threads(threads)
+    return_freed_memory()
     reset_peak_memory(device)
     before, _ = memory(device)
     ours = step.contender(setting, device)

@@ -22,7 +22,7 @@ QUICK = (
 
 
 def test_one_fault_of_each_kind(tmp_path: Path) -> None:
-    outcomes = fault_run(GRID, QUICK, tmp_path / "faults")
+    outcomes = list(fault_run(GRID, QUICK, tmp_path / "faults"))
     assert {outcome.aim.kind for outcome in outcomes} == set(KINDS)
     assert all(outcome.hit is not None for outcome in outcomes)
     assert [problem for outcome in outcomes for problem in outcome.problems] == []
@@ -30,7 +30,7 @@ def test_one_fault_of_each_kind(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_every_fault_in_every_phase(tmp_path: Path) -> None:
-    outcomes = fault_run(GRID, schedule(30, seed=0), tmp_path / "faults")
+    outcomes = list(fault_run(GRID, schedule(30, seed=0), tmp_path / "faults"))
     hit = {(o.aim.kind, o.hit.stage) for o in outcomes if o.hit is not None}
     assert len(hit) == len(KINDS) * len(PHASES)
     assert [problem for outcome in outcomes for problem in outcome.problems] == []

@@ -70,7 +70,7 @@ def test_every_cell_has_its_figure_the_papers_and_a_verdict(results: Path) -> No
 def test_check_says_that_nothing_was_comparable(results: Path) -> None:
     assert rledit("table", "table2", "--results", results, "--check", check=False).returncode == 2
     shown = rledit("table", "table2", "--results", results).stdout
-    assert "RLEdit's mean gain in Eff over the baselines: ours" in shown
+    assert "RLEdit's mean gain in Eff over the baselines: ours, at scale standin" in shown
     assert "the paper's over all +66.22 points" in shown
     assert "Figures of stand-ins show that the grid runs" in shown
 

@@ -67,7 +67,8 @@ class Place:
     @property
     def jobs(self) -> JobSubmissionClient:
         """Ray's own client."""
-        return JobSubmissionClient(self.head.address)
+        headers = {"Authorization": f"Bearer {self.head.token}"}
+        return JobSubmissionClient(self.head.address, headers=headers)
 
 
 @contextmanager

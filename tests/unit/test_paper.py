@@ -13,6 +13,7 @@ from typer.testing import CliRunner
 
 from pipeline.cli import app
 from pipeline.paper import table as paper
+from pipeline.paper.elsewhere import elsewhere
 from pipeline.paper.layouts import LAYOUTS
 from pipeline.paper.references import Reference, Source, published, references, rows
 from pipeline.paper.rendering import render_paper_table
@@ -297,6 +298,15 @@ def test_every_reference_a_layout_asks_for_exists(lake: Lake) -> None:
             if f.reference is not None
         }
         assert len(labels) == methods, (name, labels)
+
+
+def test_figures_at_second_hand_are_shown_beside_the_table(lake: Lake) -> None:
+    lake.commit(cell("none", grid="other"))
+    rows_elsewhere = elsewhere(LAYOUTS["gptj"]())
+    assert {row.confidence for row in rows_elsewhere} == {"primary", "secondary"}
+    assert all(row.source.table != "Table 1" for row in rows_elsewhere)
+    text = render_paper_table(paper_table(lake, "gptj"), "md")
+    assert text.count("secondary") == sum(r.confidence == "secondary" for r in rows_elsewhere)
 
 
 @pytest.mark.parametrize("name", sorted(LAYOUTS))

@@ -17,9 +17,11 @@ import pytest
 from mlflow import MlflowClient
 
 from pipeline.results.lake import Lake
+from pipeline.results.liveness import process_alive
 from pipeline.results.logged import flatten
 from pipeline.results.records import CellResult
-from pipeline.results.tracking import Tracker, TrackingError, process_alive, runs_frame
+from pipeline.results.tracking import Tracker, runs_frame
+from pipeline.results.tracking_uri import TrackingError
 from tests.unit.lake_fixtures import address, cell
 
 PLANTED = "planted-secret-value"
