@@ -36,7 +36,8 @@ class ModelEntry:
         world_model: Preset of the embedded world's models to train on the spot, on the world of
             the dataset.
         checkpoint: A folder, or ``owner/name@revision`` on the hub, to load instead.
-        dtype: Precision the checkpoint is loaded in.
+        dtype: Precision the checkpoint is loaded in; where it is not given, float32, and bfloat16
+            for a model that names a preset, as the articles load theirs.
         modules: Edited linears, for editors that do not name their own.
         overrides: Settings of the world model to change.
     """
@@ -45,9 +46,13 @@ class ModelEntry:
     preset: str | None = None
     world_model: str = "llama"
     checkpoint: str | None = None
-    dtype: Literal["float32", "bfloat16", "float64"] = "float32"
+    dtype: Literal["float32", "bfloat16", "float64"] = None  # type: ignore[assignment]
     modules: tuple[str, ...] = ("down:all",)
     overrides: dict[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if self.dtype is None:
+            object.__setattr__(self, "dtype", "bfloat16" if self.preset else "float32")
 
 
 @dataclass(frozen=True, kw_only=True)

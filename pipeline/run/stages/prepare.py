@@ -9,10 +9,10 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from pipeline.cells import Cell
+from pipeline.checkpoints import fetch_whole
 from pipeline.run.cache import Cache
 from pipeline.run.gang import ALONE, Gang
 from pipeline.run.report import Report
-from pipeline.yaml_location import ConfigError
 from rledit.model import EditableModel
 from rledit.world import build_world_model, world_model_key
 from rledit.world.model import TRAINING_FILE
@@ -23,7 +23,7 @@ MODELS = "models"
 def prepare_model(cell: Cell, cache: Cache, report: Report) -> Path:
     """The folder of the cell's model; trained on the spot when the cache does not have it."""
     if cell.model.checkpoint is not None:
-        return checkpoint_folder(cell.model.checkpoint)
+        return fetch_whole(cell.model.checkpoint)
     name = f"{MODELS}/{world_model_key(cell.world(), cell.model_spec)}"
     cache.tree(name, last=TRAINING_FILE)
 
@@ -65,25 +65,3 @@ def held_shares(model: EditableModel, gang: Gang) -> list[float]:
     from pipeline.run.zero import held_share
 
     return gang.each(held_share(model.model))
-
-
-def checkpoint_folder(checkpoint: str) -> Path:
-    """A checkpoint's local folder, fetched from the hub at its revision where it is not one.
-
-    Raises:
-        ConfigError: The hub does not hand it out; says what to check.
-    """
-    if Path(checkpoint).is_dir():
-        return Path(checkpoint)
-    from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
-
-    repository, _, revision = checkpoint.partition("@")
-    wanted = ["*.json", "*.safetensors", "*.model", "*.txt"]
-    try:
-        return Path(snapshot_download(repository, revision=revision, allow_patterns=wanted))
-    except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
-        raise ConfigError(
-            f"checkpoint {checkpoint!r} cannot be fetched ({type(error).__name__}); check the "
-            "name, the revision, and for a gated model that HF_TOKEN is set and access granted"
-        ) from None
