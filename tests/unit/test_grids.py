@@ -12,9 +12,10 @@ from pipeline.config import load_grid
 from pipeline.plan import check_cell
 from pipeline.tuning import load_search
 from pipeline.yaml_location import ConfigError
+from rledit.editors import EDITORS
 
 GRIDS = Path(__file__).parents[2] / "jobs" / "grids"
-RECORDS = ("demo",)
+RECORDS = ("demo", "methods")
 SEARCHES = sorted(GRIDS.glob("*.search.yaml"))
 PLAIN = sorted(set(GRIDS.glob("*.yaml")) - set(SEARCHES))
 
@@ -42,6 +43,19 @@ def test_the_demo_runs_with_the_tuned_settings(name: str) -> None:
     tuned = {editor: found["best"] for editor, found in record["editors"].items()}
     assert {editor: settings[editor] for editor in tuned} == tuned
     assert set(settings) == {*tuned, "none"}
+
+
+def test_every_editor_of_the_registry_runs_with_settings_of_one_budget() -> None:
+    grid = load_grid(GRIDS / "methods.yaml")
+    assert [entry.editor for entry in grid.editors if not entry.variant] == list(EDITORS)
+    records = [json.loads((GRIDS / f"{name}.tuned.json").read_text()) for name in RECORDS]
+    budget = ("objective", "pool", "stream", "seeds", "trials_per_editor")
+    assert len({json.dumps([record[key] for key in budget]) for record in records}) == 1
+    tuned = {e: found["best"] for record in records for e, found in record["editors"].items()}
+    # The same method under another name, or one that goes on training during the stream.
+    tuned |= {"none": {}, "ft_m": tuned["ft"], "malmen_rledit": tuned["rledit"]}
+    tuned |= {f"{name}_star": tuned[name] for name in ("mend", "malmen")}
+    assert {entry.editor: entry.settings for entry in grid.editors} == tuned
 
 
 @pytest.mark.parametrize("name", RECORDS)
