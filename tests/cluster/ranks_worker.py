@@ -33,7 +33,7 @@ CASES: dict[str, tuple[str, str, dict[str, Any]]] = {
     "llama": ("rledit", "llama", {}),
     "gptj-previous": ("rledit", "gptj", {"kl_reference": "previous"}),
     "gemma2-official": ("rledit", "gemma2", {"reference": "official"}),
-    "mistral-mend": ("mend", "mistral", {"kl_reference": "previous"}),
+    "mistral-mend": ("mend", "mistral", {"kl_reference": "previous", "depth": 1}),
 }
 
 
@@ -48,7 +48,7 @@ def run(case: str, ranks: Ranks) -> tuple[dict[str, Tensor], dict[str, float], i
     modules = two_shapes(whole)
     model = EditableModel(whole, None, modules, Execution(token_budget=60), ranks=ranks)
     cls = EDITORS[name]
-    editor = cls(model, cls.Config(modules=modules, **SETTINGS, **settings))
+    editor = cls(model, cls.Config(modules=modules, **(SETTINGS | settings)))
     assert isinstance(editor, TrainableEditor)
     measured: dict[str, float] = {}
     for seed in (1, 2):
