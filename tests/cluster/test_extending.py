@@ -101,6 +101,7 @@ def copy(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+@pytest.mark.slow
 def test_what_is_added_inside_works_together(copy: Path) -> None:
     """One grid: a new editor, schema, protocol, family and figure."""
     world = World(WorldConfig(n_subjects=60))

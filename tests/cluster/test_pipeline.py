@@ -123,6 +123,7 @@ def test_a_path_with_other_settings_stops_and_names_the_field(finished: Path) ->
     assert "1 to run" in rledit("plan", GRID, "--results", finished, *change, "--replace").stdout
 
 
+@pytest.mark.slow
 def test_a_killed_run_goes_on_and_ends_equal(finished: Path, tmp_path: Path) -> None:
     """The driver is killed as soon as the first cell is in the lake."""
     command = [sys.executable, "-m", "pipeline.cli", "run", str(GRID), "--results", str(tmp_path)]
