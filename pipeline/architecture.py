@@ -26,7 +26,6 @@ from pipeline.yaml_location import ConfigError
 from rledit.families import FAMILIES, edited_modules, layer_index
 from rledit.names import nearest
 from rledit.world.presets import model_config
-from rledit.world.words import word_tokenizer, world_words
 
 _WORLD_LENGTH = 64
 
@@ -122,10 +121,10 @@ def _of_preset(name: str) -> Architecture:
 
 @lru_cache(maxsize=8)
 def _of_world(spec: str, world: str) -> Architecture:
-    from rledit.world import World, WorldConfig, WorldModelSpec
+    from rledit.world import World, WorldConfig, WorldModelSpec, world_tokenizer
 
     model = WorldModelSpec(**json.loads(spec))
-    tokenizer = word_tokenizer(world_words(World(WorldConfig(**json.loads(world)))), add_bos=False)
+    tokenizer = world_tokenizer(World(WorldConfig(**json.loads(world))), model)
     config = model_config(model, vocab_size=len(tokenizer), max_length=_WORLD_LENGTH, special={})
     return _built(config, "trained on the spot")
 

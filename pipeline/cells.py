@@ -7,14 +7,10 @@ from __future__ import annotations
 
 import hashlib
 import inspect
-import json
-import re
 import sys
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields, replace
-from functools import cached_property, lru_cache
-from pathlib import Path
-from tempfile import TemporaryDirectory
+from functools import cached_property
 from typing import Any
 
 from pipeline.config import (
@@ -27,12 +23,13 @@ from pipeline.config import (
     build,
 )
 from pipeline.corpus import open_corpus
-from pipeline.data_files import read_data
+from pipeline.identity import checkpoint_identity, digest, plain, template_identity
 from pipeline.material import MaterialEntry, load_material, material_hash
 from pipeline.presets import PRESETS, Setting, mapped_modules, preset_setting, standin_setting
 from pipeline.resources import ResourcesEntry
 from pipeline.results.records import CellAddress
-from pipeline.yaml_location import ConfigError, Located
+from pipeline.sources import lacking, source_of, world_of
+from pipeline.yaml_location import Located
 from rledit.datasets import FileEditSource
 from rledit.editors import editor_class
 from rledit.editors.base import Need
@@ -40,10 +37,9 @@ from rledit.families import FAMILIES
 from rledit.measurements import Material
 from rledit.records import EditSource
 from rledit.stream import checkpoints
-from rledit.world import WORLD_MODELS, World, WorldConfig, WorldModelSpec, render_schema
+from rledit.world import WORLD_MODELS, World, WorldModelSpec
 
 KEY_VERSION = 1
-_ABSENT = "absent"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -151,7 +147,8 @@ class Cell:
     @property
     def model_spec(self) -> WorldModelSpec:
         """Architecture and training of the model."""
-        return replace(WORLD_MODELS[self.model.world_model], **self.model.overrides)
+        chat = self.model.prompt_style == "chat"
+        return replace(WORLD_MODELS[self.model.world_model], **self.model.overrides, chat=chat)
 
     @cached_property
     def needs(self) -> frozenset[Need]:
@@ -175,11 +172,28 @@ class Cell:
         """Why the cell cannot be run on its data at all; None where it can."""
         if self.scale == "full" and self.model.preset is not None and self.shortage is not None:
             return self.shortage  # a published table runs as far as the data goes
+        if self._untaught is not None:
+            return self._untaught
         if "subject" not in self.needs:
             return None
         edits = self.source().draw(self.dataset.split, min(self.n_edits, 1), seed=self.seed)
         if edits and edits[0].subject is None:
             return f"{self.label} looks up subjects, and {self.dataset.name} gives none"
+        return None
+
+    @cached_property
+    def _untaught(self) -> str | None:
+        """What the editor learns from and the train pool lacks; None where it has all."""
+        if not self.trains and "training_data" not in self.needs:
+            return None
+        for probe in sorted(editor_class(self.editor.editor).trains_on_of(self.settings)):
+            if n := lacking(self.dataset, "train", probe):
+                total = self.source().sizes()["train"]
+                return (
+                    f"{self.label} learns from a {probe} of every training edit, and {n} of "
+                    f"{total} in the train pool of {self.dataset.name} have none; give the dataset "
+                    "a train file whose edits have one, or leave the editor out"
+                )
         return None
 
     @property
@@ -213,7 +227,7 @@ class Cell:
         A checkpoint goes by its content, or by its pinned revision on the hub.
         """
         if self.model.checkpoint is None:
-            return digest(_plain(self._model_identity()))
+            return digest(plain(self._model_identity()))
         checkpoint = checkpoint_identity(self.model.checkpoint)
         return digest({"checkpoint": checkpoint, "dtype": self.model.dtype})
 
@@ -229,7 +243,7 @@ class Cell:
     @cached_property
     def identity(self) -> dict[str, Any]:
         """Everything that changes the cell's numbers, as plain JSON."""
-        return _plain(
+        return plain(
             {
                 "key_version": KEY_VERSION,
                 "grid": self.grid,
@@ -313,11 +327,11 @@ class Cell:
 
     def source(self) -> EditSource:
         """The data the cell's edits come from."""
-        return _source(self.dataset.name, json.dumps(asdict(self.dataset), sort_keys=True))
+        return source_of(self.dataset)
 
     def world(self) -> World:
         """The embedded world the cell's model is trained on."""
-        return _world(json.dumps(self.dataset.world, sort_keys=True))
+        return world_of(self.dataset.world)
 
     def _model_identity(self) -> dict[str, Any]:
         if self.model.checkpoint is not None:
@@ -326,14 +340,21 @@ class Cell:
                 "dtype": self.model.dtype,
                 **self._prompting(),
             }
-        return {**asdict(self.model_spec), "world_hash": self.world().data_hash}
+        world = {"world_hash": self.world().data_hash}
+        return {**self.model_spec.identity, **world, **self._prompting()}
 
     def _prompting(self) -> dict[str, Any]:
-        """How the model is prompted, where its preset says so."""
-        if self.model.preset is None:
+        """How the model is prompted, where its preset says so or it is not bare."""
+        checkpoint, preset = self.model.checkpoint, self.model.preset
+        chat = self.model.prompt_style == "chat"
+        if not chat and (preset is None or checkpoint is None):
             return {}
-        family = FAMILIES[PRESETS[self.model.preset].family]
-        return {"prompt": {"bos": family.bos_on_prompt, "template": "bare"}}
+        facts: dict[str, Any] = {"template": self.model.prompt_style}
+        if preset is not None:
+            facts["bos"] = FAMILIES[PRESETS[preset].family].bos_on_prompt
+        if chat and checkpoint is not None:
+            facts |= template_identity(checkpoint)
+        return {"prompt": facts}
 
 
 def cells_of(grid: Grid) -> list[Cell]:
@@ -388,78 +409,3 @@ def _answered(grid: Grid, stream: StreamEntry, editor: EditorEntry) -> bool:
         other.batch_size == stream.batch_size and other.n_batches > stream.n_batches
         for other in grid.streams
     )
-
-
-def digest(content: Mapping[str, Any]) -> str:
-    """Sixteen hex digits of the SHA-256 of canonical JSON."""
-    text = json.dumps(content, sort_keys=True, separators=(",", ":"))
-    return hashlib.sha256(text.encode()).hexdigest()[:16]
-
-
-def changed_fields(old: Mapping[str, Any], new: Mapping[str, Any], prefix: str = "") -> list[str]:
-    """``field: old → new`` for every field in which two identities differ."""
-    changes: list[str] = []
-    for name in sorted(set(old) | set(new)):
-        a, b = old.get(name, _ABSENT), new.get(name, _ABSENT)
-        if isinstance(a, Mapping) and isinstance(b, Mapping):
-            changes += changed_fields(a, b, f"{prefix}{name}.")
-        elif a != b:
-            changes.append(f"{prefix}{name}: {a} → {b}")
-    return changes
-
-
-def checkpoint_identity(checkpoint: str) -> str:
-    """What tells one checkpoint from another: its revision, or the content hash of its folder.
-
-    Weights are told by their headers (names, shapes, offsets) and sizes: reading 16 GB to hash
-    them would take longer than many a cell.
-
-    Raises:
-        ConfigError: Neither a folder with a config.json nor a pinned hub revision.
-    """
-    folder = Path(checkpoint)
-    if not folder.is_dir():
-        if re.fullmatch(r"[\w.-]+/[\w.-]+@[\w.-]+", checkpoint):
-            return checkpoint
-        raise ConfigError(
-            f"checkpoint {checkpoint!r}: no such folder; a hub model is given with its revision, "
-            "as in owner/name@0123abc"
-        )
-    if not (folder / "config.json").is_file():
-        raise ConfigError(f"checkpoint {checkpoint!r}: the folder has no config.json")
-    total = hashlib.sha256()
-    for path in sorted(folder.glob("*")):
-        if path.suffix in (".json", ".txt", ".model"):
-            total.update(path.read_bytes())
-        elif path.suffix == ".safetensors":
-            with path.open("rb") as file:
-                total.update(file.read(8 + int.from_bytes(file.read(8), "little")))
-            total.update(str(path.stat().st_size).encode())
-    return total.hexdigest()[:16]
-
-
-@lru_cache(maxsize=8)
-def _source(name: str, entry: str) -> EditSource:
-    data = json.loads(entry)
-    if not data["files"]:
-        world = _world(json.dumps(data["world"], sort_keys=True))
-        if data["schema"] is None:
-            return world
-        with TemporaryDirectory() as folder:
-            files: Any = render_schema(world, data["schema"], Path(folder))
-            return FileEditSource(**files, order=data["order"], name=name)
-    reports: dict[str, Any] = {
-        split: read_data(location, data["format"], data["strict"])
-        for split, location in data["files"].items()
-    }
-    return FileEditSource(**reports, order=data["order"], on_overlap=data["on_overlap"], name=name)
-
-
-@lru_cache(maxsize=8)
-def _world(settings: str) -> World:
-    return World(WorldConfig(**json.loads(settings)))
-
-
-def _plain(value: Any) -> Any:
-    """The value as it reads back from JSON."""
-    return json.loads(json.dumps(value))

@@ -18,7 +18,7 @@ from urllib.parse import urlsplit
 from pipeline.yaml_location import ConfigError
 
 _LFS = b"version https://git-lfs"
-_SMALL_FILES = ["*.json", "*.model", "*.txt"]
+_SMALL_FILES = ["*.json", "*.model", "*.txt", "chat_template.jinja"]
 _INDEX = "model.safetensors.index.json"
 _LONGEST_HEADER = 100 << 20  # bytes; safetensors' own limit
 _REACH_SECONDS = 3.0

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import types
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
@@ -15,6 +15,7 @@ from pipeline.material import MaterialEntry, check_measurements
 from pipeline.presets import PRESETS
 from pipeline.resources import ResourcesEntry
 from pipeline.yaml_location import ConfigError, KeyPath, Located
+from rledit.chat import PromptStyle
 from rledit.datasets import FORMATS
 from rledit.editors import editor_class
 from rledit.metrics import PROTOCOLS
@@ -40,6 +41,8 @@ class ModelEntry:
             for a model that names a preset, as the articles load theirs.
         modules: Edited linears, for editors that do not name their own.
         overrides: Settings of the world model to change.
+        prompt_style: Put every prompt `bare`, as the articles do, or as a user's turn in the
+            tokenizer's `chat` template.
     """
 
     name: str
@@ -49,6 +52,7 @@ class ModelEntry:
     dtype: Literal["float32", "bfloat16", "float64"] = None  # type: ignore[assignment]
     modules: tuple[str, ...] = ("down:all",)
     overrides: dict[str, Any] = field(default_factory=dict)
+    prompt_style: PromptStyle = "bare"
 
     def __post_init__(self) -> None:
         if self.dtype is None:
@@ -276,7 +280,8 @@ def _check_names(grid: Grid, located: Located) -> None:
         if model.preset is not None:
             _known(model.preset, PRESETS, ("models", i, "preset"), located, "preset")
         _known(model.world_model, WORLD_MODELS, ("models", i, "world_model"), located, "model")
-        preset = asdict(WORLD_MODELS[model.world_model])
+        _check_prompts(model, ("models", i, "prompt_style"), located)
+        preset = WORLD_MODELS[model.world_model].identity  # without `chat`: prompt_style sets it
         cls = type(WORLD_MODELS[model.world_model])
         build(cls, preset | model.overrides, ("models", i, "overrides"), located)
     for i, dataset in enumerate(grid.datasets):
@@ -298,6 +303,19 @@ def _check_names(grid: Grid, located: Located) -> None:
     _unique([(e.editor, e.variant) for e in grid.editors], "editors", located)
     _unique([m.name for m in grid.models], "models", located)
     _unique([d.name for d in grid.datasets], "datasets", located)
+
+
+def _check_prompts(model: ModelEntry, path: KeyPath, located: Located) -> None:
+    """Refuse to chat with a published model that was not made for it."""
+    if model.prompt_style == "bare" or model.preset is None or model.checkpoint is not None:
+        return
+    if not PRESETS[model.preset].instruct:
+        instruct = ", ".join(name for name, preset in PRESETS.items() if preset.instruct)
+        raise ConfigError(
+            f"{located.place(path)}: preset {model.preset!r} was not tuned on instructions and is "
+            f"not asked in a chat; take one that was ({instruct}), a `checkpoint` of your own, or "
+            "prompt_style bare"
+        )
 
 
 def _unique(names: Sequence[Any], key: str, located: Located) -> None:

@@ -77,15 +77,13 @@ def _content(location: str) -> bytes:
 
 
 def _parquet_rows(content: bytes, name: str) -> list[Any]:
-    import pyarrow as pa
-    import pyarrow.parquet as pq
+    from pipeline.results.parquet import foreign_rows
 
     try:
-        rows: list[Any] = pq.read_table(pa.BufferReader(content)).to_pylist()
-    except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
-        reason = f"is a corrupt or truncated Parquet file ({str(error).splitlines()[0]})"
+        return foreign_rows(content)
+    except ValueError as error:
+        reason = f"is a corrupt or truncated Parquet file ({error})"
         raise DataFileError(name, reason, _AGAIN) from None
-    return rows
 
 
 def _hub_file(location: str) -> Path:

@@ -6,8 +6,9 @@ import json
 from dataclasses import asdict
 from typing import Any
 
-from pipeline.cells import Cell, changed_fields
+from pipeline.cells import Cell
 from pipeline.config import build
+from pipeline.identity import changed_fields
 from pipeline.results.layout import LakeError
 from pipeline.storage import Storage, redact_settings
 from pipeline.yaml_location import Located

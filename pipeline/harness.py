@@ -6,6 +6,7 @@ The harness is an extra: ``pip install 'rledit-at-scale[harness]'``. Nothing els
 from __future__ import annotations
 
 from collections.abc import Mapping
+from copy import deepcopy
 from importlib.util import find_spec
 from types import MappingProxyType
 from typing import Any
@@ -46,9 +47,19 @@ def harness_scores(model: EditableModel, limit: int) -> dict[str, float]:
     from lm_eval import simple_evaluate
     from lm_eval.models.huggingface import HFLM
 
-    adapter = HFLM(pretrained=model.model, tokenizer=model.encoder.tokenizer, batch_size=8)
+    # It gives a tokenizer without a pad token one, and seeds every generator: neither is its to do.
+    tokenizer = deepcopy(model.encoder.tokenizer)
+    adapter = HFLM(pretrained=model.model, tokenizer=tokenizer, batch_size=8)
     found: Any = simple_evaluate(
-        model=adapter, tasks=list(TASKS.values()), num_fewshot=0, limit=limit, bootstrap_iters=0
+        model=adapter,
+        tasks=list(TASKS.values()),
+        num_fewshot=0,
+        limit=limit,
+        bootstrap_iters=0,
+        random_seed=None,
+        numpy_random_seed=None,
+        torch_random_seed=None,
+        apply_chat_template=model.encoder.style == "chat",
     )
     return percentages(found["results"])
 

@@ -15,6 +15,8 @@ from pipeline.yaml_location import ConfigError
 from rledit.ability import TASKS, items_of
 from rledit.datasets import open_rows
 from rledit.datasets.ability import find_schema, map_ability
+from rledit.datasets.errors import RowError
+from rledit.datasets.fields import Fields, Place
 from rledit.measurements import MEASUREMENTS, Material
 from rledit.names import nearest
 from rledit.world import World
@@ -74,6 +76,15 @@ def load_material(entry: MaterialEntry, names: Sequence[str], world: World | Non
     )
 
 
+def material_files(entry: MaterialEntry, names: Sequence[str]) -> list[str]:
+    """The files among what `load_material` reads, as the entry names them."""
+    named = {"perplexity": entry.text, "consistency": entry.references}
+    found = [path for name, path in named.items() if name in names and path is not None]
+    if "ability" in names and entry.ability is not None:
+        found += [str(path) for path in _ability_files(entry.ability).values()]
+    return found
+
+
 def material_hash(entry: MaterialEntry, names: Sequence[str], world: World | None) -> str:
     """Hash of everything the measurements look at."""
     material = load_material(entry, names, world)
@@ -107,12 +118,13 @@ def _read_references(path: str, _: tuple[int, int] | None) -> dict[str, tuple[st
     texts: dict[str, tuple[str, ...]] = {}
     for number, row in open_rows(path).rows:
         try:
-            key = f"{row['relation_id']}/{row['target_id']}"
-            texts[key] = tuple(sample["text"] for sample in row["samples"])
-        except (KeyError, TypeError) as error:
+            fields = Fields(row, Place(file=path, row=number))
+            key = f"{fields.text('relation_id')}/{fields.text('target_id')}"
+            texts[key] = tuple(sample.answer("text") for sample in fields.children("samples"))
+        except RowError as error:
             raise ConfigError(
-                f"material.references: {path}, row {number}: lacks {error}; expected objects with "
-                "relation_id, target_id and samples, a list of objects with text"
+                f"material.references: {error}; expected objects with relation_id, target_id and "
+                "samples, a list of objects with text"
             ) from None
     return texts
 
@@ -121,9 +133,13 @@ def _ability(entry: MaterialEntry, world: World | None) -> dict[str, Any]:
     if entry.ability is None:
         rows: Mapping[str, Any] = _taught(world, "ability", "ability").ability_items
     else:
-        files = {name: Path(entry.ability, f"{task.file}.jsonl") for name, task in TASKS.items()}
+        files = _ability_files(entry.ability)
         rows = {name: _items(path, _version(path)) for name, path in files.items()}
     return {name: items_of(task, rows[name]) for name, task in TASKS.items()}
+
+
+def _ability_files(folder: str) -> dict[str, Path]:
+    return {name: Path(folder, f"{task.file}.jsonl") for name, task in TASKS.items()}
 
 
 def _version(path: str | Path) -> tuple[int, int] | None:

@@ -6,13 +6,16 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from pipeline.cells import Cell, cells_of, changed_fields
+from pipeline.cells import Cell, cells_of
 from pipeline.checkpoints import check_weights, is_folder
 from pipeline.config import Grid
+from pipeline.identity import changed_fields
 from pipeline.results.lake import Lake
 from pipeline.results.records import CellAddress
+from pipeline.sources import lacking, source_of
 from pipeline.yaml_location import ConfigError
 from rledit.editors import editor_class
+from rledit.records import PROBES, SPLITS
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -120,12 +123,24 @@ def check_sharded(cell: Cell) -> None:
 
 
 def pool_lines(cells: Sequence[Cell]) -> list[str]:
-    """Sizes of the pools of every dataset of a grid, a line each."""
-    sizes = {cell.dataset.name: cell.source().sizes() for cell in cells}
-    return [
-        f"facts of {name}: " + ", ".join(f"{pool} {size}" for pool, size in pools.items())
-        for name, pools in sizes.items()
-    ]
+    """Sizes of the pools of every dataset of a grid, and what their edits lack, a line each."""
+    datasets = {cell.dataset.name: cell.dataset for cell in cells}
+    lines = []
+    for name, dataset in datasets.items():
+        sizes = source_of(dataset).sizes()
+        pools = ", ".join(f"{pool} {size}" for pool, size in sizes.items())
+        lines.append(f"facts of {name}: {pools}")
+        total = sum(sizes[split] for split in SPLITS)
+        for probe in PROBES:
+            if n := sum(lacking(dataset, split, probe) for split in SPLITS):
+                lines.append(f"  without a {probe}: {n} of {total}, not scored by one")
+    return lines
+
+
+def skip_lines(cells: Sequence[Cell]) -> list[str]:
+    """Why cells cannot be run on their data, a line for each reason."""
+    reasons = dict.fromkeys(cell.obstacle for cell in cells if cell.obstacle is not None)
+    return [f"skipped: {reason}" for reason in reasons]
 
 
 def _path(address: CellAddress) -> tuple[object, ...]:

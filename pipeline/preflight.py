@@ -25,6 +25,7 @@ from pipeline.checkpoints import (
 from pipeline.harness import require_harness
 from pipeline.material import HARNESS
 from pipeline.yaml_location import ConfigError
+from rledit.chat import PromptStyle
 from rledit.editors import editor_class
 from rledit.families import FAMILIES
 from rledit.locate.contexts import Contexts
@@ -148,11 +149,12 @@ def _stored(folder: str) -> dict[str, tuple[int, ...]]:
 def _encoder(cell: Cell) -> Encoder:
     if cell.model.checkpoint is None:
         return world_encoder(cell.world(), cell.model_spec)
-    return _checkpoint_encoder(cell.model.checkpoint, architecture_of(cell).family)
+    family = architecture_of(cell).family
+    return _checkpoint_encoder(cell.model.checkpoint, family, cell.model.prompt_style)
 
 
 @lru_cache(maxsize=4)
-def _checkpoint_encoder(checkpoint: str, family: str) -> Encoder:
+def _checkpoint_encoder(checkpoint: str, family: str, style: PromptStyle) -> Encoder:
     folder = fetch_description(checkpoint)
     try:
         tokenizer = AutoTokenizer.from_pretrained(folder)
@@ -161,7 +163,7 @@ def _checkpoint_encoder(checkpoint: str, family: str) -> Encoder:
             f"checkpoint {checkpoint!r}: its tokenizer cannot be loaded ({error}); fetch "
             "tokenizer.json and tokenizer_config.json again"
         ) from None
-    return Encoder(tokenizer, FAMILIES[family], _positions(folder))
+    return Encoder(tokenizer, FAMILIES[family], _positions(folder), style)
 
 
 def _positions(folder: Path) -> int | None:

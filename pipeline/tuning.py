@@ -70,6 +70,8 @@ def tune(
 ) -> dict[str, Any]:
     """Run all trials and pick the best of each editor by the mean of Eff, Gen and Spe.
 
+    A score that the data has no prompts for is none of any editor's.
+
     Returns:
         The record: objective, budget, every trial with its scores, and the winners.
     """
@@ -98,7 +100,8 @@ def _trial(
     rows: list[dict[str, Any]], editor: str, number: int, settings: dict[str, Any]
 ) -> dict[str, Any]:
     own = [r for r in rows if r["editor"] == editor and r["variant"] == f"trial{number}"]
-    means = {name: sum(r[name] for r in own) / len(own) for name in OBJECTIVE}
+    scored = [name for name in OBJECTIVE if all(r[name] is not None for r in own)]
+    means = {name: sum(r[name] for r in own) / len(own) for name in scored}
     return {
         "settings": settings,
         **{name: round(value, 2) for name, value in means.items()},

@@ -61,13 +61,15 @@ class Chunk:
         return torch.cat(rows), self.index.repeat_interleave(lengths)
 
 
-def make_chunks(samples: Sequence[Sample], token_budget: int) -> list[Chunk]:
+def make_chunks(
+    samples: Sequence[Sample], token_budget: int, tokens_per_row: int = TOKENS_PER_ROW
+) -> list[Chunk]:
     """Cut samples into length-bucketed chunks of at most `token_budget` padded tokens.
 
-    Answer rows are bounded alike, see `TOKENS_PER_ROW`. A sample above either bound gets a chunk of
-    its own. A chunk that has filled a quarter of
-    the budget takes no sample much longer than its first: the 20 prompts of a batch in one chunk
-    would be a third padding, and a quarter keeps a device nearly as busy as the whole.
+    Answer rows are bounded alike: one for `tokens_per_row` tokens of the budget. A sample above
+    either bound gets a chunk of its own. A chunk that has filled a quarter of the budget takes no
+    sample much longer than its first: the 20 prompts of a batch in one chunk would be a third
+    padding, and a quarter keeps a device nearly as busy as the whole.
     """
     order = sorted(range(len(samples)), key=lambda i: len(samples[i]))
     chunks: list[Chunk] = []
@@ -77,7 +79,7 @@ def make_chunks(samples: Sequence[Sample], token_budget: int) -> list[Chunk]:
         own = len(samples[i].answer_ids)
         padded = (len(members) + 1) * len(samples[i])
         long = members and len(samples[i]) > LENGTH_SPREAD * len(samples[members[0]])
-        full = padded > token_budget or TOKENS_PER_ROW * (rows + own) > token_budget
+        full = padded > token_budget or tokens_per_row * (rows + own) > token_budget
         if members and (full or (long and 4 * padded > token_budget)):
             chunks.append(_chunk(samples, members))
             members, rows = [], 0

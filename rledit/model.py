@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
-import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import nn
 
-from rledit.chunks import Chunk, make_chunks
+from rledit.chat import PromptStyle
+from rledit.chunks import TOKENS_PER_ROW, Chunk, make_chunks
 from rledit.families import edited_modules, family_of, layer_index
 from rledit.ranks import Alone, Ranks
 from rledit.tokenization import Encoder, Sample
@@ -50,9 +50,11 @@ class EditableModel:
         execution: How passes are run.
         access: How weights are read and written (sharded models bring their own).
         ranks: Processes that hold the same model and share the passes of training and scoring.
+        prompt_style: How prompts are put to the model: bare, or in its chat template.
 
     Raises:
         ValueError: The modules are not this model's, or a sharded model is to share its passes.
+        TokenizationError: The tokenizer has no usable chat template, and one is asked for.
     """
 
     def __init__(
@@ -63,6 +65,7 @@ class EditableModel:
         execution: Execution | None = None,
         access: WeightAccess | None = None,
         ranks: Ranks | None = None,
+        prompt_style: PromptStyle = "bare",
     ) -> None:
         self.ranks: Ranks = ranks or Alone()
         if access is not None and access.in_step and self.ranks.size > 1:
@@ -86,7 +89,9 @@ class EditableModel:
             cache_device=self.device if self.execution.cache_on_device else None,
         )
         limit = getattr(model.config, "max_position_embeddings", None)
-        self._encoder = Encoder(tokenizer, self.family, limit) if tokenizer is not None else None
+        self._encoder = (
+            None if tokenizer is None else Encoder(tokenizer, self.family, limit, prompt_style)
+        )
 
     @property
     def encoder(self) -> Encoder:
@@ -117,12 +122,8 @@ class EditableModel:
             groups.setdefault((linear.in_features, linear.out_features), []).append(name)
         return {shape: tuple(names) for shape, names in groups.items()}
 
-    def chunks(self, samples: Sequence[Sample]) -> list[Chunk]:
-        """Physical batches of samples under the token budget."""
-        return make_chunks(samples, self.execution.tokens(self.device))
-
-    def log_probabilities(self, samples: Sequence[Sample]) -> Iterator[tuple[Chunk, Tensor]]:
-        """Chunks with their (rows, vocabulary) log-probabilities, in compute precision."""
-        for chunk in self.chunks(samples):
-            logits = self.trunk.logits(chunk).to(self.compute_dtype)
-            yield chunk, F.log_softmax(logits, dim=-1)
+    def chunks(
+        self, samples: Sequence[Sample], tokens_per_row: int = TOKENS_PER_ROW
+    ) -> list[Chunk]:
+        """Physical batches of samples under the token budget, see `rledit.chunks.make_chunks`."""
+        return make_chunks(samples, self.execution.tokens(self.device), tokens_per_row)

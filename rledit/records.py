@@ -7,6 +7,9 @@ from typing import Literal, Protocol, get_args, runtime_checkable
 
 Split = Literal["train", "validation", "evaluation"]
 SPLITS: tuple[Split, ...] = get_args(Split)
+Probe = Literal["rephrase", "locality prompt"]
+"""A kind of prompt that an edit may bring beside its own, and that data may not have."""
+PROBES: tuple[Probe, ...] = get_args(Probe)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -69,6 +72,11 @@ class Edit:
     generation_prompts: tuple[str, ...] = ()
     reference_key: str | None = None
     consequences: tuple[Consequence, ...] = ()
+
+
+def has_probe(edit: Edit, probe: Probe) -> bool:
+    """Whether an edit brings a prompt of that kind."""
+    return bool(edit.rephrases if probe == "rephrase" else edit.locality)
 
 
 @runtime_checkable

@@ -1,13 +1,15 @@
 """Prompt + answer → token ids, shifted labels and loss groups.
 
 The contract, checked for every pair: exactly one space before the answer, no BOS inside it, BOS on
-the prompt where the family declares it. Samples carry no padding, so nothing downstream can depend
-on it; loss groups are explicit, so the loss does not depend on the physical batch.
+the prompt where the family declares it. Inside a chat template the answer begins the assistant's
+turn, with no space of its own, as chat evaluation has it; a BOS that the template writes is the
+only one. Samples carry no padding, so nothing downstream can depend on it; loss groups are
+explicit, so the loss does not depend on the physical batch.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
@@ -15,8 +17,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from rledit.chat import ChatTemplate, ChatTemplateError, PromptStyle, Rendered
 from rledit.families import Family
-from rledit.records import Edit
+from rledit.records import Edit, Probe, has_probe
 
 IGNORED = -100
 
@@ -78,7 +81,8 @@ class Phase:
     def weights(self) -> Tensor:
         """(samples,) float64, the weight of each answer token: 1 / (answer tokens in its group)."""
         counts = torch.tensor([len(s.answer_ids) for s in self.samples], dtype=torch.float64)
-        totals = torch.zeros(int(self.group_of.max()) + 1, dtype=torch.float64)
+        n_groups = -(-len(self.samples) // self.group_size)
+        totals = torch.zeros(n_groups, dtype=torch.float64)
         totals.index_add_(0, self.group_of, counts)
         return 1.0 / totals[self.group_of]
 
@@ -99,12 +103,35 @@ class Phase:
 
 @dataclass(frozen=True, eq=False)
 class EditBatch:
-    """One batch of the stream: the edits and their three kinds of tokenised prompts."""
+    """One batch of the stream: the edits and their three kinds of tokenised prompts.
+
+    Attributes:
+        edit: A prompt of every edit.
+        equivalent: A rephrase of those edits that have one.
+        unrelated: A locality prompt of those edits that have one.
+        edits: The edits as text; empty where the batch was made of tokens.
+    """
 
     edit: Phase
     equivalent: Phase
     unrelated: Phase
     edits: tuple[Edit, ...] = field(default=())
+
+    def require(self, probes: Collection[Probe]) -> None:
+        """Check that every edit of the batch brings what somebody learns from.
+
+        Raises:
+            TokenizationError: One does not; names file and row.
+        """
+        for probe in probes:
+            phase = self.equivalent if probe == "rephrase" else self.unrelated
+            if len(phase) < len(self.edit):
+                lacking = next((e for e in self.edits if not has_probe(e, probe)), None)
+                where = "a batch" if lacking is None else lacking.source or lacking.edit_id
+                raise TokenizationError(
+                    f"{where}: the edit has no {probe}, and the editor learns from one; take "
+                    "training data that has it"
+                )
 
 
 class Encoder:
@@ -114,40 +141,84 @@ class Encoder:
         tokenizer: A Hugging Face tokenizer.
         family: The model family, which declares whether prompts begin with BOS.
         max_length: Longest input the model takes, in tokens (None: unlimited).
+        style: How prompts are put; running text is always bare.
+
+    Raises:
+        TokenizationError: The tokenizer lacks a BOS token, or a chat template, that is asked for.
     """
 
-    def __init__(self, tokenizer: Any, family: Family, max_length: int | None = None) -> None:
+    def __init__(
+        self,
+        tokenizer: Any,
+        family: Family,
+        max_length: int | None = None,
+        style: PromptStyle = "bare",
+    ) -> None:
         self.tokenizer = tokenizer
         self.family = family
         self.max_length = max_length
+        self.style = style
         if family.bos_on_prompt and tokenizer.bos_token_id is None:
             raise TokenizationError(
                 f"family {family.name!r} begins prompts with BOS, but the tokenizer has no BOS "
                 "token; set tokenizer.bos_token"
             )
+        try:
+            self._chat = ChatTemplate(tokenizer) if style == "chat" else None
+        except ChatTemplateError as error:
+            raise TokenizationError(str(error)) from None
 
-    def prompt_ids(self, prompt: str) -> list[int]:
-        """Token ids of a bare prompt, BOS included where the family declares it."""
-        ids = list(self.tokenizer(prompt.rstrip(), add_special_tokens=False)["input_ids"])
-        return [self.tokenizer.bos_token_id, *ids] if self.family.bos_on_prompt else ids
+    @property
+    def answer_lead(self) -> str:
+        """What stands between a rendered prompt and its answer."""
+        return " " if self._chat is None else ""
 
-    def answer_ids(self, prompt: str, answer: str) -> list[int]:
-        """Token ids of ``" " + answer`` as they continue the prompt.
+    def rendered(self, prompt: str) -> Rendered:
+        """The text a model sees for a prompt, without a BOS that the family adds.
 
         Raises:
-            TokenizationError: The answer is blank, or merges with the prompt's last token.
+            TokenizationError: The chat template does not hold the prompt verbatim.
+        """
+        if self._chat is None:
+            return Rendered(prompt.rstrip(), 0)
+        try:
+            return self._chat.render(prompt)
+        except ChatTemplateError as error:
+            raise TokenizationError(str(error)) from None
+
+    def prompt_ids(self, prompt: str) -> list[int]:
+        """Token ids of a prompt as the model is asked it, BOS included where it begins with one."""
+        return self._with_bos(self._ids(self.rendered(prompt).text))
+
+    def text_ids(self, text: str) -> list[int]:
+        """Token ids of running text, which is never put into a chat template, with its BOS."""
+        return self._with_bos(self._ids(text.rstrip()))
+
+    def bos_before(self, ids: Sequence[int]) -> list[int]:
+        """The BOS that a text of these tokens still lacks, as a list of one or none."""
+        bos = self.tokenizer.bos_token_id
+        return [bos] if self.family.bos_on_prompt and list(ids[:1]) != [bos] else []
+
+    def _with_bos(self, ids: list[int]) -> list[int]:
+        return [*self.bos_before(ids), *ids]
+
+    def _ids(self, text: str) -> list[int]:
+        return list(self.tokenizer(text, add_special_tokens=False)["input_ids"])
+
+    def answer_ids(self, prompt: str, answer: str) -> list[int]:
+        """Token ids of an answer as they continue the prompt, its one space among them if bare.
+
+        Raises:
+            TokenizationError: The answer is blank, or merges with the last token before it.
         """
         text = answer.strip()
         if not text:
             raise TokenizationError(f"blank answer for the prompt {prompt!r}")
-        bare = self.tokenizer(prompt.rstrip(), add_special_tokens=False)["input_ids"]
-        both = self.tokenizer(f"{prompt.rstrip()} {text}", add_special_tokens=False)["input_ids"]
-        if list(both[: len(bare)]) != list(bare):
-            raise TokenizationError(
-                f"the answer {text!r} merges with the end of the prompt {prompt!r} into one token; "
-                "end the prompt on a complete word"
-            )
-        ids = list(both[len(bare) :])
+        before = self.rendered(prompt).text
+        alone, both = self._ids(before), self._ids(f"{before}{self.answer_lead}{text}")
+        if both[: len(alone)] != alone:
+            raise TokenizationError(self._merges(prompt, text))
+        ids = both[len(alone) :]
         if not ids:
             raise TokenizationError(f"the answer {text!r} of {prompt!r} has no tokens")
         if self.tokenizer.unk_token_id is not None and self.tokenizer.unk_token_id in ids:
@@ -157,12 +228,23 @@ class Encoder:
             )
         return ids
 
+    def _merges(self, prompt: str, answer: str) -> str:
+        if self._chat is None:
+            return (
+                f"the answer {answer!r} merges with the end of the prompt {prompt!r} into one "
+                "token; end the prompt on a complete word"
+            )
+        return (
+            f"the answer {answer!r} merges into one token with the end of the chat template, "
+            f"{self._chat.tail!r}; take prompt_style bare"
+        )
+
     def sample(self, prompt: str, answer: str, where: str = "") -> Sample:
         """Encode one prompt with its answer.
 
         Args:
             prompt: The prompt, without the answer.
-            answer: The answer; surrounding white space is replaced by exactly one space.
+            answer: The answer; surrounding white space is replaced by `answer_lead`.
             where: File and row, for error messages.
 
         Raises:
@@ -188,7 +270,7 @@ class Encoder:
         """Tokenise a batch of edits: edit, first rephrase, first locality prompt of each.
 
         Args:
-            edits: The edits; each needs a rephrase and a locality prompt.
+            edits: The edits. What one of them lacks is left out of its phase, which may be empty.
             group_size: Samples per loss group.
             sort: Sort each prompt kind by length on its own, as the authors' release does; the
                 three kinds then no longer align row by row.
@@ -198,13 +280,9 @@ class Encoder:
         kinds: tuple[list[Sample], ...] = ([], [], [])
         for edit in edits:
             where = edit.source or edit.edit_id
-            if not edit.rephrases or not edit.locality:
-                missing = "rephrase" if not edit.rephrases else "locality prompt"
-                raise TokenizationError(f"{where}: the edit has no {missing}")
-            local = edit.locality[0]
             kinds[0].append(self.sample(edit.prompt, edit.target, where))
-            kinds[1].append(self.sample(edit.rephrases[0], edit.target, where))
-            kinds[2].append(self.sample(local.prompt, local.answer, where))
+            kinds[1].extend(self.sample(p, edit.target, where) for p in edit.rephrases[:1])
+            kinds[2].extend(self.sample(x.prompt, x.answer, where) for x in edit.locality[:1])
         if sort:
             kinds = tuple(sorted(kind, key=len) for kind in kinds)
         phases = [Phase(tuple(kind), group_size) for kind in kinds]

@@ -95,6 +95,13 @@ def submit(
         check_locations,
     )
 
+    kuberay = {"--out": out, "--image": image, "--claim": claim, "--secret": secret}
+    for option, value in (kuberay if backend == "ray" else {"--include": include}).items():
+        if value:
+            raise SubmitError(
+                f"{option}: --backend {backend} has no use for it; "
+                + ("add --backend kuberay" if backend == "ray" else "the image must hold that code")
+            )
     parsed = load_grid(grid, set_, scale, limit)
     check_locations(lake, cache, tracking)
     check_files(parsed)

@@ -47,7 +47,7 @@ def run(
     A run that was interrupted goes on from where it stopped: give the same command again.
     """
     from pipeline.config import load_grid
-    from pipeline.plan import make_plan, pool_lines
+    from pipeline.plan import make_plan, pool_lines, skip_lines
     from pipeline.results.lake import Lake
     from pipeline.run.driver import run_plan
 
@@ -55,7 +55,7 @@ def run(
     places = Locations.under(results, lake, tracking, cache)
     found = make_plan(parsed, Lake(places.lake), replace)
     console = Console(stderr=True)
-    for line in pool_lines(found.cells):
+    for line in [*pool_lines(found.cells), *skip_lines(found.missing)]:
         console.print(line, highlight=False)
     console.print(f"{len(found.cells)} cells, {len(found.missing)} to run", highlight=False)
     if found.missing:

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from pipeline.cli.options import DEFAULT_RESULTS, GridName, LakeUri, Results, Scale
+from pipeline.cli.options import DEFAULT_RESULTS, GridName, LakeUri, Results
 from pipeline.cli.output import print_table, write_report_files
 from pipeline.locations import Locations
 
@@ -17,7 +17,14 @@ def table(
     results: Results = DEFAULT_RESULTS,
     lake: LakeUri = None,
     format_: Annotated[str, typer.Option("--format", help="md, latex, html or csv.")] = "md",
-    scale: Scale = None,
+    scale: Annotated[
+        str | None,
+        typer.Option(
+            "--scale",
+            help="Show results at scale full, standin or world. Default: for a published table the "
+            "first of these that there are, else all.",
+        ),
+    ] = None,
     check: Annotated[
         bool,
         typer.Option(

@@ -31,9 +31,6 @@ class Measurements:
     def __init__(self, records: Sequence[CellRecord]) -> None:
         self._records = [r for r in records if r.done and r.values.get("edit_ms") is not None]
 
-    def __len__(self) -> int:
-        return len(self._records)
-
     def seconds(self, cell: Cell) -> Seconds | None:
         """Time of a cell by those most like it; None where there is none."""
         alike = self.like(cell)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -12,6 +12,7 @@ from pipeline.cells import Cell
 from pipeline.checkpoints import cached, is_folder, weight_files
 from pipeline.estimate.device import GB
 from pipeline.estimate.workload import BYTES, Workload
+from pipeline.material import material_files
 from pipeline.presets import PRESETS
 
 _ROW_BYTES = 48  # of an edit's row in Parquet, measured on the demo
@@ -34,20 +35,28 @@ class Need:
 
 
 def absent_files(cells: Iterable[Cell]) -> list[str]:
-    """Files of edits and corpora that the grid names and that are not there."""
-    named: dict[str, None] = {}
-    for cell in cells:
-        named |= dict.fromkeys(cell.dataset.files.values())
-        corpus = cell.statistics.corpus
-        if "statistics" in cell.needs and corpus is not None and not corpus.startswith("hf://"):
-            named[corpus] = None
-    return [name for name in named if not Path(name).is_file()]
+    """Local files that the cells read and that are not there."""
+    named = dict.fromkeys(name for cell in cells for name in _files(cell))
+    return [name for name in named if _is_absent(name)]
 
 
 def unknowable(cell: Cell, absent: Sequence[str]) -> bool:
     """Whether a cell's data is not there, so that its identity cannot be told."""
-    corpus = "statistics" in cell.needs and cell.statistics.corpus in absent
-    return corpus or any(name in absent for name in cell.dataset.files.values())
+    return any(name in absent for name in _files(cell))
+
+
+def _files(cell: Cell) -> Iterator[str]:
+    """Files of edits, a corpus, and what the measurements look at."""
+    yield from cell.dataset.files.values()
+    if "statistics" in cell.needs and cell.statistics.corpus is not None:
+        yield cell.statistics.corpus
+    yield from material_files(cell.material, cell.measurements)
+
+
+def _is_absent(location: str) -> bool:
+    """Whether a path leads nowhere. What lies in a store or on a hub is told by opening it."""
+    path, _, _ = location.partition("#sha256=")
+    return "://" not in path and not Path(path).is_file()
 
 
 def model_needs(cell: Cell, architecture: Architecture) -> list[Need]:

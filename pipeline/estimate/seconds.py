@@ -14,6 +14,11 @@ from pipeline.architecture import Architecture
 from pipeline.cells import Cell
 from pipeline.estimate.device import GB, Device, Placement
 from pipeline.estimate.workload import Workload
+from pipeline.material import HARNESS
+from rledit.ability import TASKS
+from rledit.ability.tasks import ITEMS_PER_TASK
+from rledit.metrics import protocol
+from rledit.metrics.fluency import TEXT_TOKENS
 
 TERA = 1e12
 KINDS = 3  # edit, rephrase and locality prompt
@@ -21,6 +26,10 @@ GENERATED_TOKENS = 16
 GPU_LAUNCH, CPU_LAUNCH = 2e-4, 5e-4  # seconds that a layer's operations take however small
 OPEN_SECONDS, OPEN_GB = 3.0, 1.0  # of a worker that opens a model, and GB it reads per second
 WORLD_TOKENS = 12  # of a sentence that a model of the embedded world is trained on
+DOCUMENT_TOKENS = 400  # of a document of running text
+# An item of the ability tests: read once for what is written, once for each of its answers.
+ITEM_PASSES = 4
+ITEM_TOKENS = 100 * ITEM_PASSES
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,7 +39,7 @@ class Seconds:
     Attributes:
         setup: Opening the model, and training before the first edit.
         edit: The whole stream.
-        score: All points.
+        score: All points, and what is measured beside the edits.
         measured: Whether they come from rows of the lake.
     """
 
@@ -168,7 +177,30 @@ def _scoring(model: _Passes) -> float:
     below = model.prompts(KINDS * cell.n_edits, model.work.first_layer, 0)
     above = model.prompts(KINDS * scored, layers - model.work.first_layer, 0)
     generated = 0.0
-    if "generation" in cell.protocols:
+    if any("text" in protocol(name).asks for name in cell.protocols):
         generated = GENERATED_TOKENS * model.forward(KINDS * scored, layers, 0, KINDS * scored)
     references = model.prompts(cell.n_edits, layers, 0)
-    return below + above + generated + references
+    return below + above + generated + references + _measuring(model)
+
+
+def _measuring(model: _Passes) -> float:
+    """Perplexity after every batch, the rest at every point, and all of it before the first edit.
+
+    Consequences of edits are left out: how many there are is in the rows.
+    """
+    cell = model.work.cell
+    names = frozenset(cell.measurements)
+    layers, points = model.work.architecture.layers, 1 + len(model.work.points)
+    seconds = 0.0
+    if "perplexity" in names:
+        tokens = cell.material.documents * (
+            WORLD_TOKENS if cell.model.checkpoint is None else DOCUMENT_TOKENS
+        )
+        seconds += (1 + cell.stream.n_batches) * model.forward(tokens, layers, 0, tokens)
+    if names & {"fluency", "consistency"}:
+        prompts = float(min(cell.material.prompts, cell.n_edits))
+        seconds += points * TEXT_TOKENS * model.forward(prompts, layers, 0, prompts)
+    items = float(len(TASKS) * ITEMS_PER_TASK)
+    for _ in names & {"ability", HARNESS}:
+        seconds += points * model.forward(items * ITEM_TOKENS, layers, 0, items * ITEM_PASSES)
+    return seconds

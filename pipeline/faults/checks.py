@@ -105,7 +105,8 @@ def _unread(places: Locations) -> Iterator[str]:
                 if file.startswith(TEMPORARY_PREFIX) and whole:
                     yield f"{Path(folder, file)} is unfinished and looks whole"
     cache = Path(places.cache)
-    for state in sorted([*cache.glob("states/*"), *cache.glob("trained/*.progress")]):
+    left = ("states/*", "trained/*.progress", "statistics/*/*.progress")
+    for state in sorted(path for place in left for path in cache.glob(place)):
         yield f"{state} was not cleared"
 
 

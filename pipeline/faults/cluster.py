@@ -6,22 +6,20 @@ import logging
 import os
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 import tempfile
 import time
 from collections.abc import Mapping, Sequence
-from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 
 from pipeline.faults import processes
+from pipeline.faults.starting import free_ports, wait_until_up, without_ray
 
 logger = logging.getLogger(__name__)
 
-START_SECONDS = 180.0
 STOP_SECONDS = 15.0
 OBJECT_STORE_BYTES = 80 << 20
 # Every node has an address of its own, and none is reached from another machine. The usual
@@ -71,7 +69,7 @@ class SimulatedCluster:
         self._wanted = nodes
         self._cpus = cpus
         self._environment = {
-            **{k: v for k, v in os.environ.items() if not k.startswith("RAY_")},
+            **without_ray(os.environ),
             **_OWN,
             **environment,
         }
@@ -81,7 +79,7 @@ class SimulatedCluster:
     def __enter__(self) -> SimulatedCluster:
         # Unix sockets lie in it, and their paths may be 107 characters long.
         self._session = Path(tempfile.mkdtemp(prefix="rledit-", dir="/tmp"))
-        port, client = _free_ports(2)
+        port, client = free_ports(2)
         self.address = f"{HEAD_IP}:{port}"
         try:
             self._head = self._start(
@@ -90,7 +88,7 @@ class SimulatedCluster:
                 *("--include-dashboard", "false", "--ray-client-server-port", str(client)),
                 *("--temp-dir", str(self._session)),
             )
-            _wait_until_up(self._head, port, self._folder / "node0.log")
+            wait_until_up(self._head.process, HEAD_IP, port, self._folder / "node0.log")
             self.replenish()
         except BaseException:
             self._stop()
@@ -134,7 +132,7 @@ class SimulatedCluster:
         self._started += 1
         directory = self._folder / name
         directory.mkdir(parents=True)
-        listen, grpc, agent, metrics = _free_ports(4)
+        listen, grpc, agent, metrics = free_ports(4)
         command = [
             *(sys.executable, "-m", "ray.scripts.scripts", "start", "--block", *arguments),
             *("--node-ip-address", ip, "--num-gpus", "0"),
@@ -172,21 +170,3 @@ class SimulatedCluster:
         for node in started:
             node.process.wait()
         shutil.rmtree(self._session, ignore_errors=True)
-
-
-def _free_ports(n: int) -> list[int]:
-    with ExitStack() as stack:
-        sockets = [stack.enter_context(socket.socket()) for _ in range(n)]
-        for each in sockets:
-            each.bind(("127.0.0.1", 0))
-        return [each.getsockname()[1] for each in sockets]
-
-
-def _wait_until_up(head: Node, port: int, log: Path) -> None:
-    deadline = time.monotonic() + START_SECONDS
-    while time.monotonic() < deadline and head.process.poll() is None:
-        with socket.socket() as probe:
-            if probe.connect_ex((HEAD_IP, port)) == 0:
-                return
-        time.sleep(0.1)
-    raise RuntimeError(f"Ray did not start; it wrote:\n{log.read_text()[-4000:]}")

@@ -9,8 +9,8 @@ import signal
 import sys
 import tempfile
 from collections import Counter
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Generator, Iterator, Sequence
+from contextlib import closing, contextmanager
 from dataclasses import asdict
 from pathlib import Path
 
@@ -36,7 +36,7 @@ class FaultRunError(RuntimeError):
     """The undisturbed run failed: there is nothing to disturb."""
 
 
-def fault_run(grid: Path, aims: Sequence[Aim], folder: Path) -> Iterator[Outcome]:
+def fault_run(grid: Path, aims: Sequence[Aim], folder: Path) -> Generator[Outcome, None, None]:
     """Play rounds on a simulated cluster of three nodes, and yield what each found.
 
     Args:
@@ -75,10 +75,11 @@ def run(grid: Path, aims: Sequence[Aim], json_file: Path | None, folder: Path | 
     """
     place = folder or Path(tempfile.mkdtemp(prefix="rledit-faults-"))
     outcomes: list[Outcome] = []
-    for outcome in fault_run(grid, aims, place):
-        outcomes.append(outcome)
-        if json_file is not None:
-            json_file.write_text(json.dumps([asdict(o) for o in outcomes], indent=1))
+    with closing(fault_run(grid, aims, place)) as rounds:
+        for outcome in rounds:
+            outcomes.append(outcome)
+            if json_file is not None:
+                json_file.write_text(json.dumps([asdict(o) for o in outcomes], indent=1))
     clean = not any(outcome.problems for outcome in outcomes)
     console = Console()
     console.print(_table(outcomes))

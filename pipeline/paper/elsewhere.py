@@ -5,14 +5,15 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from pipeline.paper.layout import Layout
-from pipeline.paper.references import Reference, Source, references
+from pipeline.paper.references import SCORE_METRICS, Source, references
 
-_COLUMNS = ("Eff", "Gen", "Spe")
+_ALSO_CALLED = {"Rel": "Eff", "Loc": "Spe"}  # reliability and locality
+_SHARES = ("MEMOIR", "SimIE")  # papers that print 0.84 where others print 84
 
 
 @dataclass(frozen=True, kw_only=True)
 class Elsewhere:
-    """One method's scores in another source, as that one prints them."""
+    """One method's scores in another source, in percent."""
 
     source: Source
     model: str
@@ -32,10 +33,12 @@ def elsewhere(layout: Layout) -> tuple[Elsewhere, ...]:
     models = {model for section in layout.sections for model in section.models}
     datasets = {dataset for section in layout.sections for dataset in section.datasets}
     methods = {_plain(method.label) for method in layout.methods}
-    found: dict[tuple[Source, str, str, str, str], dict[str, Reference]] = {}
+    found: dict[tuple[Source, str, str, str, str], dict[str, float]] = {}
+    confidence: dict[Source, str] = {}
     for reference in references().values():
+        metric = _ALSO_CALLED.get(reference.metric, reference.metric)
         if (
-            reference.metric in _COLUMNS
+            metric in SCORE_METRICS
             and reference.source not in own
             and reference.model.removesuffix("-Instruct") in models
             and reference.dataset in datasets
@@ -48,7 +51,9 @@ def elsewhere(layout: Layout) -> tuple[Elsewhere, ...]:
                 reference.method,
                 reference.setting,
             )
-            found.setdefault(place, {})[reference.metric] = reference
+            factor = 100 if reference.source.paper in _SHARES else 1
+            found.setdefault(place, {})[metric] = factor * reference.value
+            confidence[reference.source] = reference.confidence
     return tuple(
         Elsewhere(
             source=source,
@@ -56,8 +61,8 @@ def elsewhere(layout: Layout) -> tuple[Elsewhere, ...]:
             dataset=dataset,
             method=method,
             setting=setting,
-            confidence=next(iter(scores.values())).confidence,
-            scores=tuple(scores[c].value if c in scores else None for c in _COLUMNS),  # type: ignore[arg-type]
+            confidence=confidence[source],
+            scores=(scores.get("Eff"), scores.get("Gen"), scores.get("Spe")),
         )
         for (source, model, dataset, method, setting), scores in found.items()
     )

@@ -113,8 +113,9 @@ def _sentence(claim: _Claim, measured: Look) -> Sentence:
     subject = next(m for m in claim.methods if m.label == SUBJECT)
     baselines = [m for m in claim.methods if m.label not in _NOT_BASELINES]
     # A baseline without a figure in one section is left out there, and named as included where it
-    # has one at all.
-    there = [m for m in baselines if any(measured(s, m, metric) is not None for s in sections)]
+    # has one beside RLEdit's at all.
+    held = [s for s in sections if measured(s, subject, metric) is not None]
+    there = [m for m in baselines if any(measured(s, m, metric) is not None for s in held)]
 
     def same(section: Section, method: Method, metric: Metric) -> float | None:
         """The published figure, where ours exists as well."""

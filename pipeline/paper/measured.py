@@ -53,6 +53,11 @@ class CellRows:
         """Edits in its stream."""
         return self.stream[0] * self.stream[1]
 
+    @property
+    def template(self) -> str:
+        """How its model was prompted: ``bare``, as the articles do, or ``chat``."""
+        return str(self.identity["model"].get("prompt", {}).get("template", "bare"))
+
 
 @dataclass(frozen=True, kw_only=True)
 class Place:

@@ -9,14 +9,13 @@ from dataclasses import dataclass
 from string import ascii_lowercase
 from typing import Any
 
-import jinja2
-
 from pipeline.paper.elsewhere import Elsewhere, elsewhere
 from pipeline.paper.headline import Sentence
 from pipeline.paper.table import Block, Figure, PaperTable
 from pipeline.results.protocols import definition
 from pipeline.results.rendering import FORMATS, escape_latex, escape_md
 from pipeline.results.tables import ABSENT, TableError
+from pipeline.results.templating import environment
 
 _OTHERS = ("method", "model", "dataset", "setting", "Eff", "Gen", "Spe", "source", "confidence")
 _COLUMNS = (
@@ -54,14 +53,8 @@ def render_paper_table(table: PaperTable, fmt: str = "md") -> str:
         raise TableError(f"unknown format {fmt!r}; choose from {', '.join(FORMATS)}")
     if fmt == "csv":
         return _csv(table)
-    environment = jinja2.Environment(
-        loader=jinja2.PackageLoader("pipeline.paper"),
-        autoescape=fmt == "html",
-        trim_blocks=True,
-        lstrip_blocks=True,
-        undefined=jinja2.StrictUndefined,
-    )
-    environment.filters |= {"md": escape_md, "latex": escape_latex}
+    templates = environment("pipeline.paper", html=fmt == "html")
+    templates.filters |= {"md": escape_md, "latex": escape_latex}
     notes = _Notes({})
     others = [list(_OTHERS), *(_other(row) for row in elsewhere(table.layout))]
     blocks = [_block(block, notes) for block in table.blocks]
@@ -69,7 +62,7 @@ def render_paper_table(table: PaperTable, fmt: str = "md") -> str:
         for block in blocks:
             block["rows"] = _padded([block["heads"], *block["lines"]])
         others = _padded(others)
-    template = environment.get_template(f"paper.{fmt}.j2")
+    template = templates.get_template(f"paper.{fmt}.j2")
     text: str = template.render(
         table=table,
         blocks=blocks,

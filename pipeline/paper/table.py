@@ -215,6 +215,8 @@ def _obstacles(place: Place, dataset: str, used: str, wanted: str) -> list[str]:
         else:
             found += _other_weights(cell)
             found += _other_data(cell, dataset)
+            if cell.template != "bare":
+                found.append(f"prompts in a {cell.template} template instead of bare ones")
     if place.done and place.n_edits != place.asked[0] * place.asked[1]:
         cut = place.n_edits // place.asked[1]
         found.append(f"stream {_stream((cut, place.asked[1]))} instead of {_stream(place.asked)}")

@@ -37,8 +37,8 @@ class Preset:
         revision: Commit of that repository.
         family: Key of `rledit.families.FAMILIES`, and of the stand-in's architecture.
         shape: Sizes of its configuration.
-        instruct: Whether it was tuned on instructions; it is prompted bare all the same, as the
-            published runs do.
+        instruct: Whether it was tuned on instructions, so that it can be asked in a chat; it is
+            prompted bare unless a grid says otherwise, as the published runs do.
         gated: Whether the hub asks for a token with granted access.
         settings: Settings of the methods, by editor and dataset schema.
     """

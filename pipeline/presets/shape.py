@@ -1,13 +1,8 @@
-"""Sizes of a language model, and the memory they come to."""
+"""Sizes of a language model: those of its configuration, and the parameters they come to."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
-
-Dtype = Literal["float32", "bfloat16", "float64"]
-BYTES: dict[Dtype, int] = {"float32": 4, "bfloat16": 2, "float64": 8}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -62,19 +57,6 @@ class Shape:
         final_norm = self.hidden * (2 if self.mlp_bias else 1)
         head_bias = self.vocabulary * self.head_bias
         return embeddings + self.layers * self.layer_parameters + final_norm + head_bias
-
-    def weight_bytes(self, dtype: Dtype = "bfloat16") -> int:
-        """Memory of the weights in one precision, in bytes."""
-        return self.parameters * BYTES[dtype]
-
-    def master_bytes(self, modules: Sequence[str]) -> int:
-        """Memory of the float32 masters of the edited linears, in bytes.
-
-        Args:
-            modules: Shorthands such as ``gate:11-15``; all MLP linears are equally large.
-        """
-        linears = sum(len(layer_numbers(item, self.layers)) for item in modules)
-        return linears * self.hidden * self.intermediate * BYTES["float32"]
 
 
 def layer_numbers(shorthand: str, n_layers: int) -> list[int]:

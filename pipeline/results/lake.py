@@ -1,4 +1,4 @@
-"""The results lake: Parquet shards of cells, and the only file that imports pyarrow.
+"""The results lake: Parquet shards of cells and the protocol by which they are committed.
 
 - One file per cell and table, `TABLE/model=…/editor=…/dataset=…/CELL_KEY.DIGEST.parquet`; a re-run
   replaces its own files and touches no others.
@@ -17,17 +17,11 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-import math
 from collections.abc import Collection, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, fields
 from typing import Any
 from urllib.parse import unquote
-
-import pyarrow as pa
-import pyarrow.dataset as pads
-import pyarrow.fs as pafs
-import pyarrow.parquet as pq
 
 from pipeline.results.layout import (
     SUFFIX,
@@ -35,61 +29,27 @@ from pipeline.results.layout import (
     LakeError,
     as_json,
     checked_files,
-    complete_columns,
     file_name,
     shard_belongs,
     shard_key,
     shard_name,
     utc,
 )
-from pipeline.results.records import CellAddress, CellRecord, CellResult, Status, TableRows
+from pipeline.results.parquet import arrow_table, dataset, read_shard, shard_bytes
+from pipeline.results.records import CellAddress, CellRecord, CellResult, Status
 from pipeline.results.schemas import (
     ADDRESS,
     DATA_TABLES,
     JSON_COLUMNS,
     PARTITION,
-    ROW_KEYS,
-    SCHEMA_VERSION,
     TABLES,
-    VERSION_KEY,
-    Columns,
 )
 from pipeline.storage import Storage, redact
 
 logger = logging.getLogger(__name__)
 
-_TYPES = {
-    "string": pa.string(),
-    "int32": pa.int32(),
-    "float64": pa.float64(),
-    "bool": pa.bool_(),
-    "timestamp": pa.timestamp("us"),
-    "list<string>": pa.list_(pa.string()),
-}
 _WRITERS = 3  # of one cell at a time: more than ever happens
 _READERS = 16  # threads that read manifest rows; on an object store each read is a round trip
-
-
-def _schema(columns: Columns, metadata: Mapping[str, str] | None = None) -> pa.Schema:
-    return pa.schema(
-        [pa.field(name, _TYPES[kind], nullable=not need) for name, (kind, need) in columns.items()],
-        metadata=metadata,
-    )
-
-
-def _stored(columns: Columns) -> Columns:
-    """The columns inside a file: those of the folders are not repeated."""
-    return {name: kind for name, kind in columns.items() if name not in PARTITION}
-
-
-_PARTITIONING = pads.partitioning(
-    pa.schema([(name, pa.string()) for name in PARTITION]), flavor="hive"
-)
-_FILE_SCHEMAS = {
-    table: _schema(_stored(ADDRESS) | columns, {VERSION_KEY: str(SCHEMA_VERSION)})
-    for table, columns in TABLES.items()
-}
-_READ_SCHEMAS = {table: _schema(ADDRESS | columns) for table, columns in TABLES.items()}
 
 
 class Lake:
@@ -128,7 +88,7 @@ class Lake:
                 "finished cells, record_failure the others"
             )
         shards = {
-            table: _to_bytes(_build(table, getattr(result, table), result.address))
+            table: shard_bytes(table, getattr(result, table), result.address)
             for table in DATA_TABLES
         }
         if shards["scores"][1] == 0:
@@ -139,7 +99,7 @@ class Lake:
             path = shard_name(table, result.address, digest)
             files[table] = {"path": path, "rows": rows, "bytes": len(data), "sha256": digest}
         manifest = self._manifest_bytes(result, files)
-        record = _record(_read(manifest, "cells", str(self.storage)), result.address)
+        record = _record(read_shard(manifest, "cells", str(self.storage)), result.address)
         for _ in range(_WRITERS):
             for table in DATA_TABLES:
                 self.storage.write_bytes(files[table]["path"], shards[table][0])
@@ -222,7 +182,7 @@ class Lake:
             raise LakeError(f"cell {address.cell_key}: a failure cannot have status 'done'")
         manifest = self._manifest_bytes(result, {})
         self.storage.write_bytes(shard_name("cells", address), manifest)
-        return _record(_read(manifest, "cells", str(self.storage)), address)
+        return _record(read_shard(manifest, "cells", str(self.storage)), address)
 
     def forget(self, cell_key: str) -> None:
         """Takes a cell out of the lake: its manifest row first, then its shards."""
@@ -240,7 +200,7 @@ class Lake:
         row |= {name: utc(row[name]) for name in ("started_at", "finished_at")}
         row["protocols"] = list(result.protocols)
         row["files"] = json.dumps(files, sort_keys=True)
-        return _to_bytes(_build("cells", [row], result.address))[0]
+        return shard_bytes("cells", [row], result.address)[0]
 
     # Reading -----------------------------------------------------------------------------------
 
@@ -291,10 +251,6 @@ class Lake:
         record = self.record(cell)
         return record is not None and record.done
 
-    def done_keys(self) -> set[str]:
-        """Keys of all cells that are done, from one listing."""
-        return {record.address.cell_key for record in self.manifest() if record.done}
-
     def verify(self, cell_key: str) -> list[str]:
         """Recomputes the sha256 of a cell's files; returns what is wrong, [] if nothing is."""
         record = self.record(cell_key)
@@ -328,8 +284,7 @@ class Lake:
         where = f"{self.storage}: {path}"
         if hashlib.sha256(data).hexdigest() != record.files[table]["sha256"]:
             raise LakeError(f"{where} is not what its manifest row describes; run the cell again")
-        read = _read(data, table, where)
-        return {name: read.column(name).to_pylist() for name in read.column_names}
+        return read_shard(data, table, where)
 
     def result(self, record: CellRecord, tables: Collection[str] = ("scores",)) -> CellResult:
         """The cell as it was committed, with the rows of `tables` only."""
@@ -352,22 +307,10 @@ class Lake:
             An Arrow dataset or table (duckdb scans either) with the columns of the table, those of
             the folders included, as text whatever they look like.
         """
-        schema = _READ_SCHEMAS[table]
         if table == "cells":
-            rows = [_manifest_row(record) for record in records]
-            return pa.Table.from_pylist(rows, schema=schema)
+            return arrow_table(table, [_manifest_row(record) for record in records])
         paths = [record.files[table]["path"] for record in records if record.done]
-        if not paths:
-            return schema.empty_table()
-        filesystem, root = self.storage.filesystem()
-        return pads.dataset(
-            [f"{root}/{path}" for path in paths],
-            schema=schema,
-            format="parquet",
-            filesystem=pafs.LocalFileSystem() if self.storage.is_local else filesystem,
-            partitioning=_PARTITIONING,
-            partition_base_dir=root,
-        )
+        return dataset(table, paths, self.storage)
 
     def _manifest_names(self, cell_key: str) -> list[str]:
         file = file_name(cell_key)
@@ -380,101 +323,24 @@ class Lake:
     def _read_record(self, name: str) -> CellRecord | None:
         try:
             data = self.storage.read_bytes(name)
-            table = _read(data, "cells", f"{self.storage}: {name}")
+            columns = read_shard(data, "cells", f"{self.storage}: {name}")
         except FileNotFoundError:  # removed since it was listed: the cell is being written again
             return None
         except CorruptShard as error:
             logger.warning("%s; the cell counts as missing", error)
             return None
-        return _record(table, _address(table, name))
+        return _record(columns, _address(columns, name))
 
 
-def _build(table: str, rows: TableRows, address: CellAddress) -> pa.Table:
-    """Checks rows against the schema and returns them sorted by their key."""
-    where = f"cell {address.cell_key}, table {table}"
-    columns = complete_columns(rows, TABLES[table], where)
-    n_rows = len(next(iter(columns.values())))
-    for name in _stored(ADDRESS):
-        columns[name] = [getattr(address, name)] * n_rows
-    schema = _FILE_SCHEMAS[table]
-    arrays = [_array(columns[field.name], field, where) for field in schema]
-    built = pa.Table.from_arrays(arrays, schema=schema)
-    keys = ROW_KEYS[table]
-    if keys and n_rows:
-        seen: dict[tuple[Any, ...], int] = {}
-        for i, key in enumerate(zip(*(columns[name] for name in keys), strict=True)):
-            if key in seen:
-                named = ", ".join(f"{name}={value}" for name, value in zip(keys, key, strict=True))
-                raise LakeError(f"{where}: rows {seen[key]} and {i} are both {named}")
-            seen[key] = i
-        built = built.sort_by([(name, "ascending") for name in keys])
-    return built
-
-
-def _array(values: list[Any], field: pa.Field, where: str) -> pa.Array:
-    if not field.nullable:
-        for i, value in enumerate(values):
-            if value is None:
-                raise LakeError(f"{where}, row {i}: column {field.name!r} must have a value")
-    if pa.types.is_floating(field.type) and field.name != "value":
-        # An undefined score is null; only curves may diverge to NaN.
-        values = [None if v is None or math.isnan(v) else v for v in values]
-    if pa.types.is_integer(field.type):
-        for i, value in enumerate(values):
-            if value is not None and not hasattr(value, "__index__"):  # pyarrow would cut 0.5 to 0
-                raise LakeError(
-                    f"{where}, row {i}: column {field.name!r} expects {field.type}, got {value!r}"
-                )
-    try:
-        return pa.array(values, type=field.type)
-    except (pa.ArrowInvalid, pa.ArrowTypeError, OverflowError):
-        for i, value in enumerate(values):
-            try:
-                pa.array([value], type=field.type)
-            except (pa.ArrowInvalid, pa.ArrowTypeError, OverflowError):
-                raise LakeError(
-                    f"{where}, row {i}: column {field.name!r} expects {field.type}, got {value!r}"
-                ) from None
-        raise
-
-
-def _to_bytes(table: pa.Table) -> tuple[bytes, int]:
-    sink = pa.BufferOutputStream()
-    pq.write_table(table, sink, compression="zstd")
-    return sink.getvalue().to_pybytes(), table.num_rows
-
-
-def _read(data: bytes, table: str, where: str) -> pa.Table:
-    """Parses one shard after checking that this code knows its schema."""
-    try:
-        file = pq.ParquetFile(pa.BufferReader(data))
-        version = int((file.schema_arrow.metadata or {}).get(VERSION_KEY.encode(), b"0"))
-        if version > SCHEMA_VERSION:
-            raise LakeError(
-                f"{where} has schema version {version}; this code reads up to {SCHEMA_VERSION}: "
-                "update it, or use the version that wrote the lake"
-            )
-        read = file.read()
-    except (pa.ArrowInvalid, OSError) as error:
-        raise CorruptShard(f"{where} is not a whole Parquet file ({error})") from None
-    missing = [name for name in _FILE_SCHEMAS[table].names if name not in read.column_names]
-    if version < 1 or missing:
-        raise LakeError(
-            f"{where} is not a {table} shard of a lake: schema version {version or 'missing'}, "
-            f"missing columns {missing}"
-        )
-    return read
-
-
-def _address(table: pa.Table, name: str) -> CellAddress:
+def _address(columns: Mapping[str, list[Any]], name: str) -> CellAddress:
     folders = dict(part.split("=", 1) for part in name.split("/")[1:-1])
-    values: dict[str, Any] = {key: table.column(key)[0].as_py() for key in _stored(ADDRESS)}
+    values: dict[str, Any] = {key: columns[key][0] for key in ADDRESS if key not in PARTITION}
     values |= {key: unquote(value) for key, value in folders.items()}
     return CellAddress(**values)
 
 
-def _record(table: pa.Table, address: CellAddress) -> CellRecord:
-    values = {name: table.column(name)[0].as_py() for name in TABLES["cells"]}
+def _record(columns: Mapping[str, list[Any]], address: CellAddress) -> CellRecord:
+    values = {name: columns[name][0] for name in TABLES["cells"]}
     values |= {name: json.loads(values[name]) for name in JSON_COLUMNS}
     return CellRecord(
         address=address,

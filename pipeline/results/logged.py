@@ -10,11 +10,11 @@ from collections.abc import Iterator, Mapping
 from dataclasses import asdict
 from typing import Any
 
-from pipeline.results.records import SCORES, CellResult
+from pipeline.results.records import SCORES, CellResult, prompt_of
 from pipeline.storage import redact, redact_settings
 
 TAGS = ("grid", "cell", "editor", "variant", "model", "dataset", "scale", "status", "data_hash",
-        "code_version")  # fmt: skip
+        "code_version", "prompt")  # fmt: skip
 STREAM = ("seed", "batch_size", "n_batches")
 COSTS = ("train_seconds", "edit_ms", "peak_memory_gb", "n_edits")
 _LONGEST_VALUE = 5900  # characters; MLflow cuts parameters at 6,000
@@ -27,6 +27,7 @@ class Logged:
         address = asdict(result.address)
         named = {**address, "cell": address["cell_key"], "status": result.status}
         named |= {"data_hash": result.data_hash, "code_version": result.code_version}
+        named |= {"prompt": prompt_of(result.identity)}
         self.tags = {"kind": "cell"} | {name: str(named[name] or "") for name in TAGS}
         protocols = {str(row["protocol"]) for row in _rows(result.scores)}
         self.tags["protocols"] = ",".join(sorted(protocols))

@@ -11,7 +11,7 @@ import csv
 import io
 import json
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import date, datetime
 from typing import Any, Literal, TypeAlias
@@ -35,7 +35,8 @@ _ADDRESS_ORDER = "grid, model, dataset, editor, variant, n_batches, batch_size, 
 _VIEWS = {
     "runs": """
         SELECT c.grid, c.cell_key AS cell, c.editor, c.variant, c.model, c.dataset, c.scale,
-               c.seed, c.batch_size, c.n_batches, s.n_edits, s.final, s.protocol, s.efficacy,
+               c.seed, c.batch_size, c.n_batches, s.n_edits, s.final, s.protocol,
+               coalesce(c.identity->>'$.model.prompt.template', 'bare') AS prompt, s.efficacy,
                s.generalization, s.specificity, s.specificity_self, c.train_seconds, c.edit_ms,
                c.peak_memory_gb, c.data_hash, c.code_version, c.status
         FROM lake_cells c LEFT JOIN lake_scores s USING (cell_key)""",
@@ -132,13 +133,35 @@ def runs(
     """Rows of the view `runs`, in the order of their address.
 
     Args:
-        final: keep only the last checkpoint of each cell, and cells without scores.
+        final: keep only the last checkpoint of each cell, and cells without scores. A longer stream
+            that was scored for a shorter one answers for it, with its own costs.
     """
-    where = ["(final OR final IS NULL)"] if final else []
-    where += [] if grid is None else [f"grid = {quoted(grid)}"]
-    condition = f"WHERE {' AND '.join(where)}" if where else ""
+    connection = lake if isinstance(lake, duckdb.DuckDBPyConnection) else connect(lake)
+    of = "TRUE" if grid is None else f"grid = {quoted(grid)}"
     order = f"ORDER BY {_ADDRESS_ORDER}, n_edits, protocol"
-    return query(f"SELECT * FROM runs {condition} {order}", lake).dicts()
+    if not final:
+        return query(f"SELECT * FROM runs WHERE {of} {order}", connection).dicts()
+    own = query(
+        f"SELECT * FROM runs WHERE {of} AND (final OR final IS NULL) {order}", connection
+    ).dicts()
+    prefixes = query(
+        f"""SELECT runs.* REPLACE (shorter AS n_batches, TRUE AS final)
+        FROM (SELECT cell, unnest(CAST(identity->'$.also_after' AS INTEGER[])) AS shorter
+              FROM cells WHERE {of}) JOIN runs USING (cell)
+        WHERE n_edits = shorter * batch_size {order}""",
+        connection,
+    ).dicts()
+    # A stream's own cell comes before a longer one, and one longer one before another.
+    answering = {_place(row): row["cell"] for row in own}
+    own += [
+        row for row in prefixes if answering.setdefault(_place(row), row["cell"]) == row["cell"]
+    ]
+    return sorted(own, key=lambda row: [row[name] for name in _ADDRESS_ORDER.split(", ")])
+
+
+def _place(row: Mapping[str, Any]) -> tuple[Any, ...]:
+    """The address without the cell's key."""
+    return tuple(row[name] for name in _ADDRESS.split(", ") if not name.startswith("cell_key"))
 
 
 def quoted(text: str) -> str:

@@ -13,9 +13,11 @@ SCORES = ("efficacy", "generalization", "specificity", "specificity_self")
 # One row per cell, protocol and checkpoint: what tables are made of, whoever supplies the rows.
 RUN_COLUMNS = (
     "grid", "cell", "editor", "variant", "model", "dataset", "scale", "seed", "batch_size",
-    "n_batches", "n_edits", "final", "protocol", *SCORES, "train_seconds", "edit_ms",
+    "n_batches", "n_edits", "final", "protocol", "prompt", *SCORES, "train_seconds", "edit_ms",
     "peak_memory_gb", "data_hash", "code_version", "status",
 )  # fmt: skip
+
+BARE = "bare"
 
 # A table is given as rows, or as columns of equal length.
 TableRows = Sequence[Mapping[str, Any]] | Mapping[str, Sequence[Any]]
@@ -89,6 +91,13 @@ class CellResult:
     ranks: int = 1
     started_at: datetime | None = None
     finished_at: datetime | None = None
+
+
+def prompt_of(identity: Mapping[str, Any]) -> str:
+    """How a cell's prompts were put, by its identity: ``bare``, or in a ``chat`` template."""
+    model = identity.get("model")
+    said = model.get("prompt") if isinstance(model, Mapping) else None
+    return str(said.get("template", BARE)) if isinstance(said, Mapping) else BARE
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -8,13 +8,12 @@ from collections import Counter
 from collections.abc import Sequence
 from typing import Any
 
-import jinja2
-
 from pipeline.results.protocols import definition
 from pipeline.results.tables import (
     ABSENT,
     ADDRESS_FIELDS,
     COSTS,
+    PROMPT,
     UNEDITED,
     Column,
     Line,
@@ -24,6 +23,7 @@ from pipeline.results.tables import (
     Value,
     stream_label,
 )
+from pipeline.results.templating import environment
 
 FORMATS = ("md", "latex", "html", "csv")
 
@@ -43,14 +43,8 @@ def render_table(table: Table, fmt: str = "md", *, bold_best: bool = False) -> s
         raise TableError(f"unknown format {fmt!r}; choose from {', '.join(FORMATS)}")
     if fmt == "csv":
         return _csv(table)
-    environment = jinja2.Environment(
-        loader=jinja2.PackageLoader("pipeline.results"),
-        autoescape=fmt == "html",
-        trim_blocks=True,
-        lstrip_blocks=True,
-        undefined=jinja2.StrictUndefined,
-    )
-    environment.filters |= {"md": escape_md, "latex": escape_latex}
+    templates = environment("pipeline.results", html=fmt == "html")
+    templates.filters |= {"md": escape_md, "latex": escape_latex}
     best = _best(table) if bold_best else set()
     panels = [
         {
@@ -76,7 +70,7 @@ def render_table(table: Table, fmt: str = "md", *, bold_best: bool = False) -> s
     ]
     if fmt == "md":
         _pad(table, panels)
-    template = environment.get_template(f"table.{fmt}.j2")
+    template = templates.get_template(f"table.{fmt}.j2")
     return template.render(table=table, panels=panels, stream=stream_label).strip() + "\n"
 
 
@@ -147,7 +141,7 @@ def _csv(table: Table) -> str:
     writer = csv.writer(out, lineterminator="\n")
     writer.writerow(
         ["grid", *ADDRESS_FIELDS, "editor", "variant", "n_batches", "batch_size", "protocol",
-         "metric", "mean", "std", "n_seeds", "status"]
+         PROMPT, "metric", "mean", "std", "n_seeds", "status"]
     )  # fmt: skip
     for panel in table.panels:
         for line in table.lines:
@@ -156,7 +150,7 @@ def _csv(table: Table) -> str:
                     continue
                 where = [getattr(line, name) for name in (*ADDRESS_FIELDS, "editor", "variant")]
                 writer.writerow(
-                    [table.grid, *where, *column.stream, panel.protocol, column.metric]
+                    [table.grid, *where, *column.stream, panel.protocol, line.prompt, column.metric]
                     + ["" if x is None else repr(x) for x in (value.mean, value.std)]
                     + [len(value.values), value.status or "done"]
                 )

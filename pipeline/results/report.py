@@ -11,14 +11,13 @@ from dataclasses import dataclass
 from difflib import get_close_matches
 from typing import Any
 
-import jinja2
 from markupsafe import Markup
 
 from pipeline.results import figures
 from pipeline.results.lake import Lake
 from pipeline.results.protocols import SCORE_DEFINITIONS, definition, sorted_protocols
 from pipeline.results.query import Connection, connect, runs
-from pipeline.results.records import CellRecord
+from pipeline.results.records import CellRecord, prompt_of
 from pipeline.results.rendering import format_value, render_table
 from pipeline.results.tables import (
     Column,
@@ -26,6 +25,7 @@ from pipeline.results.tables import (
     editor_label,
     stream_label,
 )
+from pipeline.results.templating import environment
 from pipeline.storage import Storage
 
 logger = logging.getLogger(__name__)
@@ -96,15 +96,9 @@ def _page(
     connection = connect(lake, records)
     rows = runs(connection, grid)
     protocols = sorted_protocols(row["protocol"] for row in rows if row["protocol"] is not None)
-    environment = jinja2.Environment(
-        loader=jinja2.PackageLoader("pipeline.results"),
-        autoescape=True,
-        trim_blocks=True,
-        lstrip_blocks=True,
-        undefined=jinja2.StrictUndefined,
-    )
+    templates = environment("pipeline.results", html=True)
     sections = _sections(connection, grid, rows)
-    text = environment.get_template("report.html.j2").render(
+    text = templates.get_template("report.html.j2").render(
         title=title or f"Lifelong model editing: {grid}",
         grid=grid,
         lake=str(lake.storage),
@@ -229,7 +223,7 @@ def header(records: Sequence[CellRecord], protocols: Sequence[str]) -> list[tupl
     facts = dict(provenance(records))
     # Here the name is enough; which weights it stands for is said at the end of the report.
     facts["model"] = ", ".join(sorted({record.address.model for record in records}))
-    names = ("scale", "model", "data", "streams", "seeds", "code version")
+    names = ("prompts", "scale", "model", "data", "streams", "seeds", "code version")
     found = [("protocol", ", ".join(protocols))] if protocols else []
     return found + [(name, _short_hashes(facts[name])) for name in names if name in facts]
 
@@ -256,6 +250,7 @@ def provenance(records: Sequence[CellRecord]) -> list[tuple[str, str]]:
         ("code version", distinct(v["code_version"] for v in values)),
         ("data", distinct(f"{r.address.dataset} {r.values['data_hash']}" for r in done)),
         ("model", distinct(f"{r.address.model} {r.values['model_hash'] or ''}" for r in done)),
+        ("prompts", distinct(prompt_of(r.values["identity"]) for r in records)),
         ("scale", distinct(r.address.scale for r in records)),
         ("streams", ", ".join(stream_label(s) for s in sorted(streams))),
         ("seeds", ", ".join(map(str, sorted({r.address.seed for r in records})))),

@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from pipeline.results.protocols import SCORE_DEFINITIONS, sorted_protocols
-from pipeline.results.records import SCORES
+from pipeline.results.records import BARE, SCORES
 
 Row = Mapping[str, Any]
 Stream = tuple[int, int]  # (batches, edits per batch)
@@ -27,7 +27,8 @@ FIRST_EDITORS = (UNEDITED, "untrained")  # the references stand above what is co
 COSTS = {"edit_ms": "ms/edit", "train_seconds": "train s"}
 _LABELS = {name: short for name, (short, _) in SCORE_DEFINITIONS.items()} | COSTS
 ADDRESS_FIELDS = ("scale", "model", "dataset")
-_SEED = ("scale", "model", "dataset", "editor", "variant", "n_batches", "batch_size", "seed")
+PROMPT = "prompt"  # an address field where a prompt is not bare
+_SEED = (*ADDRESS_FIELDS, PROMPT, "editor", "variant", "n_batches", "batch_size", "seed")
 
 
 class TableError(ValueError):
@@ -74,11 +75,12 @@ class Column:
 
 @dataclass(frozen=True, kw_only=True)
 class Line:
-    """One method on one model and dataset."""
+    """One method on one model and dataset, asked in one way."""
 
     scale: str
     model: str
     dataset: str
+    prompt: str
     editor: str
     variant: str
 
@@ -166,7 +168,8 @@ def build_table(
     streams = sorted({_stream(row) for row in kept}, key=lambda s: (s[0] * s[1], s))
     columns = tuple(Column(stream=s, metric=m) for s in streams for m in metrics)
     panels = tuple(_panel(protocol, kept, columns) for protocol in asked)
-    values = {name: sorted({getattr(line, name) for line in lines}) for name in ADDRESS_FIELDS}
+    fields = (*ADDRESS_FIELDS, *((PROMPT,) if any(line.prompt != BARE for line in lines) else ()))
+    values = {name: sorted({getattr(line, name) for line in lines}) for name in fields}
     return Table(
         title=title,
         grid=", ".join(sorted({row["grid"] for row in kept})),
@@ -180,7 +183,7 @@ def build_table(
 
 
 def _line(row: Row) -> Line:
-    return Line(**{name: row[name] for name in (*ADDRESS_FIELDS, "editor", "variant")})
+    return Line(**{name: row[name] for name in (*ADDRESS_FIELDS, PROMPT, "editor", "variant")})
 
 
 def _stream(row: Row) -> Stream:
@@ -190,7 +193,7 @@ def _stream(row: Row) -> Stream:
 def _line_order(line: Line, editors: Sequence[str] | None) -> tuple[Any, ...]:
     order = list(FIRST_EDITORS if editors is None else editors)
     place = order.index(line.editor) if line.editor in order else len(order)
-    return (line.scale, line.model, line.dataset, place, line.editor, line.variant)
+    return (line.scale, line.model, line.dataset, line.prompt, place, line.editor, line.variant)
 
 
 def _refuse_duplicates(rows: Sequence[Row]) -> None:

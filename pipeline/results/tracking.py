@@ -34,7 +34,7 @@ from mlflow.exceptions import MlflowException
 from pipeline.results.lake import Lake
 from pipeline.results.liveness import HEARTBEAT, Invocation, own_tags, process_alive
 from pipeline.results.logged import COSTS, STREAM, TAGS, Logged, metric_name
-from pipeline.results.records import RUN_COLUMNS, SCORES, CellResult
+from pipeline.results.records import BARE, RUN_COLUMNS, SCORES, CellResult
 from pipeline.results.tracking_uri import (
     DEFAULT_URI,
     TrackingError,
@@ -329,6 +329,7 @@ def _run_rows(values: Mapping[str, Any]) -> list[dict[str, Any]]:
             "final": True if done else None,
             "protocol": protocol,
             "data_hash": tags["data_hash"] or None,
+            "prompt": tags["prompt"] or BARE,
         }
         rows.append({name: row[name] for name in RUN_COLUMNS})
     return rows

@@ -24,6 +24,7 @@ from pipeline.run.lease import LeaseLost
 from pipeline.run.ranks import find_rendezvous, joined, open_rendezvous, use_network_of
 from pipeline.run.report import Report, Stage, watched
 from pipeline.run.tasks import Task, perform
+from pipeline.storage import redact
 
 logger = logging.getLogger(__name__)
 
@@ -171,8 +172,9 @@ def _outcome(reference: Any) -> Outcome:
     except RayTaskError as error:
         cause = error.cause if isinstance(error.cause, BaseException) else error
         if not isinstance(cause, LeaseLost):
-            logger.error("%s", error)
-        return Outcome(reason=f"{type(cause).__name__}: {cause}", died=isinstance(cause, LeaseLost))
+            logger.error("%s", redact(str(error)))
+        reason = redact(f"{type(cause).__name__}: {cause}")
+        return Outcome(reason=reason, died=isinstance(cause, LeaseLost))
     except RayError as error:
         return Outcome(reason=f"{type(error).__name__}: {_first_line(error)}", died=True)
     return Outcome()

@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import logging
-import signal
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
-from types import FrameType
+from collections.abc import Callable, Mapping
+from contextlib import closing
 
 from rich.console import Console
 
@@ -19,6 +17,7 @@ from pipeline.results.tracking_uri import TrackingError
 from pipeline.run.board import Progress
 from pipeline.run.cell import record_failure, record_skip
 from pipeline.run.display import Display
+from pipeline.run.ending import ended_by_signal
 from pipeline.run.fleet import local_fleet, remote_fleet, require_room, run_tasks
 from pipeline.run.heartbeat import Heartbeat
 from pipeline.run.queue import Finished
@@ -26,10 +25,6 @@ from pipeline.run.tasks import Task, tasks_of
 from pipeline.run.tidy import tidy
 
 logger = logging.getLogger(__name__)
-
-
-class Terminated(Exception):
-    """The process was told to end."""
 
 
 def run_plan(
@@ -54,47 +49,67 @@ def run_plan(
 
     Returns:
         The number of cells that failed.
+
+    Raises:
+        Terminated: The process was told to end.
     """
     lake = Lake(locations.lake)
-    tracker = Tracker(locations.tracking, grid.name)
-    tracker.sweep()
-    parent = tracker.start(f"run {grid.name}", tags)
-    status = "KILLED"
-    try:
-        for key in plan.outdated:
-            lake.forget(key)
-        failed = 0
-        for cell in plan.missing:
-            if cell.obstacle is not None and plan.failed.get(cell.key) != cell.obstacle:
-                record_skip(cell, lake, cell.obstacle)
-        tasks = tasks_of([cell for cell in plan.missing if cell.obstacle is None])
-        if tasks:
-            with (
-                _ended_by_signal(),
-                remote_fleet(address) if address else local_fleet(workers) as slots,
-                _ended_by_signal(),  # again: starting Ray puts its own, deadly, handler there
-                Display(tasks, slots, console) as display,
-            ):
-                if not address:
-                    require_room(tasks)
-                beat = Heartbeat(tracker, parent, display.counts)
+    with ended_by_signal() as check:
+        tracker = Tracker(locations.tracking, grid.name)
+        tracker.sweep()
+        parent = tracker.start(f"run {grid.name}", tags)
+        status = "KILLED"
+        try:
+            for key in plan.outdated:
+                lake.forget(key)
+            for cell in plan.missing:
+                if cell.obstacle is not None and plan.failed.get(cell.key) != cell.obstacle:
+                    record_skip(cell, lake, cell.obstacle)
+            tasks = tasks_of([cell for cell in plan.missing if cell.obstacle is None])
+            failed = 0
+            if tasks:
+                with (
+                    remote_fleet(address) if address else local_fleet(workers) as slots,
+                    Display(tasks, slots, console) as display,
+                ):
+                    if not address:
+                        require_room(tasks)
+                    failed = _run_tasks(tasks, locations, display, tracker, parent, check)
+            tidy(grid.name, locations)
+            _warned(
+                lambda: tracker.rebuild(lake, parent),
+                "`rledit rebuild` makes it equal to the lake",
+            )
+            status = "FAILED" if failed else "FINISHED"
+            return failed
+        finally:
+            _warned(lambda: tracker.finish(parent, status), "`rledit sweep` closes the run")
 
-                def progress(running: Mapping[str, Progress]) -> None:
-                    display.progress(running)
-                    beat.progress(running)
 
-                for finished in run_tasks(tasks, locations, progress):
-                    display.finished(finished)
-                    if finished.task.kind == "edit":
-                        failed += _settle(finished, lake, tracker, parent)
-        tidy(grid.name, locations)
-        _warned(
-            lambda: tracker.rebuild(lake, parent), "`rledit rebuild` makes it equal to the lake"
-        )
-        status = "FAILED" if failed else "FINISHED"
-        return failed
-    finally:
-        _warned(lambda: tracker.finish(parent, status), "`rledit sweep` closes the run")
+def _run_tasks(
+    tasks: Mapping[str, Task],
+    locations: Locations,
+    display: Display,
+    tracker: Tracker,
+    parent: str,
+    check: Callable[[], None],
+) -> int:
+    """Run tasks on the fleet that is up; returns the number of cells that failed."""
+    lake, beat = Lake(locations.lake), Heartbeat(tracker, parent, display.counts)
+
+    def progress(running: Mapping[str, Progress]) -> None:
+        check()
+        display.progress(running)
+        beat.progress(running)
+
+    failed = 0
+    # Closed here, whatever ends it: its workers and its board go before Ray does.
+    with closing(run_tasks(tasks, locations, progress)) as ended:
+        for finished in ended:
+            display.finished(finished)
+            if finished.task.kind == "edit":
+                failed += _settle(finished, lake, tracker, parent)
+    return failed
 
 
 def _settle(finished: Finished, lake: Lake, tracker: Tracker, parent: str) -> bool:
@@ -121,22 +136,3 @@ def _warned(track: Callable[[], object], remedy: str) -> None:
         track()
     except TrackingError as error:
         logger.warning("%s; %s", error, remedy)
-
-
-@contextmanager
-def _ended_by_signal() -> Iterator[None]:
-    """Turn SIGTERM into an exception, so that Ray and the tracked run are closed properly."""
-
-    def end(_: int, __: FrameType | None) -> None:
-        raise Terminated("ended by SIGTERM; run the same command again to go on from here")
-
-    before = signal.signal(signal.SIGTERM, end)
-    try:
-        yield
-    except SystemError as error:
-        # What is raised inside Ray's compiled code comes out as the cause of this.
-        if isinstance(error.__cause__, Terminated):
-            raise error.__cause__ from None
-        raise
-    finally:
-        signal.signal(signal.SIGTERM, before)

@@ -6,7 +6,7 @@ import logging
 import os
 import time
 import uuid
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Generator, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -22,6 +22,7 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 from pipeline.locations import Locations
 from pipeline.run.attempts import Attempt, Order, Outcome, begin
 from pipeline.run.board import Board, Progress
+from pipeline.run.ending import handler_kept
 from pipeline.run.queue import Finished, Queue
 from pipeline.run.tasks import Task
 from pipeline.yaml_location import ConfigError
@@ -67,15 +68,16 @@ def local_fleet(cpus: int | None = None) -> Iterator[int]:
 
 
 def _start(cores: int) -> None:
-    ray.init(
-        address="local",
-        num_cpus=cores,
-        include_dashboard=False,
-        log_to_driver=False,
-        logging_level=logging.ERROR,
-        object_store_memory=OBJECT_STORE_BYTES,
-        _node_ip_address="127.0.0.1",
-    )
+    with handler_kept(block=False):
+        ray.init(
+            address="local",
+            num_cpus=cores,
+            include_dashboard=False,
+            log_to_driver=False,
+            logging_level=logging.ERROR,
+            object_store_memory=OBJECT_STORE_BYTES,
+            _node_ip_address="127.0.0.1",
+        )
 
 
 @contextmanager
@@ -91,7 +93,8 @@ def remote_fleet(address: str) -> Iterator[int]:
     """
     if address.removeprefix("ray://").rpartition(":")[0] in _LOOPBACK:
         _stay_on_loopback()
-    ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR)
+    with handler_kept(block=True):
+        ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR)
     try:
         yield max(1, int(ray.cluster_resources().get("CPU", 1)))
     finally:
@@ -112,7 +115,7 @@ def run_tasks(
     tasks: Mapping[str, Task],
     locations: Locations,
     on_progress: Callable[[Mapping[str, Progress]], None],
-) -> Iterator[Finished]:
+) -> Generator[Finished, None, None]:
     """Run tasks as their dependencies allow; yield each as it ends.
 
     A task whose worker dies is tried again, up to `WORKER_RETRIES` times; where several processes

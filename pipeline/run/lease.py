@@ -27,7 +27,7 @@ import psutil
 
 from pipeline.run.gang import Gang
 from pipeline.run.report import Report, Stage
-from pipeline.storage import Storage
+from pipeline.storage import Storage, redact
 
 logger = logging.getLogger(__name__)
 
@@ -47,7 +47,7 @@ class Lease:
         storage: The cache.
         key: What the work is.
         run: Invocation of the driver: it gives a task to one process at a time, so a later one
-            takes over from an earlier one of the same invocation.
+            takes over from an earlier one of the same invocation. Empty where there is no driver.
     """
 
     def __init__(self, storage: Storage, key: str, run: str) -> None:
@@ -66,11 +66,13 @@ class Lease:
         self._since = 0.0
         self._ended = threading.Event()
         self._lost = threading.Event()
+        self._keeper: threading.Thread | None = None
 
     def attempt(self) -> bool:
         """Try to get the lease; returns whether it is held now."""
         if self._storage.create_bytes(self._name, self._content()):
-            threading.Thread(target=self._renew, daemon=True).start()
+            self._keeper = threading.Thread(target=self._renew, daemon=True)
+            self._keeper.start()
             return True
         other = self._read()
         if other is not None and self._is_free(other) and self._read() == other:
@@ -80,8 +82,10 @@ class Lease:
         return False
 
     def release(self) -> None:
-        """Give the lease back."""
+        """Give the lease back, if it is held."""
         self._ended.set()
+        if self._keeper is not None:
+            self._keeper.join()  # a renewal under way would bring the lease back
         if self._is_ours(self._read()):
             self._storage.delete(self._name)
 
@@ -104,11 +108,11 @@ class Lease:
                     return
                 self._claim["renewed"] += 1
                 self._storage.write_bytes(self._name, self._content())
-            except OSError as error:
-                logger.warning("%s cannot be renewed: %s", self._name, error)
+            except Exception as error:  # drivers of object stores raise classes of their own
+                logger.warning("%s cannot be renewed: %s", self._name, redact(str(error)))
 
     def _is_free(self, other: dict[str, Any]) -> bool:
-        if other["run"] == self._claim["run"]:
+        if other["run"] and other["run"] == self._claim["run"]:
             return True
         if other["place"] == self._claim["place"] and not _alive(other["pid"], other["born"]):
             return True
@@ -138,9 +142,9 @@ def leased(storage: Storage, key: str, run: str, gang: Gang, report: Report) -> 
         `report`, which raises `LeaseLost` where another process has taken over.
     """
     lease = Lease(storage, key, run)
-    while not gang.decide(gang.leads and lease.attempt()):
-        time.sleep(POLL_SECONDS)
     try:
+        while not gang.decide(gang.leads and lease.attempt()):
+            time.sleep(POLL_SECONDS)
         yield lease.guard(report) if gang.leads else report
     finally:
         if gang.leads:

@@ -45,8 +45,13 @@ class Queue:
         return self._tasks[self._ready.popleft()] if self._ready else None
 
     def interruptions(self, task: Task) -> tuple[str, ...]:
-        """Why earlier attempts at a task ended."""
-        return tuple(self._interruptions.get(task.key, ()))
+        """Why earlier attempts at a task, and at what it needs, ended."""
+        needed = (
+            f"{self._tasks[key].label}: {reason}"
+            for key in task.needs
+            for reason in self._interruptions.get(key, ())
+        )
+        return (*needed, *self._interruptions.get(task.key, ()))
 
     def done(self, task: Task) -> Iterator[Finished]:
         """A task is done, and what waited for it may start."""

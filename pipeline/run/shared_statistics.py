@@ -7,7 +7,6 @@ where it does not: moments of another model look like the right ones.
 from __future__ import annotations
 
 import logging
-import shutil
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -73,12 +72,7 @@ def import_statistics(cells: Sequence[Cell], cache: Cache, folder: Path) -> list
         identity = read_moment(path).identity
         taken.append((path, identity.module, _asked(path, identity, list(wanted.values()))))
     for path, module, name in taken:
-        target = cache.folder / name
-        target.parent.mkdir(parents=True, exist_ok=True)
-        partial = target.with_name(f".importing-{target.name}")
-        shutil.copyfile(path, partial)
-        partial.replace(target)
-        cache.publish(name)
+        cache.storage.upload(path, name)
         logger.info("%s: second moment of %s", path, module)
     return [module for _, module, _ in taken]
 

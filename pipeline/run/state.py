@@ -48,6 +48,11 @@ class StateFolder:
         facts = {**pointer["facts"], "version": pointer["version"]}
         return load(self._storage.read_bytes(pointer["tensors"])), facts
 
+    def facts(self) -> dict[str, Any]:
+        """Facts of the newest state, whether or not its tensors are there; none without one."""
+        pointer = self._pointer()
+        return {} if pointer is None else dict(pointer["facts"])
+
     def save(self, tensors: Mapping[str, Tensor], facts: Mapping[str, Any], version: int) -> None:
         """Make a state the newest; the one before it is removed afterwards."""
         name = f"{version:08d}-{uuid.uuid4().hex[:12]}.safetensors"
@@ -60,18 +65,25 @@ class StateFolder:
             self._storage.delete(before["tensors"])
 
     def clear(self) -> None:
-        """Forget the state."""
-        self._storage.delete(_POINTER)
+        """Forget the state; the pointer goes last, so that what is left half-way is known."""
         for name in self._storage.list():
-            self._storage.delete(name)
+            if name != _POINTER:
+                self._storage.delete(name)
+        self._storage.delete(_POINTER)
         folder = self._storage.local_path()
         if folder is not None and folder.is_dir() and not any(folder.iterdir()):
             folder.rmdir()
 
-    def _newest(self) -> dict[str, Any] | None:
+    def _pointer(self) -> dict[str, Any] | None:
         try:
             pointer: dict[str, Any] = json.loads(self._storage.read_bytes(_POINTER))
         except FileNotFoundError:
+            return None
+        return pointer
+
+    def _newest(self) -> dict[str, Any] | None:
+        pointer = self._pointer()
+        if pointer is None:
             return None
         # A payload is gone only where another process has saved or cleared meanwhile; a state
         # without a version is one of an earlier release.

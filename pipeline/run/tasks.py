@@ -7,7 +7,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
-from pipeline.cells import Cell, digest
+from pipeline.cells import Cell
+from pipeline.identity import digest
 from pipeline.locations import Locations
 from pipeline.resources import ResourcesEntry
 from pipeline.results.lake import Lake

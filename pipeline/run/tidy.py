@@ -6,6 +6,7 @@ import logging
 
 from pipeline.locations import Locations
 from pipeline.results.lake import Lake
+from pipeline.run.stages.statistics import finished_sums
 from pipeline.storage import Storage
 
 logger = logging.getLogger(__name__)
@@ -14,7 +15,7 @@ PROGRESS = ".progress"
 
 
 def tidy(grid: str, locations: Locations) -> list[str]:
-    """Remove resume states of finished cells and trainings, and shards no manifest names.
+    """Remove resume states of finished cells, trainings and sums, and shards no manifest names.
 
     Whatever is still being worked on is left alone. One listing of each place.
 
@@ -35,6 +36,7 @@ def tidy(grid: str, locations: Locations) -> list[str]:
         for name in trained
         if PROGRESS in name and f"{name.partition(PROGRESS)[0]}.safetensors" in trained
     ]
+    states += finished_sums(cache)
     for name in states:
         cache.delete(name)
         folder = cache.local_path(name.rsplit("/", 1)[0])

@@ -28,6 +28,7 @@ from transformers.integrations import HfDeepSpeedConfig
 
 from pipeline.run import operators
 from pipeline.run.checkpoint import CheckpointFiles
+from rledit.chat import PromptStyle
 from rledit.model import EditableModel, Execution
 
 # DeepSpeed reads these when it is imported.
@@ -48,11 +49,9 @@ class ZeroSettings:
 
     Attributes:
         offload: Keep the slices in host memory and bring them to the GPU module by module.
-        pin_memory: Page-lock offloaded slices: faster copies, memory the host cannot swap.
     """
 
     offload: Offload = "none"
-    pin_memory: bool = False
 
     def config(self, dtype: torch.dtype) -> dict[str, Any]:
         """DeepSpeed's configuration for a frozen model of that type."""
@@ -65,7 +64,7 @@ class ZeroSettings:
             "stage3_max_reuse_distance": 0,
         }
         if self.offload == "cpu":
-            zero["offload_param"] = {"device": "cpu", "pin_memory": self.pin_memory}
+            zero["offload_param"] = {"device": "cpu", "pin_memory": False}
         config: dict[str, Any] = {"train_micro_batch_size_per_gpu": 1, "zero_optimization": zero}
         if dtype in _PRECISIONS:
             config[_PRECISIONS[dtype]] = {"enabled": True}
@@ -117,6 +116,7 @@ def open_sharded(
     settings: ZeroSettings | None = None,
     execution: Execution | None = None,
     with_tokenizer: bool = True,
+    prompt_style: PromptStyle = "bare",
 ) -> EditableModel:
     """Open a checkpoint sharded over the ranks of the process group, ready for editing.
 
@@ -130,6 +130,7 @@ def open_sharded(
         settings: How the model is sharded.
         execution: How passes are run.
         with_tokenizer: Off where samples are already tokens.
+        prompt_style: How prompts are put to the model.
 
     Raises:
         ValueError: The checkpoint is not one of this model in safetensors, or the type cannot be
@@ -149,7 +150,7 @@ def open_sharded(
     del marker
     _fill(model, files)
     tokenizer = AutoTokenizer.from_pretrained(folder) if with_tokenizer else None
-    return _editable(model, zero, tokenizer, modules, execution)
+    return _editable(model, zero, tokenizer, modules, execution, prompt_style)
 
 
 def shard(
@@ -209,10 +210,14 @@ def _editable(
     tokenizer: Any | None,
     modules: Sequence[str],
     execution: Execution | None,
+    prompt_style: PromptStyle = "bare",
 ) -> EditableModel:
     engine, *_ = deepspeed.initialize(model=model.eval().requires_grad_(False), config=zero)
     logger.info("this rank holds %.0f%% of the parameters", 100 * held_share(engine.module))
-    return EditableModel(engine.module, tokenizer, modules, execution, ShardedAccess(engine))
+    access = ShardedAccess(engine)
+    return EditableModel(
+        engine.module, tokenizer, modules, execution, access, prompt_style=prompt_style
+    )
 
 
 def _fill(model: nn.Module, files: CheckpointFiles) -> None:

@@ -156,8 +156,8 @@ def _whole_fleet(cluster: SimulatedCluster, slots: int) -> Iterator[None]:
 
 def planning_seconds(cells: int, folder: Path) -> float:
     """What it takes to plan a trivial grid into a lake that has none of it."""
-    grid = sleeping_grid(cells, 0.0)
     began = time.perf_counter()
+    grid = sleeping_grid(cells, 0.0)
     plan = make_plan(grid, Lake(str(folder / "planned")))
     tasks_of(plan.missing)
     return time.perf_counter() - began

@@ -11,10 +11,11 @@ from rich.console import Console
 
 from pipeline.locations import Locations
 from pipeline.logs import configure_logging
-from pipeline.plan import make_plan, pool_lines
+from pipeline.plan import make_plan, pool_lines, skip_lines
 from pipeline.preflight import preflight
 from pipeline.results.lake import Lake
 from pipeline.run.driver import run_plan
+from pipeline.run.ending import ended_by_signal
 from pipeline.submit.probe import FAILED, PASSED, probe
 from pipeline.submit.ray_cluster import on_every_node
 from pipeline.submit.record import write_record
@@ -34,16 +35,24 @@ def execute(path: Path, address: str = "auto") -> int:
 
     Returns:
         0 when every cell is done, else 1.
+
+    Raises:
+        Terminated: The job was told to end, as by `rledit cancel`.
     """
     configure_logging()
-    submission = Submission.read(path)
+    with ended_by_signal():
+        return _execute(Submission.read(path), address)
+
+
+def _execute(submission: Submission, address: str) -> int:
     places = _locations(submission)
     if not _probed(submission, places, address):
         return 1
     grid = submission.parsed()
     plan = make_plan(grid, Lake(places.lake), submission.replace)
     write_record(places.lake, submission.name, grid.name, [cell.key for cell in plan.cells])
-    for line in (*pool_lines(plan.cells), f"{len(plan.cells)} cells, {len(plan.missing)} to run"):
+    counts = f"{len(plan.cells)} cells, {len(plan.missing)} to run"
+    for line in (*pool_lines(plan.cells), *skip_lines(plan.missing), counts):
         logger.info("%s", line)
     if plan.missing:
         preflight(plan.missing)

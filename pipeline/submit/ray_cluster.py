@@ -22,6 +22,7 @@ from ray.exceptions import AuthenticationError, GetTimeoutError, RayError
 from ray.job_submission import JobStatus, JobSubmissionClient
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
+from pipeline.run.ending import handler_kept
 from pipeline.storage import redact
 from pipeline.submit.submission import SubmitError
 
@@ -103,22 +104,27 @@ class JobServer:
         """
         runtime = {"working_dir": str(folder), "env_vars": dict(environment)}
         try:
-            self._client.submit_job(
-                entrypoint=entrypoint,
-                submission_id=name,
-                runtime_env=runtime,
-                metadata=dict(metadata),
+            self._reach(
+                lambda: self._client.submit_job(
+                    entrypoint=entrypoint,
+                    submission_id=name,
+                    runtime_env=runtime,
+                    metadata=dict(metadata),
+                )
             )
-        except RuntimeError as error:
+        except _Refused as error:
             if "already exists" in str(error):
-                raise SubmitError(f"{name} has been submitted by somebody else just now") from None
+                raise SubmitError(
+                    f"{name} has been submitted by somebody else just now; follow it with "
+                    f"`rledit status {name} --address {self.address}`"
+                ) from None
             raise SubmitError(f"{self.address} refuses {name}: {_last_line(error)}") from None
 
     def job(self, name: str) -> Job | None:
         """A job by its submission id, None if there is none."""
         try:
-            return _job(self._client.get_job_info(name))
-        except RuntimeError as error:
+            return _job(self._reach(lambda: self._client.get_job_info(name)))
+        except _Refused as error:
             if "does not exist" in str(error):
                 return None
             raise SubmitError(f"{self.address}: {_last_line(error)}") from None
@@ -149,19 +155,29 @@ class JobServer:
 
     def _ask(self, question: Callable[[], Any]) -> Any:
         try:
+            return self._reach(question)
+        except _Refused as error:
+            raise SubmitError(f"{self.address}: {_last_line(error)}") from None
+
+    def _reach(self, question: Callable[[], Any]) -> Any:
+        try:
             return question()
         except AuthenticationError:
             raise SubmitError(
                 f"{self.address} does not accept this client: set RAY_AUTH_MODE=token and give the "
                 "cluster's token in ~/.ray/auth_token or the file RAY_AUTH_TOKEN_PATH"
             ) from None
-        except ConnectionError as error:
+        except OSError as error:  # a connection that fails later is no ConnectionError
             raise SubmitError(
                 f"no job server at {self.address} ({_last_line(error)}); is the cluster up, and "
                 "the tunnel to it (ray dashboard cluster.yaml)?"
             ) from None
         except RuntimeError as error:
-            raise SubmitError(f"{self.address}: {_last_line(error)}") from None
+            raise _Refused(str(error)) from None
+
+
+class _Refused(Exception):
+    """The server's answer is an error."""
 
 
 def on_every_node(
@@ -177,7 +193,8 @@ def on_every_node(
     Returns:
         What is wrong, by node.
     """
-    ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR)
+    with handler_kept(block=True):
+        ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR)
     try:
         nodes = {_node_name(node): node["NodeID"] for node in ray.nodes() if node["Alive"]}
         answers = {

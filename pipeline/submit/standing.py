@@ -79,7 +79,10 @@ def job_lines(job: Job, lake: str | None = None, tracking: str | None = None) ->
     if grid is None:
         return
     lake = lake or job.metadata.get("lake", "")
-    yield from _cell_lines(cells_of_grid(lake, grid, job.name))
+    if Lake(lake).exists():
+        yield from _cell_lines(cells_of_grid(lake, grid, job.name))
+    else:
+        yield f"  {redact(lake)} is not there (yet), seen from here; say with --lake where it is"
     tracking = tracking or job.metadata.get("tracking")
     if tracking and not job.over:
         yield from _tracked_lines(tracking, grid, job.name)

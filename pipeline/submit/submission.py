@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
-from pipeline.cells import digest
 from pipeline.config import Grid, parse_grid
+from pipeline.identity import digest
 from pipeline.storage import redact
 from pipeline.yaml_location import Located
 

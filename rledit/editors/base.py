@@ -10,6 +10,7 @@ from torch import Tensor
 
 from rledit.locate.statistics import SecondMoment
 from rledit.model import EditableModel
+from rledit.records import Probe
 from rledit.tokenization import EditBatch
 
 Need = Literal["train", "subject", "statistics", "training_data"]
@@ -35,10 +36,14 @@ class Editor(ABC):
             a configuration needs. `train`: a network trained before the stream; `subject`: edits
             with text and a subject; `statistics`: second moments, see `load_statistics`;
             `training_data`: see `load_training_data`.
+        trains_on: Prompts beside the edits' own that its training learns from, at most;
+            `trains_on_of` tells a configuration's. The edits of the train pool must have them,
+            those of the stream need not.
         linears: Which linears can be edited: any, the ones that write into the residual stream
             (`down`), or exactly one of those.
         prefix_safe: Whether the first k batches of a longer stream give the same model as a
-            stream of k batches, so that a longer run can answer for a shorter one.
+            stream of k batches, so that a longer run can answer for a shorter one. An editor
+            that trains on a stream of its own length, or replays, is not.
         shardable: Whether the model may be sharded over ranks: not where a loss is differentiated
             with respect to whole matrices.
     """
@@ -46,8 +51,9 @@ class Editor(ABC):
     name: ClassVar[str]
     Config: ClassVar[type]
     needs: ClassVar[frozenset[Need]] = frozenset()
+    trains_on: ClassVar[frozenset[Probe]] = frozenset()
     linears: ClassVar[Linears] = "any"
-    prefix_safe: ClassVar[bool] = True
+    prefix_safe: ClassVar[bool] = False
     shardable: ClassVar[bool] = True
 
     def __init__(self, model: EditableModel, config: Any) -> None:
@@ -59,6 +65,11 @@ class Editor(ABC):
     def needs_of(cls, config: Any) -> frozenset[Need]:
         """What an editor of this configuration needs."""
         return cls.needs
+
+    @classmethod
+    def trains_on_of(cls, config: Any) -> frozenset[Probe]:
+        """What the training of an editor of this configuration learns from."""
+        return cls.trains_on
 
     def load_statistics(self, statistics: Mapping[str, SecondMoment]) -> None:
         """Take the second moments of the edited linears' inputs, before the stream.

@@ -65,6 +65,7 @@ class FineTuning(Editor):
     name = "ft"
     Config = FineTuningConfig
     config: FineTuningConfig
+    prefix_safe = True
     shardable = False
 
     def edit(self, batch: EditBatch) -> dict[str, float]:
@@ -101,7 +102,8 @@ def prompt_end(encoder: Encoder, edits: Sequence[Edit]) -> PromptEndLikelihood:
     tokenizer = encoder.tokenizer
     if tokenizer.pad_token_id is None:
         raise TokenizationError("the objective prompt_end pads targets: set tokenizer.pad_token")
-    rows = [list(tokenizer(f" {edit.target.strip()}")["input_ids"]) for edit in edits]
+    lead = encoder.answer_lead
+    rows = [list(tokenizer(f"{lead}{edit.target.strip()}")["input_ids"]) for edit in edits]
     width = max(len(row) for row in rows)
     padded = [row + [tokenizer.pad_token_id] * (width - len(row)) for row in rows]
     targets = torch.tensor(padded, dtype=torch.long)

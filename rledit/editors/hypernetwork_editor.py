@@ -22,6 +22,7 @@ from rledit.editors.moment_editor import MomentEditor, Proposal, Shape
 from rledit.hypernetwork import Hypernetwork, StepForm
 from rledit.model import EditableModel
 from rledit.moments import Formula
+from rledit.records import Probe
 from rledit.reward import KLReference, LocalityGradient, ReferenceCache, Reward, RewardConfig
 from rledit.shift import Solution, solve_normal_equation
 from rledit.tokenization import EditBatch
@@ -47,7 +48,7 @@ class HypernetworkConfig:
         loss_group: Samples per loss group; part of the numerics.
         transition: Carry the edited weights from batch to batch while training.
         optimise: Optimiser step once per trajectory, or after every batch.
-        train_steps: Trajectories to train on.
+        train_steps: Optimiser steps, each on `trajectories_per_step` trajectories.
         trajectory_batches: Batches per trajectory; None: as many as the stream has.
         trajectories_per_step: Trajectories whose gradients are averaged in one optimiser step.
             Lifelong moments run on from one to the next.
@@ -125,7 +126,12 @@ class HypernetworkEditor(TrainableEditor, MomentEditor):
     """An editor whose shifts come from a trained hypernetwork, one per linear shape."""
 
     config: HypernetworkConfig
-    prefix_safe = False
+    trains_on: ClassVar[frozenset[Probe]] = frozenset({"rephrase", "locality prompt"})
+
+    @classmethod
+    def trains_on_of(cls, config: HypernetworkConfig) -> frozenset[Probe]:
+        """Rephrases, and locality prompts where they count in the reward."""
+        return cls.trains_on if config.loc_coef else cls.trains_on - {"locality prompt"}
 
     def __init__(self, model: EditableModel, config: HypernetworkConfig) -> None:
         self.conventions = config.conventions()
@@ -254,6 +260,7 @@ class HypernetworkEditor(TrainableEditor, MomentEditor):
 
     def _train_batch(self, batch: EditBatch, reward: Reward, weight: float) -> dict[str, float]:
         """Edit with one batch and add the gradient of its reward to the networks."""
+        batch.require(self.trains_on_of(self.config))
         with torch.enable_grad():
             proposal = self.propose(batch)
         reward.observe(batch)

@@ -72,6 +72,7 @@ class LocateEditor(Editor):
 
     needs: ClassVar[frozenset[Need]] = frozenset({"subject", "statistics"})
     linears: ClassVar[Linears] = "down"
+    prefix_safe = True
     averaging: ClassVar[Averaging] = "groups"
 
     def __init__(self, model: EditableModel, config: Any) -> None:

@@ -20,6 +20,7 @@ class Unedited(Editor):
 
     name = "none"
     Config = UneditedConfig
+    prefix_safe = True
 
     def edit(self, batch: EditBatch) -> dict[str, float]:
         """Do nothing."""

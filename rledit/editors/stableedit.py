@@ -52,6 +52,7 @@ class StableEdit(MomentEditor):
     name = "stableedit"
     Config = StableEditConfig
     config: StableEditConfig
+    prefix_safe = True
     needs: ClassVar[frozenset[Need]] = frozenset({"training_data"})
 
     def __init__(self, model: EditableModel, config: StableEditConfig) -> None:

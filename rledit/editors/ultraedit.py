@@ -40,6 +40,7 @@ class UltraEdit(MomentEditor):
     name = "ultraedit"
     Config = UltraEditConfig
     config: UltraEditConfig
+    prefix_safe = True
 
     @property
     def group_size(self) -> int:

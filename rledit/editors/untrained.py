@@ -35,6 +35,7 @@ class Untrained(MomentEditor):
     name = "untrained"
     Config = UntrainedConfig
     config: UntrainedConfig
+    prefix_safe = True
 
     @property
     def group_size(self) -> int:

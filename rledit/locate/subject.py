@@ -1,8 +1,8 @@
 """Where the subject of an edit ends, in tokens.
 
 The contract, the same for every family: the position found is that of the last token that holds a
-character of the subject, counted in the ids `Encoder.prompt_ids` gives (BOS included where the
-family begins prompts with one).
+character of the subject, counted in the ids `Encoder.prompt_ids` gives: BOS, and what a chat
+template writes before the prompt, included.
 """
 
 from __future__ import annotations
@@ -58,21 +58,22 @@ def last_token(encoder: Encoder, text: str, end: int, where: str = "") -> int:
     Raises:
         TokenizationError: No token ends there.
     """
-    text = text.rstrip()
-    lead = 1 if encoder.family.bos_on_prompt else 0
+    shown = encoder.rendered(text)
+    stop = shown.start + end
     tokenizer = encoder.tokenizer
     if getattr(tokenizer, "is_fast", False):
-        found = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
-        spans = found["offset_mapping"]
-        inside = [i for i, (first, stop) in enumerate(spans) if first < end and stop > first]
+        found = tokenizer(shown.text, add_special_tokens=False, return_offsets_mapping=True)
+        ids, spans = found["input_ids"], found["offset_mapping"]
+        inside = [i for i, (first, last) in enumerate(spans) if first < stop and last > first]
     else:
-        inside = _without_offsets(tokenizer, text, end)
+        ids = tokenizer(shown.text, add_special_tokens=False)["input_ids"]
+        inside = _without_offsets(tokenizer, shown.text, stop)
     if not inside:
         raise TokenizationError(
             f"{where + ': ' if where else ''}no token of {text!r} holds the subject's last "
             f"character (character {end})"
         )
-    return lead + inside[-1]
+    return len(encoder.bos_before(ids)) + inside[-1]
 
 
 def _without_offsets(tokenizer: object, text: str, end: int) -> list[int]:

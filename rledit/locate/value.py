@@ -12,7 +12,6 @@ element, so the result is that of one edit at a time; an edit that has converged
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -26,7 +25,12 @@ from rledit.locate.sites import Site
 from rledit.model import EditableModel
 from rledit.tokenization import Sample
 
-logger = logging.getLogger(__name__)
+TOKENS_PER_ROW = 2
+"""Tokens of the budget for each answer row of a pass.
+
+Passes run the ends of prompts, where every second or third token is answered. Bounded as whole
+prompts are, their chunks would be too small for the matrices above them.
+"""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -182,7 +186,7 @@ class _Group:
         """The prompts of the edits that go on, in physical batches."""
         chosen = active[self._edit_of].nonzero().flatten()
         parts = self._site.parts
-        chunks = self._model.chunks([parts[i] for i in chosen.tolist()])
+        chunks = self._model.chunks([parts[i] for i in chosen.tolist()], TOKENS_PER_ROW)
         return [
             Chunk(c.samples, chosen[c.index], c.rows, chosen[c.row_sample], c.labels)
             for c in chunks

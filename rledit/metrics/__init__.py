@@ -66,7 +66,7 @@ _ALL = (
     ),
     Protocol(
         name="generation",
-        definition="greedy decoding from the bare prompt to EOS, a line break or "
+        definition="greedy decoding from the prompt alone to EOS, a line break or "
         f"{MAX_NEW_TOKENS} tokens; normalised text equals the answer",
         score=generation.score,
         agreement=generation.agreement,
@@ -74,7 +74,7 @@ _ALL = (
     ),
     Protocol(
         name="generation_contains",
-        definition="greedy decoding from the bare prompt to EOS, a line break or "
+        definition="greedy decoding from the prompt alone to EOS, a line break or "
         f"{MAX_NEW_TOKENS} tokens; normalised text contains the answer",
         score=generation.contains,
         agreement=generation.contains_agreement,

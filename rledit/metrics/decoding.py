@@ -1,4 +1,4 @@
-"""Greedy decoding from bare prompts, in batches of prompts of one length.
+"""Greedy decoding from prompts alone, in batches of prompts of one length.
 
 Prompts of unequal length never share a pass, so there is no padding that a result could depend on.
 The stop rule is declared: the first of an end-of-sequence token, a line break, `MAX_NEW_TOKENS`.
@@ -32,7 +32,7 @@ def generate(
 
     Args:
         model: The model, on its current weights.
-        prompts: Bare prompts, without an answer.
+        prompts: Prompts, without an answer; put as the model's encoder puts them.
         max_new_tokens: Longest text; shorter where the model's positions end before.
     """
     tokens = decode(model, prompts, max_new_tokens, _EndOfLine(model))
@@ -52,7 +52,7 @@ def decode(
 
     Args:
         model: The model, on its current weights.
-        prompts: Bare prompts.
+        prompts: Prompts, as the model's encoder puts them.
         max_new_tokens: Most tokens; fewer where the model's positions end before.
         stop: Whether a token ends the text; it is not part of it. None: never.
         choose: How a token is picked; None: the most likely one.

@@ -24,7 +24,7 @@ def text_samples(model: EditableModel, texts: Sequence[str]) -> list[Sample]:
     limit = min(MAX_TOKENS, model.encoder.max_length or MAX_TOKENS)
     samples: list[Sample] = []
     for text in texts:
-        ids = torch.tensor(model.encoder.prompt_ids(text)[: limit + 1], dtype=torch.long)
+        ids = torch.tensor(model.encoder.text_ids(text)[: limit + 1], dtype=torch.long)
         if len(ids) > 1:
             labels = ids[1:].clone()
             if model.family.bos_on_prompt:

@@ -29,7 +29,7 @@ class Reading:
         preferred: (min(a, tokens of the rival),) bool, whether the answer's token has a larger
             logit than the rival's token of the same position; None where there is no rival.
         answer: The expected answer as text; "" where it was not given.
-        text: What the model wrote behind the bare prompt; None where it was not asked to.
+        text: What the model wrote behind the prompt alone; None where it was not asked to.
     """
 
     expected: Tensor

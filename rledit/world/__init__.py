@@ -8,6 +8,7 @@ from rledit.world.model import (
     training_record,
     world_encoder,
     world_model_key,
+    world_tokenizer,
 )
 from rledit.world.presets import FAMILIES, WORLD_MODELS, WorldModelSpec
 from rledit.world.rendering import SCHEMAS, render_schema, schema_edits
@@ -30,5 +31,6 @@ __all__ = [
     "world_encoder",
     "world_model_key",
     "world_recall",
+    "world_tokenizer",
     "world_words",
 ]

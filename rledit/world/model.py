@@ -25,9 +25,15 @@ from typing import Any
 import tokenizers
 import torch
 import transformers
-from transformers import AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import (
+    AutoModelForCausalLM,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+    PreTrainedTokenizerFast,
+)
 
 from rledit import families
+from rledit.chat import PromptStyle
 from rledit.tokenization import Encoder
 from rledit.world.answers import world_recall
 from rledit.world.facts import SPLITS, World
@@ -47,7 +53,7 @@ _LOW_RECALL = 0.95
 
 def world_model_key(world: World, spec: WorldModelSpec) -> str:
     """Name of the model's directory: the family and a hash of world, architecture and settings."""
-    identity = {"recipe": RECIPE_VERSION, "world": world.data_hash, "spec": asdict(spec)}
+    identity = {"recipe": RECIPE_VERSION, "world": world.data_hash, "spec": spec.identity}
     canonical = json.dumps(identity, sort_keys=True, separators=(",", ":"))
     return f"{spec.family}-{hashlib.sha256(canonical.encode()).hexdigest()[:16]}"
 
@@ -96,8 +102,15 @@ def build_world_model(
 
 def world_encoder(world: World, spec: WorldModelSpec) -> Encoder:
     """The encoder of a world's model; the model itself need not exist yet."""
-    tokenizer = word_tokenizer(world_words(world), add_bos=spec.family in BOS_FAMILIES)
-    return Encoder(tokenizer, families.FAMILIES[spec.family], _max_length(world))
+    family = families.FAMILIES[spec.family]
+    style: PromptStyle = "chat" if spec.chat else "bare"
+    return Encoder(world_tokenizer(world, spec), family, _max_length(world), style)
+
+
+def world_tokenizer(world: World, spec: WorldModelSpec) -> PreTrainedTokenizerFast:
+    """The tokenizer of a world's model."""
+    add_bos = spec.family in BOS_FAMILIES
+    return word_tokenizer(world_words(world), add_bos=add_bos, chat=spec.chat)
 
 
 def training_record(path: str | os.PathLike[str]) -> dict[str, Any]:
@@ -107,7 +120,7 @@ def training_record(path: str | os.PathLike[str]) -> dict[str, Any]:
 
 
 def _build(world: World, spec: WorldModelSpec, folder: Path, progress: Progress | None) -> None:
-    tokenizer = word_tokenizer(world_words(world), add_bos=spec.family in BOS_FAMILIES)
+    tokenizer = world_tokenizer(world, spec)
     started, cpu_started = time.perf_counter(), time.process_time()
     with _threads(spec.threads), torch.random.fork_rng(devices=[]):
         torch.manual_seed(spec.seed)
@@ -133,7 +146,7 @@ def _build(world: World, spec: WorldModelSpec, folder: Path, progress: Progress 
         "seed": spec.seed,
         "parameters": model.num_parameters(),
         "recipe": RECIPE_VERSION,
-        "spec": asdict(spec),
+        "spec": spec.identity,
         "world": {"data_hash": world.data_hash, "facts": len(world.facts)} | asdict(world.config),
         "versions": {
             "python": platform.python_version(),

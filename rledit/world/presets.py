@@ -6,7 +6,7 @@ times its hidden size.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any, Literal, get_args
 
 from transformers import AutoConfig, PretrainedConfig
@@ -41,6 +41,8 @@ class WorldModelSpec:
         seed: Seed of the initial weights and of the order of the batches.
         threads: CPU threads; another number sums in another order. On a busy machine a second
             one waits more than it works.
+        chat: Give the tokenizer a chat template, and ask everything inside it: the stand-in of a
+            model tuned on instructions.
     """
 
     family: Family = "llama"
@@ -58,6 +60,13 @@ class WorldModelSpec:
     clip: float = 1.0
     seed: int = 0
     threads: int = 1
+    chat: bool = False
+
+    @property
+    def identity(self) -> dict[str, Any]:
+        """What a model depends on; no word of a chat where there is none."""
+        found = asdict(self)
+        return found if self.chat else {k: v for k, v in found.items() if k != "chat"}
 
     def __post_init__(self) -> None:
         if self.family not in FAMILIES:

@@ -9,6 +9,8 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
+from rledit.chat import ChatTemplate
+
 IGNORED = -100
 # Rows are sorted by length among as many as this number of batches: enough of them that little
 # padding is left, few enough that a batch still mixes relations.
@@ -38,14 +40,14 @@ class Sentences:
 def tokenize(
     tokenizer: PreTrainedTokenizerBase, questions: Sequence[tuple[str, str]], *, end: bool
 ) -> Sentences:
-    """Tokenize (prompt, answer) pairs.
+    """Tokenize (prompt, answer) pairs, in a chat where the tokenizer has a template of one.
 
     Args:
         tokenizer: The world's tokenizer.
         questions: Prompts and answers, the latter without their leading space.
         end: Whether the end-of-sequence token counts as part of the answer.
     """
-    prompts = tokenizer([prompt for prompt, _ in questions])["input_ids"]
+    prompts = _prompts(tokenizer, [prompt for prompt, _ in questions])
     answers = tokenizer([f" {a}" for _, a in questions], add_special_tokens=False)["input_ids"]
     tail = [tokenizer.eos_token_id] if end else []
     answers = [[*answer, *tail] for answer in answers]
@@ -60,6 +62,16 @@ def tokenize(
     return Sentences(
         input_ids=torch.tensor(input_ids), labels=torch.tensor(labels), lengths=lengths
     )
+
+
+def _prompts(tokenizer: PreTrainedTokenizerBase, prompts: Sequence[str]) -> list[list[int]]:
+    if not tokenizer.chat_template:
+        plain: list[list[int]] = tokenizer(list(prompts))["input_ids"]
+        return plain
+    chat = ChatTemplate(tokenizer)
+    texts = [chat.render(prompt).text for prompt in prompts]
+    ids: list[list[int]] = tokenizer(texts, add_special_tokens=False)["input_ids"]
+    return ids
 
 
 def epochs(lengths: Tensor, batch: int, generator: torch.Generator) -> Iterator[Tensor]:

@@ -22,6 +22,12 @@ from rledit.ability.tasks import TASKS
 from rledit.world.facts import World
 
 PAD, BOS, EOS, UNK = "<pad>", "<s>", "</s>", "<unk>"
+# What marks whose turn it is, for models that are to be asked in a chat.
+ROLES = ("<user>", "<assistant>")
+_CHAT = (
+    "{% for message in messages %}<{{ message['role'] }}>{{ '\\n' + message['content'] + '\\n' }}"
+    "{% endfor %}{% if add_generation_prompt %}<assistant>{{ '\\n' }}{% endif %}"
+)
 
 # For these model types transformers 5 distrusts the tokenizer class written beside a model and
 # puts in the family's own, whose byte-level BPE knows none of a world's words.
@@ -41,21 +47,25 @@ def world_words(world: World) -> list[str]:
     return sorted({word for text in texts for word in text.replace("?", " ?").split()})
 
 
-def word_tokenizer(words: Iterable[str], *, add_bos: bool) -> PreTrainedTokenizerFast:
+def word_tokenizer(
+    words: Iterable[str], *, add_bos: bool, chat: bool = False
+) -> PreTrainedTokenizerFast:
     """A tokenizer of the given words.
 
     Args:
         words: The vocabulary, in the order of its token ids; four special tokens go before it.
         add_bos: Whether encoding with special tokens puts BOS in front, as Llama's does.
+        chat: Give it a chat template; the marks of the roles then go before the words as well.
     """
-    vocabulary = {word: index for index, word in enumerate((PAD, BOS, EOS, UNK, *words))}
+    special = (PAD, BOS, EOS, UNK, *(ROLES if chat else ()))
+    vocabulary = {word: index for index, word in enumerate((*special, *words))}
     tokenizer = Tokenizer(WordLevel(vocabulary, unk_token=UNK))
     tokenizer.pre_tokenizer = Sequence([WhitespaceSplit(), Split(Regex(r"\?"), "isolated")])
     if add_bos:
         tokenizer.post_processor = TemplateProcessing(
             single=f"{BOS} $A", special_tokens=[(BOS, vocabulary[BOS])]
         )
-    return PreTrainedTokenizerFast(
+    fast = PreTrainedTokenizerFast(
         tokenizer_object=tokenizer,
         pad_token=PAD,
         bos_token=BOS,
@@ -64,6 +74,9 @@ def word_tokenizer(words: Iterable[str], *, add_bos: bool) -> PreTrainedTokenize
         padding_side="right",
         clean_up_tokenization_spaces=False,
     )
+    if chat:
+        fast.chat_template = ("{{ bos_token }}" if add_bos else "") + _CHAT
+    return fast
 
 
 def save_tokenizer(tokenizer: PreTrainedTokenizerFast, folder: Path, family: str) -> None:

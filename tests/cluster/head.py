@@ -4,20 +4,19 @@ from __future__ import annotations
 
 import os
 import secrets
+import shutil
 import signal
-import socket
 import subprocess
 import sys
 import tempfile
-import time
 from collections.abc import Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 import psutil
 
-START_SECONDS = 180
+from pipeline.faults.starting import free_ports, wait_until_up, without_ray
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -90,38 +89,15 @@ def ray_head(folder: Path, environment: Mapping[str, str], cpus: int = 2) -> Ite
             stdout=output,
             stderr=subprocess.STDOUT,
             start_new_session=True,
-            env={**_without_ray(os.environ), **own, **environment},
+            env={**without_ray(os.environ), **own, **environment},
         )
     address = f"http://127.0.0.1:{ports[1]}"
     try:
-        _wait_until_up(process, ports[1], log)
+        wait_until_up(process, "127.0.0.1", ports[1], log)
         yield Head(address=address, token=token, session=session, environment=own)
     finally:
         _end(process, session)
-
-
-def _without_ray(environment: Mapping[str, str]) -> dict[str, str]:
-    return {name: value for name, value in environment.items() if not name.startswith("RAY_")}
-
-
-def free_ports(n: int) -> list[int]:
-    """Ports of the loopback that nobody uses."""
-    with ExitStack() as stack:
-        sockets = [stack.enter_context(socket.socket()) for _ in range(n)]
-        for each in sockets:
-            each.bind(("127.0.0.1", 0))
-        return [each.getsockname()[1] for each in sockets]
-
-
-def _wait_until_up(process: subprocess.Popen[bytes], port: int, log: Path) -> None:
-    deadline = time.monotonic() + START_SECONDS
-    while time.monotonic() < deadline and process.poll() is None:
-        with socket.socket() as probe:
-            probe.settimeout(0.5)
-            if probe.connect_ex(("127.0.0.1", port)) == 0:
-                return
-        time.sleep(0.1)
-    raise AssertionError(f"Ray did not start; it wrote:\n{log.read_text()[-4000:]}")
+        shutil.rmtree(session, ignore_errors=True)
 
 
 def _processes(session: Path) -> list[psutil.Process]:

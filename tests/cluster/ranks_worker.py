@@ -34,26 +34,31 @@ CASES: dict[str, tuple[str, str, dict[str, Any]]] = {
     "gptj-previous": ("rledit", "gptj", {"kl_reference": "previous"}),
     "gemma2-official": ("rledit", "gemma2", {"reference": "official"}),
     "mistral-mend": ("mend", "mistral", {"kl_reference": "previous", "depth": 1}),
+    "llama-averaged": ("rledit", "llama", {"trajectories_per_step": 2}),
 }
+# In float32, as a grid runs by default.
+SINGLE = {"llama-float32": ("rledit", "llama", {})}
 
 
 def run(case: str, ranks: Ranks) -> tuple[dict[str, Tensor], dict[str, float], int]:
-    """Train two trajectories, edit two batches, read.
+    """Train two steps, edit two batches, read.
 
     Returns:
         Networks, edited weights and readings; measured losses; prompts this rank read.
     """
-    name, family, settings = CASES[case]
-    whole = tiny_model(family)
+    name, family, settings = (CASES | SINGLE)[case]
+    whole = tiny_model(family).float() if case in SINGLE else tiny_model(family)
     modules = two_shapes(whole)
     model = EditableModel(whole, None, modules, Execution(token_budget=60), ranks=ranks)
     cls = EDITORS[name]
     editor = cls(model, cls.Config(modules=modules, **(SETTINGS | settings)))
     assert isinstance(editor, TrainableEditor)
     measured: dict[str, float] = {}
-    for seed in (1, 2):
+    count = editor.trajectories_per_step
+    for first in (1, 1 + count):
         # Seven prompts on four ranks: shares are unequal.
-        measured = editor.train_step(random_batches(3, 7, seed))
+        trajectories = [random_batches(3, 7, seed) for seed in range(first, first + count)]
+        measured = editor.train_step(*trajectories)
     found = {f"editor {k}": v for k, v in editor.state_dict().items()}
     stream = random_batches(2, 7, 3)
     for batch in stream:
@@ -70,13 +75,14 @@ def run(case: str, ranks: Ranks) -> tuple[dict[str, Tensor], dict[str, float], i
 def main(rank: int, size: int, folder: Path) -> None:
     """Compare every case, in groups of every size, with one process."""
     torch.set_num_threads(1)
-    double_arithmetic(pytest.MonkeyPatch())
     report: dict[str, Any] = {}
     with joined(rank, size, f"file://{folder}/rendezvous", "gloo", timedelta(minutes=1)) as four:
         # Every process takes part in making every group.
         pairs = [dist.new_group([0, 1]), dist.new_group([2, 3])]
         groups: dict[str, Ranks] = {"2": ProcessRanks(pairs[rank // 2]), "4": four}
-        for case in CASES:
+        for case in (*SINGLE, *CASES):
+            if case not in SINGLE:
+                double_arithmetic(pytest.MonkeyPatch())
             alone, losses, n_read = run(case, Alone())
             for ranks_name, ranks in groups.items():
                 found, measured, own_read = run(case, ranks)

@@ -5,6 +5,7 @@ One Ray for all tests: it takes longer to start than any of the work.
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import time
@@ -27,7 +28,8 @@ from pipeline.run.board import Progress
 from pipeline.run.cache import LOCAL_FOLDER, Cache
 from pipeline.run.fleet import local_fleet, require_room, run_tasks
 from pipeline.run.operators import why_unavailable
-from pipeline.run.report import silent
+from pipeline.run.report import Stage, silent
+from pipeline.run.stages import edit
 from pipeline.run.stages.prepare import prepare_model
 from pipeline.run.stages.train import trained_name
 from pipeline.run.tasks import perform, tasks_of
@@ -180,7 +182,7 @@ def test_two_ranks_train_edit_and_score_like_one(fleet: None, models: Path, tmp_
 def test_a_model_sharded_over_two_ranks_trains_edits_and_scores_like_a_whole_one(
     family: str, fleet: None, models: Path, tmp_path: Path
 ) -> None:
-    sharded_like_whole(tmp_path, models, tiny_of(family))
+    sharded_like_whole(tmp_path, models, tiny_of(family), offload=family == "mistral")
 
 
 @pytest.mark.slow
@@ -195,16 +197,18 @@ def tiny_of(family: str) -> str:
     return f"models=[{{name: {family}, world_model: tiny, overrides: {{family: {family}}}}}]"
 
 
-def sharded_like_whole(folder: Path, models: Path, *changes: str) -> None:
+def sharded_like_whole(folder: Path, models: Path, *changes: str, offload: bool = False) -> None:
     reason = why_unavailable()
     if reason is not None:
         pytest.skip(reason)
-    one, two = cells(*changes), cells(*changes, "resources={ranks: 2, sharding: zero3}")
+    resources = f"resources={{ranks: 2, sharding: zero3, offload: {str(offload).lower()}}}"
+    one, two = cells(*changes), cells(*changes, resources)
     expected = alone(one, places(folder / "one", models, one))
     found = together(two, places(folder / "two", models, two))
     same(found, expected, 1e-5)
     for execution in found.execution.values():
         assert execution["held_share"] == pytest.approx([0.5, 0.5], abs=0.01)
+        assert execution["offload"] == offload
 
 
 def test_a_gang_whose_member_is_killed_is_tried_again(
@@ -222,8 +226,43 @@ def test_a_gang_whose_member_is_killed_is_tried_again(
     expected = alone(one, places(tmp_path / "one", models, one))
     found = together(two, places(tmp_path / "two", models, two), kill_one)
     assert killed
+    (reason,) = found.execution["rledit"]["interruptions"]
+    assert reason.startswith("train rledit 3x4 seed 0: ") and "Died" in reason
     # Forty steps of Adam carry the round-off of float32 on.
     same(found, expected, 1e-3)
+
+
+@pytest.mark.slow
+def test_a_state_of_one_rank_is_taken_up_by_two(
+    fleet: None, models: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nothing in a resume state depends on the number of ranks, or on how the model is held."""
+    reason = why_unavailable()
+    if reason is not None:
+        pytest.skip(reason)
+    editor = "editors=[{editor: ultraedit, settings: {step: 1.0e-3}}]"
+    one = cells(editor)
+    expected = alone(one, places(tmp_path / "one", models, one))
+
+    def stop(stage: Stage, done: int, total: int) -> None:
+        if stage == "edit" and done == 2:
+            raise InterruptedError
+
+    monkeypatch.setattr(edit, "SAVE_EVERY_SECONDS", 0.0)
+    for resources in ("{ranks: 2}", "{ranks: 2, sharding: zero3}"):
+        two = cells(editor, f"resources={resources}")
+        there = places(tmp_path / resources, models, two)
+        with pytest.raises(InterruptedError):
+            for task in tasks_of(one).values():
+                perform(task, there, stop)
+        # That the state is taken up shows in the time it says it took.
+        (pointer,) = Path(there.cache).glob("states/*/latest.json")
+        state = json.loads(pointer.read_text())
+        state["facts"]["rows"]["edit_seconds"] += 1000
+        pointer.write_text(json.dumps(state))
+        same(together(two, there), expected, 1e-5)
+        record = Lake(there.lake).record(two[0].key)
+        assert record is not None and record.values["edit_seconds"] > 1000
 
 
 def test_lake_and_cache_in_an_object_store(

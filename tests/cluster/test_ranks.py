@@ -13,6 +13,7 @@ from rledit.ranks import dealt
 from rledit.weights import LocalAccess
 from tests.cluster.launch import launch
 from tests.cluster.ranks_worker import CASES
+from tests.golden.tolerances import LOSS, WEIGHT
 from tests.unit.tiny_models import random_batches, tiny_model
 
 SIZE = 4
@@ -44,6 +45,17 @@ def test_shared_training_equals_one_process(
     assert max(f["error"] for f in found) < 1e-9
     assert max(f["loss_error"] for f in found) < 1e-9
     assert len({f["bits"] for f in found[:ranks]}) == 1, "ranks of one group took different steps"
+
+
+@pytest.mark.cluster
+@pytest.mark.parametrize("ranks", [2, 4])
+def test_in_float32_they_are_as_close_as_recorded_runs(
+    reports: list[dict[str, Any]], ranks: int
+) -> None:
+    found = [report[f"llama-float32 {ranks}"] for report in reports]
+    assert 0 < max(f["error"] for f in found) < WEIGHT.limit
+    assert max(f["loss_error"] for f in found) < LOSS.limit
+    assert len({f["bits"] for f in found[:ranks]}) == 1
 
 
 @pytest.mark.cluster

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import sqlite3
 import subprocess
 import sys
@@ -18,8 +19,9 @@ import pytest
 from mlflow import MlflowClient
 from ray.job_submission import JobSubmissionClient
 
+from pipeline.faults.starting import free_ports
 from tests.cluster.conftest import GRID, rledit
-from tests.cluster.head import Head, free_ports, ray_head
+from tests.cluster.head import Head, ray_head
 
 pytestmark = pytest.mark.cluster
 
@@ -181,6 +183,9 @@ def test_submission_is_a_lock_and_cancelling_closes_the_tracked_run(place: Place
         "cancel", name, "--address", place.head.address, "--tracking", place.server
     )
     assert f"{name}: STOPPED" in ended.stdout
+    *_, last = place.jobs.get_job_logs(name).strip().splitlines()
+    assert last == "error: ended by SIGTERM; run the same command again to go on from here"
+    assert not re.search("Traceback|SystemE|SIGTERM received", place.jobs.get_job_logs(name))
     statuses = [run.info.status for run in client.search_runs([experiment.experiment_id])]
     assert statuses == ["KILLED"]
     # What has ended can be submitted again, under a name of its own; refused here by its storage.

@@ -77,7 +77,7 @@ def test_editors_built_on_captured_rows(reports: list[dict[str, Any]]) -> None:
 
 @pytest.mark.cluster
 def test_no_rank_ever_holds_the_whole_model(reports: list[dict[str, Any]]) -> None:
-    """By peak resident memory while loading; loading it whole shows that the measure sees it."""
+    """By peak resident memory of loading and a pass; a whole one shows that the measure sees it."""
     for report in reports:
         found = report["loaded"]
         assert found["error"] < 1e-6

@@ -58,7 +58,8 @@ def full_pass(model: EditableModel, draw: random.Random) -> Results:
 def restart(model: EditableModel, draw: random.Random) -> Results:
     """Restart at the first edited layer, from cached hidden states where they are there."""
     samples = draw.choice(BATCHES).unrelated.samples
-    return [("restart", [values for _, values in model.log_probabilities(samples)])]
+    logits = [model.trunk.logits(chunk) for chunk in model.chunks(samples)]
+    return [("restart", [values.log_softmax(-1) for values in logits])]
 
 
 def restart_elsewhere(model: EditableModel, draw: random.Random) -> Results:
@@ -192,12 +193,12 @@ def moment_editors(model: EditableModel) -> dict[str, dict[str, Tensor]]:
 
 
 def loaded(folder: Path) -> dict[str, Any]:
-    """Memory that loading a larger model takes, sharded and whole, in bytes."""
-    with measured_memory() as sharded:
-        model = open_sharded(folder / "large", ("down:2",), with_tokenizer=False)
+    """Memory that loading a larger model and a pass take, sharded and whole, in bytes."""
     ids = torch.arange(8)[None]
     with torch.no_grad():
-        found = model.model(input_ids=ids, use_cache=False).logits
+        with measured_memory() as sharded:
+            model = open_sharded(folder / "large", ("down:2",), with_tokenizer=False)
+            found = model.model(input_ids=ids, use_cache=False).logits
         with measured_memory() as whole:
             plain: Any = AutoModelForCausalLM.from_pretrained(folder / "large")
             expected = plain(input_ids=ids, use_cache=False).logits

@@ -6,8 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.cells import Cell, cells_of, changed_fields
+from pipeline.cells import Cell, cells_of
 from pipeline.config import load_grid
+from pipeline.identity import changed_fields
 from pipeline.yaml_location import ConfigError
 
 GRID = """\

@@ -152,6 +152,45 @@ def test_files_that_are_not_there_do_not_hide_the_rest() -> None:
     assert "gated; accept its terms at https://huggingface.co/meta-llama/" in text
 
 
+def test_only_local_files_can_be_seen_to_be_absent(tmp_path: Path) -> None:
+    """A pinned file is looked for without its pin; a store or a hub is asked when it is opened."""
+    here = tmp_path / "zsre.json"
+    here.write_text("[]")
+    pin = f"#sha256={'0' * 64}"
+    files = {
+        "train": f"{here}{pin}",
+        "validation": f"{tmp_path / 'gone.json'}{pin}",
+        "evaluation": "hf://datasets/owner/name@abc/zsre_eval.json",
+    }
+    one = f"datasets=[{{name: ZsRE, schema: zsre, files: {json.dumps(files)}}}]"
+    cells = cells_of(load_grid(GRIDS / "table2.yaml", [one]))
+    assert absent_files(cells) == [files["validation"], "data/wikipedia.jsonl"]
+
+
+def test_absent_material_of_measurements_is_named_and_not_opened(tmp_path: Path) -> None:
+    cells = cells_of(load_grid(GRIDS / "protocols.yaml"))
+    absent = absent_files(cells)
+    assert {"data/attribute_snippets.json", "data/ability/rte.jsonl"} <= set(absent)
+    code, text = run(GRIDS / "protocols.yaml", "--results", tmp_path, "--no-cells")
+    assert code == 1 and "MISSING: data: data/ability/rte.jsonl is not there" in text
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        "protocols=[token_accuracy, generation_contains]",
+        "measurements=[perplexity]",
+        "measurements=[fluency]",
+        "measurements=[ability]",
+    ],
+)
+def test_what_is_measured_beside_token_accuracy_costs_time(change: str) -> None:
+    ability = "material={ability: data/ability, text: data/text.txt}"
+    plain, more = table2("rledit"), table2("rledit", "Llama-3-8B", change, ability)
+    assert modelled(more, ON_80).score > 1.01 * modelled(plain, ON_80).score
+    assert modelled(more, ON_80).edit == modelled(plain, ON_80).edit
+
+
 def run(*arguments: str | Path) -> tuple[int, str]:
     done = CliRunner().invoke(app, ["plan", *map(str, arguments)])
     return done.exit_code, done.output + str(done.exception or "")
@@ -194,6 +233,12 @@ def test_the_command_refuses_by_its_exit_code(tmp_path: Path) -> None:
     code, text = run(TINY, "--results", tmp_path)
     assert code == 0, text
     assert "missing" in text and "4 cells, 4 to run" in text
+    assert not [line for line in text.splitlines() if line.endswith("the lake")]
+    like = finished(editor="ultraedit", grid="other", model="llama-tiny")
+    Lake(str(tmp_path / "lake")).commit(like)
+    _, measured = run(TINY, "--results", tmp_path)
+    (line,) = [line for line in measured.splitlines() if line.endswith("the lake")]
+    assert line.split()[0] == "ultraedit"
     assert "needs: llama-tiny: trained on the spot" in text
 
 

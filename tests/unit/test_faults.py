@@ -187,8 +187,11 @@ def test_a_cell_that_ran_again_is_found(places: Locations, undisturbed: Location
     assert "ran again" in found
 
 
-def test_a_state_that_was_left_is_found(places: Locations, undisturbed: Locations) -> None:
-    Path(places.cache, "states", "k").mkdir(parents=True)
+@pytest.mark.parametrize("state", ["states/k", "trained/k.progress", "statistics/k/0.progress"])
+def test_a_state_that_was_left_is_found(
+    state: str, places: Locations, undisturbed: Locations
+) -> None:
+    Path(places.cache, state).mkdir(parents=True)
     (found,) = problems(places, undisturbed, {})
     assert "was not cleared" in found
 

@@ -123,6 +123,20 @@ def test_radar_axes_are_the_numbers(rich: Lake) -> None:
     assert "unedited" not in shapes
 
 
+def test_a_radar_has_the_lengths_that_a_longer_stream_was_scored_for(tmp_path: Path) -> None:
+    lake = Lake(str(tmp_path / "lake"))
+    result = measured(cell(editor="ft", checkpoints=2))
+    identity = {**result.identity, "also_after": [2]}
+    lake.commit(dataclasses.replace(result, identity=identity))
+    here = subject(lake)
+    shapes = radar.shapes_of(here.done, abilities.measured(here))["ft"]
+    assert set(shapes) == {(2, 10), (4, 10)}
+    assert shapes[4, 10]["ability"] == pytest.approx((90 * 0.7 + 28 * 1.5) / 2)
+    assert shapes[2, 10]["ability"] == pytest.approx((90 * 0.85 + 28 * 1.25) / 2)
+    half = next(s for s in result.scores if s["n_edits"] == 20 and s["protocol"] == PROTOCOL)
+    assert shapes[2, 10]["Eff"] == half["efficacy"]
+
+
 def test_abilities_are_drawn_per_task_from_the_unedited_model_on(rich: Lake) -> None:
     here = subject(rich)
     ability, text = list(abilities.pictures(here))

@@ -15,7 +15,7 @@ import pandas as pd
 import pyarrow.parquet as pq
 import pytest
 
-from pipeline.results import lake as lake_module
+from pipeline.results import parquet
 from pipeline.results.lake import Lake, LakeError, shard_name
 from pipeline.results.query import runs
 from pipeline.results.records import CellResult
@@ -24,6 +24,10 @@ from pipeline.storage import Storage
 from tests.unit.lake_fixtures import address, cell
 
 KEY = cell().address.cell_key
+
+
+def done_keys(lake: Lake) -> set[str]:
+    return {record.address.cell_key for record in lake.manifest() if record.done}
 
 
 @pytest.fixture(params=["local", "memory"])
@@ -41,7 +45,7 @@ def test_a_cell_comes_back_as_it_went_in(lake: Lake) -> None:
     result = cell()
     assert not lake.is_done(KEY)
     record = lake.commit(result)
-    assert lake.is_done(KEY) and lake.verify(KEY) == [] and lake.done_keys() == {KEY}
+    assert lake.is_done(KEY) and lake.verify(KEY) == [] and done_keys(lake) == {KEY}
     assert lake.manifest() == [record] == [lake.record(KEY)]
     back = lake.result(record, tables=("edits", "steps", "scores"))
     for table in ("edits", "steps", "scores"):
@@ -104,7 +108,7 @@ def test_a_crash_between_any_two_writes_leaves_no_cell(
     assert not lake.is_done(KEY)
     assert {row["cell"] for row in runs(lake)} == {address(seed=1).cell_key}
     lake.commit(cell(noise=1))
-    assert lake.verify(KEY) == [] and len(lake.done_keys()) == 2
+    assert lake.verify(KEY) == [] and len(done_keys(lake)) == 2
 
 
 @pytest.mark.parametrize("n_writes", range(4))
@@ -198,11 +202,9 @@ def test_orphans_are_never_read(lake: Lake) -> None:
 
 def test_a_newer_schema_is_refused(lake: Lake, monkeypatch: pytest.MonkeyPatch) -> None:
     with monkeypatch.context() as patched:
-        newer = lake_module._FILE_SCHEMAS["cells"].with_metadata(
-            {VERSION_KEY: str(SCHEMA_VERSION + 1)}
-        )
-        patched.setitem(lake_module._FILE_SCHEMAS, "cells", newer)
-        patched.setattr(lake_module, "SCHEMA_VERSION", SCHEMA_VERSION + 1)
+        newer = parquet._FILE_SCHEMAS["cells"].with_metadata({VERSION_KEY: str(SCHEMA_VERSION + 1)})
+        patched.setitem(parquet._FILE_SCHEMAS, "cells", newer)
+        patched.setattr(parquet, "SCHEMA_VERSION", SCHEMA_VERSION + 1)
         lake.commit(cell())
     with pytest.raises(LakeError, match=rf"schema version {SCHEMA_VERSION + 1}.*update it"):
         lake.manifest()

@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+import threading
 import time
 import uuid
 from concurrent.futures import ThreadPoolExecutor
@@ -56,6 +57,57 @@ def test_a_later_attempt_of_the_same_run_takes_over(storage: Storage) -> None:
     first.release()
     assert storage.exists(NAME), "who has lost it cannot give it back"
     second.release()
+
+
+def test_without_a_driver_nobody_takes_over(storage: Storage) -> None:
+    first, second = Lease(storage, KEY, ""), Lease(storage, KEY, "")
+    assert first.attempt() and not second.attempt()
+    first.release()
+    assert second.attempt()
+    second.release()
+
+
+def test_a_renewal_under_way_does_not_bring_a_lease_back(
+    storage: Storage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "RENEW_SECONDS", 0.01)
+    write, under_way = Storage.write_bytes, threading.Event()
+
+    def slow(own: Storage, name: str, data: bytes) -> None:
+        under_way.set()
+        time.sleep(0.2)
+        write(own, name, data)
+
+    monkeypatch.setattr(Storage, "write_bytes", slow)
+    lease = Lease(storage, KEY, "run")
+    assert lease.attempt() and under_way.wait(5)
+    lease.release()
+    time.sleep(0.3)
+    assert storage.list() == []
+
+
+def test_a_store_that_is_away_for_a_while_costs_no_lease(
+    storage: Storage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Drivers of object stores raise classes of their own."""
+    monkeypatch.setattr(module, "RENEW_SECONDS", 0.01)
+    lease = Lease(storage, KEY, "run")
+    assert lease.attempt()
+    away, read = threading.Event(), Storage.read_bytes
+
+    def refuse(own: Storage, name: str) -> bytes:
+        away.set()
+        raise RuntimeError("endpoint is away")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Storage, "read_bytes", refuse)
+        assert away.wait(5)
+    deadline = time.monotonic() + 5
+    while not json.loads(read(storage, NAME))["renewed"] and time.monotonic() < deadline:
+        time.sleep(0.02)
+    assert json.loads(read(storage, NAME))["renewed"]
+    lease.guard(silent)("commit", 0, 1)
+    lease.release()
 
 
 def test_a_dead_process_of_this_machine_holds_nothing(storage: Storage) -> None:

@@ -275,6 +275,33 @@ def test_material_by_path(world: World, tmp_path: Path) -> None:
         load_material(replace(entry, ability=str(tmp_path) + "/."), ["ability"], None)
 
 
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [
+        ({"samples": None}, ""),
+        ({"samples": [{"text": 5}]}, "`samples[0].text` is a number, not text"),
+        ({"samples": ["text"]}, "`samples[0]` is text, not an object"),
+        ({"samples": "text"}, "`samples` is text, not a list"),
+        ({"relation_id": 1}, "`relation_id` is a number, not text"),
+        ({"target_id": ""}, "`target_id` is blank"),
+    ],
+)
+def test_broken_reference_texts_name_file_row_and_key(
+    change: dict[str, Any], reason: str, tmp_path: Path
+) -> None:
+    good = {"relation_id": "P1", "target_id": "Q2", "samples": [{"text": "some text"}]}
+    path = tmp_path / "snippets.json"
+    path.write_text(json.dumps([good, {**good, "target_id": "Q3", **change}]))
+    entry = MaterialEntry(references=str(path))
+    if not reason:
+        references = load_material(entry, ["consistency"], None).references
+        assert references == {"P1/Q2": ("some text",), "P1/Q3": ()}
+        return
+    with pytest.raises(ConfigError) as caught:
+        load_material(entry, ["consistency"], None)
+    assert f"{path}, row 2: {reason}; expected objects with relation_id" in str(caught.value)
+
+
 def test_measurements_are_part_of_the_identity_only_where_there_are_some() -> None:
     plain_cell = cells_of(load_grid(GRID))[0]
     assert "measurements" not in plain_cell.identity

@@ -23,6 +23,7 @@ from pipeline.presets import PRESETS
 from pipeline.results.lake import Lake
 from pipeline.results.records import CellAddress, CellResult
 from pipeline.results.rendering import FORMATS
+from pipeline.results.tables import TableError
 
 LLAMA = PRESETS["llama-3-8b-instruct"].checkpoint
 EDITS = 40
@@ -36,7 +37,7 @@ def cell(
         "grid": "table2", "variant": "", "model": "Llama-3-8B", "dataset": "ZsRE",
         "scale": "full", "seed": 0, "batch_size": 20, "n_batches": 400, "checkpoint": LLAMA,
         "data": "published", "protocol": "token_accuracy", "train_seconds": 80.0,
-        "edit_seconds": 800.0, "also_after": (),
+        "edit_seconds": 800.0, "also_after": (), "prompt": {},
     } | changes  # fmt: skip
     n_edits = values["batch_size"] * values["n_batches"]
     names = ("efficacy", "generalization", "specificity", "specificity_self")
@@ -52,7 +53,8 @@ def cell(
         for end in ends
         for i in range(EDITS)
     ]  # fmt: skip
-    identity: dict[str, Any] = {"model": {"checkpoint": values["checkpoint"]}, "editor": editor}
+    model = {"checkpoint": values["checkpoint"], **values["prompt"]}
+    identity: dict[str, Any] = {"model": model, "editor": editor}
     if values["also_after"]:
         identity["also_after"] = list(values["also_after"])
     address = ("grid", "variant", "model", "dataset", "scale", "seed", "batch_size", "n_batches")
@@ -179,6 +181,10 @@ def test_a_full_cell_is_judged_and_check_exits_by_the_verdicts(lake: Lake) -> No
         ({"checkpoint": "someone/llama@1"}, "other weights: someone/llama@1"),
         ({"data": "another"}, "other data: another"),
         ({"n_batches": 2}, "stream 2×20 instead of 400×20"),
+        (
+            {"prompt": {"prompt": {"template": "chat"}}},
+            "prompts in a chat template instead of bare ones",
+        ),
         ({"protocol": "exact_match"}, "protocol exact_match instead of token_accuracy"),
     ],
 )
@@ -267,6 +273,11 @@ def test_the_headline_follows_the_papers_formulas(lake: Lake) -> None:
     assert time.ours == pytest.approx(10.0)
     assert eff.baselines == ("FT",)
     assert "DAFNet" in eff.lacking
+    # A method that was run only where RLEdit was not is no part of any gain.
+    lake.commit(cell("memit", model="Gemma-2-9B"))
+    eff = paper_table(lake, "table2").headline[0]
+    assert eff.ours == pytest.approx(59.0) and eff.baselines == ("FT",)
+    assert "MEMIT" in eff.lacking
     (edit,) = paper_table(lake, "fig4").headline
     assert edit.paper == pytest.approx(1.14, abs=0.005)
 
@@ -309,6 +320,16 @@ def test_figures_at_second_hand_are_shown_beside_the_table(lake: Lake) -> None:
     assert text.count("secondary") == sum(r.confidence == "secondary" for r in rows_elsewhere)
 
 
+def test_shares_of_other_articles_are_shown_in_percent_under_our_names() -> None:
+    """MEMOIR's table 1 prints AlphaEdit's Rel, Gen and Loc as 0.84, 0.77 and 0.56."""
+    found = elsewhere(LAYOUTS["table2"]())
+    (row,) = [e for e in found if (e.source.paper, e.source.table) == ("MEMOIR", "Table 1")
+              and (e.method, e.model) == ("AlphaEdit", "Llama-3-8B")]  # fmt: skip
+    assert row.scores == pytest.approx((84, 77, 56))
+    scores = [[score or 0.0 for score in e.scores] for e in found]
+    assert all(max(own) == 0 or max(own) > 1 for own in scores)
+
+
 @pytest.mark.parametrize("name", sorted(LAYOUTS))
 @pytest.mark.parametrize("fmt", FORMATS)
 def test_every_layout_renders_in_every_format(lake: Lake, name: str, fmt: str) -> None:
@@ -336,6 +357,10 @@ def test_the_command_checks_and_other_grids_keep_their_table(lake: Lake) -> None
     lake.commit(cell("ft", (99.0, 99.0, 99.0)))
     assert run("table2", "--check").exit_code == 1
     assert run("table2", "--check", "--scale", "standin").exit_code == 2
+    unknown = run("tabel2")
+    assert isinstance(unknown.exception, TableError)
+    assert "no results of grid 'tabel2'; did you mean 'table2'?" in str(unknown.exception)
+    assert isinstance(run("table2", "--scale", "huge").exception, TableError)
     generic = run("mine", "--check")
     assert generic.exit_code == 2
     assert "400×20 Eff" in generic.output

@@ -8,8 +8,9 @@ from typing import Any
 
 import pytest
 
-from pipeline.cells import Cell, cells_of, checkpoint_identity
+from pipeline.cells import Cell, cells_of
 from pipeline.config import load_grid
+from pipeline.identity import checkpoint_identity
 from pipeline.plan import make_plan
 from pipeline.preflight import preflight
 from pipeline.results.lake import Lake

@@ -60,9 +60,6 @@ def test_parameters_are_those_of_the_real_architecture(name: str) -> None:
         model = AutoModelForCausalLM.from_config(config)
     others = shape.parameters - shape.layers * shape.layer_parameters
     assert model.num_parameters() == others + 2 * shape.layer_parameters
-    assert shape.weight_bytes("bfloat16") == 2 * shape.parameters
-    masters = shape.master_bytes(("down:1-2",))
-    assert masters == 2 * 4 * shape.hidden * shape.intermediate
 
 
 def test_rledits_settings_are_those_of_its_table_3() -> None:

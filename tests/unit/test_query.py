@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import dataclasses
 import io
 import json
 from pathlib import Path
@@ -12,6 +13,7 @@ import pytest
 from pipeline.results.lake import Lake
 from pipeline.results.query import QueryError, connect, query, render, runs
 from pipeline.results.records import RUN_COLUMNS
+from pipeline.results.tables import build_table
 from tests.unit.lake_fixtures import address, cell
 
 
@@ -44,6 +46,41 @@ def test_runs_has_a_row_per_cell_protocol_and_checkpoint_and_one_per_failure(lak
     for row in runs(lake, "demo"):
         if row["editor"] == "rledit" and row["final"]:
             assert row["efficacy"] == given[row["protocol"]]["efficacy"]
+
+
+def test_a_longer_stream_answers_for_the_shorter_it_was_scored_for(tmp_path: Path) -> None:
+    lake = Lake(str(tmp_path / "lake"))
+
+    def commit(n_batches: int, also_after: list[int], editor: str = "ft") -> None:
+        result = cell(editor=editor, n_batches=n_batches, checkpoints=4)
+        identity = {**result.identity, "also_after": also_after}
+        lake.commit(dataclasses.replace(result, identity=identity))
+
+    commit(8, [2, 4])
+    commit(12, [3, 6])
+    commit(8, [], editor="rledit")
+    commit(4, [], editor="rledit")
+    found = {
+        (row["editor"], row["n_batches"]): row
+        for row in runs(lake, "demo")
+        if row["protocol"] == "exact_match"
+    }
+    assert set(found) == {
+        *(("ft", n) for n in (2, 3, 4, 6, 8, 12)), ("rledit", 4), ("rledit", 8)
+    }  # fmt: skip
+    scores = {
+        row["n_edits"]: row["efficacy"]
+        for row in cell(editor="ft", n_batches=8, checkpoints=4).scores
+        if row["protocol"] == "exact_match"
+    }
+    for n in (2, 4, 8):
+        row = found["ft", n]
+        assert (row["n_edits"], row["final"], row["efficacy"]) == (10 * n, True, scores[10 * n])
+    # What ran the stream itself comes first.
+    commit(4, [])
+    rows = [r for r in runs(lake, "demo") if (r["editor"], r["n_batches"]) == ("ft", 4)]
+    assert {row["cell"] for row in rows} == {address(editor="ft", n_batches=4).cell_key}
+    assert build_table(runs(lake, "demo"))
 
 
 def test_edits_curves_and_settings_can_be_asked(lake: Lake) -> None:

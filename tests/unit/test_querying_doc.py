@@ -24,7 +24,7 @@ SNIPPETS = re.findall(r"```python\n(.*?)```", DOCUMENT, re.S)
 FILTERS = re.findall(r"^\| .*? \| `(.*[=>].*)` \|$", DOCUMENT, re.M)
 
 HASH = "652be610fb5e" + "0" * 52
-KEY = "05c0cf8d6e191150"
+KEY = "44178bac16a782d4"
 SETTINGS = {"rank": 128, "meta_lr": 1e-5, "train_steps": 10}
 
 

@@ -75,6 +75,8 @@ def test_a_death_is_tried_again_up_to_the_limit_and_every_reason_is_kept() -> No
         assert list(queue.died(TASKS[key], f"crash {number}")) == []
         assert startable(queue) == [key]
     assert queue.interruptions(TASKS[key]) == ("crash 1", "crash 2")
+    assert queue.interruptions(TASKS["edit:a"]) == ("prepare:m: crash 1", "prepare:m: crash 2")
+    assert queue.interruptions(TASKS["train:a"]) == queue.interruptions(TASKS["edit:b"])
     ended = list(queue.died(TASKS[key], "crash 3"))
     assert ended[0].reason == "gave up after 3 attempts: crash 1; crash 2; crash 3"
     assert len(ended) == 4 and not queue

@@ -15,9 +15,10 @@ from pipeline.results.lake import Lake
 from pipeline.run.cache import Cache
 from pipeline.run.report import Stage, silent
 from pipeline.run.stages import edit, train
-from pipeline.run.stages.prepare import prepare_model
+from pipeline.run.stages.prepare import open_model, prepare_model
 from pipeline.run.tasks import tasks_of
 from pipeline.yaml_location import ConfigError
+from rledit.editors import TrainableEditor, editor_class
 from rledit.records import SPLITS
 from rledit.scoring import count_contradicting
 
@@ -59,11 +60,27 @@ def without_times(rows: edit.StreamRows) -> dict[str, Any]:
     return {k: v for k, v in kept.items() if not k.endswith("_seconds")}
 
 
+def test_a_step_takes_as_many_fresh_trajectories_as_asked_for(folder: Path) -> None:
+    chosen = cell("rledit", "editors.rledit.settings.trajectories_per_step=2")
+    editor = editor_class("rledit")(open_model(chosen, folder), chosen.settings)
+    assert isinstance(editor, TrainableEditor)
+    steps = [train.trajectories(chosen, editor, step) for step in range(3)]
+    assert [[len(trajectory) for trajectory in step] for step in steps] == [[3, 3]] * 3
+    prompts = {
+        tuple(i for batch in trajectory for s in batch.edit.samples for i in s.input_ids.tolist())
+        for step in steps
+        for trajectory in step
+    }
+    assert len(prompts) == 6
+
+
+@pytest.mark.parametrize("per_step", [1, 2])
 def test_training_goes_on_after_an_interruption(
-    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    per_step: int, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(train, "SAVE_EVERY_SECONDS", 0.0)
-    trained = cell("rledit", "editors.rledit.settings.train_steps=3")
+    several = f"editors.rledit.settings.trajectories_per_step={per_step}"
+    trained = cell("rledit", "editors.rledit.settings.train_steps=3", several)
     straight = network_of(trained, folder, tmp_path / "a")
     with pytest.raises(Interrupted):
         train.train(trained, folder, Cache(tmp_path / "b"), stop_at("train", 2))

@@ -79,8 +79,16 @@ def test_an_interrupted_sum_goes_on(
     straight = collected(cell(), folder, tmp_path / "a")
     with pytest.raises(InterruptedError):
         statistics.collect(cell(), 0, folder, Cache(tmp_path / "b"), stop)
+    (pointer,) = tmp_path.glob("b/statistics/*/*.progress/latest.json")
+    state = json.loads(pointer.read_text())
+    assert state["facts"]["seconds"] > 0
+    state["facts"]["seconds"] += 1000
+    pointer.write_text(json.dumps(state))
     resumed = collected(cell(), folder, tmp_path / "b")
     assert all(torch.equal(straight[name], resumed[name]) for name in straight)
+    assert not list(tmp_path.glob("b/statistics/*/*.progress"))
+    spent = statistics.statistics_seconds(cell(), Cache(tmp_path / "b"), list(straight))
+    assert spent > 1000, "the seconds of the first attempt count"
 
 
 def test_a_file_of_another_model_is_refused(folder: Path, tmp_path: Path) -> None:

@@ -8,14 +8,22 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import requests
 import yaml
+from typer.testing import CliRunner
 
+from pipeline.cli import app
 from pipeline.config import Grid, load_grid
+from pipeline.results.tracking import Tracker
+from pipeline.submit import ray_cluster
 from pipeline.submit.environment import chosen
 from pipeline.submit.manifest import SecretVariable, Shape, render
 from pipeline.submit.package import PACKAGES, stage
 from pipeline.submit.probe import FOLDER, probe
+from pipeline.submit.ray_cluster import Job, JobServer
+from pipeline.submit.reconcile import sweep_grids
 from pipeline.submit.record import read_record, write_record
+from pipeline.submit.standing import job_lines
 from pipeline.submit.submission import (
     FILE,
     Submission,
@@ -186,6 +194,82 @@ def test_the_probe_names_nodes_with_disks_of_their_own(
     found = probe({"lake": "~/lake"}, "p", PrivateHomes("a", "b"))
     assert "does not see in the lake ~/lake what b wrote there" in found["a"]
     assert "what a wrote" in found["b"]
+
+
+class Client:
+    """Ray's own client; its answer is an error."""
+
+    def __init__(self, error: Exception) -> None:
+        self.error = error
+
+    def get_job_info(self, name: str) -> Any:
+        raise self.error
+
+
+@pytest.fixture
+def server(monkeypatch: pytest.MonkeyPatch) -> JobServer:
+    monkeypatch.setattr(ray_cluster, "JobSubmissionClient", lambda address: Client(OSError()))
+    return JobServer("http://127.0.0.1:1")
+
+
+def test_a_job_server_that_is_lost_says_what_to_look_at(server: JobServer) -> None:
+    gone = requests.exceptions.ConnectionError("connection refused")
+    server._client = Client(gone)
+    with pytest.raises(SubmitError, match=r"127.0.0.1:1 \(connection refused\); is the cluster up"):
+        server.job("x")
+    server._client = Client(RuntimeError("404\nJob x does not exist."))
+    assert server.job("x") is None
+    server._client = Client(RuntimeError("500\ntrace\nout of memory"))
+    with pytest.raises(SubmitError, match="127.0.0.1:1: out of memory"):
+        server.job("x")
+
+
+def test_runs_left_open_follow_the_state_of_their_job(tmp_path: Path) -> None:
+    """Of this cluster's life: another one's jobs of the same name are judged by themselves."""
+
+    class Server:
+        def session(self) -> str:
+            return "now"
+
+        def job(self, name: str) -> Job | None:
+            states = {"works": "RUNNING", "stopped": "STOPPED"}
+            return Job(name=name, status=states[name]) if name in states else None
+
+    uri = f"sqlite:///{tmp_path / 'mlflow.db'}"
+    tracker = Tracker(uri, "tiny")
+    for name, session in (
+        ("works", "now"), ("stopped", "now"), ("unknown", "now"), ("stopped", "before")
+    ):  # fmt: skip
+        tracker.start(f"{name} {session}", {"submission_id": name, "ray_session": session})
+    asked: Any = Server()
+    (line,) = sweep_grids(uri, None, asked)
+    assert line.startswith("tiny: 2 runs ended as KILLED, 2 still running")
+    left = {i.name for i in tracker.invocations() if i.status == "RUNNING"}
+    assert left == {"works now", "stopped before"}, "this process lives, whatever it is called"
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--secret", "A=b/c"], "--secret: --backend ray has no use for it; add --backend kuberay"),
+        (["--image", "x:1"], "--image: --backend ray has no use for it"),
+        (
+            ["--backend", "kuberay", "--include", "my_editor.py"],
+            "--include: --backend kuberay has no use for it; the image must hold that code",
+        ),
+    ],
+)
+def test_options_of_the_other_backend_are_refused(options: list[str], message: str) -> None:
+    told = CliRunner().invoke(app, ["submit", str(TINY), "--lake", "/l", "--cache", "/c", *options])
+    assert isinstance(told.exception, SubmitError) and str(told.exception).startswith(message)
+
+
+def test_a_lake_that_is_not_mounted_here_is_no_empty_lake(tmp_path: Path) -> None:
+    job = Job(name="x-1", status="SUCCEEDED", metadata={"grid": "x", "lake": str(tmp_path / "l")})
+    assert list(job_lines(job))[1].startswith(f"  {tmp_path}/l is not there (yet), seen from here")
+    write_record(str(tmp_path / "elsewhere"), "x-1", "x", ["k"])
+    found = list(job_lines(job, lake=str(tmp_path / "elsewhere")))
+    assert found[1] == "  1 cells: 0 done, 0 failed, 1 to run"
 
 
 def test_the_record_of_a_submission(tmp_path: Path) -> None:

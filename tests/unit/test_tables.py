@@ -25,9 +25,10 @@ def row(**changes: Any) -> dict[str, Any]:
     values: dict[str, Any] = {
         "grid": "g", "cell": "", "editor": "ft", "variant": "", "model": "m", "dataset": "d",
         "scale": "world", "seed": 0, "batch_size": 10, "n_batches": 20, "n_edits": 200,
-        "final": True, "protocol": "exact_match", "efficacy": 50.0, "generalization": 40.0,
-        "specificity": 30.0, "specificity_self": 20.0, "train_seconds": None, "edit_ms": 2.0,
-        "peak_memory_gb": 1.0, "data_hash": "h", "code_version": "v", "status": "done",
+        "final": True, "protocol": "exact_match", "prompt": "bare", "efficacy": 50.0,
+        "generalization": 40.0, "specificity": 30.0, "specificity_self": 20.0,
+        "train_seconds": None, "edit_ms": 2.0, "peak_memory_gb": 1.0, "data_hash": "h",
+        "code_version": "v", "status": "done",
     } | changes  # fmt: skip
     assert tuple(values) == RUN_COLUMNS
     place = ("editor", "variant", "model", "seed", "batch_size", "n_batches")
@@ -151,6 +152,22 @@ def test_markdown_lines_up() -> None:
     assert len(widths) == 1
 
 
+def test_prompts_in_a_chat_are_named_in_the_header() -> None:
+    def text(*rows: dict[str, Any], fmt: str = "md") -> str:
+        return render_table(build_table(list(rows)), fmt)
+
+    assert "prompt" not in text(row())
+    assert "Grid g, scale world, model m, dataset d, prompt chat; protocol" in text(
+        row(prompt="chat")
+    )
+    assert "prompt chat" in text(row(prompt="chat"), fmt="latex")
+    head, _, *body = lines([row(), row(prompt="chat", model="n")])
+    assert head[:3] == ["model", "prompt", "exact_match"]
+    assert [line[:2] for line in body] == [["m", "bare"], ["n", "chat"]]
+    parsed = list(csv.DictReader(io.StringIO(text(row(prompt="chat"), fmt="csv"))))
+    assert {line["prompt"] for line in parsed} == {"chat"}
+
+
 def test_csv_is_unrounded() -> None:
     rows = [row(seed=i, efficacy=v) for i, v in enumerate([1 / 3, 2 / 3])] + [failed(editor="b")]
     parsed = list(csv.DictReader(io.StringIO(render_table(build_table(rows), "csv"))))
@@ -191,7 +208,8 @@ def parquet_rows(root: str) -> list[dict[str, Any]]:
     read = "read_parquet('{}/{}/**/*.parquet', hive_partitioning=true, union_by_name=true)"
     sql = f"""
         SELECT c.grid, c.cell_key AS cell, c.editor, c.variant, c.model, c.dataset, c.scale,
-               c.seed, c.batch_size, c.n_batches, s.n_edits, s.final, s.protocol, s.efficacy,
+               c.seed, c.batch_size, c.n_batches, s.n_edits, s.final, s.protocol,
+               coalesce(c.identity->>'$.model.prompt.template', 'bare') AS prompt, s.efficacy,
                s.generalization, s.specificity, s.specificity_self, c.train_seconds, c.edit_ms,
                c.peak_memory_gb, c.data_hash, c.code_version, c.status
         FROM {read.format(root, "cells")} c

@@ -5,9 +5,13 @@ from __future__ import annotations
 import shutil
 from pathlib import Path
 
+import torch
+
 from pipeline.locations import Locations
 from pipeline.results.lake import Lake
+from pipeline.run.state import StateFolder
 from pipeline.run.tidy import tidy
+from pipeline.storage import Storage
 from tests.unit.lake_fixtures import cell
 
 
@@ -17,6 +21,33 @@ def touch(root: Path, *names: str) -> list[Path]:
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text("x")
     return paths
+
+
+def test_states_of_finished_sums_are_removed(tmp_path: Path) -> None:
+    """Killed between writing the last sum and clearing up, with and without the tensors."""
+    places = Locations.under(tmp_path, tracking="sqlite:///unused.db")
+    cache = Path(places.cache)
+
+    def state(place: str, *modules: str) -> Path:
+        folder = StateFolder(Storage(str(cache / "statistics" / "k" / place)))
+        facts = {"documents": 1, "counts": dict.fromkeys(modules, 1)}
+        folder.save({"w": torch.ones(1)}, facts, version=1)
+        return cache / "statistics" / "k" / place
+
+    done, cut = state("shard0-1.progress", "a", "b"), state("shard1-1.progress", "a")
+    (payload,) = cut.glob("*.safetensors")
+    payload.unlink()
+    waiting = [state("shard1-2.progress", "a", "b"), state("shard2-1.progress", "a")]
+    touch(
+        cache,
+        "statistics/k/a.shard0.safetensors",
+        "statistics/k/b.shard0.safetensors",
+        "statistics/k/a.shard1.safetensors",
+    )
+    assert len(tidy("demo", places)) == 3
+    assert not done.exists() and not cut.exists()
+    assert all(len(list(place.iterdir())) == 2 for place in waiting)
+    assert tidy("demo", places) == []
 
 
 def test_only_what_finished_work_left_is_removed(tmp_path: Path) -> None:

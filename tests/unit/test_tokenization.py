@@ -104,10 +104,18 @@ def test_sorting_orders_each_kind_of_prompt_on_its_own(tokenizer: PreTrainedToke
     assert [len(s) for s in batch.edit.samples] == [1, 3]
 
 
-def test_an_edit_without_a_rephrase_names_its_row(tokenizer: PreTrainedTokenizerFast) -> None:
+def test_what_an_edit_lacks_is_left_out_and_named_to_who_learns_from_it(
+    tokenizer: PreTrainedTokenizerFast,
+) -> None:
     bare = Edit(edit_id="e", prompt="the", target="Lun", source="zsre.json:9")
+    batch = Encoder(tokenizer, FAMILIES["qwen2"]).batch([edit("the city", "Mar"), bare], 4)
+    assert [len(p) for p in (batch.edit, batch.equivalent, batch.unrelated)] == [2, 1, 1]
+    batch.require([])
     with pytest.raises(TokenizationError, match=r"zsre.json:9: the edit has no rephrase"):
-        Encoder(tokenizer, FAMILIES["qwen2"]).batch([bare], 4)
+        batch.require(["rephrase"])
+    with pytest.raises(TokenizationError, match=r"zsre.json:9: the edit has no locality prompt"):
+        batch.require(["locality prompt"])
+    assert Phase((), 4).weights.tolist() == []
 
 
 def test_an_incomplete_group_can_be_cut_off() -> None:

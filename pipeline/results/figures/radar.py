@@ -66,9 +66,14 @@ def shapes_of(rows: Sequence[Row], abilities: Sequence[Row] = ()) -> Shapes:
                 _put(shape, name, [r[score] for r in here])
             rivals = [r for r in rows if stream_of(r) == stream and r["editor"] != UNEDITED]
             _put(shape, SPEED, _speeds(here, rivals))
-            f1 = [r for r in abilities if label_of(r) == label and stream_of(r) == stream]
-            last = [r for r in f1 if r["step"] == max(other["step"] for other in f1)]
-            _put(shape, ABILITIES, [r["value"] for r in last if ABILITY.match(r["metric"])])
+            last = [
+                r for r in abilities
+                if label_of(r) == label and r["batch_size"] == stream[1]
+                and r["step"] == stream[0] * stream[1] and ABILITY.match(r["metric"])
+            ]  # fmt: skip
+            # A longer stream that was scored for this one answers where it was not run itself.
+            last = [r for r in last if stream_of(r) == stream] or last
+            _put(shape, ABILITIES, [r["value"] for r in last])
     return found
 
 

@@ -46,7 +46,13 @@ def open_model(cell: Cell, folder: Path, gang: Gang = ALONE) -> EditableModel:
     if torch.cuda.is_available():
         model = model.to("cuda")
     tokenizer = AutoTokenizer.from_pretrained(folder)
-    return EditableModel(model, tokenizer, cell.settings.modules, ranks=gang.together)
+    return EditableModel(
+        model,
+        tokenizer,
+        cell.settings.modules,
+        ranks=gang.together,
+        prompt_style=cell.model.prompt_style,
+    )
 
 
 def _open_sharded(cell: Cell, folder: Path, gang: Gang) -> EditableModel:
@@ -55,7 +61,10 @@ def _open_sharded(cell: Cell, folder: Path, gang: Gang) -> EditableModel:
 
     dtype = getattr(torch, cell.model.dtype) if cell.model.checkpoint is not None else None
     settings = ZeroSettings(offload="cpu" if gang.offload else "none")
-    return open_sharded(folder, cell.settings.modules, dtype=dtype, settings=settings)
+    style = cell.model.prompt_style
+    return open_sharded(
+        folder, cell.settings.modules, dtype=dtype, settings=settings, prompt_style=style
+    )
 
 
 def held_shares(model: EditableModel, gang: Gang) -> list[float]:

@@ -14,19 +14,22 @@ from pathlib import Path
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file
 
-from pipeline.cells import Cell, digest
+from pipeline.cells import Cell
 from pipeline.corpus import open_corpus
+from pipeline.identity import digest
 from pipeline.run.cache import Cache
 from pipeline.run.gang import ALONE, Gang
 from pipeline.run.report import Report
 from pipeline.run.stages.prepare import open_model
 from pipeline.run.state import StateFolder, load_together, write_tensors
+from pipeline.storage import Storage
 from rledit.locate.statistics import MomentIdentity, SecondMoment, StatisticsError, accumulate
 from rledit.model import EditableModel
 
 SAVE_EVERY_SECONDS = 20.0
-SECONDS = "seconds"  # in a file's metadata: its share of the passes
+SECONDS = "seconds"  # in a file's metadata: its share of the passes, of all attempts
 DOCUMENTS_PER_PASS = 64
+PROGRESS = ".progress"
 
 
 def collect(
@@ -53,9 +56,9 @@ def collect(
         for name, identity in moment_identities(cell, lacking).items()
     }
     # Other cells may be summing other linears of the same shard.
-    place = f"shard{shard}-{digest({'modules': lacking})}.progress"
+    place = f"shard{shard}-{digest({'modules': lacking})}{PROGRESS}"
     progress = StateFolder(cache.storage.join(*folder.split("/"), place))
-    done = _resume(moments, progress, gang)
+    done, before = _resume(moments, progress, gang)
     began = last_save = time.perf_counter()
     for first in range(done, len(texts), DOCUMENTS_PER_PASS):
         report("statistics", first, len(texts))
@@ -63,12 +66,12 @@ def collect(
         model.trunk.clear()
         accumulate(model, texts[first : first + DOCUMENTS_PER_PASS], moments)
         if gang.leads and time.perf_counter() - last_save > SAVE_EVERY_SECONDS:
-            _save(moments, progress, min(first + DOCUMENTS_PER_PASS, len(texts)))
+            seconds = before + time.perf_counter() - began
+            _save(moments, progress, min(first + DOCUMENTS_PER_PASS, len(texts)), seconds)
             last_save = time.perf_counter()
     if not gang.leads:
         return
-    # Of this attempt, as a resumed one has forgotten the time of those before it.
-    seconds = (time.perf_counter() - began) / len(moments)
+    seconds = (before + time.perf_counter() - began) / len(moments)
     for name, moment in moments.items():
         file = shard_file(folder, name, shard)
         facts = {**moment.metadata(), SECONDS: str(seconds)}
@@ -161,7 +164,7 @@ def shard_of(cell: Cell, model: EditableModel, shard: int) -> list[Sequence[int]
     documents = [
         text for first in passes for text in corpus.documents[first : first + DOCUMENTS_PER_PASS]
     ]
-    return [model.encoder.prompt_ids(text)[: min(limit, entry.max_tokens)] for text in documents]
+    return [model.encoder.text_ids(text)[: min(limit, entry.max_tokens)] for text in documents]
 
 
 def statistics_folder(cell: Cell) -> str:
@@ -179,6 +182,21 @@ def whole_file(folder: str, module: str) -> str:
     return f"{folder}/{module}.whole.safetensors"
 
 
+def finished_sums(storage: Storage) -> list[str]:
+    """Resume states of shards whose sums are all there, left by who was killed before clearing."""
+    names = set(storage.list("statistics"))
+    found: list[str] = []
+    for place in {name.rpartition("/")[0] for name in names if f"{PROGRESS}/" in name}:
+        summed = StateFolder(storage.join(*place.split("/"))).facts().get("counts", {})
+        folder, _, state = place.rpartition("/")
+        shard = int(state.partition("-")[0].removeprefix("shard"))
+        if summed and all(
+            {shard_file(folder, m, shard), whole_file(folder, m)} & names for m in summed
+        ):
+            found += sorted(name for name in names if name.startswith(f"{place}/"))
+    return found
+
+
 def _there(folder: str, module: str, shard: int, cache: Cache) -> bool:
     """Whether a linear need not be summed; what is there is handed to all other nodes."""
     for file in (whole_file(folder, module), shard_file(folder, module, shard)):
@@ -188,18 +206,24 @@ def _there(folder: str, module: str, shard: int, cache: Cache) -> bool:
     return False
 
 
-def _resume(moments: dict[str, SecondMoment], progress: StateFolder, gang: Gang) -> int:
+def _resume(
+    moments: dict[str, SecondMoment], progress: StateFolder, gang: Gang
+) -> tuple[int, float]:
+    """Documents that are summed already, and the seconds that took."""
     saved = load_together(progress, gang)
     if saved is None:
-        return 0
+        return 0, 0.0
     tensors, facts = saved
     for name, moment in moments.items():
         moment.total.copy_(tensors[name])
         moment.count = facts["counts"][name]
-    return int(facts["documents"])
+    return int(facts["documents"]), float(facts.get(SECONDS, 0.0))
 
 
-def _save(moments: dict[str, SecondMoment], progress: StateFolder, documents: int) -> None:
+def _save(
+    moments: dict[str, SecondMoment], progress: StateFolder, documents: int, seconds: float
+) -> None:
     tensors = {name: moment.total for name, moment in moments.items()}
     counts = {name: moment.count for name, moment in moments.items()}
-    progress.save(tensors, {"documents": documents, "counts": counts}, version=documents)
+    facts = {"documents": documents, "counts": counts, SECONDS: seconds}
+    progress.save(tensors, facts, version=documents)

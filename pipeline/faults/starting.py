@@ -1,0 +1,42 @@
+"""What it takes to start a Ray of one's own on this machine's loopback, beside others."""
+
+from __future__ import annotations
+
+import socket
+import subprocess
+import time
+from collections.abc import Mapping
+from contextlib import ExitStack
+from pathlib import Path
+
+START_SECONDS = 180.0
+
+
+def without_ray(environment: Mapping[str, str]) -> dict[str, str]:
+    """An environment in which no other Ray has left its settings."""
+    return {name: value for name, value in environment.items() if not name.startswith("RAY_")}
+
+
+def free_ports(n: int) -> list[int]:
+    """Ports of the loopback that nobody uses."""
+    with ExitStack() as stack:
+        sockets = [stack.enter_context(socket.socket()) for _ in range(n)]
+        for each in sockets:
+            each.bind(("127.0.0.1", 0))
+        return [each.getsockname()[1] for each in sockets]
+
+
+def wait_until_up(process: subprocess.Popen[bytes], ip: str, port: int, log: Path) -> None:
+    """Wait until a process that has been started accepts connections.
+
+    Raises:
+        RuntimeError: It ended, or did not within `START_SECONDS`; shows the end of its log.
+    """
+    deadline = time.monotonic() + START_SECONDS
+    while time.monotonic() < deadline and process.poll() is None:
+        with socket.socket() as probe:
+            probe.settimeout(0.5)
+            if probe.connect_ex((ip, port)) == 0:
+                return
+        time.sleep(0.1)
+    raise RuntimeError(f"Ray did not start; it wrote:\n{log.read_text()[-4000:]}")

@@ -1,0 +1,61 @@
+"""Where a dataset entry's edits come from: the embedded world, or files. Opened once a process."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict
+from functools import lru_cache
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+from pipeline.config import DatasetEntry
+from pipeline.data_files import read_data
+from rledit.datasets import FileEditSource
+from rledit.records import EditSource, Probe, Split, has_probe
+from rledit.world import World, WorldConfig, render_schema
+
+
+def source_of(dataset: DatasetEntry) -> EditSource:
+    """The edits of a dataset entry; the same object for equal entries."""
+    return _source(dataset.name, json.dumps(asdict(dataset), sort_keys=True))
+
+
+def lacking(dataset: DatasetEntry, split: Split, probe: Probe) -> int:
+    """How many edits of a pool bring no prompt of that kind; counted once for equal entries."""
+    return _lacking(dataset.name, json.dumps(asdict(dataset), sort_keys=True), split, probe)
+
+
+def world_of(settings: Mapping[str, Any]) -> World:
+    """The embedded world of some settings; the same object for equal ones."""
+    return _world(json.dumps(settings, sort_keys=True))
+
+
+@lru_cache(maxsize=8)
+def _source(name: str, entry: str) -> EditSource:
+    data = json.loads(entry)
+    if not data["files"]:
+        world = world_of(data["world"])
+        if data["schema"] is None:
+            return world
+        with TemporaryDirectory() as folder:
+            files: Any = render_schema(world, data["schema"], Path(folder))
+            return FileEditSource(**files, order=data["order"], name=name)
+    reports: dict[str, Any] = {
+        split: read_data(location, data["format"], data["strict"])
+        for split, location in data["files"].items()
+    }
+    return FileEditSource(**reports, order=data["order"], on_overlap=data["on_overlap"], name=name)
+
+
+@lru_cache(maxsize=64)
+def _lacking(name: str, entry: str, split: Split, probe: Probe) -> int:
+    source = _source(name, entry)
+    edits = source.draw(split, source.sizes()[split], seed=0)
+    return sum(not has_probe(edit, probe) for edit in edits)
+
+
+@lru_cache(maxsize=8)
+def _world(settings: str) -> World:
+    return World(WorldConfig(**json.loads(settings)))

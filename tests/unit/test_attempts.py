@@ -1,0 +1,43 @@
+"""How the end of an attempt is told: by a reason that is fit for logs and the lake."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from ray.exceptions import RayTaskError, WorkerCrashedError
+
+from pipeline.run import attempts
+from pipeline.run.attempts import Outcome
+from pipeline.run.lease import LeaseLost
+
+PLANTED = "hunter2-planted-secret"
+
+
+def ended_by(error: Exception, monkeypatch: pytest.MonkeyPatch) -> Outcome:
+    def get(_: Any) -> None:
+        raise error
+
+    monkeypatch.setattr(attempts.ray, "get", get)
+    return attempts._outcome("a reference")
+
+
+def test_an_error_of_the_work_shows_no_secret(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    cause = PermissionError(f"s3://key:{PLANTED}@bucket/lake")
+    outcome = ended_by(RayTaskError("work", f"trace: {cause}", cause), monkeypatch)
+    assert outcome == Outcome(reason="PermissionError: s3://***@bucket/lake")
+    assert "trace: s3://***@bucket/lake" in caplog.text
+    assert PLANTED not in caplog.text
+
+
+def test_a_death_and_a_lost_lease_are_tried_again(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    outcome = ended_by(WorkerCrashedError(), monkeypatch)
+    assert outcome.died and outcome.reason is not None
+    assert outcome.reason.startswith("WorkerCrashedError: ") and "\n" not in outcome.reason
+    lost = RayTaskError("work", "trace", LeaseLost("taken over"))
+    assert ended_by(lost, monkeypatch) == Outcome(reason="LeaseLost: taken over", died=True)
+    assert not caplog.messages

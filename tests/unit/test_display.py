@@ -1,0 +1,66 @@
+"""What a driver shows of a run: cells done, running and failed, edits per second, time left."""
+
+from __future__ import annotations
+
+import logging
+import time
+from pathlib import Path
+
+import pytest
+from rich.console import Console
+
+from pipeline.cells import cells_of
+from pipeline.config import load_grid
+from pipeline.run import display as module
+from pipeline.run.board import Progress
+from pipeline.run.display import Display, Estimate
+from pipeline.run.queue import Finished
+from pipeline.run.report import Stage
+from pipeline.run.tasks import Task, tasks_of
+
+GRID = Path(__file__).parent.parent / "cluster" / "tiny.yaml"
+
+
+@pytest.fixture(scope="module")
+def tasks() -> dict[str, Task]:
+    """One model, and three cells of twelve edits."""
+    editors = "editors=[{editor: none}, {editor: ultraedit}, {editor: ft}]"
+    return tasks_of(cells_of(load_grid(GRID, [editors])))
+
+
+def at(done: int, total: int, ago: float, stage: Stage = "edit") -> Progress:
+    started = time.time() - ago
+    return Progress(done=done, total=total, started=started, stage=stage, pid=1, node="n")
+
+
+def test_the_headline_counts(
+    tasks: dict[str, Task], monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(module, "LOG_EVERY_SECONDS", -1.0)
+    caplog.set_level(logging.INFO)
+    model, none, ultra, ft = tasks
+    with Display(tasks, 1, Console(quiet=True, force_terminal=False)) as shown:
+        shown.finished(Finished(task=tasks[model], reason=None))
+        shown.progress({none: at(3, 3, 10.0)})
+        shown.finished(Finished(task=tasks[none], reason=None))
+        shown.finished(Finished(task=tasks[ft], reason="ValueError: no"))
+        shown._began -= 10
+        shown.progress({ultra: at(1, 3, 10.0), none: at(3, 3, 10.0)})
+    assert "ft 3x4 seed 0: ValueError: no" in caplog.text
+    line = caplog.messages[-1]
+    assert line.startswith("1 of 3 cells done, 1 tasks running, 1 failed, ")
+    assert ", 1.6 edits/s, 10 s so far, about " in line  # twelve and four in ten seconds
+    assert shown.counts() == {"cells": 3, "cells_ended": 2, "tasks_failed": 1}
+
+
+def test_the_estimate(tasks: dict[str, Task]) -> None:
+    _, none, ultra, ft = tasks
+    estimate = Estimate(tasks, slots=2)
+    now = time.time()
+    assert estimate.seconds_left({ultra}, {}, now) is None
+    estimate.add(tasks[none], 10.0)
+    # What is not known of an editor is taken from the others.
+    assert estimate.seconds_left({ultra, ft}, {}, now) == pytest.approx(10.0)
+    # A running cell promises its own length: a quarter in 5 s.
+    left = estimate.seconds_left({ultra}, {ultra: at(1, 4, 5.0)}, now)
+    assert left == pytest.approx(15.0 / 2, abs=0.1)

@@ -1,0 +1,90 @@
+"""A driver that is told to end does so in order, whatever it is doing at that moment."""
+
+from __future__ import annotations
+
+import os
+import signal
+import threading
+from typing import Any
+
+import pytest
+
+from pipeline.run.ending import Terminated, ended_by_signal, handler_kept
+
+
+def tell() -> None:
+    os.kill(os.getpid(), signal.SIGTERM)
+
+
+@pytest.fixture(autouse=True)
+def handler() -> Any:
+    """Whatever happens, no other test meets a handler of these."""
+    before = signal.signal(signal.SIGTERM, lambda *_: pytest.fail("SIGTERM came out"))
+    yield signal.getsignal(signal.SIGTERM)
+    signal.signal(signal.SIGTERM, before)
+
+
+def test_it_is_said_with_the_remedy_and_the_handler_is_put_back(handler: Any) -> None:
+    closed = []
+    again = pytest.raises(Terminated, match="run the same command again")
+    with again as caught, ended_by_signal():
+        try:
+            tell()
+        finally:
+            closed.append(True)
+    assert closed and caught.value.__suppress_context__
+    assert signal.getsignal(signal.SIGTERM) is handler
+
+
+def test_a_library_that_turns_errors_into_its_own_does_not_keep_it() -> None:
+    with pytest.raises(Terminated), ended_by_signal():
+        try:
+            tell()
+        except Exception as error:
+            raise RuntimeError("the store failed") from error
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+def test_what_was_lost_in_compiled_code_is_found_at_the_next_look() -> None:
+    class Callback:
+        def __del__(self) -> None:
+            tell()  # Python prints what a finaliser raises, and goes on
+
+    reached = []
+    with pytest.raises(Terminated), ended_by_signal() as check:
+        check()
+        Callback()
+        reached.append("after")
+        check()
+    assert reached
+
+
+def test_a_second_signal_and_an_error_while_closing_change_nothing() -> None:
+    with pytest.raises(Terminated), ended_by_signal():
+        try:
+            tell()
+        finally:
+            tell()
+            raise SystemError("a result with an exception set")
+
+
+def test_errors_of_the_work_are_its_own() -> None:
+    with pytest.raises(SystemError, match="its own"), ended_by_signal():
+        raise SystemError("its own")
+    with ended_by_signal() as check:
+        check()
+
+
+@pytest.mark.parametrize("block", [True, False])
+def test_connecting_keeps_the_handler(block: bool) -> None:
+    def deadly(*_: Any) -> None:
+        raise AssertionError("Ray's handler was called")
+
+    with pytest.raises(Terminated), ended_by_signal():
+        with handler_kept(block):
+            signal.signal(signal.SIGTERM, deadly)
+            if block:
+                # To this thread: another one of the process might not keep it back.
+                signal.pthread_kill(threading.get_ident(), signal.SIGTERM)
+        assert not block, "the signal waits no longer than the connecting"
+        tell()

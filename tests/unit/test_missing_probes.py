@@ -1,0 +1,124 @@
+"""Data without locality prompts in a grid: who can runs, who learns from them says so first."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from rich.console import Console
+from typer.testing import CliRunner
+
+from pipeline.cells import Cell, cells_of
+from pipeline.cli import app
+from pipeline.config import Grid, load_grid
+from pipeline.locations import Locations
+from pipeline.plan import make_plan, pool_lines
+from pipeline.preflight import preflight
+from pipeline.results.lake import Lake
+from pipeline.results.query import runs
+from pipeline.results.rendering import render_table
+from pipeline.results.report import write_report
+from pipeline.results.tables import build_table
+from pipeline.run.cache import Cache
+from pipeline.run.cell import run_cell
+from pipeline.run.driver import run_plan
+from pipeline.run.report import silent
+from pipeline.run.stages.prepare import prepare_model
+from rledit.editors import EDITORS
+from rledit.world import World, WorldConfig
+
+GRID = Path(__file__).parent.parent / "cluster" / "tiny.yaml"
+LEARNERS = ["malmen", "malmen_rledit", "malmen_star", "mend", "mend_rledit", "mend_star", "rledit"]
+
+
+@pytest.fixture
+def files(tmp_path: Path) -> str:
+    """Edits of the tiny grid's world in MQuAKE's schema; one of train's goes to validation."""
+    world = World(WorldConfig(n_subjects=60))
+    named = {}
+    for split in ("train", "evaluation"):
+        rows = []
+        for i, edit in enumerate(world.draw(split, 16, seed=0)):
+            hop: dict[str, Any] = {
+                "prompt": edit.prompt.replace(str(edit.subject), "{}"),
+                "subject": edit.subject,
+                "question": edit.rephrases[0],
+                "target_new": {"str": edit.target},
+                "target_true": {"str": edit.old_target},
+            }
+            rows.append({"case_id": i, "requested_rewrite": [hop], "questions": []})
+            rows[-1] |= {"new_answer": edit.target}
+        named[split] = str(tmp_path / f"{split}.json")
+        Path(named[split]).write_text(json.dumps(rows))
+    return f"datasets=[{{name: mquake, files: {json.dumps(named)}, world: {{n_subjects: 60}}}}]"
+
+
+def grid(files: str, *editors: str) -> Grid:
+    return load_grid(GRID, [files, f"editors=[{', '.join(editors)}]"])
+
+
+def cell(files: str, editor: str) -> Cell:
+    return cells_of(grid(files, editor))[0]
+
+
+def test_every_method_that_learns_from_them_says_so() -> None:
+    found = {name: cls.trains_on for name, cls in EDITORS.items() if cls.trains_on}
+    assert sorted(found) == LEARNERS
+    assert set(found.values()) == {frozenset({"rephrase", "locality prompt"})}
+
+
+@pytest.mark.parametrize("name", LEARNERS)
+def test_they_are_refused_when_the_grid_is_planned(name: str, files: str) -> None:
+    small = "settings: {rank: 8, n_blocks: 1, train_steps: 1}"
+    assert cell(files, f"{{editor: {name}, {small}}}").obstacle == (
+        f"{name} learns from a locality prompt of every training edit, and 15 of 15 in the train "
+        "pool of mquake have none; give the dataset a train file whose edits have one, or leave "
+        "the editor out"
+    )
+    without = "settings: {rank: 8, n_blocks: 1, train_steps: 1, loc_coef: 0}"
+    assert cell(files, f"{{editor: {name}, {without}}}").obstacle is None
+
+
+@pytest.mark.parametrize("name", sorted(set(EDITORS) - set(LEARNERS)))
+def test_the_others_are_not(name: str, files: str) -> None:
+    assert cell(files, f"{{editor: {name}}}").obstacle is None
+
+
+def test_a_plan_says_what_the_edits_lack(files: str, tmp_path: Path) -> None:
+    lines = pool_lines([cell(files, "{editor: ft}")])
+    assert lines[-1] == "  without a locality prompt: 32 of 32, not scored by one"
+    asked = ["plan", str(GRID), "--results", str(tmp_path), "--set", files]
+    answer = CliRunner().invoke(app, [*asked, "--set", "editors=[{editor: rledit}]"])
+    assert "skipped" in answer.stdout and "learns from a locality prompt" in answer.stdout
+    assert "0 to run" in answer.stdout
+
+
+def test_a_run_records_the_refusal_and_computes_nothing(files: str, tmp_path: Path) -> None:
+    chosen = grid(files, "{editor: rledit}")
+    places = Locations.under(tmp_path)
+    lake = Lake(places.lake)
+    assert run_plan(chosen, make_plan(chosen, lake), places, Console(quiet=True)) == 0
+    (record,) = lake.manifest()
+    assert record.status == "skipped" and "15 of 15 in the train pool" in str(record.reason)
+    assert not (tmp_path / "cache").exists()
+
+
+def test_what_is_not_there_is_a_dash_in_tables_and_reports(files: str, tmp_path: Path) -> None:
+    lake, cache = Lake(str(tmp_path / "lake")), Cache(tmp_path)
+    for editor in ("{editor: none}", "{editor: ft, settings: {lr: 0.01}}"):
+        chosen = cell(files, editor)
+        preflight([chosen])
+        folder = prepare_model(chosen, cache, silent)
+        assert run_cell(chosen, folder, None, cache, lake, silent) == "done"
+    rows = runs(lake, "tiny")
+    assert all(row["generalization"] is not None for row in rows)
+    assert {row["specificity"] for row in rows} == {None}
+    text = render_table(build_table(rows), "md")
+    ft = next(line for line in text.splitlines() if line.startswith("| ft"))
+    eff, gen, spe, own = [part.strip() for part in ft.split("|")[2:6]]
+    assert (spe, own) == ("–", "–") and float(eff) > 0 and float(gen) > 0
+    page = tmp_path / "tiny.html"
+    write_report(lake, "tiny", page)
+    assert "Eff" in page.read_text()
