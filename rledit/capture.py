@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from rledit.model import EditableModel
+from rledit.model import SINGLE_PASS_TOKENS, EditableModel
 from rledit.tokenization import Phase
 
 Tokens = Literal["answer", "all"]
@@ -54,7 +54,7 @@ def capture(model: EditableModel, phase: Phase, tokens: Tokens = "answer") -> Ca
     row_samples: list[Tensor] = []
     weights = phase.weights.to(model.device, model.compute_dtype)
     loss_total = 0.0
-    for chunk in model.chunks(phase.samples):
+    for chunk in model.chunks(phase.samples, least=SINGLE_PASS_TOKENS):
         rows, row_sample = chunk.real_rows() if tokens == "all" else (chunk.rows, chunk.row_sample)
         with torch.enable_grad(), _taken(model) as taken:
             logits = model.trunk.logits(chunk, narrow=tokens == "answer").to(model.compute_dtype)

@@ -17,14 +17,22 @@ from rledit.tokenization import Encoder, Sample
 from rledit.trunk import Trunk
 from rledit.weights import EditedWeights, WeightAccess
 
+SINGLE_PASS_TOKENS = 1280
+"""Tokens of a physical batch at least, in passes over one batch of edits and those without a graph.
+
+On a CPU a small batch reads every weight for a few prompts. The steps of a trajectory put up with
+that, as their memory is not to grow with the prompts they look back on.
+"""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Execution:
     """How passes are run. Nothing here changes a number beyond floating-point round-off.
 
     Attributes:
-        token_budget: Padded tokens of one physical batch. None: 320 on a CPU, which is busy with
-            that and keeps the memory of a step small; 8,192 on an accelerator.
+        token_budget: Padded tokens of one physical batch. None: 320 on a CPU in the steps of a
+            trajectory, which keeps their memory small, and `SINGLE_PASS_TOKENS` elsewhere; 8,192
+            on an accelerator.
         cache_bytes: Memory for the frozen trunk's prefixes.
         cache_on_device: Keep the prefixes on the model's device instead of host memory.
     """
@@ -33,11 +41,11 @@ class Execution:
     cache_bytes: int = 2 << 30
     cache_on_device: bool = False
 
-    def tokens(self, device: torch.device) -> int:
-        """The token budget on a device."""
+    def tokens(self, device: torch.device, least: int = 0) -> int:
+        """The token budget on a device: what was asked for, or else at least `least`."""
         if self.token_budget is not None:
             return self.token_budget
-        return 320 if device.type == "cpu" else 8192
+        return max(least, 320 if device.type == "cpu" else 8192)
 
 
 class EditableModel:
@@ -123,7 +131,13 @@ class EditableModel:
         return {shape: tuple(names) for shape, names in groups.items()}
 
     def chunks(
-        self, samples: Sequence[Sample], tokens_per_row: int = TOKENS_PER_ROW
+        self, samples: Sequence[Sample], least: int = 0, tokens_per_row: int = TOKENS_PER_ROW
     ) -> list[Chunk]:
-        """Physical batches of samples under the token budget, see `rledit.chunks.make_chunks`."""
-        return make_chunks(samples, self.execution.tokens(self.device), tokens_per_row)
+        """Physical batches of samples under the token budget.
+
+        Args:
+            samples: The samples.
+            least: Tokens of the budget at least, unless one was asked for.
+            tokens_per_row: See `rledit.chunks.make_chunks`.
+        """
+        return make_chunks(samples, self.execution.tokens(self.device, least), tokens_per_row)

@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from typing import Literal, TypeVar
 
 from rledit.metrics import Protocol, Reading, generate, read
-from rledit.model import EditableModel
+from rledit.model import SINGLE_PASS_TOKENS, EditableModel
 from rledit.records import Edit
 from rledit.tokenization import Encoder, Sample
 
@@ -159,7 +159,7 @@ class Scorer:
         samples = [s for q in every for s in (q.sample, q.rival) if s is not None]
         self.resident = model.trunk.fits([*samples, *beside])
         if self.resident:
-            model.trunk.prefetch(model.chunks(samples))
+            model.trunk.prefetch(model.chunks(samples, least=SINGLE_PASS_TOKENS))
         with model.weights.unedited():
             readings = iter(self._read([q for item in self._questions for q in item.unrelated]))
         self._before = [[next(readings) for _ in item.unrelated] for item in self._questions]

@@ -17,7 +17,7 @@ from __future__ import annotations
 import logging
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -153,20 +153,23 @@ class Trunk:
 
     def run(self, chunk: Chunk, *, narrow: bool = True) -> Top:
         """As `logits`, with the states that the output embedding saw."""
-        hidden, attention = self._prefix(chunk)
-        rows = chunk.rows.to(self._device)
-        with ExitStack() as stack:
-            stack.enter_context(self._restarted(hidden, attention))
-            states = stack.enter_context(self._output_rows(rows))
-            if narrow:
-                stack.enter_context(self.narrow_last_mlp(rows))
-            output = self._model(inputs_embeds=hidden, use_cache=False)
-        return Top(states=states[0], logits=output.logits.reshape(len(rows), -1))
+        prefix, rows = self._prefix(chunk), chunk.rows.to(self._device)
+        with self._output_rows(rows) as states:
+            logits = self._pass(prefix, rows, narrow)
+        return Top(states=states[0], logits=logits.reshape(len(rows), -1))
+
+    def states(self, chunk: Chunk, *, narrow: bool = True) -> Tensor:
+        """As `logits`, short of the output embedding: (rows, hidden), to go into `logits_of`."""
+        prefix, rows = self._prefix(chunk), chunk.rows.to(self._device)
+        with self.before_output(rows) as states:
+            self._pass(prefix, rows, narrow)
+        return states[0]
 
     def logits_of(self, states: Tensor) -> Tensor:
         """Logits (rows, vocabulary) of the states (rows, hidden) that an earlier pass ended with.
 
-        The model's own forward runs, every layer passed through, so its soft caps apply.
+        The model's own forward runs, every layer passed through, so its soft caps apply. Gradients
+        reach the states where they are enabled.
         """
 
         def replace(_: nn.Module, __: tuple[Any, ...]) -> tuple[Tensor]:
@@ -180,6 +183,16 @@ class Trunk:
             output = self._model(inputs_embeds=states[None, :1], use_cache=False)
         logits: Tensor = output.logits
         return logits.reshape(len(states), -1)
+
+    def _pass(self, prefix: Prefix, rows: Tensor, narrow: bool) -> Tensor:
+        """Logits of the model, run from the first edited layer's MLP up."""
+        hidden, attention = prefix
+        with ExitStack() as stack:
+            stack.enter_context(self._restarted(hidden, attention))
+            if narrow:
+                stack.enter_context(self.narrow_last_mlp(rows))
+            logits: Tensor = self._model(inputs_embeds=hidden, use_cache=False).logits
+        return logits
 
     def _prefix(self, chunk: Chunk) -> Prefix:
         """Padded (b, T, hidden) prefixes of a chunk, from the cache where it has them."""
@@ -297,18 +310,38 @@ class Trunk:
             yield states
 
     @contextmanager
-    def narrow_last_mlp(self, rows: Tensor) -> Iterator[None]:
+    def before_output(self, rows: Tensor) -> Iterator[list[Tensor]]:
+        """Keep these rows of what the output embedding would see, with their graph.
+
+        It runs on no row at all, so several passes can share one through it, see `logits_of`.
+        """
+        head: nn.Module = self._model.get_output_embeddings()  # type: ignore[operator]
+        states: list[Tensor] = []
+
+        def take(_: nn.Module, args: tuple[Tensor, ...]) -> tuple[Tensor]:
+            states.append(args[0].flatten(0, -2).index_select(0, rows))
+            return (args[0][:, :0].detach(),)
+
+        with _hooked(head.register_forward_pre_hook(take)):
+            yield states
+
+    def narrow_last_mlp(self, rows: Tensor) -> AbstractContextManager[None]:
         """Run the last layer's MLP on these rows (of the flattened layout) only; others get 0."""
-        mlp = self._layers[-1].get_submodule(self._family.mlp)
+        return self.narrow_mlp(len(self._layers) - 1, rows)
+
+    @contextmanager
+    def narrow_mlp(self, layer: int, rows: Tensor) -> Iterator[None]:
+        """Run a layer's MLP on these rows (of the flattened layout) only; others get 0."""
+        mlp = self._layers[layer].get_submodule(self._family.mlp)
         shape: list[torch.Size] = []
 
         def gather(_: nn.Module, args: tuple[Any, ...]) -> tuple[Tensor]:
             shape.append(args[0].shape)
-            return (args[0].flatten(0, -2)[rows].unsqueeze(0),)
+            return (args[0].flatten(0, -2).index_select(0, rows).unsqueeze(0),)
 
         def scatter(_: nn.Module, __: Any, output: Tensor) -> Tensor:
             whole = output.new_zeros(shape[-1].numel() // shape[-1][-1], output.shape[-1])
-            return whole.index_put((rows,), output.squeeze(0)).view(*shape[-1][:-1], -1)
+            return whole.index_copy_(0, rows, output.squeeze(0)).view(*shape[-1][:-1], -1)
 
         with (
             _hooked(mlp.register_forward_pre_hook(gather)),

@@ -17,7 +17,7 @@ from rledit.benchmarks.models import part
 from rledit.chunks import Chunk, make_chunks
 from rledit.editors.rledit import RLEdit, RLEditConfig
 from rledit.families import edited_modules, family_of, layer_index
-from rledit.model import EditableModel, Execution
+from rledit.model import SINGLE_PASS_TOKENS, EditableModel, Execution
 from rledit.reward import Reward, final_states
 from rledit.textbook import TextbookConfig, TextbookRLEdit
 from rledit.tokenization import EditBatch, Sample
@@ -144,7 +144,7 @@ class Floor(Contender):
         first = min(layer_index(family, m) for m in edited_modules(model, settings.modules))
         n_layers = len(model.get_submodule(family.layers))
         self._device = model.device
-        self._budget = settings.execution.tokens(model.device)
+        self._execution = settings.execution
         self._below = part(model, range(first), final_norm=False)
         self._above = part(model, range(first, n_layers), final_norm=True)
         self._head = model.get_output_embeddings()
@@ -154,7 +154,7 @@ class Floor(Contender):
         window = self.window(i)
         reward = [s for b in window for phase in (b.equivalent, b.unrelated) for s in phase.samples]
         starts = [(chunk, self._entrance(chunk)) for chunk in self._chunks(reward)]
-        edit = self._chunks(window[0].edit.samples)
+        edit = self._chunks(window[0].edit.samples, least=SINGLE_PASS_TOKENS)
 
         def work() -> None:
             self._whole(edit)
@@ -165,11 +165,11 @@ class Floor(Contender):
 
     def edit(self, i: int) -> Work:
         """Forward of the edit prompts, backward to the first edited layer."""
-        chunks = self._chunks(self._batches[i].edit.samples)
+        chunks = self._chunks(self._batches[i].edit.samples, least=SINGLE_PASS_TOKENS)
         return lambda: self._whole(chunks)
 
-    def _chunks(self, samples: Iterable[Sample]) -> list[Chunk]:
-        return make_chunks(tuple(samples), self._budget)
+    def _chunks(self, samples: Iterable[Sample], least: int = 0) -> list[Chunk]:
+        return make_chunks(tuple(samples), self._execution.tokens(self._device, least))
 
     def _whole(self, chunks: Sequence[Chunk]) -> None:
         for chunk in chunks:

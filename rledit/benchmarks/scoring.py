@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from rledit.benchmarks.clock import Clock, ClockKind
 from rledit.benchmarks.models import ModelShape, build, random_batches
 from rledit.metrics import read
-from rledit.model import EditableModel
+from rledit.model import SINGLE_PASS_TOKENS, EditableModel
 from rledit.tokenization import IGNORED, Sample
 
 _GROUP = 4
@@ -85,7 +85,7 @@ def _scored(setting: ScoringBenchmark) -> list[int]:
 
 def _stream(model: EditableModel, samples: Sequence[Sample], setting: ScoringBenchmark) -> None:
     """What `rledit.scoring.Scorer` reads in the course of a stream."""
-    model.trunk.prefetch(model.chunks(samples))
+    model.trunk.prefetch(model.chunks(samples, least=SINGLE_PASS_TOKENS))
     with model.weights.unedited():
         read(model, samples[2::3])
     for n_edits in _scored(setting):

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from rledit.families import layer_index
 from rledit.locate.requests import Request
 from rledit.locate.restart import decoder_layers, stopping_after
-from rledit.model import EditableModel
+from rledit.model import SINGLE_PASS_TOKENS, EditableModel
 from rledit.tokenization import Sample
 
 
@@ -67,7 +67,8 @@ def stream_gain(model: EditableModel, requests: Sequence[Request], module: str) 
     gains: list[Tensor] = []
     order: list[Tensor] = []
     try:
-        for chunk in model.chunks([request.keys[0] for request in requests]):
+        first = [request.keys[0] for request in requests]
+        for chunk in model.chunks(first, least=SINGLE_PASS_TOKENS):
             with stopping_after(model, layer):
                 model.trunk.logits(chunk, narrow=False)
             rows = chunk.rows.to(model.device)
@@ -114,7 +115,7 @@ def observe(
     tops += [] if block is None else [block]
     parts: dict[str, list[Tensor]] = {}
     order: list[Tensor] = []
-    for chunk in model.chunks(samples):
+    for chunk in model.chunks(samples, least=SINGLE_PASS_TOKENS):
         rows = chunk.rows.to(model.device)
         with ExitStack() as stack:
             stack.enter_context(stopping_after(model, max(tops)))

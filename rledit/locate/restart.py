@@ -12,6 +12,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from rledit.chunks import Chunk
 from rledit.model import EditableModel
 
 
@@ -42,38 +43,38 @@ def stopping_after(model: EditableModel, layer: int) -> Iterator[None]:
         yield
 
 
-def logits_above(
-    model: EditableModel, layer: int, hidden: Tensor, rows: Tensor, **arguments: Any
+def states_above(
+    model: EditableModel, layer: int, hidden: Tensor, chunk: Chunk, **arguments: Any
 ) -> Tensor:
-    """Logits of a pass that begins with the output of a layer.
+    """What a pass that begins with the output of a layer ends with, before the output embedding.
+
+    MLPs run on what is not padding, and the last one on answer rows.
 
     Args:
         model: The model.
         layer: The layer whose output is given.
-        hidden: (b, T, hidden), its output; may carry a graph.
-        rows: (r,) int64, positions in the flattened (b*T) layout that get logits.
+        hidden: (b, T, hidden), its output for the chunk's samples; may carry a graph.
+        chunk: The samples.
         **arguments: More arguments of the model, such as positions and cached states.
 
     Returns:
-        (r, vocabulary), in the model's output type.
+        (rows, hidden), for `Trunk.logits_of`.
     """
+    rows, real = chunk.rows.to(hidden.device), chunk.real_rows()[0].to(hidden.device)
     layers = decoder_layers(model)
     as_tuple = model.family.layer_returns_tuple
     stand_ins: dict[int, nn.Module] = {i: _Emit(as_tuple) for i in range(layer)}
     stand_ins[layer] = _Emit(as_tuple, hidden)
-    head: nn.Module = model.model.get_output_embeddings()  # type: ignore[operator]
-    handle = head.register_forward_pre_hook(
-        lambda _, args: (args[0].flatten(0, -2)[rows].unsqueeze(0),)
-    )
     with ExitStack() as stack:
-        stack.callback(handle.remove)
+        states = stack.enter_context(model.trunk.before_output(rows))
+        for i in range(layer + 1, len(layers) - 1):
+            stack.enter_context(model.trunk.narrow_mlp(i, real))
         if layer + 1 < len(layers):
             stack.enter_context(model.trunk.narrow_last_mlp(rows))
         stack.enter_context(_replaced(layers, stand_ins))
         use_cache = "past_key_values" in arguments
-        output = model.model(inputs_embeds=hidden, use_cache=use_cache, **arguments)
-    logits: Tensor = output.logits
-    return logits.reshape(len(rows), -1)
+        model.model(inputs_embeds=hidden, use_cache=use_cache, **arguments)
+    return states[0]
 
 
 @contextmanager

@@ -17,7 +17,7 @@ from torch.nn.utils.rnn import pad_sequence
 
 from rledit.chunks import Chunk
 from rledit.families import layer_index
-from rledit.locate.restart import decoder_layers, logits_above, stopping_after
+from rledit.locate.restart import decoder_layers, states_above, stopping_after
 from rledit.locate.suffix import Continuation, PrefixStates
 from rledit.model import EditableModel
 from rledit.tokenization import Sample
@@ -35,8 +35,11 @@ class Site(Protocol):
         """What of each sample passes run; to be cut into chunks."""
         ...
 
-    def logits(self, chunk: Chunk, deltas: Tensor) -> Tensor:
-        """(rows, vocabulary) with `deltas` (b, hidden) added; the chunk is one of the parts."""
+    def states(self, chunk: Chunk, deltas: Tensor) -> Tensor:
+        """(rows, hidden) of a pass with `deltas` (b, hidden) added; the chunk is of the parts.
+
+        They are what the output embedding would see, see `Trunk.logits_of`.
+        """
         ...
 
 
@@ -68,14 +71,13 @@ class BlockOutput:
         self._before = PrefixStates(self._model, self._layer, hidden, positions)
         return torch.stack([end[0] for end in self._ends]).to(self._model.compute_dtype)
 
-    def logits(self, chunk: Chunk, deltas: Tensor) -> Tensor:
+    def states(self, chunk: Chunk, deltas: Tensor) -> Tensor:
         """Run the layers above."""
         if chunk not in self._known:
             self._known[chunk] = self._continue(chunk)
         hidden, continuation = self._known[chunk]
         changed = _added(hidden, torch.zeros(len(hidden), dtype=torch.long), deltas)
-        rows = chunk.rows.to(hidden.device)
-        return logits_above(self._model, self._layer, changed, rows, **continuation.arguments())
+        return states_above(self._model, self._layer, changed, chunk, **continuation.arguments())
 
     def _continue(self, chunk: Chunk) -> tuple[Tensor, Continuation]:
         """(b, S, hidden) ends of a chunk, and how they follow what lies before."""
@@ -98,7 +100,7 @@ class BlockOutput:
         try:
             with stopping_after(model, self._layer):
                 for chunk in model.chunks(samples):
-                    model.trunk.logits(chunk, narrow=False)
+                    model.trunk.states(chunk, narrow=False)
                     # Recording the trunk may have run part of this layer before.
                     hidden = taken[-1]
                     taken.clear()
@@ -139,20 +141,20 @@ class LinearOutput:
             stack.callback(handle.remove)
             stack.enter_context(stopping_after(model, layer_index(model.family, self._module)))
             for chunk in model.chunks(samples):
-                model.trunk.logits(chunk, narrow=False)
+                model.trunk.states(chunk, narrow=False)
                 output = taken.pop()
                 for b, i in enumerate(chunk.index.tolist()):
                     values[i] = output[b, int(positions[i])]
         return torch.stack(values).to(model.compute_dtype)
 
-    def logits(self, chunk: Chunk, deltas: Tensor) -> Tensor:
+    def states(self, chunk: Chunk, deltas: Tensor) -> Tensor:
         """Run from the linear's layer up."""
         positions = self._positions[chunk.index]
         handle = self._model.linear(self._module).register_forward_hook(
             lambda _, __, output: _added(output, positions, deltas)
         )
         try:
-            return self._model.trunk.logits(chunk, narrow=self._narrow)
+            return self._model.trunk.states(chunk, narrow=self._narrow)
         finally:
             handle.remove()
 
@@ -161,4 +163,4 @@ def _added(hidden: Tensor, positions: Tensor, deltas: Tensor) -> Tensor:
     """(b, T, hidden) with a row of `deltas` added at one position of every sample."""
     samples = torch.arange(len(hidden), device=hidden.device)
     place = (samples, positions.to(hidden.device))
-    return hidden.index_put(place, deltas.to(hidden.dtype), accumulate=True)
+    return hidden.index_put(place, hidden[place] + deltas.to(hidden.dtype))

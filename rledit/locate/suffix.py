@@ -17,7 +17,7 @@ from torch.nn.utils.rnn import pad_sequence
 from transformers import DynamicCache
 from transformers.cache_utils import DynamicLayer
 
-from rledit.locate.restart import decoder_layers, logits_above
+from rledit.locate.restart import decoder_layers, states_above
 from rledit.model import EditableModel
 from rledit.tokenization import IGNORED, Sample
 
@@ -83,12 +83,11 @@ class PrefixStates:
         lengths = self._lengths.tolist()
         begun = [_beginning(h, int(length)) for h, length in zip(hidden, lengths, strict=True)]
         for chunk in model.chunks(begun):
-            rows = chunk.rows.to(model.device)
             padded = pad_sequence(
                 [hidden[i][: len(begun[i])] for i in chunk.index.tolist()], batch_first=True
             )
             cache = DynamicCache()
-            logits_above(model, self._layer, padded, rows, past_key_values=cache)
+            states_above(model, self._layer, padded, chunk, past_key_values=cache)
             for i in range(self._layer + 1, self._n_layers):
                 self._keep(i, cache.layers[i].keys, cache.layers[i].values, chunk.index)
 

@@ -20,17 +20,16 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from rledit.chunks import Chunk
+from rledit.locate.losses import value_losses
 from rledit.locate.requests import Request
 from rledit.locate.sites import Site
 from rledit.model import EditableModel
 from rledit.tokenization import Sample
 
-TOKENS_PER_ROW = 2
-"""Tokens of the budget for each answer row of a pass.
-
-Passes run the ends of prompts, where every second or third token is answered. Bounded as whole
-prompts are, their chunks would be too small for the matrices above them.
-"""
+TOKENS = 1280
+"""Tokens of a pass at least: no graph but the pass's own is alive, and the matrices are small."""
+TOKENS_PER_ROW = 3
+"""Tokens of the budget for each answer row: of a prompt's end every third token is answered."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -160,12 +159,12 @@ class _Group:
             if keep_trace
             else None,
         )
-        chunks = self._chunks(active)
+        passes = self._passes(active)
         for step in range(config.steps):
             if result.trace is not None:
                 result.trace[active, step] = delta.detach()[active]
             delta.grad = torch.zeros_like(delta)
-            terms, first = self._evaluate(delta, chunks, active, last=step == config.steps - 1)
+            terms, first = self._evaluate(delta, passes, active, last=step == config.steps - 1)
             result.losses[active, step] = terms[active]
             result.evaluations[active] += 1
             ranked_first += first & active
@@ -175,25 +174,31 @@ class _Group:
                 active = active & ~stopped
                 if not bool(active.any()):
                     break
-                chunks = self._chunks(active)
+                passes = self._passes(active)
             optimiser.step()
             with torch.no_grad():
                 norm = delta.norm(dim=-1, keepdim=True)
                 delta.copy_(torch.where(norm > limit, delta * limit / norm, delta))
         return result
 
-    def _chunks(self, active: Tensor) -> list[Chunk]:
-        """The prompts of the edits that go on, in physical batches."""
+    def _passes(self, active: Tensor) -> list[list[Chunk]]:
+        """The prompts of the edits that go on: physical batches, and which share a loss."""
         chosen = active[self._edit_of].nonzero().flatten()
         parts = self._site.parts
-        chunks = self._model.chunks([parts[i] for i in chosen.tolist()], TOKENS_PER_ROW)
-        return [
-            Chunk(c.samples, chosen[c.index], c.rows, chosen[c.row_sample], c.labels)
-            for c in chunks
-        ]
+        chunks = self._model.chunks(
+            [parts[i] for i in chosen.tolist()], least=TOKENS, tokens_per_row=TOKENS_PER_ROW
+        )
+        budget = self._model.execution.tokens(self._model.device, TOKENS)
+        return _pooled(
+            [
+                Chunk(c.samples, chosen[c.index], c.rows, chosen[c.row_sample], c.labels)
+                for c in chunks
+            ],
+            budget,
+        )
 
     def _evaluate(
-        self, delta: Tensor, chunks: Sequence[Chunk], active: Tensor, last: bool
+        self, delta: Tensor, passes: Sequence[Sequence[Chunk]], active: Tensor, last: bool
     ) -> tuple[Tensor, Tensor]:
         """Losses of all edits, and their gradient in `delta.grad` unless no step follows.
 
@@ -204,9 +209,9 @@ class _Group:
         n_edits = len(self._requests)
         terms = torch.zeros(n_edits, 4, dtype=torch.float64)
         first = torch.ones(n_edits, dtype=torch.bool)
-        for chunk in chunks:
+        for chunks in passes:
             with torch.set_grad_enabled(not last):
-                loss = self._chunk_loss(delta, chunk, terms, first)
+                loss = self._loss(delta, chunks, terms, first)
             if not last:
                 loss.backward()
         with torch.set_grad_enabled(not last):
@@ -219,37 +224,36 @@ class _Group:
         self._require_finite(terms[:, 0], active)
         return terms, first
 
-    def _chunk_loss(self, delta: Tensor, chunk: Chunk, terms: Tensor, first: Tensor) -> Tensor:
-        """Loss of one chunk; its rows are added to `terms`, and failures to rank noted."""
-        model = self._model
-        edits = self._edit_of[chunk.index]
-        logits = self._site.logits(chunk, delta[edits])
-        log_p = F.log_softmax(logits.to(model.compute_dtype), dim=-1)
-        essence = self._is_essence[chunk.row_sample]
-        edit_of_row = self._edit_of[chunk.row_sample]
-        plain = (~essence).nonzero().flatten()
-        picked = log_p[plain.to(log_p.device)]
-        labels = chunk.labels[plain].to(log_p.device)
-        likelihood = -picked.gather(1, labels[:, None]).squeeze(1)
-        likelihood = likelihood * self._row_weight[edit_of_row[plain]].to(likelihood)
-        wrong = (picked.argmax(-1) != labels).cpu()
-        first[edit_of_row[plain][wrong]] = False
-        terms[:, 1].index_add_(0, edit_of_row[plain], likelihood.detach().double().cpu())
-        loss = likelihood.sum()
-        rows = essence.nonzero().flatten()
-        if len(rows):
-            now = log_p[rows.to(log_p.device)]
-            divergence = self._config.kl_factor * self._divergence(now, edit_of_row[rows])
-            terms[:, 2].index_add_(0, edit_of_row[rows], divergence.detach().double().cpu())
-            loss = loss + divergence.sum()
-        return loss
+    def _loss(self, delta: Tensor, chunks: Sequence[Chunk], terms: Tensor, first: Tensor) -> Tensor:
+        """Loss of one pass; its rows are added to `terms`, and failures to rank noted."""
+        states = [self._site.states(c, delta[self._edit_of[c.index]]) for c in chunks]
+        row_sample = torch.cat([c.row_sample for c in chunks])
+        essence = self._is_essence[row_sample]
+        order = essence.long().argsort(stable=True)
+        edits = self._edit_of[row_sample[order]]
+        n = len(order) - int(essence.sum())
+        logits = self._model.trunk.logits_of(torch.cat(states)[order.to(delta.device)])
+        logits = logits.to(self._model.compute_dtype)
+        labels = torch.cat([c.labels for c in chunks])[order[:n]].to(logits.device)
+        if self._config.stop_argmax is not None:
+            wrong = (logits[:n].argmax(-1) != labels).cpu()
+            first[edits[:n][wrong]] = False
+        losses = value_losses(logits, labels, self._log_reference(logits[n:], edits[n:]))
+        weights = torch.full((len(edits),), self._config.kl_factor, dtype=torch.float64)
+        weights[:n] = self._row_weight[edits[:n]]
+        losses = losses * weights.to(losses)
+        found = losses.detach().double().cpu()
+        terms[:, 1].index_add_(0, edits[:n], found[:n])
+        terms[:, 2].index_add_(0, edits[n:], found[n:])
+        return losses.sum()
 
-    def _divergence(self, now: Tensor, edits: Tensor) -> Tensor:
-        """KL(p_δ ‖ p_0) of each row; the first evaluation, at δ = 0, gives p_0."""
-        for row, edit in zip(now.detach(), edits.tolist(), strict=True):
-            self._reference.setdefault(edit, row.clone())
-        before = torch.stack([self._reference[edit] for edit in edits.tolist()])
-        return (now.exp() * (now - before)).sum(-1)
+    @torch.no_grad()
+    def _log_reference(self, logits: Tensor, edits: Tensor) -> Tensor:
+        """(rows, vocabulary) log p_0 of essences; the first evaluation, at δ = 0, gives them."""
+        keys = edits.tolist()
+        if not all(edit in self._reference for edit in keys):
+            self._reference.update(zip(keys, F.log_softmax(logits, dim=-1), strict=True))
+        return torch.stack([self._reference[edit] for edit in keys]) if keys else logits
 
     def _stops(self, loss: Tensor, ranked_first: Tensor, step: int) -> Tensor:
         config = self._config
@@ -266,3 +270,22 @@ class _Group:
                 f"{where}: the loss of the value vector is not finite; the model may have been "
                 "edited beyond repair, or the learning rate is too large"
             )
+
+
+def _pooled(chunks: Sequence[Chunk], token_budget: int) -> list[list[Chunk]]:
+    """Neighbouring chunks together, as long as they keep to the bounds of a single one.
+
+    They share a run of the output embedding, a matrix too large to be read for a few rows.
+    """
+    pools: list[list[Chunk]] = []
+    tokens = rows = 0
+    for chunk in chunks:
+        padded, own = len(chunk.samples) * chunk.width, len(chunk.rows)
+        full = max(tokens + padded, TOKENS_PER_ROW * (rows + own)) > token_budget
+        if full or not pools:
+            pools.append([])
+            tokens = rows = 0
+        pools[-1].append(chunk)
+        tokens += padded
+        rows += own
+    return pools

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from rledit.chunks import Chunk
-from rledit.model import EditableModel
+from rledit.model import SINGLE_PASS_TOKENS, EditableModel
 from rledit.ranks import dealt
 from rledit.tokenization import Sample
 
@@ -100,7 +100,7 @@ def _run(
     preferred = [torch.zeros(n, dtype=torch.int64) for n in counts]
     nll = torch.zeros(len(samples), dtype=torch.float64)
     own = dealt(samples, model.ranks)
-    for chunk in model.chunks([samples[i] for i in own]):
+    for chunk in model.chunks([samples[i] for i in own], least=SINGLE_PASS_TOKENS):
         places = [own[i] for i in chunk.index.tolist()]
         rows = [counts[i] for i in places]
         against = [

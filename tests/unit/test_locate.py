@@ -12,6 +12,7 @@ from transformers import PreTrainedTokenizerFast
 from rledit.families import FAMILIES
 from rledit.locate.contexts import Contexts
 from rledit.locate.keys import block_values, observe, stream_gain, subject_keys
+from rledit.locate.losses import value_losses
 from rledit.locate.requests import Request, make_requests
 from rledit.locate.sites import BlockOutput, LinearOutput, Site
 from rledit.locate.subject import last_token, subject_span
@@ -225,6 +226,23 @@ def test_values_do_not_depend_on_how_edits_share_passes(size: int, budget: int) 
     torch.testing.assert_close(apart.targets, together.targets, rtol=1e-4, atol=1e-4)
     assert apart.trace is not None
     assert not bool(apart.trace[:, 0].any())
+
+
+def test_value_losses_and_their_gradient() -> None:
+    generator = torch.Generator().manual_seed(0)
+    logits = torch.randn(5, 7, generator=generator, dtype=torch.float64, requires_grad=True)
+    reference = torch.randn(2, 7, generator=generator, dtype=torch.float64).log_softmax(-1)
+    labels = torch.tensor([3, 0, 6])
+    weights = torch.rand(5, generator=generator, dtype=torch.float64)
+    log_p = logits.log_softmax(-1)
+    divergence = (log_p[3:].exp() * (log_p[3:] - reference)).sum(-1)
+    expected = torch.cat([-log_p[:3].gather(1, labels[:, None])[:, 0], divergence])
+    found = value_losses(logits, labels, reference)
+    torch.testing.assert_close(found, expected)
+    torch.testing.assert_close(
+        torch.autograd.grad((found * weights).sum(), logits),
+        torch.autograd.grad((expected * weights).sum(), logits),
+    )
 
 
 def test_a_value_that_diverges_names_the_edit() -> None:

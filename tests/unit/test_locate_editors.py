@@ -47,8 +47,10 @@ def edited(editor: Editor) -> dict[str, Tensor]:
 
 def test_prune_restrains_what_memit_writes() -> None:
     """Bounded, and the next batch goes on from the unrestrained matrices."""
-    memit = make("memit", moment_weight=0.01, **LOCATE)
-    pruned = make("prune", moment_weight=0.01, log_base=2.0, **LOCATE)
+    # Not the last layer: there δ reaches few answers, and round-off decides what is written.
+    modules = ("down:1,2",)
+    memit = make("memit", modules, moment_weight=0.01, **LOCATE)
+    pruned = make("prune", modules, moment_weight=0.01, log_base=2.0, **LOCATE)
     assert isinstance(pruned, PRUNE)
     cut = 0.0
     for batch in stream(memit, n=6):
