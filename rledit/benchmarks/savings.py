@@ -147,7 +147,7 @@ def _enter_whole_layer(trunk: Trunk, hidden: Tensor, _: Tensor) -> Iterator[None
         hook.remove()
 
 
-def _fours(_: EditableModel, samples: Sequence[Sample]) -> list[Chunk]:
+def _fours(_: EditableModel, samples: Sequence[Sample], **_bounds: int) -> list[Chunk]:
     fours = [samples[i : i + 4] for i in range(0, len(samples), 4)]
     chunks = []
     for start, four in enumerate(fours):
