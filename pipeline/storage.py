@@ -219,6 +219,19 @@ class Storage:
         except FileNotFoundError:
             logger.debug("%s: %s was already gone", self, name)
 
+    def drop_folder(self, name: str = "") -> None:
+        """Removes a folder that holds nothing but writes that were never finished.
+
+        Object stores have neither folders nor such writes.
+        """
+        folder = self.local_path(name)
+        if folder is None or not folder.is_dir():
+            return
+        for unfinished in folder.glob(f"{TEMPORARY_PREFIX}*"):
+            unfinished.unlink(missing_ok=True)
+        if not any(folder.iterdir()):
+            folder.rmdir()
+
     def list(self, prefix: str = "") -> list[str]:
         """Names of all objects in the folder `prefix` and below it, sorted."""
         return sorted(self.sizes(prefix))

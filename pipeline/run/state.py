@@ -70,9 +70,7 @@ class StateFolder:
             if name != _POINTER:
                 self._storage.delete(name)
         self._storage.delete(_POINTER)
-        folder = self._storage.local_path()
-        if folder is not None and folder.is_dir() and not any(folder.iterdir()):
-            folder.rmdir()
+        self._storage.drop_folder()
 
     def _pointer(self) -> dict[str, Any] | None:
         try:

@@ -39,9 +39,12 @@ def tidy(grid: str, locations: Locations) -> list[str]:
     states += finished_sums(cache)
     for name in states:
         cache.delete(name)
-        folder = cache.local_path(name.rsplit("/", 1)[0])
-        if folder is not None and not any(folder.iterdir()):
-            folder.rmdir()
+    folders = {name.rpartition("/")[0] for name in states}
+    # A kill in the midst of a first write leaves a folder that no listing shows.
+    folders |= {f"states/{key}" for key in done}
+    folders |= {f"{name.removesuffix('.safetensors')}{PROGRESS}" for name in trained}
+    for folder in folders:
+        cache.drop_folder(folder)
     if removed or states:
         logger.info("removed %d files that interrupted processes left", len(removed + states))
     return removed + states

@@ -11,7 +11,7 @@ from pipeline.locations import Locations
 from pipeline.results.lake import Lake
 from pipeline.run.state import StateFolder
 from pipeline.run.tidy import tidy
-from pipeline.storage import Storage
+from pipeline.storage import TEMPORARY_PREFIX, Storage
 from tests.unit.lake_fixtures import cell
 
 
@@ -71,3 +71,29 @@ def test_only_what_finished_work_left_is_removed(tmp_path: Path) -> None:
     assert all(path.exists() for path in [*kept, shard, Path(in_flight)])
     assert lake.verify(done) == []
     assert tidy("demo", places) == []
+
+
+def test_writes_cut_short_go_with_the_work_they_were_for(tmp_path: Path) -> None:
+    """A node killed in the midst of a first write leaves a folder that no listing shows."""
+    places = Locations.under(tmp_path, tracking="sqlite:///unused.db")
+    cache = Path(places.cache)
+    done = Lake(places.lake).commit(cell(editor="ft")).address.cell_key
+    unfinished = f"{TEMPORARY_PREFIX}00000002-ab.safetensors-0123456789ab"
+    gone = touch(cache, f"states/{done}/{unfinished}", f"trained/a.progress/{unfinished}")
+    kept = touch(
+        cache,
+        "trained/a.safetensors",
+        f"states/other/{unfinished}",
+        f"trained/b.progress/{unfinished}",
+    )
+    tidy("demo", places)
+    assert not any(path.parent.exists() for path in gone)
+    assert all(path.exists() for path in kept)
+
+
+def test_a_cleared_state_takes_unfinished_writes_along(tmp_path: Path) -> None:
+    state = StateFolder(Storage(str(tmp_path / "state")))
+    state.save({"w": torch.ones(1)}, {"batch": 1}, version=1)
+    touch(tmp_path, f"state/{TEMPORARY_PREFIX}latest.json-0123456789ab")
+    state.clear()
+    assert not (tmp_path / "state").exists()

@@ -69,6 +69,7 @@ def collect(
             seconds = before + time.perf_counter() - began
             _save(moments, progress, min(first + DOCUMENTS_PER_PASS, len(texts)), seconds)
             last_save = time.perf_counter()
+    report("statistics", len(texts), len(texts))
     if not gang.leads:
         return
     seconds = (before + time.perf_counter() - began) / len(moments)
@@ -78,7 +79,6 @@ def collect(
         write_tensors(cache.folder / file, moment.tensors(), facts)
         cache.publish(file)
     progress.clear()
-    report("statistics", len(texts), len(texts))
 
 
 def load_statistics(cell: Cell, cache: Cache, modules: Sequence[str]) -> dict[str, SecondMoment]:

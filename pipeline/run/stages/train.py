@@ -79,6 +79,7 @@ def train(
             facts = {"curve": curve, "seconds": seconds}
             folder.save(editor.training_state_dict(), facts, version=step + 1)
             last_save = time.perf_counter()
+    report("train", editor.train_steps, editor.train_steps)
     if not gang.leads:
         return None
     facts = {"seconds": seconds, "curve": curve, "identity": cell.identity}
@@ -87,7 +88,6 @@ def train(
     write_tensors(path, state, {"facts": json.dumps(facts)})
     cache.publish(name)
     folder.clear()
-    report("train", editor.train_steps, editor.train_steps)
     return path
 
 
