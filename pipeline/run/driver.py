@@ -17,7 +17,7 @@ from pipeline.results.tracking_uri import TrackingError
 from pipeline.run.board import Progress
 from pipeline.run.cell import record_failure, record_skip
 from pipeline.run.display import Display
-from pipeline.run.ending import ended_by_signal
+from pipeline.run.ending import Ending, ended_by_signal
 from pipeline.run.fleet import local_fleet, remote_fleet, require_room, run_tasks
 from pipeline.run.heartbeat import Heartbeat
 from pipeline.run.queue import Finished
@@ -54,12 +54,13 @@ def run_plan(
         Terminated: The process was told to end.
     """
     lake = Lake(locations.lake)
-    with ended_by_signal() as check:
+    with ended_by_signal() as ending:
         tracker = Tracker(locations.tracking, grid.name)
         tracker.sweep()
-        parent = tracker.start(f"run {grid.name}", tags)
-        status = "KILLED"
+        parent, status = "", "KILLED"
         try:
+            with ending.shielded():
+                parent = tracker.start(f"run {grid.name}", tags)
             for key in plan.outdated:
                 lake.forget(key)
             for cell in plan.missing:
@@ -74,16 +75,22 @@ def run_plan(
                 ):
                     if not address:
                         require_room(tasks)
-                    failed = _run_tasks(tasks, locations, display, tracker, parent, check)
+                    failed = _run_tasks(tasks, locations, display, tracker, parent, ending)
             tidy(grid.name, locations)
             _warned(
+                ending,
                 lambda: tracker.rebuild(lake, parent),
                 "`rledit rebuild` makes it equal to the lake",
             )
             status = "FAILED" if failed else "FINISHED"
             return failed
         finally:
-            _warned(lambda: tracker.finish(parent, status), "`rledit sweep` closes the run")
+            if parent:
+                _warned(
+                    ending,
+                    lambda: tracker.finish(parent, status),
+                    "`rledit sweep` closes the run",
+                )
 
 
 def _run_tasks(
@@ -92,13 +99,13 @@ def _run_tasks(
     display: Display,
     tracker: Tracker,
     parent: str,
-    check: Callable[[], None],
+    ending: Ending,
 ) -> int:
     """Run tasks on the fleet that is up; returns the number of cells that failed."""
     lake, beat = Lake(locations.lake), Heartbeat(tracker, parent, display.counts)
 
     def progress(running: Mapping[str, Progress]) -> None:
-        check()
+        ending.check()
         display.progress(running)
         beat.progress(running)
 
@@ -108,11 +115,11 @@ def _run_tasks(
         for finished in ended:
             display.finished(finished)
             if finished.task.kind == "edit":
-                failed += _settle(finished, lake, tracker, parent)
+                failed += _settle(finished, lake, tracker, parent, ending)
     return failed
 
 
-def _settle(finished: Finished, lake: Lake, tracker: Tracker, parent: str) -> bool:
+def _settle(finished: Finished, lake: Lake, tracker: Tracker, parent: str, ending: Ending) -> bool:
     """Record how a cell ended; returns whether it failed."""
     task: Task = finished.task
     if finished.reason is not None:
@@ -124,15 +131,17 @@ def _settle(finished: Finished, lake: Lake, tracker: Tracker, parent: str) -> bo
     record = lake.record(task.cell.address)
     if record is not None:
         _warned(
+            ending,
             lambda: tracker.log_cell(parent, lake.result(record)),
             "the end of the run adds the cell",
         )
     return finished.reason is not None
 
 
-def _warned(track: Callable[[], object], remedy: str) -> None:
-    """A tracking store that is away fails no run: the lake has the rows."""
+def _warned(ending: Ending, track: Callable[[], object], remedy: str) -> None:
+    """Track something whole, if the store is there: the lake has the rows, so no run fails."""
     try:
-        track()
+        with ending.shielded():
+            track()
     except TrackingError as error:
         logger.warning("%s; %s", error, remedy)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import signal
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
 
@@ -19,34 +19,51 @@ class _Told(BaseException):
     """Passes every ``except Exception`` on its way out: MLflow makes its own errors of those."""
 
 
-@contextmanager
-def ended_by_signal() -> Iterator[Callable[[], None]]:
-    """Leave the context with `Terminated` when SIGTERM comes; once is enough, a second one waits.
+class Ending:
+    """Whether the process was told to end; once is enough, a second SIGTERM changes nothing."""
 
-    Yields:
-        A function that raises where SIGTERM has come already: what is raised inside compiled code,
-        as Ray's is, may be lost there.
+    def __init__(self) -> None:
+        self.told = False
+        self._shields = 0
+
+    def hear(self, _: int, __: FrameType | None) -> None:
+        """The handler of SIGTERM."""
+        if not self.told:
+            self.told = True
+            if not self._shields:
+                raise _Told
+
+    def check(self) -> None:
+        """Raise where SIGTERM has come: inside compiled code, as Ray's is, it may get lost."""
+        if self.told:
+            raise _Told
+
+    @contextmanager
+    def shielded(self) -> Iterator[None]:
+        """Finish what is begun here; a SIGTERM that comes meanwhile is raised at the end."""
+        before = self.told
+        self._shields += 1
+        try:
+            yield
+        finally:
+            self._shields -= 1
+        if not before:
+            self.check()
+
+
+@contextmanager
+def ended_by_signal() -> Iterator[Ending]:
+    """Leave the context with `Terminated` when SIGTERM comes.
 
     Raises:
         Terminated: SIGTERM came, whatever else went wrong while things were closed.
     """
-    told = False
-
-    def check() -> None:
-        if told:
-            raise _Told
-
-    def end(_: int, __: FrameType | None) -> None:
-        nonlocal told
-        if not told:
-            told = True
-            raise _Told
-
-    before = signal.signal(signal.SIGTERM, end)
+    ending = Ending()
+    before = signal.signal(signal.SIGTERM, ending.hear)
     try:
-        yield check
+        yield ending
     except BaseException as error:
-        if not told:
+        if not ending.told:
             raise
         logger.debug("told to end: %r", error)
         raise Terminated(

@@ -51,11 +51,11 @@ def test_what_was_lost_in_compiled_code_is_found_at_the_next_look() -> None:
             tell()  # Python prints what a finaliser raises, and goes on
 
     reached = []
-    with pytest.raises(Terminated), ended_by_signal() as check:
-        check()
+    with pytest.raises(Terminated), ended_by_signal() as ending:
+        ending.check()
         Callback()
         reached.append("after")
-        check()
+        ending.check()
     assert reached
 
 
@@ -71,8 +71,8 @@ def test_a_second_signal_and_an_error_while_closing_change_nothing() -> None:
 def test_errors_of_the_work_are_its_own() -> None:
     with pytest.raises(SystemError, match="its own"), ended_by_signal():
         raise SystemError("its own")
-    with ended_by_signal() as check:
-        check()
+    with ended_by_signal() as ending:
+        ending.check()
 
 
 @pytest.mark.parametrize("block", [True, False])
@@ -88,3 +88,18 @@ def test_connecting_keeps_the_handler(block: bool) -> None:
                 signal.pthread_kill(threading.get_ident(), signal.SIGTERM)
         assert not block, "the signal waits no longer than the connecting"
         tell()
+
+
+def test_what_is_shielded_is_finished_first() -> None:
+    """A run that MLflow has made and not closed would stay open."""
+    closed: list[str] = []
+    with pytest.raises(Terminated), ended_by_signal() as ending:
+        try:
+            with ending.shielded():
+                signal.raise_signal(signal.SIGTERM)
+                closed.append("cell")
+            closed.append("never")
+        finally:
+            with ending.shielded():
+                closed.append("invocation")
+    assert closed == ["cell", "invocation"]
