@@ -48,7 +48,7 @@ LONG = (
     "editors=[{editor: rledit, settings: {rank: 8, n_blocks: 1, init_std: 0.05, "
     "initial_step: 1.0e-3, meta_lr: 1.0e-3, train_steps: 40}}]"
 )
-FAMILIES = ["llama"] + [pytest.param(f, marks=pytest.mark.slow) for f in ("mistral", "gptj")]
+FAMILIES = ["llama", "mistral", "gptj"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -178,6 +178,7 @@ def test_two_ranks_train_edit_and_score_like_one(fleet: None, models: Path, tmp_
     assert found.execution["rledit"]["ranks"] == 2
 
 
+@pytest.mark.slow  # the fast tests of ZeRO-3 train, edit and score below the fleet
 @pytest.mark.parametrize("family", FAMILIES)
 def test_a_model_sharded_over_two_ranks_trains_edits_and_scores_like_a_whole_one(
     family: str, fleet: None, models: Path, tmp_path: Path
