@@ -23,11 +23,9 @@ from rledit.chunks import Chunk
 from rledit.locate.losses import value_losses
 from rledit.locate.requests import Request
 from rledit.locate.sites import Site
-from rledit.model import EditableModel
+from rledit.model import SINGLE_PASS_TOKENS, EditableModel
 from rledit.tokenization import Sample
 
-TOKENS = 1280
-"""Tokens of a pass at least: no graph but the pass's own is alive, and the matrices are small."""
 TOKENS_PER_ROW = 3
 """Tokens of the budget for each answer row: of a prompt's end every third token is answered."""
 
@@ -186,9 +184,9 @@ class _Group:
         chosen = active[self._edit_of].nonzero().flatten()
         parts = self._site.parts
         chunks = self._model.chunks(
-            [parts[i] for i in chosen.tolist()], least=TOKENS, tokens_per_row=TOKENS_PER_ROW
+            [parts[i] for i in chosen.tolist()], least=SINGLE_PASS_TOKENS, tokens_per_row=TOKENS_PER_ROW
         )
-        budget = self._model.execution.tokens(self._model.device, TOKENS)
+        budget = self._model.execution.tokens(self._model.device, SINGLE_PASS_TOKENS)
         return _pooled(
             [
                 Chunk(c.samples, chosen[c.index], c.rows, chosen[c.row_sample], c.labels)
