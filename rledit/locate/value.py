@@ -184,7 +184,9 @@ class _Group:
         chosen = active[self._edit_of].nonzero().flatten()
         parts = self._site.parts
         chunks = self._model.chunks(
-            [parts[i] for i in chosen.tolist()], least=SINGLE_PASS_TOKENS, tokens_per_row=TOKENS_PER_ROW
+            [parts[i] for i in chosen.tolist()],
+            least=SINGLE_PASS_TOKENS,
+            tokens_per_row=TOKENS_PER_ROW,
         )
         budget = self._model.execution.tokens(self._model.device, SINGLE_PASS_TOKENS)
         return _pooled(
