@@ -37,6 +37,14 @@ class ResourcesEntry:
         """Whether a cell is worked on by processes of its own, placed together."""
         return self.ranks > 1 or self.sharding != "none"
 
+    def demand(self) -> dict[str, float]:
+        """What one cell needs in all, by the scheduler's names; memory in bytes."""
+        return {
+            "CPU": self.ranks * (self.cpus or 1),
+            "GPU": self.ranks * self.gpus,
+            "memory": self.ranks * (self.memory_gb or 0.0) * 1e9,
+        }
+
     def problem(self) -> str | None:
         """What is wrong with the values; None where nothing is."""
         if self.ranks < 1:

@@ -16,11 +16,13 @@ from pathlib import Path
 from types import TracebackType
 
 from pipeline.faults import processes
-from pipeline.faults.starting import free_ports, wait_until_up, without_ray
+from pipeline.faults.starting import free_ports, has_joined, without_ray
 
 logger = logging.getLogger(__name__)
 
 STOP_SECONDS = 15.0
+# Ray gives a node half a minute to start: too little on a machine that is very busy for a while.
+START_ATTEMPTS = 5
 OBJECT_STORE_BYTES = 80 << 20
 # Every node has an address of its own, and none is reached from another machine. The usual
 # 127.0.0.1 would not do: Ray replaces it by the machine's outward address.
@@ -40,14 +42,27 @@ _OWN = {
 
 @dataclass(frozen=True, kw_only=True)
 class Node:
-    """A node: the process that started it, and its own address on the loopback."""
+    """A node.
+
+    Attributes:
+        process: What started it.
+        ip: Its own address on the loopback.
+        directory: Its working directory.
+        log: What Ray said at its start.
+    """
 
     process: subprocess.Popen[bytes]
     ip: str
+    directory: Path
+    log: Path
 
     def pids(self) -> list[int]:
         """All of its processes: Ray's own and the workers."""
         return [self.process.pid, *processes.descendants(self.process.pid)]
+
+    def joined(self) -> bool:
+        """Wait until it is part of the cluster; False: Ray gave it up."""
+        return has_joined(self.process, self.log)
 
 
 class SimulatedCluster:
@@ -79,17 +94,9 @@ class SimulatedCluster:
     def __enter__(self) -> SimulatedCluster:
         # Unix sockets lie in it, and their paths may be 107 characters long.
         self._session = Path(tempfile.mkdtemp(prefix="rledit-", dir="/tmp"))
-        port, client = free_ports(2)
-        self.address = f"{HEAD_IP}:{port}"
         try:
-            self._head = self._start(
-                HEAD_IP,
-                *("--head", "--port", str(port), "--num-cpus", "0"),
-                *("--include-dashboard", "false", "--ray-client-server-port", str(client)),
-                *("--temp-dir", str(self._session)),
-            )
-            wait_until_up(self._head.process, HEAD_IP, port, self._folder / "node0.log")
-            self.replenish()
+            self._start_head()
+            self.settle()
         except BaseException:
             self._stop()
             raise
@@ -117,6 +124,22 @@ class SimulatedCluster:
             node = self._start(ip, "--address", self.address, "--num-cpus", str(self._cpus))
             self.nodes.append(node)
 
+    def settle(self) -> None:
+        """Have all nodes there: those that are gone are replaced, and all have joined.
+
+        Raises:
+            RuntimeError: Ray gave nodes up again and again; shows the last one's log.
+        """
+        for _ in range(START_ATTEMPTS):
+            self.replenish()
+            absent = [node for node in self.nodes if not node.joined()]
+            if not absent:
+                return
+            for node in absent:
+                self._discard(node)
+                self.nodes.remove(node)
+        raise RuntimeError(f"a node did not join; it wrote:\n{_end_of(absent[-1].log)}")
+
     def node_of(self, pid: int) -> Node | None:
         """The node a worker runs on."""
         return next((node for node in self.nodes if pid in node.pids()), None)
@@ -126,6 +149,30 @@ class SimulatedCluster:
         processes.kill(pids)
         node.process.wait()
         self.nodes.remove(node)
+
+    def _start_head(self) -> None:
+        for _ in range(START_ATTEMPTS):
+            port, client = free_ports(2)
+            self.address = f"{HEAD_IP}:{port}"
+            self._head = self._start(
+                HEAD_IP,
+                *("--head", "--port", str(port), "--num-cpus", "0"),
+                *("--include-dashboard", "false", "--ray-client-server-port", str(client)),
+                *("--temp-dir", str(self._session)),
+            )
+            if self._head.joined():
+                return
+            self._discard(self._head)
+        raise RuntimeError(f"Ray did not start; it wrote:\n{_end_of(self._head.log)}")
+
+    def _discard(self, node: Node) -> None:
+        """End a node that never came up, so that nothing of it remains but its log."""
+        logger.warning("Ray took too long to start %s; trying again", node.directory.name)
+        # Ray leaves its processes behind as orphans; one of them might join later.
+        pids = {*node.pids(), *processes.of_session(node.process.pid)}
+        processes.kill([pid for pid in pids if processes.alive(pid)])
+        node.process.wait()
+        shutil.rmtree(node.directory, ignore_errors=True)
 
     def _start(self, ip: str, *arguments: str) -> Node:
         name = f"node{self._started}"
@@ -143,17 +190,18 @@ class SimulatedCluster:
             *("--min-worker-port", "0", "--max-worker-port", "0"),
             *("--include-log-monitor", "false", "--disable-usage-stats"),
         ]
-        with (self._folder / f"{name}.log").open("wb") as log:
+        log = self._folder / f"{name}.log"
+        with log.open("wb") as output:
             process = subprocess.Popen(
                 command,
                 cwd=directory,
                 env=self._environment,
-                stdout=log,
+                stdout=output,
                 stderr=subprocess.STDOUT,
                 stdin=subprocess.DEVNULL,
                 start_new_session=True,
             )
-        return Node(process=process, ip=ip)
+        return Node(process=process, ip=ip, directory=directory, log=log)
 
     def _stop(self) -> None:
         started = [*self.nodes, *([self._head] if hasattr(self, "_head") else [])]
@@ -170,3 +218,7 @@ class SimulatedCluster:
         for node in started:
             node.process.wait()
         shutil.rmtree(self._session, ignore_errors=True)
+
+
+def _end_of(log: Path) -> str:
+    return log.read_text(errors="replace")[-4000:]

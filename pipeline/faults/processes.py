@@ -7,19 +7,29 @@ import os
 import resource
 import signal
 import time
-from collections.abc import Collection
+from collections.abc import Collection, Iterator
 from pathlib import Path
+
+
+def _stats() -> Iterator[tuple[int, list[str]]]:
+    """Every process with what /proc says of it: state, parent, group, session, ..."""
+    for entry in Path("/proc").iterdir():
+        if entry.name.isdigit():
+            with contextlib.suppress(OSError):
+                # After the name in parentheses, which may hold spaces.
+                yield int(entry.name), (entry / "stat").read_text().rpartition(")")[2].split()
+
+
+def of_session(pid: int) -> list[int]:
+    """All processes of the session that a process has begun, orphans included."""
+    return [other for other, (_, _, _, session, *_) in _stats() if int(session) == pid]
 
 
 def descendants(pid: int) -> list[int]:
     """All children of a process, and theirs."""
     children: dict[int, list[int]] = {}
-    for entry in Path("/proc").iterdir():
-        if entry.name.isdigit():
-            with contextlib.suppress(OSError):
-                # After the name in parentheses, which may hold spaces: state, parent, ...
-                parent = int((entry / "stat").read_text().rpartition(")")[2].split()[1])
-                children.setdefault(parent, []).append(int(entry.name))
+    for child, (_, parent, *_) in _stats():
+        children.setdefault(int(parent), []).append(child)
     found: list[int] = []
     waiting = [pid]
     while waiting:

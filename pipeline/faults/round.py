@@ -123,7 +123,7 @@ class Round:
         # A worker that outlived its driver, in the round before, must not come into the sight.
         processes.kill([pid for pid in sight.workers() if processes.alive(pid)])
         sight.clear()
-        self._setting.cluster.replenish()
+        self._setting.cluster.settle()
         self._prepare()
         try:
             hit = self._disturb()

@@ -10,6 +10,7 @@ from contextlib import ExitStack
 from pathlib import Path
 
 START_SECONDS = 180.0
+_JOINED = "Ray runtime started."
 
 
 def without_ray(environment: Mapping[str, str]) -> dict[str, str]:
@@ -40,3 +41,17 @@ def wait_until_up(process: subprocess.Popen[bytes], ip: str, port: int, log: Pat
                 return
         time.sleep(0.1)
     raise RuntimeError(f"Ray did not start; it wrote:\n{log.read_text()[-4000:]}")
+
+
+def has_joined(process: subprocess.Popen[bytes], log: Path) -> bool:
+    """Wait until `ray start --block` says that its node is part of the cluster.
+
+    Returns:
+        Whether it is; False: Ray gave the node up, or it said nothing for `START_SECONDS`.
+    """
+    deadline = time.monotonic() + START_SECONDS
+    while time.monotonic() < deadline and process.poll() is None:
+        if _JOINED in log.read_text(errors="replace"):
+            return True
+        time.sleep(0.1)
+    return False

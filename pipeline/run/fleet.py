@@ -23,6 +23,7 @@ from pipeline.locations import Locations
 from pipeline.run.attempts import Attempt, Order, Outcome, begin
 from pipeline.run.board import Board, Progress
 from pipeline.run.ending import handler_kept
+from pipeline.run.idle import Idle
 from pipeline.run.queue import Finished, Queue
 from pipeline.run.tasks import Task
 from pipeline.yaml_location import ConfigError
@@ -131,6 +132,7 @@ def run_tasks(
     run = uuid.uuid4().hex
     watched: dict[Any, Attempt] = {}
     shown = 0.0
+    idle = Idle(ray.cluster_resources)
     with _board() as board:
         try:
             while queue:
@@ -145,7 +147,9 @@ def run_tasks(
                     _watch(watched, begin(order))
                 ended = _ended(watched)
                 if time.monotonic() - shown > POLL_SECONDS:
-                    on_progress(_snapshot(board))
+                    running = _snapshot(board)
+                    on_progress(running)
+                    idle.look(bool(running), (a.order.task for a in watched.values()))
                     shown = time.monotonic()
                 for reference in ended:
                     yield from _settled(reference, watched, queue)
@@ -163,13 +167,7 @@ def require_room(tasks: Mapping[str, Task]) -> None:
     """
     has = ray.cluster_resources()
     for task in tasks.values():
-        given = task.resources
-        wants = {
-            "CPU": given.ranks * (given.cpus or 1),
-            "GPU": given.ranks * given.gpus,
-            "memory": given.ranks * (given.memory_gb or 0.0) * 1e9,
-        }
-        for name, amount in wants.items():
+        for name, amount in task.resources.demand().items():
             if amount > has.get(name, 0.0):
                 raise ConfigError(
                     f"{task.label} needs {amount:g} {name}, and there are {has.get(name, 0.0):g} "

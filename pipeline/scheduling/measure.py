@@ -6,7 +6,6 @@ import logging
 import math
 import time
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -23,7 +22,6 @@ from pipeline.yaml_location import Located
 
 logger = logging.getLogger(__name__)
 
-JOIN_SECONDS = 300.0
 EDITOR = "pipeline.scheduling.sleeper:SleepEditor"
 
 
@@ -114,8 +112,9 @@ def measure(cells: int, seconds: float, nodes: int, slots: int, folder: Path) ->
     environment = {"OMP_NUM_THREADS": "1"}
     with (
         SimulatedCluster(folder / "nodes", nodes, environment, slots // nodes) as cluster,
-        _whole_fleet(cluster, slots),
+        remote_fleet(cluster.address) as cores,
     ):
+        assert cores == slots, f"{cores} of {slots} slots are there"
         began = prepared = time.time()
         for finished in run_tasks(tasks, places, look):
             if finished.reason is not None:
@@ -138,20 +137,6 @@ def measure(cells: int, seconds: float, nodes: int, slots: int, folder: Path) ->
         start_seconds=mean - prepared,
         busy_seconds=ended - mean,
     )
-
-
-@contextmanager
-def _whole_fleet(cluster: SimulatedCluster, slots: int) -> Iterator[None]:
-    """The cluster once all of its nodes have joined."""
-    deadline = time.monotonic() + JOIN_SECONDS
-    while time.monotonic() < deadline:
-        with remote_fleet(cluster.address) as cores:
-            if cores == slots:
-                yield
-                return
-        cluster.replenish()  # a node that did not come up in time on a busy machine has ended
-        time.sleep(1.0)
-    raise RuntimeError(f"not all of the {slots} slots were there after {JOIN_SECONDS:.0f} s")
 
 
 def planning_seconds(cells: int, folder: Path) -> float:
