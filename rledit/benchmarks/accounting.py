@@ -24,6 +24,7 @@ _PRODUCTS = (_aten.mm, _aten.addmm, _aten.bmm, _aten.baddbmm)
 _SOLVE = _aten._linalg_solve_ex
 _MATRIX_NAMES = ("mm", "addmm", "bmm", "baddbmm", "linalg_")
 _Call = tuple[Any, tuple[Any, ...]]
+_EVICTION_BYTES = 256 << 20
 PARTS: dict[str, tuple[str, ...]] = {
     "attention": ("scaled_dot_product",),
     "soft-max and losses": ("log_softmax", "softmax", "nll_loss", "exp", "sum"),
@@ -82,16 +83,25 @@ def account(work: Work, clock: Clock, repeats: int = 3) -> dict[str, Any]:
         (that rate), `over_matrix` (seconds / matrix_seconds), `elsewhere_share` (what a profile
         finds outside matrix operations, as a share of the whole), `parts` (that share by
         `PARTS`), `elsewhere` (the largest operations there), and `unexplained`: by how much the
-        seconds outside that share exceed matrix_seconds, relative to them.
+        seconds outside that share exceed matrix_seconds, relative to them. An operation repeated
+        alone finds its operands in the cache, which in the work between others it seldom does:
+        `matrix_seconds_cold` are those of operands in main memory, an upper bound, and
+        `unexplained_cold` is beside them.
     """
     with _Recorder() as recorder:
         work()
     seconds = clock(work)
-    matrix = 0.0
+    matrix = cold = 0.0
+    other = torch.zeros(_EVICTION_BYTES // 4)
     for (func, geometries), count in recorder.calls.items():
         arguments = [_like(g) for g in geometries]
         timings = [clock(lambda f=func, a=arguments: f(*a)) for _ in range(repeats + 1)]  # type: ignore[misc]
         matrix += count * statistics.median(timings[1:])
+        timings = []
+        for _ in range(repeats):
+            other.add_(1)  # takes the operands' place in the cache
+            timings.append(clock(lambda f=func, a=arguments: f(*a)))  # type: ignore[misc]
+        cold += count * statistics.median(timings)
     others = [r for r in top_operations(work, 40) if not _is_matrix(r["operation"])]
     share = sum(row["share"] for row in others)
     parts: dict[str, float] = {}
@@ -102,10 +112,12 @@ def account(work: Work, clock: Clock, repeats: int = 3) -> dict[str, Any]:
         "flops": recorder.flops,
         "seconds": seconds,
         "matrix_seconds": matrix,
+        "matrix_seconds_cold": cold,
         "matrix_gflops": recorder.flops / matrix / 1e9,
         "over_matrix": seconds / matrix,
         "elsewhere_share": share,
         "unexplained": seconds * (1 - share) / matrix - 1,
+        "unexplained_cold": seconds * (1 - share) / cold - 1,
         "parts": dict(sorted(parts.items(), key=lambda item: -item[1])),
         "elsewhere": others[:10] + others[-2:],
     }

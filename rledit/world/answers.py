@@ -4,14 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from rledit.world.fact import Fact
 from rledit.world.facts import World
 from rledit.world.sentences import IGNORED, tokenize
+
+if TYPE_CHECKING:
+    # Imported for their names alone, these take seconds.
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 
 def answer_logits(model: PreTrainedModel, input_ids: Tensor, labels: Tensor) -> Tensor:

@@ -20,17 +20,12 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import tokenizers
 import torch
 import transformers
-from transformers import (
-    AutoModelForCausalLM,
-    PreTrainedModel,
-    PreTrainedTokenizerBase,
-    PreTrainedTokenizerFast,
-)
+from transformers import AutoModelForCausalLM, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 from rledit import families
 from rledit.chat import PromptStyle
@@ -40,6 +35,9 @@ from rledit.world.facts import SPLITS, World
 from rledit.world.presets import BOS_FAMILIES, WorldModelSpec, model_config
 from rledit.world.training import Progress, train
 from rledit.world.words import save_tokenizer, word_tokenizer, world_words
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel  # imported for its name alone, it takes seconds
 
 logger = logging.getLogger(__name__)
 

@@ -14,15 +14,19 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from typing import TYPE_CHECKING
 
 import torch
 from torch import nn
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from rledit.world.answers import answer_logits
 from rledit.world.facts import World
 from rledit.world.presets import WorldModelSpec
 from rledit.world.sentences import IGNORED, epochs, tokenize
+
+if TYPE_CHECKING:
+    # Imported for their names alone, these take seconds.
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 _PROGRESS_EVERY = 10
 
