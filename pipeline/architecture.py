@@ -19,12 +19,11 @@ from pipeline.checkpoints import (
     cached,
     fetch_description,
     hub_reachable,
+    known_family,
     read_config,
 )
 from pipeline.presets import PRESETS, Shape
-from pipeline.yaml_location import ConfigError
 from rledit.families import FAMILIES, edited_modules, layer_index
-from rledit.names import nearest
 from rledit.world.presets import model_config
 
 _WORLD_LENGTH = 64
@@ -99,12 +98,7 @@ def architecture_of(cell: Cell) -> Architecture:
 @lru_cache(maxsize=8)
 def _of_config(text: str, checkpoint: str) -> Architecture:
     values: dict[str, Any] = json.loads(text)
-    family = str(values.get("model_type"))
-    if family not in FAMILIES:
-        raise ConfigError(
-            f"checkpoint {checkpoint!r}: family {family!r} is not one of "
-            f"{', '.join(sorted(FAMILIES))}{nearest(family, list(FAMILIES))}"
-        )
+    family = known_family(values, checkpoint)
     kept = {k: v for k, v in values.items() if k not in ("model_type", "quantization_config")}
     try:
         return _built(AutoConfig.for_model(family, **kept), "config.json")

@@ -13,6 +13,7 @@ from dataclasses import asdict, dataclass, field, fields, replace
 from functools import cached_property
 from typing import Any
 
+from pipeline.checkpoints import checkpoint_family
 from pipeline.config import (
     DatasetEntry,
     EditorEntry,
@@ -22,7 +23,7 @@ from pipeline.config import (
     StreamEntry,
     build,
 )
-from pipeline.corpus import open_corpus
+from pipeline.corpus import CorpusFacts, corpus_facts
 from pipeline.identity import checkpoint_identity, digest, plain, template_identity
 from pipeline.material import MaterialEntry, load_material, material_hash
 from pipeline.presets import PRESETS, Setting, mapped_modules, preset_setting, standin_setting
@@ -184,7 +185,7 @@ class Cell:
     @cached_property
     def _untaught(self) -> str | None:
         """What the editor learns from and the train pool lacks; None where it has all."""
-        if not self.trains and "training_data" not in self.needs:
+        if not self.learns:
             return None
         for probe in sorted(editor_class(self.editor.editor).trains_on_of(self.settings)):
             if n := lacking(self.dataset, "train", probe):
@@ -197,6 +198,11 @@ class Cell:
         return None
 
     @property
+    def learns(self) -> bool:
+        """Whether anything of the cell draws from the train pool."""
+        return self.trains or "training_data" in self.needs
+
+    @property
     def trains(self) -> bool:
         """Whether the editor has a network to train first."""
         return "train" in self.needs and self.settings.train_steps > 0
@@ -204,12 +210,18 @@ class Cell:
     @cached_property
     def corpus_hash(self) -> str:
         """Content hash of the corpus, with how it is cut into tokens."""
+        content, most = self._corpus.content_hash, self.statistics.max_tokens
+        return digest({"content": content, "max_tokens": most})
+
+    @property
+    def corpus_documents(self) -> int:
+        """Documents that the second moments are of."""
+        return self._corpus.documents
+
+    @cached_property
+    def _corpus(self) -> CorpusFacts:
         entry = self.statistics
-        corpus = open_corpus(
-            entry.corpus, entry.documents, None if self.model.checkpoint else self.world()
-        )
-        content = {"content": corpus.content_hash, "max_tokens": entry.max_tokens}
-        return digest(content)
+        return corpus_facts(entry.corpus, entry.documents, self._own_world())
 
     @cached_property
     def statistics_key(self) -> str:
@@ -228,8 +240,13 @@ class Cell:
         """
         if self.model.checkpoint is None:
             return digest(plain(self._model_identity()))
-        checkpoint = checkpoint_identity(self.model.checkpoint)
-        return digest({"checkpoint": checkpoint, "dtype": self.model.dtype})
+        return digest({"checkpoint": self._checkpoint, "dtype": self.model.dtype})
+
+    @cached_property
+    def _checkpoint(self) -> str:
+        """Which checkpoint it is; workers are told, and need not read all its weights again."""
+        assert self.model.checkpoint is not None
+        return checkpoint_identity(self.model.checkpoint)
 
     def _statistics_identity(self) -> dict[str, Any]:
         entry = asdict(self.statistics)
@@ -336,7 +353,7 @@ class Cell:
     def _model_identity(self) -> dict[str, Any]:
         if self.model.checkpoint is not None:
             return {
-                "checkpoint": checkpoint_identity(self.model.checkpoint),
+                "checkpoint": self._checkpoint,
                 "dtype": self.model.dtype,
                 **self._prompting(),
             }
@@ -344,17 +361,32 @@ class Cell:
         return {**self.model_spec.identity, **world, **self._prompting()}
 
     def _prompting(self) -> dict[str, Any]:
-        """How the model is prompted, where its preset says so or it is not bare."""
+        """How the model is prompted: in which template, and whether its family begins with BOS.
+
+        Left out where the rest of the identity says it: the family of an embedded model is in its
+        settings. What the tokenizer really writes is in the results (`resolved.prompt`).
+        """
         checkpoint, preset = self.model.checkpoint, self.model.preset
         chat = self.model.prompt_style == "chat"
-        if not chat and (preset is None or checkpoint is None):
-            return {}
-        facts: dict[str, Any] = {"template": self.model.prompt_style}
-        if preset is not None:
-            facts["bos"] = FAMILIES[PRESETS[preset].family].bos_on_prompt
-        if chat and checkpoint is not None:
+        if checkpoint is None:
+            if not chat:
+                return {}
+            known = {} if preset is None else {"bos": _bos(self.model_spec.family)}
+            return {"prompt": {"template": "chat", **known}}
+        published = PRESETS[preset] if preset is not None else None
+        # The hub need not be asked what a published model is.
+        known_family = published and published.checkpoint == checkpoint and published.family
+        facts: dict[str, Any] = {
+            "template": self.model.prompt_style,
+            "bos": _bos(known_family or checkpoint_family(checkpoint)),
+        }
+        if chat:
             facts |= template_identity(checkpoint)
         return {"prompt": facts}
+
+
+def _bos(family: str) -> bool:
+    return FAMILIES[family].bos_on_prompt
 
 
 def cells_of(grid: Grid) -> list[Cell]:

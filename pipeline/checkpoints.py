@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import socket
 import struct
 from collections.abc import Mapping, Sequence
@@ -16,10 +17,14 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from pipeline.yaml_location import ConfigError
+from rledit.families import FAMILIES
+from rledit.names import nearest
 
 _LFS = b"version https://git-lfs"
 _SMALL_FILES = ["*.json", "*.model", "*.txt", "chat_template.jinja"]
+_SINGLE = "model.safetensors"
 _INDEX = "model.safetensors.index.json"
+_PICKLED = re.compile(r"(.*/)?(pytorch_model|consolidated|model)[^/]*\.(bin|pt|pth|ckpt)")
 _LONGEST_HEADER = 100 << 20  # bytes; safetensors' own limit
 _REACH_SECONDS = 3.0
 
@@ -70,15 +75,56 @@ def fetch_description(checkpoint: str) -> Path:
 def fetch_whole(checkpoint: str) -> Path:
     """The folder of a whole checkpoint, its weights held against their headers.
 
+    Of the hub's files only those are fetched that are loaded: some repositories hold the weights
+    twice, in shards and consolidated.
+
     Raises:
-        CheckpointError: There is no such checkpoint, it is not handed out, or a file is broken.
+        CheckpointError: There is no such checkpoint, it is not handed out, it has no weights as
+            safetensors, or a file is broken.
     """
-    folder = _fetched(checkpoint, [*_SMALL_FILES, "*.safetensors"])
+    folder = fetch_description(checkpoint)
+    if (names := lacking_weights(checkpoint, folder)) is not None:
+        folder = _fetched(checkpoint, [*_SMALL_FILES, *names])
     if not check_weights(folder):
         raise CheckpointError(
             f"checkpoint {checkpoint!r} has no weights as *.safetensors; take a revision that has"
         )
     return folder
+
+
+def lacking_weights(checkpoint: str, folder: Path) -> list[str] | None:
+    """The weight files that the hub has to be asked for; None where none can or need be.
+
+    Args:
+        checkpoint: The checkpoint.
+        folder: Its description, as `fetch_description` gave it.
+
+    Raises:
+        CheckpointError: The repository has no weights that are loaded.
+    """
+    if is_folder(checkpoint) or not hub_reachable():
+        return None
+    here = weight_files(folder)
+    if here and all(path.is_file() for path in here):
+        return None
+    listed = _listed(checkpoint)
+    if _SINGLE in listed:
+        return [_SINGLE]
+    if _INDEX in listed:
+        return [path.relative_to(folder).as_posix() for path in here]
+    raise _no_safetensors(f"checkpoint {checkpoint!r}", listed, checkpoint)
+
+
+def _listed(checkpoint: str) -> list[str]:
+    """The files of a repository of the hub."""
+    from huggingface_hub import HfApi
+
+    repository, _, revision = checkpoint.partition("@")
+    try:
+        hub = HfApi(endpoint=os.environ.get("HF_ENDPOINT"))
+        return list(hub.list_repo_files(repository, revision=revision))
+    except Exception as error:
+        raise hub_error(checkpoint, error) from None
 
 
 def _fetched(checkpoint: str, patterns: Sequence[str]) -> Path:
@@ -176,14 +222,43 @@ def read_config(folder: Path) -> dict[str, Any]:
     return found
 
 
-def weight_files(folder: Path) -> list[Path]:
-    """The safetensors files of a checkpoint: those of its index, or the one there is.
-
-    Empty where a checkpoint has no weights at all, as a copy of its configuration has none.
+def checkpoint_family(checkpoint: str) -> str:
+    """The family of a checkpoint by its configuration, a key of `rledit.families.FAMILIES`.
 
     Raises:
-        CheckpointError: The index is broken, or the weights are pickled.
+        CheckpointError: The configuration cannot be had.
+        ConfigError: The family is not one of ours.
     """
+    folder = cached(checkpoint) or fetch_description(checkpoint)
+    return known_family(read_config(folder), checkpoint)
+
+
+def known_family(config: Mapping[str, Any], checkpoint: str) -> str:
+    """The family that a configuration names.
+
+    Raises:
+        ConfigError: It is not one of ours.
+    """
+    family = str(config.get("model_type"))
+    if family not in FAMILIES:
+        raise ConfigError(
+            f"checkpoint {checkpoint!r}: family {family!r} is not one of "
+            f"{', '.join(sorted(FAMILIES))}{nearest(family, list(FAMILIES))}"
+        )
+    return family
+
+
+def weight_files(folder: Path) -> list[Path]:
+    """The safetensors files that a checkpoint is loaded from: the one, or those of its index.
+
+    Empty where a checkpoint has no weights at all, as a copy of its configuration has none. Files
+    of other names are not loaded, a second copy of the weights (consolidated.safetensors) neither.
+
+    Raises:
+        CheckpointError: The index is broken, or the weights are in no form that is loaded.
+    """
+    if (folder / _SINGLE).is_file():
+        return [folder / _SINGLE]
     index = folder / _INDEX
     if index.is_file():
         try:
@@ -191,14 +266,38 @@ def weight_files(folder: Path) -> list[Path]:
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise CheckpointError(f"{index}: {_why_no_json(index, error)}") from None
         return [folder / name for name in names]
-    found = sorted(folder.glob("*.safetensors"))
-    if not found and any(folder.glob("*.bin")):
-        raise CheckpointError(
-            f"{folder}: its weights are pickled (*.bin), which is not loaded because unpickling "
-            "runs code; take a revision with safetensors, or convert it once with "
-            "save_pretrained(..., safe_serialization=True)"
+    names = sorted(path.name for path in folder.iterdir())
+    if any(name.endswith(".safetensors") or _PICKLED.fullmatch(name) for name in names):
+        raise _no_safetensors(str(folder), names, str(folder))
+    return []
+
+
+def _no_safetensors(what: str, names: Sequence[str], checkpoint: str) -> CheckpointError:
+    """Why files that hold weights are not loaded, and what to do."""
+    others = [name for name in names if name.endswith(".safetensors")]
+    pickled = [name for name in names if _PICKLED.fullmatch(name)]
+    if others:
+        return CheckpointError(
+            f"{what}: has {others[0]} and neither {_SINGLE} nor {_INDEX}, by which weights are "
+            "found; fetch the checkpoint again with the index, or take a revision in transformers' "
+            "own layout"
         )
-    return found
+    if not pickled:
+        return CheckpointError(
+            f"{what}: has no weights as *.safetensors; take a revision that has them"
+        )
+    place, _, revision = checkpoint.partition("@")
+    if is_folder(checkpoint):
+        place, revision = checkpoint, ""
+    pinned = f", revision={revision!r}" if revision else ""
+    return CheckpointError(
+        f"{what}: its weights are pickled ({pickled[0]}), which is never loaded here because "
+        "unpickling may run code. Take a revision with safetensors, or, if you trust its authors, "
+        "convert it once and give the new folder as `checkpoint`:\n"
+        '  python -c "from transformers import AutoModelForCausalLM as M, AutoTokenizer as T; '
+        f"M.from_pretrained({place!r}{pinned}, dtype='auto').save_pretrained('NEW'); "
+        f"T.from_pretrained({place!r}{pinned}).save_pretrained('NEW')\""
+    )
 
 
 def check_weights(folder: Path) -> dict[str, tuple[int, ...]]:
@@ -218,7 +317,7 @@ def check_weights(folder: Path) -> dict[str, tuple[int, ...]]:
             )
         shapes |= {name: tuple(entry["shape"]) for name, entry in _header(path).items()}
     index = folder / _INDEX
-    if shapes and index.is_file():
+    if shapes and not (folder / _SINGLE).is_file():
         named = json.loads(index.read_bytes())["weight_map"]
         if missing := sorted(set(named) - set(shapes)):
             raise CheckpointError(

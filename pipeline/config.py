@@ -12,6 +12,7 @@ import yaml
 from pydantic import TypeAdapter, ValidationError
 
 from pipeline.material import MaterialEntry, check_measurements
+from pipeline.pinned import names_revision, unpinned_checkpoint
 from pipeline.presets import PRESETS
 from pipeline.resources import ResourcesEntry
 from pipeline.yaml_location import ConfigError, KeyPath, Located
@@ -36,7 +37,8 @@ class ModelEntry:
             and every method's linears and settings, and below scale `full` a stand-in.
         world_model: Preset of the embedded world's models to train on the spot, on the world of
             the dataset.
-        checkpoint: A folder, or ``owner/name@revision`` on the hub, to load instead.
+        checkpoint: A folder, or ``owner/name@revision`` on the hub, the revision a commit, to load
+            instead.
         dtype: Precision the checkpoint is loaded in; where it is not given, float32, and bfloat16
             for a model that names a preset, as the articles load theirs.
         modules: Edited linears, for editors that do not name their own.
@@ -70,8 +72,8 @@ class DatasetEntry:
         world: Settings of the embedded world.
         files: Files of edits instead of the world's own: ``train``, ``evaluation``,
             ``validation``: JSON, JSONL or Parquet in any schema of `rledit.datasets`, as a path,
-            a URI, or ``hf://datasets/owner/name@revision/file``; with ``#sha256=…`` behind it the
-            content must have that hash.
+            a URI, or ``hf://datasets/owner/name@revision/file``, the revision a commit; with
+            ``#sha256=…`` behind it the content must have that hash.
         format: Schema of the files, or `auto`.
         order: Draw streams `shuffled` by seed, or in the order of the `file`.
         on_overlap: `refuse` files that share prompts, or `drop` those from training.
@@ -118,9 +120,11 @@ class StatisticsEntry:
     """Second moments for the editors that need them.
 
     Attributes:
-        corpus: None for the embedded world's text; a .txt or .jsonl file; or a file of a hub
-            dataset as ``hf://datasets/owner/name@revision/file.jsonl``.
-        documents: Documents taken from the start of the corpus.
+        corpus: None for the embedded world's text; a .txt file (a document a line), or .jsonl or
+            Parquet (a document in ``text``); or such a file of a hub dataset as
+            ``hf://datasets/owner/name@revision/file.jsonl``, the revision a commit.
+        documents: Documents taken from the start of the corpus; all where it has fewer, with a
+            warning. The results say how many there were.
         max_tokens: A document is cut to that many tokens.
         dtype: Precision of the sums.
         shards: Parts summed by separate workers. They add up to the same moments but for the order
@@ -140,6 +144,8 @@ class Grid:
 
     Attributes:
         name: Name of the grid, of its MLflow experiment and of its table.
+        standins: Stream by stream, the one that takes its place below scale `full`; empty, or None
+            for a stream: itself. A file says so in the stream: ``standin: {n_batches: …}``.
         title: One line for the report.
         scale: What kind of models the numbers are about.
         protocols: Evaluation protocols, all applied to the same edited model.
@@ -164,6 +170,7 @@ class Grid:
     datasets: tuple[DatasetEntry, ...]
     editors: tuple[EditorEntry, ...]
     streams: tuple[StreamEntry, ...]
+    standins: tuple[StreamEntry | None, ...] = ()
     seeds: tuple[int, ...] = (0,)
     title: str = ""
     scale: Literal["world", "standin", "full"] = "world"
@@ -208,6 +215,8 @@ def load_grid(
 def parse_grid(located: Located) -> Grid:
     """Validate a parsed grid."""
     data = dict(located.data)
+    _require_list(data, "streams", located)
+    data |= _standins(data["streams"], located)
     for key, entry in _ENTRIES.items():
         _require_list(data, key, located)
         data[key] = tuple(build(entry, item, (key, i), located) for i, item in enumerate(data[key]))
@@ -258,6 +267,22 @@ _ENTRIES: Mapping[str, type] = types.MappingProxyType(
 _ADAPTERS: dict[type, TypeAdapter[Any]] = {}
 
 
+def _standins(streams: Sequence[Any], located: Located) -> dict[str, Any]:
+    """The streams apart from their stand-ins, which are no part of a cell."""
+    given = [s.get("standin") if isinstance(s, Mapping) else None for s in streams]
+    if not any(given):
+        return {}
+    found = [
+        None if s is None else build(StreamEntry, s, ("streams", i, "standin"), located)
+        for i, s in enumerate(given)
+    ]
+    own = [
+        {key: s[key] for key in s if key != "standin"} if isinstance(s, Mapping) else s
+        for s in streams
+    ]
+    return {"streams": own, "standins": tuple(found)}
+
+
 def _adapter(cls: type[T]) -> TypeAdapter[T]:
     """A validator of a plain dataclass."""
     if cls not in _ADAPTERS:
@@ -281,6 +306,7 @@ def _check_names(grid: Grid, located: Located) -> None:
             _known(model.preset, PRESETS, ("models", i, "preset"), located, "preset")
         _known(model.world_model, WORLD_MODELS, ("models", i, "world_model"), located, "model")
         _check_prompts(model, ("models", i, "prompt_style"), located)
+        _check_pinned(model, ("models", i, "checkpoint"), located)
         preset = WORLD_MODELS[model.world_model].identity  # without `chat`: prompt_style sets it
         cls = type(WORLD_MODELS[model.world_model])
         build(cls, preset | model.overrides, ("models", i, "overrides"), located)
@@ -290,9 +316,13 @@ def _check_names(grid: Grid, located: Located) -> None:
             _known(dataset.schema, SCHEMAS, ("datasets", i, "schema"), located, "schema")
         if dataset.format != "auto":
             _known(dataset.format, FORMATS, ("datasets", i, "format"), located, "format")
-    for i, stream in enumerate(grid.streams):
-        if stream.n_batches < 1 or stream.batch_size < 1:
-            raise ConfigError(f"{located.place(('streams', i))}: a stream needs at least one edit")
+    if grid.standins and len(grid.standins) != len(grid.streams):
+        raise ConfigError(f"{located.place(('standins',))}: one for each stream, or none at all")
+    for streams in (grid.streams, grid.standins):
+        for i, stream in enumerate(streams):
+            if stream is not None and min(stream.n_batches, stream.batch_size) < 1:
+                place = located.place(("streams", i))
+                raise ConfigError(f"{place}: a stream needs at least one edit")
     if (problem := check_measurements(grid.measurements)) is not None:
         raise ConfigError(f"{located.place(('measurements',))}: {problem}")
     if (problem := grid.resources.problem()) is not None:
@@ -316,6 +346,15 @@ def _check_prompts(model: ModelEntry, path: KeyPath, located: Located) -> None:
             f"not asked in a chat; take one that was ({instruct}), a `checkpoint` of your own, or "
             "prompt_style bare"
         )
+
+
+def _check_pinned(model: ModelEntry, path: KeyPath, located: Located) -> None:
+    """Refuse a model of the hub at a branch or a tag; whether a folder is there is told later."""
+    name = model.checkpoint
+    if name is None or not names_revision(name) or Path(name).is_dir():
+        return
+    if (problem := unpinned_checkpoint(name)) is not None:
+        raise ConfigError(f"{located.place(path)}: {problem}")
 
 
 def _unique(names: Sequence[Any], key: str, located: Located) -> None:

@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import hashlib
-import json
-import re
+import logging
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 
+from pipeline.data_files import hub_file
+from pipeline.texts import texts_of
 from pipeline.yaml_location import ConfigError
+from rledit.datasets.errors import DatasetError
 from rledit.world import World
 
-_HUB = re.compile(r"^hf://datasets/(?P<repo>[^/@]+/[^/@]+)@(?P<revision>[^/]+)/(?P<file>.+)$")
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -23,33 +26,90 @@ class Corpus:
     content_hash: str
 
 
-def open_corpus(location: str | None, limit: int, world: World | None) -> Corpus:
-    """The first `limit` documents of a corpus.
+@dataclass(frozen=True, kw_only=True)
+class CorpusFacts:
+    """The hash of a corpus's content, and the number of its documents."""
+
+    content_hash: str
+    documents: int
+
+
+def open_corpus(
+    location: str | None, limit: int, world: World | None, setting: str = "statistics.corpus"
+) -> Corpus:
+    """The first `limit` documents of a corpus, or as many as it has.
 
     Args:
-        location: None for the embedded world's text; a ``.txt`` file (a document a line) or a
-            ``.jsonl`` file (a document in ``text``); or
-            ``hf://datasets/owner/name@revision/file.jsonl``.
+        location: None for the embedded world's text; a file as in `pipeline.texts`: ``.txt`` (a
+            document a line), ``.jsonl`` or Parquet (a document in ``text``); or
+            ``hf://datasets/owner/name@revision/file``.
         limit: Number of documents.
         world: The embedded world, if the cell has one.
+        setting: What the grid calls the location, for messages.
 
     Raises:
-        ConfigError: The corpus cannot be read; names the file and the line.
+        ConfigError: The corpus cannot be read; names the file and the row.
     """
     if location is None:
         if world is None:
             raise ConfigError(
-                "statistics.corpus: without an embedded world a corpus file is needed, e.g. "
+                f"{setting}: without an embedded world a corpus file is needed, e.g. "
                 "statistics: {corpus: wiki.jsonl}"
             )
         documents = tuple(_world_text(world))[:limit]
     else:
-        path = _download(location) if location.startswith("hf://") else Path(location)
-        documents = tuple(_first(_read(path), limit))
+        try:
+            path = hub_file(location) if location.startswith("hf://") else Path(location)
+            documents = tuple(_first(texts_of(path), limit))
+        except DatasetError as error:
+            raise ConfigError(f"{setting}: {error}") from None
     if not documents:
-        raise ConfigError(f"statistics.corpus {location!r}: there is no document in it")
+        raise ConfigError(f"{setting} {location!r}: there is no document in it")
     joined = "\0".join(documents).encode()
     return Corpus(documents=documents, content_hash=hashlib.sha256(joined).hexdigest())
+
+
+def corpus_facts(location: str | None, limit: int, world: World | None) -> CorpusFacts:
+    """What there is to say of a corpus, without keeping it; a file is read once a process.
+
+    A file that is shorter than what was asked for is used as it is, and says so.
+    """
+    if location is None:
+        return _facts(open_corpus(None, limit, world))
+    return _file_facts(location, limit, file_version(location))
+
+
+@lru_cache(maxsize=8)
+def _file_facts(location: str, limit: int, _: tuple[int, int] | None) -> CorpusFacts:
+    found = _facts(open_corpus(location, limit, None))
+    warn_if_short("statistics.corpus", location, found.documents, limit)
+    return found
+
+
+def _facts(corpus: Corpus) -> CorpusFacts:
+    return CorpusFacts(content_hash=corpus.content_hash, documents=len(corpus.documents))
+
+
+def warn_if_short(setting: str, location: str, found: int, asked: int) -> None:
+    """Say that a file holds fewer documents than were asked for."""
+    if found < asked:
+        logger.warning(
+            "%s: %s holds %d documents, not the %d that were asked for; all of them are used, and "
+            "the results say how many",
+            setting,
+            location,
+            found,
+            asked,
+        )
+
+
+def file_version(path: str | Path) -> tuple[int, int] | None:
+    """Tells a file from what it was before, for caches; None where there is none."""
+    try:
+        found = Path(path).stat()
+    except OSError:
+        return None  # opening it says what is wrong
+    return found.st_mtime_ns, found.st_size
 
 
 def _world_text(world: World) -> Iterator[str]:
@@ -62,45 +122,3 @@ def _world_text(world: World) -> Iterator[str]:
 def _first(documents: Iterator[str], limit: int) -> Iterator[str]:
     for _, document in zip(range(limit), documents, strict=False):
         yield document
-
-
-def _read(path: Path) -> Iterator[str]:
-    if not path.is_file():
-        raise ConfigError(f"statistics.corpus: no file at {path}")
-    with path.open(encoding="utf-8") as lines:
-        for number, line in enumerate(lines, start=1):
-            if not line.strip():
-                continue
-            if path.suffix != ".jsonl":
-                yield line.strip()
-                continue
-            try:
-                text = json.loads(line)["text"]
-            except (json.JSONDecodeError, KeyError, TypeError):
-                raise ConfigError(
-                    f"{path}:{number}: expected a JSON object with the key 'text'"
-                ) from None
-            yield str(text)
-
-
-def _download(location: str) -> Path:
-    match = _HUB.match(location)
-    if match is None:
-        raise ConfigError(
-            f"statistics.corpus {location!r}: expected "
-            "hf://datasets/owner/name@revision/file, with a pinned revision"
-        )
-    from huggingface_hub import hf_hub_download
-    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
-
-    try:
-        return Path(
-            hf_hub_download(
-                match["repo"], match["file"], repo_type="dataset", revision=match["revision"]
-            )
-        )
-    except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
-        raise ConfigError(
-            f"statistics.corpus {location!r} cannot be fetched ({type(error).__name__}); check "
-            "repository, revision and HF_TOKEN, or give a local file"
-        ) from None

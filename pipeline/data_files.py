@@ -10,12 +10,12 @@ import re
 from pathlib import Path
 from typing import Any
 
+from pipeline.pinned import parse_hub_file
 from pipeline.storage import Storage, redact
 from rledit.datasets import DataFileError, ReadReport, RowFile
 from rledit.datasets.read import map_rows
 from rledit.datasets.reading import parse_rows, read_bytes, rows_given
 
-_HUB = re.compile(r"^hf://datasets/(?P<repo>[^/@]+/[^/@]+)@(?P<revision>[^/]+)/(?P<file>.+)$")
 _PINNED = re.compile(r"#sha256=(?P<digest>[0-9a-fA-F]{64})$")
 _PARQUET = b"PAR1"
 _AGAIN = "Download the shard again and compare its sha256 with the published one"
@@ -36,8 +36,8 @@ def open_data(location: str) -> RowFile:
     """The rows of a JSON, JSONL or Parquet file.
 
     Args:
-        location: A path, ``hf://datasets/owner/name@revision/file``, or a URI of any store; with
-            ``#sha256=…`` behind it the content must have that hash.
+        location: A path, ``hf://datasets/owner/name@revision/file`` (the revision a commit), or a
+            URI of any store; with ``#sha256=…`` behind it the content must have that hash.
 
     Raises:
         DataFileError: The file cannot be fetched or opened as rows, or is not the one that was
@@ -62,7 +62,7 @@ def open_data(location: str) -> RowFile:
 
 def _content(location: str) -> bytes:
     if location.startswith("hf://"):
-        return read_bytes(_hub_file(location))
+        return read_bytes(hub_file(location))
     if "://" not in location:
         return read_bytes(location)
     folder, _, name = location.rpartition("/")
@@ -86,33 +86,35 @@ def _parquet_rows(content: bytes, name: str) -> list[Any]:
         raise DataFileError(name, reason, _AGAIN) from None
 
 
-def _hub_file(location: str) -> Path:
-    """The local copy of a hub dataset's file."""
-    match = _HUB.match(location)
-    if match is None:
-        raise DataFileError(
-            location,
-            "does not name a file of a hub dataset at a pinned revision",
-            "Write hf://datasets/owner/name@revision/file, the revision a commit hash or a tag",
-        )
+def hub_file(location: str) -> Path:
+    """The local copy of ``hf://datasets/owner/name@revision/file``, fetched if it is not there.
+
+    Raises:
+        DataFileError: The location is not written so, its revision is no commit, or the hub does
+            not hand the file out; says what to do.
+    """
+    try:
+        named = parse_hub_file(location)
+    except ValueError as error:
+        raise DataFileError(location, *error.args) from None
     from huggingface_hub import errors, hf_hub_download
 
     try:
         return Path(
             hf_hub_download(
-                match["repo"], match["file"], repo_type="dataset", revision=match["revision"]
+                named.repository, named.file, repo_type="dataset", revision=named.revision
             )
         )
     except errors.GatedRepoError:
         reason, remedy = "is gated", "Accept its terms on the hub and set HF_TOKEN"
     except errors.RevisionNotFoundError:
-        reason = f"has no revision {match['revision']!r}"
+        reason = f"has no revision {named.revision!r}"
         remedy = "Take a commit hash from the dataset's history"
     except errors.LocalEntryNotFoundError:
         reason = "cannot be fetched: the hub does not answer, and there is no local copy"
         remedy = "Check the network, or download the file elsewhere and name its path"
     except errors.EntryNotFoundError:
-        reason, remedy = f"has no file {match['file']!r}", "Check the name at that revision"
+        reason, remedy = f"has no file {named.file!r}", "Check the name at that revision"
     except errors.RepositoryNotFoundError:
         reason = "does not exist, or is private"
         remedy = "Check the name; for a private dataset set HF_TOKEN"

@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import hashlib
 import json
-import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from pipeline.checkpoints import CheckpointError, weight_files
+from pipeline.file_digests import sha256_of
+from pipeline.pinned import unpinned_checkpoint
 from pipeline.yaml_location import ConfigError
 
 _ABSENT = "absent"
+_DESCRIBING = (".json", ".txt", ".model")  # files of a checkpoint's folder beside its weights
 
 
 def digest(content: Mapping[str, Any]) -> str:
@@ -33,33 +36,31 @@ def changed_fields(old: Mapping[str, Any], new: Mapping[str, Any], prefix: str =
 
 
 def checkpoint_identity(checkpoint: str) -> str:
-    """What tells one checkpoint from another: its revision, or the content hash of its folder.
+    """What tells one checkpoint from another: its commit on the hub, or its folder's content.
 
-    Weights are told by their headers (names, shapes, offsets) and sizes: reading 16 GB to hash
-    them would take longer than many a cell.
+    Of a folder that is its weights, and the files that describe model and tokenizer. Weights are
+    read once (see `pipeline.file_digests`).
 
     Raises:
-        ConfigError: Neither a folder with a config.json nor a pinned hub revision.
+        ConfigError: Neither a folder with a config.json nor a model of the hub at a commit.
+        CheckpointError: The folder's weights are none that could be loaded, or lack a file.
     """
     folder = Path(checkpoint)
     if not folder.is_dir():
-        if re.fullmatch(r"[\w.-]+/[\w.-]+@[\w.-]+", checkpoint):
-            return checkpoint
-        raise ConfigError(
-            f"checkpoint {checkpoint!r}: no such folder; a hub model is given with its revision, "
-            "as in owner/name@0123abc"
-        )
+        if (problem := unpinned_checkpoint(checkpoint)) is not None:
+            raise ConfigError(problem)
+        return checkpoint
     if not (folder / "config.json").is_file():
         raise ConfigError(f"checkpoint {checkpoint!r}: the folder has no config.json")
-    total = hashlib.sha256()
-    for path in sorted(folder.glob("*")):
-        if path.suffix in (".json", ".txt", ".model"):
-            total.update(path.read_bytes())
-        elif path.suffix == ".safetensors":
-            with path.open("rb") as file:
-                total.update(file.read(8 + int.from_bytes(file.read(8), "little")))
-            total.update(str(path.stat().st_size).encode())
-    return total.hexdigest()[:16]
+    files = [path for path in folder.iterdir() if path.suffix in _DESCRIBING and path.is_file()]
+    files += weight_files(folder)
+    try:
+        return digest({path.relative_to(folder).as_posix(): sha256_of(path) for path in files})
+    except OSError as error:
+        raise CheckpointError(
+            f"checkpoint {checkpoint!r}: {error.filename} cannot be read ({error.strerror}); fetch "
+            "the checkpoint again, or give it its permissions"
+        ) from None
 
 
 def template_identity(checkpoint: str) -> dict[str, str]:

@@ -10,7 +10,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-from pipeline.corpus import open_corpus
+from pipeline.corpus import file_version, open_corpus, warn_if_short
 from pipeline.yaml_location import ConfigError
 from rledit.ability import TASKS, items_of
 from rledit.datasets import open_rows
@@ -30,9 +30,9 @@ class MaterialEntry:
     """What the measurements look at; what is not given is the embedded world's own.
 
     Attributes:
-        text: Running text for perplexity: a .txt or .jsonl file, or a hub dataset's file as for
-            `statistics.corpus`.
-        documents: Documents taken from the start of it.
+        text: Running text for perplexity: a .txt, .jsonl or Parquet file, or a hub dataset's file,
+            as for `statistics.corpus`.
+        documents: Documents taken from the start of it; all where it has fewer, with a warning.
         references: Reference texts for consistency: a JSON file in the schema of CounterFact's
             attribute snippets, a list of ``{relation_id, target_id, samples: [{text}]}``.
         ability: Folder of the ability items: sst2, mmlu, mrpc, cola, rte and nli as .jsonl.
@@ -104,13 +104,20 @@ def material_hash(entry: MaterialEntry, names: Sequence[str], world: World | Non
 def _text(entry: MaterialEntry, world: World | None) -> tuple[str, ...]:
     if entry.text is None:
         return _taught(world, "text", "perplexity").unedited_texts[: entry.documents]
-    return open_corpus(entry.text, entry.documents, None).documents
+    return _read_text(entry.text, entry.documents, file_version(entry.text))
+
+
+@lru_cache(maxsize=2)
+def _read_text(location: str, documents: int, _: tuple[int, int] | None) -> tuple[str, ...]:
+    found = open_corpus(location, documents, None, "material.text").documents
+    warn_if_short("material.text", location, len(found), documents)
+    return found
 
 
 def _references(entry: MaterialEntry, world: World | None) -> Mapping[str, Sequence[str]]:
     if entry.references is None:
         return _taught(world, "references", "consistency").references
-    return _read_references(entry.references, _version(entry.references))
+    return _read_references(entry.references, file_version(entry.references))
 
 
 @lru_cache(maxsize=2)
@@ -134,21 +141,12 @@ def _ability(entry: MaterialEntry, world: World | None) -> dict[str, Any]:
         rows: Mapping[str, Any] = _taught(world, "ability", "ability").ability_items
     else:
         files = _ability_files(entry.ability)
-        rows = {name: _items(path, _version(path)) for name, path in files.items()}
+        rows = {name: _items(path, file_version(path)) for name, path in files.items()}
     return {name: items_of(task, rows[name]) for name, task in TASKS.items()}
 
 
 def _ability_files(folder: str) -> dict[str, Path]:
     return {name: Path(folder, f"{task.file}.jsonl") for name, task in TASKS.items()}
-
-
-def _version(path: str | Path) -> tuple[int, int] | None:
-    """Tells a file from what it was before, for caches; None where there is none."""
-    try:
-        found = Path(path).stat()
-    except OSError:
-        return None  # opening it says what is wrong
-    return found.st_mtime_ns, found.st_size
 
 
 @lru_cache(maxsize=12)

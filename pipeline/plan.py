@@ -108,18 +108,22 @@ def check_sharded(cell: Cell) -> None:
     Raises:
         ConfigError: The cell's grid shards its model, and it cannot be.
     """
-    if cell.resources.sharding == "none":
-        return
+    reason = unshardable(cell)
+    if cell.resources.sharding != "none" and reason is not None:
+        raise ConfigError(f"{cell.path}: {reason}")
+
+
+def unshardable(cell: Cell) -> str | None:
+    """Why a cell's model cannot be sharded, with the remedy; None where it can."""
     if not editor_class(cell.editor.editor).shardable:
-        raise ConfigError(
-            f"{cell.path}: {cell.label} differentiates with respect to whole matrices, which no "
+        return (
+            f"{cell.label} differentiates with respect to whole matrices, which no "
             "rank of a sharded model holds; set resources.sharding: none for it, in a grid of its "
             "own, with `ranks` to share out the scoring"
         )
     if cell.model.checkpoint is not None and cell.model.dtype == "float64":
-        raise ConfigError(
-            f"{cell.path}: a float64 model cannot be sharded; load it in float32 or bfloat16"
-        )
+        return "a float64 model cannot be sharded; load it in float32 or bfloat16"
+    return None
 
 
 def pool_lines(cells: Sequence[Cell]) -> list[str]:

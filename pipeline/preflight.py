@@ -1,11 +1,13 @@
 """Everything that can be found wrong before a GPU is asked for.
 
 In this order, cheapest first: the checkpoint and its access, its files, the edited modules, the
-tokenizer on the stream's own rows. Nothing is trained and no weights are read.
+tokenizer on the stream's own rows, and on those that training draws from. Nothing is trained and no
+weights are read.
 """
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from functools import lru_cache
 from pathlib import Path
@@ -20,6 +22,7 @@ from pipeline.checkpoints import (
     check_weights,
     fetch_description,
     is_folder,
+    lacking_weights,
     weight_files,
 )
 from pipeline.harness import require_harness
@@ -33,31 +36,43 @@ from rledit.locate.requests import make_requests
 from rledit.metrics import protocol
 from rledit.scoring import questions
 from rledit.tokenization import Encoder, TokenizationError
-from rledit.world import world_encoder
+from rledit.world import World, WorldModelSpec, world_encoder
+
+logger = logging.getLogger(__name__)
+
+_AT_ONCE = 1000  # edits
+_MANY = 20_000
 
 
 def preflight(cells: Sequence[Cell]) -> None:
-    """Check models, edited modules and streams; see the module.
+    """Check models, edited modules, tokenizers, streams and training data; see the module.
 
     Raises:
         ConfigError: What is wrong, where, and what to do about it.
         DatasetError: The files of edits cannot be read.
     """
-    checked: set[tuple[Any, ...]] = set()
-    streams: set[tuple[Any, ...]] = set()
     if any(HARNESS in cell.measurements for cell in cells):
         require_harness()
+    checked: set[tuple[Any, ...]] = set()
+
+    def first(*what: Any) -> bool:
+        """Whether this is asked for the first time: cells share most of what is checked."""
+        known = what in checked
+        checked.add(what)
+        return not known
+
     for cell in cells:
-        modules = tuple(cell.settings.modules)
-        what = (cell.model.name, cell.editor_name, modules)
-        if what not in checked:
-            checked.add(what)
+        model, data = cell.model.name, cell.dataset.name
+        if first("modules", model, cell.editor_name, tuple(cell.settings.modules)):
             check_modules(cell, _shapes(cell))
-        located = "subject" in cell.needs
-        stream = (cell.model.name, cell.dataset.name, cell.n_edits, cell.seed, located)
-        if stream not in streams and cell.obstacle is None:
-            streams.add(stream)
+        if cell.obstacle is not None:
+            continue
+        if first("tokenizer", model, data, cell.label):
+            check_tokenizer(cell)
+        if first("stream", model, data, cell.n_edits, cell.seed, "subject" in cell.needs):
             check_stream(cell)
+        if cell.learns and first("train pool", model, data):
+            check_train_pool(cell)
 
 
 def check_modules(cell: Cell, stored: dict[str, tuple[int, ...]] | None = None) -> None:
@@ -104,6 +119,20 @@ def _check_kind(cell: Cell, architecture: Architecture, names: Sequence[str]) ->
         )
 
 
+def check_tokenizer(cell: Cell) -> None:
+    """Ask the editor whether it can work with the model's tokenizer.
+
+    Raises:
+        ConfigError: It cannot; says what the tokenizer lacks.
+    """
+    try:
+        problem = editor_class(cell.editor.editor).obstacle_of(cell.settings, _encoder(cell))
+    except TokenizationError as error:  # the encoder cannot be made at all
+        problem = str(error)
+    if problem is not None:
+        raise ConfigError(f"{cell.path}: {problem}")
+
+
 def check_stream(cell: Cell) -> None:
     """Tokenise the stream once, and look up its subjects where the editor will.
 
@@ -123,6 +152,24 @@ def check_stream(cell: Cell) -> None:
         raise ConfigError(f"{cell.path}: {error}") from None
 
 
+def check_train_pool(cell: Cell) -> None:
+    """Tokenise all that training may draw: which edits it draws, no two seeds have in common.
+
+    Raises:
+        ConfigError: An edit breaks the token contract; names file, row and reason.
+    """
+    pool = cell.source().sizes()["train"]
+    if pool >= _MANY:
+        logger.info("%s: tokenising the train pool, %d edits", cell.dataset.name, pool)
+    try:
+        encoder = _encoder(cell)
+        edits = cell.source().draw("train", pool, seed=cell.seed)
+        for start in range(0, pool, _AT_ONCE):
+            encoder.batch(edits[start : start + _AT_ONCE], group_size=1)
+    except TokenizationError as error:
+        raise ConfigError(f"{cell.path}, which learns from the train pool: {error}") from None
+
+
 def _shapes(cell: Cell) -> dict[str, tuple[int, ...]] | None:
     """Shapes in the checkpoint's files; None for a model that is made or fetched later."""
     if cell.model.checkpoint is None:
@@ -130,8 +177,9 @@ def _shapes(cell: Cell) -> dict[str, tuple[int, ...]] | None:
     if is_folder(cell.model.checkpoint):
         return _stored(cell.model.checkpoint)
     folder = fetch_description(cell.model.checkpoint)
+    # What the hub's cache lacks is fetched when the model is prepared, if the hub has it.
+    lacking_weights(cell.model.checkpoint, folder)
     files = weight_files(folder)
-    # What the hub's cache has only in part is fetched on when the model is prepared.
     return check_weights(folder) if files and all(f.is_file() for f in files) else None
 
 
@@ -148,9 +196,14 @@ def _stored(folder: str) -> dict[str, tuple[int, ...]]:
 
 def _encoder(cell: Cell) -> Encoder:
     if cell.model.checkpoint is None:
-        return world_encoder(cell.world(), cell.model_spec)
+        return _world_encoder(cell.world(), cell.model_spec)
     family = architecture_of(cell).family
     return _checkpoint_encoder(cell.model.checkpoint, family, cell.model.prompt_style)
+
+
+@lru_cache(maxsize=4)
+def _world_encoder(world: World, spec: WorldModelSpec) -> Encoder:
+    return world_encoder(world, spec)
 
 
 @lru_cache(maxsize=4)

@@ -51,6 +51,11 @@ class ResourcesEntry:
             return f"ranks: {self.ranks}: a cell needs at least one"
         if self.gpus < 0 or (self.gpus > 1 and self.gpus != int(self.gpus)):
             return f"gpus: {self.gpus}: expected a fraction of one GPU, or a whole number"
+        if 0 < self.gpus < 1 and self.ranks > 1:
+            return (
+                f"gpus: {self.gpus} with ranks: {self.ranks}: ranks that share a GPU cannot "
+                "exchange data; give each a whole one"
+            )
         if self.cpus is not None and self.cpus < 1:
             return f"cpus: {self.cpus}: a rank needs at least one core"
         if self.memory_gb is not None and self.memory_gb <= 0:

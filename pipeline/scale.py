@@ -19,13 +19,13 @@ STANDIN_PROMPTS = 5  # behind which 100 tokens are written, at every checkpoint
 
 
 def scaled(grid: Grid, scale: str | None = None, limit: int | None = None) -> Grid:
-    """The grid with its streams cut and its presets made real.
+    """The grid with its streams small or cut, and its presets made real.
 
     Args:
         grid: As its file has it.
         scale: `full`: the presets' checkpoints and the datasets' files; `standin`: models of the
             same architectures on the embedded world written in the datasets' schemas; `world`: the
-            same models on the plain world. None: the grid's own.
+            same models on the plain world; both on the streams' stand-ins. None: the grid's own.
         limit: Batches per stream; None: as the grid has them.
 
     Raises:
@@ -43,8 +43,8 @@ def scaled(grid: Grid, scale: str | None = None, limit: int | None = None) -> Gr
             f"--scale {scale}: model {bare[0]!r} of grid {grid.name!r} names no preset, so there "
             f"is nothing to choose between; valid presets: {', '.join(PRESETS)}"
         )
-    streams = tuple(dict.fromkeys(_cut(stream, limit) for stream in grid.streams))
-    grid = replace(grid, scale=chosen, streams=streams)
+    streams = tuple(dict.fromkeys(_cut(stream, limit) for stream in _streams(grid, chosen)))
+    grid = replace(grid, scale=chosen, streams=streams, standins=())
     if chosen == "full" or len(bare) == len(grid.models):
         return replace(grid, models=tuple(_published(model) for model in grid.models))
     longest = max(stream.n_batches * stream.batch_size for stream in streams)
@@ -64,6 +64,13 @@ def scaled(grid: Grid, scale: str | None = None, limit: int | None = None) -> Gr
             prompts=min(grid.material.prompts, STANDIN_PROMPTS),
         ),
     )
+
+
+def _streams(grid: Grid, scale: Scale) -> tuple[StreamEntry, ...]:
+    """The grid's streams, or what takes their places at this scale."""
+    if scale == "full" or not grid.standins:
+        return grid.streams
+    return tuple(small or own for own, small in zip(grid.streams, grid.standins, strict=True))
 
 
 def _cut(stream: StreamEntry, limit: int | None) -> StreamEntry:

@@ -40,18 +40,23 @@ _QUERY_SECRET = re.compile(
 _SECRET_SETTING = re.compile(
     r"(?i)(^|[_-])(password|passwd|secret|api[_-]?key|access[_-]?key|(auth|hub|hf|access)[_-]?token)$"
 )
-_SECRET_VARIABLE = re.compile(r"(^|_|^PG)(TOKEN|PASSWORD|PASSWD|SECRET|API_KEY|ACCESS_KEY(_ID)?)$")
+_SECRET_VARIABLE = re.compile(r"(^|_|^PG)(TOKEN|PASSWORD|PASSWD|PASS|SECRET|KEY|ACCESS_KEY_ID)$")
 _SHORTEST_SECRET = 8  # shorter environment values ("true", "token") are not secrets
+
+
+def names_a_secret(name: str) -> bool:
+    """Whether an environment variable of that name holds a secret."""
+    return _SECRET_VARIABLE.search(name) is not None
 
 
 def redact(text: str) -> str:
     """Returns `text` (a URI, or a message that may contain some) without its secrets.
 
     Hidden are the user part of every URI, query fields such as `token=`, and the value of every
-    environment variable whose name ends in TOKEN, PASSWORD, SECRET or ACCESS_KEY.
+    environment variable whose name ends in TOKEN, PASSWORD, PASS, SECRET or KEY.
     """
     for name, value in os.environ.items():
-        if len(value) >= _SHORTEST_SECRET and _SECRET_VARIABLE.search(name):
+        if len(value) >= _SHORTEST_SECRET and names_a_secret(name):
             text = text.replace(value, HIDDEN)
     return _QUERY_SECRET.sub(rf"\g<1>{HIDDEN}", _USER_INFO.sub(f"{HIDDEN}@", text))
 

@@ -186,6 +186,18 @@ class Encoder:
         except ChatTemplateError as error:
             raise TokenizationError(str(error)) from None
 
+    @property
+    def prompting(self) -> dict[str, Any]:
+        """How prompts really reach the model, for the record.
+
+        ``template``: the style; ``bos``: whether they begin with BOS, whoever puts it there; in a
+        chat ``text``: what is written around a prompt, which stands there as ``{}``.
+        """
+        bos = self.tokenizer.bos_token_id
+        begins = bos is not None and self.prompt_ids("{}")[:1] == [bos]
+        written = {} if self._chat is None else {"text": self.rendered("{}").text}
+        return {"template": self.style, "bos": begins, **written}
+
     def prompt_ids(self, prompt: str) -> list[int]:
         """Token ids of a prompt as the model is asked it, BOS included where it begins with one."""
         return self._with_bos(self._ids(self.rendered(prompt).text))

@@ -57,11 +57,14 @@ def write_report_files(lake: str, name: str, path: Path) -> str:
     from pipeline.paper.layouts import LAYOUTS
     from pipeline.results.report import write_report
 
-    published = None
+    published, protocols = None, None
     if name in LAYOUTS:
         from pipeline.paper.rendering import render_paper_table
         from pipeline.paper.table import paper_table
 
         published = render_paper_table(paper_table(lake, name), "html")
+        protocols = LAYOUTS[name]().protocols  # figures show what the table beside them shows
     beside = path.with_name(f"{path.stem}-figures")
-    return write_report(lake, name, path, published=published, figures_folder=beside)
+    return write_report(
+        lake, name, path, published=published, protocols=protocols, figures_folder=beside
+    )

@@ -41,7 +41,7 @@ def plan(
     """
     from pipeline.cells import cells_of
     from pipeline.config import load_grid
-    from pipeline.estimate import absent_files, estimate, unknowable
+    from pipeline.estimate import absent_files, estimate, unfetched_files, unknowable
     from pipeline.estimate.summary import summary
     from pipeline.plan import check_sharded, make_plan, pool_lines
     from pipeline.results.lake import Lake
@@ -51,8 +51,9 @@ def plan(
     store = Lake(places.lake)
     every = cells_of(parsed)
     absent = absent_files(every)
-    known = [cell for cell in every if not unknowable(cell, absent)]
-    unknown = [cell for cell in every if unknowable(cell, absent)]
+    away = [*absent, *unfetched_files(every)]  # fetching is for the run
+    known = [cell for cell in every if not unknowable(cell, away)]
+    unknown = [cell for cell in every if unknowable(cell, away)]
     for cell in unknown:
         check_sharded(cell)
     found = make_plan(parsed, store, replace, known)
@@ -63,7 +64,8 @@ def plan(
         reason = cell.obstacle if cell.key in skipped else found.failed.get(cell.key)
         typer.echo(f"{state:8}{cell.key}  {cell.path}" + (f"  ({reason})" if reason else ""))
     for cell in unknown if cells else ():
-        typer.echo(f"{'missing':8}{'-' * 16}  {cell.path}  (its data is not there)")
+        reason = "not there" if unknowable(cell, absent) else "not fetched"
+        typer.echo(f"{'missing':8}{'-' * 16}  {cell.path}  (its data is {reason})")
     for line in pool_lines(found.cells):
         typer.echo(line)
     to_run = [cell for cell in found.missing if cell.key not in skipped] + unknown

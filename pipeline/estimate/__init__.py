@@ -11,18 +11,12 @@ from dataclasses import dataclass, replace
 
 from pipeline.cells import Cell
 from pipeline.estimate.device import Device, Placement, core, gpu, placed
+from pipeline.estimate.files import absent_files, file_needs, unfetched_files, unknowable
 from pipeline.estimate.fit import Misfit, misfit
 from pipeline.estimate.measured import Measurements
 from pipeline.estimate.memory import memory_of
-from pipeline.estimate.needs import (
-    Need,
-    absent_files,
-    corpus_needs,
-    disk_gb,
-    model_needs,
-    network_place,
-    unknowable,
-)
+from pipeline.estimate.need import Need
+from pipeline.estimate.needs import disk_gb, model_needs, network_place
 from pipeline.estimate.seconds import Seconds, model_seconds, modelled, statistics_seconds
 from pipeline.estimate.workload import Workload, workload_of
 from pipeline.results.records import CellRecord
@@ -97,18 +91,14 @@ def estimate(
     Raises:
         ConfigError: A model's configuration cannot be had, or a module does not exist.
     """
-    absent = absent_files(cells)
+    away = [*absent_files(cells), *unfetched_files(cells)]
     measurements = Measurements(records)
-    needs = [
-        Need(text=f"data: {name} is not there; put it there, or name another place with --set",
-             missing=True)
-        for name in absent
-    ]  # fmt: skip
+    needs = file_needs(cells)
     seen: set[tuple[object, ...]] = set()
     found = []
     place = _placement(cells, gpu_memory_gb)
     for cell in cells:
-        work = workload_of(cell, readable=not unknowable(cell, absent))
+        work = workload_of(cell, readable=not unknowable(cell, away))
         if (model := ("model", cell.model.name)) not in seen:
             seen.add(model)
             needs += model_needs(cell, work.architecture)
@@ -118,7 +108,7 @@ def estimate(
         cells=tuple(found),
         placement=place,
         shares=_shares(cells, place),
-        needs=(*needs, *corpus_needs(cells)),
+        needs=tuple(needs),
         disk=disk_gb(works),
     )
 
@@ -183,5 +173,6 @@ __all__ = [
     "absent_files",
     "estimate",
     "on_gpu",
+    "unfetched_files",
     "unknowable",
 ]

@@ -1,62 +1,21 @@
-"""What has to be there before a grid can run: files, weights, access, room on disk."""
+"""What has to be there before a grid can run: weights, access to them, room on disk."""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 from pathlib import Path
 
 from pipeline.architecture import Architecture
 from pipeline.cells import Cell
 from pipeline.checkpoints import cached, is_folder, weight_files
 from pipeline.estimate.device import GB
+from pipeline.estimate.need import Need
 from pipeline.estimate.workload import BYTES, Workload
-from pipeline.material import material_files
 from pipeline.presets import PRESETS
 
 _ROW_BYTES = 48  # of an edit's row in Parquet, measured on the demo
 FLOAT = 4
-
-
-@dataclass(frozen=True, kw_only=True)
-class Need:
-    """One thing a grid needs.
-
-    Attributes:
-        text: What, for the reader.
-        missing: Whether it is not there, so that the grid cannot run yet.
-        download_gb: What will be fetched for it.
-    """
-
-    text: str
-    missing: bool = False
-    download_gb: float = 0.0
-
-
-def absent_files(cells: Iterable[Cell]) -> list[str]:
-    """Local files that the cells read and that are not there."""
-    named = dict.fromkeys(name for cell in cells for name in _files(cell))
-    return [name for name in named if _is_absent(name)]
-
-
-def unknowable(cell: Cell, absent: Sequence[str]) -> bool:
-    """Whether a cell's data is not there, so that its identity cannot be told."""
-    return any(name in absent for name in _files(cell))
-
-
-def _files(cell: Cell) -> Iterator[str]:
-    """Files of edits, a corpus, and what the measurements look at."""
-    yield from cell.dataset.files.values()
-    if "statistics" in cell.needs and cell.statistics.corpus is not None:
-        yield cell.statistics.corpus
-    yield from material_files(cell.material, cell.measurements)
-
-
-def _is_absent(location: str) -> bool:
-    """Whether a path leads nowhere. What lies in a store or on a hub is told by opening it."""
-    path, _, _ = location.partition("#sha256=")
-    return "://" not in path and not Path(path).is_file()
 
 
 def model_needs(cell: Cell, architecture: Architecture) -> list[Need]:
@@ -76,10 +35,12 @@ def model_needs(cell: Cell, architecture: Architecture) -> list[Need]:
                 missing=True,
             )
         ]
-    gated = cell.model.preset is not None and PRESETS[cell.model.preset].gated
-    gated = gated and checkpoint == PRESETS[cell.model.preset or ""].checkpoint
+    preset = PRESETS.get(cell.model.preset or "")
+    published = preset if preset is not None and preset.checkpoint == checkpoint else None
     needs = [Need(text=f"{cell.model.name}: fetch {checkpoint}, {size:.1f} GB", download_gb=size)]
-    if gated and not _token():
+    if published is not None and published.remark:
+        needs.append(Need(text=f"{cell.model.name}: {published.remark}"))
+    if published is not None and published.gated and not _token():
         needs.append(
             Need(
                 text=f"{cell.model.name}: gated; accept its terms at https://huggingface.co/"
@@ -88,16 +49,6 @@ def model_needs(cell: Cell, architecture: Architecture) -> list[Need]:
             )
         )
     return needs
-
-
-def corpus_needs(cells: Iterable[Cell]) -> list[Need]:
-    """Corpora to be fetched from the hub."""
-    found = {
-        cell.statistics.corpus
-        for cell in cells
-        if "statistics" in cell.needs and (cell.statistics.corpus or "").startswith("hf://")
-    }
-    return [Need(text=f"statistics corpus: fetch {name}") for name in sorted(map(str, found))]
 
 
 def disk_gb(works: Sequence[Workload]) -> dict[str, float]:

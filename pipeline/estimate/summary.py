@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from pipeline.estimate import CellEstimate, Estimate
 from pipeline.estimate.device import GB
 from pipeline.estimate.fit import misfit_lines
+from pipeline.estimate.remedies import remedy_lines
 
 _HEADER = (
     "editor",
@@ -83,19 +84,23 @@ def _needs(estimate: Estimate) -> list[str]:
 def _totals(estimate: Estimate) -> list[str]:
     device = estimate.placement.device
     on_gpus = device.memory_gb is not None
-    fetched = sum(need.download_gb for need in estimate.needs)
+    fetched = sum(need.download_gb or 0.0 for need in estimate.needs)
+    unknown = sum(need.download_gb is None for need in estimate.needs)
+    beside = f" and {unknown} files of unknown size" if unknown else ""
     peak = max(c.memory_gb for c in estimate.cells)
     share = "GPU" if on_gpus else "core"
     lines = [
         f"total: {estimate.hours:,.3g} {share}-hours, peak {peak:.3g} GB per rank, "
-        f"disk {sum(estimate.disk.values()) + fetched:.3g} GB, downloads {fetched:.3g} GB",
+        f"disk {sum(estimate.disk.values()) + fetched:.3g} GB, downloads {fetched:.3g} GB"
+        f"{beside}",
         f"figures for {device.name}; each cell on {estimate.placement.words}",
     ]
     if on_gpus and estimate.cells[0].work.cell.resources.gpus == 0:
         lines.append(
             "note: the grid gives its cells no GPU; add --set 'resources={gpus: 1}' to run on one"
         )
-    return [*lines, *(f"DOES NOT FIT: {line}" for line in misfit_lines(estimate.misfits))]
+    lines += [f"DOES NOT FIT: {line}" for line in misfit_lines(estimate.misfits)]
+    return [*lines, *remedy_lines([c.work for c in estimate.cells], estimate.placement)]
 
 
 def duration(seconds: float) -> str:

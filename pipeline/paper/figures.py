@@ -50,7 +50,7 @@ def measure(metric: Metric, place: Place, protocol: str, edits_at: int | None = 
         place: The cells that answer.
         protocol: What scores are read by; where a cell was not scored by it, the first protocol
             that it was scored by, which the caller has to say.
-        edits_at: Edits after which curves are read; None: at the place's own.
+        edits_at: Edits of the published stream after which curves are read; None: at its end.
     """
     cells = place.done
     if metric.basis in ("score", "composite"):
@@ -58,7 +58,7 @@ def measure(metric: Metric, place: Place, protocol: str, edits_at: int | None = 
     read = {
         "seconds": lambda cell: _seconds(metric.name, cell, place.n_edits),
         "memory": lambda cell: cell.peak_memory_gb,
-        "curve": lambda cell: _curve(metric, cell, edits_at, place.n_edits),
+        "curve": lambda cell: _curve(metric, cell, place.edits_for(edits_at)),
     }[metric.basis]
     found = [read(cell) for cell in cells]
     return Ours(values=tuple(value for value in found if value is not None))
@@ -131,9 +131,10 @@ def _seconds(name: str, cell: CellRows, n_edits: int) -> float:
     return seconds_per_edit(cell, n_edits, part)
 
 
-def _curve(metric: Metric, cell: CellRows, edits_at: int | None, n_edits: int) -> float | None:
-    """Mean of the metric's curves at a number of edits; None unless all have a value there."""
-    at = n_edits if edits_at is None else min(edits_at, n_edits)
+def _curve(metric: Metric, cell: CellRows, at: int | None) -> float | None:
+    """Mean of the metric's curves after so many edits; None unless all have a value there."""
+    if at is None:
+        return None
     values = [cell.curves.get(name, {}).get(at) for name in metric.curves]
     known = [value for value in values if value is not None]
     return math.fsum(known) / len(known) if len(known) == len(values) else None

@@ -11,9 +11,11 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
+from pipeline.paper.comparability import obstacles
 from pipeline.paper.figures import seconds_per_edit
 from pipeline.paper.layout import Layout, Method, Metric, Section
-from pipeline.paper.measured import CellRows, find
+from pipeline.paper.measured import CellRows, Place, find
+from pipeline.paper.shipped import standins
 
 SUBJECT = "RLEdit"
 _NOT_BASELINES = (SUBJECT, "Pre-edited")
@@ -35,6 +37,7 @@ class Sentence:
         unit: "points" or "%".
         baselines: Those that ours includes.
         lacking: Those it does not.
+        obstacles: Why ours cannot be held against the paper's; empty where it can.
     """
 
     what: str
@@ -44,12 +47,13 @@ class Sentence:
     unit: str
     baselines: tuple[str, ...]
     lacking: tuple[str, ...]
+    obstacles: tuple[str, ...]
 
 
 def sentences(layout: Layout, cells: Sequence[CellRows]) -> tuple[Sentence, ...]:
     """The claims that a layout's table carries."""
-    measured = _measured(layout, cells)
-    return tuple(_sentence(claim, measured) for claim in _claims(layout))
+    ours = _Ours(layout, cells)
+    return tuple(_sentence(claim, ours) for claim in _claims(layout))
 
 
 Formula = Callable[[Look, Sequence[Section], Metric, Sequence[Method], Method], float | None]
@@ -108,7 +112,7 @@ def _claims(layout: Layout) -> list[_Claim]:
     return found
 
 
-def _sentence(claim: _Claim, measured: Look) -> Sentence:
+def _sentence(claim: _Claim, measured: _Ours) -> Sentence:
     sections, metric = claim.sections, claim.metric
     subject = next(m for m in claim.methods if m.label == SUBJECT)
     baselines = [m for m in claim.methods if m.label not in _NOT_BASELINES]
@@ -130,6 +134,7 @@ def _sentence(claim: _Claim, measured: Look) -> Sentence:
         unit=claim.unit,
         baselines=tuple(m.label for m in there),
         lacking=tuple(m.label for m in baselines if m not in there),
+        obstacles=measured.obstacles(held, [subject, *there]),
     )
 
 
@@ -173,26 +178,54 @@ def _printed(section: Section, method: Method, metric: Metric) -> float | None:
     return None if found is None else found.value
 
 
-def _measured(layout: Layout, cells: Sequence[CellRows]) -> Look:
-    parts: Mapping[str, str] = {
-        "seconds_per_edit": "total",
-        "setup_seconds_per_edit": "setup",
-        "edit_seconds_per_edit": "edit",
-    }
+_PARTS: Mapping[str, str] = {
+    "seconds_per_edit": "total",
+    "setup_seconds_per_edit": "setup",
+    "edit_seconds_per_edit": "edit",
+}
 
-    def look(section: Section, method: Method, metric: Metric) -> float | None:
+
+class _Ours:
+    """What our rows say: called like `_printed`.
+
+    Args:
+        layout: Whose places.
+        cells: The rows.
+    """
+
+    def __init__(self, layout: Layout, cells: Sequence[CellRows]) -> None:
+        self._protocols = layout.protocols
+        self._standins = standins(layout.name)
+        self._cells = cells
+
+    def __call__(self, section: Section, method: Method, metric: Metric) -> float | None:
         """Mean over models, datasets and seeds of what our rows say, over those that say it."""
         values: list[float] = []
-        for model in section.models:
-            for dataset in section.datasets:
-                place = find(cells, model, dataset, method, section.stream)
-                for cell in place.done:
-                    if metric.basis == "seconds":
-                        values.append(seconds_per_edit(cell, place.n_edits, parts[metric.name]))
-                        continue
-                    scores = cell.scores.get((place.n_edits, layout.protocols[dataset]), {})
-                    if (score := scores.get(metric.name)) is not None:
-                        values.append(score)
+        for dataset, place in self._places(section, method):
+            for cell in place.done:
+                if metric.basis == "seconds":
+                    values.append(seconds_per_edit(cell, place.n_edits, _PARTS[metric.name]))
+                    continue
+                scores = cell.scores.get((place.n_edits, self._protocols[dataset]), {})
+                if (score := scores.get(metric.name)) is not None:
+                    values.append(score)
         return math.fsum(values) / len(values) if values else None
 
-    return look
+    def obstacles(self, sections: Sequence[Section], methods: Sequence[Method]) -> tuple[str, ...]:
+        """What was otherwise in any of these places than in the published runs."""
+        found = [
+            obstacle
+            for section in sections
+            for method in methods
+            for dataset, place in self._places(section, method)
+            for obstacle in obstacles(place, dataset, "", self._protocols[dataset])
+        ]
+        return tuple(dict.fromkeys(found))
+
+    def _places(self, section: Section, method: Method) -> list[tuple[str, Place]]:
+        standin = self._standins.get(section.stream)
+        return [
+            (dataset, find(self._cells, model, dataset, method, section.stream, standin))
+            for model in section.models
+            for dataset in section.datasets
+        ]

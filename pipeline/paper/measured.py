@@ -30,6 +30,7 @@ class CellRows:
     """
 
     key: str
+    grid: str
     model: str
     dataset: str
     editor: str
@@ -54,6 +55,11 @@ class CellRows:
         return self.stream[0] * self.stream[1]
 
     @property
+    def label(self) -> str:
+        """The editor and its variant."""
+        return self.editor + (f"/{self.variant}" if self.variant else "")
+
+    @property
     def template(self) -> str:
         """How its model was prompted: ``bare``, as the articles do, or ``chat``."""
         return str(self.identity["model"].get("prompt", {}).get("template", "bare"))
@@ -64,8 +70,8 @@ class Place:
     """The cells that answer for one method at one place of a table, one per seed.
 
     Attributes:
-        n_edits: Edits applied where they are read.
-        asked: The stream the table shows.
+        n_edits: Edits applied where scores are read.
+        asked: The stream the published table shows.
         prefix: Whether longer streams answer, at the length asked.
     """
 
@@ -80,12 +86,35 @@ class Place:
         return tuple(cell for cell in self.cells if cell.status == "done")
 
     @property
-    def missing(self) -> str:
+    def stream(self) -> Stream:
+        """The stream that results are about: the one asked for, a stand-in of it, or a cut one."""
+        if not self.cells:
+            return self.asked
+        batch_size = self.cells[0].stream[1]
+        return (self.n_edits // batch_size, batch_size)
+
+    def edits_for(self, edits_at: int | None) -> int | None:
+        """Edits of ours that stand for so many of the stream asked for.
+
+        That is the same share of the stream. None: no batch of ours ends there.
+
+        Args:
+            edits_at: Edits of the stream asked for; None: all.
+        """
+        if edits_at is None:
+            return self.n_edits
+        at, rest = divmod(edits_at * self.n_edits, self.asked[0] * self.asked[1])
+        return at if rest == 0 and at % self.stream[1] == 0 else None
+
+    def missing(self, edits_at: int | None = None) -> str:
         """Why there is no result, where there is none."""
         if not self.cells:
             return "not run"
+        if self.done and self.edits_for(edits_at) is None:
+            n, m = self.stream
+            return f"no batch of {n}×{m} ends where {edits_at:,} edits of the published stream do"
         reasons = sorted({f"{c.status}: {c.reason}" for c in self.cells if c.status != "done"})
-        return "; ".join(reasons) or "not scored there"
+        return "; ".join(reasons) or "not measured there"
 
 
 def read_cells(lake: str | Lake, grid: str, scale: str | None = None) -> list[CellRows]:
@@ -123,34 +152,52 @@ def read_cells(lake: str | Lake, grid: str, scale: str | None = None) -> list[Ce
 
 
 def find(
-    cells: Iterable[CellRows], model: str, dataset: str, method: Method, stream: Stream
+    cells: Iterable[CellRows],
+    model: str,
+    dataset: str,
+    method: Method,
+    stream: Stream,
+    standin: Stream | None = None,
 ) -> Place:
     """The cells that answer for a method at a stream, in order of seed.
 
     The stream's own cells come first; then longer ones that were scored at its length for it; then
     the longest shorter ones, which a grid that was cut short leaves.
+
+    Args:
+        cells: Of one scale.
+        model: Whose.
+        dataset: On which data.
+        method: Which editor and variant.
+        stream: The stream asked for.
+        standin: What takes its place below scale `full`; None: nothing.
     """
-    alike = [
+    own = [
         cell
         for cell in cells
         if (cell.model, cell.dataset, cell.editor, cell.variant)
         == (model, dataset, method.editor, method.variant)
-        and cell.stream[1] == stream[1]
     ]
-    alike.sort(key=lambda cell: cell.seed)
-    n_edits = stream[0] * stream[1]
-    exact = tuple(cell for cell in alike if cell.stream == stream)
-    if exact:
-        return Place(cells=exact, n_edits=n_edits, asked=stream)
-    longer = tuple(c for c in alike if stream[0] in c.identity.get("also_after", ()))
-    if longer:
-        return Place(cells=longer, n_edits=n_edits, asked=stream, prefix=True)
-    shorter = [cell for cell in alike if cell.stream[0] < stream[0]]
-    if not shorter:
-        return Place(cells=(), n_edits=n_edits, asked=stream)
-    longest = max(cell.stream for cell in shorter)
-    chosen = tuple(cell for cell in shorter if cell.stream == longest)
-    return Place(cells=chosen, n_edits=longest[0] * longest[1], asked=stream)
+    own.sort(key=lambda cell: cell.seed)
+    small = standin is not None and any(cell.scale != "full" for cell in own)
+    for wanted in (standin, stream) if small else (stream,):
+        assert wanted is not None
+        n_batches, chosen, prefix = _answering(own, wanted)
+        if chosen:
+            n_edits = n_batches * wanted[1]
+            return Place(cells=chosen, n_edits=n_edits, asked=stream, prefix=prefix)
+    return Place(cells=(), n_edits=stream[0] * stream[1], asked=stream)
+
+
+def _answering(cells: Sequence[CellRows], stream: Stream) -> tuple[int, tuple[CellRows, ...], bool]:
+    """Batches after which to read which cells, and whether these are longer than that."""
+    alike = [cell for cell in cells if cell.stream[1] == stream[1]]
+    if exact := tuple(cell for cell in alike if cell.stream == stream):
+        return stream[0], exact, False
+    if longer := tuple(c for c in alike if stream[0] in c.identity.get("also_after", ())):
+        return stream[0], longer, True
+    longest = max((c.stream[0] for c in alike if c.stream[0] < stream[0]), default=0)
+    return longest, tuple(cell for cell in alike if cell.stream[0] == longest), False
 
 
 def _ask(
@@ -164,6 +211,7 @@ def _ask(
 def _cell(row: Mapping[str, Any]) -> CellRows:
     return CellRows(
         key=row["cell"],
+        grid=row["grid"],
         model=row["model"],
         dataset=row["dataset"],
         editor=row["editor"],

@@ -20,8 +20,8 @@ from pipeline.results.templating import environment
 _OTHERS = ("method", "model", "dataset", "setting", "Eff", "Gen", "Spe", "source", "confidence")
 _COLUMNS = (
     "grid", "scale", "models", "datasets", "stream", "edits_at", "method", "editor", "variant",
-    "metric", "protocol", "ours", "std", "n_seeds", "low", "high", "paper", "paper_std", "source",
-    "confidence", "difference", "verdict", "reason",
+    "metric", "protocol", "read_stream", "read_edits", "ours", "std", "n_seeds", "low", "high",
+    "paper", "paper_std", "source", "confidence", "difference", "verdict", "reason",
 )  # fmt: skip
 
 
@@ -68,7 +68,7 @@ def render_paper_table(table: PaperTable, fmt: str = "md") -> str:
         blocks=blocks,
         reasons=[(letter, reason) for reason, letter in notes.letters.items()],
         others=others,
-        headline=[_sentence(sentence, table.scale) for sentence in table.headline],
+        headline=[_sentence(sentence) for sentence in table.headline],
     )
     return text.strip() + "\n"
 
@@ -79,7 +79,7 @@ def _block(block: Block, notes: _Notes) -> dict[str, Any]:
         heads += [metric.label, "paper", "Δ", "verdict"]
     defined = [f"{name}: {definition(name)}" for name in block.protocol.split(" + ")]
     return {
-        "title": block.section.title,
+        "title": block.title,
         "protocol": block.protocol,
         "definition": "; ".join(defined),
         "heads": heads,
@@ -128,9 +128,10 @@ def _verdict(figure: Figure, notes: _Notes) -> str:
     return f"{verdict.kind} ({notes.letter(verdict.reason)})"
 
 
-def _sentence(sentence: Sentence, scale: str) -> str:
+def _sentence(sentence: Sentence) -> str:
     """One claim in words."""
-    whose = "ours" if scale in ("", "full") else f"ours, at scale {scale},"
+    against = "; ".join(sentence.obstacles)
+    whose = f"ours, not comparable ({against}):" if against else "ours"
 
     def number(value: float | None) -> str:
         if value is None:
@@ -192,6 +193,7 @@ def _csv(table: PaperTable) -> str:
                         line.method.variant,
                         figure.metric.name,
                         figure.protocol,
+                        *_read(figure, section.edits_at),
                         ours.mean,
                         ours.std,
                         len(ours.values),
@@ -207,3 +209,12 @@ def _csv(table: PaperTable) -> str:
                     ]
                 )
     return out.getvalue()
+
+
+def _read(figure: Figure, edits_at: int | None) -> tuple[str, str]:
+    """The stream that ours was read from, and after how many of its edits."""
+    places = [place for place in figure.places if place.done]
+    streams = dict.fromkeys("{}x{}".format(*place.stream) for place in places)
+    found = dict.fromkeys(place.edits_for(edits_at) for place in places)
+    edits = [str(n) for n in found if n is not None]
+    return "+".join(streams), "+".join(edits)

@@ -5,27 +5,36 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+from pipeline.paper.comparability import obstacles, stream_name
 from pipeline.paper.figures import Ours, measure, seconds_per_edit
 from pipeline.paper.headline import Sentence, sentences
-from pipeline.paper.layout import Layout, Method, Metric, Section, Stream
+from pipeline.paper.layout import Layout, Method, Metric, Section
 from pipeline.paper.layouts import LAYOUTS
 from pipeline.paper.measured import CellRows, Place, find, read_cells
 from pipeline.paper.references import Reference, published
+from pipeline.paper.shipped import standins
 from pipeline.paper.verdicts import Verdict, judge
-from pipeline.presets import OWN, PRESETS, preset_setting
+from pipeline.presets import OWN, preset_setting
 from pipeline.results.lake import Lake
 from rledit.editors import editor_class
 
 
 @dataclass(frozen=True, kw_only=True)
 class Figure:
-    """One figure of the table."""
+    """One figure of the table.
+
+    Attributes:
+        places: Where it was read.
+        obstacles: What was otherwise there than in the published run.
+    """
 
     metric: Metric
     protocol: str
     ours: Ours
     reference: Reference | None
     verdict: Verdict
+    places: tuple[Place, ...]
+    obstacles: tuple[str, ...]
 
     @property
     def difference(self) -> float | None:
@@ -57,6 +66,20 @@ class Block:
     section: Section
     protocol: str
     lines: tuple[Line, ...]
+
+    @property
+    def title(self) -> str:
+        """The section's, and where ours was read, if that is elsewhere."""
+        at = self.section.edits_at
+        places = [p for line in self.lines for f in line.figures for p in f.places if p.done]
+        read = {(p.stream, p.edits_for(at)): None for p in places if p.edits_for(at) is not None}
+        if all(stream == self.section.stream for stream, _ in read):
+            return self.section.title
+        named = [
+            stream_name(stream) + ("" if at is None else f" after {n:,} edits")
+            for stream, n in read
+        ]
+        return f"{self.section.title}; read here: {', '.join(named)}"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -115,7 +138,7 @@ def _block(section: Section, layout: Layout, cells: Sequence[CellRows]) -> Block
     fastest = _fastest(section, layout, cells)
     lines = []
     for method in layout.methods:
-        places = _places(section, method, cells)
+        places = _places(section, layout, method, cells)
         figures = tuple(
             _figure(metric, section, method, places, protocols, fastest)
             for metric in section.metrics
@@ -126,10 +149,11 @@ def _block(section: Section, layout: Layout, cells: Sequence[CellRows]) -> Block
 
 
 def _places(
-    section: Section, method: Method, cells: Sequence[CellRows]
+    section: Section, layout: Layout, method: Method, cells: Sequence[CellRows]
 ) -> dict[tuple[str, str], Place]:
+    standin = standins(layout.name).get(section.stream)
     return {
-        (model, dataset): find(cells, model, dataset, method, section.stream)
+        (model, dataset): find(cells, model, dataset, method, section.stream, standin)
         for model in section.models
         for dataset in section.datasets
     }
@@ -152,19 +176,19 @@ def _figure(
         parts = {where: _ratio(place, fastest) for where, place in places.items()}
     ours = _averaged(list(parts.values()))
     reference = section.published(method, metric)
-    obstacles: list[str] = []
+    against: list[str] = []
     for where, place in places.items():
-        obstacles += _obstacles(place, where[1], parts[where].protocol, protocols[where[1]])
+        against += obstacles(place, where[1], parts[where].protocol, protocols[where[1]])
     lacking = [where for where, part in parts.items() if part.mean is None]
     if lacking and len(lacking) < len(parts):
-        obstacles.append(f"mean of {len(parts) - len(lacking)} of {len(parts)} cells")
-    missing = dict.fromkeys(places[where].missing for where in lacking)
+        against.append(f"mean of {len(parts) - len(lacking)} of {len(parts)} cells")
+    missing = dict.fromkeys(places[where].missing(section.edits_at) for where in lacking)
     verdict = judge(
         ours.mean,
         reference,
         implemented=method.editor is not None,
         missing="; ".join(missing),
-        obstacles=tuple(dict.fromkeys(obstacles)),
+        obstacles=tuple(dict.fromkeys(against)),
     )
     return Figure(
         metric=metric,
@@ -172,6 +196,8 @@ def _figure(
         ours=ours,
         reference=reference,
         verdict=verdict,
+        places=tuple(places.values()),
+        obstacles=tuple(dict.fromkeys(against)),
     )
 
 
@@ -192,7 +218,7 @@ def _fastest(section: Section, layout: Layout, cells: Sequence[CellRows]) -> flo
         seconds_per_edit(cell, place.n_edits)
         for method in layout.methods
         if method.editor not in (None, "none")
-        for place in _places(section, method, cells).values()
+        for place in _places(section, layout, method, cells).values()
         for cell in place.done
     ]
     return min(found, default=None)
@@ -204,41 +230,6 @@ def _ratio(place: Place, fastest: float | None) -> Ours:
     return Ours(
         values=tuple(seconds_per_edit(cell, place.n_edits) / fastest for cell in place.done)
     )
-
-
-def _obstacles(place: Place, dataset: str, used: str, wanted: str) -> list[str]:
-    """Why a place's figure cannot be held against the published one."""
-    found: list[str] = []
-    for cell in place.done:
-        if cell.scale != "full":
-            found.append("stand-in" if cell.scale == "standin" else "world model")
-        else:
-            found += _other_weights(cell)
-            found += _other_data(cell, dataset)
-            if cell.template != "bare":
-                found.append(f"prompts in a {cell.template} template instead of bare ones")
-    if place.done and place.n_edits != place.asked[0] * place.asked[1]:
-        cut = place.n_edits // place.asked[1]
-        found.append(f"stream {_stream((cut, place.asked[1]))} instead of {_stream(place.asked)}")
-    if used and used != wanted:
-        found.append(f"protocol {used} instead of {wanted}")
-    return found
-
-
-def _other_weights(cell: CellRows) -> list[str]:
-    preset = published()["weights"].get(cell.model)
-    checkpoint = cell.identity["model"].get("checkpoint")
-    if preset is not None and checkpoint == PRESETS[preset].checkpoint:
-        return []
-    return [f"other weights: {checkpoint or 'not a checkpoint'}"]
-
-
-def _other_data(cell: CellRows, dataset: str) -> list[str]:
-    known = published()["evaluation_files"].get(dataset, [])
-    used = cell.resolved.get("data_files", {}).get("evaluation")
-    if not known:
-        return [f"no hash of the published {dataset} file is known"]
-    return [] if used in known else [f"other data: {str(used)[:12]}"]
 
 
 def _is_own(method: Method, section: Section) -> bool:
@@ -261,6 +252,9 @@ def _notes(blocks: Sequence[Block], scale: str) -> list[str]:
         notes.append(
             "Figures of stand-ins show that the grid runs; they say nothing about the models."
         )
+    figures = [f for block in blocks for line in block.lines for f in line.figures]
+    if scale == "full" and any(f.obstacles for f in figures if f.ours.values):
+        notes.append("Some figures were not measured as the published ones: the letters say how.")
     starred = any(line.own_setting and not line.method.shown for b in blocks for line in b.lines)
     if starred:
         notes.append("† our own setting: no article gives the method's settings on this model.")
@@ -272,7 +266,3 @@ def _notes(blocks: Sequence[Block], scale: str) -> list[str]:
         notes.append("± is the sample standard deviation over seeds.")
     notes.append("[low, high] is the 95 % bootstrap interval over edits.")
     return notes
-
-
-def _stream(stream: Stream) -> str:
-    return f"{stream[0]}×{stream[1]}"

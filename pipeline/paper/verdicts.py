@@ -43,21 +43,21 @@ def judge(
         reference: The published figure; None where there is none.
         implemented: Whether the method exists here.
         missing: Why there is no figure of ours, where there is none.
-        obstacles: Why ours was not measured as the published one: other weights, data, stream or
-            protocol.
+        obstacles: Why ours was not measured as the published one: other weights, data, stream,
+            settings or protocol. They are said where nothing is published, too.
 
     Returns:
         ``reproduced`` within 3 points (1.5 for calibration cells; for a published figure of at
         most 5, which is a collapsed model, any of at most 5), ``differs`` beyond.
     """
     if not implemented:
-        return Verdict(kind="not implemented")
+        return Verdict(kind="not implemented", reason="there is no such method here")
+    why = missing if ours is None else "; ".join(obstacles)
     if reference is None:
-        return Verdict(kind="no reference", reason=missing if ours is None else "")
-    if ours is None:
-        return Verdict(kind="not comparable", reason=missing)
-    if obstacles:
-        return Verdict(kind="not comparable", reason="; ".join(obstacles))
+        return Verdict(kind="no reference", reason=why or "nothing is published for it")
+    if why:
+        return Verdict(kind="not comparable", reason=why)
+    assert ours is not None, "without a figure there is a reason"
     if reference.contested:
         return Verdict(kind="not judged", reason=f"contested: {reference.contested}")
     if reference.confidence != "primary":

@@ -40,6 +40,7 @@ class Preset:
         instruct: Whether it was tuned on instructions, so that it can be asked in a chat; it is
             prompted bare unless a grid says otherwise, as the published runs do.
         gated: Whether the hub asks for a token with granted access.
+        remark: What to know before its weights are fetched, for the reader of a plan.
         settings: Settings of the methods, by editor and dataset schema.
     """
 
@@ -49,6 +50,7 @@ class Preset:
     shape: Shape
     instruct: bool = False
     gated: bool = False
+    remark: str = ""
     settings: Settings
 
     @property
@@ -199,6 +201,11 @@ PRESETS: Mapping[str, Preset] = {
     "gpt-j-6b": Preset(
         hub="EleutherAI/gpt-j-6b",
         revision="47e169305d2e8376be1d31e765533382721b2cc1",
+        remark=(
+            "as far as we know its weights are there as pytorch_model.bin only, and pickles are "
+            "never loaded; if so, convert it once and name the folder as `checkpoint` "
+            "(docs/tables.md, GPT-J-6B, has the command)"
+        ),
         family="gptj",
         shape=_GPTJ,
         # RLEdit was not published on GPT-J: UltraEdit's linears, RLEdit's other settings.

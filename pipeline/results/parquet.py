@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
@@ -127,6 +128,24 @@ def foreign_rows(content: bytes) -> list[Any]:
     except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
         raise ValueError(str(error).splitlines()[0]) from None
     return rows
+
+
+def foreign_column(path: Path, name: str) -> Iterator[Any]:
+    """The values of one column of anybody's Parquet file, read a batch of rows at a time.
+
+    Raises:
+        KeyError: It has no such column; the argument lists those it has.
+        ValueError: It is corrupt or truncated.
+    """
+    try:
+        with pq.ParquetFile(path) as file:
+            names = file.schema_arrow.names
+            if name not in names:
+                raise KeyError(", ".join(names))
+            for batch in file.iter_batches(batch_size=1024, columns=[name]):
+                yield from batch.column(0).to_pylist()
+    except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
+        raise ValueError(str(error).splitlines()[0]) from None
 
 
 def _build(table: str, rows: TableRows, address: CellAddress) -> pa.Table:

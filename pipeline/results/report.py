@@ -60,6 +60,7 @@ def write_report(
     *,
     title: str | None = None,
     published: str | None = None,
+    protocols: Mapping[str, str] | None = None,
     figures_folder: str | os.PathLike[str] | None = None,
 ) -> str:
     """Writes the report of a grid and returns where it is.
@@ -67,6 +68,8 @@ def write_report(
     Args:
         out: path or URI of the HTML file.
         published: the grid's table beside published figures, as an HTML fragment, where it has one.
+        protocols: the protocol of each dataset that rankings and figures show; where there is none,
+            or no score by it: the first of those that there are.
         figures_folder: where the figures go as SVG files too, for papers and slides.
 
     Raises:
@@ -75,7 +78,7 @@ def write_report(
     folder, _, name = os.fspath(out).rpartition("/")
     if not name:
         raise ReportError(f"{os.fspath(out)!r} is a folder: name the HTML file to write")
-    page, sections = _page(lake, grid, title, published)
+    page, sections = _page(lake, grid, title, published, protocols or {})
     storage = Storage(folder or ("/" if os.fspath(out).startswith("/") else "."))
     storage.write_bytes(name, page.encode())
     if figures_folder is not None:
@@ -85,7 +88,11 @@ def write_report(
 
 
 def _page(
-    lake: str | Lake, grid: str, title: str | None, published: str | None
+    lake: str | Lake,
+    grid: str,
+    title: str | None,
+    published: str | None,
+    preferred: Mapping[str, str],
 ) -> tuple[str, list[Section]]:
     """The report of a grid as HTML text, and the sections in it."""
     lake = lake if isinstance(lake, Lake) else Lake(lake)
@@ -97,12 +104,12 @@ def _page(
     rows = runs(connection, grid)
     protocols = sorted_protocols(row["protocol"] for row in rows if row["protocol"] is not None)
     templates = environment("pipeline.results", html=True)
-    sections = _sections(connection, grid, rows)
+    sections = _sections(connection, grid, rows, preferred)
     text = templates.get_template("report.html.j2").render(
         title=title or f"Lifelong model editing: {grid}",
         grid=grid,
         lake=str(lake.storage),
-        headlines=headlines(rows),
+        headlines=headlines(rows, preferred),
         counts=_counts(records),
         header=header(records, protocols),
         published=None if published is None else Markup(published),
@@ -133,8 +140,13 @@ def _no_grid(lake: Lake, grid: str, known: Iterable[str]) -> str:
     return f"no cells of grid {grid!r} in {lake.storage}.{hint} Grids there: {there}"
 
 
-def headlines(rows: Sequence[Row]) -> list[Headline]:
-    """Per model and dataset: the methods by efficacy after the longest stream, every one named."""
+def headlines(rows: Sequence[Row], preferred: Mapping[str, str]) -> list[Headline]:
+    """Per model and dataset: the methods by efficacy after the longest stream, every one named.
+
+    Args:
+        rows: final rows of `runs`.
+        preferred: dataset → protocol to rank by, where there are scores by it.
+    """
     found = []
     for scale, model, dataset in _subjects(rows):
         here = _of_subject(rows, (scale, model, dataset))
@@ -143,7 +155,7 @@ def headlines(rows: Sequence[Row]) -> list[Headline]:
             found.append(Headline(text=f"{dataset} on {model}: no cell finished.", ranking=()))
             continue
         stream = figures.longest_stream(done)
-        protocol = sorted_protocols(row["protocol"] for row in done)[0]
+        protocol = _shown_protocol(done, preferred) or ""
         table = build_table(here, protocols=[protocol])
         panel = table.panels[0]
         eff, spe = (Column(stream=stream, metric=m) for m in ("efficacy", "specificity"))
@@ -162,6 +174,13 @@ def headlines(rows: Sequence[Row]) -> list[Headline]:
     return found
 
 
+def _shown_protocol(rows: Sequence[Row], preferred: Mapping[str, str]) -> str | None:
+    """The protocol that a dataset's figures show; None where nothing was scored."""
+    there = sorted_protocols(row["protocol"] for row in rows if row["protocol"] is not None)
+    wanted = [preferred[row["dataset"]] for row in rows if row["dataset"] in preferred]
+    return next((name for name in [*wanted, *there] if name in there), None)
+
+
 def _of_subject(rows: Sequence[Row], subject: tuple[str, str, str]) -> list[Row]:
     return [row for row in rows if (row["scale"], row["model"], row["dataset"]) == subject]
 
@@ -177,16 +196,18 @@ def _counts(records: Sequence[CellRecord]) -> dict[str, int]:
     return dict(sorted(counts.items()))
 
 
-def _sections(connection: Connection, grid: str, rows: Sequence[Row]) -> list[Section]:
+def _sections(
+    connection: Connection, grid: str, rows: Sequence[Row], preferred: Mapping[str, str]
+) -> list[Section]:
     """Every model on every dataset, and the overview of a model where it has several."""
     look = figures.looks(rows)
     sections = []
     for scale, model, dataset in _subjects([row for row in rows if row["status"] == "done"]):
         here = _of_subject(rows, (scale, model, dataset))
-        sections += _section(connection, grid, (scale, model, dataset), here, look)
+        sections += _section(connection, grid, (scale, model, dataset), here, preferred, look)
     for scale, model in sorted({(row["scale"], row["model"]) for row in rows}):
         here = [row for row in rows if (row["scale"], row["model"]) == (scale, model)]
-        sections += _section(connection, grid, (scale, model, None), here, look)
+        sections += _section(connection, grid, (scale, model, None), here, preferred, look)
     return sections
 
 
@@ -195,27 +216,40 @@ def _section(
     grid: str,
     address: tuple[str, str, str | None],
     rows: Sequence[Row],
+    preferred: Mapping[str, str],
     look: figures.Look,
 ) -> list[Section]:
-    """One section with what its registry draws, under the first of its protocols."""
+    """One section with what its registry draws, every dataset under the protocol of its table."""
     scale, model, dataset = address
-    protocols = sorted_protocols(r["protocol"] for r in rows if r["protocol"] is not None)
-    if not protocols:
+    shown: dict[str, str] = {}
+    for name in sorted({row["dataset"] for row in rows}):
+        protocol = _shown_protocol([r for r in rows if r["dataset"] == name], preferred)
+        if protocol is not None:
+            shown[name] = protocol
+    if not shown:
         return []
+    named = _named(shown)
     subject = figures.Subject(
         connection=connection,
         grid=grid,
         scale=scale,
         model=model,
         dataset=dataset,
-        protocol=protocols[0],
-        rows=[row for row in rows if row["protocol"] == protocols[0]],
+        protocol=named,
+        rows=[row for row in rows if row["protocol"] == shown.get(row["dataset"], "")],
         look=look,
     )
     registry = figures.OVERVIEWS if dataset is None else figures.FIGURES
     pictures = tuple(picture for draw in registry.values() for picture in draw(subject))
     where = f"all datasets on {model}" if dataset is None else f"{dataset} on {model}"
-    return [Section(title=f"{where} ({protocols[0]})", pictures=pictures)] if pictures else []
+    return [Section(title=f"{where} ({named})", pictures=pictures)] if pictures else []
+
+
+def _named(shown: Mapping[str, str]) -> str:
+    """The protocol of all datasets, or each one's."""
+    if len(set(shown.values())) == 1:
+        return next(iter(shown.values()))
+    return ", ".join(f"{protocol} on {dataset}" for dataset, protocol in shown.items())
 
 
 def header(records: Sequence[CellRecord], protocols: Sequence[str]) -> list[tuple[str, str]]:

@@ -155,8 +155,14 @@ class Tracker:
 
         Returns:
             The ids of the runs that were ended.
+
+        Raises:
+            TrackingError: the store did not answer.
         """
-        alive = is_alive or process_alive
+        with _explained(self.uri):
+            return self._sweep(is_alive or process_alive)
+
+    def _sweep(self, alive: Callable[[Mapping[str, str]], bool]) -> list[str]:
         running = self._search("attributes.status = 'RUNNING'")
         parents = [run for run in running if _PARENT not in run.data.tags]
         living = {run.info.run_id for run in parents if alive(run.data.tags)}
@@ -185,7 +191,8 @@ class Tracker:
 
     def invocations(self) -> list[Invocation]:
         """The parent runs of this experiment, newest first."""
-        runs = self._search("tags.kind = 'invocation'")
+        with _explained(self.uri):
+            runs = self._search("tags.kind = 'invocation'")
         runs.sort(key=lambda run: -run.info.start_time)
         return [
             Invocation(

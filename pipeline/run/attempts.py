@@ -15,10 +15,12 @@ import ray
 from ray.exceptions import RayError, RayTaskError
 from ray.util.placement_group import PlacementGroup, placement_group, remove_placement_group
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
+from torch.distributed import DistNetworkError, DistStoreError
 
 from pipeline.locations import Locations
 from pipeline.resources import ResourcesEntry
 from pipeline.run.board import Progress
+from pipeline.run.device import hide_gpus
 from pipeline.run.gang import ALONE, Gang
 from pipeline.run.lease import LeaseLost
 from pipeline.run.ranks import find_rendezvous, joined, open_rendezvous, use_network_of
@@ -31,7 +33,10 @@ logger = logging.getLogger(__name__)
 REPORT_SECONDS = 0.25
 MEETING_SECONDS = 120.0
 # How long the other ranks have to show whether the first error was only a consequence.
-GRACE_SECONDS = 5.0
+# A survivor's connection breaks at once; that a node is gone, Ray says a quarter of a minute later.
+GRACE_SECONDS = 60.0
+# Errors that say nothing of the work: another process took it over, or did not answer in time.
+INTERRUPTIONS = (LeaseLost, TimeoutError, DistNetworkError, DistStoreError)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -96,7 +101,8 @@ class _Single:
     def __init__(self, order: Order) -> None:
         self.order = order
         resources = order.task.resources
-        remote = _work.options(
+        worker = _work_on_gpu if resources.gpus else _work
+        remote = worker.options(
             **_options(resources), name=order.task.label, max_retries=0, retry_exceptions=False
         )
         self.references = [remote.remote(order)]
@@ -174,7 +180,7 @@ def _outcome(reference: Any) -> Outcome:
         if not isinstance(cause, LeaseLost):
             logger.error("%s", redact(str(error)))
         reason = redact(f"{type(cause).__name__}: {cause}")
-        return Outcome(reason=reason, died=isinstance(cause, LeaseLost))
+        return Outcome(reason=reason, died=isinstance(cause, INTERRUPTIONS))
     except RayError as error:
         return Outcome(reason=f"{type(error).__name__}: {_first_line(error)}", died=True)
     return Outcome()
@@ -200,10 +206,14 @@ def _options(resources: ResourcesEntry) -> dict[str, Any]:
     return options
 
 
-@ray.remote
-def _work(order: Order) -> str:
+def _alone(order: Order) -> str:
     with _reported(order) as report:
         return perform(order.task, order.locations, report, ALONE, order.run, order.interruptions)
+
+
+_work = ray.remote(_alone)
+# A process that has used a GPU keeps memory on it, and the first one it was given: it ends then.
+_work_on_gpu = ray.remote(max_calls=1)(_alone)
 
 
 @ray.remote(max_restarts=0, max_task_retries=0)
@@ -213,6 +223,8 @@ class _Rank:
     def work(self, order: Order, rank: int, name: str) -> str:
         """Do the rank's part."""
         resources = order.task.resources
+        if not resources.gpus:
+            hide_gpus()
         host = ray.util.get_node_ip_address()
         use_network_of(host)
         if rank == 0:

@@ -52,9 +52,14 @@ class Cache:
         self.storage.download(name, path)
         return path
 
-    def publish(self, name: str) -> None:
-        """Hand a file that was made on this machine to all others, unless they have it."""
-        if self._copies and not self.storage.exists(name):
+    def publish(self, name: str, *, replace: bool = False) -> None:
+        """Hand a file that was made on this machine to all others, unless they have it.
+
+        Args:
+            name: The file.
+            replace: Put it in place of what they have.
+        """
+        if self._copies and (replace or not self.storage.exists(name)):
             self.storage.upload(self.folder / name, name)
 
     def delete(self, name: str) -> None:

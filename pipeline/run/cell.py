@@ -14,6 +14,7 @@ from pipeline.entry import write_entry
 from pipeline.results.lake import Lake
 from pipeline.results.records import CellResult
 from pipeline.run.cache import Cache
+from pipeline.run.device import device_of
 from pipeline.run.gang import ALONE, Gang
 from pipeline.run.memory import PeakMemory
 from pipeline.run.report import Report
@@ -52,7 +53,7 @@ def run_cell(
     if gang.decide(gang.leads and lake.is_done(cell.address)):
         return "done"
     started = datetime.now(UTC)
-    memory = PeakMemory()
+    memory = PeakMemory(device_of(cell.resources))
     network = load_trained(trained) if trained else None
     rows = edit_stream(cell, model_folder, cache, network, report, gang)
     if not gang.leads:
@@ -117,6 +118,7 @@ def _result(
         resolved={
             **cell.identity,
             **cell.facts,
+            **rows.facts,
             "execution": _execution(cell, rows, interruptions),
         },
         data_hash=cell.identity["dataset"]["data_hash"],

@@ -25,12 +25,13 @@ class CheckpointFiles:
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
-        if (folder / _INDEX).is_file():
-            index = json.loads((folder / _INDEX).read_text())
-            self._files: dict[str, str] = index["weight_map"]
-        elif (folder / _SINGLE).is_file():
+        # Where there are both, transformers loads the one.
+        if (folder / _SINGLE).is_file():
             with safe_open(folder / _SINGLE, framework="pt") as file:
-                self._files = dict.fromkeys(file.keys(), _SINGLE)
+                self._files: dict[str, str] = dict.fromkeys(file.keys(), _SINGLE)
+        elif (folder / _INDEX).is_file():
+            index = json.loads((folder / _INDEX).read_text())
+            self._files = index["weight_map"]
         else:
             raise ValueError(
                 f"{folder} has neither {_INDEX} nor {_SINGLE}; open the model with transformers "

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Mapping
+import time
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import closing
 
 from rich.console import Console
@@ -25,6 +26,9 @@ from pipeline.run.tasks import Task, tasks_of
 from pipeline.run.tidy import tidy
 
 logger = logging.getLogger(__name__)
+
+# A network file system may not show for half a minute what another node has written.
+LOOKUP_SECONDS = 60.0
 
 
 def run_plan(
@@ -110,13 +114,43 @@ def _run_tasks(
         beat.progress(running)
 
     failed = 0
+    done: list[Task] = []
     # Closed here, whatever ends it: its workers and its board go before Ray does.
     with closing(run_tasks(tasks, locations, progress)) as ended:
         for finished in ended:
             display.finished(finished)
             if finished.task.kind == "edit":
                 failed += _settle(finished, lake, tracker, parent, ending)
-    return failed
+                if finished.reason is None:
+                    done.append(finished.task)
+    return failed + len(unseen(done, lake))
+
+
+def unseen(done: Sequence[Task], lake: Lake, wait: float = LOOKUP_SECONDS) -> list[Task]:
+    """Tasks that their workers say are done, and of which the lake here knows nothing.
+
+    The worker saw other storage than this process: a path that is not mounted on its node. Nothing
+    is recorded: a network file system may show a file late, and then the cell is done.
+
+    Args:
+        done: The tasks.
+        lake: The lake.
+        wait: Seconds until a file that is not seen is taken for missing.
+    """
+    deadline = time.monotonic() + wait
+    missing = list(done)
+    while missing := [task for task in missing if lake.record(task.cell.address) is None]:
+        if time.monotonic() > deadline:
+            break
+        time.sleep(min(1.0, wait))
+    for task in missing:
+        logger.error(
+            "%s: done, says its worker, but %s has no rows of it; is that path the same storage "
+            "on every node? Run the same command again for what is missing",
+            task.label,
+            lake.storage,
+        )
+    return missing
 
 
 def _settle(finished: Finished, lake: Lake, tracker: Tracker, parent: str, ending: Ending) -> bool:

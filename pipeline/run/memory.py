@@ -1,4 +1,4 @@
-"""Peak memory of a piece of work: of the GPU where there is one, else of this process."""
+"""Peak memory of a piece of work: of the GPU where it is done on one, else of this process."""
 
 from __future__ import annotations
 
@@ -9,16 +9,20 @@ import torch
 _STATUS = Path("/proc/self/status")
 _CLEAR = Path("/proc/self/clear_refs")
 _RESET_PEAK = "5"
+CPU = torch.device("cpu")
 
 
 class PeakMemory:
     """Measures the peak from its making on.
 
     A worker process runs many cells, so the kernel's high-water mark is reset where it allows it.
+
+    Args:
+        device: Where the work is done.
     """
 
-    def __init__(self) -> None:
-        self._cuda = torch.cuda.is_available()
+    def __init__(self, device: torch.device = CPU) -> None:
+        self._cuda = device.type == "cuda"
         if self._cuda:
             torch.cuda.reset_peak_memory_stats()
         elif _CLEAR.exists():

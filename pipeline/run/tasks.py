@@ -19,7 +19,7 @@ from pipeline.run.lease import leased
 from pipeline.run.report import Report
 from pipeline.run.stages.prepare import prepare_model
 from pipeline.run.stages.statistics import collect
-from pipeline.run.stages.train import train, trained_name
+from pipeline.run.stages.train import require_trained, train
 
 Kind = Literal["prepare", "statistics", "train", "edit"]
 
@@ -175,6 +175,6 @@ def perform(
         elif task.kind == "statistics":
             collect(cell, task.shard, model, cache, report, gang)
         elif task.kind == "edit":
-            network = cache.file(trained_name(cell)) if cell.trains else None
+            network = require_trained(cell, cache) if cell.trains else None
             return run_cell(cell, model, network, cache, lake, report, gang, interruptions)
     return "done"

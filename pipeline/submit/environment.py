@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-from pipeline.storage import redact
+from pipeline.storage import names_a_secret, redact
 from pipeline.submit.submission import SubmitError
 
 
@@ -20,8 +20,9 @@ def chosen(names: Sequence[str], environment: Mapping[str, str]) -> dict[str, st
         if name not in environment:
             raise SubmitError(f"--env {name}: there is no such variable here to take along")
         value = environment[name]
-        # With its name, a short password is recognised as well as a long one.
-        if redact(value) != value or redact(f"?{name}={value}") != f"?{name}={value}":
+        # By its name, a short password is recognised as well as a long one.
+        field = f"?{name}={value}"
+        if names_a_secret(name) or redact(value) != value or redact(field) != field:
             raise SubmitError(
                 f"--env {name}: this is a secret, and Ray shows the variables of a job to everyone "
                 "who may list jobs and writes them to logs. Give it to the nodes instead: in the "

@@ -25,6 +25,9 @@ logger = logging.getLogger(__name__)
 
 PROBE_SECONDS = 120.0
 
+# Exit codes; the others are those of every command.
+FAILED_CELLS, UNUSABLE = 1, 2
+
 
 def execute(path: Path, address: str = "auto") -> int:
     """Run a submission on the cluster this process is part of.
@@ -34,7 +37,8 @@ def execute(path: Path, address: str = "auto") -> int:
         address: The cluster.
 
     Returns:
-        0 when every cell is done, else 1.
+        0 when every cell is done, `FAILED_CELLS` when some failed, `UNUSABLE` when a node cannot
+        reach the storage.
 
     Raises:
         Terminated: The job was told to end, as by `rledit cancel`.
@@ -47,7 +51,7 @@ def execute(path: Path, address: str = "auto") -> int:
 def _execute(submission: Submission, address: str) -> int:
     places = _locations(submission)
     if not _probed(submission, places, address):
-        return 1
+        return UNUSABLE
     grid = submission.parsed()
     plan = make_plan(grid, Lake(places.lake), submission.replace)
     write_record(places.lake, submission.name, grid.name, [cell.key for cell in plan.cells])
@@ -58,7 +62,7 @@ def _execute(submission: Submission, address: str) -> int:
         preflight(plan.missing)
     tags = {"submission_id": submission.name, "ray_session": submission.session}
     failed = run_plan(grid, plan, places, Console(stderr=True), address=address, tags=tags)
-    return 1 if failed else 0
+    return FAILED_CELLS if failed else 0
 
 
 def _locations(submission: Submission) -> Locations:

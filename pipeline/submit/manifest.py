@@ -117,9 +117,10 @@ def _job(submission: Submission, shape: Shape) -> dict[str, Any]:
         "spec": {
             # The id is the lock here too: a second `kubectl create` of it is refused.
             "jobId": submission.name,
-            "entrypoint": f"python -m jobs.run_grid {FOLDER}/{FILE}",
+            "entrypoint": f"python -m jobs.run_grid {FOLDER}/{FILE} --allow-failed-cells",
             "submissionMode": "K8sJobMode",
-            # A run goes on from its lake: a second attempt repeats nothing that is done.
+            # For a driver that dies with its node: the next goes on from the lake. A cell that
+            # fails would fail again, so that does not end the job badly; `rledit status` counts it.
             "backoffLimit": 2,
             "shutdownAfterJobFinishes": True,
             "ttlSecondsAfterFinished": FINISHED_TTL_SECONDS,

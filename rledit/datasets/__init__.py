@@ -5,16 +5,7 @@
 """
 
 from rledit.datasets.ability import AbilityReport
-from rledit.datasets.audit import (
-    NOTES,
-    TRAPS,
-    Audit,
-    Finding,
-    Overlap,
-    audit,
-    audit_report,
-    overlap,
-)
+from rledit.datasets.audit import NOTES, TRAPS, Audit, Finding, audit, audit_report
 from rledit.datasets.check import check_paths
 from rledit.datasets.errors import (
     DataFileError,
@@ -26,6 +17,7 @@ from rledit.datasets.errors import (
 from rledit.datasets.fields import Place
 from rledit.datasets.format import Format
 from rledit.datasets.known import KnownFact, read_known
+from rledit.datasets.overlap import Overlap, overlap
 from rledit.datasets.read import ReadReport, read_edits
 from rledit.datasets.reading import RowFile, open_rows, rows_given
 from rledit.datasets.registry import FORMATS, detect_format, get_format

@@ -26,6 +26,8 @@ class Schema:
         text: Keys that make up the question, to find items shared between files.
         label: Key of the right answer.
         options: Key of the list of answers, for multiple choice.
+        n_options: How many there are, where the task has a fixed number.
+        labels: What the right answer may be; None where it is one of the options.
     """
 
     tasks: tuple[str, ...]
@@ -33,6 +35,8 @@ class Schema:
     text: tuple[str, ...]
     label: str
     options: str | None = None
+    n_options: int | None = None
+    labels: tuple[int | str, ...] | None = None
 
 
 _PAIR = ("sentence1", "sentence2")
@@ -45,24 +49,28 @@ SCHEMAS: tuple[Schema, ...] = (
         keys={"sentence": str, "label": int, "idx": int},
         text=("sentence",),
         label="label",
+        labels=(0, 1),
     ),
     Schema(
         tasks=("sentiment_analysis",),
         keys={"sentence": str, "label": str},
         text=("sentence",),
         label="label",
+        labels=("0", "1"),
     ),
     Schema(
         tasks=("mrpc", "rte"),
         keys={"sentence1": str, "sentence2": str, "label": int, "idx": int},
         text=_PAIR,
         label="label",
+        labels=(0, 1),
     ),
     Schema(
         tasks=("nli",),
         keys={"sentence1": str, "sentence2": str, "label": str},
         text=_PAIR,
         label="label",
+        labels=("entailment", "not_entailment"),
     ),
     Schema(
         tasks=("mmlu",),
@@ -70,6 +78,7 @@ SCHEMAS: tuple[Schema, ...] = (
         text=("question", "choices"),
         label="answer",
         options="choices",
+        n_options=4,
     ),
     Schema(
         tasks=("dialogue",),
@@ -128,7 +137,8 @@ def map_ability(file: RowFile, schema: Schema) -> AbilityReport:
     """Check every item against the schema of the file.
 
     Raises:
-        RowErrors: Items lack a key, have another type, or name an answer that is not offered.
+        RowErrors: Items lack a key, have another type or another number of options, or name an
+            answer that the task does not have.
     """
     labels: Counter[str] = Counter()
     texts, errors = set(), []
@@ -161,9 +171,19 @@ def _check(row: Any, schema: Schema, place: Place) -> None:
             fields.fail(key, f"is {kind_of(found)}, not {_KINDS[kind]}")
         if kind is str:
             fields.text(key)
+    label = row[schema.label]
+    if schema.labels is not None and label not in schema.labels:
+        known = " or ".join(map(repr, schema.labels))
+        hidden = "; -1 marks items whose answers are not published" if label == -1 else ""
+        fields.fail(schema.label, f"is {label!r}, not {known}{hidden}")
     if schema.options is not None:
         options = fields.texts(schema.options)
-        label = row[schema.label]
+        if schema.n_options not in (None, len(options)):
+            fields.fail(
+                schema.options,
+                f"has {len(options)} answers, and the task is asked with {schema.n_options}; leave "
+                "the row out",
+            )
         index = label if isinstance(label, int) else _LETTERS.get(label.strip().upper(), -1)
         if not 0 <= index < len(options):
             fields.fail(schema.label, f"is {label!r}, but there are {len(options)} options")

@@ -6,6 +6,7 @@ from collections import Counter, defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
+from rledit.datasets.contradictions import Targets
 from rledit.datasets.errors import RowIssue
 from rledit.datasets.fields import Place
 from rledit.datasets.read import ReadReport
@@ -19,8 +20,9 @@ TRAPS: dict[str, str] = {
     "prompt_trailing_space": "the prompt ends with a space: taken off, the target brings one",
     "duplicate_edit": "the same prompt with the same target as an earlier edit",
     "contradicting_edit": "its prompt is edited to another target too: the last write is scored",
-    "conflicting_fact": "its subject and old answer recur under another prompt with another "
-    "target: likely the same fact, so the later edit overwrites it",
+    "conflicting_fact": "the same fact in other words has another target (the same subject and old "
+    "answer, a prompt that differs in case, spaces or closing punctuation, or that is another's "
+    "rephrase): the later edit overwrites it",
     "rephrase_contradicted": "its rephrase is edited to another target in this set",
     "target_equals_old": "the target equals the old answer (alt == ans): the edit changes nothing",
     "subject_not_in_prompt": "the subject does not occur in the prompt: locate-then-edit fails",
@@ -98,23 +100,6 @@ class Audit:
         return sum(found.count for found in (*self.traps, *self.notes) if found.name == name)
 
 
-@dataclass(frozen=True, kw_only=True)
-class Overlap:
-    """What two sets of edits share.
-
-    Attributes:
-        prompts: Distinct prompts edited in both.
-        facts: Distinct pairs of prompt and target in both.
-        subjects: Distinct subjects in both, where the data gives them.
-        rephrased: Evaluation prompts that occur among the training rephrases.
-    """
-
-    prompts: int
-    facts: int
-    subjects: int
-    rephrased: int
-
-
 def audit(edits: Sequence[Edit], issues: Iterable[RowIssue] = ()) -> Audit:
     """Count duplicates, contradictions and traps.
 
@@ -126,21 +111,15 @@ def audit(edits: Sequence[Edit], issues: Iterable[RowIssue] = ()) -> Audit:
     places: dict[str, list[str]] = defaultdict(list)
     for issue in issues:
         places[issue.trap].append(str(Place(file=issue.file, row=issue.row)))
-    targets: dict[str, set[str]] = defaultdict(set)
-    facts: dict[tuple[str, str], set[str]] = defaultdict(set)
-    for edit in edits:
-        targets[edit.prompt.strip()].add(edit.target.strip())
-        facts[_fact_key(edit)].add(edit.target.strip())
+    targets = Targets(edits)
     seen: set[tuple[str, str]] = set()
     for edit in edits:
-        conflicting = len(facts[_fact_key(edit)]) > len(targets[edit.prompt.strip()])
-        names = ["conflicting_fact"] if conflicting else []
-        for name in names + _edit_findings(edit, targets, seen):
+        for name in _edit_findings(edit, targets, seen):
             places[name].append(edit.source or edit.edit_id)
     return Audit(
         n_edits=len(edits),
-        n_prompts=len(targets),
-        contradicting_prompts=sum(len(found) > 1 for found in targets.values()),
+        n_prompts=len(targets.by_prompt),
+        contradicting_prompts=sum(len(found) > 1 for found in targets.by_prompt.values()),
         traps=_findings(places, TRAPS),
         notes=_findings(places, NOTES),
     )
@@ -151,57 +130,22 @@ def audit_report(report: ReadReport) -> Audit:
     return audit(report.edits, (*report.skipped, *report.notes))
 
 
-def overlap(train: Iterable[Edit], evaluation: Iterable[Edit]) -> Overlap:
-    """Count what training and evaluation share; anything but zero prompts is leakage."""
-    train, evaluation = list(train), list(evaluation)
-    rephrased = {rephrase.strip() for edit in train for rephrase in edit.rephrases}
-    return Overlap(
-        prompts=len(prompts(train) & prompts(evaluation)),
-        facts=len(_facts(train) & _facts(evaluation)),
-        subjects=len(_subjects(train) & _subjects(evaluation)),
-        rephrased=len(rephrased & prompts(evaluation)),
-    )
-
-
-def prompts(edits: Iterable[Edit]) -> set[str]:
-    """The distinct prompts of a set of edits."""
-    return {edit.prompt.strip() for edit in edits}
-
-
-def _facts(edits: Iterable[Edit]) -> set[tuple[str, str]]:
-    return {(edit.prompt.strip(), edit.target.strip()) for edit in edits}
-
-
-def _subjects(edits: Iterable[Edit]) -> set[str]:
-    return {edit.subject.strip() for edit in edits if edit.subject}
-
-
-def _fact_key(edit: Edit) -> tuple[str, str]:
-    """What stands for the edited fact, whatever its wording: the subject and the old answer."""
-    if edit.subject is None or edit.old_target is None:
-        return edit.prompt.strip(), ""
-    return edit.subject.strip(), edit.old_target.strip()
-
-
-def _edit_findings(
-    edit: Edit, targets: dict[str, set[str]], seen: set[tuple[str, str]]
-) -> list[str]:
+def _edit_findings(edit: Edit, targets: Targets, seen: set[tuple[str, str]]) -> list[str]:
     """Names of the traps and notes of one edit; `seen` collects the facts met so far."""
     prompt, target = edit.prompt.strip(), edit.target.strip()
     probes = [probe.prompt for probe in edit.locality]
     nq = [probe for probe in probes if probe.startswith(_NQ)]
     present = {
         "duplicate_edit": (prompt, target) in seen,
-        "contradicting_edit": len(targets[prompt]) > 1,
+        "contradicting_edit": targets.contradict(edit),
+        "conflicting_fact": targets.conflict(edit),
         "target_equals_old": edit.old_target is not None and edit.old_target.strip() == target,
-        "rephrase_contradicted": any(
-            targets.get(rephrase.strip(), {target}) != {target} for rephrase in edit.rephrases
-        ),
+        "rephrase_contradicted": targets.contradict_rephrase(edit),
         "subject_not_in_prompt": edit.subject is not None and edit.subject not in edit.prompt,
         "rephrase_equals_prompt": any(r.strip() == prompt for r in edit.rephrases),
         "locality_nq_question": bool(nq),
         "locality_no_question_mark": any(not probe.endswith("?") for probe in nq),
-        "locality_is_edited": any(probe.strip() in targets for probe in probes),
+        "locality_is_edited": any(probe.strip() in targets.by_prompt for probe in probes),
         "no_subject": edit.subject is None,
         "no_rephrase": not edit.rephrases,
         "no_locality": not edit.locality,

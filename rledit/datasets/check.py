@@ -8,9 +8,10 @@ from itertools import combinations
 from pathlib import Path
 
 from rledit.datasets.ability import AbilityReport, find_schema, map_ability
-from rledit.datasets.audit import Audit, audit, audit_report, overlap
+from rledit.datasets.audit import Audit, audit, audit_report
 from rledit.datasets.errors import DataFileError, DatasetError, RowErrors
 from rledit.datasets.known import differing_templates, is_known, map_known
+from rledit.datasets.overlap import Overlap, overlap
 from rledit.datasets.read import ReadReport, map_rows
 from rledit.datasets.reading import RowFile, open_rows
 from rledit.datasets.registry import FORMATS, match_format
@@ -142,27 +143,34 @@ def _describe_ability(report: AbilityReport, found: _Found) -> None:
 
 
 def _compare_edits(found: _Found) -> None:
-    """Shared prompts between files, and contradictions that only show over several files."""
+    """What files share, and contradictions that only show over several files."""
     for one, other in combinations(found.reports, 2):
         shared = overlap(one.edits, other.edits)
-        if shared.prompts or shared.rephrased:
+        if shared.leaks:
             found.n_traps += 1
-            found.lines.append(
-                f"overlap: {one.path} and {other.path} share {shared.prompts:,} prompts "
-                f"({shared.facts:,} with the same target) and {shared.subjects:,} subjects; "
-                f"{shared.rephrased:,} prompts of the second are rephrases in the first"
-            )
+            found.lines.append(_overlap_line(one.path, other.path, shared))
     for name in dict.fromkeys(report.format for report in found.reports):
         same = [report for report in found.reports if report.format == name]
         edits = [edit for report in same for edit in report.edits]
         counts = audit(edits)
-        if len(same) > 1 and counts.contradicting_prompts:
+        conflicts = counts.contradicting_prompts or counts.count("conflicting_fact")
+        if len(same) > 1 and conflicts:
             found.lines.append(
                 f"together: {len(same)} files of {name}, {len(edits):,} edits: "
                 f"{counts.contradicting_prompts:,} prompts carry more than one target "
                 f"({counts.count('contradicting_edit'):,} edits), "
-                f"{counts.count('duplicate_edit'):,} duplicates"
+                f"{counts.count('conflicting_fact'):,} edits of facts that have another target in "
+                f"other words, {counts.count('duplicate_edit'):,} duplicates"
             )
+
+
+def _overlap_line(one: str, other: str, shared: Overlap) -> str:
+    return (
+        f"overlap: {one} and {other} share {shared.prompts:,} prompts "
+        f"({shared.facts:,} with the same target), {shared.rephrases:,} rephrases and "
+        f"{shared.subjects:,} subjects; {shared.second_in_first:,} prompts of {other} are "
+        f"rephrases in {one}, {shared.first_in_second:,} prompts of {one} are rephrases in {other}"
+    )
 
 
 def _compare_abilities(found: _Found) -> None:

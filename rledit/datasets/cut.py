@@ -9,7 +9,7 @@ from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from itertools import accumulate
 
-from rledit.datasets.audit import prompts
+from rledit.datasets.overlap import prompts
 from rledit.records import Edit, Split
 
 

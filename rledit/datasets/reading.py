@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from rledit.datasets.encoding import wide_encoding
 from rledit.datasets.errors import DataFileError
 
 _DOWNLOAD_AGAIN = "Download the file again and compare its sha256 with the published one"
@@ -121,7 +122,7 @@ def parse_rows(content: bytes, name: str) -> list[tuple[int, Any]]:
     Raises:
         DataFileError: See `open_rows`.
     """
-    _refuse_foreign(content, name)
+    refuse_foreign(content, name)
     return _parse_text(_decode(content, name), name)
 
 
@@ -140,7 +141,12 @@ def _parse_text(text: str, name: str) -> list[tuple[int, Any]]:
     return rows
 
 
-def _refuse_foreign(content: bytes, name: str) -> None:
+def refuse_foreign(content: bytes, name: str) -> None:
+    """Refuse what is known by its first bytes to be no JSON or plain text.
+
+    Raises:
+        DataFileError: A git-lfs pointer, Parquet, gzip, zip or an HTML page; says what to do.
+    """
     head = content[:64].lstrip().lower()
     for magic, reason, remedy in _FOREIGN:
         if head.startswith(magic.lower()):
@@ -148,6 +154,10 @@ def _refuse_foreign(content: bytes, name: str) -> None:
 
 
 def _decode(content: bytes, name: str) -> str:
+    other = wide_encoding(content)
+    if other is not None:
+        remedy = f"Convert it: `iconv -f {other} -t utf-8 {name} > NEW`"
+        raise DataFileError(name, f"is {other.upper()}, not UTF-8", remedy)
     try:
         return content.decode("utf-8-sig")
     except UnicodeDecodeError as error:

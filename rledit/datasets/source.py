@@ -12,9 +12,9 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Literal, get_args
 
-from rledit.datasets.audit import overlap, prompts
 from rledit.datasets.cut import cut, digest
 from rledit.datasets.errors import DatasetError
+from rledit.datasets.overlap import overlap, prompts
 from rledit.datasets.read import ReadReport, read_edits
 from rledit.records import Edit, Split
 

@@ -11,7 +11,7 @@ from torch import Tensor
 from rledit.locate.statistics import SecondMoment
 from rledit.model import EditableModel
 from rledit.records import Probe
-from rledit.tokenization import EditBatch
+from rledit.tokenization import EditBatch, Encoder
 
 Need = Literal["train", "subject", "statistics", "training_data"]
 Linears = Literal["any", "down", "one_down"]
@@ -70,6 +70,14 @@ class Editor(ABC):
     def trains_on_of(cls, config: Any) -> frozenset[Probe]:
         """What the training of an editor of this configuration learns from."""
         return cls.trains_on
+
+    @classmethod
+    def obstacle_of(cls, config: Any, encoder: Encoder) -> str | None:
+        """Why an editor of this configuration cannot edit with a tokenizer; None where it can.
+
+        Optional. It is asked before a model is loaded, and says what to do.
+        """
+        return None
 
     def load_statistics(self, statistics: Mapping[str, SecondMoment]) -> None:
         """Take the second moments of the edited linears' inputs, before the stream.

@@ -21,6 +21,11 @@ from rledit.records import Edit
 from rledit.tokenization import EditBatch, Encoder, TokenizationError
 
 Scored = Literal["target", "prompt_end"]
+_NO_PADDING = (
+    "the objective prompt_end scores the padding of targets, and the tokenizer has no padding "
+    'token; name one in a copy of the checkpoint ("pad_token" in tokenizer_config.json), or take '
+    "objective: target"
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -68,6 +73,13 @@ class FineTuning(Editor):
     prefix_safe = True
     shardable = False
 
+    @classmethod
+    def obstacle_of(cls, config: FineTuningConfig, encoder: Encoder) -> str | None:
+        """A tokenizer has to have a padding token where the objective scores it."""
+        if config.objective == "prompt_end" and encoder.tokenizer.pad_token_id is None:
+            return _NO_PADDING
+        return None
+
     def edit(self, batch: EditBatch) -> dict[str, float]:
         """Fine-tune on the batch's edit prompts."""
         weights = self.model.weights
@@ -101,7 +113,7 @@ def prompt_end(encoder: Encoder, edits: Sequence[Edit]) -> PromptEndLikelihood:
     """
     tokenizer = encoder.tokenizer
     if tokenizer.pad_token_id is None:
-        raise TokenizationError("the objective prompt_end pads targets: set tokenizer.pad_token")
+        raise TokenizationError(_NO_PADDING)
     lead = encoder.answer_lead
     rows = [list(tokenizer(f"{lead}{edit.target.strip()}")["input_ids"]) for edit in edits]
     width = max(len(row) for row in rows)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
+import shutil
 import signal
 import subprocess
 import sys
@@ -20,6 +21,21 @@ from tests.cluster.conftest import GRID, TIMEOUT_SECONDS, rledit
 pytestmark = pytest.mark.cluster
 
 Figure = tuple[str, str, str, str]
+
+
+@pytest.fixture(scope="module")
+def partly_failed(finished: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Official moments are undefined for one-row loss groups: that cell fails, with its reason."""
+    results = tmp_path_factory.mktemp("partly-failed")
+    shutil.copytree(finished / "cache" / "models", results / "cache" / "models")
+    editors = (
+        "editors=[{editor: none}, {editor: ultraedit, settings: {moments: official, "
+        "loss_group: 1}}]"
+    )
+    done = rledit("run", GRID, "--results", results, "--set", editors, check=False)
+    assert done.returncode == 1
+    assert "failed" in done.stdout
+    return results
 
 
 def table_figures(results: Path) -> dict[Figure, float]:
@@ -62,10 +78,8 @@ def test_one_worker_and_two_agree_bit_by_bit(finished: Path, tmp_path: Path) -> 
     assert compared.stdout.rstrip().endswith("equal")
 
 
-def test_diff_sees_a_difference(finished: Path, tmp_path: Path) -> None:
-    only = ["--set", "editors=[{editor: none}]"]
-    rledit("run", GRID, "--results", tmp_path, *only)
-    compared = rledit("diff", finished / "lake", tmp_path / "lake", check=False)
+def test_diff_sees_a_difference(finished: Path, partly_failed: Path) -> None:
+    compared = rledit("diff", finished / "lake", partly_failed / "lake", check=False)
     assert compared.returncode == 1
     assert "different" in compared.stdout
 
@@ -145,23 +159,8 @@ def test_a_killed_run_goes_on_and_ends_equal(finished: Path, tmp_path: Path) -> 
     assert not left
 
 
-def test_a_failing_cell_is_recorded_and_the_others_go_on(tmp_path: Path) -> None:
-    """Official moments are undefined for one-row loss groups: that cell fails, with its reason."""
-    change = [
-        "--set",
-        "editors=[{editor: none}, {editor: ultraedit, settings: {moments: official, "
-        "loss_group: 1}}]",
-    ]
-    done = rledit("run", GRID, "--results", tmp_path, *change, check=False)
-    assert done.returncode == 1
-    assert "failed" in done.stdout
-    reasons = rledit(
-        "query",
-        "SELECT editor, status, reason FROM cells",
-        "--results",
-        tmp_path,
-        "--format",
-        "csv",
-    ).stdout
+def test_a_failing_cell_is_recorded_and_the_others_go_on(partly_failed: Path) -> None:
+    sql = "SELECT editor, status, reason FROM cells"
+    reasons = rledit("query", sql, "--results", partly_failed, "--format", "csv").stdout
     assert "none,done" in reasons
     assert "official moments are undefined" in reasons

@@ -49,8 +49,8 @@ def test_every_cell_has_its_figure_the_papers_and_a_verdict(results: Path) -> No
     }
     assert {place for place in there if place[3] in short.values()} == set(named)
     for editor, dataset, kind in (
-        ("rledit", "ZsRE", "stand-in; stream 1×20 instead of 400×20"),
-        ("ft", "FEVER", "stand-in; stream 1×20 instead of 400×20"),
+        ("rledit", "ZsRE", "stand-in; stream 1×10 instead of 400×20"),
+        ("ft", "FEVER", "stand-in; stream 1×10 instead of 400×20"),
         ("memit", "FEVER", "skipped: memit looks up subjects, and FEVER gives none"),
         ("rome", "ZsRE", "not run"),
     ):
@@ -70,7 +70,8 @@ def test_every_cell_has_its_figure_the_papers_and_a_verdict(results: Path) -> No
 def test_check_says_that_nothing_was_comparable(results: Path) -> None:
     assert rledit("table", "table2", "--results", results, "--check", check=False).returncode == 2
     shown = rledit("table", "table2", "--results", results).stdout
-    assert "RLEdit's mean gain in Eff over the baselines: ours, at scale standin" in shown
+    assert "### Llama-3-8B · ZsRE · 400×20; read here: 1×10; protocol" in shown
+    assert "over the baselines: ours, not comparable (stand-in; stream 1×10 instead of" in shown
     assert "the paper's over all +66.22 points" in shown
     assert "Figures of stand-ins show that the grid runs" in shown
 
@@ -80,4 +81,4 @@ def test_running_again_computes_nothing(results: Path) -> None:
         "plan", GRID, "--scale", "standin", "--limit", "1", *SMALLER, "--results", results
     ).stdout  # fmt: skip
     assert "done" in plan
-    assert "rledit/1x20" in plan
+    assert "rledit/1x10" in plan

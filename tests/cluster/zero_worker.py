@@ -41,7 +41,7 @@ EDITED: dict[tuple[str, torch.dtype], Offload] = {
     ("mistral", torch.float32): "cpu",
 }
 BATCHES = random_batches(4, 5)
-N_OPERATIONS = 14
+N_OPERATIONS = 8
 
 
 Results = list[tuple[str, list[Tensor]]]

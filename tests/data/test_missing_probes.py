@@ -18,7 +18,8 @@ from rledit.records import Edit
 from rledit.scoring import Scorer
 from rledit.stream import StreamScored, run_stream
 from rledit.tokenization import TokenizationError
-from tests.data.test_scoring_rows import model_of, texts_of, words_of
+from tests.data.test_scoring_rows import texts_of
+from tests.unit.knowing_model import byte_pair_tokenizer, small_model
 from tests.unit.text_edits import equip
 
 DATA = Path(os.environ.get("RLEDIT_DATA", ""))
@@ -47,7 +48,8 @@ def rows(name: str, n: int = 4) -> list[Edit]:
 
 def opened(edits: Sequence[Edit]) -> EditableModel:
     essences = [f"{e.subject} is a" for e in edits]
-    return model_of("llama", words_of([*texts_of(list(edits)), *essences]))
+    tokenizer = byte_pair_tokenizer([*texts_of(list(edits)), *essences])
+    return EditableModel(small_model("llama", tokenizer).double(), tokenizer, ["down:all"])
 
 
 @pytest.mark.parametrize("editor", SETTINGS)

@@ -9,8 +9,6 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-import torch
-from transformers import AutoModelForCausalLM, GPTJConfig, LlamaConfig, PretrainedConfig
 
 from rledit.ability import TASKS, items_of, measure_ability
 from rledit.ability.measure import answer_in, weighted_f1
@@ -20,13 +18,14 @@ from rledit.metrics import PROTOCOLS
 from rledit.model import EditableModel, Execution
 from rledit.records import Edit
 from rledit.scoring import Scorer
-from rledit.world import word_tokenizer
+from tests.unit.knowing_model import LONGEST, Lesson, byte_pair_tokenizer, learn, small_model
 from tests.unit.plain_scoring import NAMES, PlainScorer
 
 DATA = Path(os.environ.get("RLEDIT_DATA", ""))
 pytestmark = pytest.mark.skipif(
     not os.environ.get("RLEDIT_DATA"), reason="RLEDIT_DATA does not name a directory of real rows"
 )
+DOWN = {"llama": "down_proj", "gptj": "fc_out"}
 FILES = (
     "zsre/zsre_mend_eval_first24.json",
     "counterfact/counterfact_original_schema_case0.json",
@@ -36,71 +35,65 @@ FILES = (
     "knowedit/wiki_counterfact_train_cf_first1100.json",
     "qaedit/QAEdit_inter_1k_first700.json",
 )
-LONGEST = 256
 
 
-def some_rows(name: str, n: int = 2) -> list[Edit]:
+def some_rows(name: str, n: int) -> list[Edit]:
+    """The first edits of a file, two rephrases and locality prompts each."""
     edits = read_edits(DATA / name).edits[:n]
-    return [replace(e, rephrases=e.rephrases[:2], locality=e.locality[:2]) for e in edits]
-
-
-def words_of(texts: list[str]) -> list[str]:
-    spaced = (text.replace("?", " ? ") for text in texts)
-    return sorted({word for text in spaced for word in text.split()})
+    return [
+        replace(
+            e, edit_id=f"{name}:{e.edit_id}", rephrases=e.rephrases[:2], locality=e.locality[:2]
+        )
+        for e in edits
+    ]
 
 
 def texts_of(edits: list[Edit]) -> list[str]:
-    texts = [t for e in edits for t in (e.prompt, e.target, e.old_target or "", *e.rephrases)]
-    return texts + [t for e in edits for x in e.locality for t in (x.prompt, x.answer)]
+    """Every sentence that is asked or answered."""
+    answers = [f"{e.prompt} {a}" for e in edits for a in (e.target, e.old_target or "")]
+    rephrased = [r for e in edits for r in e.rephrases]
+    return answers + rephrased + [f"{x.prompt} {x.answer}" for e in edits for x in e.locality]
 
 
-def model_of(family: str, words: list[str], **execution: int) -> EditableModel:
-    tokenizer = word_tokenizer(words, add_bos=FAMILIES[family].bos_on_prompt)
-    torch.manual_seed(0)
-    config: PretrainedConfig = LlamaConfig(
-        vocab_size=len(tokenizer),
-        hidden_size=16,
-        intermediate_size=24,
-        num_hidden_layers=2,
-        num_attention_heads=2,
-        max_position_embeddings=LONGEST,
-        initializer_range=0.3,
-    )
-    if family == "gptj":
-        config = GPTJConfig(
-            vocab_size=len(tokenizer),
-            n_embd=16,
-            n_inner=24,
-            n_layer=2,
-            n_head=2,
-            rotary_dim=4,
-            n_positions=LONGEST,
-            initializer_range=0.3,
-            bos_token_id=tokenizer.bos_token_id,
-            eos_token_id=tokenizer.eos_token_id,
-        )
-    model = AutoModelForCausalLM.from_config(config).double()
-    return EditableModel(model, tokenizer, ["down:all"], Execution(**execution))
+def half_right(edits: list[Edit], turned: bool = False) -> list[Lesson]:
+    """Every prompt with an answer, every other one with a wrong one: the rival, if there is one.
+
+    Turned, the prompts of every third edit have their other answer.
+    """
+    lessons: list[Lesson] = []
+    for i, edit in enumerate(edits):
+        other = edits[i - 1].target if edits[i - 1].target != edit.target else "none of these"
+        old = edit.old_target if edit.old_target not in (None, edit.target) else other
+        right, wrong = edit.target, str(old)
+        asked = [(edit.prompt, right, wrong), *((r, right, wrong) for r in edit.rephrases)]
+        asked += [(x.prompt, x.answer, edit.target) for x in edit.locality]
+        turn = turned and i % 3 == 0
+        lessons += [(p, (a, b)[(i + j + turn) % 2]) for j, (p, a, b) in enumerate(asked)]
+    return lessons
 
 
-@pytest.mark.parametrize(
-    ("name", "family"), [(name, "llama") for name in FILES] + [(FILES[0], "gptj")]
-)
-def test_two_implementations_agree_on_real_rows(name: str, family: str) -> None:
-    edits = some_rows(name)
-    words = words_of(texts_of(edits))
+@pytest.mark.parametrize(("family", "files", "n"), [("llama", FILES, 3), ("gptj", FILES[:1], 8)])
+def test_two_implementations_agree_on_real_rows(
+    family: str, files: tuple[str, ...], n: int
+) -> None:
+    """On a model that knows half of the answers, edited so that some of them are others."""
+    edits = [edit for name in files for edit in some_rows(name, n)]
+    tokenizer = byte_pair_tokenizer(texts_of(edits))
+    trained = small_model(family, tokenizer)
+    learn(trained, tokenizer, family, half_right(edits))
+    edited = copy.deepcopy(trained)
+    learn(edited, tokenizer, family, half_right(edits, turned=True), steps=40, only=DOWN[family])
+    unedited = trained.double()
     found = {}
     # The second time other batches, another order, and padding on the other side.
     for order, budget, side in ((edits, 4096, "right"), (edits[::-1], 1, "left")):
-        model = model_of(family, words, token_budget=budget)
-        model.encoder.tokenizer.padding_side = side
-        unedited = copy.deepcopy(model.model)
+        tokenizer.padding_side = side
+        model = EditableModel(
+            copy.deepcopy(unedited), tokenizer, ["down:all"], Execution(token_budget=budget)
+        )
         scorer = Scorer(model, order, list(PROTOCOLS.values()), "all")
-        generator = torch.Generator().manual_seed(2)
         for linear in model.modules:
-            original = model.weights.original(linear)
-            noise = torch.randn(original.shape, generator=generator, dtype=torch.float64)
-            model.weights.set(linear, original + 0.3 * noise)
+            model.weights.set(linear, edited.get_submodule(linear).weight.detach().double())
         found[side] = {
             (order[s.edit_index].edit_id, s.protocol): tuple(getattr(s, n) for n in NAMES)
             for s in scorer.score(len(order))
@@ -109,13 +102,20 @@ def test_two_implementations_agree_on_real_rows(name: str, family: str) -> None:
     plain = PlainScorer(
         model=model.model,
         unedited=unedited,
-        tokenizer=model.encoder.tokenizer,
+        tokenizer=tokenizer,
         bos=FAMILIES[family].bos_on_prompt,
         longest=LONGEST,
     )
+    seen: dict[tuple[str, str], set[float | None]] = {}
     for edit in edits:
         for protocol, expected in plain.score(edit).items():
             assert found["left"][edit.edit_id, protocol] == pytest.approx(expected), edit.source
+            for score, value in zip(NAMES, expected, strict=True):
+                seen.setdefault((protocol, score), set()).add(value)
+    # Agreement says something: each score of each protocol is right somewhere, wrong elsewhere.
+    assert {protocol for protocol, _ in seen} == set(PROTOCOLS)
+    constant = [place for place, values in seen.items() if not {0.0, 100.0} <= values]
+    assert constant == []
 
 
 def test_ability_items_are_read_and_scored_as_a_plain_implementation_does() -> None:
@@ -126,7 +126,14 @@ def test_ability_items_are_read_and_scored_as_a_plain_implementation_does() -> N
         short = sorted(items_of(task, rows), key=lambda item: len(item.prompt))[:4]
         tasks[name] = tuple(random.Random(0).sample(short, 4))
     items = [item for own in tasks.values() for item in own]
-    model = model_of("llama", words_of([t for i in items for t in (i.prompt, *i.answers)]))
+    tokenizer = byte_pair_tokenizer([t for i in items for t in (i.prompt, *i.answers)])
+    trained = small_model("llama", tokenizer)
+    # Every other item is learnt with its right answer, the others with a wrong one.
+    learn(trained, tokenizer, "llama", [
+        (item.prompt, item.answers[(item.right + i % 2) % len(item.answers)])
+        for i, item in enumerate(items)
+    ])  # fmt: skip
+    model = EditableModel(trained.double(), tokenizer, ["down:all"])
     plain = PlainScorer(
         model=model.model,
         unedited=model.model,
@@ -145,6 +152,8 @@ def test_ability_items_are_read_and_scored_as_a_plain_implementation_does() -> N
         right = [item.right for item in own]
         assert scores[name].probability == pytest.approx(100 * weighted_f1(right, likeliest))
         assert scores[name].f1 == pytest.approx(100 * weighted_f1(right, written))
+    assert any(0 < found.f1 < 100 for found in scores.values())
+    assert any(0 < found.probability < 100 for found in scores.values())
 
 
 def test_consequences_of_real_rows() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cache
 from typing import Any
 
 import torch
@@ -67,11 +68,15 @@ class PlainScorer:
         return ids[start:]
 
     def text(self, model: nn.Module, prompt: str) -> str:
+        """Up to the end of a line."""
         ids = self.written(model, prompt)
-        return bare(self.tokenizer.decode(ids, skip_special_tokens=True))
+        breaks = [i for i, token in enumerate(ids) if "\n" in self.tokenizer.decode([token])]
+        kept = ids[: breaks[0]] if breaks else ids
+        return bare(self.tokenizer.decode(kept, skip_special_tokens=True))
 
     def score(self, edit: Edit) -> Scores:
         """Percent under every protocol, in the order of `NAMES`, all probes."""
+        text = cache(self.text)  # two protocols judge the same one
         asked = [
             [(edit.prompt, edit.target, edit.old_target)],
             [(prompt, edit.target, edit.old_target) for prompt in edit.rephrases],
@@ -82,15 +87,17 @@ class PlainScorer:
             "exact_match": lambda p, a, r: float(self.token_accuracy(p, a) == 1),
             "choice": self._choice,
             "choice_official": self._official,
-            "generation": lambda p, a, r: float(self.text(self.model, p) == bare(a)),
+            "generation": lambda p, a, r: float(text(self.model, p) == bare(a)),
+            "generation_contains": lambda p, a, r: holds(text(self.model, p), bare(a)),
         }
         same: dict[str, Any] = {
             "token_accuracy": self._same_tokens,
             "exact_match": lambda p, a, r: float(self._same_tokens(p, a, r) == 1),
             "choice": self._same_choice,
             "choice_official": self._same_preference,
-            "generation": lambda p, a, r: float(
-                self.text(self.model, p) == self.text(self.unedited, p)
+            "generation": lambda p, a, r: float(text(self.model, p) == text(self.unedited, p)),
+            "generation_contains": lambda p, a, r: holds(
+                text(self.model, p), text(self.unedited, p)
             ),
         }
         return {
@@ -139,6 +146,13 @@ def bare(text: str) -> str:
     """Lower case, without ASCII punctuation and articles."""
     kept = "".join(c for c in text.lower() if not c.isascii() or c.isalnum() or c.isspace())
     return " ".join(w for w in kept.split() if w not in ("a", "an", "the")) or text.strip().lower()
+
+
+def holds(text: str, answer: str) -> float:
+    """Whether all words of an answer stand in a text, one behind the other."""
+    words, wanted = text.split(" "), answer.split(" ")
+    starts = range(len(words) - len(wanted) + 1)
+    return float(any(words[i : i + len(wanted)] == wanted for i in starts))
 
 
 def _percent(values: list[float | None]) -> float | None:

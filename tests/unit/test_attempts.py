@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 from ray.exceptions import RayTaskError, WorkerCrashedError
+from torch.distributed import DistNetworkError
 
 from pipeline.run import attempts
 from pipeline.run.attempts import Outcome
@@ -41,3 +42,20 @@ def test_a_death_and_a_lost_lease_are_tried_again(
     lost = RayTaskError("work", "trace", LeaseLost("taken over"))
     assert ended_by(lost, monkeypatch) == Outcome(reason="LeaseLost: taken over", died=True)
     assert not caplog.messages
+
+
+@pytest.mark.parametrize("error", [TimeoutError("rank 0 did not say"), DistNetworkError("gone")])
+def test_a_peer_that_does_not_answer_is_an_interruption(
+    error: Exception, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert ended_by(RayTaskError("work", "trace", error), monkeypatch).died
+
+
+def test_a_survivors_error_waits_until_a_death_would_be_known() -> None:
+    """Ray looks every 3 s and gives a node 5 chances; connections to it break at once."""
+    assert attempts.GRACE_SECONDS > 2 * 3 * 5
+
+
+def test_workers_that_have_used_a_gpu_are_not_used_again() -> None:
+    assert attempts._work_on_gpu._max_calls == 1
+    assert attempts._work._max_calls == 0

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import threading
 from collections.abc import Callable, Iterator
@@ -24,10 +25,13 @@ from pipeline.checkpoints import (
     weight_files,
 )
 from pipeline.config import load_grid
+from pipeline.identity import checkpoint_identity
 from pipeline.plan import make_plan
-from pipeline.preflight import preflight
+from pipeline.preflight import _checkpoint_encoder, preflight
+from pipeline.presets import PRESETS
 from pipeline.results.lake import Lake
 from pipeline.yaml_location import ConfigError
+from rledit.families import FAMILIES
 from rledit.world import WORLD_MODELS, World, WorldConfig
 from rledit.world.presets import model_config
 from rledit.world.words import save_tokenizer, word_tokenizer, world_words
@@ -76,6 +80,68 @@ def test_a_tokenizer_without_a_pad_token_passes(folder: Path) -> None:
     path.write_text(json.dumps(settings))
     assert AutoTokenizer.from_pretrained(folder).pad_token is None
     preflight([cell(folder)])
+
+
+def test_an_objective_that_scores_padding_needs_a_pad_token(folder: Path) -> None:
+    path = folder / "tokenizer_config.json"
+    settings = json.loads(path.read_text())
+    editors = "editors=[{editor: ft, settings: {objective: OBJECTIVE}}]"
+    padded, target = (editors.replace("OBJECTIVE", o) for o in ("prompt_end", "target"))
+    preflight([cell(folder, padded)])
+    del settings["pad_token"]
+    path.write_text(json.dumps(settings))
+    _checkpoint_encoder.cache_clear()
+    preflight([cell(folder, target)])
+    with pytest.raises(ConfigError, match=r"tiny/.*/ft/.*no padding token; name one.*or take obj"):
+        preflight([cell(folder, padded)])
+    # Another variant of an editor that was checked already is checked as well.
+    with pytest.raises(ConfigError, match="no padding token"):
+        preflight([cell(folder, target), cell(folder, padded.replace("ft,", "ft, variant: b,"))])
+
+
+def test_models_that_differ_in_weights_alone_are_two(folder: Path, tmp_path: Path) -> None:
+    """Equal names, shapes and sizes, and times besides."""
+    other = Path(shutil.copytree(folder, tmp_path / "other"))
+    (tmp_path / "corpus.txt").write_text("some text")
+    statistics = f"statistics={{corpus: {tmp_path / 'corpus.txt'}}}"
+    one, same = cell(folder, statistics), cell(other, statistics)
+    assert (one.key, one.model_hash) == (same.key, same.model_hash)
+    path = weight_files(other)[-1]
+    times = path.stat().st_atime_ns, path.stat().st_mtime_ns
+    content = bytearray(path.read_bytes())
+    content[-1] ^= 1
+    path.write_bytes(content)
+    os.utime(path, ns=times)
+    two = cell(other, statistics)
+    for name in ("key", "model_hash", "statistics_key"):
+        assert getattr(one, name) != getattr(two, name)
+
+
+def test_other_files_of_a_folder_are_none_of_its_identity(folder: Path) -> None:
+    before = checkpoint_identity(str(folder))
+    (folder / "README.md").write_text("words")
+    (folder / "consolidated.safetensors").write_bytes(b"the weights in another layout")
+    assert checkpoint_identity(str(folder)) == before
+    (folder / "generation_config.json").write_text('{"eos_token_id": 5}')
+    assert checkpoint_identity(str(folder)) != before
+
+
+def test_a_folder_that_may_not_be_written_has_an_identity(folder: Path) -> None:
+    before = {path.name for path in folder.iterdir()}
+    folder.chmod(0o555)
+    try:
+        assert checkpoint_identity(str(folder)) == checkpoint_identity(str(folder))
+    finally:
+        folder.chmod(0o755)
+    assert {path.name for path in folder.iterdir()} == before
+
+
+def test_the_identity_names_the_bos_of_the_checkpoints_own_family(folder: Path) -> None:
+    """Whatever preset lends it settings: the preset here is of a family without BOS."""
+    assert not FAMILIES[PRESETS["qwen2.5-7b"].family].bos_on_prompt
+    lent = cell(folder, "models.llama-tiny.preset=qwen2.5-7b", "scale=full")
+    for chosen in (cell(folder), lent):
+        assert chosen.identity["model"]["prompt"] == {"template": "bare", "bos": True}
 
 
 def _cut(path: Path, keep: float) -> None:
@@ -130,7 +196,7 @@ def test_pickled_weights_and_no_weights(folder: Path) -> None:
     with pytest.raises(CheckpointError, match="no weights.*enough for rledit plan"):
         preflight([cell(folder)])
     (folder / "pytorch_model.bin").write_bytes(b"")
-    with pytest.raises(CheckpointError, match=r"pickled.*safe_serialization"):
+    with pytest.raises(CheckpointError, match=r"pickled.*from_pretrained.*save_pretrained\('NEW'"):
         preflight([cell(folder)])
 
 
@@ -229,6 +295,7 @@ def test_what_the_hub_refuses(hub: None, checkpoint: str, message: str) -> None:
 def test_a_hub_out_of_reach_says_how_to_bring_the_model(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     hub_reachable.cache_clear()
-    with pytest.raises(CheckpointError, match=r"hf download owner/name --revision 0123abc"):
-        preflight([cell("owner/name@0123abc")])
+    commit = "0123456789abcdef0123456789abcdef01234567"
+    with pytest.raises(CheckpointError, match=rf"hf download owner/name --revision {commit}"):
+        preflight([cell(f"owner/name@{commit}")])
     hub_reachable.cache_clear()

@@ -26,6 +26,7 @@ editors:
 streams:
   - {n_batches: 2, batch_size: 5}
 """
+SMALL = "batch_size: 5, standin: {{n_batches: {}, batch_size: 2}}"
 
 
 @pytest.fixture
@@ -74,6 +75,16 @@ def test_yaml_floats_without_a_point_are_numbers(grid_file: Path) -> None:
         ("rank: 4", "rank: four", r"tiny.yaml:11 \(editors.1.settings.rank\): .*integer"),
         ("world_model: llama", "world_model: lama", r"tiny.yaml:4 .*did you mean 'llama'"),
         ("n_batches: 2", "n_batches: 0", r"tiny.yaml:13 .*at least one edit"),
+        (
+            "batch_size: 5",
+            "batch_size: 5, standin: {n_batches: 0, batch_size: 1}",
+            "least one edit",
+        ),
+        (
+            "batch_size: 5",
+            "batch_size: 5, standin: {n_batch: 1}",
+            r"tiny.yaml:13 .*standin.n_batch",
+        ),
         ("variant: small", "editor_variant: a", r"tiny.yaml:10 .*unknown key"),
         ("name: world", "name: world\n    world: {sed: 1}", r"world.sed\).*did you mean 'seed'"),
     ],
@@ -144,3 +155,23 @@ def test_networks_are_shared_unless_the_stream_matters(grid_file: Path) -> None:
 def test_a_field_that_only_one_identity_has_is_a_change() -> None:
     assert changed_fields({"a": 1}, {"a": 1, "b": None}) == ["b: absent → None"]
     assert changed_fields({"m": {"a": [1]}}, {"m": {"a": [2]}}) == ["m.a: [1] → [2]"]
+
+
+def test_a_streams_stand_in_takes_its_place_below_full_scale_and_is_no_part_of_a_cell(
+    grid_file: Path,
+) -> None:
+    with_line(grid_file, "batch_size: 5", SMALL.format(3))
+    with_line(grid_file, "world_model: llama", "preset: llama-3-8b-instruct")
+    with_line(grid_file, "name: tiny", "name: tiny\nscale: full")
+    full, small = (load_grid(grid_file, (), scale) for scale in (None, "standin"))
+    assert [(s.n_batches, s.batch_size) for s in full.streams] == [(2, 5)]
+    assert [(s.n_batches, s.batch_size) for s in small.streams] == [(3, 2)]
+    assert [(s.n_batches, s.batch_size) for s in load_grid(grid_file, (), "world").streams] == [
+        (3, 2)
+    ]
+    assert load_grid(grid_file, (), "standin", 2).streams[0].n_batches == 2
+    cells = cells_of(small)
+    assert all(c.identity["stream"] == {"n_batches": 3, "batch_size": 2} for c in cells)
+    # Whoever gives streams of their own gets these, at every scale.
+    own = load_grid(grid_file, ["streams=[{n_batches: 1, batch_size: 4}]"], "standin")
+    assert [(s.n_batches, s.batch_size) for s in own.streams] == [(1, 4)]

@@ -21,6 +21,7 @@ from rledit.datasets import FORMATS, DataFileError, read_edits
 from rledit.world import World, WorldConfig, render_schema
 
 GRID = Path(__file__).parent.parent / "cluster" / "tiny.yaml"
+COMMIT = "0123456789abcdef0123456789abcdef01234567"
 NAMES = [name for name, form in FORMATS.items() if form.detected]
 
 
@@ -117,7 +118,7 @@ def test_a_hub_file_needs_a_pinned_revision(location: str) -> None:
     ("error", "message"),
     [
         ("GatedRepoError", "is gated. Accept its terms on the hub and set HF_TOKEN"),
-        ("RevisionNotFoundError", "has no revision 'abc'"),
+        ("RevisionNotFoundError", "has no revision '0123456789abcdef"),
         ("RepositoryNotFoundError", "does not exist, or is private"),
         ("RemoteEntryNotFoundError", "has no file 'train.json'"),
     ],
@@ -135,7 +136,7 @@ def test_what_the_hub_refuses_is_explained(
 
     monkeypatch.setattr(huggingface_hub, "hf_hub_download", refuse)
     with pytest.raises(DataFileError) as caught:
-        open_data("hf://datasets/owner/name@abc/train.json")
+        open_data(f"hf://datasets/owner/name@{COMMIT}/train.json")
     assert message in str(caught.value)
 
 
@@ -143,7 +144,7 @@ def test_a_hub_that_does_not_answer_is_explained(monkeypatch: pytest.MonkeyPatch
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     with pytest.raises(DataFileError, match="Check the network"):
-        open_data("hf://datasets/nobody/nothing@abc/train.json")
+        open_data(f"hf://datasets/nobody/nothing@{COMMIT}/train.json")
 
 
 def test_a_grid_takes_parquet_and_stores(tmp_path: Path) -> None:

@@ -31,11 +31,32 @@ def test_one_fact_in_other_words_with_other_targets() -> None:
         edit("Where is Colonsay?", "c", subject="Colonsay", old_target="Oban"),
     ]
     counts = audit(edits)
-    assert counts.count("conflicting_fact") == 2
+    # The first two by subject and old answer, the third as the rephrase of the first.
+    assert counts.count("conflicting_fact") == 3
     assert counts.count("rephrase_contradicted") == 1
     assert counts.count("contradicting_edit") == 0
     same = [replace(edits[0], target="b", rephrases=()), edits[1]]
     assert audit(same).count("conflicting_fact") == 0
+    apart = [replace(edit, rephrases=()) for edit in edits]
+    assert audit(apart).count("conflicting_fact") == 2
+
+
+@pytest.mark.parametrize(
+    ("other", "found"),
+    [
+        ("where is  MARIBEL ?", 2),
+        ("Where is Maribel", 2),
+        ("Where is Maribel moored?", 0),
+    ],
+)
+def test_a_prompt_that_differs_in_its_form_alone_is_the_same_fact(other: str, found: int) -> None:
+    """Without subject and old answer, as in MALMEN's files and UltraEditBench."""
+    edits = [edit("Where is Maribel?", "Oban"), edit(other, "Esbjerg"), edit("Who sails?", "Ann")]
+    counts = audit(edits)
+    assert counts.count("conflicting_fact") == found
+    assert counts.count("contradicting_edit") == 0
+    agreeing = [edits[0], edit(other, "oban ")]
+    assert audit(agreeing).count("conflicting_fact") == 0
 
 
 def test_edits_that_change_nothing_and_subjects_out_of_place() -> None:
@@ -123,8 +144,17 @@ def test_clean_edits_have_no_traps_and_unknown_names_are_refused() -> None:
     assert not set(TRAPS) & set(NOTES)
 
 
-def test_overlap() -> None:
-    train = [edit("p", "a", subject="s", rephrases=("r",)), edit("q", "a")]
-    evaluation = [edit("p", "b", subject="s"), edit("q", "a"), edit("r", "a", subject="t")]
-    found = overlap(train, evaluation)
-    assert (found.prompts, found.facts, found.subjects, found.rephrased) == (2, 1, 1, 1)
+def test_overlap_does_not_depend_on_which_set_comes_first() -> None:
+    train = [edit("p", "a", subject="s", rephrases=("r", "u")), edit("q", "a")]
+    evaluation = [
+        edit("p", "b", subject="s", rephrases=("u",)),
+        edit("q", "a"),
+        edit("r", "a", subject="t"),
+    ]
+    found, turned = overlap(train, evaluation), overlap(evaluation, train)
+    assert (found.prompts, found.facts, found.subjects, found.rephrases) == (2, 1, 1, 1)
+    assert (found.second_in_first, found.first_in_second) == (1, 0)
+    assert turned == replace(found, second_in_first=0, first_in_second=1)
+    assert found.leaks and turned.leaks
+    alone = [edit("x", "a", subject="s")]
+    assert not overlap(train, alone).leaks

@@ -6,6 +6,8 @@ import json
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 from rledit.datasets import FORMATS, check_paths, open_rows, rows_given
 
 CLEAN = {
@@ -17,6 +19,7 @@ CLEAN = {
     "locality_prompt": "The ferry Colonsay sails from",
     "locality_ground_truth": "Oban",
 }
+MALMEN = dict(FORMATS["zsre_malmen"].example)
 
 
 def write(path: Path, content: Any) -> Path:
@@ -92,6 +95,40 @@ def test_contradictions_over_files_and_leakage(tmp_path: Path) -> None:
     assert "2 files of counterfact_flat, 2 edits: 1 prompts carry more than one target" in text
 
 
+REPHRASED = {
+    "as a prompt": {"src": "From which harbour does the ferry Maribel leave?"},
+    "as a rephrase": {"src": "Where is the ferry?", "rephrase": MALMEN["rephrase"]},
+}
+
+
+@pytest.mark.parametrize("asked", REPHRASED)
+@pytest.mark.parametrize("names", [("train", "eval"), ("eval", "train")])
+def test_leakage_by_rephrases_is_found_in_any_order_of_files(
+    asked: str, names: tuple[str, str], tmp_path: Path
+) -> None:
+    """A rephrase of training is evaluated: as an edit, or as a rephrase of another one."""
+    rows = {"train": MALMEN, "eval": {**MALMEN, "rephrase": "Well?", **REPHRASED[asked]}}
+    train, evaluation = (tmp_path / f"{name}.json" for name in ("train", "eval"))
+    paths = [write(tmp_path / f"{name}.json", [rows[name]]) for name in names]
+    # A folder is searched in the order of names, whatever they stand for.
+    for given in (paths, [tmp_path]):
+        lines, code = check_paths(given, strict=True)
+        (line,) = [line for line in lines if line.startswith("overlap")]
+        assert code == 1
+        if asked == "as a prompt":
+            assert f"1 prompts of {evaluation} are rephrases in {train}" in line
+            assert f"0 prompts of {train} are rephrases in {evaluation}" in line
+        else:
+            assert "share 0 prompts (0 with the same target), 1 rephrases" in line
+
+
+def test_files_that_share_nothing_but_subjects_do_not_overlap(tmp_path: Path) -> None:
+    one = write(tmp_path / "a.json", [CLEAN])
+    other = {**CLEAN, "prompt": "Maribel was built in", "rephrase_prompt": "It rained. Her keel"}
+    lines, code = check_paths([one, write(tmp_path / "b.json", [other])], strict=True)
+    assert code == 0 and not any(line.startswith("overlap") for line in lines)
+
+
 def test_ability_items_are_told_by_keys_and_file_name(tmp_path: Path) -> None:
     lines, code = check_paths(
         [
@@ -108,9 +145,9 @@ def test_ability_items_are_told_by_keys_and_file_name(tmp_path: Path) -> None:
 
 
 def test_broken_ability_item_exits_1(tmp_path: Path) -> None:
-    good = {"question": "q", "subject": "s", "choices": ["a", "b"], "answer": 1}
+    good = {"question": "q", "subject": "s", "choices": [*"abcd"], "answer": 1}
     lines, code = check_paths([write(tmp_path / "mmlu.json", [good, {**good, "answer": 7}])])
-    assert code == 1 and any("row 2: `answer` is 7, but there are 2 options" in x for x in lines)
+    assert code == 1 and any("row 2: `answer` is 7, but there are 4 options" in x for x in lines)
 
 
 def test_known_facts_are_named_as_what_they_are(tmp_path: Path) -> None:

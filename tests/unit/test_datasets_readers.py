@@ -5,17 +5,27 @@ from __future__ import annotations
 import copy
 import json
 import pickle
+import re
+from pathlib import Path
 from typing import Any
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from rledit.datasets import FORMATS, DatasetError, Place, RowError, detect_format, get_format
+from rledit.datasets import (
+    FORMATS,
+    DatasetError,
+    Place,
+    RowError,
+    check_paths,
+    detect_format,
+    get_format,
+)
 from rledit.datasets.ability import SCHEMAS, find_schema, map_ability
 from rledit.datasets.errors import RowErrors
 from rledit.datasets.known import map_known
-from rledit.datasets.reading import RowFile
+from rledit.datasets.reading import RowFile, open_rows
 from rledit.records import Edit, Locality
 
 PLACE = Place(file="dir/file.json", row=17)
@@ -264,7 +274,7 @@ ABILITY_ROWS: dict[str, dict[str, Any]] = {
     "sentiment_analysis": {"sentence": "fine ferries", "label": "1"},
     "rte": {"sentence1": "Ferries sail.", "sentence2": "They do.", "label": 0, "idx": 4},
     "nli": {"sentence1": "Ferries sail.", "sentence2": "They do.", "label": "entailment"},
-    "mmlu": {"question": "1+1?", "subject": "math", "choices": ["1", "2"], "answer": 1},
+    "mmlu": {"question": "1+1?", "subject": "math", "choices": [*"1234"], "answer": 1},
     "dialogue": {"article": "m: hello", "options": ["f: hi", "f: no"], "answers": "B", "id": "1"},
 }
 KNOWN_ROW = {"known_id": 0, "subject": "Maribel", "attribute": "Oban", "prompt": "Maribel is in"}
@@ -285,6 +295,36 @@ def test_mutated_ability_items_give_row_and_reason(task: str, data: st.DataObjec
         assert_located(errors.errors[0])
     else:
         assert report.n_items == 1 and len(report.labels) == 1
+
+
+@pytest.mark.parametrize(
+    ("task", "change", "reason"),
+    [
+        ("mmlu", {"choices": [*"12345"]}, "`choices` has 5 answers, and the task is asked with 4"),
+        ("mmlu", {"choices": [*"123"]}, "`choices` has 3 answers, and the task is asked with 4"),
+        ("mmlu", {"choices": [*"123", " "]}, "`choices` has 3 answers, and the task is asked w"),
+        ("mmlu", {"answer": 4}, "`answer` is 4, but there are 4 options"),
+        ("mmlu", {"answer": -1}, "`answer` is -1, but there are 4 options"),
+        ("sst2", {"label": -1}, "`label` is -1, not 0 or 1; -1 marks items whose answers are not"),
+        ("cola", {"label": 2}, "`label` is 2, not 0 or 1"),
+        ("rte", {"label": -1}, "`label` is -1, not 0 or 1"),
+        ("mrpc", {"label": -1}, "`label` is -1, not 0 or 1"),
+        ("nli", {"label": "-"}, "`label` is '-', not 'entailment' or 'not_entailment'"),
+        ("sentiment_analysis", {"label": "-1"}, "`label` is '-1', not '0' or '1'"),
+        ("dialogue", {"answers": "C"}, "`answers` is 'C', but there are 2 options"),
+    ],
+)
+def test_an_answer_that_the_task_does_not_have(
+    task: str, change: dict[str, Any], reason: str, tmp_path: Path
+) -> None:
+    good = ABILITY_ROWS[{"sst2": "cola", "mrpc": "rte"}.get(task, task)]
+    path = tmp_path / f"{task}.jsonl"
+    path.write_text("".join(f"{json.dumps(row)}\n" for row in (good, good, {**good, **change})))
+    lines, code = check_paths([path])
+    assert code == 1 and any(f"{path}, row 3: {reason}" in line for line in lines)
+    (schema,) = [s for s in SCHEMAS if task in s.tasks]
+    with pytest.raises(RowErrors, match=re.escape(f"{path}, row 3: {reason}")):
+        map_ability(open_rows(path), schema)
 
 
 @settings(max_examples=60, deadline=None)

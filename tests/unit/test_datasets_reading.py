@@ -6,6 +6,8 @@ import gzip
 import hashlib
 import json
 import logging
+import re
+import subprocess
 from pathlib import Path
 from typing import Any
 
@@ -77,9 +79,23 @@ BAD_FILES: dict[str, tuple[bytes | str, str]] = {
     "truncated jsonl": (jsonl(ROW, ROW)[:-20], "truncated: it ends inside row 2"),
     "broken jsonl": (jsonl(ROW) + "{oops}\n" + jsonl(ROW), "row 2 is not valid JSON"),
     "latin-1": (LATIN, "not UTF-8 at byte .*line 1; rows 2.*iconv"),
-    "utf-16": ("[]".encode("utf-16"), "not UTF-8"),
+    "utf-16": (ARRAY.encode("utf-16"), "is UTF-16, not UTF-8. Convert it: `iconv -f utf-16 "),
+    "utf-16 big-endian": (b"\xfe\xff" + ARRAY.encode("utf-16-be"), "is UTF-16, .*-f utf-16 "),
+    "utf-16 unmarked": (ARRAY.encode("utf-16-le"), "is UTF-16LE, .*iconv -f utf-16le "),
+    "utf-16be unmarked": (jsonl(ROW).encode("utf-16-be"), "is UTF-16BE, .*-f utf-16be "),
+    "utf-32": (ARRAY.encode("utf-32"), "is UTF-32, .*iconv -f utf-32 "),
     "deep": ("[" * 200_000, "nested too deeply|truncated"),
 }
+
+
+def test_the_remedy_for_another_encoding_gives_the_rows(tmp_path: Path) -> None:
+    """As it is printed, with a name for the new file."""
+    path = write(tmp_path / "data.json", ARRAY.encode("utf-16"))
+    with pytest.raises(DataFileError) as caught:
+        open_rows(path)
+    command = re.findall("`(.*)`", caught.value.remedy)[0].replace("NEW", str(tmp_path / "new"))
+    subprocess.run(command, shell=True, check=True)
+    assert len(open_rows(tmp_path / "new").rows) == 3
 
 
 @pytest.mark.parametrize("case", BAD_FILES)

@@ -11,8 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from rledit.datasets import DatasetError, FileEditSource, read_edits
-from rledit.datasets.audit import prompts
 from rledit.datasets.cut import cut
+from rledit.datasets.overlap import prompts
 from rledit.records import Edit, EditSource
 
 

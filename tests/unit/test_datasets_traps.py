@@ -58,6 +58,14 @@ def knowedit(edit: Edit) -> Row:
     }  # fmt: skip
 
 
+def malmen(edit: Edit) -> Row:
+    """The schema of the full-scale runs: neither subject nor old answer."""
+    return {
+        "src": edit.prompt, "ans": edit.target, "rephrase": f"Tell me: {edit.rephrases[0]}",
+        "loc": f"Who knows {edit.locality[0].prompt}", "loc_ans": edit.locality[0].answer,
+    }  # fmt: skip
+
+
 def keyed(key: str, change: Callable[[Row], Any]) -> Callable[[Row], list[Row]]:
     return lambda row: [{**row, key: change(row)}]
 
@@ -88,6 +96,23 @@ TRAPS: dict[str, tuple[Callable[[Edit], Row], Callable[[Row], list[Row]], int]] 
     ),
     "locality_nq_question": (mend, keyed("loc", lambda row: "nq question: who sings?"), 1),
     "locality_no_question_mark": (mend, keyed("loc", lambda row: "nq question: who sings"), 1),
+}
+
+
+# Schema → how rows are written, and the keys of prompt, target and rephrase.
+SCHEMAS: dict[str, tuple[Callable[[Edit], Row], tuple[str, str, str]]] = {
+    "zsre_mend": (mend, ("src", "alt", "rephrase")),
+    "zsre_malmen": (malmen, ("src", "ans", "rephrase")),
+    "counterfact_flat": (flat, ("prompt", "target_new", "rephrase_prompt")),
+    "knowedit": (knowedit, ("prompt", "target_new", "rephrase_prompt")),
+    "ultraeditbench": (
+        lambda edit: {
+            **{k: v for k, v in malmen(edit).items() if k in ("ans", "loc", "loc_ans")},
+            "prompt": edit.prompt,
+            "rephrase_prompt": f"Tell me: {edit.rephrases[0]}",
+        },
+        ("prompt", "ans", "rephrase_prompt"),
+    ),
 }
 
 
@@ -129,6 +154,30 @@ def test_a_planted_trap_is_named_with_its_count_and_rows(
     shown = re.search(r"\(rows ([\d, ]+)", line)
     assert shown is not None
     assert [int(n) for n in shown[1].strip(", ").split(", ")] == numbers[:3]
+
+
+@pytest.mark.parametrize("schema", SCHEMAS)
+@pytest.mark.parametrize(
+    ("trap", "prompt"),
+    [
+        ("contradicting_edit", lambda row, keys: row[keys[0]]),
+        ("conflicting_fact", lambda row, keys: f" {row[keys[0]].upper()} ?"),
+        ("conflicting_fact", lambda row, keys: row[keys[2]]),
+    ],
+    ids=["same prompt", "same but for its form", "its rephrase"],
+)
+def test_contradictions_are_named_in_every_schema(
+    schema: str, trap: str, prompt: Callable[[Row, tuple[str, str, str]], str], tmp_path: Path
+) -> None:
+    write, keys = SCHEMAS[schema]
+    rows = [write(edit) for edit in drawn(4)]
+    assert not {"contradicting_edit", "conflicting_fact"} & set(trap_lines(rows, tmp_path)[0])
+    others = [
+        {**row, keys[0]: prompt(row, keys), keys[1]: "Something else", keys[2]: f"Well {i}?"}
+        for i, row in enumerate(rows[:PLANTED])
+    ]
+    line = trap_lines(rows + others, tmp_path)[0][trap]
+    assert line.startswith(f"{2 * PLANTED}: ")
 
 
 def test_contradicting_prompts_are_counted_over_all_files(tmp_path: Path) -> None:

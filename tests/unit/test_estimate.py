@@ -3,10 +3,15 @@
 from __future__ import annotations
 
 import json
+import math
+import shlex
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
+import yaml
 from typer.testing import CliRunner
 
 from pipeline.architecture import architecture_of
@@ -18,6 +23,7 @@ from pipeline.estimate.device import Placement, gpu
 from pipeline.estimate.fit import misfit, smallest_fit
 from pipeline.estimate.measured import Measurements
 from pipeline.estimate.memory import memory_of
+from pipeline.estimate.remedies import remedies
 from pipeline.estimate.seconds import modelled
 from pipeline.estimate.summary import aligned, duration
 from pipeline.estimate.workload import Workload, workload_of
@@ -25,14 +31,12 @@ from pipeline.presets import PRESETS
 from pipeline.results.lake import Lake
 from pipeline.results.records import CellRecord
 from pipeline.run.cell import record_failure
+from rledit.world import World, WorldConfig, render_schema
 from tests.unit.lake_fixtures import cell as finished
-from tests.unit.test_checkpoints import folder, untrained
 
 GRIDS = Path(__file__).parents[2] / "jobs" / "grids"
 TINY = Path(__file__).parent.parent / "cluster" / "tiny.yaml"
 ON_80 = Placement(device=gpu(80))
-
-__all__ = ["folder", "untrained"]
 
 
 @pytest.fixture(autouse=True)
@@ -99,16 +103,86 @@ def test_what_does_not_fit_is_refused_with_what_would() -> None:
     small = Placement(device=gpu(24))
     found = misfit(work, small, memory_of(work, small))
     assert found is not None and found.part == "weights"
-    other = smallest_fit(work, small)
-    assert other is not None and memory_of(work, other).gigabytes <= 24
-    assert f"--set 'resources={{gpus: 1, ranks: {other.ranks}, sharding: zero3" in found.remedy
-    tuned = table2("ft", "Gemma-2-9B")
-    whole = misfit(tuned, small, memory_of(tuned, small))
-    assert whole is not None and "cannot be sharded: take GPUs of at least" in whole.remedy
     assert misfit(work, ON_80, memory_of(work, ON_80)) is None
-    tiny = Placement(device=gpu(4))
-    hopeless = misfit(work, tiny, memory_of(work, tiny))
-    assert hopeless is not None and "sharding does not help" in hopeless.remedy
+    other = smallest_fit([work], small)
+    assert other is not None and memory_of(work, other).gigabytes <= 24
+    tuned = table2("ft", "Gemma-2-9B")
+    assert smallest_fit([work, tuned], small) is None
+    like = table2("rect", "Mistral-7B-v0.3")
+    both, whole = remedies([work, like, tuned], small)
+    assert [e.editor for e in both.editors] == ["memit", "rect"]
+    assert (both.resources.ranks, both.resources.sharding) == (other.ranks, "zero3")
+    assert [e.editor for e in whole.editors] == ["ft"] and whole.resources.sharding == "none"
+    assert whole.gpu_memory_gb == math.ceil(memory_of(tuned, small).gigabytes)
+    assert "no sharding helps, take GPUs of at least" in whole.words
+    (larger,) = remedies([work], Placement(device=gpu(4)))
+    assert larger.gpu_memory_gb is not None and larger.resources.sharding == "none"
+    # A model that no GPU holds whole.
+    huge = replace(work, architecture=replace(work.architecture, parameters=175_000_000_000))
+    (hopeless,) = remedies([huge], Placement(device=gpu(4)))
+    assert (hopeless.resources.ranks, hopeless.resources.offload) == (16, True)
+    assert hopeless.gpu_memory_gb == math.ceil(
+        memory_of(huge, replace(ON_80, sharded=True, ranks=16, offload=True)).gigabytes
+    )
+    assert remedies([work, tuned], Placement(device=gpu(120))) == []
+
+
+FOLLOWED: dict[str, tuple[Path, tuple[str, ...]]] = {
+    "one model, many kinds of editors": (
+        GRIDS / "table2.yaml",
+        ("--gpu-memory-gb", "24", "--set", "models=[{name: Mistral-7B-v0.3, preset: "
+         "mistral-7b-v0.3}]", "--set", "resources={gpus: 1, cpus: 3, memory_gb: 30}"),
+    ),
+    "three models, of which one fits": (GRIDS / "table2.yaml", ("--gpu-memory-gb", "40")),
+    "no sharding helps": (GRIDS / "table4.yaml", ("--gpu-memory-gb", "8")),
+    "settings and variants": (
+        TINY,
+        ("--gpu-memory-gb", "1", "--set", "resources={gpus: 0.5}", "--set",
+         "editors=[{editor: ft, settings: {lr: 1.0e-05, modules: ['down:1']}}, {editor: ft, "
+         "variant: it's}, {editor: ultraedit, settings: {step: 1.0e-3}}]"),
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", FOLLOWED)
+def test_a_remedy_works_when_it_is_followed(case: str, tmp_path: Path) -> None:
+    """Every printed line, by the command that printed it; together they are the whole grid."""
+    grid, given = FOLLOWED[case]
+    common = (grid, *given, "--results", tmp_path)
+    code, text = run(*common)
+    assert code == 1 and "DOES NOT FIT" in text
+    _, _, below = text.partition("WOULD FIT")
+    lines = [line.strip() for line in below.splitlines()[1:] if line.startswith("  ")]
+    assert lines
+    cells: list[str] = []
+    for line in lines:
+        options = shlex.split(line[line.index(": --") + 2 :])
+        done = CliRunner().invoke(app, ["plan", *map(str, common), *options])
+        assert isinstance(done.exception, SystemExit | None), (line, done.exception)
+        assert "FIT" not in done.output, line
+        missing = [x for x in done.output.splitlines() if x.startswith("MISSING")]
+        assert done.exit_code == bool(missing), line
+        cells += _cells(done.output)
+        assert line.startswith(", ".join(dict.fromkeys(_editors(options))))
+    assert sorted(cells) == sorted(_cells(text)) and len(cells) == len(set(cells))
+
+
+def _cells(text: str) -> list[str]:
+    """Keys and paths of the cells that `plan` lists."""
+    return [" ".join(x.split()[1:3]) for x in text.splitlines() if x.startswith("missing")]
+
+
+def _editors(options: list[str]) -> list[str]:
+    (given,) = [o for o in options if o.startswith("editors=")]
+    entries = yaml.safe_load(given.partition("=")[2])
+    return [e["editor"] + (f"/{e['variant']}" if "variant" in e else "") for e in entries]
+
+
+def test_a_remedy_keeps_the_rest_of_the_resources(tmp_path: Path) -> None:
+    grid, given = FOLLOWED["one model, many kinds of editors"]
+    _, text = run(grid, *given, "--results", tmp_path, "--no-cells")
+    sharded = [line for line in text.splitlines() if "sharding: zero3" in line]
+    assert sharded and all("gpus: 1, cpus: 3, memory_gb: 30, ranks: " in x for x in sharded)
 
 
 def _records(lake: Lake) -> list[CellRecord]:
@@ -172,7 +246,7 @@ def test_absent_material_of_measurements_is_named_and_not_opened(tmp_path: Path)
     absent = absent_files(cells)
     assert {"data/attribute_snippets.json", "data/ability/rte.jsonl"} <= set(absent)
     code, text = run(GRIDS / "protocols.yaml", "--results", tmp_path, "--no-cells")
-    assert code == 1 and "MISSING: data: data/ability/rte.jsonl is not there" in text
+    assert code == 1 and "MISSING: material: data/ability/rte.jsonl is not there" in text
 
 
 @pytest.mark.parametrize(
@@ -196,29 +270,6 @@ def run(*arguments: str | Path) -> tuple[int, str]:
     return done.exit_code, done.output + str(done.exception or "")
 
 
-def test_table_2_with_a_model_of_my_own_on_two_gpus(folder: Path, tmp_path: Path) -> None:
-    """The dry run of the README: a folder with a configuration is enough."""
-    config = json.loads((folder / "config.json").read_text())
-    config |= {"hidden_size": 4096, "intermediate_size": 14336, "num_hidden_layers": 32,
-               "num_attention_heads": 32, "num_key_value_heads": 8, "vocab_size": 128256,
-               "head_dim": 128}  # fmt: skip
-    mine = tmp_path / "my-8b"
-    mine.mkdir()
-    (mine / "config.json").write_text(json.dumps(config))
-    entry = f"{{name: mine, preset: llama-3-8b, checkpoint: {mine}, dtype: bfloat16}}"
-    code, text = run(
-        GRIDS / "table2.yaml", "--results", tmp_path, "--no-cells",
-        "--set", f"models=[{entry}]",
-        "--set", "resources={gpus: 1, ranks: 2}",
-    )  # fmt: skip
-    assert code == 1  # no weights and no data yet
-    assert "mine: llama, 8,030 M parameters" in text and "sizes: config.json" in text
-    assert f"MISSING: mine: {mine} has no weights; 16.1 GB are needed" in text
-    assert "each cell on 2 ranks" in text
-    assert "24 cells, 24 to run" in text
-    assert "DOES NOT FIT" not in text
-
-
 def test_an_editor_that_cannot_be_sharded_is_named(tmp_path: Path) -> None:
     """Even where the data is not there yet."""
     code, text = run(GRIDS / "table2.yaml", "--results", tmp_path, "--set",
@@ -240,6 +291,81 @@ def test_the_command_refuses_by_its_exit_code(tmp_path: Path) -> None:
     (line,) = [line for line in measured.splitlines() if line.endswith("the lake")]
     assert line.split()[0] == "ultraedit"
     assert "needs: llama-tiny: trained on the spot" in text
+
+
+HUB_REVISION = "0" * 40
+HUB_DATA = f"hf://datasets/owner/edits@{HUB_REVISION}/zsre_eval.json"
+HUB_CORPUS = f"hf://datasets/owner/texts@{HUB_REVISION}/wiki/first.jsonl"
+
+
+def _cached(folder: Path, repository: str, name: str, content: bytes) -> None:
+    """A file in a hub cache, where the hub's library looks for it."""
+    owner = f"datasets--{repository.replace('/', '--')}"
+    path = folder / owner / "snapshots" / HUB_REVISION / name
+    path.parent.mkdir(parents=True)
+    path.write_bytes(content)
+
+
+@pytest.fixture
+def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """An empty cache of a hub from which nothing can be fetched; its folder."""
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "hub"))
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    return tmp_path / "hub"
+
+
+def _on_the_hub(*editors: str) -> tuple[str, ...]:
+    entries = ", ".join(f"{{editor: {name}}}" for name in editors)
+    return (
+        "--set", f"datasets=[{{name: world, files: {{evaluation: '{HUB_DATA}'}}}}]",
+        "--set", f"statistics={{corpus: '{HUB_CORPUS}'}}",
+        "--set", f"editors=[{entries}]",
+    )  # fmt: skip
+
+
+def test_files_of_the_hub_are_among_the_downloads(hub: Path, tmp_path: Path) -> None:
+    """Without the hub: what is to be fetched is named, and fetched by nobody."""
+    code, text = run(TINY, "--results", tmp_path, *_on_the_hub("none", "memit"))
+    assert code == 0, text
+    assert f"needs: data: fetch {HUB_DATA}, of a size that the hub does not tell" in text
+    assert (
+        "hf download owner/edits zsre_eval.json --repo-type dataset --revision " + HUB_REVISION
+    ) in text
+    assert f"needs: statistics corpus: fetch {HUB_CORPUS}" in text
+    assert "downloads 0 GB and 2 files of unknown size" in text
+    assert text.count("(its data is not fetched)") == 2
+    _, none = run(TINY, "--results", tmp_path, *_on_the_hub("none"))
+    assert HUB_CORPUS not in none and "and 1 files of unknown size" in none
+
+
+def test_what_the_hub_tells_of_sizes_is_added_up(
+    hub: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sizes = {"zsre_eval.json": 250_000_000, "wiki/first.jsonl": 1_750_000_000}
+
+    def info(_: Any, repository: str, name: str, **where: Any) -> list[Any]:
+        assert where == {"revision": HUB_REVISION, "repo_type": "dataset"}
+        return [SimpleNamespace(size=sizes[name])]
+
+    monkeypatch.setattr("pipeline.estimate.files.hub_reachable", lambda: True)
+    monkeypatch.setattr("huggingface_hub.HfApi.get_paths_info", info)
+    _, text = run(TINY, "--results", tmp_path, *_on_the_hub("memit"))
+    assert f"data: fetch {HUB_DATA}, 0.25 GB;" in text
+    assert f"statistics corpus: fetch {HUB_CORPUS}, 1.8 GB;" in text
+    assert "downloads 2 GB\n" in text
+
+
+def test_files_that_have_been_fetched_are_read_and_said_to_be_here(
+    hub: Path, tmp_path: Path
+) -> None:
+    files = render_schema(World(WorldConfig(n_subjects=60)), "zsre", tmp_path)
+    _cached(hub, "owner/edits", "zsre_eval.json", files["evaluation"].read_bytes())
+    _, text = run(TINY, "--results", tmp_path, *_on_the_hub("none", "memit"), "--set",
+                  "streams=[{n_batches: 1, batch_size: 4}]")  # fmt: skip
+    assert f"needs: data: {HUB_DATA} is here (" in text
+    assert f"statistics corpus: fetch {HUB_CORPUS}" in text
+    assert text.count("(its data is not fetched)") == 1  # memit's, for its corpus
+    assert "1 files of unknown size" in text
 
 
 def test_a_cell_that_failed_says_why(tmp_path: Path) -> None:

@@ -10,6 +10,7 @@ from xml.etree import ElementTree
 
 import pytest
 
+from pipeline.paper.table import paper_table
 from pipeline.results import figures
 from pipeline.results.figures import (
     Subject,
@@ -17,6 +18,7 @@ from pipeline.results.figures import (
     ablation,
     batch_sizes,
     composite,
+    costs,
     heat_map,
     radar,
     time_bars,
@@ -25,7 +27,7 @@ from pipeline.results.figures import (
 from pipeline.results.lake import Lake
 from pipeline.results.query import Connection, connect, runs
 from pipeline.results.records import CellResult
-from tests.unit.lake_fixtures import cell
+from tests.unit.lake_fixtures import address, cell
 
 PROTOCOL = "token_accuracy"
 
@@ -109,7 +111,7 @@ def test_another_grids_rows_are_not_drawn(rich: Lake) -> None:
 
 def test_radar_axes_are_the_numbers(rich: Lake) -> None:
     here = subject(rich)
-    shapes = radar.shapes_of(here.done, abilities.measured(here))
+    shapes = radar.shapes_of(here.done, abilities.measured(here), costs.costs(here))
     shape = shapes["rledit"][4, 10]
     (row,) = [
         r for r in here.done
@@ -117,9 +119,9 @@ def test_radar_axes_are_the_numbers(rich: Lake) -> None:
     ]  # fmt: skip
     assert shape["Eff"] == row["efficacy"] and shape["Spe"] == row["specificity"]
     assert shape["ability"] == pytest.approx((90 * 0.7 + 28 * 1.5) / 2)
-    assert shape["speed"] == pytest.approx(100)  # the fastest of its stream
-    slow = shapes["ft"][4, 10]["speed"]
-    assert slow == pytest.approx(100 * 1.7 / 7.0)
+    # Set-up counts: 52 s of training over 40 edits, where fine-tuning needs none.
+    assert shapes["ft"][4, 10]["speed"] == pytest.approx(100)
+    assert shape["speed"] == pytest.approx(100 * 0.007 / (0.0017 + 52 / 40))
     assert "unedited" not in shapes
 
 
@@ -176,11 +178,64 @@ def test_equal_streams_are_compared_by_batch_size(rich: Lake) -> None:
 def test_time_keeps_set_up_apart(rich: Lake) -> None:
     (picture,) = time_bars.pictures(subject(rich))
     shown = words(picture.svg)
-    assert "set-up: training (s)" in shown and "52" in shown and "none" in shown
+    assert "set-up (s per edit)" in shown and "1.3" in shown and "none" in shown
     assert "unedited" not in shown
 
 
-def test_total_time_begins_with_set_up(rich: Lake) -> None:
+def with_moments(result: CellResult, seconds: float) -> CellResult:
+    """The cell of a method for which second moments were summed first."""
+    moments = {"step": 0, "metric": "statistics_seconds", "value": seconds}
+    return dataclasses.replace(result, steps=[*result.steps, moments])
+
+
+def test_second_moments_are_set_up_in_plots_as_in_tables(tmp_path: Path) -> None:
+    """Figure 4's table and its plot give the same seconds, of each method on its own."""
+    lake = Lake(str(tmp_path / "lake"))
+    where = {"grid": "fig4", "model": "Llama-3-8B", "dataset": "ZsRE", "scale": "standin",
+             "n_batches": 3, "batch_size": 20}  # fmt: skip
+    lake.commit(with_moments(cell(editor="ft", cell_key="a", **where), 6.0))
+    located = dataclasses.replace(
+        cell(editor="ft", cell_key="b", **where),
+        address=address(editor="memit", cell_key="b", **where),
+    )
+    lake.commit(with_moments(located, 12.0))
+    lake.commit(cell(editor="rledit", cell_key="c", **where))
+    connection = connect(lake)
+    rows = runs(connection, "fig4")
+    here = Subject(connection=connection, grid="fig4", scale="standin", model="Llama-3-8B",
+                   dataset="ZsRE", protocol=PROTOCOL, rows=rows,
+                   look=figures.looks(rows))  # fmt: skip
+    plotted = {row["editor"]: row for row in costs.costs(here)}
+    assert plotted["memit"][costs.SETUP] == pytest.approx(12 / 60)
+    assert plotted["rledit"][costs.SETUP] == pytest.approx(52 / 60)
+    (block,) = paper_table(lake, "fig4").blocks
+    for line in block.lines:
+        if (row := plotted.get(str(line.method.editor))) is not None:
+            setup, editing = (figure.ours.mean for figure in line.figures)
+            assert setup == pytest.approx(row[costs.SETUP])
+            assert editing == pytest.approx(row[costs.EDITING])
+    (bars,) = time_bars.pictures(here)
+    shown = words(bars.svg)
+    assert "0.2" in shown.split() and "0.867" in shown.split() and "none" not in shown
+    (spent,) = total_time.pictures(here)
+    assert "second moments" in spent.text
+
+
+def test_a_longer_streams_seconds_are_those_up_to_there(tmp_path: Path) -> None:
+    """As the paper's tables count them: the whole set-up, over the shorter stream's edits."""
+    lake = Lake(str(tmp_path / "lake"))
+    result = with_moments(cell(editor="ft", checkpoints=2), 8.0)
+    identity = {**result.identity, "also_after": [2]}
+    lake.commit(dataclasses.replace(result, identity=identity))
+    half, whole = sorted(costs.costs(subject(lake)), key=lambda row: row["n_batches"])
+    assert (half["n_batches"], whole["n_batches"]) == (2, 4)
+    first = [r["value"] for r in result.steps if r["metric"] == "edit_seconds" and r["step"] <= 20]
+    assert half[costs.SETUP] == pytest.approx(8 / 20)
+    assert half[costs.EDITING] == pytest.approx(sum(first) / 20)
+    assert whole[costs.TOTAL] == pytest.approx((8 + result.edit_seconds) / 40)
+
+
+def test_total_time_begins_with_set_up(tmp_path: Path) -> None:
     """RLEdit's line starts above its 52 seconds of training, fine-tuning's at its first edits."""
     captured: list[dict[str, float]] = []
 
@@ -189,11 +244,18 @@ def test_total_time_begins_with_set_up(rich: Lake) -> None:
             captured.extend(super().ask(sql))
             return captured
 
-    here = subject(rich)
+    located = cell(editor="ft", cell_key="located")
+    own = address(editor="alphaedit", cell_key="located")
+    lake = Lake(str(tmp_path / "lake"))
+    lake.commit(with_moments(dataclasses.replace(located, address=own), 30.0))
+    for editor in ("ft", "rledit"):
+        lake.commit(cell(editor=editor))
+    here = subject(lake)
     spy = Spy(**{f.name: getattr(here, f.name) for f in dataclasses.fields(here)})
     assert len(list(total_time.pictures(spy))) == 1
     first = {r["editor"]: r["total_seconds"] for r in reversed(captured) if r["n_batches"] == 4}
     assert 52 < first["rledit"] < 53 and first["ft"] < 1
+    assert first["alphaedit"] > 30  # second moments
     assert all(math.isfinite(r["edit_ms"]) and r["edit_ms"] > 0 for r in captured)
 
 

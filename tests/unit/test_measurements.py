@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,7 @@ from pipeline.material import MaterialEntry, load_material, material_hash
 from pipeline.yaml_location import ConfigError
 from rledit.ability import TASKS, items_of, measure_ability, weighted_f1
 from rledit.ability.measure import answer_in
+from rledit.datasets import DatasetError
 from rledit.datasets.ability import find_schema, map_ability
 from rledit.datasets.reading import rows_given
 from rledit.measurements import MEASUREMENTS, Material, Measurements
@@ -273,6 +275,28 @@ def test_material_by_path(world: World, tmp_path: Path) -> None:
     (tmp_path / "rte.jsonl").write_text(json.dumps({"sentence": "x"}))
     with pytest.raises(ConfigError, match="has not the keys of a rte item"):
         load_material(replace(entry, ability=str(tmp_path) + "/."), ["ability"], None)
+
+
+@pytest.mark.parametrize(
+    ("file", "change", "reason"),
+    [
+        ("mmlu", {"choices": [*"12345"]}, "`choices` has 5 answers, and the task is asked with 4"),
+        ("sst2", {"label": -1}, "`label` is -1, not 0 or 1"),
+        ("nli", {"label": "hidden"}, "`label` is 'hidden', not 'entailment' or 'not_entailment'"),
+    ],
+)
+def test_an_item_without_a_right_answer_names_file_and_row(
+    world: World, tmp_path: Path, file: str, change: dict[str, Any], reason: str
+) -> None:
+    """Also behind the items that are asked."""
+    for name, rows in world.ability_items.items():
+        stem = TASKS[name].file
+        broken = [{**rows[0], **change}] if stem == file else []
+        lines = "\n".join(map(json.dumps, [*rows, *broken]))
+        (tmp_path / f"{stem}.jsonl").write_text(lines)
+    message = f"{file}.jsonl, row 41: {reason}"
+    with pytest.raises(DatasetError, match=re.escape(message)):
+        material_hash(MaterialEntry(ability=str(tmp_path)), ["ability"], None)
 
 
 @pytest.mark.parametrize(

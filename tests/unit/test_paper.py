@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 from collections.abc import Callable
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -12,11 +13,13 @@ import pytest
 from typer.testing import CliRunner
 
 from pipeline.cli import app
-from pipeline.paper import table as paper
+from pipeline.identity import plain
+from pipeline.paper import comparability
 from pipeline.paper.elsewhere import elsewhere
 from pipeline.paper.layouts import LAYOUTS
 from pipeline.paper.references import Reference, Source, published, references, rows
 from pipeline.paper.rendering import render_paper_table
+from pipeline.paper.shipped import published_cells
 from pipeline.paper.table import Figure, PaperTable, paper_table
 from pipeline.paper.verdicts import judge
 from pipeline.presets import PRESETS
@@ -32,12 +35,14 @@ EDITS = 40
 def cell(
     editor: str, scores: tuple[float, float, float] = (50, 50, 50), **changes: Any
 ) -> CellResult:
-    """A finished cell of table2 on the published weights and data, unless changed."""
+    """A finished cell of table2 as the shipped grid runs it on published data, unless changed."""
     values: dict[str, Any] = {
         "grid": "table2", "variant": "", "model": "Llama-3-8B", "dataset": "ZsRE",
         "scale": "full", "seed": 0, "batch_size": 20, "n_batches": 400, "checkpoint": LLAMA,
         "data": "published", "protocol": "token_accuracy", "train_seconds": 80.0,
-        "edit_seconds": 800.0, "also_after": (), "prompt": {},
+        "edit_seconds": 800.0, "also_after": (), "prompt": {}, "train_data": "published",
+        "corpus": "published", "settings": {}, "dtype": "bfloat16", "probes": "first",
+        "order": "shuffled", "curves": {},
     } | changes  # fmt: skip
     n_edits = values["batch_size"] * values["n_batches"]
     names = ("efficacy", "generalization", "specificity", "specificity_self")
@@ -53,10 +58,18 @@ def cell(
         for end in ends
         for i in range(EDITS)
     ]  # fmt: skip
-    model = {"checkpoint": values["checkpoint"], **values["prompt"]}
-    identity: dict[str, Any] = {"model": model, "editor": editor}
+    model = {"checkpoint": values["checkpoint"], "dtype": values["dtype"], **values["prompt"]}
+    identity: dict[str, Any] = {
+        "model": model,
+        "editor": editor,
+        "settings": shipped_settings(editor, values) | values["settings"],
+        "dataset": {"split": "evaluation", "order": values["order"]},
+        "probes": values["probes"],
+        "statistics": {"corpus_hash": values["corpus"], "dtype": "float32"},
+    }
     if values["also_after"]:
         identity["also_after"] = list(values["also_after"])
+    files = {"evaluation": values["data"], "train": values["train_data"]}
     address = ("grid", "variant", "model", "dataset", "scale", "seed", "batch_size", "n_batches")
     key = "-".join(str(values[name]) for name in ("model", "dataset", *address))
     return CellResult(
@@ -66,7 +79,7 @@ def cell(
             **{name: values[name] for name in address},
         ),
         identity=identity,
-        resolved={**identity, "data_files": {"evaluation": values["data"]}},
+        resolved={**identity, "data_files": files},
         data_hash="d",
         code_version="v",
         protocols=(values["protocol"],),
@@ -78,11 +91,24 @@ def cell(
         steps=[
             {"step": end, "metric": "edit_seconds", "value": values["edit_seconds"] / len(ends)}
             for end in ends
+        ]
+        + [
+            {"step": step, "metric": metric, "value": value}
+            for (metric, step), value in values["curves"].items()
         ],
         train_seconds=values["train_seconds"],
         edit_seconds=values["edit_seconds"],
         n_edits=n_edits,
     )
+
+
+def shipped_settings(editor: str, where: dict[str, Any]) -> dict[str, Any]:
+    """The settings that the grid has for a cell; none for a grid or method that does not ship."""
+    if where["grid"] not in LAYOUTS:
+        return {}
+    part = (where["model"], where["dataset"], editor, where["variant"])
+    known = published_cells(where["grid"]).get(part)
+    return {} if known is None else plain(asdict(replace(known, seed=where["seed"]).settings))
 
 
 @pytest.fixture
@@ -93,8 +119,9 @@ def lake(tmp_path: Path) -> Lake:
 @pytest.fixture(autouse=True)
 def known_data(monkeypatch: pytest.MonkeyPatch) -> None:
     """Pretend that the published data files are known: their hash is "published"."""
-    known = {name: ["published"] for name in published()["evaluation_files"]}
-    monkeypatch.setattr(paper, "published", lambda: {**published(), "evaluation_files": known})
+    files = {name: ["published"] for name in published()["evaluation_files"]}
+    known = {"evaluation_files": files, "train_files": files, "corpora": ["published"]}
+    monkeypatch.setattr(comparability, "published", lambda: {**published(), **known})
 
 
 def figure(
@@ -145,8 +172,10 @@ def test_calibration_cells_are_held_to_half_the_tolerance() -> None:
 
 
 def test_what_is_not_judged_says_why() -> None:
-    assert judge(1.0, None).kind == "no reference"
-    assert judge(1.0, reference(1.0), implemented=False).kind == "not implemented"
+    verdict = judge(1.0, None)
+    assert (verdict.kind, verdict.reason) == ("no reference", "nothing is published for it")
+    verdict = judge(1.0, reference(1.0), implemented=False)
+    assert (verdict.kind, verdict.reason) == ("not implemented", "there is no such method here")
     verdict = judge(1.0, reference(1.0), obstacles=("stand-in", "stream 1×20 instead of 400×20"))
     assert (verdict.kind, verdict.reason) == (
         "not comparable", "stand-in; stream 1×20 instead of 400×20"
@@ -186,6 +215,16 @@ def test_a_full_cell_is_judged_and_check_exits_by_the_verdicts(lake: Lake) -> No
             "prompts in a chat template instead of bare ones",
         ),
         ({"protocol": "exact_match"}, "protocol exact_match instead of token_accuracy"),
+        ({"settings": {"rank": 8}}, "setting rank 8 instead of 1024"),
+        (
+            {"settings": {"modules": ["down:17"]}},
+            "setting modules ['down:17'] instead of ['gate:11-15', 'up:18-24']",
+        ),
+        ({"settings": {"seed": 7}}, "setting seed 7 instead of 0"),
+        ({"probes": "all"}, "probes all instead of first"),
+        ({"order": "file"}, "order file instead of shuffled"),
+        ({"dtype": "float32"}, "dtype float32 instead of bfloat16"),
+        ({"train_data": "another"}, "other training data: another"),
     ],
 )
 def test_what_was_measured_otherwise_is_not_comparable(
@@ -202,10 +241,160 @@ def test_what_was_measured_otherwise_is_not_comparable(
 def test_without_a_known_hash_nothing_is_judged(
     lake: Lake, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(paper, "published", published)
+    monkeypatch.setattr(comparability, "published", published)
     lake.commit(cell("rledit", (89.0, 87.0, 45.0)))
-    reason = figure(paper_table(lake, "table2"), "RLEdit").verdict.reason
-    assert reason == "no hash of the published ZsRE file is known"
+    lake.commit(cell("memit", (89.0, 87.0, 45.0)))
+    unknown = "no hash of the published ZsRE {} is known"
+    found = paper_table(lake, "table2")
+    assert figure(found, "RLEdit").verdict.reason == "; ".join(
+        [unknown.format("file"), unknown.format("training file")]
+    )
+    assert figure(found, "MEMIT").verdict.reason == "; ".join(
+        [unknown.format("file"), "no hash of the published corpus of second moments is known"]
+    )
+
+
+def test_a_file_that_a_method_does_not_learn_from_is_no_obstacle(lake: Lake) -> None:
+    """FT sees neither training data nor second moments, and MEMIT no training data."""
+    lake.commit(cell("ft", train_data="another", corpus="another"))
+    lake.commit(cell("memit", train_data="another"))
+    lake.commit(cell("rect", corpus="another"))
+    found = paper_table(lake, "table2")
+    assert figure(found, "FT").verdict.kind == "differs"
+    assert figure(found, "MEMIT").verdict.kind == "differs"
+    reason = figure(found, "RECT").verdict.reason
+    assert reason == "second moments of another corpus: another"
+
+
+@pytest.mark.parametrize("name", sorted(LAYOUTS))
+def test_every_method_of_a_table_is_in_the_grid_that_ships_with_it(name: str) -> None:
+    layout = LAYOUTS[name]()
+    there = published_cells(name)
+    for section in layout.sections:
+        for model in section.models:
+            for dataset in section.datasets:
+                for method in layout.methods:
+                    if method.editor is not None:
+                        assert (model, dataset, method.editor, method.variant) in there
+
+
+def test_seeds_are_no_other_setting(lake: Lake) -> None:
+    for seed in (0, 1):
+        lake.commit(cell("rledit", (89.0, 87.0, 45.0), seed=seed))
+    assert figure(paper_table(lake, "table2"), "RLEdit").verdict.kind == "reproduced"
+
+
+def test_a_variant_of_the_grid_is_held_to_its_own_settings(lake: Lake) -> None:
+    shape = {"grid": "table4", "n_batches": 20, "batch_size": 100}
+    lake.commit(cell("rledit", variant="no_backtracking", **shape))
+    lake.commit(cell("rledit", variant="no_regularisation", settings={"reg_coef": 1e-4}, **shape))
+    found = paper_table(lake, "table4")
+    place = {"title": "Llama-3-8B · ZsRE · 20×100"}
+    assert figure(found, "RLEdit w/o memory backtracking", **place).verdict.kind == "differs"
+    reason = figure(found, "RLEdit w/o regularization", **place).verdict.reason
+    assert reason == "setting reg_coef 0.0001 instead of 0.0"
+
+
+@pytest.mark.parametrize(
+    ("name", "editor", "label", "title", "changes"),
+    [
+        ("fig8", "rledit", "RLEdit", "Llama-3-8B · ZsRE · 10×500", {"batch_size": 500}),
+        ("steps", "ultraedit", "UltraEdit", "Llama-3-8B · ZsRE · 20×100", {"batch_size": 100}),
+        ("gptj", "rledit", "RLEdit", "GPT-J-6B · ZsRE · 20×100",
+         {"batch_size": 100, "model": "GPT-J-6B"}),
+    ],
+)  # fmt: skip
+def test_where_nothing_is_published_what_was_otherwise_is_said(
+    lake: Lake, name: str, editor: str, label: str, title: str, changes: dict[str, Any]
+) -> None:
+    values = {"grid": name, "n_batches": 2, "checkpoint": "mine/x@1", **changes}
+    lake.commit(cell(editor, **values))
+    found = paper_table(lake, name)
+    verdict = figure(found, label, title=title).verdict
+    assert verdict.kind == "no reference"
+    assert verdict.reason.startswith("other weights: mine/x@1; stream 2×")
+    for fmt in ("md", "html", "latex"):
+        text = render_paper_table(found, fmt)
+        assert "other weights: mine/x@1" in text
+        assert "not measured as the published ones" in text
+    lines = list(csv.DictReader(io.StringIO(render_paper_table(found, "csv"))))
+    assert all(line["reason"] for line in lines)
+
+
+def ability_curves(points: dict[int, float]) -> dict[tuple[str, int], float]:
+    return {("ability_sst_f1", at): value for at, value in points.items()}
+
+
+@pytest.mark.parametrize(
+    ("stream", "scale", "expected"),
+    [
+        # The published stream; a stand-in of it, at its thirds; a stand-in cut to one batch; a
+        # published one cut to six.
+        ((30, 100), "full", {0: (0, 90), 1000: (1000, 80), 2000: (2000, 70), 3000: (3000, 60)}),
+        ((3, 20), "standin", {0: (0, 90), 1000: (20, 80), 2000: (40, 70), 3000: (60, 60)}),
+        ((1, 20), "standin", {0: (0, 90), 1000: None, 2000: None, 3000: (20, 60)}),
+        ((6, 100), "full", {0: (0, 90), 1000: (200, 80), 2000: (400, 70), 3000: (600, 60)}),
+    ],
+)
+def test_a_point_of_the_stream_is_read_where_it_is_and_said(
+    lake: Lake, stream: tuple[int, int], scale: str, expected: dict[int, tuple[int, float] | None]
+) -> None:
+    n_batches, batch_size = stream
+    n_edits = n_batches * batch_size
+    thirds = {
+        n_edits * i // 3: 90.0 - 10 * i for i in range(4) if n_edits * i // 3 % batch_size == 0
+    }
+    shape = {"grid": "fig5", "n_batches": n_batches, "batch_size": batch_size, "scale": scale}
+    lake.commit(cell("rledit", curves=ability_curves(thirds), **shape))
+    found = paper_table(lake, "fig5")
+    for at, known in expected.items():
+        section = f"Llama-3-8B · ZsRE · 30×100, after {at:,} edits"
+        ours = figure(found, "RLEdit", "SST", section)
+        block = next(b for b in found.blocks if b.section.title == section)
+        if known is None:
+            assert ours.ours.mean is None
+            assert ours.verdict.reason == (
+                f"no batch of 1×20 ends where {at:,} edits of the published stream do"
+            )
+            assert block.title == section
+            continue
+        read, value = known
+        assert ours.ours.mean == value
+        n, m = stream
+        here = "" if stream == (30, 100) else f"; read here: {n}×{m} after {read} edits"
+        assert block.title == section + here
+        assert block.title in render_paper_table(found, "md")
+
+
+def test_after_20000_edits_is_not_after_100(lake: Lake) -> None:
+    """What a grid cut to one batch has is read at its end, and the table says at which."""
+    curves = ability_curves({0: 90.0, 100: 50.0})
+    lake.commit(cell("rledit", grid="fig5", n_batches=1, batch_size=100, curves=curves))
+    found = paper_table(lake, "fig5")
+    block = found.blocks[-1]
+    assert block.title.endswith("200×100, after 20,000 edits; read here: 1×100 after 100 edits")
+    lines = list(csv.DictReader(io.StringIO(render_paper_table(found, "csv"))))
+    (line,) = [
+        row for row in lines
+        if (row["method"], row["metric"], row["edits_at"]) == ("RLEdit", "ability_sst_f1", "20000")
+    ]  # fmt: skip
+    assert (line["read_stream"], line["read_edits"]) == ("1x100", "100")
+    assert line["reason"] == "stream 1×100 instead of 200×100"
+
+
+def test_stand_ins_of_a_table_answer_for_its_streams(lake: Lake) -> None:
+    """Each length by its own stand-in, of another batch size; at full scale by none."""
+    for n in (1, 2, 3, 4, 5):
+        shape = {"grid": "table5", "n_batches": n, "batch_size": 10, "scale": "standin"}
+        lake.commit(cell("rledit", (10.0 * n, 50.0, 50.0), **shape))
+    found = paper_table(lake, "table5")
+    for i, n in enumerate((20, 50, 100, 150, 200), start=1):
+        here = figure(found, "RLEdit", title=f"Llama-3-8B · ZsRE · {n}×100")
+        assert here.ours.mean == pytest.approx(10.0 * i)
+        assert here.verdict.reason == f"stand-in; stream {i}×10 instead of {n}×100"
+    lake.commit(cell("ft", grid="table5", n_batches=1, batch_size=10))
+    full = paper_table(lake, "table5", "full")
+    assert figure(full, "FT", title="Llama-3-8B · ZsRE · 20×100").verdict.reason == "not run"
 
 
 def test_contested_cells_are_shown_and_never_judged(lake: Lake) -> None:
@@ -278,8 +467,29 @@ def test_the_headline_follows_the_papers_formulas(lake: Lake) -> None:
     eff = paper_table(lake, "table2").headline[0]
     assert eff.ours == pytest.approx(59.0) and eff.baselines == ("FT",)
     assert "MEMIT" in eff.lacking
+    assert not eff.obstacles and not time.obstacles
     (edit,) = paper_table(lake, "fig4").headline
     assert edit.paper == pytest.approx(1.14, abs=0.005)
+
+
+def test_a_headline_over_rows_that_are_not_comparable_says_so(lake: Lake) -> None:
+    """On other weights, data and settings, and on a shorter stream: each is named."""
+    shape = {"n_batches": 2, "checkpoint": "mine/x@1"}
+    lake.commit(cell("rledit", (89.0, 87.0, 45.0), **shape))
+    lake.commit(cell("ft", (30.0, 30.0, 15.0), data="another", settings={"lr": 7.0}, **shape))
+    found = paper_table(lake, "table2")
+    lines = [
+        line for line in render_paper_table(found, "md").splitlines() if "mean gain in Eff" in line
+    ]
+    (line,) = lines
+    assert "+59.00 points over FT" in line
+    (lr,) = [o for o in found.headline[0].obstacles if o.startswith("setting lr 7.0 instead of")]
+    reasons = ("other weights: mine/x@1", "stream 2×20 instead of 400×20", "other data: another")
+    for reason in (*reasons, lr):
+        assert reason in line
+    assert "ours, not comparable (" in line
+    seconds = found.headline[-1]
+    assert seconds.ours is not None and set(seconds.obstacles) == {*reasons, lr}
 
 
 def test_reference_values_are_complete_and_their_marks_are_kept() -> None:

@@ -95,6 +95,35 @@ def test_a_blank_target_is_skipped_and_refused_with_strict(tmp_path: Path, rows:
         cell(tmp_path, rows, "datasets.world.strict=true").source()
 
 
+@pytest.mark.parametrize(
+    ("editor", "learns"),
+    [
+        ("{editor: malmen, settings: {train_steps: 1}}", True),
+        ("{editor: mend, settings: {train_steps: 1}}", True),
+        ("{editor: rledit, settings: {train_steps: 1}}", True),
+        ("{editor: stableedit}", True),
+        ("{editor: malmen, settings: {train_steps: 0}}", False),
+        ("{editor: ultraedit, settings: {step: 0.001}}", False),
+    ],
+)
+def test_training_data_keeps_the_token_contract(
+    tmp_path: Path, rows: Rows, editor: str, learns: bool
+) -> None:
+    """A bad target anywhere in the train pool is found before the training that may draw it."""
+    rows[-1]["ans"] = "Xyzzyx"
+    pools = {"evaluation": rows[:6], "validation": rows[6:10], "train": rows[10:]}
+    for split, own in pools.items():
+        (tmp_path / f"{split}.json").write_text(json.dumps(own))
+    files = {split: str(tmp_path / f"{split}.json") for split in pools}
+    sets = [f"datasets.world.files={json.dumps(files)}", f"editors=[{editor}]"]
+    chosen = cell(tmp_path, rows, *sets)
+    if not learns:
+        return preflight([chosen])
+    message = r"learns from the train pool: train.json:20: .*no token for a part of the answ"
+    with pytest.raises(ConfigError, match=message):
+        preflight([chosen])
+
+
 def test_a_row_that_fits_no_schema_stops_the_plan(tmp_path: Path, rows: Rows) -> None:
     del rows[5]["ans"]
     chosen = load_grid(GRID, [f"datasets.world.files={{evaluation: {tmp_path / 'zsre.json'}}}"])
@@ -104,7 +133,8 @@ def test_a_row_that_fits_no_schema_stops_the_plan(tmp_path: Path, rows: Rows) ->
 
 
 def test_a_checkpoint_is_a_folder_or_a_pinned_revision(tmp_path: Path, rows: Rows) -> None:
-    assert checkpoint_identity("owner/name@0123abc") == "owner/name@0123abc"
+    commit = "0123456789abcdef0123456789abcdef01234567"
+    assert checkpoint_identity(f"owner/name@{commit}") == f"owner/name@{commit}"
     with pytest.raises(ConfigError, match="with its revision"):
         checkpoint_identity("owner/name")
     with pytest.raises(ConfigError, match="no config.json"):

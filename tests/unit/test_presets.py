@@ -6,7 +6,6 @@ import json
 import re
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
@@ -19,10 +18,6 @@ from pipeline.plan import check_cell
 from pipeline.presets import OWN, PRESETS, preset_setting, standin_setting
 from pipeline.presets.shape import layer_numbers
 from pipeline.presets.standin import LAYERS
-from pipeline.run.cache import Cache
-from pipeline.run.report import silent
-from pipeline.run.stages.edit import edit_stream
-from pipeline.run.stages.prepare import prepare_model
 from pipeline.yaml_location import ConfigError
 from rledit.editors import EDITORS
 from rledit.families import FAMILIES
@@ -192,29 +187,6 @@ def test_a_safe_editor_runs_the_longest_stream_only_and_is_scored_on_the_way() -
     assert all(c.points == (c.stream.n_batches,) for c in streams["rledit"])
     apart = load_grid(GRIDS / "table5.yaml", (*sets, "share_prefixes=false"), "standin")
     assert len(cells_of(apart)) > len(cells_of(grid))
-
-
-@pytest.mark.parametrize("editor", ["ultraedit", "none"])
-def test_a_prefix_scores_as_the_shorter_stream_does(editor: str, tmp_path: Path) -> None:
-    sets = ("streams=[{n_batches: 2, batch_size: 4}, {n_batches: 3, batch_size: 4}]",
-            "checkpoints=1")  # fmt: skip
-    alone = [c for c in cells_of(load_grid(TINY, sets)) if c.editor.editor == editor]
-    shared = [
-        c
-        for c in cells_of(load_grid(TINY, (*sets, "share_prefixes=true")))
-        if c.editor.editor == editor
-    ]
-    assert (len(alone), len(shared)) == (2, 1)
-    folder = prepare_model(alone[0], Cache(tmp_path), silent)
-    short = edit_stream(alone[0], folder, Cache(tmp_path), None, silent)
-    long = edit_stream(shared[0], folder, Cache(tmp_path), None, silent)
-
-    def at_8(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
-        return [row | {"final": True} for row in rows if row["checkpoint"] == 8]
-
-    assert at_8(long.scores) == at_8(short.scores)
-    assert at_8(long.edits) == at_8(short.edits)
-    assert {row["checkpoint"] for row in long.scores} >= {8, 12}
 
 
 @pytest.mark.parametrize("schema", sorted(SCHEMAS))

@@ -12,13 +12,15 @@ from pipeline.architecture import architecture_of
 from pipeline.cells import Cell, cells_of
 from pipeline.config import load_grid
 from pipeline.preflight import preflight
+from pipeline.results.lake import Lake
 from pipeline.results.records import prompt_of
 from pipeline.run.cache import Cache
+from pipeline.run.cell import run_cell
 from pipeline.run.report import silent
 from pipeline.run.stages.edit import edit_stream
 from pipeline.run.stages.prepare import open_model, prepare_model
 from pipeline.yaml_location import ConfigError
-from rledit.world import training_record, world_model_key
+from rledit.world import training_record, world_encoder, world_model_key
 
 GRIDS = Path(__file__).parent.parent.parent / "jobs" / "grids"
 TINY = Path(__file__).parent.parent / "cluster" / "tiny.yaml"
@@ -51,6 +53,24 @@ def test_a_published_models_cells_say_both() -> None:
     assert bare.key != chat.key and bare.model_hash == chat.model_hash
 
 
+@pytest.mark.parametrize(("family", "bos"), [("llama", True), ("qwen2", False)])
+def test_the_record_says_what_the_tokenizer_writes(family: str, bos: bool) -> None:
+    """Also of an embedded model, whose identity is what it was before anybody asked."""
+    chosen = cell(f"models.llama-tiny.overrides.family={family}")
+    assert "prompt" not in chosen.identity["model"]
+    encoder = world_encoder(chosen.world(), chosen.model_spec)
+    assert encoder.prompting == {"template": "bare", "bos": bos}
+
+
+def test_the_record_of_a_cell_has_it(tmp_path: Path) -> None:
+    chosen, lake = cell(editor="{editor: none}"), Lake(str(tmp_path / "lake"))
+    folder = prepare_model(chosen, Cache(tmp_path), silent)
+    run_cell(chosen, folder, None, Cache(tmp_path), lake, silent)
+    (record,) = lake.manifest()
+    assert record.values["resolved"]["prompt"] == {"template": "bare", "bos": True}
+    assert "prompt" not in record.values["identity"]["model"]
+
+
 def test_a_template_in_a_file_of_its_own_is_part_of_the_identity(tmp_path: Path) -> None:
     folder = prepare_model(cell(), Cache(tmp_path), silent)
     path = f"models.llama-tiny.checkpoint={folder}"
@@ -66,7 +86,7 @@ def test_a_preset_that_was_not_made_for_chat_is_refused(scale: str) -> None:
     models = ["models=[{name: Qwen, preset: qwen2.5-7b}]", "models.Qwen.prompt_style=chat"]
     with pytest.raises(ConfigError, match=r"prompt_style.*'qwen2.5-7b' was not tuned on instr"):
         load_grid(GRIDS / "steps.yaml", models, scale)
-    mine = "models.Qwen.checkpoint=owner/name@0123abc"
+    mine = "models.Qwen.checkpoint=owner/name@0123456789abcdef0123456789abcdef01234567"
     assert load_grid(GRIDS / "steps.yaml", [*models, mine]).models[0].prompt_style == "chat"
     with pytest.raises(ConfigError, match="prompt_style"):
         load_grid(TINY, ["models.llama-tiny.prompt_style=chatty"])
@@ -105,5 +125,7 @@ def test_the_stand_in_knows_its_world_in_the_chat(tmp_path: Path) -> None:
     words = tokenizer.convert_ids_to_tokens(model.encoder.prompt_ids(prompt))
     assert words[:2] == ["<s>", "<user>"] and words[-1] == "<assistant>"
     rows = edit_stream(chosen, folder, Cache(tmp_path), None, silent)
+    around = "<s><user>\n{}\n<assistant>\n"
+    assert rows.facts["prompt"] == {"template": "chat", "bos": True, "text": around}
     unedited = [row for row in rows.scores if row["checkpoint"] == 0]
     assert all(row["specificity"] > 80 for row in unedited)

@@ -108,8 +108,8 @@ def test_every_editor_has_a_look_of_its_own() -> None:
 @pytest.mark.parametrize("fmt", ["svg", "png"])
 def test_figures_accept_failures_and_missing_costs(fmt: str) -> None:
     row = {"editor": "none", "variant": "", "n_batches": 4, "batch_size": 10, "status": "done",
-           "efficacy": None, "generalization": None, "specificity": None, "edit_ms": None,
-           "train_seconds": None}  # fmt: skip
+           "efficacy": None, "generalization": None, "specificity": None,
+           figures.costs.SETUP: None, figures.costs.EDITING: None}  # fmt: skip
     rows = [row, row | {"editor": "ft", "status": "failed"}]
     look = figures.looks(rows)
     for draw in (figures.score_bars.draw, figures.frontier.draw, figures.time_bars.draw):
@@ -122,6 +122,42 @@ def test_a_grid_with_failures_only_still_has_a_report(tmp_path: Path) -> None:
     write_report(lake, "demo", tmp_path / "r.html")
     text = (tmp_path / "r.html").read_text()
     assert "no cell finished" in text and "CUDA out of memory" in text
+
+
+def test_each_dataset_is_drawn_by_the_protocol_of_its_table(tmp_path: Path) -> None:
+    """Figures of a paper's table show what the table shows, and every title says what that is."""
+    lake = Lake(str(tmp_path / "lake"))
+    protocols = ("token_accuracy", "choice_official", "choice")
+    for dataset in ("CounterFact", "ZsRE"):
+        for editor in ("none", "mend", "malmen"):
+            where = {"grid": "fig6", "model": "Llama-3-8B", "dataset": dataset, "n_batches": 20,
+                     "batch_size": 2, "scale": "standin"}  # fmt: skip
+            lake.commit(cell(editor=editor, protocols=protocols, checkpoints=1,
+                             cell_key=f"{editor}-{dataset}", **where))  # fmt: skip
+    rows = {(r["editor"], r["dataset"], r["protocol"]): r for r in runs(lake, "fig6")}
+    shown = {"CounterFact": "choice_official", "ZsRE": "token_accuracy"}
+    write_report(lake, "fig6", tmp_path / "r.html", protocols=shown,
+                 figures_folder=tmp_path / "figures")  # fmt: skip
+    text = (tmp_path / "r.html").read_text()
+    for title in ("CounterFact on Llama-3-8B (choice_official)",
+                  "ZsRE on Llama-3-8B (token_accuracy)",
+                  "all datasets on Llama-3-8B (choice_official on CounterFact, "
+                  "token_accuracy on ZsRE)"):  # fmt: skip
+        assert title in text
+    assert "by choice_official, highest efficacy first" in text
+    parts = [rows["mend", dataset, protocol] for dataset, protocol in shown.items()]
+    expected = sum(
+        (r["efficacy"] + r["generalization"] + r["specificity"] / 2) / 2.5 for r in parts
+    )
+    (picture,) = (tmp_path / "figures").glob("all-datasets*")
+    assert f"<!-- {expected / 2:.1f} -->" in picture.read_text()
+
+
+def test_a_dataset_without_scores_by_the_tables_protocol_shows_the_first(tmp_path: Path) -> None:
+    lake = Lake(str(tmp_path / "lake"))
+    lake.commit(cell(editor="ft"))
+    write_report(lake, "demo", tmp_path / "r.html", protocols={"world": "choice"})
+    assert "world on tiny-llama (token_accuracy)" in (tmp_path / "r.html").read_text()
 
 
 def test_no_curves_no_picture(tmp_path: Path) -> None:

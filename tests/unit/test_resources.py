@@ -23,6 +23,7 @@ GRID = Path(__file__).parent.parent / "cluster" / "tiny.yaml"
     [
         ("ranks: 0", "ranks: 0: a cell needs at least one"),
         ("gpus: 1.5", "expected a fraction of one GPU, or a whole number"),
+        ("gpus: 0.5, ranks: 2", "ranks that share a GPU cannot exchange data"),
         ("cpus: 0", "a rank needs at least one core"),
         ("memory_gb: 0", "expected more than zero"),
         ("offload: true", "add sharding: zero3"),

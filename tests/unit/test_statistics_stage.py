@@ -21,6 +21,7 @@ from pipeline.run.cache import Cache
 from pipeline.run.report import Stage, silent
 from pipeline.run.shared_statistics import export_statistics, import_statistics
 from pipeline.run.stages import statistics
+from pipeline.run.stages.edit import edit_stream
 from pipeline.run.stages.prepare import open_model, prepare_model
 from pipeline.run.state import write_tensors
 from pipeline.run.tasks import tasks_of
@@ -220,11 +221,27 @@ def test_editors_that_need_the_same_moments_share_them() -> None:
     assert all(len(t.needs) == 3 for t in tasks if t.kind == "edit")
 
 
+def test_the_results_say_how_much_text_the_moments_are_of(folder: Path, tmp_path: Path) -> None:
+    """A corpus that ends early is in them, not only in a warning of the day."""
+    corpus = tmp_path / "corpus.txt"
+    texts = open_corpus(None, 40, cell().world()).documents
+    corpus.write_text("\n".join(texts))
+    chosen = cell(corpus=corpus, documents=100)
+    statistics.collect(chosen, 0, folder, Cache(tmp_path), silent)
+    model = open_model(chosen, folder)
+    tokens = sum(len(model.encoder.text_ids(text)) for text in texts)
+    moments = statistics.load_statistics(chosen, Cache(tmp_path), model.modules)
+    found = {"corpus": str(corpus), "documents": 40, "asked_for": 100, "tokens": tokens}
+    assert statistics.statistics_facts(chosen, moments) == found
+    rows = edit_stream(chosen, folder, Cache(tmp_path), None, silent)
+    assert rows.facts["statistics"] == found
+
+
 def test_a_corpus_file_names_its_bad_line(tmp_path: Path) -> None:
     path = tmp_path / "c.jsonl"
     path.write_text('{"text": "a"}\n\n{"txt": "b"}\n')
     assert open_corpus(str(path), 1, None).documents == ("a",)
-    with pytest.raises(ConfigError, match=r"c.jsonl:3: expected a JSON object with the key 'text'"):
+    with pytest.raises(ConfigError, match=r"c.jsonl, row 3: has the keys txt; expected a JSON ob"):
         open_corpus(str(path), 5, None)
     with pytest.raises(ConfigError, match="without an embedded world"):
         open_corpus(None, 5, None)

@@ -102,7 +102,12 @@ def test_files_that_nodes_would_not_find_are_refused(change: str, message: str) 
 
 def test_files_that_nodes_find_are_taken() -> None:
     check_files(load_grid(TINY, ["models.llama-tiny.checkpoint=/mnt/models/x"]))
-    check_files(load_grid(TINY, ["models.llama-tiny.checkpoint=owner/name@abc123"]))
+    check_files(
+        load_grid(
+            TINY,
+            ["models.llama-tiny.checkpoint=owner/name@0123456789abcdef0123456789abcdef01234567"],
+        )
+    )
 
 
 def test_what_travels(tmp_path: Path) -> None:
@@ -139,6 +144,8 @@ def test_variables_are_named_and_no_secrets(monkeypatch: pytest.MonkeyPatch) -> 
         "HF_TOKEN": "x",
         "PGPASSWORD": "y",
         "AWS_SECRET_ACCESS_KEY": "a-long-secret-key",
+        "AZURE_STORAGE_KEY": "k",
+        "DB_PASS": "p",
         "MLFLOW_TRACKING_URI": "http://me:planted-word@host",
     }
     environment = {"HF_HOME": "/mnt/hub", "LEFT_ALONE": "z", **secrets}
@@ -294,7 +301,8 @@ def test_a_rayjob_brings_its_cluster_and_its_submission() -> None:
     assert sent == submission() and sent.parsed() == load_grid(TINY)
     spec = job["spec"]
     assert spec["jobId"] == job["metadata"]["name"] == name
-    assert spec["entrypoint"] == f"python -m jobs.run_grid /rledit/{FILE}"
+    # Failed cells are no reason for Kubernetes to start the job anew; a dead driver is one.
+    assert spec["entrypoint"] == f"python -m jobs.run_grid /rledit/{FILE} --allow-failed-cells"
     cluster = spec["rayClusterSpec"]
     assert cluster["authOptions"] == {"mode": "token"}
     head = cluster["headGroupSpec"]

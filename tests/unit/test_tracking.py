@@ -15,6 +15,7 @@ from typing import Any
 import mlflow
 import pytest
 from mlflow import MlflowClient
+from mlflow.exceptions import MlflowException
 
 from pipeline.results.lake import Lake
 from pipeline.results.liveness import process_alive
@@ -220,6 +221,21 @@ def test_an_unreachable_store_hides_its_password() -> None:
     with pytest.raises(TrackingError) as caught:
         Tracker(f"nosuchdb://me:{PLANTED}@host/db", "demo")
     assert PLANTED not in str(caught.value)
+
+
+def test_a_store_that_fails_later_hides_its_password(
+    uri: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tracker = Tracker(uri, "demo")
+
+    def fail(*_: Any, **__: Any) -> None:
+        raise MlflowException(f"postgresql://me:{PLANTED}@host/db is gone")
+
+    monkeypatch.setattr(tracker._client, "search_runs", fail)
+    for ask in (tracker.sweep, tracker.invocations):
+        with pytest.raises(TrackingError) as caught:
+            ask()
+        assert PLANTED not in str(caught.value)
 
 
 def test_an_unknown_experiment_is_named_and_the_global_uri_kept(uri: str) -> None:

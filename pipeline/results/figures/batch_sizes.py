@@ -14,7 +14,7 @@ PANELS = {
     "efficacy": "Eff (%)",
     "generalization": "Gen (%)",
     "specificity": "Spe (%)",
-    "edit_ms": "time per edit (ms)",
+    "edit_ms": "editing (ms per edit)",
     "peak_memory_gb": "peak memory (GB)",
 }
 FEWEST_SIZES = 3
@@ -28,8 +28,8 @@ def pictures(subject: Subject) -> Iterator[Picture]:
             rows = [r for r in subject.done if r["n_batches"] * r["batch_size"] == n_edits]
             yield Picture(
                 title=f"{n_edits} edits in batches of different sizes",
-                text=f"Scores by {subject.protocol} after the stream, time per edit and peak "
-                "memory against edits per batch; mean over seeds.",
+                text=f"Scores by {subject.protocol} after the stream, editing time (set-up "
+                "apart) and peak memory against edits per batch; mean over seeds.",
                 svg=draw(rows, subject.look),
             )
 

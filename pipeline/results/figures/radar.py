@@ -18,6 +18,7 @@ from pipeline.results.figures.canvas import (
     stream_of,
     stream_title,
 )
+from pipeline.results.figures.costs import TOTAL, costs
 from pipeline.results.figures.look import Look, Row, label_of
 from pipeline.results.figures.subject import Picture, Subject
 from pipeline.results.tables import UNEDITED, Stream
@@ -32,13 +33,16 @@ FEWEST_AXES = 3
 
 def pictures(subject: Subject) -> Iterator[Picture]:
     """A panel per editor, a line per stream."""
-    shapes = shapes_of(subject.done, measured(subject))
+    shapes = shapes_of(subject.done, measured(subject), costs(subject))
     axes = _axes(shapes)
     if len(axes) < FEWEST_AXES:
         return
     text = f"Eff, Gen and Spe in percent by {subject.protocol}"
     if SPEED in axes:
-        text += "; speed: time per edit of the fastest editor over this one's, in percent"
+        text += (
+            "; speed: time per edit, set-up included, of the fastest editor over this one's, in "
+            "percent"
+        )
     if ABILITIES in axes:
         text += "; ability: mean F1 of the ability tasks after the stream"
     yield Picture(
@@ -48,12 +52,15 @@ def pictures(subject: Subject) -> Iterator[Picture]:
     )
 
 
-def shapes_of(rows: Sequence[Row], abilities: Sequence[Row] = ()) -> Shapes:
+def shapes_of(
+    rows: Sequence[Row], abilities: Sequence[Row] = (), times: Sequence[Row] = ()
+) -> Shapes:
     """Means over seeds by editor, stream and axis.
 
     Args:
         rows: final rows of `runs` of one protocol.
         abilities: rows of `abilities.measured`.
+        times: rows of `costs`.
     """
     found: dict[str, dict[Stream, dict[str, float]]] = {}
     for row in rows:
@@ -64,8 +71,8 @@ def shapes_of(rows: Sequence[Row], abilities: Sequence[Row] = ()) -> Shapes:
             here = [r for r in rows if label_of(r) == label and stream_of(r) == stream]
             for score, name in SCORES.items():
                 _put(shape, name, [r[score] for r in here])
-            rivals = [r for r in rows if stream_of(r) == stream and r["editor"] != UNEDITED]
-            _put(shape, SPEED, _speeds(here, rivals))
+            rivals = [r for r in times if stream_of(r) == stream and r["editor"] != UNEDITED]
+            _put(shape, SPEED, _speeds(label, rivals))
             last = [
                 r for r in abilities
                 if label_of(r) == label and r["batch_size"] == stream[1]
@@ -120,9 +127,11 @@ def _axes(shapes: Shapes) -> list[str]:
     return [name for name in (*SCORES.values(), ABILITIES, SPEED) if name in found]
 
 
-def _speeds(own: Sequence[Row], rivals: Sequence[Row]) -> list[float]:
-    fastest = min((r["edit_ms"] for r in rivals if r["edit_ms"]), default=None)
-    return [] if fastest is None else [100 * fastest / r["edit_ms"] for r in own if r["edit_ms"]]
+def _speeds(label: str, rivals: Sequence[Row]) -> list[float]:
+    """Per seed, the least time per edit of all editors over this one's, in percent."""
+    spent = [row[TOTAL] for row in rivals if label_of(row) == label and row[TOTAL]]
+    fastest = min((row[TOTAL] for row in rivals if row[TOTAL]), default=0.0)
+    return [100 * fastest / seconds for seconds in spent]
 
 
 def _put(shape: dict[str, float], name: str, values: Sequence[float | None]) -> None:

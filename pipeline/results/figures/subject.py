@@ -49,8 +49,9 @@ class Subject:
     Attributes:
         connection: The lake's views.
         dataset: None where the rows span the datasets of a model.
-        protocol: The one that the figures of scores show.
-        rows: Final rows of `runs`, those of cells that did not finish included.
+        protocol: The one that the figures of scores show; where datasets differ in it, all of
+            them in words.
+        rows: Final rows of `runs` by that protocol, those of cells that did not finish included.
         look: Colour and marker of every editor.
     """
 

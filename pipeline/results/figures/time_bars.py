@@ -5,43 +5,41 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Sequence
 
-from pipeline.results.figures.canvas import (
-    longest_stream,
-    over_seeds,
-    panels,
-    rendered,
-    stream_of,
-)
+from pipeline.results.figures.canvas import longest_stream, over_seeds, panels, rendered, stream_of
+from pipeline.results.figures.costs import EDITING, SETUP, costs
 from pipeline.results.figures.look import Look, Row, label_of, shown_in
 from pipeline.results.figures.subject import Picture, Subject
 from pipeline.results.tables import UNEDITED, stream_label
 
-COSTS = {"edit_ms": "editing (ms per edit)", "train_seconds": "set-up: training (s)"}
+PANELS = {EDITING: "editing (s per edit)", SETUP: "set-up (s per edit)"}
 
 
 def pictures(subject: Subject) -> Iterator[Picture]:
     """Bars per editor on the longest stream."""
-    longest = longest_stream(subject.rows)
+    rows = costs(subject)
+    if not rows:
+        return
+    longest = longest_stream(rows)
     yield Picture(
         title=f"Time, {stream_label(longest)}",
-        text="Time per edit, and apart from it the training that comes before the first edit. "
-        "Times depend on the machine and on what else it does.",
-        svg=draw([row for row in subject.rows if stream_of(row) == longest], subject.look),
+        text="Seconds of editing, and apart from them those of what comes before the first edit: "
+        "training a network, and summing second moments of the edited linears; both divided by "
+        "the edits of the stream. Times depend on the machine and on what else it does.",
+        svg=draw([row for row in rows if stream_of(row) == longest], subject.look),
     )
 
 
 def draw(rows: Sequence[Row], look: Look, fmt: str = "svg") -> bytes:
-    """Milliseconds per edit, and apart from them the seconds of set-up, per editor.
+    """Seconds per edit of editing, and apart from them those of set-up, per editor.
 
     Args:
-        rows: final rows of `runs` of one protocol and one stream.
+        rows: Rows of `costs` of one stream.
     """
-    done = [row for row in rows if row["status"] == "done"]
-    edited = [row for row in done if row["editor"] != UNEDITED]
+    edited = [row for row in rows if row["editor"] != UNEDITED]
     labels = [name for name in shown_in(edited, look) if _costs_time(edited, name)]
     figure, axes = panels(2, columns=2, width=3.6, height=0.9 + 0.3 * max(len(labels), 2))
-    for axis, (column, name) in zip(axes, COSTS.items(), strict=True):
-        means, spreads = over_seeds(done, labels, column)
+    for axis, (column, name) in zip(axes, PANELS.items(), strict=True):
+        means, spreads = over_seeds(edited, labels, column)
         axis.barh(
             range(len(labels)),
             means,
@@ -66,4 +64,4 @@ def draw(rows: Sequence[Row], look: Look, fmt: str = "svg") -> bytes:
 
 
 def _costs_time(rows: Sequence[Row], label: str) -> bool:
-    return any(row[column] for row in rows if label_of(row) == label for column in COSTS)
+    return any(row[column] for row in rows if label_of(row) == label for column in PANELS)

@@ -11,7 +11,7 @@ from pipeline.results.figures.subject import Picture, Subject
 from pipeline.results.tables import UNEDITED, stream_label
 
 TOTAL = "set-up and editing so far (s)"
-EACH = "time per edit (ms)"
+EACH = "editing (ms per edit)"
 
 
 def pictures(subject: Subject) -> Iterator[Picture]:
@@ -23,10 +23,13 @@ def pictures(subject: Subject) -> Iterator[Picture]:
             SELECT e.cell, editor, variant, n_batches, batch_size, seed, step,
                    value AS seconds,
                    sum(value) OVER (PARTITION BY e.cell ORDER BY step) AS so_far,
-                   coalesce(c.train_seconds, 0) AS setup,
+                   coalesce(c.train_seconds, 0) + coalesce(m.moments, 0) AS setup,
                    CAST(ceil(n_batches / 20) AS INTEGER) * batch_size AS width
             FROM (SELECT * FROM curves WHERE {here} AND metric = 'edit_seconds') AS e
-            JOIN (SELECT cell, train_seconds FROM cells) AS c ON c.cell = e.cell)
+            JOIN (SELECT cell, train_seconds FROM cells) AS c ON c.cell = e.cell
+            LEFT JOIN (SELECT cell, sum(value) AS moments FROM curves
+                       WHERE metric = 'statistics_seconds' GROUP BY cell) AS m
+                ON m.cell = e.cell)
         SELECT editor, variant, n_batches, batch_size, max(step) AS step,
                max(setup + so_far) AS total_seconds,
                1000 * sum(seconds) / (count(*) * batch_size) AS edit_ms
@@ -41,9 +44,9 @@ def pictures(subject: Subject) -> Iterator[Picture]:
     if kept:
         yield Picture(
             title=f"Cost against edits, {stream_label(longest)}",
-            text="Left: training before the first edit plus all editing so far. Right: what one "
-            "edit takes at that point of the stream; a line that rises costs more the longer the "
-            "stream. Logarithmic; mean over seeds.",
+            text="Left: training and second moments before the first edit, plus all editing so "
+            "far. Right: what one edit takes at that point of the stream, set-up apart; a line "
+            "that rises costs more the longer the stream. Logarithmic; mean over seeds.",
             svg=draw(kept, subject.look),
         )
 

@@ -15,7 +15,11 @@ from pipeline.run.gang import ALONE, Gang
 from pipeline.run.report import Report
 from pipeline.run.stages.measure import StreamMeasures
 from pipeline.run.stages.prepare import held_shares, open_model
-from pipeline.run.stages.statistics import load_statistics, statistics_seconds
+from pipeline.run.stages.statistics import (
+    load_statistics,
+    statistics_facts,
+    statistics_seconds,
+)
 from pipeline.run.stages.train import Trained, training_batches
 from pipeline.run.state import StateFolder, load_together, write_tensors
 from rledit.editors import Editor, editor_class
@@ -35,7 +39,11 @@ SCORES = ("efficacy", "generalization", "specificity", "specificity_self")
 
 @dataclass(kw_only=True)
 class StreamRows:
-    """Rows of the lake that a stream produced so far; plain JSON, saved with the resume state."""
+    """Rows of the lake that a stream produced so far; plain JSON, saved with the resume state.
+
+    Attributes:
+        facts: What the results say beside them: how prompts were put, how much text was read.
+    """
 
     edits: list[dict[str, Any]] = field(default_factory=list)
     scores: list[dict[str, Any]] = field(default_factory=list)
@@ -45,6 +53,7 @@ class StreamRows:
     score_seconds: float = 0.0
     n_contradicting: int = 0
     held_shares: list[float] = field(default_factory=list)
+    facts: dict[str, Any] = field(default_factory=dict)
 
 
 def edit_stream(
@@ -63,7 +72,8 @@ def edit_stream(
     probes: Any = cell.probes
     scorer = Scorer(model, edits, protocols, probes, seed=cell.seed, beside=measures.samples)
     editor = editor_class(cell.editor.editor)(model, cell.settings)
-    _provide(editor, cell, cache)
+    facts = {"prompt": model.encoder.prompting, **measures.facts}
+    facts |= _provide(editor, cell, cache)
     if trained is not None:
         editor.load_state_dict(trained.state)
     folder = state_folder(cell, cache)
@@ -99,7 +109,7 @@ def edit_stream(
         if between and gang.decide(due):
             _save(editor, folder, rows, gang)
             last_save = time.perf_counter()
-    rows.held_shares = held_shares(model, gang)
+    rows.held_shares, rows.facts = held_shares(model, gang), facts
     if cell.keep_edited:
         _keep(cell, model, cache, gang)
     # Not a row: how often the cache helps depends on where a run was interrupted.
@@ -123,16 +133,20 @@ def _before_editing(
     )
 
 
-def _provide(editor: Editor, cell: Cell, cache: Cache) -> None:
-    """Give the editor what it needs beside the edits."""
+def _provide(editor: Editor, cell: Cell, cache: Cache) -> dict[str, Any]:
+    """Give the editor what it needs beside the edits; returns how much that was."""
+    facts: dict[str, Any] = {}
     if "statistics" in cell.needs:
-        editor.load_statistics(load_statistics(cell, cache, editor.model.modules))
+        moments = load_statistics(cell, cache, editor.model.modules)
+        facts["statistics"] = statistics_facts(cell, moments)
+        editor.load_statistics(moments)
     if "training_data" in cell.needs:
 
         def draw(n_batches: int, seed: int) -> list[EditBatch]:
             return training_batches(cell, editor, n_batches, seed)
 
         editor.load_training_data(draw)
+    return facts
 
 
 def edited_name(cell: Cell) -> str:
@@ -145,7 +159,8 @@ def _keep(cell: Cell, model: EditableModel, cache: Cache, gang: Gang) -> None:
     state = {k: v.cpu().contiguous() for k, v in model.weights.state_dict().items()}
     if gang.leads:
         write_tensors(cache.folder / edited_name(cell), state)
-        cache.publish(edited_name(cell))
+        # The name tells nothing of the code: a cell that is run again may be run by another.
+        cache.publish(edited_name(cell), replace=True)
 
 
 def state_folder(cell: Cell, cache: Cache) -> StateFolder:

@@ -33,8 +33,15 @@ class StreamMeasures:
         own = [name for name in cell.measurements if name != HARNESS]
         cheap = [name for name in own if name in EVERY_BATCH]
         material = cell.open_material()
+        asked, found = cell.material.documents, len(material.text)
+        self._texts = {"documents": found, "asked_for": asked} if material.text else None
         self._at_points = Measurements(model, edits, own, material)
         self._every_batch = Measurements(model, edits, cheap, material)
+
+    @property
+    def facts(self) -> dict[str, Any]:
+        """How much text perplexity is of, where that was asked for."""
+        return {} if self._texts is None else {"text": self._texts}
 
     @property
     def samples(self) -> list[Sample]:

@@ -11,6 +11,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from pipeline.cells import Cell
 from pipeline.checkpoints import fetch_whole
 from pipeline.run.cache import Cache
+from pipeline.run.device import device_of
 from pipeline.run.gang import ALONE, Gang
 from pipeline.run.report import Report
 from rledit.model import EditableModel
@@ -43,8 +44,7 @@ def open_model(cell: Cell, folder: Path, gang: Gang = ALONE) -> EditableModel:
         return _open_sharded(cell, folder, gang)
     dtype = cell.model.dtype if cell.model.checkpoint is not None else "auto"
     model: Any = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype)
-    if torch.cuda.is_available():
-        model = model.to("cuda")
+    model = model.to(device_of(cell.resources))
     tokenizer = AutoTokenizer.from_pretrained(folder)
     return EditableModel(
         model,

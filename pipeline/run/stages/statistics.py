@@ -8,8 +8,9 @@ has shared, stands for all shards.
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file
@@ -105,6 +106,16 @@ def load_statistics(cell: Cell, cache: Cache, modules: Sequence[str]) -> dict[st
             else:
                 found[name] = moment
     return found
+
+
+def statistics_facts(cell: Cell, moments: Mapping[str, SecondMoment]) -> dict[str, Any]:
+    """How much text a cell's moments are of: a corpus may be shorter than was asked for."""
+    return {
+        "corpus": cell.statistics.corpus or "the embedded world's text",
+        "documents": cell.corpus_documents,
+        "asked_for": cell.statistics.documents,
+        "tokens": min((moment.count for moment in moments.values()), default=0),
+    }
 
 
 def statistics_seconds(cell: Cell, cache: Cache, modules: Sequence[str]) -> float:

@@ -44,6 +44,21 @@ def trained_name(cell: Cell) -> str:
     return f"trained/{cell.editor_name}-{cell.train_key}.safetensors"
 
 
+def require_trained(cell: Cell, cache: Cache) -> Path:
+    """The cell's trained network, which the task before has put into the cache.
+
+    Raises:
+        FileNotFoundError: It is not there: without it, the editor would be an untrained one.
+    """
+    path = cache.file(trained_name(cell))
+    if path is None:
+        raise FileNotFoundError(
+            f"{cache.storage} has no {trained_name(cell)}, which has been trained; is that path "
+            "the same storage on every node? Run the same command again to train what is missing"
+        )
+    return path
+
+
 def train(
     cell: Cell, model_folder: Path, cache: Cache, report: Report, gang: Gang = ALONE
 ) -> Path | None:
