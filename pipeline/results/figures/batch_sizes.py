@@ -9,6 +9,7 @@ from pipeline.results.figures.canvas import streams_of
 from pipeline.results.figures.lines import draw_lines
 from pipeline.results.figures.look import Look, Row, label_of
 from pipeline.results.figures.subject import Picture, Subject
+from pipeline.results.tables import UNEDITED
 
 PANELS = {
     "efficacy": "Eff (%)",
@@ -43,7 +44,8 @@ def draw(rows: Sequence[Row], look: Look, fmt: str = "svg") -> bytes:
     lines: dict[str, dict[str, list[tuple[float, float]]]] = {}
     for column, title in PANELS.items():
         for row in rows:
-            if row[column] is not None:
+            timed = column == "edit_ms" and row["editor"] == UNEDITED  # nothing was edited
+            if row[column] is not None and not timed:
                 panel = lines.setdefault(title, {}).setdefault(label_of(row), [])
                 panel.append((row["batch_size"], row[column]))
     return draw_lines(
