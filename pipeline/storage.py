@@ -12,6 +12,7 @@ What a writer may rely on, and what it may not:
 
 from __future__ import annotations
 
+import errno
 import glob
 import inspect
 import logging
@@ -162,6 +163,11 @@ class Storage:
                 self._fs.pipe_file(self._remote_path(name), data, mode="create")
         except FileExistsError:
             return False
+        except OSError as error:
+            # Not every store says which condition failed, and s3fs needs to be told.
+            if error.errno == errno.EINVAL and self.exists(name):
+                return False
+            raise
         return True
 
     def upload(self, path: Path, name: str) -> None:

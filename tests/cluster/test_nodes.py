@@ -1,22 +1,34 @@
-"""Nodes that share nothing but an object store run a grid, gangs across nodes included."""
+"""Gangs across nodes: with nothing in common but an object store, and when a node is lost."""
 
 from __future__ import annotations
 
 import os
 import subprocess
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 
 import pytest
 
 from pipeline.faults.cluster import SimulatedCluster
+from pipeline.run.board import Progress
+from pipeline.run.fleet import remote_fleet, run_tasks
+from pipeline.run.tasks import tasks_of
 from tests.cluster.conftest import GRID, rledit
 from tests.cluster.s3 import PLANTED, s3_bucket
+from tests.cluster.test_fleet import LONG, alone, cells, left_by, places, same
 
 pytestmark = [pytest.mark.cluster, pytest.mark.slow]
 
 TIMEOUT_SECONDS = 900
 NODES = 2
+# As Ray is installed: a node is dead after five unanswered questions.
+AS_INSTALLED = {
+    "RAY_health_check_initial_delay_ms": "5000",
+    "RAY_health_check_period_ms": "3000",
+    "RAY_health_check_timeout_ms": "10000",
+    "RAY_health_check_failure_threshold": "5",
+}
 
 
 def run_on(cluster: SimulatedCluster, folder: Path, *arguments: str) -> str:
@@ -56,3 +68,36 @@ def test_nodes_with_private_folders_share_a_store(finished: Path, tmp_path: Path
     assert PLANTED not in told
     for path in tmp_path.rglob("*"):
         assert not path.is_file() or PLANTED.encode() not in path.read_bytes(), path
+
+
+def test_a_gang_that_loses_a_node_is_tried_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The other rank fails as its connections break; the death explains that.
+
+    Ray hears of this death at once, as the kernel resets the node's connections. Of a machine that
+    is switched off it hears a quarter of a minute later, which cannot be had here.
+    """
+    one, two = cells(LONG), cells(LONG, "resources={ranks: 2}")
+    models = tmp_path / "models"
+    expected = alone(one, places(tmp_path / "one", models, one))
+    locations = places(tmp_path / "two", models, two)
+    lost: list[str] = []
+    with SimulatedCluster(tmp_path / "nodes", NODES, AS_INSTALLED) as cluster:
+
+        def lose_a_node(running: Mapping[str, Progress]) -> None:
+            for key, progress in running.items():
+                node = cluster.node_of(progress.pid)
+                if not lost and progress.stage == "train" and progress.done > 0 and node:
+                    lost.append(key)
+                    cluster.remove(node, node.pids())
+                    cluster.replenish()
+
+        for name, value in cluster.client_environment.items():
+            monkeypatch.setenv(name, value)
+        with remote_fleet(cluster.address):
+            reasons = [f.reason for f in run_tasks(tasks_of(two), locations, lose_a_node)]
+    assert lost and not any(reasons)
+    found = left_by(two, locations)
+    assert found.execution["rledit"]["interruptions"]
+    same(found, expected, 1e-3)

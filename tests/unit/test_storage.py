@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import uuid
 from collections.abc import Iterator
@@ -12,6 +13,22 @@ import pytest
 from pipeline.storage import Storage, redact, redact_settings
 
 PLANTED = "hunter2-planted-secret"
+
+
+def test_a_store_that_does_not_name_the_condition_is_understood(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """A 412 without its condition reaches us as an invalid argument."""
+    storage = Storage(f"memory://{uuid.uuid4().hex}")
+    storage.write_bytes("leases/a", b"first")
+
+    def refuse(*_: object, **__: object) -> None:
+        raise OSError(errno.EINVAL, "PreconditionFailed")
+
+    monkeypatch.setattr(storage._fs, "pipe_file", refuse)
+    assert not storage.create_bytes("leases/a", b"second")
+    with pytest.raises(OSError, match="PreconditionFailed"):
+        storage.create_bytes("leases/b", b"nothing is there")
 
 
 @pytest.fixture(params=["path", "file", "memory"])
