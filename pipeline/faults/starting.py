@@ -27,22 +27,6 @@ def free_ports(n: int) -> list[int]:
         return [each.getsockname()[1] for each in sockets]
 
 
-def wait_until_up(process: subprocess.Popen[bytes], ip: str, port: int, log: Path) -> None:
-    """Wait until a process that has been started accepts connections.
-
-    Raises:
-        RuntimeError: It ended, or did not within `START_SECONDS`; shows the end of its log.
-    """
-    deadline = time.monotonic() + START_SECONDS
-    while time.monotonic() < deadline and process.poll() is None:
-        with socket.socket() as probe:
-            probe.settimeout(0.5)
-            if probe.connect_ex((ip, port)) == 0:
-                return
-        time.sleep(0.1)
-    raise RuntimeError(f"Ray did not start; it wrote:\n{log.read_text()[-4000:]}")
-
-
 def has_joined(process: subprocess.Popen[bytes], log: Path) -> bool:
     """Wait until `ray start --block` says that its node is part of the cluster.
 

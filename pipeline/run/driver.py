@@ -114,16 +114,18 @@ def _run_tasks(
         beat.progress(running)
 
     failed = 0
-    done: list[Task] = []
+    unknown: list[Task] = []
     # Closed here, whatever ends it: its workers and its board go before Ray does.
     with closing(run_tasks(tasks, locations, progress)) as ended:
         for finished in ended:
             display.finished(finished)
             if finished.task.kind == "edit":
-                failed += _settle(finished, lake, tracker, parent, ending)
-                if finished.reason is None:
-                    done.append(finished.task)
-    return failed + len(unseen(done, lake))
+                known = _settle(finished, lake, tracker, parent, ending)
+                if finished.reason is not None:
+                    failed += 1
+                elif not known:
+                    unknown.append(finished.task)
+    return failed + len(unseen(unknown, lake))
 
 
 def unseen(done: Sequence[Task], lake: Lake, wait: float = LOOKUP_SECONDS) -> list[Task]:
@@ -154,7 +156,7 @@ def unseen(done: Sequence[Task], lake: Lake, wait: float = LOOKUP_SECONDS) -> li
 
 
 def _settle(finished: Finished, lake: Lake, tracker: Tracker, parent: str, ending: Ending) -> bool:
-    """Record how a cell ended; returns whether it failed."""
+    """Record how a cell ended; returns whether the lake knows of it."""
     task: Task = finished.task
     if finished.reason is not None:
         try:
@@ -169,7 +171,7 @@ def _settle(finished: Finished, lake: Lake, tracker: Tracker, parent: str, endin
             lambda: tracker.log_cell(parent, lake.result(record)),
             "the end of the run adds the cell",
         )
-    return finished.reason is not None
+    return record is not None
 
 
 def _warned(ending: Ending, track: Callable[[], object], remedy: str) -> None:

@@ -6,9 +6,11 @@ import os
 import secrets
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -16,7 +18,7 @@ from pathlib import Path
 
 import psutil
 
-from pipeline.faults.starting import free_ports, wait_until_up, without_ray
+from pipeline.faults.starting import START_SECONDS, free_ports, without_ray
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -98,6 +100,22 @@ def ray_head(folder: Path, environment: Mapping[str, str], cpus: int = 2) -> Ite
     finally:
         _end(process, session)
         shutil.rmtree(session, ignore_errors=True)
+
+
+def wait_until_up(process: subprocess.Popen[bytes], ip: str, port: int, log: Path) -> None:
+    """Wait until a process that has been started accepts connections.
+
+    Raises:
+        RuntimeError: It ended, or did not within `START_SECONDS`; shows the end of its log.
+    """
+    deadline = time.monotonic() + START_SECONDS
+    while time.monotonic() < deadline and process.poll() is None:
+        with socket.socket() as probe:
+            probe.settimeout(0.5)
+            if probe.connect_ex((ip, port)) == 0:
+                return
+        time.sleep(0.1)
+    raise RuntimeError(f"Ray did not start; it wrote:\n{log.read_text()[-4000:]}")
 
 
 def _processes(session: Path) -> list[psutil.Process]:

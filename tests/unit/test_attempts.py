@@ -51,9 +51,35 @@ def test_a_peer_that_does_not_answer_is_an_interruption(
     assert ended_by(RayTaskError("work", "trace", error), monkeypatch).died
 
 
-def test_a_survivors_error_waits_until_a_death_would_be_known() -> None:
+def gang_of_two(monkeypatch: pytest.MonkeyPatch, **outcomes: Outcome) -> tuple[Any, list[float]]:
+    """A gang at work whose ranks end as told, and its clock."""
+    now = [0.0]
+    monkeypatch.setattr(attempts.time, "monotonic", lambda: now[0])
+    monkeypatch.setattr(attempts, "_outcome", outcomes.__getitem__)
+    gang = object.__new__(attempts._Together)
+    gang._ranks, gang._outcomes, gang._first_error = ["a", "b"], [], None
+    gang.references = ["a", "b"]
+    return gang, now
+
+
+def test_a_death_told_late_explains_a_survivors_error(monkeypatch: pytest.MonkeyPatch) -> None:
     """Ray looks every 3 s and gives a node 5 chances; connections to it break at once."""
-    assert attempts.GRACE_SECONDS > 2 * 3 * 5
+    dead = Outcome(reason="ActorDiedError: node", died=True)
+    gang, now = gang_of_two(monkeypatch, a=Outcome(reason="connection closed"), b=dead)
+    assert gang.ended("a") is None
+    now[0] += 5 * 3 + 10
+    assert gang.overdue() is None, "too early for a verdict"
+    assert gang.ended("b") == dead
+
+
+def test_an_error_whose_peers_hang_is_the_verdict_in_the_end(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    wrong = Outcome(reason="ValueError: wrong")
+    gang, now = gang_of_two(monkeypatch, a=wrong)
+    assert gang.overdue() is None and gang.ended("a") is None
+    now[0] += 2 * attempts.GRACE_SECONDS
+    assert gang.overdue() == wrong
 
 
 def test_workers_that_have_used_a_gpu_are_not_used_again() -> None:

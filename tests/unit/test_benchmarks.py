@@ -110,6 +110,9 @@ def test_the_textbooks_time_is_accounted_for(tmp_path: Path) -> None:
     account = result["configurations"]["down_half"]["textbook_account"]
     assert account["flops"] > 0
     assert account["over_matrix"] == account["seconds"] / account["matrix_seconds"]
+    assert account["matrix_seconds_cold"] > 0
+    left = account["seconds"] * (1 - account["elsewhere_share"])
+    assert account["unexplained_cold"] == left / account["matrix_seconds_cold"] - 1
     assert sum(account["parts"].values()) == pytest.approx(account["elsewhere_share"])
     assert result["textbook_over_flops"] == account["over_matrix"]
     assert result["textbook_unexplained"] == account["unexplained"] < account["over_matrix"] - 1
