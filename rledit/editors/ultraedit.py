@@ -10,8 +10,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from rledit.editors.conventions import OFFICIAL_BATCH, BatchConventions, UntrainedRecipe
 from rledit.editors.moment_editor import MomentEditor, Shape
-from rledit.moments import Formula
 from rledit.shift import Solution, solve_normal_equation
 
 
@@ -23,15 +23,18 @@ class UltraEditConfig:
         modules: Edited linears.
         step: η.
         ridge: λ of the normal equation.
-        loss_group: Samples per loss group; it scales the value gradients.
-        moments: How running moments are merged; `official` repeats the release.
+        loss_group: Samples per loss group; it scales the value gradients. The published runs edit
+            100 facts a batch in groups of 10.
+        reference: `official` repeats the authors' release: longest samples first, value gradients
+            of an incomplete last loss group as zero, the release's running moments. `paper` takes
+            samples as they come, keeps every row, and has exact moments.
     """
 
     modules: tuple[str, ...]
     step: float = 1e-6
     ridge: float = 1.0
-    loss_group: int = 4
-    moments: Formula = "exact"
+    loss_group: int = 10
+    reference: UntrainedRecipe = "paper"
 
 
 class UltraEdit(MomentEditor):
@@ -42,15 +45,10 @@ class UltraEdit(MomentEditor):
     config: UltraEditConfig
     prefix_safe = True
 
-    @property
-    def group_size(self) -> int:
-        """Samples per loss group."""
-        return self.config.loss_group
-
-    @property
-    def formula(self) -> Formula:
-        """How moments are merged."""
-        return self.config.moments
+    @classmethod
+    def batch_conventions_of(cls, config: UltraEditConfig) -> BatchConventions:
+        """Order, loss groups and moments of the recipe."""
+        return OFFICIAL_BATCH if config.reference == "official" else BatchConventions()
 
     def solve(self, shape: Shape, keys: Tensor, z: Tensor) -> Solution:
         """Shift factors straight from the z-scores."""

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from rledit.editors.conventions import OFFICIAL_BATCH, BatchConventions, UntrainedRecipe
 from rledit.editors.moment_editor import MomentEditor, Shape
 from rledit.shift import Solution, solve_normal_equation
 
@@ -22,11 +23,13 @@ class UntrainedConfig:
         modules: Edited linears.
         initial_step: η₀, RLEdit's step before training.
         loss_group: Samples per loss group.
+        reference: `official` has the order, loss groups and moments of RLEdit's release.
     """
 
     modules: tuple[str, ...]
     initial_step: float = 1e-6
     loss_group: int = 4
+    reference: UntrainedRecipe = "paper"
 
 
 class Untrained(MomentEditor):
@@ -37,10 +40,10 @@ class Untrained(MomentEditor):
     config: UntrainedConfig
     prefix_safe = True
 
-    @property
-    def group_size(self) -> int:
-        """Samples per loss group."""
-        return self.config.loss_group
+    @classmethod
+    def batch_conventions_of(cls, config: UntrainedConfig) -> BatchConventions:
+        """Order, loss groups and moments of the recipe."""
+        return OFFICIAL_BATCH if config.reference == "official" else BatchConventions()
 
     def solve(self, shape: Shape, keys: Tensor, z: Tensor) -> Solution:
         """Shift factors of the identity network with λ = 1."""
