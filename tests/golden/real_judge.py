@@ -191,9 +191,7 @@ class RealJudge:
         self._listed("editing", "shifts", norms, EDIT_SHIFT_NORM)
         return batches
 
-    def _proposals(
-        self, part: str, prefix: str, norms: list[float]
-    ) -> Callable[[Proposal], None]:
+    def _proposals(self, part: str, prefix: str, norms: list[float]) -> Callable[[Proposal], None]:
         """Notes the norm of every proposal, and compares the first one module by module."""
 
         def note(proposal: Proposal) -> None:
@@ -221,9 +219,7 @@ class RealJudge:
         if (recorded := self.recorded.get(name)) is not None:
             self.ledger.check(part, REAL_FILE, name, list(ours), recorded, tolerance)
 
-    def _score(
-        self, model: EditableModel, batches: Sequence[tuple[list[Edit], EditBatch]]
-    ) -> None:
+    def _score(self, model: EditableModel, batches: Sequence[tuple[list[Edit], EditBatch]]) -> None:
         """The release's own metric over the stream, in the padded groups it scores in."""
         size = batches[0][1].edit.group_size
         for score, kind in KIND_OF_SCORE.items():
