@@ -182,8 +182,8 @@ def test_a_streams_stand_in_takes_its_place_below_full_scale_and_is_no_part_of_a
     [
         (
             "{editor: ultraedit, settings: {reference: official}}",
-            r"grid.yaml:\d+ \(editors.1.settings\): a batch of 3 edits has no complete loss group of "
-            r"10, .* use batches of at least 10 edits, a smaller loss_group, or reference: paper",
+            r"grid.yaml:\d+ \(editors.1.settings\): a batch of 3 edits has no complete loss group "
+            r"of 10, .* use batches of at least 10 edits, a smaller loss_group, or reference: pap",
         ),
         (
             "{editor: ultraedit, settings: {reference: converged}}",
