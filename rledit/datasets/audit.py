@@ -32,7 +32,9 @@ TRAPS: dict[str, str] = {
     "locality_nq_question": 'the locality prompt begins "nq question: "',
     "locality_no_question_mark": 'the "nq question" lacks its question mark, which RLEdit\'s '
     "release appends",
-    "locality_answer_absent": "a locality probe has no answer: left out",
+    "locality_answer_absent": "a locality probe lacks its answer or its prompt: left out",
+    "portability_answer_absent": "a question of portability lacks its answer or its prompt: left "
+    "out",
     "locality_is_edited": "a locality prompt is itself edited in this set: it must not stay",
     "ground_truth_list": "the ground truth is a list: its first text is taken",
     "ground_truth_absent": "there is no ground truth: `choice` protocols cannot be scored",

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import combinations
 from pathlib import Path
@@ -18,6 +18,7 @@ from rledit.datasets.registry import FORMATS, match_format
 
 Opener = Callable[[str], RowFile]
 
+_SHOWN_KEYS = 20
 _SUFFIXES = (".json", ".jsonl", ".ndjson", ".parquet")
 
 
@@ -111,7 +112,19 @@ def _describe_edits(report: ReadReport, counts: Audit, found: _Found) -> None:
         )
     found.lines += [f"  trap      {trap}" for trap in counts.traps]
     found.lines += [f"  note      {note}" for note in counts.notes]
+    if report.adapted:
+        keys = ", ".join(f"`{key}`" for key in report.adapted)
+        found.lines.append(f"  adapted   {keys}: read, though not this format's own name for it")
+    if report.unread:
+        found.lines.append(f"  unread    {unread_keys(report.unread)}")
     found.n_traps += len(counts.traps)
+
+
+def unread_keys(unread: Mapping[str, int]) -> str:
+    """The keys of a file that are not read, each with the rows that have something under it."""
+    listed = [f"`{key}` {rows:,}" for key, rows in list(unread.items())[:_SHOWN_KEYS]]
+    more = f" and {len(unread) - _SHOWN_KEYS:,} more keys" if len(unread) > _SHOWN_KEYS else ""
+    return f"{', '.join(listed)}{more}: keys (with rows) that this format has no use for"
 
 
 def _describe_known(file: RowFile, found: _Found) -> None:

@@ -84,7 +84,9 @@ class RowErrors(DatasetError):
         return shown + accepted
 
     def __str__(self) -> str:
-        return "\n".join(self.lines())
+        files = ", ".join(dict.fromkeys(error.file for error in self.errors))
+        count = f"{len(self.errors):,} rows of {files} cannot be mapped:\n"
+        return (count if len(self.errors) > 1 else "") + "\n".join(self.lines())
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -10,7 +10,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 from rledit.datasets.fields import Fields, Place, Row, fill_template
-from rledit.datasets.format import Format, some
+from rledit.datasets.format import Format
 from rledit.records import Consequence, Edit
 
 
@@ -29,14 +29,13 @@ def read(row: Row, place: Place) -> list[Edit]:
 
 
 def _multi_hop(fields: Fields) -> tuple[Consequence, ...]:
-    answer = fields.optional("new_answer")
+    questions = fields.texts("questions")
+    answer, aliases = fields.optional("new_answer"), fields.texts("new_answer_alias")
     if answer is None:
         return ()
-    aliases = fields.texts("new_answer_alias") if fields.has("new_answer_alias") else ()
     answers = (answer, *aliases)
     return tuple(
-        Consequence(kind="multi_hop", prompt=question, answers=answers)
-        for question in fields.texts("questions")
+        Consequence(kind="multi_hop", prompt=question, answers=answers) for question in questions
     )
 
 
@@ -46,7 +45,7 @@ def _read_hop(hop: Fields, place: Place, number: int) -> Edit:
         edit_id=f"mquake:{place.row}.{number}",
         prompt=fill_template(hop, "prompt", subject),
         target=hop.child("target_new").answer("str"),
-        rephrases=some(hop.optional("question")),
+        rephrases=hop.texts("question"),
         old_target=hop.child("target_true").optional("str"),
         subject=subject,
         source=str(place),
@@ -57,6 +56,10 @@ MQUAKE = Format(
     name="mquake",
     title="MQuAKE, several edits a row (arXiv 2305.14795)",
     required=("requested_rewrite", "questions", "new_answer"),
+    aliases={
+        "requested_rewrite[].question": ("rephrase", "rephrase_prompt", "paraphrase_prompts"),
+        "new_answer_alias": ("new_answer_aliases",),
+    },
     read=read,
     example={
         "case_id": 3,

@@ -92,7 +92,7 @@ class FileEditSource:
         self._pools = self._make_pools(reports, shares, on_overlap)
         self.data_hash = digest(
             {
-                "files": {s: [r.data_hash, r.format] for s, r in reports.items()},
+                "files": {s: [r.data_hash, r.format, *r.adapted] for s, r in reports.items()},
                 "shares": {split: shares.get(split, 0.0) for split in SPLITS},
                 "on_overlap": on_overlap,
             }
