@@ -118,8 +118,12 @@ def test_training_data_keeps_the_token_contract(
     sets = [f"datasets.world.files={json.dumps(files)}", f"editors=[{editor}]"]
     chosen = cell(tmp_path, rows, *sets)
     if not learns:
-        return preflight([chosen])
-    message = r"learns from the train pool: train.json:20: .*no token for a part of the answ"
+        assert preflight([chosen]) == {}
+        return
+    message = (
+        rf"/{chosen.label}/.*: 1 of the 20 edits of the train pool, which {chosen.label} learns "
+        r"from, cannot be used:\n  train.json:20: .*no token for a part of the answ"
+    )
     with pytest.raises(ConfigError, match=message):
         preflight([chosen])
 
