@@ -18,7 +18,7 @@ TRAPS: dict[str, str] = {
     "target_leading_space": "the target begins with a space: taken off, tokenisation adds one",
     "target_trailing_space": "the target ends with a space: taken off",
     "prompt_trailing_space": "the prompt ends with a space: taken off, the target brings one",
-    "text_of_missing": "a text is 'nan', 'None' or the like, as software writes a missing value: it is "
+    "text_of_missing": "a text is 'nan', 'None' or the like, as software writes a missing value: "
     "taken for text",
     "duplicate_edit": "the same prompt with the same target as an earlier edit",
     "contradicting_edit": "its prompt is edited to another target too: the last write is scored",

@@ -145,3 +145,8 @@ def probe(fields: Fields, prompt_key: str, answer_key: str) -> tuple[Locality, .
     if prompt is None or answer is None:
         return ()
     return (Locality(prompt=prompt, answer=answer),)
+
+
+def some(text: str | None) -> tuple[str, ...]:
+    """A tuple of the text, empty for None."""
+    return () if text is None else (text,)

@@ -10,7 +10,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 from rledit.datasets.fields import Fields, Place, Row, fill_template
-from rledit.datasets.format import Format
+from rledit.datasets.format import Format, some
 from rledit.records import Consequence, Edit
 
 
@@ -23,19 +23,20 @@ def read(row: Row, place: Place) -> list[Edit]:
     fields = Fields(row, place)
     hops = fields.children("requested_rewrite")
     if not hops:
-        fields.fail("requested_rewrite", "is empty: the row asks for no edit")
+        fields.fail("requested_rewrite", "is missing or empty: the row asks for no edit")
     edits = [_read_hop(hop, place, number) for number, hop in enumerate(hops, start=1)]
     return [*edits[:-1], replace(edits[-1], consequences=_multi_hop(fields))]
 
 
 def _multi_hop(fields: Fields) -> tuple[Consequence, ...]:
-    questions = fields.texts("questions")
-    answer, aliases = fields.optional("new_answer"), fields.texts("new_answer_alias")
+    answer = fields.optional("new_answer")
     if answer is None:
         return ()
+    aliases = fields.texts("new_answer_alias") if fields.has("new_answer_alias") else ()
     answers = (answer, *aliases)
     return tuple(
-        Consequence(kind="multi_hop", prompt=question, answers=answers) for question in questions
+        Consequence(kind="multi_hop", prompt=question, answers=answers)
+        for question in fields.texts("questions")
     )
 
 
@@ -45,7 +46,7 @@ def _read_hop(hop: Fields, place: Place, number: int) -> Edit:
         edit_id=f"mquake:{place.row}.{number}",
         prompt=fill_template(hop, "prompt", subject),
         target=hop.child("target_new").answer("str"),
-        rephrases=hop.texts("question"),
+        rephrases=some(hop.optional("question")),
         old_target=hop.child("target_true").optional("str"),
         subject=subject,
         source=str(place),
@@ -57,7 +58,7 @@ MQUAKE = Format(
     title="MQuAKE, several edits a row (arXiv 2305.14795)",
     required=("requested_rewrite", "questions", "new_answer"),
     aliases={
-        "requested_rewrite[].question": ("rephrase", "rephrase_prompt", "paraphrase_prompts"),
+        "requested_rewrite[].question": ("rephrase", "rephrase_prompt"),
         "new_answer_alias": ("new_answer_aliases",),
     },
     read=read,

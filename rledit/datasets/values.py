@@ -11,6 +11,9 @@ from decimal import Decimal
 from typing import Any
 
 _MISSING_TYPES = ("NAType", "NaTType")  # of pandas, which is not imported here
+# A row with one of these may have another prompt beside it, as a statement and a question: no doubt
+# about which is meant, and the other one is a key that is not read.
+_PROMPTS = frozenset({"prompt", "src"})
 _SHOWN = 40  # characters
 
 
@@ -171,7 +174,7 @@ def _rename(made: RowObject, name: str, other: str) -> None:
             made.adapted.add(other)
     elif not full or _texts(made[name]) == _texts(made[other]):
         del made[other]
-    else:
+    elif name not in _PROMPTS:
         made.doubled.append((made.written.get(name, name), other))
 
 

@@ -60,6 +60,8 @@ def read_malmen(row: Row, place: Place) -> list[Edit]:
 def read_rome(row: Row, place: Place) -> list[Edit]:
     """One edit towards the true answer, so there is no old target."""
     fields = Fields(row, place)
+    if not fields.has("answers"):
+        fields.fail("answers", "is missing (null or NaN), and the edit's target is taken from it")
     return [
         Edit(
             edit_id=f"zsre_rome:{place.row}",
