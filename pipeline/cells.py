@@ -134,7 +134,8 @@ class Cell:
     @cached_property
     def not_measured(self) -> dict[str, str]:
         """What the grid asks for and the stream's edits have nothing for → why."""
-        edits = self.source().draw(self.dataset.split, self.n_edits, seed=self.seed)
+        n = min(self.n_edits, self._available)  # fewer, where the data is too short to run
+        edits = self.source().draw(self.dataset.split, n, seed=self.seed)
         return not_measured(edits, [protocol(name) for name in self.protocols], self.measurements)
 
     @property
