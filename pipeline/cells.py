@@ -32,11 +32,13 @@ from pipeline.results.records import CellAddress
 from pipeline.sources import lacking, source_of, world_of
 from pipeline.yaml_location import ConfigError, Located
 from rledit.datasets import FileEditSource
+from rledit.datasets.errors import SHOWN_ROWS
 from rledit.editors import editor_class
 from rledit.editors.base import Need
 from rledit.families import FAMILIES
-from rledit.measurements import Material
-from rledit.records import EditSource
+from rledit.measurements import Material, not_measured
+from rledit.metrics import protocol
+from rledit.records import EditSource, Probe, has_probe
 from rledit.stream import checkpoints
 from rledit.world import WORLD_MODELS, World, WorldModelSpec
 
@@ -133,7 +135,16 @@ class Cell:
             found["preset"] = {"name": self.model.preset, "settings": self.preset_setting.origin}
         if isinstance(source := self.source(), FileEditSource):
             found["data_files"] = dict(source.file_hashes)
+        if self.not_measured:
+            found["not_measured"] = self.not_measured
         return found
+
+    @cached_property
+    def not_measured(self) -> dict[str, str]:
+        """What the grid asks for and the stream's edits have nothing for → why."""
+        n = min(self.n_edits, self._available)  # fewer, where the data is too short to run
+        edits = self.source().draw(self.dataset.split, n, seed=self.seed)
+        return not_measured(edits, [protocol(name) for name in self.protocols], self.measurements)
 
     @property
     def editor_name(self) -> str:
@@ -183,25 +194,44 @@ class Cell:
             return self._untaught
         if "subject" not in self.needs:
             return None
-        edits = self.source().draw(self.dataset.split, min(self.n_edits, 1), seed=self.seed)
-        if edits and edits[0].subject is None:
-            return f"{self.label} looks up subjects, and {self.dataset.name} gives none"
-        return None
+        # One edit mostly tells; where it has no subject, another may have one.
+        for n in (min(self.n_edits, 1), min(self.n_edits, self._available)):
+            edits = self.source().draw(self.dataset.split, n, seed=self.seed)
+            if any(edit.subject is not None for edit in edits) or not edits:
+                return None
+        return f"{self.label} looks up subjects, and {self.dataset.name} gives none"
+
+    @property
+    def _available(self) -> int:
+        return self.source().sizes()[self.dataset.split]
 
     @cached_property
     def _untaught(self) -> str | None:
         """What the editor learns from and the train pool lacks; None where it has all."""
         if not self.learns:
             return None
-        for probe in sorted(editor_class(self.editor.editor).trains_on_of(self.settings)):
-            if n := lacking(self.dataset, "train", probe):
-                total = self.source().sizes()["train"]
-                return (
-                    f"{self.label} learns from a {probe} of every training edit, and {n} of "
-                    f"{total} in the train pool of {self.dataset.name} have none; give the dataset "
-                    "a train file whose edits have one, or leave the editor out"
-                )
-        return None
+        lacks = [
+            f"a {probe} of every training edit, and {self._without(probe, n)}"
+            for probe in sorted(editor_class(self.editor.editor).trains_on_of(self.settings))
+            if (n := lacking(self.dataset, "train", probe))
+        ]
+        if not lacks:
+            return None
+        return (
+            f"{self.label} learns from {'; from '.join(lacks)}; give the dataset a train file "
+            "whose edits have one, or leave the editor out"
+        )
+
+    def _without(self, probe: Probe, n: int) -> str:
+        """How many training edits lack a probe; the first of them, where others have one."""
+        total = self.source().sizes()["train"]
+        text = f"{n} of {total} in the train pool of {self.dataset.name} have none"
+        if n == total:
+            return text
+        pool = self.source().draw("train", total, seed=self.seed)
+        places = [edit.source or edit.edit_id for edit in pool if not has_probe(edit, probe)]
+        more = f" and {n - SHOWN_ROWS} more" if n > SHOWN_ROWS else ""
+        return f"{text} ({', '.join(places[:SHOWN_ROWS])}{more})"
 
     @property
     def learns(self) -> bool:

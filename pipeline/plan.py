@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from pipeline.cells import Cell, cells_of
 from pipeline.checkpoints import check_weights, is_folder
-from pipeline.config import Grid
+from pipeline.config import DatasetEntry, Grid
 from pipeline.identity import changed_fields
 from pipeline.results.lake import Lake
-from pipeline.results.records import CellAddress
-from pipeline.sources import lacking, source_of
+from pipeline.results.records import SCORES, CellAddress
+from pipeline.sources import lacking, source_of, unread
 from pipeline.yaml_location import ConfigError
+from rledit.datasets import RowError, RowErrors
+from rledit.datasets.check import unread_keys
 from rledit.editors import editor_class
 from rledit.records import PROBES, SPLITS
 
@@ -27,12 +29,18 @@ class Plan:
         done: Those whose rows lie in the lake.
         failed: Reasons of those that failed before, by key; they are run again.
         outdated: Keys in the lake that stand at a cell's path with another identity.
+        refused: Why cells cannot run, by key, as preflight found out.
     """
 
     cells: tuple[Cell, ...]
     done: frozenset[str]
     failed: dict[str, str]
     outdated: tuple[str, ...]
+    refused: Mapping[str, str] = field(default_factory=dict)
+
+    def reason(self, cell: Cell) -> str | None:
+        """Why a cell is left out; None where it can run."""
+        return cell.obstacle or self.refused.get(cell.key)
 
     @property
     def missing(self) -> tuple[Cell, ...]:
@@ -55,11 +63,13 @@ def make_plan(
     Raises:
         ConfigError: A finished cell stands at a cell's path with another identity, or a stream
             does not fit its data.
+        DatasetError: Edits cannot be read; rows that cannot be mapped are named all at once.
     """
     cells = tuple(cells_of(grid) if cells is None else cells)
     for folder in {cell.model.checkpoint for cell in cells if cell.model.checkpoint}:
         if is_folder(folder):
             check_weights(Path(folder))  # a cell's key is made from what they say
+    check_rows(cells)
     for cell in cells:
         check_cell(cell)
     records = lake.manifest(grid.name) if lake.exists() else []
@@ -88,6 +98,23 @@ def make_plan(
         },
         outdated=tuple(outdated),
     )
+
+
+def check_rows(cells: Sequence[Cell]) -> None:
+    """Read the edits of every dataset.
+
+    Raises:
+        RowErrors: Rows cannot be mapped, of all datasets together.
+        DatasetError: A dataset cannot be read for another reason.
+    """
+    errors: list[RowError] = []
+    for dataset in {cell.dataset.name: cell.dataset for cell in cells}.values():
+        try:
+            source_of(dataset)
+        except RowErrors as error:
+            errors += error.errors
+    if errors:
+        raise RowErrors(errors)
 
 
 def check_cell(cell: Cell) -> None:
@@ -138,7 +165,23 @@ def pool_lines(cells: Sequence[Cell]) -> list[str]:
         for probe in PROBES:
             if n := sum(lacking(dataset, split, probe) for split in SPLITS):
                 lines.append(f"  without a {probe}: {n} of {total}, not scored by one")
+        lines += [f"  {line}" for line in _unmeasured(cells, dataset)]
+        for file, keys in unread(dataset).items():
+            lines.append(f"  not read of {file}: {unread_keys(keys)}")
     return lines
+
+
+def _unmeasured(cells: Sequence[Cell], dataset: DatasetEntry) -> Iterator[str]:
+    """What is asked for and has no data, beside the probes: those are counted by themselves."""
+    streams = {
+        (cell.dataset.split, cell.n_edits, cell.seed): cell
+        for cell in cells
+        if cell.dataset == dataset and cell.obstacle is None
+    }
+    found = dict.fromkeys(item for cell in streams.values() for item in cell.not_measured.items())
+    for what, why in found:
+        if what not in SCORES:
+            yield f"{what}: asked for and not measured, {why}"
 
 
 def skip_lines(cells: Sequence[Cell]) -> list[str]:

@@ -12,7 +12,7 @@ from typing import Any
 
 from pipeline.config import DatasetEntry
 from pipeline.data_files import read_data
-from rledit.datasets import FileEditSource
+from rledit.datasets import FileEditSource, RowError, RowErrors
 from rledit.records import EditSource, Probe, Split, has_probe
 from rledit.world import World, WorldConfig, render_schema
 
@@ -25,6 +25,12 @@ def source_of(dataset: DatasetEntry) -> EditSource:
 def lacking(dataset: DatasetEntry, split: Split, probe: Probe) -> int:
     """How many edits of a pool bring no prompt of that kind; counted once for equal entries."""
     return _lacking(dataset.name, json.dumps(asdict(dataset), sort_keys=True), split, probe)
+
+
+def unread(dataset: DatasetEntry) -> Mapping[str, Mapping[str, int]]:
+    """Keys with content that nobody reads, with the rows that have them, by file of the dataset."""
+    source = source_of(dataset)
+    return source.unread if dataset.files and isinstance(source, FileEditSource) else {}
 
 
 def world_of(settings: Mapping[str, Any]) -> World:
@@ -42,10 +48,15 @@ def _source(name: str, entry: str) -> EditSource:
         with TemporaryDirectory() as folder:
             files: Any = render_schema(world, data["schema"], Path(folder))
             return FileEditSource(**files, order=data["order"], name=name)
-    reports: dict[str, Any] = {
-        split: read_data(location, data["format"], data["strict"])
-        for split, location in data["files"].items()
-    }
+    reports: dict[str, Any] = {}
+    errors: list[RowError] = []
+    for split, location in data["files"].items():
+        try:
+            reports[split] = read_data(location, data["format"], data["strict"])
+        except RowErrors as error:
+            errors += error.errors
+    if errors:
+        raise RowErrors(errors)
     return FileEditSource(**reports, order=data["order"], on_overlap=data["on_overlap"], name=name)
 
 

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from statistics import fmean
 
 from rledit.ability import Item, measure_ability
+from rledit.metrics import Protocol
 from rledit.metrics.fluency import References, ngram_entropy, write_texts
 from rledit.metrics.perplexity import perplexity, text_samples
 from rledit.metrics.portability import consequences_of, portability
@@ -117,6 +118,40 @@ class Measurements:
             if similar:
                 values["consistency"] = 100 * fmean(similar)
         return values
+
+
+def not_measured(
+    edits: Sequence[Edit], protocols: Sequence[Protocol], names: Sequence[str]
+) -> dict[str, str]:
+    """What is asked for of a stream whose edits have nothing to measure it on.
+
+    Args:
+        edits: The edits of the stream.
+        protocols: By which they are scored.
+        names: Names in `MEASUREMENTS`.
+
+    Returns:
+        Score, protocol or measurement → why it has no value.
+    """
+
+    def new(edit: Edit) -> bool:
+        old = edit.old_target
+        return old is not None and old.strip() not in ("", edit.target.strip())
+
+    found = {}
+    if not any(edit.rephrases for edit in edits):
+        found["generalization"] = "no edit of the stream has a rephrase"
+    if not any(edit.locality for edit in edits):
+        found["specificity"] = "no edit of the stream has a locality prompt"
+    for protocol in protocols:
+        if "rival" in protocol.asks and not any(map(new, edits)):
+            why = "no edit of the stream has an old answer that differs from its new one"
+            found[f"{protocol.name} of the edits"] = why
+    if "portability" in names and not any(edit.consequences for edit in edits):
+        found["portability"] = "no edit of the stream has a question that follows from it"
+    if "consistency" in names and not any(edit.reference_key for edit in edits):
+        found["consistency"] = "no edit of the stream names reference texts"
+    return found
 
 
 def _check(names: Sequence[str], material: Material) -> None:

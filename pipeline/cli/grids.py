@@ -56,16 +56,21 @@ def run(
     found = make_plan(parsed, Lake(places.lake), replace)
     console = Console(stderr=True)
     for line in [*pool_lines(found.cells), *skip_lines(found.missing)]:
-        console.print(line, highlight=False)
+        console.print(line, highlight=False, markup=False, soft_wrap=True)
     console.print(f"{len(found.cells)} cells, {len(found.missing)} to run", highlight=False)
     if found.missing:
-        from pipeline.preflight import preflight
+        from pipeline.preflight import checked
 
-        preflight(found.missing)
+        found, refused = checked(found)
+        for line in refused:
+            console.print(line, highlight=False, markup=False, soft_wrap=True)
     failed = run_plan(parsed, found, places, console, workers, address)
     editors = tuple(cell.editor_name for cell in found.cells)
     print_table(places.lake, parsed.name, "md", editors, parsed.scale)
     report_path = write_report_files(places.lake, parsed.name, results / f"{parsed.name}.html")
     console.print(f"report: {report_path}\nlake:   {places.lake}", highlight=False)
+    if found.refused:
+        n = len(found.refused)
+        console.print(f"{n} of {len(found.cells)} cells skipped: see above", highlight=False)
     if failed:
         raise typer.Exit(1)

@@ -121,10 +121,14 @@ def foreign_rows(content: bytes) -> list[Any]:
     """The rows of anybody's Parquet file.
 
     Raises:
-        ValueError: It is corrupt or truncated.
+        ValueError: It is corrupt or truncated, or a map in it has a key twice.
     """
     try:
-        rows: list[Any] = pq.read_table(pa.BufferReader(content)).to_pylist()
+        table = pq.read_table(pa.BufferReader(content))
+        # A map becomes an object, as JSON would have it; else it would be a list of pairs.
+        rows: list[Any] = table.to_pylist(maps_as_pydicts="strict")
+    except KeyError as error:
+        raise ValueError(f"a map has a key twice: {error.args[0]}") from None
     except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
         raise ValueError(str(error).splitlines()[0]) from None
     return rows

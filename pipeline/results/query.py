@@ -134,7 +134,8 @@ def runs(
 
     Args:
         final: keep only the last checkpoint of each cell, and cells without scores. A longer stream
-            that was scored for a shorter one answers for it, with its own costs.
+            that was scored for a shorter one answers for it, with its own costs. A row then has
+            `not_measured` (what → why) where the cell's data has nothing to measure it on.
     """
     connection = lake if isinstance(lake, duckdb.DuckDBPyConnection) else connect(lake)
     of = "TRUE" if grid is None else f"grid = {quoted(grid)}"
@@ -156,7 +157,17 @@ def runs(
     own += [
         row for row in prefixes if answering.setdefault(_place(row), row["cell"]) == row["cell"]
     ]
+    _add_unmeasured(own, of, connection)
     return sorted(own, key=lambda row: [row[name] for name in _ADDRESS_ORDER.split(", ")])
+
+
+def _add_unmeasured(rows: Sequence[dict[str, Any]], of: str, connection: Connection) -> None:
+    """Say in each row what was asked for and could not be measured on the cell's data, and why."""
+    sql = f"SELECT cell, resolved->'$.not_measured' FROM cells WHERE {of}"
+    found = {cell: json.loads(text) for cell, text in query(sql, connection).rows if text}
+    for row in rows:
+        if row["cell"] in found:
+            row["not_measured"] = found[row["cell"]]
 
 
 def _place(row: Mapping[str, Any]) -> tuple[Any, ...]:

@@ -245,6 +245,11 @@ def _notes(rows: Sequence[Row]) -> list[str]:
     ]
     missing = Counter(row["status"] for row in rows if row["status"] != "done")
     notes += [f"{n} cell{'s' * (n > 1)} {status}." for status, n in sorted(missing.items())]
+    notes += dict.fromkeys(
+        f"Not measured on {row['dataset']}: {what}, because {why}."
+        for row in rows
+        for what, why in (row.get("not_measured") or {}).items()
+    )
     for name, what in (("code_version", "code versions"), ("data_hash", "data hashes")):
         if name == "data_hash" and len({row["dataset"] for row in rows}) > 1:
             continue

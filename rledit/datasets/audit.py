@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 from rledit.datasets.contradictions import Targets
@@ -18,6 +18,8 @@ TRAPS: dict[str, str] = {
     "target_leading_space": "the target begins with a space: taken off, tokenisation adds one",
     "target_trailing_space": "the target ends with a space: taken off",
     "prompt_trailing_space": "the prompt ends with a space: taken off, the target brings one",
+    "text_of_missing": "a text is 'nan', 'None' or the like, as software writes a missing value: "
+    "taken for text",
     "duplicate_edit": "the same prompt with the same target as an earlier edit",
     "contradicting_edit": "its prompt is edited to another target too: the last write is scored",
     "conflicting_fact": "the same fact in other words has another target (the same subject and old "
@@ -32,7 +34,9 @@ TRAPS: dict[str, str] = {
     "locality_nq_question": 'the locality prompt begins "nq question: "',
     "locality_no_question_mark": 'the "nq question" lacks its question mark, which RLEdit\'s '
     "release appends",
-    "locality_answer_absent": "a locality probe has no answer: left out",
+    "locality_answer_absent": "a locality probe lacks its answer or its prompt: left out",
+    "portability_answer_absent": "a question of portability lacks its answer or its prompt: left "
+    "out",
     "locality_is_edited": "a locality prompt is itself edited in this set: it must not stay",
     "ground_truth_list": "the ground truth is a list: its first text is taken",
     "ground_truth_absent": "there is no ground truth: `choice` protocols cannot be scored",
@@ -46,6 +50,7 @@ NOTES: dict[str, str] = {
 }
 
 _NQ = "nq question: "
+_MISSING = frozenset({"nan", "NaN", "None", "null", "<NA>", "NaT"})
 _EXAMPLES = 3
 
 
@@ -136,6 +141,7 @@ def _edit_findings(edit: Edit, targets: Targets, seen: set[tuple[str, str]]) -> 
     probes = [probe.prompt for probe in edit.locality]
     nq = [probe for probe in probes if probe.startswith(_NQ)]
     present = {
+        "text_of_missing": any(text.strip() in _MISSING for text in _texts(edit)),
         "duplicate_edit": (prompt, target) in seen,
         "contradicting_edit": targets.contradict(edit),
         "conflicting_fact": targets.conflict(edit),
@@ -152,6 +158,15 @@ def _edit_findings(edit: Edit, targets: Targets, seen: set[tuple[str, str]]) -> 
     }
     seen.add((prompt, target))
     return [name for name, found in present.items() if found]
+
+
+def _texts(edit: Edit) -> Iterator[str]:
+    yield from (edit.prompt, edit.target, edit.subject or "", edit.old_target or "")
+    yield from edit.rephrases
+    for probe in edit.locality:
+        yield from (probe.prompt, probe.answer)
+    for item in edit.consequences:
+        yield from (item.prompt, *item.answers)
 
 
 def _findings(places: dict[str, list[str]], meanings: dict[str, str]) -> tuple[Finding, ...]:

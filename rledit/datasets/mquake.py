@@ -23,7 +23,7 @@ def read(row: Row, place: Place) -> list[Edit]:
     fields = Fields(row, place)
     hops = fields.children("requested_rewrite")
     if not hops:
-        fields.fail("requested_rewrite", "is empty: the row asks for no edit")
+        fields.fail("requested_rewrite", "is missing or empty: the row asks for no edit")
     edits = [_read_hop(hop, place, number) for number, hop in enumerate(hops, start=1)]
     return [*edits[:-1], replace(edits[-1], consequences=_multi_hop(fields))]
 
@@ -57,6 +57,10 @@ MQUAKE = Format(
     name="mquake",
     title="MQuAKE, several edits a row (arXiv 2305.14795)",
     required=("requested_rewrite", "questions", "new_answer"),
+    aliases={
+        "requested_rewrite[].question": ("rephrase", "rephrase_prompt"),
+        "new_answer_alias": ("new_answer_aliases",),
+    },
     read=read,
     example={
         "case_id": 3,

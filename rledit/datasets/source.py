@@ -54,6 +54,7 @@ class FileEditSource:
         name: Name of the dataset.
         data_hash: sha256 over the files' hashes and all settings that shape the pools.
         file_hashes: sha256 of each file's bytes, by the split it was given for.
+        unread: File → its keys with content that its format has no use for → rows that have them.
         dropped: Edits dropped because of shared prompts, by pool.
 
     Raises:
@@ -87,12 +88,13 @@ class FileEditSource:
             raise DatasetError("no data file given; set train, evaluation or validation")
         self.order: Order = order
         self.file_hashes = {split: report.data_hash for split, report in reports.items()}
+        self.unread = {report.path: report.unread for report in reports.values() if report.unread}
         self.name = name or reports[_main_split(reports)].format
         self.dropped: dict[str, int] = {}
         self._pools = self._make_pools(reports, shares, on_overlap)
         self.data_hash = digest(
             {
-                "files": {s: [r.data_hash, r.format] for s, r in reports.items()},
+                "files": {s: [r.data_hash, r.format, *r.adapted] for s, r in reports.items()},
                 "shares": {split: shares.get(split, 0.0) for split in SPLITS},
                 "on_overlap": on_overlap,
             }
