@@ -28,7 +28,7 @@ from pipeline.identity import checkpoint_identity, digest, plain, template_ident
 from pipeline.material import MaterialEntry, load_material, material_hash
 from pipeline.presets import PRESETS, Setting, mapped_modules, preset_setting, standin_setting
 from pipeline.resources import ResourcesEntry
-from pipeline.results.records import CellAddress
+from pipeline.results.records import CellAddress, scale_of
 from pipeline.sources import lacking, source_of, world_of
 from pipeline.yaml_location import Located
 from rledit.datasets import FileEditSource
@@ -218,6 +218,11 @@ class Cell:
         """Documents that the second moments are of."""
         return self._corpus.documents
 
+    @property
+    def corpus_sample(self) -> tuple[int, ...]:
+        """UTF-8 bytes of some of these documents."""
+        return self._corpus.sample
+
     @cached_property
     def _corpus(self) -> CorpusFacts:
         entry = self.statistics
@@ -336,7 +341,7 @@ class Cell:
             variant=self.editor.variant,
             model=self.model.name,
             dataset=self.dataset.name,
-            scale=self.scale,
+            scale=scale_of(self.scale, self.model.checkpoint),
             seed=self.seed,
             batch_size=self.stream.batch_size,
             n_batches=self.stream.n_batches,

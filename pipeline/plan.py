@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -60,6 +61,7 @@ def make_plan(
     for folder in {cell.model.checkpoint for cell in cells if cell.model.checkpoint}:
         if is_folder(folder):
             check_weights(Path(folder))  # a cell's key is made from what they say
+    check_corpus(cells)
     for cell in cells:
         check_cell(cell)
     records = lake.manifest(grid.name) if lake.exists() else []
@@ -102,6 +104,29 @@ def check_cell(cell: Cell) -> None:
         raise ConfigError(f"{cell.path}: {cell.shortage}; shorten the stream or enlarge the data")
 
 
+def check_corpus(cells: Sequence[Cell]) -> None:
+    """Ask for running text where an editor needs second moments of a model that has no world.
+
+    Raises:
+        ConfigError: There is none; names the editors and models, and what to give.
+    """
+    lacking = [
+        cell
+        for cell in cells
+        if "statistics" in cell.needs
+        and cell.model.checkpoint is not None
+        and cell.statistics.corpus is None
+    ]
+    if lacking:
+        editors = ", ".join(dict.fromkeys(cell.label for cell in lacking))
+        models = ", ".join(dict.fromkeys(cell.model.name for cell in lacking))
+        raise ConfigError(
+            f"statistics.corpus is not given, and the grid's {editors} need second moments of "
+            f"running text on {models}: give a .txt, .jsonl or Parquet file with --set "
+            "statistics.corpus=wiki.jsonl, or leave these editors out"
+        )
+
+
 def check_sharded(cell: Cell) -> None:
     """Refuse a sharded model for an editor or precision that cannot have one.
 
@@ -139,6 +164,13 @@ def pool_lines(cells: Sequence[Cell]) -> list[str]:
             if n := sum(lacking(dataset, split, probe) for split in SPLITS):
                 lines.append(f"  without a {probe}: {n} of {total}, not scored by one")
     return lines
+
+
+def failed_lines(plan: Plan) -> list[str]:
+    """Why cells failed before, a line for each reason."""
+    counts = Counter(plan.failed[key] for cell in plan.missing if (key := cell.key) in plan.failed
+                     and cell.obstacle is None)  # fmt: skip
+    return [f"failed before, {n} of the cells to run: {reason}" for reason, n in counts.items()]
 
 
 def skip_lines(cells: Sequence[Cell]) -> list[str]:

@@ -77,7 +77,7 @@ def read_shard(data: bytes, table: str, where: str) -> dict[str, list[Any]]:
         LakeError: It is none of this table, or of a newer schema.
     """
     try:
-        file = pq.ParquetFile(pa.BufferReader(data))
+        file = pq.ParquetFile(_reader(data))
         version = int((file.schema_arrow.metadata or {}).get(VERSION_KEY.encode(), b"0"))
         if version > SCHEMA_VERSION:
             raise LakeError(
@@ -124,10 +124,22 @@ def foreign_rows(content: bytes) -> list[Any]:
         ValueError: It is corrupt or truncated.
     """
     try:
-        rows: list[Any] = pq.read_table(pa.BufferReader(content)).to_pylist()
+        rows: list[Any] = pq.read_table(_reader(content)).to_pylist()
     except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
         raise ValueError(str(error).splitlines()[0]) from None
     return rows
+
+
+def _reader(content: bytes) -> Any:
+    """A file of bytes that Arrow owns itself.
+
+    Arrow reads in threads of its own, which may let go of the bytes after the interpreter has begun
+    to end. Were the bytes Python's, such a thread would wait for the interpreter, be ended by it
+    inside a destructor, and the process would abort after it had answered.
+    """
+    own = pa.BufferOutputStream()
+    own.write(content)
+    return pa.BufferReader(own.getvalue())
 
 
 def foreign_column(path: Path, name: str) -> Iterator[Any]:
