@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import types
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any, Literal, TypeVar
@@ -14,7 +14,7 @@ from pydantic import TypeAdapter, ValidationError
 from pipeline.material import MaterialEntry, check_measurements
 from pipeline.pinned import names_revision, unpinned_checkpoint
 from pipeline.presets import PRESETS
-from pipeline.ranges import group_problems, shape_problem
+from pipeline.ranges import number_problems, shape_problem
 from pipeline.resources import ResourcesEntry
 from pipeline.yaml_location import ConfigError, KeyPath, Located
 from rledit.chat import PromptStyle
@@ -246,6 +246,11 @@ def build(cls: type[T], data: Any, path: KeyPath, located: Located) -> T:
         return data
     if not isinstance(data, Mapping):
         raise ConfigError(f"{located.place(path)}: expected a mapping, found {data!r}")
+    def refuse(problems: Iterable[tuple[tuple[str | int, ...], str]]) -> None:
+        """All at once, each with its place."""
+        if lines := [f"{located.place((*path, *at))}: {what}" for at, what in problems]:
+            raise ConfigError("\n".join(lines))
+
     known = {f.name: f for f in fields(cls)}  # type: ignore[arg-type]
     for key, value in data.items():
         if key not in known:
@@ -254,6 +259,7 @@ def build(cls: type[T], data: Any, path: KeyPath, located: Located) -> T:
             )
         if (problem := shape_problem(known[key], value)) is not None:
             raise ConfigError(f"{located.place((*path, key))}: {problem}")
+    refuse(number_problems(data))  # before a group's own checks reckon with them
     try:
         built = _adapter(cls).validate_python(dict(data))
     except ValidationError as error:
@@ -261,9 +267,7 @@ def build(cls: type[T], data: Any, path: KeyPath, located: Located) -> T:
         place = located.place((*path, *first["loc"]))
         given = "" if first["type"] == "missing" else f" (found {first['input']!r})"
         raise ConfigError(f"{place}: {first['msg']}{given}") from None
-    problems = [f"{located.place((*path, *at))}: {what}" for at, what in group_problems(built)]
-    if problems:
-        raise ConfigError("\n".join(problems))
+    refuse(number_problems({name: getattr(built, name) for name in known}))  # text is read by now
     return built
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import Field, fields
+from dataclasses import Field
 from typing import Any
 
 AT_LEAST_ONE = frozenset(
@@ -45,14 +45,13 @@ def number_problem(name: str, value: Any) -> str | None:
     return None
 
 
-def group_problems(group: Any) -> Iterator[tuple[tuple[str | int, ...], str]]:
-    """Every number of a group of settings (a dataclass) that does not work: its path, and why."""
-    for field in fields(group):
-        value = getattr(group, field.name)
+def number_problems(group: Mapping[str, Any]) -> Iterator[tuple[tuple[str | int, ...], str]]:
+    """Every number of a group of settings that does not work: its path, and why."""
+    for name, value in group.items():
         many = value if isinstance(value, list | tuple) else None
         for i, item in enumerate([value] if many is None else many):
-            if (problem := number_problem(field.name, item)) is not None:
-                yield ((field.name,) if many is None else (field.name, i)), problem
+            if (problem := number_problem(name, item)) is not None:
+                yield ((name,) if many is None else (name, i)), problem
 
 
 def shape_problem(field: Field[Any], value: Any) -> str | None:
