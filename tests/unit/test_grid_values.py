@@ -1,4 +1,4 @@
-"""Numbers, lists and datasets of a grid: what does not work is refused with its place and remedy."""
+"""Numbers, lists and datasets of a grid: what does not work is refused with place and remedy."""
 
 from __future__ import annotations
 
