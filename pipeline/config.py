@@ -246,6 +246,7 @@ def build(cls: type[T], data: Any, path: KeyPath, located: Located) -> T:
         return data
     if not isinstance(data, Mapping):
         raise ConfigError(f"{located.place(path)}: expected a mapping, found {data!r}")
+
     def refuse(problems: Iterable[tuple[tuple[str | int, ...], str]]) -> None:
         """All at once, each with its place."""
         if lines := [f"{located.place((*path, *at))}: {what}" for at, what in problems]:

@@ -105,7 +105,8 @@ def ended_lines(job: Job, before: bool, waited: float) -> Iterator[str]:
     yield f"{job.name}: {job.status}" + (" (it had ended before)" if before else ", the job ended")
     grid, lake = job.metadata.get("grid"), job.metadata.get("lake", "")
     if grid is not None and Lake(lake).exists():
-        yield f"  {cells_of_grid(lake, grid, job.name)}; submitting the grid again goes on from here"
+        cells = cells_of_grid(lake, grid, job.name)
+        yield f"  {cells}; submitting the grid again goes on from here"
 
 
 def nothing_line(places: Locations, grid: str | None = None) -> str:

@@ -115,8 +115,8 @@ def test_a_grid_without_results_is_answered_with_those_that_have_some(tmp_path: 
     lake = lake_at(tmp_path, cell(), cell(grid="mine"))
     code, text = typed("table", "dmo", "--results", tmp_path)
     assert code == 2 and text.startswith(
-        f"error: no results of grid 'dmo' in {lake.storage}; did you mean 'demo'? Grids with "
-        "results there: demo, mine. Published tables, shown without results too: table2"
+        "error: no results of grid 'dmo'; did you mean 'demo'? Grids with results in "
+        f"{lake.storage}: demo, mine. Published tables, shown without results too: table2"
     )
     code, text = typed("table", "demo", "--scale", "full", "--results", tmp_path)
     assert code == 2 and text.endswith("has no results at scale full; it has some at world\n")
