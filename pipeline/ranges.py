@@ -24,8 +24,18 @@ AT_LEAST_ONE = frozenset(
 ABOVE_ZERO = frozenset(
     {"clamp", "keep", "log_base", "lr", "max_grad_norm", "memory_gb", "value_lr"}
 )
-LARGEST_THREADS = 1024  # more is a slip of the hand, and torch fails on it without a reason
-_LARGEST = {"seed": 2**63 - 1, "seeds": 2**63 - 1, "threads": LARGEST_THREADS}
+# More is a slip of the hand, and whatever is asked to hold it fails without a reason.
+_LARGEST = {
+    "seed": 2**63 - 1,
+    "seeds": 2**63 - 1,
+    "threads": 1024,
+    "n_subjects": 1_000_000,
+    "hidden": 2**17,
+    "intermediate": 2**19,
+    "layers": 1000,
+    "heads": 2**12,
+    "kv_heads": 2**12,
+}
 
 
 def number_problem(name: str, value: Any) -> str | None:

@@ -25,6 +25,7 @@ from pipeline.ranges import AT_LEAST_ONE
 from pipeline.resources import ResourcesEntry
 from pipeline.yaml_location import ConfigError
 from rledit.editors import EDITORS
+from rledit.stream import checkpoints
 from rledit.world import WorldConfig, WorldModelSpec
 
 GRID = """\
@@ -105,6 +106,10 @@ def test_what_is_counted_is_at_least_one_and_whole(grid_file: Path) -> None:
         ("threads=0", "small.yaml (threads): expected at least 1, found 0"),
         ("threads=-2", "small.yaml (threads): expected at least 1, found -2"),
         ("threads=5000", "small.yaml (threads): expected at most 1024, found 5000"),
+        (
+            "models.m.overrides.layers=100000",
+            "(models.0.overrides.layers): expected at most 1000, ",
+        ),
         ("checkpoints=0", "small.yaml (checkpoints): expected at least 1, found 0"),
         ("checkpoints=true", "small.yaml (checkpoints): expected a number, found true"),
         ("seeds=[0, -1]", "small.yaml (seeds.1): expected 0 or more, found -1"),
@@ -220,6 +225,10 @@ def test_plan_names_the_editors_of_modules_that_do_not_exist(
     assert isinstance(found.exception, ConfigError), found.exception
     (line,) = str(found.exception).splitlines()
     assert message in line and line.endswith("(edited by ft, memit)")
+
+
+def test_more_checkpoints_than_batches_are_one_after_each() -> None:
+    assert checkpoints(3, 10**12) == checkpoints(3, 3) == (1, 2, 3)
 
 
 def test_names_of_keys_with_a_range_exist() -> None:
