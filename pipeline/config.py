@@ -354,7 +354,10 @@ def _check_names(grid: Grid, located: Located) -> None:
         _check_pinned(model, ("models", i, "checkpoint"), located)
         preset = WORLD_MODELS[model.world_model].identity  # without `chat`: prompt_style sets it
         cls = type(WORLD_MODELS[model.world_model])
-        build(cls, preset | model.overrides, ("models", i, "overrides"), located)
+        spec = build(cls, preset | model.overrides, ("models", i, "overrides"), located)
+        if not 0 <= spec.init_std <= 1:  # what transformers accepts
+            place = located.place(("models", i, "overrides", "init_std"))
+            raise ConfigError(f"{place}: expected at most 1, found {spec.init_std}")
     for i, dataset in enumerate(grid.datasets):
         build(WorldConfig, dataset.world, ("datasets", i, "world"), located)
         if dataset.schema is not None:
