@@ -354,6 +354,9 @@ def _check_names(grid: Grid, located: Located) -> None:
         _check_pinned(model, ("models", i, "checkpoint"), located)
         preset = WORLD_MODELS[model.world_model].identity  # without `chat`: prompt_style sets it
         cls = type(WORLD_MODELS[model.world_model])
+        if "chat" in model.overrides:
+            place = located.place(("models", i, "overrides", "chat"))
+            raise ConfigError(f"{place}: the model's `prompt_style` says it; set that")
         spec = build(cls, preset | model.overrides, ("models", i, "overrides"), located)
         if not 0 <= spec.init_std <= 1:  # what transformers accepts
             place = located.place(("models", i, "overrides", "init_std"))

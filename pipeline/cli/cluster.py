@@ -214,12 +214,13 @@ def sweep(
     tracking: TrackingUri = None,
 ) -> None:
     """End tracked runs that are RUNNING although their process or job is gone."""
+    from pipeline.storage import redact
     from pipeline.submit.reconcile import sweep_grids
 
     uri = Locations.under(results, None, tracking).tracking
     server = _server(address) if address else None
-    nothing = "no tracked run to look at"
-    for line in [*sweep_grids(uri, grids, server)] or [f"{uri}: {nothing}"]:
+    lines = [str(swept) for swept in sweep_grids(uri, grids, server)]
+    for line in lines or [f"{redact(uri)}: no tracked run to look at"]:
         typer.echo(line)
 
 
@@ -232,12 +233,18 @@ def rebuild(
     tracking: TrackingUri = None,
 ) -> None:
     """Make the tracked runs equal to the lake's cells, from nothing if need be."""
-    from pipeline.results.lake import Lake
+    from pipeline.results.lake import Lake, LakeError
     from pipeline.results.tracking import Tracker
 
     places = Locations.under(results, lake, tracking)
     store = Lake(places.lake)
-    for grid in grids or store.grids():
+    known = store.grids() if store.exists() else []
+    if unknown := sorted(set(grids or ()) - set(known)) or ([] if known else ["any"]):
+        there = ", ".join(known) or "none"
+        raise LakeError(
+            f"no cells of grid {', '.join(unknown)} in {store.storage}; grids there: {there}"
+        )
+    for grid in grids or known:
         n = Tracker(places.tracking, grid).rebuild(store)
         typer.echo(f"{grid}: {n} cells logged anew")
 

@@ -149,6 +149,17 @@ def test_status_says_where_it_looked(tmp_path: Path) -> None:
     assert text.startswith("no grid 'dmo' in ") and text.endswith("; there are demo\n")
 
 
+def test_rebuild_makes_no_experiment_of_a_grid_that_is_not_there(tmp_path: Path) -> None:
+    code, text = typed("rebuild", "--results", tmp_path)
+    assert code == 2 and text.endswith(
+        "no cells of grid any in " + f"{tmp_path}/lake; grids there: none\n"
+    )
+    lake_at(tmp_path, cell())
+    code, text = typed("rebuild", "dmo", "--results", tmp_path)
+    assert code == 2 and "no cells of grid dmo in " in text and text.endswith("there: demo\n")
+    assert not (tmp_path / "mlflow.db").exists()
+
+
 # Plan --------------------------------------------------------------------------------------------
 
 
