@@ -112,7 +112,7 @@ def test_cheap_commands_are_typed_as_they_stand_there(place: Path) -> None:
     text = {name: "\n".join(output for _, output in answers) for name, answers in said.items()}
     assert "cells, " in text["plan"] and "core-hours" in text["plan"]
     assert "zsre_mend: ZsRE in MEND's schema" in text["data"]
-    assert "rledit" in text["query"] and "efficacy" in text["query"]
+    assert "rledit" in text["query"] and "n_batches" in text["query"]
     assert "\\begin{tabular}" in text["table"] and "Table 2: main comparison" in text["table"]
     assert text["diff"].endswith("equal\n")
 
