@@ -81,6 +81,11 @@ def shape_problem(field: Field[Any], value: Any) -> str | None:
             f"expected a list, found {_shown(value)}; in square brackets it is one: "
             f"{field.name}: [{_shown(value)}]"
         )
+    if kind.startswith("dict") and value is not None and not isinstance(value, Mapping):
+        return (
+            f"expected a mapping, found {_shown(value)}; in braces it is one: "
+            f"{field.name}: {{KEY: {_shown(value)}}}"
+        )
     if isinstance(value, bool) and "bool" not in kind and kind.startswith(("int", "float")):
         return f"expected a number, found {_shown(value)}"
     return None

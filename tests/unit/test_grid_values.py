@@ -112,6 +112,11 @@ def test_what_is_counted_is_at_least_one_and_whole(grid_file: Path) -> None:
         ),
         ("models.m.overrides.init_std=1.5", "overrides.init_std): expected at most 1, found 1.5"),
         ("models.m.overrides.chat=true", "overrides.chat): the model's `prompt_style` says it"),
+        (
+            "datasets=[{name: z, files: edits.json}]",
+            "(datasets.0.files): expected a mapping, found edits.json; in braces it is one: "
+            "files: {KEY: edits.json}",
+        ),
         ("checkpoints=0", "small.yaml (checkpoints): expected at least 1, found 0"),
         ("checkpoints=true", "small.yaml (checkpoints): expected a number, found true"),
         ("seeds=[0, -1]", "small.yaml (seeds.1): expected 0 or more, found -1"),
