@@ -28,7 +28,7 @@ from pipeline.identity import checkpoint_identity, digest, plain, template_ident
 from pipeline.material import MaterialEntry, load_material, material_hash
 from pipeline.presets import PRESETS, Setting, mapped_modules, preset_setting, standin_setting
 from pipeline.resources import ResourcesEntry
-from pipeline.results.records import CellAddress
+from pipeline.results.records import CellAddress, scale_of
 from pipeline.sources import lacking, source_of, world_of
 from pipeline.yaml_location import ConfigError, Located
 from rledit.datasets import FileEditSource
@@ -87,7 +87,7 @@ class Cell:
             given["modules"] = ()
         if any(f.name == "seed" for f in fields(cls)):
             given.setdefault("seed", self.seed)
-        settings = build(cls, given, (), Located("{}", f"editor {self.label}"))
+        settings: Any = build(cls, given, (), Located("{}", f"editor {self.label}"))
         problem = editor_class(self.editor.editor).batch_problem(settings, self.stream.batch_size)
         if problem is not None:
             raise ConfigError(f"editor {self.label}, stream {self._stream_name}: {problem}")
@@ -254,6 +254,11 @@ class Cell:
         """Documents that the second moments are of."""
         return self._corpus.documents
 
+    @property
+    def corpus_sample(self) -> tuple[int, ...]:
+        """UTF-8 bytes of some of these documents."""
+        return self._corpus.sample
+
     @cached_property
     def _corpus(self) -> CorpusFacts:
         entry = self.statistics
@@ -372,7 +377,7 @@ class Cell:
             variant=self.editor.variant,
             model=self.model.name,
             dataset=self.dataset.name,
-            scale=self.scale,
+            scale=scale_of(self.scale, self.model.checkpoint),
             seed=self.seed,
             batch_size=self.stream.batch_size,
             n_batches=self.stream.n_batches,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -70,6 +71,7 @@ def make_plan(
         if is_folder(folder):
             check_weights(Path(folder))  # a cell's key is made from what they say
     check_rows(cells)
+    check_corpus(cells)
     for cell in cells:
         check_cell(cell)
     records = lake.manifest(grid.name) if lake.exists() else []
@@ -129,6 +131,29 @@ def check_cell(cell: Cell) -> None:
         raise ConfigError(f"{cell.path}: {cell.shortage}; shorten the stream or enlarge the data")
 
 
+def check_corpus(cells: Sequence[Cell]) -> None:
+    """Ask for running text where an editor needs second moments of a model that has no world.
+
+    Raises:
+        ConfigError: There is none; names the editors and models, and what to give.
+    """
+    lacking = [
+        cell
+        for cell in cells
+        if "statistics" in cell.needs
+        and cell.model.checkpoint is not None
+        and cell.statistics.corpus is None
+    ]
+    if lacking:
+        editors = ", ".join(dict.fromkeys(cell.label for cell in lacking))
+        models = ", ".join(dict.fromkeys(cell.model.name for cell in lacking))
+        raise ConfigError(
+            f"statistics.corpus is not given, and the grid's {editors} need second moments of "
+            f"running text on {models}: give a .txt, .jsonl or Parquet file with --set "
+            "statistics.corpus=wiki.jsonl, or leave these editors out"
+        )
+
+
 def check_sharded(cell: Cell) -> None:
     """Refuse a sharded model for an editor or precision that cannot have one.
 
@@ -182,6 +207,13 @@ def _unmeasured(cells: Sequence[Cell], dataset: DatasetEntry) -> Iterator[str]:
     for what, why in found:
         if what not in SCORES:
             yield f"{what}: asked for and not measured, {why}"
+
+
+def failed_lines(plan: Plan) -> list[str]:
+    """Why cells failed before, a line for each reason."""
+    counts = Counter(plan.failed[key] for cell in plan.missing if (key := cell.key) in plan.failed
+                     and cell.obstacle is None)  # fmt: skip
+    return [f"failed before, {n} of the cells to run: {reason}" for reason, n in counts.items()]
 
 
 def skip_lines(cells: Sequence[Cell]) -> list[str]:

@@ -44,7 +44,8 @@ class StreamScored:
 
 
 def checkpoints(n_batches: int, count: int) -> tuple[int, ...]:
-    """`count` evenly spaced batch numbers, the last one always among them."""
+    """`count` evenly spaced batch numbers, the last one always among them; at most all."""
+    count = min(count, n_batches)
     return tuple(sorted({round(n_batches * (i + 1) / count) for i in range(count)} - {0}))
 
 

@@ -8,7 +8,7 @@ from typing import Any
 
 from pipeline.cells import Cell
 from pipeline.estimate.seconds import Seconds
-from pipeline.results.records import CellRecord
+from pipeline.results.records import CellRecord, scale_of
 
 # What two cells have in common for one's cost to stand for the other's: the closest first.
 _LIKENESS: tuple[tuple[str, ...], ...] = (
@@ -53,7 +53,7 @@ class Measurements:
     def like(self, cell: Cell) -> list[CellRecord]:
         """The finished cells that have most in common with this one."""
         own = {
-            "scale": cell.scale,
+            "scale": scale_of(cell.scale, cell.model.checkpoint),
             "model": cell.model.name,
             "editor": cell.editor_name,
             "variant": cell.editor.variant,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 
 from pipeline.architecture import Architecture
@@ -18,11 +18,18 @@ _ROW_BYTES = 48  # of an edit's row in Parquet, measured on the demo
 FLOAT = 4
 
 
-def model_needs(cell: Cell, architecture: Architecture) -> list[Need]:
-    """Weights of a model: there, to be fetched, or out of reach."""
+def model_needs(cell: Cell, architecture: Architecture, trained: bool = False) -> list[Need]:
+    """Weights of a model: there, to be fetched, or out of reach.
+
+    Args:
+        cell: A cell of the model.
+        architecture: Its sizes.
+        trained: Whether a model of the embedded world lies in the cache.
+    """
     checkpoint = cell.model.checkpoint
     if checkpoint is None:
-        return [Need(text=f"{cell.model.name}: trained on the spot")]
+        how = "trained before, and in the cache" if trained else "trained on the spot"
+        return [Need(text=f"{cell.model.name}: {how}")]
     size = architecture.parameters * BYTES[cell.model.dtype] / GB
     folder = cached(checkpoint)
     if folder is not None and _whole(folder):
@@ -49,6 +56,28 @@ def model_needs(cell: Cell, architecture: Architecture) -> list[Need]:
             )
         )
     return needs
+
+
+def statistics_need(works: Sequence[Workload], summed: Collection[str]) -> list[Need]:
+    """The second moments of one model's linears, in a line; nothing where no editor needs them.
+
+    Args:
+        works: Cells of the model whose editors need second moments.
+        summed: The linears whose moments are in the cache.
+    """
+    if not works:
+        return []
+    linears = {name for work in works for name in work.linears}
+    editors = ", ".join(dict.fromkeys(work.cell.label for work in works))
+    first = works[0]
+    there = f", {len(summed)} of them in the cache" if summed else ""
+    return [
+        Need(
+            text=f"{first.cell.model.name}: second moments of {len(linears)} linears{there} "
+            f"({editors}), over {first.documents:,} documents of about "
+            f"{first.document_tokens:.0f} tokens"
+        )
+    ]
 
 
 def disk_gb(works: Sequence[Workload]) -> dict[str, float]:

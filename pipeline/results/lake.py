@@ -36,7 +36,7 @@ from pipeline.results.layout import (
     utc,
 )
 from pipeline.results.parquet import arrow_table, dataset, read_shard, shard_bytes
-from pipeline.results.records import CellAddress, CellRecord, CellResult, Status
+from pipeline.results.records import CellAddress, CellRecord, CellResult, Status, scale_of
 from pipeline.results.schemas import (
     ADDRESS,
     DATA_TABLES,
@@ -336,7 +336,10 @@ def _address(columns: Mapping[str, list[Any]], name: str) -> CellAddress:
     folders = dict(part.split("=", 1) for part in name.split("/")[1:-1])
     values: dict[str, Any] = {key: columns[key][0] for key in ADDRESS if key not in PARTITION}
     values |= {key: unquote(value) for key, value in folders.items()}
-    return CellAddress(**values)
+    # Lakes of earlier versions say `world` of checkpoints as well.
+    model = json.loads(columns["identity"][0]).get("model")
+    checkpoint = model.get("checkpoint") if isinstance(model, dict) else None
+    return CellAddress(**values | {"scale": scale_of(values["scale"], checkpoint)})
 
 
 def _record(columns: Mapping[str, list[Any]], address: CellAddress) -> CellRecord:

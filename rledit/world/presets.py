@@ -98,7 +98,7 @@ def model_config(
     """
     common: dict[str, Any] = {
         "vocab_size": vocab_size,
-        "initializer_range": spec.init_std,
+        "initializer_range": float(spec.init_std),
         # Only Gemma ties its embeddings at every size.
         "tie_word_embeddings": spec.family == "gemma2",
         **special,

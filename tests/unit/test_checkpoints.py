@@ -7,6 +7,7 @@ import os
 import shutil
 import threading
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 from typing import Any
@@ -30,6 +31,7 @@ from pipeline.plan import make_plan
 from pipeline.preflight import _checkpoint_encoder, preflight
 from pipeline.presets import PRESETS
 from pipeline.results.lake import Lake
+from pipeline.results.query import runs
 from pipeline.yaml_location import ConfigError
 from rledit.families import FAMILIES
 from rledit.world import WORLD_MODELS, World, WorldConfig
@@ -300,3 +302,17 @@ def test_a_hub_out_of_reach_says_how_to_bring_the_model(monkeypatch: pytest.Monk
     with pytest.raises(CheckpointError, match=rf"hf download owner/name --revision {commit}"):
         preflight([cell(f"owner/name@{commit}")])
     hub_reachable.cache_clear()
+
+
+def test_a_loaded_model_is_no_model_of_the_world(folder: Path, tmp_path: Path) -> None:
+    """Its cells say `full`, those of an earlier version too, and their keys stay as they were."""
+    loaded = cell(folder)
+    assert loaded.identity["model"]["scale"] == "world"
+    assert loaded.address.scale == "full"
+    lake = Lake(str(tmp_path / "lake"))
+    earlier = replace(loaded.address, scale="world")
+    lake.record_failure(earlier, "x", identity=loaded.identity, code_version="0")
+    assert [r.address for r in lake.manifest()] == [loaded.address]
+    assert [row["scale"] for row in runs(lake, loaded.grid)] == ["full"]
+    trained = cells_of(load_grid(GRID))[0]
+    assert trained.address.scale == "world"
