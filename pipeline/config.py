@@ -22,6 +22,7 @@ from rledit.editors import editor_class
 from rledit.metrics import PROTOCOLS
 from rledit.names import nearest
 from rledit.scoring import Probes
+from rledit.scripts import AnswerSpace
 from rledit.world import SCHEMAS, WORLD_MODELS, WorldConfig
 
 T = TypeVar("T")
@@ -45,6 +46,8 @@ class ModelEntry:
         overrides: Settings of the world model to change.
         prompt_style: Put every prompt `bare`, as the articles do, or as a user's turn in the
             tokenizer's `chat` template.
+        bos: Begin every text with BOS, or never; where it is not given, the model's own tokenizer
+            decides, by what it makes of plain text.
     """
 
     name: str
@@ -55,6 +58,7 @@ class ModelEntry:
     modules: tuple[str, ...] = ("down:all",)
     overrides: dict[str, Any] = field(default_factory=dict)
     prompt_style: PromptStyle = "bare"
+    bos: bool | None = None
 
     def __post_init__(self) -> None:
         if self.dtype is None:
@@ -79,6 +83,9 @@ class DatasetEntry:
         on_overlap: `refuse` files that share prompts, or `drop` those from training.
         strict: Refuse files with blank targets instead of skipping those rows.
         split: Pool the stream is drawn from; `validation` is for tuning.
+        answer_space: Put a space before an answer as the scripts of prompt and answer have it
+            (`auto`: none in Chinese, Japanese, Thai and the like), `always`, or `never`. In a chat
+            template `auto` puts none.
     """
 
     name: str = "world"
@@ -90,6 +97,7 @@ class DatasetEntry:
     on_overlap: Literal["refuse", "drop"] = "refuse"
     strict: bool = False
     split: Literal["evaluation", "validation"] = "evaluation"
+    answer_space: AnswerSpace = "auto"
 
 
 @dataclass(frozen=True, kw_only=True)
