@@ -26,6 +26,10 @@ SPELLINGS = re.compile(
 """How the control tokens of common tokenizers are spelt, for data without a tokenizer at hand."""
 
 
+_MARKED = re.compile(r"[<\[◁⟨【|｜]")
+_SHOWN = 80  # characters of a text in a message
+
+
 class TokenizationError(ValueError):
     """A text, or a tokenizer, that breaks the token contract (see `rledit.tokenization`)."""
 
@@ -70,7 +74,7 @@ class TextEncoder:
         self._tokenizer = tokenizer
         self._fast = bool(getattr(tokenizer, "is_fast", False))
         added = tokenizer.added_tokens_decoder
-        template = tokenizer.chat_template if isinstance(tokenizer.chat_template, str) else ""
+        template = _template(tokenizer)
         control = {i: t for i, t in zip(*_special(tokenizer), strict=True) if t}
         control |= {i: t.content for i, t in added.items() if _controls(t, template)}
         self._ids = frozenset(control)
@@ -185,14 +189,17 @@ def _special(tokenizer: Any) -> tuple[list[int], list[str]]:
     return ids, [str(token) for token in tokenizer.convert_ids_to_tokens(ids)]
 
 
+def _template(tokenizer: Any) -> str:
+    """A tokenizer's chat template, or all of them where it has several."""
+    found = tokenizer.chat_template or ""
+    return found if isinstance(found, str) else "\n".join(map(str, found.values()))
+
+
 def _controls(token: Any, template: str) -> bool:
-    """Whether an added token steers a model; Gemma adds line breaks and tags of HTML as well."""
-    if token.special:
+    """Whether an added token steers a model; some are line breaks, words and tags of HTML."""
+    if token.special or SPELLINGS.fullmatch(token.content):
         return True
-    plain = token.content.isspace() or len(token.content) < 2
-    return not plain and (
-        SPELLINGS.fullmatch(token.content) is not None or token.content in template
-    )
+    return _MARKED.search(token.content) is not None and token.content in template
 
 
 def _harmless(turn: Turn) -> Turn:
@@ -202,7 +209,8 @@ def _harmless(turn: Turn) -> Turn:
 def _unspellable(tokenizer: Any, spelled: tuple[str, ...], text: str) -> str:
     name = getattr(tokenizer, "name_or_path", "") or type(tokenizer).__name__
     listed = ", ".join(repr(s) for s in dict.fromkeys(spelled))
+    shown = text if len(text) <= _SHOWN else f"{text[:_SHOWN]}..."
     return (
-        f"{text!r} spells a control token ({listed}), which the tokenizer of {name} cannot encode "
+        f"{shown!r} spells a control token ({listed}), which the tokenizer of {name} cannot encode "
         "as ordinary text; take it out of the row"
     )
