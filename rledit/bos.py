@@ -7,6 +7,7 @@ post-processor (Llama-3), `add_bos_token` (Llama-2, Mistral, Gemma), or nobody (
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from itertools import islice
 from typing import Any
 
@@ -25,18 +26,18 @@ def written_around(tokenizer: Any) -> tuple[Ids, Ids]:
     One BOS before it nearly always; some write two tokens, or one that they do not call BOS. EOS or
     SEP behind it.
     """
-    for probe in (*_PROBES, *islice(_words(tokenizer), _TRIED)):
-        bare = list(tokenizer(probe, add_special_tokens=False)["input_ids"])
+    for probe in _probes(tokenizer):
+        try:
+            bare = list(tokenizer(probe, add_special_tokens=False)["input_ids"])
+        except Exception:  # of a library of another language: a word that it cannot do without
+            continue
         if not bare:
             continue
         whole = list(tokenizer(probe)["input_ids"])
         for start in range(len(whole) - len(bare) + 1):
             if whole[start : start + len(bare)] == bare:
                 return tuple(whole[:start]), tuple(whole[start + len(bare) :])
-    # It knows no text at all, or writes it otherwise behind its own tokens.
-    bos = tokenizer.bos_token_id
-    begun = list(tokenizer(_PROBES[0])["input_ids"])[:1]
-    return ((bos,) if bos is not None and begun == [bos] else ()), ()
+    return (), ()  # it knows no text at all
 
 
 def before_text(tokenizer: Any, bos: bool | None) -> Ids:
@@ -59,6 +60,9 @@ def before_text(tokenizer: Any, bos: bool | None) -> Ids:
     return (tokenizer.bos_token_id,)
 
 
-def _words(tokenizer: Any) -> list[str]:
+def _probes(tokenizer: Any) -> Iterator[str]:
+    """Texts to try: some that nearly every tokenizer knows, then words of its own."""
+    yield from _PROBES
     special = set(tokenizer.all_special_tokens)
-    return sorted(word for word in tokenizer.get_vocab() if word.isalnum() and word not in special)
+    own = (word for word in tokenizer.get_vocab() if word.isalnum() and word not in special)
+    yield from islice(own, _TRIED)

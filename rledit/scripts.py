@@ -21,6 +21,7 @@ _NO_SPACES = frozenset({
     "FULLWIDTH", "HENTAIGANA", "THAI", "LAO", "KHMER", "MYANMAR", "TIBETAN", "JAVANESE",
     "BALINESE", "TAI", "TANGUT", "NUSHU",
 })  # fmt: skip
+_ENDS = ".!?:;\n"  # of a sentence
 WIDE_PUNCTUATION = re.compile(
     "[\u3000-\u3004\u3008-\u3020\u3030\u303d\uff01-\uff0f\uff1a-\uff20\uff3b-\uff40\uff5b-\uff65]"
 )
@@ -61,22 +62,26 @@ def space_between(prompt: str, answer: str) -> bool:
     if left == "wide" or right == "wide":
         return False
     if left == "none":
-        return right == "spaced" and _quotes_at_end(prompt)
+        return right != "none" and _quotes_at_end(prompt)
     if right != "none":
         return True
     return bool(left) and (writes_spaces(prompt) or _sets_off(prompt))
 
 
 def _quotes_at_end(prompt: str) -> bool:
-    """Whether a space sets the last run of letters without spaces off from a word before it."""
-    end = len(prompt)
-    while end and _kind(prompt[end - 1]) != "none":
-        end -= 1
+    """Whether the last run of letters without spaces is quoted in a sentence of words.
+
+    That is so where a space, and no end of a sentence, stands between it and a word before it.
+    """
+    end = next(i for i in range(len(prompt), 0, -1) if _kind(prompt[i - 1]) == "none")
     start = end
-    while start and _kind(prompt[start - 1]) == "none":
+    while start and _kind(prompt[start - 1]) in ("none", "wide"):
         start -= 1
     before = prompt[:start]
-    return before != before.rstrip() and _kind(before.rstrip()[-1:] or " ") == "spaced"
+    word = next((i for i in range(start, 0, -1) if _kind(before[i - 1])), 0)
+    gap = before[word:]
+    set_off = any(map(str.isspace, gap)) and not any(c in _ENDS for c in gap)
+    return word > 0 and set_off and _kind(before[word - 1]) == "spaced"
 
 
 def _sets_off(prompt: str) -> bool:
