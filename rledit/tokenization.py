@@ -196,10 +196,8 @@ class Encoder:
         ``without_thinking``: by which variables of the template, where it has some;
         ``answer_space``: where it was set.
         """
-        begins = tuple(self.prompt_ids("{}"))
-        bos = self.tokenizer.bos_token_id
-        known = bool(self.lead) or (bos is not None and begins[:1] == (bos,))
-        found: dict[str, Any] = {"template": self.style, "bos": known}
+        begins = bool(self.lead) or (self._chat is not None and self._chat.writes_bos)
+        found: dict[str, Any] = {"template": self.style, "bos": begins}
         if self._chat is not None:
             found["text"] = self.rendered("{}").text
             if self._chat.without_thinking:

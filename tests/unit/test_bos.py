@@ -144,6 +144,19 @@ def test_a_template_that_writes_bos_is_not_told_to_leave_it_out() -> None:
         Encoder(tokenizer, style="chat", bos=False)
 
 
+def test_a_mark_of_turns_that_is_called_bos_is_none() -> None:
+    """As SmolLM2's: every turn of its template begins with it, and no plain text does."""
+    tokenizer = llama3("$A")
+    tokenizer.chat_template = (
+        "{% for m in messages %}<|begin_of_text|>{{ m.role }}\n{{ m.content }}\n{% endfor %}"
+        "<|begin_of_text|>assistant\n"
+    )
+    for told in (None, False):
+        encoder = Encoder(tokenizer, style="chat", bos=told)
+        assert encoder.prompting["bos"] is False
+        assert encoder.prompt_ids("Rome").count(tokenizer.bos_token_id) == 2
+
+
 def test_perplexity_leaves_out_the_word_behind_bos_only() -> None:
     for bos in (None, False):
         model = EditableModel(tiny_model("llama"), tiny_tokenizer("llama"), ["down:1"], bos=bos)
