@@ -26,21 +26,28 @@ from pipeline.config import (
 from pipeline.corpus import CorpusFacts, corpus_facts
 from pipeline.identity import checkpoint_identity, digest, plain, template_identity
 from pipeline.material import MaterialEntry, load_material, material_hash
-from pipeline.presets import PRESETS, Setting, mapped_modules, preset_setting, standin_setting
+from pipeline.presets import (
+    PRESETS,
+    Preset,
+    Setting,
+    mapped_modules,
+    preset_setting,
+    standin_setting,
+)
 from pipeline.resources import ResourcesEntry
 from pipeline.results.records import CellAddress, scale_of
-from pipeline.sources import lacking, source_of, world_of
+from pipeline.sources import answer_space_of, lacking, source_of, spells_control, world_of
+from pipeline.tokenizer_files import thinking_switches, writes_bos
 from pipeline.yaml_location import ConfigError, Located
 from rledit.datasets import FileEditSource
 from rledit.datasets.errors import SHOWN_ROWS
 from rledit.editors import editor_class
 from rledit.editors.base import Need
-from rledit.families import FAMILIES
 from rledit.measurements import Material, not_measured
 from rledit.metrics import protocol
 from rledit.records import EditSource, Probe, has_probe
 from rledit.stream import checkpoints
-from rledit.world import WORLD_MODELS, World, WorldModelSpec
+from rledit.world import BOS_FAMILIES, WORLD_MODELS, World, WorldModelSpec
 
 KEY_VERSION = 1
 
@@ -165,8 +172,22 @@ class Cell:
     @property
     def model_spec(self) -> WorldModelSpec:
         """Architecture and training of the model."""
-        chat = self.model.prompt_style == "chat"
-        return replace(WORLD_MODELS[self.model.world_model], **self.model.overrides, chat=chat)
+        given = {**self.model.overrides, "chat": self.model.prompt_style == "chat"}
+        if self.model.bos is not None:
+            given["bos"] = self.model.bos
+        return replace(WORLD_MODELS[self.model.world_model], **given)
+
+    @property
+    def prompting(self) -> dict[str, Any]:
+        """How prompts are put to the model, as `EditableModel` takes it.
+
+        The tokenizer of a model that is trained on the spot is made to write BOS or not.
+        """
+        return {
+            "prompt_style": self.model.prompt_style,
+            "bos": None if self.model.checkpoint is None else self.model.bos,
+            "answer_space": self.dataset.answer_space,
+        }
 
     @cached_property
     def needs(self) -> frozenset[Need]:
@@ -247,7 +268,7 @@ class Cell:
     def corpus_hash(self) -> str:
         """Content hash of the corpus, with how it is cut into tokens."""
         content, most = self._corpus.content_hash, self.statistics.max_tokens
-        return digest({"content": content, "max_tokens": most})
+        return digest({"content": content, "max_tokens": most, **self._unusual_bos()})
 
     @property
     def corpus_documents(self) -> int:
@@ -311,6 +332,7 @@ class Cell:
                     "split": self.dataset.split,
                     "order": self.dataset.order,
                     "data_hash": self.source().data_hash,
+                    **self._text_identity(),
                 },
                 "editor": self.editor_name,
                 **self._foreign_source(),
@@ -402,32 +424,61 @@ class Cell:
         return {**self.model_spec.identity, **world, **self._prompting()}
 
     def _prompting(self) -> dict[str, Any]:
-        """How the model is prompted: in which template, and whether its family begins with BOS.
+        """How the model is prompted: in which template, and whether texts begin with BOS.
 
-        Left out where the rest of the identity says it: the family of an embedded model is in its
-        settings. What the tokenizer really writes is in the results (`resolved.prompt`).
+        Left out where the rest of the identity says it: an embedded model's tokenizer is made by
+        its settings. What the tokenizer really writes is in the results (`resolved.prompt`).
         """
         checkpoint, preset = self.model.checkpoint, self.model.preset
         chat = self.model.prompt_style == "chat"
         if checkpoint is None:
             if not chat:
                 return {}
-            known = {} if preset is None else {"bos": _bos(self.model_spec.family)}
+            known = {} if preset is None else {"bos": self.model_spec.writes_bos}
             return {"prompt": {"template": "chat", **known}}
-        published = PRESETS[preset] if preset is not None else None
-        # The hub need not be asked what a published model is.
-        known_family = published and published.checkpoint == checkpoint and published.family
-        facts: dict[str, Any] = {
-            "template": self.model.prompt_style,
-            "bos": _bos(known_family or checkpoint_family(checkpoint)),
-        }
+        facts: dict[str, Any] = {"template": self.model.prompt_style, "bos": self._bos}
         if chat:
             facts |= template_identity(checkpoint)
+            if self._published is None and (off := thinking_switches(checkpoint)):
+                facts["without_thinking"] = off
         return {"prompt": facts}
 
+    @property
+    def _published(self) -> Preset | None:
+        """The preset whose own checkpoint the model is: the hub need not be asked what it is."""
+        preset = None if self.model.preset is None else PRESETS[self.model.preset]
+        return preset if preset and preset.checkpoint == self.model.checkpoint else None
 
-def _bos(family: str) -> bool:
-    return FAMILIES[family].bos_on_prompt
+    @cached_property
+    def _bos(self) -> bool | None:
+        """Whether texts begin with BOS; None where the checkpoint has no tokenizer."""
+        if self.model.bos is not None:
+            return self.model.bos
+        if self._published is not None:
+            return self._published.bos
+        assert self.model.checkpoint is not None
+        return writes_bos(self.model.checkpoint)
+
+    def _unusual_bos(self) -> dict[str, bool | None]:
+        """Whether a corpus is read with BOS, where the family's tokenizers usually differ.
+
+        Second moments of older caches were made by the family's rule, and are known without it.
+        """
+        if self.model.checkpoint is None:
+            return {}
+        published = self._published
+        family = published.family if published else checkpoint_family(self.model.checkpoint)
+        return {} if self._bos == (family in BOS_FAMILIES) else {"bos": self._bos}
+
+    def _text_identity(self) -> dict[str, Any]:
+        """How the data becomes text to encode, where that is not one space before each answer."""
+        chat = self.model.prompt_style == "chat"
+        found: dict[str, Any] = {}
+        if (space := answer_space_of(self.dataset, chat)) is not None:
+            found["answer_space"] = space
+        if spells_control(self.dataset):
+            found["control_tokens"] = "text"
+        return found
 
 
 def cells_of(grid: Grid) -> list[Cell]:

@@ -23,6 +23,7 @@ from rledit.editors import editor_class
 from rledit.metrics import PROTOCOLS
 from rledit.names import nearest
 from rledit.scoring import Probes
+from rledit.scripts import AnswerSpace
 from rledit.world import SCHEMAS, WORLD_MODELS, WorldConfig
 
 T = TypeVar("T")
@@ -46,6 +47,8 @@ class ModelEntry:
         overrides: Settings of the world model to change.
         prompt_style: Put every prompt `bare`, as the articles do, or as a user's turn in the
             tokenizer's `chat` template.
+        bos: Begin every text with BOS, or never; where it is not given, the model's own tokenizer
+            decides, by what it makes of plain text.
     """
 
     name: str
@@ -56,6 +59,7 @@ class ModelEntry:
     modules: tuple[str, ...] = ("down:all",)
     overrides: dict[str, Any] = field(default_factory=dict)
     prompt_style: PromptStyle = "bare"
+    bos: bool | None = None
 
     def __post_init__(self) -> None:
         if self.dtype is None:
@@ -80,6 +84,9 @@ class DatasetEntry:
         on_overlap: `refuse` files that share prompts, or `drop` those from training.
         strict: Refuse files with blank targets instead of skipping those rows.
         split: Pool the stream is drawn from; `validation` is for tuning.
+        answer_space: Put a space before an answer as the scripts of prompt and answer have it
+            (`auto`: none in Chinese, Japanese, Thai and the like), `always`, or `never`. In a chat
+            template `auto` puts none.
     """
 
     name: str = "world"
@@ -91,6 +98,7 @@ class DatasetEntry:
     on_overlap: Literal["refuse", "drop"] = "refuse"
     strict: bool = False
     split: Literal["evaluation", "validation"] = "evaluation"
+    answer_space: AnswerSpace = "auto"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -343,12 +351,12 @@ def _check_names(grid: Grid, located: Located) -> None:
         except ValueError as error:
             raise ConfigError(f"{located.place(('editors', i, 'editor'))}: {error}") from None
         settings = {"modules": ("down:0",), **entry.settings}
-        place = ("editors", i, "settings")
-        config = build(editor_class(entry.editor).Config, settings, place, located)
+        path: KeyPath = ("editors", i, "settings")
+        config: Any = build(editor_class(entry.editor).Config, settings, path, located)
         for stream in grid.streams:
             problem = editor_class(entry.editor).batch_problem(config, stream.batch_size)
             if problem is not None:
-                raise ConfigError(f"{located.place(place)}: {problem}")
+                raise ConfigError(f"{located.place(path)}: {problem}")
     for i, name in enumerate(grid.protocols):
         _known(name, PROTOCOLS, ("protocols", i), located, "protocol")
     for i, model in enumerate(grid.models):

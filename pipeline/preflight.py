@@ -14,7 +14,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-from transformers import AutoConfig, AutoTokenizer
+from transformers import AutoConfig
 
 from pipeline.architecture import Architecture, architecture_of
 from pipeline.cells import Cell
@@ -30,11 +30,13 @@ from pipeline.harness import require_harness
 from pipeline.material import HARNESS
 from pipeline.plan import Plan
 from pipeline.row_faults import Faults, stream_faults, subject_faults, together, train_faults
+from pipeline.tokenizer_files import load_tokenizer
 from pipeline.yaml_location import ConfigError
 from rledit.chat import PromptStyle
 from rledit.editors import editor_class
 from rledit.families import FAMILIES
 from rledit.records import Edit
+from rledit.scripts import AnswerSpace
 from rledit.tokenization import Encoder, TokenizationError
 from rledit.world import World, WorldModelSpec, world_encoder
 
@@ -275,27 +277,27 @@ def _stored(folder: str) -> dict[str, tuple[int, ...]]:
 
 def _encoder(cell: Cell) -> Encoder:
     if cell.model.checkpoint is None:
-        return _world_encoder(cell.world(), cell.model_spec)
-    family = architecture_of(cell).family
-    return _checkpoint_encoder(cell.model.checkpoint, family, cell.model.prompt_style)
+        return _world_encoder(cell.world(), cell.model_spec, cell.dataset.answer_space)
+    return _checkpoint_encoder(cell.model.checkpoint, **cell.prompting)
 
 
 @lru_cache(maxsize=4)
-def _world_encoder(world: World, spec: WorldModelSpec) -> Encoder:
-    return world_encoder(world, spec)
+def _world_encoder(world: World, spec: WorldModelSpec, answer_space: AnswerSpace) -> Encoder:
+    return world_encoder(world, spec, answer_space)
 
 
 @lru_cache(maxsize=4)
-def _checkpoint_encoder(checkpoint: str, family: str, style: PromptStyle) -> Encoder:
+def _checkpoint_encoder(
+    checkpoint: str, prompt_style: PromptStyle, bos: bool | None, answer_space: AnswerSpace
+) -> Encoder:
     folder = fetch_description(checkpoint)
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(folder)
-    except (OSError, ValueError) as error:
-        raise CheckpointError(
-            f"checkpoint {checkpoint!r}: its tokenizer cannot be loaded ({error}); fetch "
-            "tokenizer.json and tokenizer_config.json again"
-        ) from None
-    return Encoder(tokenizer, FAMILIES[family], _positions(folder), style)
+    return Encoder(
+        load_tokenizer(checkpoint, folder),
+        max_length=_positions(folder),
+        style=prompt_style,
+        bos=bos,
+        answer_space=answer_space,
+    )
 
 
 def _positions(folder: Path) -> int | None:

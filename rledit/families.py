@@ -1,4 +1,4 @@
-"""What differs between model families: where layers and MLP linears live, and how prompts begin.
+"""What differs between model families: where layers and MLP linears live.
 
 Everything else in the package treats a model as a stack of decoder layers whose MLP linears are
 plain ``nn.Linear`` (weight: d_out x d_in). A new family is one entry of `FAMILIES`.
@@ -29,7 +29,6 @@ class Family:
         final_norm: Path of the normalisation before the output embedding.
         norm_after_mlp: Path inside a layer of the normalisation of the MLP's output before it
             joins the residual stream; None where it joins as it is.
-        bos_on_prompt: Whether a prompt is tokenised with a leading BOS token.
         layer_returns_tuple: Whether a decoder layer returns ``(hidden, weights)``.
     """
 
@@ -40,29 +39,26 @@ class Family:
     mlp: str = "mlp"
     final_norm: str = "model.norm"
     norm_after_mlp: str | None = None
-    bos_on_prompt: bool
     layer_returns_tuple: bool = False
 
 
 _GATED = {"gate": "mlp.gate_proj", "up": "mlp.up_proj", "down": "mlp.down_proj"}
 
 FAMILIES: dict[str, Family] = {
-    "llama": Family(name="llama", linears=_GATED, bos_on_prompt=True),
-    "mistral": Family(name="mistral", linears=_GATED, bos_on_prompt=True),
+    "llama": Family(name="llama", linears=_GATED),
+    "mistral": Family(name="mistral", linears=_GATED),
     "gemma2": Family(
         name="gemma2",
         linears=_GATED,
         norm_after_mlp="post_feedforward_layernorm",
-        bos_on_prompt=True,
     ),
-    "qwen2": Family(name="qwen2", linears=_GATED, bos_on_prompt=False),
+    "qwen2": Family(name="qwen2", linears=_GATED),
     "gptj": Family(
         name="gptj",
         layers="transformer.h",
         linears={"up": "mlp.fc_in", "down": "mlp.fc_out"},
         attention="attn",
         final_norm="transformer.ln_f",
-        bos_on_prompt=False,
         layer_returns_tuple=True,
     ),
 }

@@ -13,6 +13,7 @@ from rledit.chat import PromptStyle
 from rledit.chunks import TOKENS_PER_ROW, Chunk, make_chunks
 from rledit.families import edited_modules, family_of, layer_index
 from rledit.ranks import Alone, Ranks
+from rledit.scripts import AnswerSpace
 from rledit.tokenization import Encoder, Sample
 from rledit.trunk import Trunk
 from rledit.weights import EditedWeights, WeightAccess
@@ -59,10 +60,13 @@ class EditableModel:
         access: How weights are read and written (sharded models bring their own).
         ranks: Processes that hold the same model and share the passes of training and scoring.
         prompt_style: How prompts are put to the model: bare, or in its chat template.
+        bos: Whether texts begin with BOS; None: as the tokenizer itself has it.
+        answer_space: Whether a space stands before an answer.
 
     Raises:
         ValueError: The modules are not this model's, or a sharded model is to share its passes.
-        TokenizationError: The tokenizer has no usable chat template, and one is asked for.
+        TokenizationError: The tokenizer has no usable chat template, or no BOS token, and one is
+            asked for.
     """
 
     def __init__(
@@ -74,6 +78,8 @@ class EditableModel:
         access: WeightAccess | None = None,
         ranks: Ranks | None = None,
         prompt_style: PromptStyle = "bare",
+        bos: bool | None = None,
+        answer_space: AnswerSpace = "auto",
     ) -> None:
         self.ranks: Ranks = ranks or Alone()
         if access is not None and access.in_step and self.ranks.size > 1:
@@ -97,9 +103,15 @@ class EditableModel:
             cache_device=self.device if self.execution.cache_on_device else None,
         )
         limit = getattr(model.config, "max_position_embeddings", None)
-        self._encoder = (
-            None if tokenizer is None else Encoder(tokenizer, self.family, limit, prompt_style)
-        )
+        self._encoder = None
+        if tokenizer is not None:
+            self._encoder = Encoder(
+                tokenizer,
+                max_length=limit,
+                style=prompt_style,
+                bos=bos,
+                answer_space=answer_space,
+            )
 
     @property
     def encoder(self) -> Encoder:

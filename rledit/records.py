@@ -79,6 +79,16 @@ def has_probe(edit: Edit, probe: Probe) -> bool:
     return bool(edit.rephrases if probe == "rephrase" else edit.locality)
 
 
+def asked(edit: Edit) -> list[tuple[str, str]]:
+    """Every prompt of an edit with every answer that is put behind it, the old one included."""
+    answers = [edit.target, *([edit.old_target] if edit.old_target else [])]
+    return [
+        *((prompt, answer) for prompt in (edit.prompt, *edit.rephrases) for answer in answers),
+        *((x.prompt, answer) for x in edit.locality for answer in (x.answer, edit.target)),
+        *((item.prompt, answer) for item in edit.consequences for answer in item.answers),
+    ]
+
+
 @runtime_checkable
 class EditSource(Protocol):
     """A dataset that hands out edits by split; train and evaluation never share a fact."""

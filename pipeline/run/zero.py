@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -28,7 +28,6 @@ from transformers.integrations import HfDeepSpeedConfig
 
 from pipeline.run import operators
 from pipeline.run.checkpoint import CheckpointFiles
-from rledit.chat import PromptStyle
 from rledit.model import EditableModel, Execution
 
 # DeepSpeed reads these when it is imported.
@@ -116,7 +115,7 @@ def open_sharded(
     settings: ZeroSettings | None = None,
     execution: Execution | None = None,
     with_tokenizer: bool = True,
-    prompt_style: PromptStyle = "bare",
+    **prompting: Any,
 ) -> EditableModel:
     """Open a checkpoint sharded over the ranks of the process group, ready for editing.
 
@@ -130,7 +129,8 @@ def open_sharded(
         settings: How the model is sharded.
         execution: How passes are run.
         with_tokenizer: Off where samples are already tokens.
-        prompt_style: How prompts are put to the model.
+        prompting: How prompts are put to the model: `prompt_style`, `bos` and `answer_space` of
+            `EditableModel`.
 
     Raises:
         ValueError: The checkpoint is not one of this model in safetensors, or the type cannot be
@@ -150,7 +150,7 @@ def open_sharded(
     del marker
     _fill(model, files)
     tokenizer = AutoTokenizer.from_pretrained(folder) if with_tokenizer else None
-    return _editable(model, zero, tokenizer, modules, execution, prompt_style)
+    return _editable(model, zero, tokenizer, modules, execution, prompting)
 
 
 def shard(
@@ -210,14 +210,12 @@ def _editable(
     tokenizer: Any | None,
     modules: Sequence[str],
     execution: Execution | None,
-    prompt_style: PromptStyle = "bare",
+    prompting: Mapping[str, Any] | None = None,
 ) -> EditableModel:
     engine, *_ = deepspeed.initialize(model=model.eval().requires_grad_(False), config=zero)
     logger.info("this rank holds %.0f%% of the parameters", 100 * held_share(engine.module))
     access = ShardedAccess(engine)
-    return EditableModel(
-        engine.module, tokenizer, modules, execution, access, prompt_style=prompt_style
-    )
+    return EditableModel(engine.module, tokenizer, modules, execution, access, **(prompting or {}))
 
 
 def _fill(model: nn.Module, files: CheckpointFiles) -> None:

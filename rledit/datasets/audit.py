@@ -6,11 +6,13 @@ from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
+from rledit.control_tokens import SPELLINGS
 from rledit.datasets.contradictions import Targets
 from rledit.datasets.errors import RowIssue
 from rledit.datasets.fields import Place
 from rledit.datasets.read import ReadReport
-from rledit.records import Edit
+from rledit.records import Edit, asked
+from rledit.scripts import space_between
 
 # Every trap with what it means for a run. The order is that of the report.
 TRAPS: dict[str, str] = {
@@ -38,6 +40,10 @@ TRAPS: dict[str, str] = {
     "portability_answer_absent": "a question of portability lacks its answer or its prompt: left "
     "out",
     "locality_is_edited": "a locality prompt is itself edited in this set: it must not stay",
+    "control_token": "a text spells a control token, such as <|endoftext|> or </s>: it is encoded "
+    "as the text it is, never as the token; where it stands for no answer, leave it out",
+    "no_space_before_answer": "the script of prompt and answer has no space between words: the "
+    "answer follows the prompt directly (answer_space: always puts one)",
     "ground_truth_list": "the ground truth is a list: its first text is taken",
     "ground_truth_absent": "there is no ground truth: `choice` protocols cannot be scored",
 }
@@ -121,11 +127,14 @@ def audit(edits: Sequence[Edit], issues: Iterable[RowIssue] = ()) -> Audit:
     for edit in edits:
         for name in _edit_findings(edit, targets, seen):
             places[name].append(edit.source or edit.edit_id)
+    spelled = dict.fromkeys(s for edit in edits for t in _texts(edit) for s in SPELLINGS.findall(t))
+    shown = ", ".join(list(spelled)[:_EXAMPLES]) + (", ..." if len(spelled) > _EXAMPLES else "")
+    meanings = TRAPS | {"control_token": f"{TRAPS['control_token']}; here {shown}"}
     return Audit(
         n_edits=len(edits),
         n_prompts=len(targets.by_prompt),
         contradicting_prompts=sum(len(found) > 1 for found in targets.by_prompt.values()),
-        traps=_findings(places, TRAPS),
+        traps=_findings(places, meanings),
         notes=_findings(places, NOTES),
     )
 
@@ -151,6 +160,8 @@ def _edit_findings(edit: Edit, targets: Targets, seen: set[tuple[str, str]]) -> 
         "rephrase_equals_prompt": any(r.strip() == prompt for r in edit.rephrases),
         "locality_nq_question": bool(nq),
         "locality_no_question_mark": any(not probe.endswith("?") for probe in nq),
+        "control_token": any(SPELLINGS.search(text) for text in _texts(edit)),
+        "no_space_before_answer": any(not space_between(p, a) for p, a in asked(edit)),
         "locality_is_edited": any(probe.strip() in targets.by_prompt for probe in probes),
         "no_subject": edit.subject is None,
         "no_rephrase": not edit.rephrases,
@@ -161,12 +172,10 @@ def _edit_findings(edit: Edit, targets: Targets, seen: set[tuple[str, str]]) -> 
 
 
 def _texts(edit: Edit) -> Iterator[str]:
-    yield from (edit.prompt, edit.target, edit.subject or "", edit.old_target or "")
-    yield from edit.rephrases
-    for probe in edit.locality:
-        yield from (probe.prompt, probe.answer)
-    for item in edit.consequences:
-        yield from (item.prompt, *item.answers)
+    """Every text of an edit, whether a model is asked it or not."""
+    yield from (edit.subject or "", edit.old_target or "")
+    for pair in asked(edit):
+        yield from pair
 
 
 def _findings(places: dict[str, list[str]], meanings: dict[str, str]) -> tuple[Finding, ...]:

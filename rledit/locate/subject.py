@@ -58,22 +58,18 @@ def last_token(encoder: Encoder, text: str, end: int, where: str = "") -> int:
     Raises:
         TokenizationError: No token ends there.
     """
-    shown = encoder.rendered(text)
+    shown, found = encoder.rendered(text), encoder.prompt_tokens(text)
     stop = shown.start + end
-    tokenizer = encoder.tokenizer
-    if getattr(tokenizer, "is_fast", False):
-        found = tokenizer(shown.text, add_special_tokens=False, return_offsets_mapping=True)
-        ids, spans = found["input_ids"], found["offset_mapping"]
-        inside = [i for i, (first, last) in enumerate(spans) if first < stop and last > first]
+    if found.spans is not None:
+        inside = [i for i, (first, last) in enumerate(found.spans) if first < stop and last > first]
     else:
-        ids = tokenizer(shown.text, add_special_tokens=False)["input_ids"]
-        inside = _without_offsets(tokenizer, shown.text, stop)
+        inside = _without_offsets(encoder.tokenizer, shown.text, stop)
     if not inside:
         raise TokenizationError(
             f"{where + ': ' if where else ''}no token of {text!r} holds the subject's last "
             f"character (character {end})"
         )
-    return len(encoder.bos_before(ids)) + inside[-1]
+    return len(encoder.bos_before(found.ids)) + inside[-1]
 
 
 def _without_offsets(tokenizer: object, text: str, end: int) -> list[int]:

@@ -21,6 +21,7 @@ from torch import Tensor
 
 from rledit.metrics.decoding import decode
 from rledit.model import EditableModel
+from rledit.scripts import space_between
 
 TEXT_TOKENS = 100
 _TOP_K = 5
@@ -43,9 +44,10 @@ def write_texts(model: EditableModel, prompts: Sequence[str], seed: int = 0) -> 
 
     tokens = decode(model, prompts, TEXT_TOKENS, choose=choose)
     tokenizer = model.encoder.tokenizer
+    texts = [tokenizer.decode(ids, skip_special_tokens=True) for ids in tokens]
     return [
-        f"{prompt} {tokenizer.decode(ids, skip_special_tokens=True)}"
-        for prompt, ids in zip(prompts, tokens, strict=True)
+        f"{prompt}{' ' if space_between(prompt, text) else ''}{text}"
+        for prompt, text in zip(prompts, texts, strict=True)
     ]
 
 

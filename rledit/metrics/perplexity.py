@@ -27,8 +27,8 @@ def text_samples(model: EditableModel, texts: Sequence[str]) -> list[Sample]:
         ids = torch.tensor(model.encoder.text_ids(text)[: limit + 1], dtype=torch.long)
         if len(ids) > 1:
             labels = ids[1:].clone()
-            if model.family.bos_on_prompt:
-                labels[0] = IGNORED  # nothing but BOS stands before the first word
+            # Nothing but BOS stands before the first word.
+            labels[: len(model.encoder.lead)] = IGNORED
             if (labels != IGNORED).any():
                 samples.append(Sample(ids[:-1], labels))
     if not samples:

@@ -33,7 +33,6 @@ from pipeline.presets import PRESETS
 from pipeline.results.lake import Lake
 from pipeline.results.query import runs
 from pipeline.yaml_location import ConfigError
-from rledit.families import FAMILIES
 from rledit.world import WORLD_MODELS, World, WorldConfig
 from rledit.world.presets import model_config
 from rledit.world.words import save_tokenizer, word_tokenizer, world_words
@@ -139,9 +138,9 @@ def test_a_folder_that_may_not_be_written_has_an_identity(folder: Path) -> None:
     assert {path.name for path in folder.iterdir()} == before
 
 
-def test_the_identity_names_the_bos_of_the_checkpoints_own_family(folder: Path) -> None:
-    """Whatever preset lends it settings: the preset here is of a family without BOS."""
-    assert not FAMILIES[PRESETS["qwen2.5-7b"].family].bos_on_prompt
+def test_the_identity_names_the_bos_of_the_checkpoints_own_tokenizer(folder: Path) -> None:
+    """Whatever preset lends it settings: the tokenizer of the preset here writes none."""
+    assert not PRESETS["qwen2.5-7b"].bos
     lent = cell(folder, "models.llama-tiny.preset=qwen2.5-7b", "scale=full")
     for chosen in (cell(folder), lent):
         assert chosen.identity["model"]["prompt"] == {"template": "bare", "bos": True}

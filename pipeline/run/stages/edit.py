@@ -26,10 +26,10 @@ from rledit.editors import Editor, editor_class
 from rledit.editors.base import prefixed, unprefixed
 from rledit.metrics import protocol
 from rledit.model import EditableModel
-from rledit.records import Edit
+from rledit.records import Edit, asked
 from rledit.scoring import EditScore, Scorer, count_contradicting
 from rledit.stream import BatchEdited, StreamScored, run_stream
-from rledit.tokenization import EditBatch
+from rledit.tokenization import EditBatch, Encoder
 
 logger = logging.getLogger(__name__)
 
@@ -72,7 +72,7 @@ def edit_stream(
     probes: Any = cell.probes
     scorer = Scorer(model, edits, protocols, probes, seed=cell.seed, beside=measures.samples)
     editor = editor_class(cell.editor.editor)(model, cell.settings)
-    facts = {"prompt": model.encoder.prompting, **measures.facts}
+    facts = {"prompt": _prompting(model.encoder, edits), **measures.facts}
     facts |= _provide(editor, cell, cache)
     if trained is not None:
         editor.load_state_dict(trained.state)
@@ -115,6 +115,14 @@ def edit_stream(
     # Not a row: how often the cache helps depends on where a run was interrupted.
     logger.info("%s: frozen trunk hit rate %.1f %%", cell.path, 100 * model.trunk.hit_rate)
     return rows
+
+
+def _prompting(encoder: Encoder, edits: list[Edit]) -> dict[str, Any]:
+    """How prompts reach the model, and how many edits have an answer that no space sets off."""
+    pairs = [asked(edit) for edit in edits]
+    joined = sum(any(not encoder.answer_lead(p, a) for p, a in own) for own in pairs)
+    bare = encoder.style == "bare"
+    return {**encoder.prompting, **({"answers_without_space": joined} if bare and joined else {})}
 
 
 def _before_editing(

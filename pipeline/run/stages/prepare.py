@@ -51,7 +51,7 @@ def open_model(cell: Cell, folder: Path, gang: Gang = ALONE) -> EditableModel:
         tokenizer,
         cell.settings.modules,
         ranks=gang.together,
-        prompt_style=cell.model.prompt_style,
+        **cell.prompting,
     )
 
 
@@ -61,9 +61,8 @@ def _open_sharded(cell: Cell, folder: Path, gang: Gang) -> EditableModel:
 
     dtype = getattr(torch, cell.model.dtype) if cell.model.checkpoint is not None else None
     settings = ZeroSettings(offload="cpu" if gang.offload else "none")
-    style = cell.model.prompt_style
     return open_sharded(
-        folder, cell.settings.modules, dtype=dtype, settings=settings, prompt_style=style
+        folder, cell.settings.modules, dtype=dtype, settings=settings, **cell.prompting
     )
 
 
