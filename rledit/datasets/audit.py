@@ -20,9 +20,9 @@ TRAPS: dict[str, str] = {
     "prompt_trailing_space": "the prompt ends with a space: taken off, the target brings one",
     "duplicate_edit": "the same prompt with the same target as an earlier edit",
     "contradicting_edit": "its prompt is edited to another target too: the last write is scored",
-    "conflicting_fact": "the same fact in other words has another target (the same subject and old "
-    "answer, a prompt that differs in case, spaces or closing punctuation, or that is another's "
-    "rephrase): the later edit overwrites it",
+    "conflicting_fact": "the same fact in other words has another target (the same subject and "
+    "relation, or in questions subject and old answer; a prompt that differs in case, spaces or "
+    "closing punctuation, or that is another's rephrase): the later edit overwrites it, and is scored",
     "rephrase_contradicted": "its rephrase is edited to another target in this set",
     "target_equals_old": "the target equals the old answer (alt == ans): the edit changes nothing",
     "subject_not_in_prompt": "the subject does not occur in the prompt: locate-then-edit fails",
@@ -33,7 +33,8 @@ TRAPS: dict[str, str] = {
     "locality_no_question_mark": 'the "nq question" lacks its question mark, which RLEdit\'s '
     "release appends",
     "locality_answer_absent": "a locality probe has no answer: left out",
-    "locality_is_edited": "a locality prompt is itself edited in this set: it must not stay",
+    "locality_is_edited": "a locality prompt is itself edited in this set: it must not stay, and "
+    "is not scored once it is edited",
     "ground_truth_list": "the ground truth is a list: its first text is taken",
     "ground_truth_absent": "there is no ground truth: `choice` protocols cannot be scored",
 }
@@ -113,8 +114,8 @@ def audit(edits: Sequence[Edit], issues: Iterable[RowIssue] = ()) -> Audit:
         places[issue.trap].append(str(Place(file=issue.file, row=issue.row)))
     targets = Targets(edits)
     seen: set[tuple[str, str]] = set()
-    for edit in edits:
-        for name in _edit_findings(edit, targets, seen):
+    for i, edit in enumerate(edits):
+        for name in _edit_findings(i, edit, targets, seen):
             places[name].append(edit.source or edit.edit_id)
     return Audit(
         n_edits=len(edits),
@@ -130,22 +131,24 @@ def audit_report(report: ReadReport) -> Audit:
     return audit(report.edits, (*report.skipped, *report.notes))
 
 
-def _edit_findings(edit: Edit, targets: Targets, seen: set[tuple[str, str]]) -> list[str]:
+def _edit_findings(
+    i: int, edit: Edit, targets: Targets, seen: set[tuple[str, str]]
+) -> list[str]:
     """Names of the traps and notes of one edit; `seen` collects the facts met so far."""
     prompt, target = edit.prompt.strip(), edit.target.strip()
     probes = [probe.prompt for probe in edit.locality]
     nq = [probe for probe in probes if probe.startswith(_NQ)]
     present = {
         "duplicate_edit": (prompt, target) in seen,
-        "contradicting_edit": targets.contradict(edit),
-        "conflicting_fact": targets.conflict(edit),
+        "contradicting_edit": targets.contradict(i),
+        "conflicting_fact": targets.conflict(i),
         "target_equals_old": edit.old_target is not None and edit.old_target.strip() == target,
-        "rephrase_contradicted": targets.contradict_rephrase(edit),
+        "rephrase_contradicted": targets.contradict_rephrase(i),
         "subject_not_in_prompt": edit.subject is not None and edit.subject not in edit.prompt,
         "rephrase_equals_prompt": any(r.strip() == prompt for r in edit.rephrases),
         "locality_nq_question": bool(nq),
         "locality_no_question_mark": any(not probe.endswith("?") for probe in nq),
-        "locality_is_edited": any(probe.strip() in targets.by_prompt for probe in probes),
+        "locality_is_edited": any(map(targets.edited, probes)),
         "no_subject": edit.subject is None,
         "no_rephrase": not edit.rephrases,
         "no_locality": not edit.locality,
