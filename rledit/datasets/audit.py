@@ -10,6 +10,7 @@ from rledit.datasets.contradictions import Targets
 from rledit.datasets.errors import RowIssue
 from rledit.datasets.fields import Place
 from rledit.datasets.read import ReadReport
+from rledit.occurrences import occurrences
 from rledit.records import Edit
 
 # Every trap with what it means for a run. The order is that of the report.
@@ -25,7 +26,10 @@ TRAPS: dict[str, str] = {
     "closing punctuation, or that is another's rephrase): the later edit overwrites it, and is scored",
     "rephrase_contradicted": "its rephrase is edited to another target in this set",
     "target_equals_old": "the target equals the old answer (alt == ans): the edit changes nothing",
-    "subject_not_in_prompt": "the subject does not occur in the prompt: locate-then-edit fails",
+    "subject_not_in_prompt": "the subject does not occur in the prompt as a word of its own: "
+    "locate-then-edit fails",
+    "subject_ambiguous": "the subject occurs more than once in the prompt, and no template says "
+    "which one is meant: the first is edited",
     "rephrase_equals_prompt": "the rephrase repeats the prompt: generalisation is efficacy",
     "rephrase_generation_prompt": "the rephrase looks like a generation prompt of the original "
     "CounterFact, which asks something else than the edit",
@@ -138,13 +142,15 @@ def _edit_findings(
     prompt, target = edit.prompt.strip(), edit.target.strip()
     probes = [probe.prompt for probe in edit.locality]
     nq = [probe for probe in probes if probe.startswith(_NQ)]
+    n_places = _subject_places(edit)
     present = {
         "duplicate_edit": (prompt, target) in seen,
         "contradicting_edit": targets.contradict(i),
         "conflicting_fact": targets.conflict(i),
         "target_equals_old": edit.old_target is not None and edit.old_target.strip() == target,
         "rephrase_contradicted": targets.contradict_rephrase(i),
-        "subject_not_in_prompt": edit.subject is not None and edit.subject not in edit.prompt,
+        "subject_not_in_prompt": n_places == 0,
+        "subject_ambiguous": n_places is not None and n_places > 1,
         "rephrase_equals_prompt": any(r.strip() == prompt for r in edit.rephrases),
         "locality_nq_question": bool(nq),
         "locality_no_question_mark": any(not probe.endswith("?") for probe in nq),
@@ -155,6 +161,13 @@ def _edit_findings(
     }
     seen.add((prompt, target))
     return [name for name, found in present.items() if found]
+
+
+def _subject_places(edit: Edit) -> int | None:
+    """At how many places of the prompt the subject may stand; None where there is no subject."""
+    if edit.subject is None:
+        return None
+    return len(occurrences(edit.prompt, edit.subject)) if edit.subject_span is None else 1
 
 
 def _findings(places: dict[str, list[str]], meanings: dict[str, str]) -> tuple[Finding, ...]:
