@@ -29,14 +29,14 @@ from pipeline.material import MaterialEntry, load_material, material_hash
 from pipeline.presets import PRESETS, Setting, mapped_modules, preset_setting, standin_setting
 from pipeline.resources import ResourcesEntry
 from pipeline.results.records import CellAddress
-from pipeline.sources import lacking, source_of, world_of
+from pipeline.sources import lacking, pool_origin, pool_remedy, source_of, world_of
 from pipeline.yaml_location import Located
 from rledit.datasets import FileEditSource
 from rledit.editors import editor_class
 from rledit.editors.base import Need
 from rledit.families import FAMILIES
 from rledit.measurements import Material
-from rledit.records import EditSource
+from rledit.records import EditSource, Split
 from rledit.stream import checkpoints
 from rledit.world import WORLD_MODELS, World, WorldModelSpec
 
@@ -160,12 +160,15 @@ class Cell:
     def shortage(self) -> str | None:
         """Which pool holds too few edits for the stream or for a training trajectory."""
         sizes = self.source().sizes()
-        wanted: dict[str, int] = {self.dataset.split: self.n_edits}
+        wanted: dict[Split, int] = {self.dataset.split: self.n_edits}
         if self.trains:
             wanted["train"] = self.trajectory_batches * self.stream.batch_size
         for split, n in wanted.items():
             if sizes[split] < n:
-                return f"needs {n} edits of the {split} pool, which has {sizes[split]}"
+                return (
+                    f"needs {n} edits of the {split} pool, which has {sizes[split]} "
+                    f"({pool_origin(self.dataset, split)})"
+                )
         return None
 
     @cached_property
@@ -187,12 +190,19 @@ class Cell:
         """What the editor learns from and the train pool lacks; None where it has all."""
         if not self.learns:
             return None
+        if not self.source().sizes()["train"]:
+            return (
+                f"{self.label} learns from the train pool, and that of {self.dataset.name} is "
+                f"empty ({pool_origin(self.dataset, 'train')}); "
+                f"{pool_remedy(self.dataset, 'train')}, or leave the editor out"
+            )
         for probe in sorted(editor_class(self.editor.editor).trains_on_of(self.settings)):
             if n := lacking(self.dataset, "train", probe):
                 total = self.source().sizes()["train"]
                 return (
                     f"{self.label} learns from a {probe} of every training edit, and {n} of "
-                    f"{total} in the train pool of {self.dataset.name} have none; give the dataset "
+                    f"{total} in the train pool of {self.dataset.name} "
+                    f"({pool_origin(self.dataset, 'train')}) have none; give the dataset "
                     "a train file whose edits have one, or leave the editor out"
                 )
         return None

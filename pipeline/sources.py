@@ -13,7 +13,7 @@ from typing import Any
 from pipeline.config import DatasetEntry
 from pipeline.data_files import read_data
 from rledit.datasets import FileEditSource
-from rledit.records import EditSource, Probe, Split, has_probe
+from rledit.records import SPLITS, EditSource, Probe, Split, has_probe
 from rledit.world import World, WorldConfig, render_schema
 
 
@@ -25,6 +25,27 @@ def source_of(dataset: DatasetEntry) -> EditSource:
 def lacking(dataset: DatasetEntry, split: Split, probe: Probe) -> int:
     """How many edits of a pool bring no prompt of that kind; counted once for equal entries."""
     return _lacking(dataset.name, json.dumps(asdict(dataset), sort_keys=True), split, probe)
+
+
+def pool_origin(dataset: DatasetEntry, split: Split) -> str:
+    """How a pool of a dataset entry came about, for messages."""
+    source = source_of(dataset)
+    if dataset.files and isinstance(source, FileEditSource):
+        return source.origin(split)
+    return "facts of the embedded world"
+
+
+def pool_remedy(dataset: DatasetEntry, split: Split) -> str:
+    """What to do about a pool that holds too little."""
+    if not dataset.files:
+        return "raise n_subjects of the world"
+    if split in dataset.files:
+        return "enlarge the file"
+    others = [pool for pool in SPLITS if pool != split]
+    return (
+        f"give files.{split}, or give as files.all one that may be cut into {split} and what of "
+        f"{' and '.join(others)} has no file of its own"
+    )
 
 
 def world_of(settings: Mapping[str, Any]) -> World:
@@ -46,7 +67,13 @@ def _source(name: str, entry: str) -> EditSource:
         split: read_data(location, data["format"], data["strict"])
         for split, location in data["files"].items()
     }
-    return FileEditSource(**reports, order=data["order"], on_overlap=data["on_overlap"], name=name)
+    return FileEditSource(
+        **reports,
+        order=data["order"],
+        on_overlap=data["on_overlap"],
+        shares=data["shares"] or None,
+        name=name,
+    )
 
 
 @lru_cache(maxsize=64)

@@ -23,7 +23,7 @@ TRAPS: dict[str, str] = {
     "contradicting_edit": "its prompt is edited to another target too: the last write is scored",
     "conflicting_fact": "the same fact in other words has another target (the same subject and "
     "relation, or in questions subject and old answer; a prompt that differs in case, spaces or "
-    "closing punctuation, or that is another's rephrase): the later edit overwrites it, and is scored",
+    "closing punctuation, or that is another's rephrase): the later overwrites it, and is scored",
     "rephrase_contradicted": "its rephrase is edited to another target in this set",
     "target_equals_old": "the target equals the old answer (alt == ans): the edit changes nothing",
     "subject_not_in_prompt": "the subject does not occur in the prompt as a word of its own: "
@@ -135,9 +135,7 @@ def audit_report(report: ReadReport) -> Audit:
     return audit(report.edits, (*report.skipped, *report.notes))
 
 
-def _edit_findings(
-    i: int, edit: Edit, targets: Targets, seen: set[tuple[str, str]]
-) -> list[str]:
+def _edit_findings(i: int, edit: Edit, targets: Targets, seen: set[tuple[str, str]]) -> list[str]:
     """Names of the traps and notes of one edit; `seen` collects the facts met so far."""
     prompt, target = edit.prompt.strip(), edit.target.strip()
     probes = [probe.prompt for probe in edit.locality]

@@ -225,7 +225,9 @@ def zsre(subject: str, src: str, rephrase: str, alt: str, old: str, loc: str, an
             "pred": old, "loc": loc, "loc_ans": ans}  # fmt: skip
 
 
-def counterfact(words: str, subject: str, new: str, old: str, near: list[str], relation: str) -> Row:
+def counterfact(
+    words: str, subject: str, new: str, old: str, near: list[str], relation: str
+) -> Row:
     rewrite = hop(words, subject, "", new, old, relation)
     said = words.format(subject)
     return {"requested_rewrite": rewrite, "paraphrase_prompts": [f"It rained. {said}"],
@@ -349,17 +351,17 @@ def test_a_model_that_knows_the_state_scores_100_under_every_protocol(stream: st
     scored = [s for s in scores if s.protocol == "token_accuracy"]
     before = [s for s in scored if s.superseded]
     # Of what is superseded, the scores are kept, and are not those of one who knows it.
-    assert 0 < len(before) and min(s.efficacy or 0.0 for s in before) < 100
+    assert before and min(s.efficacy or 0.0 for s in before) < 100
 
 
 def test_what_is_left_out_is_counted() -> None:
     rows, states = STREAMS["questions of one fact"]
     edits = read_edits("rows.json", rows=rows).edits
     model = knowing(states[5], texts_of(edits))
-    (one, two, three, four, five) = Scorer(model, edits, [PROTOCOLS["exact_match"]], "all").score(5)
-    assert [s.superseded for s in (one, two, three, four, five)] == [True, False, True, False, False]
-    counts = [(s.n_rephrases_superseded, s.n_locality_superseded) for s in (two, four, five)]
-    assert counts == [(0, 0)] * 3
+    found = Scorer(model, edits, [PROTOCOLS["exact_match"]], "all").score(5)
+    assert [s.superseded for s in found] == [True, False, True, False, False]
+    counts = [(s.n_rephrases_superseded, s.n_locality_superseded) for s in found]
+    assert counts == [(0, 0)] * 5
     at_four = Scorer(model, edits[:4], [PROTOCOLS["exact_match"]], "all").score(4)
     assert (at_four[2].n_locality_superseded, at_four[2].specificity) == (1, None)
     assert at_four[2].specificity_self is None and not at_four[2].superseded
