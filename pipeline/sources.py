@@ -13,7 +13,7 @@ from typing import Any
 from pipeline.config import DatasetEntry
 from pipeline.data_files import read_data
 from rledit.datasets import FileEditSource
-from rledit.records import SPLITS, EditSource, Probe, Split, has_probe
+from rledit.records import EditSource, Probe, Split, has_probe
 from rledit.world import World, WorldConfig, render_schema
 
 
@@ -41,11 +41,9 @@ def pool_remedy(dataset: DatasetEntry, split: Split) -> str:
         return "raise n_subjects of the world"
     if split in dataset.files:
         return "enlarge the file"
-    others = [pool for pool in SPLITS if pool != split]
-    return (
-        f"give files.{split}, or give as files.all one that may be cut into {split} and what of "
-        f"{' and '.join(others)} has no file of its own"
-    )
+    if "all" in dataset.files:
+        return f"give files.{split} a file of its own, or a larger share by shares.{split}"
+    return f"give files.{split}, or files.all, which is cut into the pools that have no file"
 
 
 def world_of(settings: Mapping[str, Any]) -> World:

@@ -74,8 +74,8 @@ def test_they_are_refused_when_the_grid_is_planned(name: str, files: str) -> Non
     small = "settings: {rank: 8, n_blocks: 1, train_steps: 1}"
     assert cell(files, f"{{editor: {name}, {small}}}").obstacle == (
         f"{name} learns from a locality prompt of every training edit, and 16 of 16 in the train "
-        "pool of mquake (all 16 edits of train.json) have none; give the dataset a train file whose edits have one, or leave "
-        "the editor out"
+        "pool of mquake (all 16 edits of train.json) have none; give the dataset a train file "
+        "whose edits have one, or leave the editor out"
     )
     without = "settings: {rank: 8, n_blocks: 1, train_steps: 1, loc_coef: 0}"
     assert cell(files, f"{{editor: {name}, {without}}}").obstacle is None
