@@ -36,7 +36,15 @@ from pipeline.presets import (
 )
 from pipeline.resources import ResourcesEntry
 from pipeline.results.records import CellAddress, scale_of
-from pipeline.sources import answer_space_of, lacking, source_of, spells_control, world_of
+from pipeline.sources import (
+    answer_space_of,
+    lacking,
+    pool_origin,
+    pool_remedy,
+    source_of,
+    spells_control,
+    world_of,
+)
 from pipeline.tokenizer_files import thinking_switches, writes_bos
 from pipeline.yaml_location import ConfigError, Located
 from rledit.datasets import FileEditSource
@@ -45,7 +53,7 @@ from rledit.editors import editor_class
 from rledit.editors.base import Need
 from rledit.measurements import Material, not_measured
 from rledit.metrics import protocol
-from rledit.records import EditSource, Probe, has_probe
+from rledit.records import EditSource, Probe, Split, has_probe
 from rledit.stream import checkpoints
 from rledit.world import BOS_FAMILIES, WORLD_MODELS, World, WorldModelSpec
 
@@ -198,12 +206,15 @@ class Cell:
     def shortage(self) -> str | None:
         """Which pool holds too few edits for the stream or for a training trajectory."""
         sizes = self.source().sizes()
-        wanted: dict[str, int] = {self.dataset.split: self.n_edits}
+        wanted: dict[Split, int] = {self.dataset.split: self.n_edits}
         if self.trains:
             wanted["train"] = self.trajectory_batches * self.stream.batch_size
         for split, n in wanted.items():
             if sizes[split] < n:
-                return f"needs {n} edits of the {split} pool, which has {sizes[split]}"
+                return (
+                    f"needs {n} edits of the {split} pool, which has {sizes[split]} "
+                    f"({pool_origin(self.dataset, split)})"
+                )
         return None
 
     @cached_property
@@ -231,6 +242,12 @@ class Cell:
         """What the editor learns from and the train pool lacks; None where it has all."""
         if not self.learns:
             return None
+        if not self.source().sizes()["train"]:
+            return (
+                f"{self.label} learns from the train pool, and that of {self.dataset.name} is "
+                f"empty ({pool_origin(self.dataset, 'train')}); "
+                f"{pool_remedy(self.dataset, 'train')}, or leave the editor out"
+            )
         lacks = [
             f"a {probe} of every training edit, and {self._without(probe, n)}"
             for probe in sorted(editor_class(self.editor.editor).trains_on_of(self.settings))
@@ -246,7 +263,10 @@ class Cell:
     def _without(self, probe: Probe, n: int) -> str:
         """How many training edits lack a probe; the first of them, where others have one."""
         total = self.source().sizes()["train"]
-        text = f"{n} of {total} in the train pool of {self.dataset.name} have none"
+        text = (
+            f"{n} of {total} in the train pool of {self.dataset.name} "
+            f"({pool_origin(self.dataset, 'train')}) have none"
+        )
         if n == total:
             return text
         pool = self.source().draw("train", total, seed=self.seed)

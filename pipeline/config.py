@@ -18,10 +18,12 @@ from pipeline.ranges import number_problems, shape_problem
 from pipeline.resources import ResourcesEntry
 from pipeline.yaml_location import ConfigError, KeyPath, Located
 from rledit.chat import PromptStyle
-from rledit.datasets import FORMATS
+from rledit.datasets import FORMATS, DatasetError
+from rledit.datasets.pools import PoolFiles
 from rledit.editors import editor_class
 from rledit.metrics import PROTOCOLS
 from rledit.names import nearest
+from rledit.records import Split
 from rledit.scoring import Probes
 from rledit.scripts import AnswerSpace
 from rledit.world import SCHEMAS, WORLD_MODELS, WorldConfig
@@ -76,9 +78,12 @@ class DatasetEntry:
             depend on it, and a stand-in is the embedded world written in it.
         world: Settings of the embedded world.
         files: Files of edits instead of the world's own: ``train``, ``evaluation``,
-            ``validation``: JSON, JSONL or Parquet in any schema of `rledit.datasets`, as a path,
+            ``validation``, each of them that pool; and ``all``, which is cut into the pools that
+            have no file: JSON, JSONL or Parquet in any schema of `rledit.datasets`, as a path,
             a URI, or ``hf://datasets/owner/name@revision/file``, the revision a commit; with
             ``#sha256=…`` behind it the content must have that hash.
+        shares: How ``files.all`` is cut: share of its prompts by pool; 70 for train to 10 for
+            validation to 20 for evaluation where nothing is given.
         format: Schema of the files, or `auto`.
         order: Draw streams `shuffled` by seed, or in the order of the `file`.
         on_overlap: `refuse` files that share prompts, or `drop` those from training.
@@ -92,7 +97,10 @@ class DatasetEntry:
     name: str = "world"
     schema: str | None = None
     world: dict[str, Any] = field(default_factory=dict)
-    files: dict[Literal["train", "evaluation", "validation"], str] = field(default_factory=dict)
+    files: dict[Literal["all", "train", "evaluation", "validation"], str] = field(
+        default_factory=dict
+    )
+    shares: dict[Split, float] = field(default_factory=dict)
     format: str = "auto"
     order: Literal["shuffled", "file"] = "shuffled"
     on_overlap: Literal["refuse", "drop"] = "refuse"
@@ -380,6 +388,7 @@ def _check_names(grid: Grid, located: Located) -> None:
             _known(dataset.schema, SCHEMAS, ("datasets", i, "schema"), located, "schema")
         if dataset.format != "auto":
             _known(dataset.format, FORMATS, ("datasets", i, "format"), located, "format")
+        _check_pools(dataset, ("datasets", i), located)
     if grid.standins and len(grid.standins) != len(grid.streams):
         raise ConfigError(f"{located.place(('standins',))}: one for each stream, or none at all")
     if (problem := check_measurements(grid.measurements)) is not None:
@@ -392,6 +401,17 @@ def _check_names(grid: Grid, located: Located) -> None:
     _unique([(e.editor, e.variant) for e in grid.editors], "editors", located)
     _unique([m.name for m in grid.models], "models", located)
     _unique([d.name for d in grid.datasets], "datasets", located)
+
+
+def _check_pools(dataset: DatasetEntry, path: KeyPath, located: Located) -> None:
+    """Refuse files and shares of which something would go unused."""
+    if not (dataset.files or dataset.shares):
+        return
+    try:
+        PoolFiles(dataset.files or ("evaluation",), dataset.shares or None)
+    except DatasetError as error:
+        key = "shares" if dataset.shares else "files"
+        raise ConfigError(f"{located.place((*path, key))}: {error}") from None
 
 
 def _check_prompts(model: ModelEntry, path: KeyPath, located: Located) -> None:

@@ -13,7 +13,7 @@ from pipeline.config import DatasetEntry, Grid
 from pipeline.identity import changed_fields
 from pipeline.results.lake import Lake
 from pipeline.results.records import SCORES, CellAddress
-from pipeline.sources import lacking, source_of, unread
+from pipeline.sources import lacking, pool_origin, pool_remedy, source_of, unread
 from pipeline.yaml_location import ConfigError
 from rledit.datasets import RowError, RowErrors
 from rledit.datasets.check import unread_keys
@@ -128,7 +128,15 @@ def check_cell(cell: Cell) -> None:
     """
     check_sharded(cell)
     if cell.obstacle is None and cell.shortage is not None:
-        raise ConfigError(f"{cell.path}: {cell.shortage}; shorten the stream or enlarge the data")
+        raise ConfigError(f"{cell.path}: {cell.shortage}; {_enlarge(cell)}")
+
+
+def _enlarge(cell: Cell) -> str:
+    """What to do about a pool that is too small."""
+    split = cell.dataset.split
+    if cell.source().sizes()[split] >= cell.n_edits:  # it is the train pool
+        return f"shorten the trajectory, or {pool_remedy(cell.dataset, 'train')}"
+    return f"shorten the stream, or {pool_remedy(cell.dataset, split)}"
 
 
 def check_corpus(cells: Sequence[Cell]) -> None:
@@ -186,6 +194,8 @@ def pool_lines(cells: Sequence[Cell]) -> list[str]:
         sizes = source_of(dataset).sizes()
         pools = ", ".join(f"{pool} {size}" for pool, size in sizes.items())
         lines.append(f"facts of {name}: {pools}")
+        if dataset.files:
+            lines += [f"  {split}: {pool_origin(dataset, split)}" for split in SPLITS]
         total = sum(sizes[split] for split in SPLITS)
         for probe in PROBES:
             if n := sum(lacking(dataset, split, probe) for split in SPLITS):

@@ -35,6 +35,25 @@ def unread(dataset: DatasetEntry) -> Mapping[str, Mapping[str, int]]:
     return source.unread if dataset.files and isinstance(source, FileEditSource) else {}
 
 
+def pool_origin(dataset: DatasetEntry, split: Split) -> str:
+    """How a pool of a dataset entry came about, for messages."""
+    source = source_of(dataset)
+    if dataset.files and isinstance(source, FileEditSource):
+        return source.origin(split)
+    return "facts of the embedded world"
+
+
+def pool_remedy(dataset: DatasetEntry, split: Split) -> str:
+    """What to do about a pool that holds too little."""
+    if not dataset.files:
+        return "raise n_subjects of the world"
+    if split in dataset.files:
+        return "enlarge the file"
+    if "all" in dataset.files:
+        return f"give files.{split} a file of its own, or a larger share by shares.{split}"
+    return f"give files.{split}, or files.all, which is cut into the pools that have no file"
+
+
 def world_of(settings: Mapping[str, Any]) -> World:
     """The embedded world of some settings; the same object for equal ones."""
     return _world(json.dumps(settings, sort_keys=True))
@@ -100,7 +119,13 @@ def _source(name: str, entry: str) -> EditSource:
             errors += error.errors
     if errors:
         raise RowErrors(errors)
-    return FileEditSource(**reports, order=data["order"], on_overlap=data["on_overlap"], name=name)
+    return FileEditSource(
+        **reports,
+        order=data["order"],
+        on_overlap=data["on_overlap"],
+        shares=data["shares"] or None,
+        name=name,
+    )
 
 
 @lru_cache(maxsize=64)

@@ -23,6 +23,7 @@ def read_original(row: Row, place: Place) -> list[Edit]:
     fields = Fields(row, place)
     rewrite = fields.child("requested_rewrite")
     subject = rewrite.text("subject")
+    prompt, span = fill_template(rewrite, "prompt", subject)
     old = rewrite.child("target_true").optional("str")
     neighbours = fields.texts("neighborhood_prompts")
     if neighbours and old is None:
@@ -30,12 +31,14 @@ def read_original(row: Row, place: Place) -> list[Edit]:
     return [
         Edit(
             edit_id=f"counterfact:{place.row}",
-            prompt=fill_template(rewrite, "prompt", subject),
+            prompt=prompt,
             target=rewrite.child("target_new").answer("str"),
             rephrases=fields.texts("paraphrase_prompts"),
             locality=tuple(Locality(prompt=p, answer=old or "") for p in neighbours),
             old_target=old,
             subject=subject,
+            subject_span=span,
+            relation=rewrite.optional("relation_id"),
             source=str(place),
             generation_prompts=fields.texts("generation_prompts"),
             reference_key=_reference_key(rewrite),

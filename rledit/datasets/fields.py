@@ -179,8 +179,12 @@ class Fields:
         return found
 
 
-def fill_template(fields: Fields, key: str, subject: str) -> str:
-    """The prompt of a template such as ``The capital of {} is``.
+def fill_template(fields: Fields, key: str, subject: str) -> tuple[str, tuple[int, int]]:
+    """The prompt of a template such as ``The capital of {} is``, and the subject's place in it.
+
+    Returns:
+        The prompt; the subject's first character and the one after its last, white space at
+        either end of the subject left out.
 
     Raises:
         RowError: The template has no ``{}``, or more than one.
@@ -193,4 +197,5 @@ def fill_template(fields: Fields, key: str, subject: str) -> str:
             key,
             f"has {found} for the subject; expected exactly one {{}} in {template!r}",
         )
-    return template.replace("{}", subject)
+    start = template.index("{}") + len(subject) - len(subject.lstrip())
+    return template.replace("{}", subject), (start, start + len(subject.strip()))

@@ -35,7 +35,7 @@ LEARNERS = ["malmen", "malmen_rledit", "malmen_star", "mend", "mend_rledit", "me
 
 @pytest.fixture
 def files(tmp_path: Path) -> str:
-    """Edits of the tiny grid's world in MQuAKE's schema; one of train's goes to validation."""
+    """Edits of the tiny grid's world in MQuAKE's schema."""
     world = World(WorldConfig(n_subjects=60))
     named = {}
     for split in ("train", "evaluation"):
@@ -73,9 +73,9 @@ def test_every_method_that_learns_from_them_says_so() -> None:
 def test_they_are_refused_when_the_grid_is_planned(name: str, files: str) -> None:
     small = "settings: {rank: 8, n_blocks: 1, train_steps: 1}"
     assert cell(files, f"{{editor: {name}, {small}}}").obstacle == (
-        f"{name} learns from a locality prompt of every training edit, and 15 of 15 in the train "
-        "pool of mquake have none; give the dataset a train file whose edits have one, or leave "
-        "the editor out"
+        f"{name} learns from a locality prompt of every training edit, and 16 of 16 in the train "
+        "pool of mquake (all 16 edits of train.json) have none; give the dataset a train file "
+        "whose edits have one, or leave the editor out"
     )
     without = "settings: {rank: 8, n_blocks: 1, train_steps: 1, loc_coef: 0}"
     assert cell(files, f"{{editor: {name}, {without}}}").obstacle is None
@@ -155,7 +155,7 @@ def test_a_run_records_the_refusal_and_computes_nothing(files: str, tmp_path: Pa
     lake = Lake(places.lake)
     assert run_plan(chosen, make_plan(chosen, lake), places, Console(quiet=True)) == 0
     (record,) = lake.manifest()
-    assert record.status == "skipped" and "15 of 15 in the train pool" in str(record.reason)
+    assert record.status == "skipped" and "16 of 16 in the train pool" in str(record.reason)
     assert not (tmp_path / "cache").exists()
 
 

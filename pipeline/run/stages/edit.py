@@ -35,6 +35,10 @@ logger = logging.getLogger(__name__)
 
 SAVE_EVERY_SECONDS = 20.0
 SCORES = ("efficacy", "generalization", "specificity", "specificity_self")
+_LEFT_OUT = {
+    "superseded_rephrases": "n_rephrases_superseded",
+    "superseded_locality": "n_locality_superseded",
+}
 
 
 @dataclass(kw_only=True)
@@ -103,6 +107,7 @@ def edit_stream(
             rows.score_seconds += event.seconds
             rows.edits += _edit_rows(event, edits, cell)
             rows.scores += _score_rows(event, cell)
+            rows.steps += _left_out_rows(event)
             report("edit", rows.batches, total)
         due = time.perf_counter() - last_save > SAVE_EVERY_SECONDS
         between = not (isinstance(event, BatchEdited) and rows.batches in points)
@@ -133,9 +138,10 @@ def _before_editing(
     scores = scorer.score(len(edits))
     steps = list(measures.rows(0, checkpoint=True))
     seconds = time.perf_counter() - began
+    event = StreamScored(n_edits=0, scores=scores, seconds=seconds)
     return StreamRows(
-        scores=list(_score_rows(StreamScored(n_edits=0, scores=scores, seconds=seconds), cell)),
-        steps=steps,
+        scores=list(_score_rows(event, cell)),
+        steps=[*steps, *_left_out_rows(event)],
         score_seconds=seconds,
         n_contradicting=count_contradicting(edits),
     )
@@ -219,8 +225,20 @@ def _edit_rows(event: StreamScored, edits: list[Edit], cell: Cell) -> Iterator[d
         }
 
 
+def _left_out_rows(event: StreamScored) -> Iterator[dict[str, Any]]:
+    """How many probes of edits that stand are superseded, where some are."""
+    # Every protocol asks the same questions.
+    distinct = {score.edit_index: score for score in event.scores}.values()
+    for metric, name in _LEFT_OUT.items():
+        if count := sum(getattr(score, name) for score in distinct if not score.superseded):
+            yield {"step": event.n_edits, "metric": metric, "value": float(count)}
+
+
 def _score_rows(event: StreamScored, cell: Cell) -> Iterator[dict[str, Any]]:
-    """Means over the edits that no later edit of the stream rewrites; before any, over all."""
+    """Means over the edits that no later edit of the stream supersedes.
+
+    Before the first edit, over those that none will have superseded at the end.
+    """
     for name in cell.protocols:
         own = [s for s in event.scores if s.protocol == name]
         standing = [s for s in own if not s.superseded]
