@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from statistics import fmean
 
 from rledit.ability import Item, measure_ability
+from rledit.finite import require_finite
 from rledit.metrics.fluency import References, ngram_entropy, write_texts
 from rledit.metrics.perplexity import perplexity, text_samples
 from rledit.metrics.portability import consequences_of, portability
@@ -85,6 +86,9 @@ class Measurements:
         Args:
             n_edits: Edits applied. Consistency is asked of these only, or of all before the first:
                 a text is to be like the references of a fact that was written.
+
+        Raises:
+            NonFiniteError: The model gives no numbers, or a measured value is none.
         """
         values: dict[str, float] = {}
         if "perplexity" in self._names:
@@ -98,6 +102,7 @@ class Measurements:
                 values[f"ability_{task}_answered"] = score.answered
         if self._consequences:
             values |= portability(self._model, self._consequences, n_edits)
+        require_finite(values, "what is measured", self._model)
         return values
 
     def _texts(self, n_edits: int) -> dict[str, float]:

@@ -12,6 +12,7 @@ from torch import nn
 from rledit.chat import PromptStyle
 from rledit.chunks import TOKENS_PER_ROW, Chunk, make_chunks
 from rledit.families import edited_modules, family_of, layer_index
+from rledit.finite import require_finite_parameters
 from rledit.ranks import Alone, Ranks
 from rledit.tokenization import Encoder, Sample
 from rledit.trunk import Trunk
@@ -62,6 +63,7 @@ class EditableModel:
 
     Raises:
         ValueError: The modules are not this model's, or a sharded model is to share its passes.
+        NonFiniteError: A weight is no number; names the matrix and the entry.
         TokenizationError: The tokenizer has no usable chat template, and one is asked for.
     """
 
@@ -82,6 +84,7 @@ class EditableModel:
                 "they cannot share the passes out as well"
             )
         self.model = model.eval().requires_grad_(False)
+        require_finite_parameters(model)
         self.family = family_of(model)
         self.modules = edited_modules(model, modules)
         self.execution = execution or Execution()
@@ -111,6 +114,11 @@ class EditableModel:
         if self._encoder is None:
             raise ValueError("this model was made without a tokenizer; pass one to EditableModel")
         return self._encoder
+
+    @property
+    def has_encoder(self) -> bool:
+        """Whether the model was made with a tokenizer."""
+        return self._encoder is not None
 
     @property
     def compute_dtype(self) -> torch.dtype:
