@@ -32,10 +32,13 @@ class CellEstimate:
             the embedded world, second moments.
         memory_gb: Peak of a rank.
         misfit: Why it cannot run where it is to; None where it can.
+        trained: Batches that its network is trained on, as the display of the run counts them; 0
+            where an earlier cell trains the same one.
     """
 
     work: Workload
     seconds: Seconds
+    trained: int
     shared: float
     memory_gb: float
     misfit: Misfit | None
@@ -118,10 +121,11 @@ def _cell(
 ) -> CellEstimate:
     cell = work.cell
     seconds = measurements.seconds(cell) or modelled(work, place)
+    trained = cell.trained_batches
     if cell.trains:
         network = ("network", *network_place(cell))
         if network in seen:
-            seconds = replace(seconds, setup=0.0)
+            seconds, trained = replace(seconds, setup=0.0), 0
         seen.add(network)
     shared = 0.0
     world = ("world", cell.model.name, str(cell.dataset.world))
@@ -137,6 +141,7 @@ def _cell(
     return CellEstimate(
         work=work,
         seconds=seconds,
+        trained=trained,
         shared=shared,
         memory_gb=memory.gigabytes if measured is None else measured,
         misfit=misfit(work, place, memory),
