@@ -244,7 +244,10 @@ class HypernetworkEditor(TrainableEditor, MomentEditor):
         totals = step.means()
         if self.config.optimise == "trajectory":
             if self.conventions.clipping == "optimiser_step":
-                totals["grad_norm"] = self._clip()
+                try:
+                    totals["grad_norm"] = self._clip()
+                except NonFiniteError as error:
+                    raise error.at(f"training, step after {step.done} batches") from None
             self._step()
         self._under_way = None
         yield BatchTrained(done=step.done, metrics=totals)
@@ -338,7 +341,9 @@ class HypernetworkEditor(TrainableEditor, MomentEditor):
             NonFiniteError: It is not finite; the networks are left as they are.
         """
         norm = float(nn.utils.clip_grad_norm_(self._parameters(), self.config.max_grad_norm))
-        require_finite({"grad_norm": norm}, "the gradient of the hypernetworks", self.model)
+        require_finite(
+            {"grad_norm": norm}, "with this initial_step, the gradient of the hypernetworks"
+        )
         return norm
 
     def _step(self) -> None:
