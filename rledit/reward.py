@@ -21,7 +21,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
@@ -180,7 +180,8 @@ class Reward:
         if ranks.size == 1:
             return torch.cat(entry.reference)
         counts = [len(s.answer_ids) for s in samples]
-        width = self._model.model.config.hidden_size  # type: ignore[union-attr]
+        config: Any = self._model.model.config
+        width = config.hidden_size
         kind = next(self._model.model.parameters()).dtype
         # Summed in a type that every back end sums; zeros leave the one rank's value as it is.
         whole = torch.zeros(sum(counts), width, dtype=torch.promote_types(kind, torch.float32))
@@ -195,30 +196,37 @@ class Reward:
         """Leave in the trunk's cache what depends on the window alone.
 
         The last bits of a prefix depend on which prompts it was recorded with. Each batch records
-        all of its own together, those that an older batch has recorded too. A window that the
-        budget does not hold begins every step with an empty cache.
+        all of its own anew, those that an older batch has recorded too. A window that the budget
+        does not hold begins every step with an empty cache.
         """
         trunk = self._model.trunk
         prompts = [self._prompts(entry) for entry in self._window]
-        if not trunk.fits([s for own in prompts for s in own]):
+        everything = [s for groups in prompts for own in groups for s in own]
+        if not trunk.fits(everything):
             trunk.clear()
             self._recorded = False
             return
-        trunk.keep({s.key for own in prompts for s in own})
-        for own in prompts[:1] if self._recorded else reversed(prompts):
-            trunk.forget({s.key for s in own})
-            trunk.prefetch(self._model.chunks(own, least=SINGLE_PASS_TOKENS))
+        trunk.keep({s.key for s in everything})
+        for groups in prompts[:1] if self._recorded else reversed(prompts):
+            for own in groups:
+                trunk.forget({s.key for s in own})
+                trunk.prefetch(self._model.chunks(own, least=SINGLE_PASS_TOKENS))
         self._recorded = True
 
-    def _prompts(self, entry: _Remembered) -> list[Sample]:
-        """The distinct prompts of a batch that this rank runs."""
+    def _prompts(self, entry: _Remembered) -> tuple[list[Sample], list[Sample]]:
+        """The distinct prompts of a batch that this rank runs, those recorded together in a group.
+
+        Edit prompts, which all ranks run, are by themselves: all ranks have to find the same bits.
+        """
         batch, ranks = entry.batch, self._model.ranks
-        samples = list(batch.edit.samples)
+        edits = {s.key: s for s in batch.edit.samples}
+        others: dict[bytes, Sample] = {}
         first = entry.first
         for phase in (batch.unrelated, batch.equivalent):
-            samples += [phase.samples[i] for i in dealt(phase.samples, ranks, first)]
+            own = (phase.samples[i] for i in dealt(phase.samples, ranks, first))
+            others |= {s.key: s for s in own if s.key not in edits}
             first += len(phase)
-        return list({s.key: s for s in samples}.values())
+        return list(edits.values()), list(others.values())
 
     def backward(self, shifts: Shifts) -> RewardTerms:
         """Score the window on the current weights; gradients collect in the shifts' leaves.

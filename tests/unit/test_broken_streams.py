@@ -80,9 +80,7 @@ def test_a_cell_that_collapses_keeps_what_it_reached(
 ) -> None:
     monkeypatch.setattr(edit, "SAVE_EVERY_SECONDS", 0.0)
     reason = fail(cell, folder, tmp_path)
-    assert reason.startswith(
-        "NonFiniteError: editing batch 3 (edits 9 to 12): model.layers.0.mlp."
-    )
+    assert reason.startswith("NonFiniteError: editing batch 3 (edits 9 to 12): model.layers.0.mlp.")
     assert "holds weights that are no numbers after the edit; the edits have broken" in reason
     lake = Lake(str(tmp_path / "lake"))
     (record,) = lake.manifest()
