@@ -17,6 +17,7 @@ from rledit.ability import Item
 from rledit.editors import editor_class
 from rledit.editors.hypernetwork_editor import HypernetworkEditor
 from rledit.finite import NonFiniteError, usable
+from rledit.locate.statistics import SecondMoment, StatisticsError, accumulate
 from rledit.measurements import Material, Measurements
 from rledit.metrics import PROTOCOLS, generate, read
 from rledit.metrics.perplexity import perplexity, text_samples
@@ -24,7 +25,7 @@ from rledit.model import EditableModel, Execution
 from rledit.records import Consequence, Edit
 from rledit.scoring import EditScore, Scorer
 from rledit.stream import StreamScored, run_stream
-from tests.unit.text_edits import WORDS, random_edits, tiny_tokenizer
+from tests.unit.text_edits import WORDS, random_edits, random_moments, tiny_tokenizer
 from tests.unit.tiny_models import tiny_model, two_shapes
 
 NAN, INF = float("nan"), float("inf")
@@ -302,6 +303,19 @@ def test_a_training_that_diverges_names_its_batch() -> None:
         next(iter(editor.networks.values())).step_parameter.fill_(NAN)
     with pytest.raises(NonFiniteError, match=r"^training, batch 1 of 3: the training loss is not"):
         editor.train_step(trajectory)
+
+
+def test_second_moments_are_not_summed_over_it() -> None:
+    model = opened()
+    moments = random_moments(model)
+    name, moment = next(iter(moments.items()))
+    put(model.model, "model.layers.0.mlp.up_proj.weight", (2, 2), NAN)
+    with pytest.raises(
+        NonFiniteError, match=rf"second moment of '{name}'.*layers\.0\.mlp\.up_proj"
+    ):
+        accumulate(model, [[4, 5, 6]], moments)
+    with pytest.raises(StatisticsError, match="no numbers; delete it, and compute it again"):
+        SecondMoment.load(moment.tensors(), moment.metadata())
 
 
 def scores_of(model: EditableModel, scorer: Scorer | None = None) -> list[EditScore]:
