@@ -25,6 +25,7 @@ from pipeline.run.memory import PeakMemory
 from pipeline.run.ranks import joined
 from pipeline.run.zero import Offload, ZeroSettings, held_share, open_sharded, shard
 from rledit.editors import EDITORS, TrainableEditor
+from rledit.finite import NonFiniteError
 from rledit.metrics import read
 from rledit.model import EditableModel
 from rledit.shift import LowRankShift, injected, traced
@@ -272,6 +273,10 @@ def main(rank: int, size: int, folder: Path) -> None:
                 editors = moment_editors(model)
                 report["editors"] = {k: worst(editors[k], by_editor[k]) for k in by_editor}
         report["loaded"] = loaded(folder)
+        try:
+            open_sharded(folder / "broken", ("up:1",), with_tokenizer=False)
+        except NonFiniteError as error:
+            report["refused"] = str(error)
         with pytest.MonkeyPatch.context() as patch:
             double_arithmetic(patch)
             for family, twin in twins.items():
