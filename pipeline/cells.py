@@ -339,6 +339,15 @@ class Cell:
         """Batches of a training trajectory."""
         return int(self.settings.trajectory_batches or self.stream.n_batches)
 
+    @property
+    def trained_batches(self) -> int:
+        """Batches that training runs through before the stream; 0 where nothing is trained."""
+        if not self.trains:
+            return 0
+        steps = int(getattr(self.settings, "train_steps", 1))
+        each = int(getattr(self.settings, "trajectories_per_step", 1))
+        return steps * each * self.trajectory_batches
+
     @cached_property
     def identity(self) -> dict[str, Any]:
         """Everything that changes the cell's numbers, as plain JSON."""

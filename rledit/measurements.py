@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from statistics import fmean
 
 from rledit.ability import Item, measure_ability
+from rledit.finite import require_finite
 from rledit.metrics import Protocol
 from rledit.metrics.fluency import References, ngram_entropy, write_texts
 from rledit.metrics.perplexity import perplexity, text_samples
@@ -89,6 +90,9 @@ class Measurements:
             n_edits: Edits applied. Consistency and portability are asked of these only, or of all
                 before the first, and of none that a later one supersedes: a text is to be like the
                 references of a fact that was written, and still is.
+
+        Raises:
+            NonFiniteError: The model gives no numbers, or a measured value is none.
         """
         values: dict[str, float] = {}
         asks_facts = bool(self._consequences) or "consistency" in self._names
@@ -104,6 +108,7 @@ class Measurements:
                 values[f"ability_{task}_answered"] = score.answered
         if standing is not None and self._consequences:
             values |= portability(self._model, self._consequences, n_edits, standing)
+        require_finite(values, "what is measured", self._model)
         return values
 
     def _texts(self, n_edits: int, standing: Standing | None) -> dict[str, float]:

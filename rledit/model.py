@@ -12,6 +12,7 @@ from torch import nn
 from rledit.chat import PromptStyle
 from rledit.chunks import TOKENS_PER_ROW, Chunk, make_chunks
 from rledit.families import edited_modules, family_of, layer_index
+from rledit.finite import require_finite_parameters
 from rledit.ranks import Alone, Ranks
 from rledit.scripts import AnswerSpace
 from rledit.tokenization import Encoder, Sample
@@ -65,6 +66,7 @@ class EditableModel:
 
     Raises:
         ValueError: The modules are not this model's, or a sharded model is to share its passes.
+        NonFiniteError: A weight is no number; names the matrix and the entry.
         TokenizationError: The tokenizer has no usable chat template, or no BOS token, and one is
             asked for.
     """
@@ -88,6 +90,7 @@ class EditableModel:
                 "they cannot share the passes out as well"
             )
         self.model = model.eval().requires_grad_(False)
+        require_finite_parameters(model)
         self.family = family_of(model)
         self.modules = edited_modules(model, modules)
         self.execution = execution or Execution()
@@ -123,6 +126,11 @@ class EditableModel:
         if self._encoder is None:
             raise ValueError("this model was made without a tokenizer; pass one to EditableModel")
         return self._encoder
+
+    @property
+    def has_encoder(self) -> bool:
+        """Whether the model was made with a tokenizer."""
+        return self._encoder is not None
 
     @property
     def compute_dtype(self) -> torch.dtype:

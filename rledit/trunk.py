@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import logging
 from collections import OrderedDict
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -125,6 +125,16 @@ class Trunk:
         """
         self._cache.clear()
         self._cached = 0
+
+    def forget(self, keys: Collection[bytes]) -> None:
+        """Forget the prefixes of these prompts, see `rledit.tokenization.Sample.key`."""
+        for key in keys:
+            if (prefix := self._cache.pop(key, None)) is not None:
+                self._cached -= sum(t.nbytes for t in prefix)
+
+    def keep(self, keys: Collection[bytes]) -> None:
+        """Forget the prefixes of all prompts but these."""
+        self.forget(self._cache.keys() - keys)
 
     def fits(self, samples: Sequence[Sample]) -> bool:
         """Whether the budget holds the prefixes of all these samples at once."""

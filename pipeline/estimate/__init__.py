@@ -34,10 +34,13 @@ class CellEstimate:
         memory_gb: Peak of a rank.
         summed: Its linears whose second moments are in the cache.
         misfit: Why it cannot run where it is to; None where it can.
+        trained: Batches that its network is trained on, as the display of the run counts them; 0
+            where an earlier cell trains the same one.
     """
 
     work: Workload
     seconds: Seconds
+    trained: int
     shared: float
     memory_gb: float
     summed: frozenset[str]
@@ -135,10 +138,11 @@ def _cell(
 ) -> CellEstimate:
     cell = work.cell
     seconds = measurements.seconds(cell) or modelled(work, place)
+    trained = cell.trained_batches
     if cell.trains:
         network = ("network", *network_place(cell))
         if network in seen or cached.has_network(cell):
-            seconds = replace(seconds, setup=0.0)
+            seconds, trained = replace(seconds, setup=0.0), 0
         seen.add(network)
     shared = 0.0
     world = ("world", cell.model.name, str(cell.dataset.world))
@@ -158,6 +162,7 @@ def _cell(
     return CellEstimate(
         work=work,
         seconds=seconds,
+        trained=trained,
         shared=shared,
         memory_gb=memory.gigabytes if measured is None else measured,
         summed=summed,

@@ -84,8 +84,9 @@ def _training(record: CellRecord) -> float:
     """Edits that a finished cell trained on, as far as its settings tell."""
     settings: dict[str, Any] = record.values["identity"].get("settings", {})
     batches = settings.get("trajectory_batches") or record.address.n_batches
-    return float(max(batches * record.address.batch_size * settings.get("train_steps", 1), 1))
+    steps = settings.get("train_steps", 1) * settings.get("trajectories_per_step", 1)
+    return float(max(batches * record.address.batch_size * steps, 1))
 
 
 def _steps(cell: Cell) -> float:
-    return float(cell.trajectory_batches * cell.stream.batch_size * cell.settings.train_steps)
+    return float(cell.trained_batches * cell.stream.batch_size)

@@ -76,11 +76,11 @@ class Workload:
 
     @property
     def trained_batches(self) -> int:
-        """Batches that training runs through in all."""
+        """Batches that training runs through in all, those of retraining included."""
         settings: Any = self.cell.settings
         if not self.cell.trains:
             return 0
-        batches: int = self.cell.trajectory_batches * settings.train_steps
+        batches = self.cell.trained_batches
         if issubclass(editor_class(self.cell.editor.editor), RetrainedEditor):
             retrainings = self.cell.stream.n_batches // settings.retrain_every
             batches += retrainings * settings.retrain_batches

@@ -191,8 +191,8 @@ def _array(values: list[Any], field: pa.Field, where: str) -> pa.Array:
             if value is None:
                 raise LakeError(f"{where}, row {i}: column {field.name!r} must have a value")
     if pa.types.is_floating(field.type) and field.name != "value":
-        # An undefined score is null; only curves may diverge to NaN.
-        values = [None if v is None or math.isnan(v) else v for v in values]
+        # An undefined score is null; of curves, those of earlier releases may diverge to NaN.
+        values = [None if v is None or not math.isfinite(v) else v for v in values]
     if pa.types.is_integer(field.type):
         for i, value in enumerate(values):
             if value is not None and not hasattr(value, "__index__"):  # pyarrow would cut 0.5 to 0

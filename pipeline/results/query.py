@@ -1,8 +1,9 @@
 """Questions to a lake in SQL; the only file that imports duckdb.
 
 The views `runs`, `edits`, `curves` and `cells` show done cells only, as the manifest names them;
-`runs` and `cells` show the others too, with their status and without scores. A connection lives in
-memory and cannot reach a file, so no query changes a lake.
+`runs` and `cells` show the others too, with their status: a row without scores, and in `runs` one
+for each checkpoint that a failed cell had reached, none of them final. A connection lives in memory
+and cannot reach a file, so no query changes a lake.
 """
 
 from __future__ import annotations
@@ -39,7 +40,11 @@ _VIEWS = {
                coalesce(c.identity->>'$.model.prompt.template', 'bare') AS prompt, s.efficacy,
                s.generalization, s.specificity, s.specificity_self, c.train_seconds, c.edit_ms,
                c.peak_memory_gb, c.data_hash, c.code_version, c.status
-        FROM lake_cells c LEFT JOIN lake_scores s USING (cell_key)""",
+        FROM lake_cells c JOIN (
+            FROM lake_scores
+            UNION ALL BY NAME
+            SELECT cell_key FROM lake_cells WHERE status <> 'done'
+        ) s USING (cell_key)""",
     "edits": f"""
         SELECT {_ADDRESS}, checkpoint, protocol, edit_index, batch_index, edit_id, {_SCORES},
                superseded
@@ -149,7 +154,7 @@ def runs(
         f"""SELECT runs.* REPLACE (shorter AS n_batches, TRUE AS final)
         FROM (SELECT cell, unnest(CAST(identity->'$.also_after' AS INTEGER[])) AS shorter
               FROM cells WHERE {of}) JOIN runs USING (cell)
-        WHERE n_edits = shorter * batch_size {order}""",
+        WHERE n_edits = shorter * batch_size AND status = 'done' {order}""",
         connection,
     ).dicts()
     # A stream's own cell comes before a longer one, and one longer one before another.

@@ -132,3 +132,8 @@ class CellRecord:
     def done(self) -> bool:
         """True if the cell's rows may be read."""
         return self.status == "done"
+
+    @property
+    def has_rows(self) -> bool:
+        """True of a done cell, and of a failed one that had reached a checkpoint."""
+        return self.done or (self.status == "failed" and bool(self.files))

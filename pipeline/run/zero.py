@@ -28,6 +28,7 @@ from transformers.integrations import HfDeepSpeedConfig
 
 from pipeline.run import operators
 from pipeline.run.checkpoint import CheckpointFiles
+from rledit.finite import NonFiniteError
 from rledit.model import EditableModel, Execution
 
 # DeepSpeed reads these when it is imported.
@@ -135,6 +136,7 @@ def open_sharded(
     Raises:
         ValueError: The checkpoint is not one of this model in safetensors, or the type cannot be
             sharded.
+        NonFiniteError: A weight is no number; every rank raises it.
     """
     settings = settings or ZeroSettings()
     files = CheckpointFiles(Path(folder))
@@ -225,10 +227,28 @@ def _fill(model: nn.Module, files: CheckpointFiles) -> None:
     stored = model.state_dict().keys()
     buffers = {name: b for name, b in model.named_buffers() if name in stored}
     files.require([*parameters, *buffers])
+    broken: list[str] = []
     with torch.no_grad():
         for name, parameter in parameters.items():
             with deepspeed.zero.GatheredParameters([parameter], modifier_rank=0):
                 if writes:
-                    parameter.copy_(files.tensor(name))
+                    value = files.tensor(name)
+                    parameter.copy_(value)
+                    # The largest entry is NaN where any is.
+                    if not bool(value.amax().isfinite()):
+                        broken.append(name)
         for name, buffer in buffers.items():
             buffer.copy_(files.tensor(name))
+    _refuse_broken(broken)
+
+
+def _refuse_broken(broken: list[str]) -> None:
+    """Refuse a checkpoint whose weights rank 0 has found to be no numbers, on every rank."""
+    found: list[Any] = [broken]
+    torch.distributed.broadcast_object_list(found, src=0)
+    if found[0]:
+        others = f", and {len(found[0]) - 1} more matrices" if found[0][1:] else ""
+        raise NonFiniteError(
+            f"the checkpoint holds weights that are no numbers: {found[0][0]}{others}. No score is "
+            "made of such a model: fetch the checkpoint again, or take a revision without"
+        )

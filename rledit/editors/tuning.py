@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from rledit.chunks import Chunk
+from rledit.finite import require_finite
 from rledit.model import EditableModel
 from rledit.tokenization import IGNORED, Sample
 
@@ -122,6 +123,9 @@ def descend(
 
     Returns:
         The loss of every mini-batch before its step.
+
+    Raises:
+        NonFiniteError: A loss is not finite; names the layer.
     """
     start = {name: weights.read(name).clone() for name in weights.names}
     masters = {name: value.clone().requires_grad_() for name, value in start.items()}
@@ -168,4 +172,5 @@ def _gradients(
     finally:
         for p in parameters.values():
             p.requires_grad_(False)
+    require_finite({"edit_loss": total}, "the loss of fine-tuning", model, objective.samples)
     return total, sums

@@ -36,7 +36,7 @@ def write_texts(model: EditableModel, prompts: Sequence[str], seed: int = 0) -> 
     draws = torch.stack([_uniform(prompt, seed) for prompt in prompts])
 
     def choose(logits: Tensor, places: Sequence[int], step: int) -> Tensor:
-        top = logits.nan_to_num().topk(min(_TOP_K, logits.shape[-1]), dim=-1)
+        top = logits.topk(min(_TOP_K, logits.shape[-1]), dim=-1)
         shares = top.values.softmax(-1).cumsum(-1)
         drawn = draws[list(places), step].to(shares)[:, None]
         pick = (shares < drawn).sum(-1, keepdim=True).clamp_max(top.indices.shape[-1] - 1)

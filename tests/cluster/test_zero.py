@@ -28,6 +28,10 @@ def reports(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
     folder = tmp_path_factory.mktemp("zero")
     for family in ("llama", "gptj", "mistral"):
         tiny_model(family).float().save_pretrained(folder / family)  # type: ignore[operator]
+    broken = tiny_model("llama").float()
+    with torch.no_grad():
+        broken.get_parameter("model.layers.1.mlp.up_proj.weight")[0, 1] = torch.nan
+    broken.save_pretrained(folder / "broken")  # type: ignore[operator]
     large = LlamaConfig(
         hidden_size=384,
         intermediate_size=1024,
@@ -40,6 +44,14 @@ def reports(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
     model = AutoModelForCausalLM.from_config(large)
     model.save_pretrained(folder / "large", max_shard_size="30MB")
     return launch("tests.cluster.zero_worker", SIZE, folder, TIMEOUT)
+
+
+@pytest.mark.cluster
+def test_a_checkpoint_with_a_weight_that_is_no_number_is_refused_by_every_rank(
+    reports: list[dict[str, Any]],
+) -> None:
+    for report in reports:
+        assert "weights that are no numbers: model.layers.1.mlp.up_proj.weight" in report["refused"]
 
 
 @pytest.mark.cluster

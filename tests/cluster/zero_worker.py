@@ -25,6 +25,7 @@ from pipeline.run.memory import PeakMemory
 from pipeline.run.ranks import joined
 from pipeline.run.zero import Offload, ZeroSettings, held_share, open_sharded, shard
 from rledit.editors import EDITORS, TrainableEditor
+from rledit.finite import NonFiniteError
 from rledit.metrics import read
 from rledit.model import EditableModel
 from rledit.shift import LowRankShift, injected, traced
@@ -155,9 +156,18 @@ def state(model: nn.Module) -> dict[str, Any]:
 def trained_and_scored(model: EditableModel) -> dict[str, dict[str, Tensor]]:
     """Two training steps, three edited batches and their scores: what they gave, by kind."""
     cls = EDITORS["rledit"]
-    editor = cls(model, cls.Config(modules=model.modules, **SETTINGS))
-    assert isinstance(editor, TrainableEditor)
-    losses = [editor.train_step(random_batches(3, 6, seed)) for seed in (1, 2)]
+    editors = [cls(model, cls.Config(modules=model.modules, **SETTINGS)) for _ in range(2)]
+    ended, editor = editors
+    assert isinstance(ended, TrainableEditor) and isinstance(editor, TrainableEditor)
+    first, second = (random_batches(3, 6, seed) for seed in (1, 2))
+    # The first step is ended inside its trajectory, and gone on with by another process's editor.
+    batches = ended.train_batches(first)
+    while next(batches).done < 2:
+        pass
+    saved = ended.training_state_dict()
+    model.weights.restore()
+    editor.load_training_state_dict(saved)
+    losses = [editor.train_step(trajectory) for trajectory in (first, second)]
     stream = random_batches(3, 6, 3)
     measured = [editor.edit(batch) for batch in stream]
     samples = [s for b in stream for p in (b.edit, b.equivalent, b.unrelated) for s in p.samples]
@@ -263,6 +273,10 @@ def main(rank: int, size: int, folder: Path) -> None:
                 editors = moment_editors(model)
                 report["editors"] = {k: worst(editors[k], by_editor[k]) for k in by_editor}
         report["loaded"] = loaded(folder)
+        try:
+            open_sharded(folder / "broken", ("up:1",), with_tokenizer=False)
+        except NonFiniteError as error:
+            report["refused"] = str(error)
         with pytest.MonkeyPatch.context() as patch:
             double_arithmetic(patch)
             for family, twin in twins.items():

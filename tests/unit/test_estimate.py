@@ -215,8 +215,21 @@ def test_a_network_is_trained_once_for_all_who_share_it() -> None:
     editors = "editors=[{editor: rledit, settings: {trajectory_batches: 2, train_steps: 5}}]"
     streams = "streams=[{n_batches: 2, batch_size: 4}, {n_batches: 3, batch_size: 4}]"
     cells = cells_of(load_grid(TINY, [editors, streams]))
-    setups = [c.seconds.setup for c in estimate(cells, []).cells]
-    assert setups[0] > 0 and setups[1] == 0
+    found = estimate(cells, []).cells
+    assert found[0].seconds.setup > 0 and found[1].seconds.setup == 0
+    assert [c.trained for c in found] == [10, 0]
+
+
+def test_a_plan_tells_the_batches_that_a_run_will_show(tmp_path: Path) -> None:
+    several = "editors.rledit.settings.trajectories_per_step=2"
+    args = ["plan", str(TINY), "--results", str(tmp_path), "--no-cells", "--set", several]
+    lines = CliRunner().invoke(app, args).output.splitlines()
+    rows = {line.split()[0]: line for line in lines if line.startswith("  ")}
+    # Two optimiser steps on two trajectories of three batches; MALMEN's are one of two batches.
+    assert " 12 batches " in rows["rledit"] and " 4 batches " in rows["malmen"]
+    assert "trained on" in rows["editor"] and "batches" not in rows["ultraedit"]
+    cells = {c.label: c for c in cells_of(load_grid(TINY, [several]))}
+    assert cells["rledit"].trained_batches == 12 and cells["none"].trained_batches == 0
 
 
 def test_files_that_are_not_there_do_not_hide_the_rest() -> None:
