@@ -13,7 +13,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-from transformers import AutoConfig, AutoTokenizer
+from transformers import AutoTokenizer
 
 from pipeline.architecture import Architecture, architecture_of
 from pipeline.cells import Cell
@@ -23,14 +23,16 @@ from pipeline.checkpoints import (
     fetch_description,
     is_folder,
     lacking_weights,
+    read_config,
     weight_files,
 )
 from pipeline.harness import require_harness
 from pipeline.material import HARNESS
+from pipeline.opening import configured, stored_name
 from pipeline.yaml_location import ConfigError
 from rledit.chat import PromptStyle
 from rledit.editors import editor_class
-from rledit.families import FAMILIES
+from rledit.families import Family
 from rledit.locate.contexts import Contexts
 from rledit.locate.requests import make_requests
 from rledit.metrics import protocol
@@ -92,12 +94,15 @@ def check_modules(cell: Cell, stored: dict[str, tuple[int, ...]] | None = None) 
     except ValueError as error:
         raise ConfigError(f"{cell.path}: {error}") from None
     _check_kind(cell, architecture, list(linears))
-    for name, (d_in, d_out) in linears.items() if stored else ():
-        shape = (stored or {}).get(f"{name}.weight")
-        if shape != (d_out, d_in):
+    # Packed weights have other shapes; loading them holds names and shapes against the model.
+    for name in linears if stored and architecture.quantised is None else ():
+        weight = f"{name}.weight"
+        due = tuple(architecture.model.get_parameter(weight).shape)
+        shape = (stored or {}).get(stored_name(weight, stored or {}))
+        if shape != due:
             found = "has no such tensor" if shape is None else f"has it as {shape}"
             raise CheckpointError(
-                f"{cell.path}: edited module {name!r} should be a matrix {(d_out, d_in)} by "
+                f"{cell.path}: edited module {name!r} should be a matrix {due} by "
                 f"config.json, but checkpoint {cell.model.checkpoint!r} {found}; configuration and "
                 "weights are not of one model"
             )
@@ -105,7 +110,7 @@ def check_modules(cell: Cell, stored: dict[str, tuple[int, ...]] | None = None) 
 
 def _check_kind(cell: Cell, architecture: Architecture, names: Sequence[str]) -> None:
     kind = editor_class(cell.editor.editor).linears
-    down = FAMILIES[architecture.family].linears["down"]
+    down = architecture.description.linears["down"]
     other = [name for name in names if not name.endswith(f".{down}")]
     if kind != "any" and other:
         raise ConfigError(
@@ -197,7 +202,7 @@ def _stored(folder: str) -> dict[str, tuple[int, ...]]:
 def _encoder(cell: Cell) -> Encoder:
     if cell.model.checkpoint is None:
         return _world_encoder(cell.world(), cell.model_spec)
-    family = architecture_of(cell).family
+    family = architecture_of(cell).description
     return _checkpoint_encoder(cell.model.checkpoint, family, cell.model.prompt_style)
 
 
@@ -207,7 +212,7 @@ def _world_encoder(world: World, spec: WorldModelSpec) -> Encoder:
 
 
 @lru_cache(maxsize=4)
-def _checkpoint_encoder(checkpoint: str, family: str, style: PromptStyle) -> Encoder:
+def _checkpoint_encoder(checkpoint: str, family: Family, style: PromptStyle) -> Encoder:
     folder = fetch_description(checkpoint)
     try:
         tokenizer = AutoTokenizer.from_pretrained(folder)
@@ -216,10 +221,11 @@ def _checkpoint_encoder(checkpoint: str, family: str, style: PromptStyle) -> Enc
             f"checkpoint {checkpoint!r}: its tokenizer cannot be loaded ({error}); fetch "
             "tokenizer.json and tokenizer_config.json again"
         ) from None
-    return Encoder(tokenizer, FAMILIES[family], _positions(folder), style)
+    return Encoder(tokenizer, family, _positions(folder), style)
 
 
 def _positions(folder: Path) -> int | None:
     """The model's longest input."""
-    limit = getattr(AutoConfig.from_pretrained(folder), "max_position_embeddings", None)
+    config = configured(read_config(folder), str(folder))
+    limit = getattr(config, "max_position_embeddings", None)
     return None if limit is None else int(limit)

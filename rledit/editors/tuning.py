@@ -87,6 +87,10 @@ class Tunable(Protocol):
         """The model's parameter."""
         ...
 
+    def upright(self, name: str, value: Tensor) -> Tensor:
+        """A tensor in the layout of the parameter as `read` and `set` have it."""
+        ...
+
 
 @dataclass(frozen=True, kw_only=True)
 class Descent:
@@ -168,4 +172,4 @@ def _gradients(
     finally:
         for p in parameters.values():
             p.requires_grad_(False)
-    return total, sums
+    return total, {name: weights.upright(name, gradient) for name, gradient in sums.items()}
