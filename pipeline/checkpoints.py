@@ -242,13 +242,19 @@ def weight_files(folder: Path) -> list[Path]:
     if found := pickled.pickled_files(folder):
         return found
     names = sorted(path.name for path in folder.iterdir())
-    if any(name.endswith(".safetensors") or _PICKLED.fullmatch(name) for name in names):
+    if any(name.endswith((".safetensors", ".gguf")) or _PICKLED.fullmatch(name) for name in names):
         raise _no_weights(str(folder), names)
     return []
 
 
 def _no_weights(what: str, names: Sequence[str]) -> CheckpointError:
     """Why files that hold weights are not loaded, and what to do."""
+    if packed := [name for name in names if name.endswith(".gguf")]:
+        return CheckpointError(
+            f"{what}: its weights are in {packed[0]}, the format of llama.cpp, in most cases "
+            "quantised; edits are written into plain matrices: take the checkpoint that it was "
+            "made from, as *.safetensors"
+        )
     others = [name for name in names if name.endswith(".safetensors")]
     others += [name for name in names if _PICKLED.fullmatch(name)]
     if others:

@@ -12,6 +12,7 @@ from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
@@ -139,7 +140,11 @@ def load_model(folder: Path, dtype: Any) -> nn.Module:
             f"({', '.join(missing[:3])}); config.json and weights are not of one model, or the "
             "download is not complete"
         )
-    return model  # type: ignore[no-any-return]
+    # What was not packed keeps its files' type.
+    if packed is not None and dtype != "auto":
+        model = model.to(getattr(torch, dtype) if isinstance(dtype, str) else dtype)
+    plain: nn.Module = model
+    return plain
 
 
 def _packing(values: Mapping[str, Any]) -> Any:

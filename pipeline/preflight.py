@@ -29,6 +29,7 @@ from pipeline.checkpoints import (
 from pipeline.harness import require_harness
 from pipeline.material import HARNESS
 from pipeline.opening import configured, stored_name
+from pipeline.quantised import packed_tensor
 from pipeline.yaml_location import ConfigError
 from rledit.chat import PromptStyle
 from rledit.editors import editor_class
@@ -94,6 +95,12 @@ def check_modules(cell: Cell, stored: dict[str, tuple[int, ...]] | None = None) 
     except ValueError as error:
         raise ConfigError(f"{cell.path}: {error}") from None
     _check_kind(cell, architecture, list(linears))
+    if stored and architecture.quantised is None and (odd := packed_tensor(stored)) is not None:
+        raise CheckpointError(
+            f"checkpoint {cell.model.checkpoint!r}: its weights are quantised, as the tensor "
+            f"{odd!r} shows, though config.json has no quantization_config; edits are written into "
+            "plain matrices: take the unquantised checkpoint that it was made from"
+        )
     # Packed weights have other shapes; loading them holds names and shapes against the model.
     for name in linears if stored and architecture.quantised is None else ():
         weight = f"{name}.weight"

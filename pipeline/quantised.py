@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import importlib.util
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -23,6 +23,11 @@ _DEQUANTISED: Mapping[str, tuple[type[Any], str | None]] = {
     "fp8": (FineGrainedFP8Config, None),
     "compressed-tensors": (CompressedTensorsConfig, "compressed_tensors"),
 }
+# Tensors beside packed matrices: of GPTQ and AWQ, bitsandbytes, compressed-tensors, FP8 and NVFP4.
+_COMPANIONS = (
+    ".qweight", ".qzeros", ".weight.absmax", ".weight.quant_map", ".SCB", ".weight_packed",
+    ".weight_scale", ".weight_scale_inv", ".weight_scale_2", ".weight_shape",
+)  # fmt: skip
 _PLAIN = re.compile(r"[\w.-]+/[\w.-]+")
 
 
@@ -86,6 +91,11 @@ def quantised(config: Mapping[str, Any]) -> Quantised | None:
                     method=_method(found), bits=_bits(found), origin=_origin(config, found)
                 )
     return None
+
+
+def packed_tensor(names: Iterable[str]) -> str | None:
+    """A tensor that only packed weights have, whatever the configuration says; None if none."""
+    return next((name for name in names if name.endswith(_COMPANIONS)), None)
 
 
 def _method(found: Mapping[str, Any]) -> str:

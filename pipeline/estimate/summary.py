@@ -49,7 +49,7 @@ def _model(
     part = "" if architecture.part_of is None else f" (text part of {architecture.part_of})"
     packed = architecture.quantised
     title = (
-        f"{model}: {architecture.family}{part}, {architecture.parameters / 1e6:,.4g} M parameters, "
+        f"{model}: {architecture.family}{part}, {_millions(architecture.parameters)} M parameters, "
         f"{size:.3g} GB in {precision}; sizes: {architecture.source}"
         + ("" if packed is None else f"; dequantised from {packed.words}")
     )
@@ -58,6 +58,11 @@ def _model(
         own = [c for c in cells if c.work.cell.label == label]
         rows.append(_row(label, own, done.get((model, label), 0)))
     return [title, *aligned(rows)]
+
+
+def _millions(parameters: int) -> str:
+    millions = parameters / 1e6
+    return f"{millions:,.0f}" if millions >= 1000 else f"{millions:.4g}"
 
 
 def _row(label: str, cells: Sequence[CellEstimate], done: int) -> tuple[str, ...]:
