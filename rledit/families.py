@@ -7,11 +7,10 @@ found from the model itself (`rledit.discovery`), or the model is refused with i
 
 from __future__ import annotations
 
-import json
+import copy
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import lru_cache
 from typing import Any
 
 import torch
@@ -89,13 +88,15 @@ def family_of(model: nn.Module) -> Family:
         UneditableError: The architecture cannot be edited; says why.
     """
     config: Any = model.config
-    name = str(config.model_type)
-    return FAMILIES.get(name) or _described(type(config), config.to_json_string(use_diff=False))
+    if (listed := FAMILIES.get(str(config.model_type))) is not None:
+        return listed
+    key = (type(config), config.to_json_string(use_diff=False))
+    if key not in _described:
+        _described[key] = describe(copy.deepcopy(config))
+    return _described[key]
 
 
-@lru_cache(maxsize=32)
-def _described(cls: type, text: str) -> Family:
-    return describe(cls.from_dict(json.loads(text)))  # type: ignore[attr-defined]
+_described: dict[tuple[type, str], Family] = {}
 
 
 def describe(config: Any) -> Family:
@@ -139,9 +140,11 @@ def blank_model(config: Any) -> nn.Module:
 
 
 def linear_shape(module: nn.Module) -> tuple[int, int]:
-    """(d_in, d_out) of a linear, whichever way its matrix lies."""
-    rows, columns = module.weight.shape  # type: ignore[union-attr,misc]
-    return (rows, columns) if is_transposed(module) else (columns, rows)
+    """(d_in, d_out) of a linear, whichever way its matrix lies, and where a slice of it does."""
+    if isinstance(module, Conv1D):
+        return int(module.nx), int(module.nf)
+    assert isinstance(module, nn.Linear)
+    return module.in_features, module.out_features
 
 
 def is_transposed(module: nn.Module) -> bool:

@@ -63,9 +63,8 @@ def stream_gain(model: EditableModel, requests: Sequence[Request], module: str) 
     if path is None:
         if scale == 1:
             return None
-        width = model.shape(module)[1]
-        options = {"dtype": model.compute_dtype, "device": model.device}
-        return torch.full((len(requests), width), 1 / scale, **options)  # type: ignore[arg-type]
+        shape = (len(requests), model.shape(module)[1])
+        return torch.full(shape, 1 / scale, dtype=model.compute_dtype, device=model.device)
     layer = layer_index(model.family, module)
     norm = decoder_layers(model)[layer].get_submodule(path)
     taken: list[tuple[Tensor, Tensor]] = []
