@@ -18,12 +18,17 @@ from pipeline.cells import Cell
 from pipeline.checkpoints import CheckpointError, read_config
 from pipeline.estimate import estimate
 from pipeline.estimate.summary import summary
+from pipeline.locations import Locations
 from pipeline.opening import configured, load_model, stored_name
 from pipeline.preflight import check_modules, preflight
+from pipeline.results.lake import Lake
 from pipeline.run.checkpoint import CheckpointFiles
-from pipeline.run.export import _originals, _write_checkpoint
+from pipeline.run.export import _originals, _write_checkpoint, export
+from pipeline.run.report import silent
+from pipeline.run.tasks import perform, tasks_of
 from rledit.model import EditableModel
 from tests.unit.test_checkpoints import cell, untrained  # noqa: F401
+from tests.unit.test_pickled import in_pickles
 from tests.unit.tiny_families import UNLIKE, tiny_config
 
 VISION = {
@@ -84,7 +89,7 @@ def test_a_text_part_that_is_no_model_of_its_own_is_refused() -> None:
 def gpt2(tmp_path: Path, untrained: Path) -> Path:  # noqa: F811
     """GPT-2 as it is published: matrices (d_in x d_out), names without the outermost module."""
     config = tiny_config("gpt2")
-    config.vocab_size = 1000
+    config.vocab_size, config.n_positions = 1000, 64
     torch.manual_seed(0)
     folder = tmp_path / "gpt2"
     AutoModelForCausalLM.from_config(config).save_pretrained(folder)
@@ -172,3 +177,22 @@ def test_parameters_are_those_of_the_published_models(family: str, tmp_path: Pat
     first = next(iter(architecture.linears(("down:1",)).values()))
     assert first == (architecture.intermediate, architecture.hidden)
     assert read_config(folder)["model_type"] == architecture.family
+
+
+def test_a_described_family_in_pickles_runs_from_checkpoint_to_lake(
+    gpt2: Path, tmp_path: Path
+) -> None:
+    """GPT-2 as pickles of transposed matrices: fetched, converted, edited, scored, recorded."""
+    in_pickles(gpt2, 2)
+    chosen = cell(gpt2, "editors=[{editor: ft, settings: {steps: 2, modules: ['down:1']}}]")
+    preflight([chosen])
+    locations = Locations(lake=str(tmp_path / "lake"), cache=str(tmp_path / "cache"), tracking="")
+    for task in tasks_of([chosen]).values():
+        perform(task, locations, silent)
+    (record,) = Lake(locations.lake).manifest()
+    assert record.done, record.reason
+    pickles = record.values["resolved"]["weights"]["pickled"]
+    assert sorted(pickles) == [f"pytorch_model-0000{i}-of-00002.bin" for i in (1, 2)]
+    delta = export(chosen.key, locations, tmp_path / "out", delta=True)
+    change = load_file(delta)["transformer.h.1.mlp.c_proj.weight"]
+    assert change.shape == (24, 16) and float(change.norm()) > 0
