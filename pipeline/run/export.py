@@ -148,7 +148,7 @@ def _write_delta(
     for name, original in _originals(cell, source, edited).items():
         linear = architecture_of(cell).model.get_submodule(name)
         value = edited[name].T if is_transposed(linear) else edited[name]
-        changes[f"{name}.weight"] = value.double() - original.double()
+        changes[f"{name}.weight"] = (value.double() - original.double()).contiguous()
     path = folder / DELTA_FILE
     write_tensors(path, changes, {"facts": json.dumps(facts)})
     return path

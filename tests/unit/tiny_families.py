@@ -72,7 +72,7 @@ UNLIKE: dict[str, dict[str, Any]] = {
 RARER: dict[str, dict[str, Any]] = {
     "apertus": {},
     "arcee": {},
-    "codegen": {**_GPT2, "rotary_dim": 4},
+    "codegen": {**_GPT2, "n_head": 4, "rotary_dim": 4},
     "glm": {"head_dim": 8},
     "gpt_bigcode": _GPT2,
     "gpt_neo": {
