@@ -13,7 +13,7 @@ from dataclasses import asdict, dataclass, field, fields, replace
 from functools import cached_property
 from typing import Any
 
-from pipeline.checkpoints import checkpoint_family
+from pipeline.checkpoints import cached, checkpoint_family, fetch_description, read_config
 from pipeline.config import (
     DatasetEntry,
     EditorEntry,
@@ -26,6 +26,7 @@ from pipeline.config import (
 from pipeline.corpus import CorpusFacts, corpus_facts
 from pipeline.identity import checkpoint_identity, digest, plain, template_identity
 from pipeline.material import MaterialEntry, load_material, material_hash
+from pipeline.opening import weight_facts
 from pipeline.presets import (
     PRESETS,
     Preset,
@@ -34,6 +35,7 @@ from pipeline.presets import (
     preset_setting,
     standin_setting,
 )
+from pipeline.quantised import Quantised, quantised
 from pipeline.resources import ResourcesEntry
 from pipeline.results.records import CellAddress, scale_of
 from pipeline.sources import (
@@ -152,6 +154,8 @@ class Cell:
             found["data_files"] = dict(source.file_hashes)
         if self.not_measured:
             found["not_measured"] = self.not_measured
+        if self.model.checkpoint is not None and (known := weight_facts(self.model.checkpoint)):
+            found["weights"] = known
         return found
 
     @cached_property
@@ -160,6 +164,16 @@ class Cell:
         n = min(self.n_edits, self._available)  # fewer, where the data is too short to run
         edits = self.source().draw(self.dataset.split, n, seed=self.seed)
         return not_measured(edits, [protocol(name) for name in self.protocols], self.measurements)
+
+    @cached_property
+    def quantised(self) -> Quantised | None:
+        """How the checkpoint's weights are packed; None where they are plain, or there is none."""
+        checkpoint = self.model.checkpoint
+        published = PRESETS[self.model.preset] if self.model.preset is not None else None
+        # The hub need not be asked what a published model is.
+        if checkpoint is None or (published is not None and published.checkpoint == checkpoint):
+            return None
+        return quantised(read_config(cached(checkpoint) or fetch_description(checkpoint)))
 
     @property
     def editor_name(self) -> str:
@@ -447,6 +461,7 @@ class Cell:
             return {
                 "checkpoint": self._checkpoint,
                 "dtype": self.model.dtype,
+                **({"dequantised": self.quantised.words} if self.quantised else {}),
                 **self._prompting(),
             }
         world = {"world_hash": self.world().data_hash}

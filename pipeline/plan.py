@@ -183,6 +183,11 @@ def unshardable(cell: Cell) -> str | None:
         )
     if cell.model.checkpoint is not None and cell.model.dtype == "float64":
         return "a float64 model cannot be sharded; load it in float32 or bfloat16"
+    if cell.model.checkpoint is not None and cell.quantised is not None:
+        return (
+            f"a quantised checkpoint ({cell.quantised.words}) is turned back into plain matrices "
+            "while it is loaded whole, so it cannot be sharded; set resources.sharding: none"
+        )
     return None
 
 

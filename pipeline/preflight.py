@@ -14,8 +14,6 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-from transformers import AutoConfig
-
 from pipeline.architecture import Architecture, architecture_of
 from pipeline.cells import Cell
 from pipeline.checkpoints import (
@@ -24,17 +22,19 @@ from pipeline.checkpoints import (
     fetch_description,
     is_folder,
     lacking_weights,
+    read_config,
     weight_files,
 )
 from pipeline.harness import require_harness
 from pipeline.material import HARNESS
+from pipeline.opening import configured, stored_name
 from pipeline.plan import Plan
+from pipeline.quantised import packed_tensor
 from pipeline.row_faults import Faults, stream_faults, subject_faults, together, train_faults
 from pipeline.tokenizer_files import load_tokenizer
 from pipeline.yaml_location import ConfigError
 from rledit.chat import PromptStyle
 from rledit.editors import editor_class
-from rledit.families import FAMILIES
 from rledit.records import Edit
 from rledit.scripts import AnswerSpace
 from rledit.tokenization import Encoder, TokenizationError
@@ -196,12 +196,21 @@ def check_modules(cell: Cell, stored: dict[str, tuple[int, ...]] | None = None) 
     except ValueError as error:
         raise ConfigError(f"{cell.path}: {error}") from None
     _check_kind(cell, architecture, list(linears))
-    for name, (d_in, d_out) in linears.items() if stored else ():
-        shape = (stored or {}).get(f"{name}.weight")
-        if shape != (d_out, d_in):
+    if stored and architecture.quantised is None and (odd := packed_tensor(stored)) is not None:
+        raise CheckpointError(
+            f"checkpoint {cell.model.checkpoint!r}: its weights are quantised, as the tensor "
+            f"{odd!r} shows, though config.json has no quantization_config; edits are written into "
+            "plain matrices: take the unquantised checkpoint that it was made from"
+        )
+    # Packed weights have other shapes; loading them holds names and shapes against the model.
+    for name in linears if stored and architecture.quantised is None else ():
+        weight = f"{name}.weight"
+        due = tuple(architecture.model.get_parameter(weight).shape)
+        shape = (stored or {}).get(stored_name(weight, stored or {}))
+        if shape != due:
             found = "has no such tensor" if shape is None else f"has it as {shape}"
             raise CheckpointError(
-                f"{cell.path}: edited module {name!r} should be a matrix {(d_out, d_in)} by "
+                f"{cell.path}: edited module {name!r} should be a matrix {due} by "
                 f"config.json, but checkpoint {cell.model.checkpoint!r} {found}; configuration and "
                 "weights are not of one model"
             )
@@ -209,7 +218,7 @@ def check_modules(cell: Cell, stored: dict[str, tuple[int, ...]] | None = None) 
 
 def _check_kind(cell: Cell, architecture: Architecture, names: Sequence[str]) -> None:
     kind = editor_class(cell.editor.editor).linears
-    down = FAMILIES[architecture.family].linears["down"]
+    down = architecture.description.linears["down"]
     other = [name for name in names if not name.endswith(f".{down}")]
     if kind != "any" and other:
         raise ConfigError(
@@ -302,5 +311,6 @@ def _checkpoint_encoder(
 
 def _positions(folder: Path) -> int | None:
     """The model's longest input."""
-    limit = getattr(AutoConfig.from_pretrained(folder), "max_position_embeddings", None)
+    config = configured(read_config(folder), str(folder))
+    limit = getattr(config, "max_position_embeddings", None)
     return None if limit is None else int(limit)

@@ -11,7 +11,8 @@ from torch import nn
 
 from rledit.chat import PromptStyle
 from rledit.chunks import TOKENS_PER_ROW, Chunk, make_chunks
-from rledit.families import edited_modules, family_of, layer_index
+from rledit.exactness import require_exact
+from rledit.families import edited_modules, family_of, layer_index, linear_shape
 from rledit.finite import require_finite_parameters
 from rledit.ranks import Alone, Ranks
 from rledit.scripts import AnswerSpace
@@ -66,6 +67,7 @@ class EditableModel:
 
     Raises:
         ValueError: The modules are not this model's, or a sharded model is to share its passes.
+        UneditableError: The model's architecture cannot be edited.
         NonFiniteError: A weight is no number; names the matrix and the entry.
         TokenizationError: The tokenizer has no usable chat template, or no BOS token, and one is
             asked for.
@@ -105,6 +107,8 @@ class EditableModel:
             cache_bytes=self.execution.cache_bytes,
             cache_device=self.device if self.execution.cache_on_device else None,
         )
+        if self.family.described:
+            require_exact(model, self.family, self.trunk.first_layer)
         limit = getattr(model.config, "max_position_embeddings", None)
         self._encoder = None
         if tokenizer is not None:
@@ -138,16 +142,19 @@ class EditableModel:
         dtype = next(self.model.parameters()).dtype
         return torch.float64 if dtype == torch.float64 else torch.float32
 
-    def linear(self, name: str) -> nn.Linear:
+    def linear(self, name: str) -> nn.Module:
         """The edited linear of that name."""
-        return self.model.get_submodule(name)  # type: ignore[return-value]
+        return self.model.get_submodule(name)
+
+    def shape(self, name: str) -> tuple[int, int]:
+        """(d_in, d_out) of a linear."""
+        return linear_shape(self.linear(name))
 
     def shapes(self) -> dict[tuple[int, int], tuple[str, ...]]:
         """Edited modules by (d_in, d_out), in module order: the order is the module index."""
         groups: dict[tuple[int, int], list[str]] = {}
         for name in self.modules:
-            linear = self.linear(name)
-            groups.setdefault((linear.in_features, linear.out_features), []).append(name)
+            groups.setdefault(self.shape(name), []).append(name)
         return {shape: tuple(names) for shape, names in groups.items()}
 
     def chunks(

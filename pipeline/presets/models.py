@@ -213,9 +213,9 @@ PRESETS: Mapping[str, Preset] = {
         hub="EleutherAI/gpt-j-6b",
         revision="47e169305d2e8376be1d31e765533382721b2cc1",
         remark=(
-            "as far as we know its weights are there as pytorch_model.bin only, and pickles are "
-            "never loaded; if so, convert it once and name the folder as `checkpoint` "
-            "(docs/tables.md, GPT-J-6B, has the command)"
+            "as far as we know its weights are there as pytorch_model.bin only, in float32 and "
+            "twice the size; it is read once as tensors alone and converted to safetensors in the "
+            "cache"
         ),
         family="gptj",
         bos=False,

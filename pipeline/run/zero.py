@@ -23,9 +23,11 @@ from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoModelForCausalLM, AutoTokenizer
 from transformers.integrations import HfDeepSpeedConfig
 
+from pipeline.checkpoints import read_config
+from pipeline.opening import configured
 from pipeline.run import operators
 from pipeline.run.checkpoint import CheckpointFiles
 from rledit.finite import NonFiniteError
@@ -140,7 +142,7 @@ def open_sharded(
     """
     settings = settings or ZeroSettings()
     files = CheckpointFiles(Path(folder))
-    config = AutoConfig.from_pretrained(folder)
+    config = configured(read_config(Path(folder)), str(folder))
     dtype = dtype or config.dtype or torch.float32
     if dtype not in (*_PRECISIONS, torch.float32):
         raise ValueError(f"{folder}: a model of {dtype} cannot be sharded; use float32 or less")

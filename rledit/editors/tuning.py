@@ -88,6 +88,10 @@ class Tunable(Protocol):
         """The model's parameter."""
         ...
 
+    def upright(self, name: str, value: Tensor) -> Tensor:
+        """A tensor in the layout of the parameter as `read` and `set` have it."""
+        ...
+
 
 @dataclass(frozen=True, kw_only=True)
 class Descent:
@@ -173,4 +177,4 @@ def _gradients(
         for p in parameters.values():
             p.requires_grad_(False)
     require_finite({"edit_loss": total}, "the loss of fine-tuning", model, objective.samples)
-    return total, sums
+    return total, {name: weights.upright(name, gradient) for name, gradient in sums.items()}

@@ -34,12 +34,13 @@ from tests.cluster.ranks_worker import SETTINGS, worst
 from tests.unit.oracle import relative
 from tests.unit.tiny_models import double_arithmetic, random_batches, tiny_model, two_shapes
 
-MIXED = ("llama", "gptj", "gemma2", "mistral")
+MIXED = ("llama", "gptj", "gemma2", "mistral", "qwen3", "gpt2")
 EDITED: dict[tuple[str, torch.dtype], Offload] = {
     ("llama", torch.float32): "none",
     ("llama", torch.bfloat16): "none",
     ("gptj", torch.float32): "none",
     ("mistral", torch.float32): "cpu",
+    ("gpt2", torch.float32): "none",
 }
 BATCHES = random_batches(4, 5)
 N_OPERATIONS = 8
@@ -105,9 +106,9 @@ def scored(model: EditableModel, draw: random.Random, *, merged: bool) -> list[T
     generator = torch.Generator().manual_seed(draw.randrange(2**31))
     shifts: dict[str, LowRankShift] = {}
     for name in model.modules:
-        linear = model.linear(name)
-        left = torch.randn(3, linear.in_features, generator=generator, dtype=torch.float64)
-        right = torch.randn(3, linear.out_features, generator=generator, dtype=torch.float64)
+        d_in, d_out = model.shape(name)
+        left = torch.randn(3, d_in, generator=generator, dtype=torch.float64)
+        right = torch.randn(3, d_out, generator=generator, dtype=torch.float64)
         shifts[name] = LowRankShift((0.02 * left).requires_grad_(), right.requires_grad_())
         if merged:
             model.weights.add(name, shifts[name])

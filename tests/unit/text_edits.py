@@ -69,7 +69,7 @@ def random_moments(model: EditableModel, seed: int = 0) -> dict[str, SecondMomen
     moments = {
         name: SecondMoment(
             MomentIdentity(model_hash="tiny", module=name, corpus_hash=f"random {seed}"),
-            model.linear(name).in_features,
+            model.shape(name)[0],
         )
         for name in model.modules
     }

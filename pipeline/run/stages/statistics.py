@@ -55,7 +55,7 @@ def collect(
         return
     texts = shard_of(cell, model, shard)
     moments = {
-        name: SecondMoment(identity, model.linear(name).in_features)
+        name: SecondMoment(identity, model.shape(name)[0])
         for name, identity in moment_identities(cell, lacking).items()
     }
     # Other cells may be summing other linears of the same shard.
