@@ -31,6 +31,7 @@ from pipeline.resources import ResourcesEntry
 from pipeline.results.records import CellAddress
 from pipeline.sources import lacking, source_of, world_of
 from pipeline.yaml_location import Located
+from rledit.calibration import LEAST_EDITS, RULE, needs_calibration, shift_settings
 from rledit.datasets import FileEditSource
 from rledit.editors import editor_class
 from rledit.editors.base import Need
@@ -166,6 +167,13 @@ class Cell:
         for split, n in wanted.items():
             if sizes[split] < n:
                 return f"needs {n} edits of the {split} pool, which has {sizes[split]}"
+        if self.calibrates and sizes["validation"] < self.stream.batch_size:
+            setting = editor_class(self.editor.editor).step_setting
+            return (
+                f"{setting}: auto is calibrated on a batch of {self.stream.batch_size} edits of "
+                f"the validation pool, which has {sizes['validation']}; give the dataset a larger "
+                f"`validation` or `train` file, or {self.label} a number as {setting}"
+            )
         return None
 
     @cached_property
@@ -196,6 +204,51 @@ class Cell:
                     "a train file whose edits have one, or leave the editor out"
                 )
         return None
+
+    @cached_property
+    def calibrates(self) -> bool:
+        """Whether the editor's step is found by calibration first."""
+        return needs_calibration(editor_class(self.editor.editor), self.settings)
+
+    @cached_property
+    def calibration_edits(self) -> int:
+        """Edits of the batch that the step is calibrated on."""
+        wanted = max(self.stream.batch_size, LEAST_EDITS)
+        return min(wanted, self.source().sizes()["validation"])
+
+    @cached_property
+    def calibration_key(self) -> str:
+        """Hash of what the calibrated step depends on: cells that agree in it share it.
+
+        The batch is drawn with seed 0, whatever the cell's seed, so that seeds share their step.
+        """
+        cls = editor_class(self.editor.editor)
+        model = {k: v for k, v in self.identity["model"].items() if k not in ("name", "scale")}
+        dataset = {name: self.identity["dataset"][name] for name in ("order", "data_hash")}
+        return digest(
+            plain(
+                {
+                    "key_version": KEY_VERSION,
+                    "model": model,
+                    "dataset": dataset,
+                    "settings": shift_settings(cls, self.unseeded.settings),
+                    "threads": self.threads,
+                    **self._foreign_source(),
+                    **self._calibration(),
+                }
+            )
+        )
+
+    @property
+    def unseeded(self) -> Cell:
+        """The cell with seed 0, for what all seeds share."""
+        return replace(self, seed=0)
+
+    def _calibration(self) -> dict[str, Any]:
+        """How the step is calibrated, where it is."""
+        if not self.calibrates:
+            return {}
+        return {"calibration": {"rule": RULE, "edits": self.calibration_edits}}
 
     @property
     def learns(self) -> bool:
@@ -275,6 +328,7 @@ class Cell:
                 **self._foreign_source(),
                 "variant": self.editor.variant,
                 "settings": asdict(self.settings),
+                **self._calibration(),
                 "stream": asdict(self.stream),
                 "seed": self.seed,
                 "protocols": list(self.protocols),
@@ -319,7 +373,7 @@ class Cell:
     def train_key(self) -> str:
         """Hash of what the trained network depends on: cells that agree in it share it."""
         kept = ("key_version", "model", "dataset", "editor", "editor_source", "settings", "seed")
-        names = [name for name in (*kept, "threads") if name in self.identity]
+        names = [n for n in (*kept, "calibration", "threads") if n in self.identity]
         identity = {name: self.identity[name] for name in names}
         # Training draws from the train pool only, whatever the stream is drawn from.
         identity["dataset"] = {k: v for k, v in identity["dataset"].items() if k != "split"}

@@ -22,6 +22,7 @@ from rledit.editors import editor_class
 from rledit.metrics import PROTOCOLS
 from rledit.names import nearest
 from rledit.scoring import Probes
+from rledit.steps import SettingError
 from rledit.world import SCHEMAS, WORLD_MODELS, WorldConfig
 
 T = TypeVar("T")
@@ -251,9 +252,23 @@ def build(cls: type[T], data: Any, path: KeyPath, located: Located) -> T:
         return _adapter(cls).validate_python(dict(data))
     except ValidationError as error:
         first = error.errors()[0]
-        place = located.place((*path, *first["loc"]))
+        reason = first.get("ctx", {}).get("error")
+        if isinstance(reason, SettingError):
+            where = located.place((*path, *first["loc"], reason.setting))
+            raise ConfigError(f"{where}: {reason}") from None
         given = "" if first["type"] == "missing" else f" (found {first['input']!r})"
-        raise ConfigError(f"{place}: {first['msg']}{given}") from None
+        where, message = _place_and_message(error)
+        raise ConfigError(f"{located.place((*path, *where))}: {message}{given}") from None
+
+
+def _place_and_message(error: ValidationError) -> tuple[KeyPath, str]:
+    """Key and message of the first error; of a key that may be one thing or another, all of it."""
+    first, *others = error.errors()
+    key = first["loc"][:-1]
+    alike = [e["msg"] for e in others if key and e["loc"][:-1] == key]
+    if alike and isinstance(first["loc"][-1], str):
+        return key, "; or ".join([first["msg"], *alike])
+    return first["loc"], first["msg"]
 
 
 _ENTRIES: Mapping[str, type] = types.MappingProxyType(

@@ -25,6 +25,7 @@ from rledit.moments import Formula
 from rledit.records import Probe
 from rledit.reward import KLReference, LocalityGradient, ReferenceCache, Reward, RewardConfig
 from rledit.shift import Solution, solve_normal_equation
+from rledit.steps import AUTO, Step, check_step
 from rledit.tokenization import EditBatch
 
 logger = logging.getLogger(__name__)
@@ -44,7 +45,8 @@ class HypernetworkConfig:
         rank: Rank of the network's blocks.
         n_blocks: Number of blocks.
         init_std: Standard deviation of the blocks' first factor at the start.
-        initial_step: Step η of every module at the start.
+        initial_step: Step η of every module at the start; `auto` is calibrated, see
+            `rledit.calibration`.
         loss_group: Samples per loss group; part of the numerics.
         transition: Carry the edited weights from batch to batch while training.
         optimise: Optimiser step once per trajectory, or after every batch.
@@ -76,7 +78,7 @@ class HypernetworkConfig:
     rank: int = 1024
     n_blocks: int = 4
     init_std: float = 1.0
-    initial_step: float = 1e-6
+    initial_step: Step = AUTO
     loss_group: int = 4
     transition: bool = True
     optimise: Literal["trajectory", "batch"] = "trajectory"
@@ -107,6 +109,7 @@ class HypernetworkConfig:
     official: ClassVar[Conventions] = OFFICIAL
 
     def __post_init__(self) -> None:
+        check_step(self, "initial_step")
         if self.depth < 1:
             raise ValueError(f"depth counts the current batch: at least 1, not {self.depth}")
         if not self.transition and self.depth > 1:
@@ -126,6 +129,7 @@ class HypernetworkEditor(TrainableEditor, MomentEditor):
     """An editor whose shifts come from a trained hypernetwork, one per linear shape."""
 
     config: HypernetworkConfig
+    step_setting = "initial_step"
     trains_on: ClassVar[frozenset[Probe]] = frozenset({"rephrase", "locality prompt"})
 
     @classmethod
@@ -321,7 +325,7 @@ class HypernetworkEditor(TrainableEditor, MomentEditor):
                     len(names),
                     rank=config.rank,
                     n_blocks=config.n_blocks,
-                    initial_step=config.initial_step,
+                    initial_step=self.step,
                     step_form=self.conventions.step_form,
                     init_std=config.init_std,
                 ).to(self.model.device, self.model.compute_dtype)

@@ -76,6 +76,9 @@ class MomentEditor(Editor):
             z: Normalised [K, V], (M, n, d_in + d_out).
         """
 
+    def warm_up(self) -> None:
+        """Do what has to come before the first batch; nothing, unless an editor says otherwise."""
+
     def propose(self, batch: EditBatch, update_moments: bool = True) -> Proposal:
         """The shifts for a batch on the current weights; moments are updated before use."""
         captured = capture(self.model, batch.edit, self.tokens)

@@ -20,6 +20,7 @@ from rledit.editors.moment_editor import MomentEditor, Shape
 from rledit.editors.whitening import RunningCovariance
 from rledit.model import EditableModel
 from rledit.shift import Solution, solve_normal_equation
+from rledit.steps import AUTO, Step, check_step
 from rledit.tokenization import EditBatch
 
 
@@ -29,7 +30,7 @@ class StableEditConfig:
 
     Attributes:
         modules: Edited linears.
-        step: η.
+        step: η; `auto` is calibrated, see `rledit.calibration`.
         ridge: α; the article uses 1 to 10.
         loss_group: Samples per loss group; it scales the value gradients.
         warmup_batches: Batches of the train split the moments see before the stream.
@@ -38,12 +39,15 @@ class StableEditConfig:
     """
 
     modules: tuple[str, ...]
-    step: float = 1e-6
+    step: Step = AUTO
     ridge: float = 1.0
     loss_group: int = 4
     warmup_batches: int = 20
     shrinkage: float = 1e-3
     seed: int = 0
+
+    def __post_init__(self) -> None:
+        check_step(self, "step")
 
 
 class StableEdit(MomentEditor):
@@ -53,6 +57,7 @@ class StableEdit(MomentEditor):
     Config = StableEditConfig
     config: StableEditConfig
     prefix_safe = True
+    step_setting = "step"
     needs: ClassVar[frozenset[Need]] = frozenset({"training_data"})
 
     def __init__(self, model: EditableModel, config: StableEditConfig) -> None:
@@ -74,8 +79,7 @@ class StableEdit(MomentEditor):
 
     def edit(self, batch: EditBatch) -> dict[str, float]:
         """Warm up before the first batch, then edit."""
-        if not self._warm:
-            self._warm_up()
+        self.warm_up()
         return super().edit(batch)
 
     def solve(self, shape: Shape, keys: Tensor, z: Tensor) -> Solution:
@@ -86,12 +90,15 @@ class StableEdit(MomentEditor):
         values = z_values * (moments.std + eps)[shape[0] :] + moments.mean[shape[0] :]
         whitened = self.covariances[shape].whiten(values, self.config.shrinkage).to(keys.dtype)
         strength = z_keys.square().sum(-1, keepdim=True)
-        differences = -self.config.step * strength * whitened
+        differences = -self.step * strength * whitened
         ridge = torch.full((len(keys),), self.config.ridge, device=keys.device)
         return solve_normal_equation(keys, differences, ridge, self.named(shape))
 
     @torch.no_grad()
-    def _warm_up(self) -> None:
+    def warm_up(self) -> None:
+        """Show the moments batches of the train split, once."""
+        if self._warm:
+            return
         if self._draw is None:
             raise ValueError(
                 f"editor {self.name!r} warms up on {self.config.warmup_batches} batches of "

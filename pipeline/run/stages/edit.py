@@ -13,6 +13,7 @@ from pipeline.cells import Cell
 from pipeline.run.cache import Cache
 from pipeline.run.gang import ALONE, Gang
 from pipeline.run.report import Report
+from pipeline.run.stages.calibrated import calibration_facts, settings_with_step
 from pipeline.run.stages.measure import StreamMeasures
 from pipeline.run.stages.prepare import held_shares, open_model
 from pipeline.run.stages.statistics import (
@@ -71,8 +72,8 @@ def edit_stream(
     protocols = [protocol(p) for p in cell.protocols]
     probes: Any = cell.probes
     scorer = Scorer(model, edits, protocols, probes, seed=cell.seed, beside=measures.samples)
-    editor = editor_class(cell.editor.editor)(model, cell.settings)
-    facts = {"prompt": model.encoder.prompting, **measures.facts}
+    editor = editor_class(cell.editor.editor)(model, settings_with_step(cell, cache))
+    facts = {"prompt": model.encoder.prompting, **measures.facts, **calibration_facts(cell, cache)}
     facts |= _provide(editor, cell, cache)
     if trained is not None:
         editor.load_state_dict(trained.state)
