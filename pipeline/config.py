@@ -254,8 +254,8 @@ def build(cls: type[T], data: Any, path: KeyPath, located: Located) -> T:
         first = error.errors()[0]
         reason = first.get("ctx", {}).get("error")
         if isinstance(reason, SettingError):
-            where = located.place((*path, *first["loc"], reason.setting))
-            raise ConfigError(f"{where}: {reason}") from None
+            key = (*path, *first["loc"], reason.setting)
+            raise ConfigError(f"{located.place(key)}: {reason}") from None
         given = "" if first["type"] == "missing" else f" (found {first['input']!r})"
         where, message = _place_and_message(error)
         raise ConfigError(f"{located.place((*path, *where))}: {message}{given}") from None

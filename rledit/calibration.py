@@ -165,7 +165,7 @@ def calibrate(
     with fresh_trunk(model), torch.no_grad():
         batch = edits
         if not isinstance(batch, EditBatch):
-            batch = model.encoder.batch(batch, unit.group_size, unit.sort_by_length)
+            batch = unit.encode(batch)
         trial = _Trial(model, unit, batch)
         step, found = _search(trial, cls.name)
     logger.info("%s: %s calibrated to %g", cls.name, setting, step)

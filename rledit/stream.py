@@ -73,7 +73,7 @@ def run_stream(
     starts = range(start * batch_size, len(edits), batch_size)
     for number, first in enumerate(starts, start=start + 1):
         members = edits[first : first + batch_size]
-        batch = model.encoder.batch(members, editor.group_size, editor.sort_by_length)
+        batch = editor.encode(members)
         n_edits = first + len(members)
         if not scorer.resident:
             # What the cache holds then depends on the way here; a resumed stream comes another.

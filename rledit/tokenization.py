@@ -12,7 +12,7 @@ from __future__ import annotations
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -22,6 +22,9 @@ from rledit.families import Family
 from rledit.records import Edit, Probe, has_probe
 
 IGNORED = -100
+
+Order = Literal["stream", "longest_first"]
+"""Order of a batch's samples: as the stream has them, or by length with ties in stream order."""
 
 
 class TokenizationError(ValueError):
@@ -86,19 +89,10 @@ class Phase:
         totals.index_add_(0, self.group_of, counts)
         return 1.0 / totals[self.group_of]
 
-    def full_groups(self) -> Phase:
-        """This phase without an incomplete last group.
-
-        Raises:
-            ValueError: There is no complete group.
-        """
-        n = len(self.samples) // self.group_size * self.group_size
-        if n == 0:
-            raise ValueError(
-                f"a batch of {len(self.samples)} edits has no complete loss group of "
-                f"{self.group_size}; use a larger batch or a smaller loss group"
-            )
-        return self if n == len(self.samples) else Phase(self.samples[:n], self.group_size)
+    @property
+    def n_complete_groups(self) -> int:
+        """Loss groups that are full; at most one, the last, is not."""
+        return len(self.samples) // self.group_size
 
 
 @dataclass(frozen=True, eq=False)
@@ -278,14 +272,14 @@ class Encoder:
         labels[len(head) - 1 :] = torch.tensor(tail, dtype=torch.long)
         return Sample(ids, labels)
 
-    def batch(self, edits: Sequence[Edit], group_size: int, sort: bool = False) -> EditBatch:
+    def batch(self, edits: Sequence[Edit], group_size: int, order: Order = "stream") -> EditBatch:
         """Tokenise a batch of edits: edit, first rephrase, first locality prompt of each.
 
         Args:
             edits: The edits. What one of them lacks is left out of its phase, which may be empty.
             group_size: Samples per loss group.
-            sort: Sort each prompt kind by length on its own, as the authors' release does; the
-                three kinds then no longer align row by row.
+            order: Order of the samples of each prompt kind, on its own. Sorted by length, the three
+                kinds no longer align row by row.
         """
         if not edits:
             raise ValueError("a batch needs at least one edit")
@@ -295,7 +289,8 @@ class Encoder:
             kinds[0].append(self.sample(edit.prompt, edit.target, where))
             kinds[1].extend(self.sample(p, edit.target, where) for p in edit.rephrases[:1])
             kinds[2].extend(self.sample(x.prompt, x.answer, where) for x in edit.locality[:1])
-        if sort:
-            kinds = tuple(sorted(kind, key=len) for kind in kinds)
+        if order == "longest_first":
+            # A reversed sort keeps ties in their order, as the releases' does.
+            kinds = tuple(sorted(kind, key=len, reverse=True) for kind in kinds)
         phases = [Phase(tuple(kind), group_size) for kind in kinds]
         return EditBatch(phases[0], phases[1], phases[2], tuple(edits))

@@ -107,7 +107,7 @@ class Fast(Contender):
         self.model = EditableModel(model, None, settings.modules, settings.execution)
         config = RLEditConfig(
             modules=settings.modules,
-            initial_step=TextbookConfig().initial_step,
+            initial_step=TextbookConfig.initial_step,
             rank=settings.rank,
             depth=settings.depth,
         )

@@ -162,7 +162,7 @@ def _ours(
     model = EditableModel(_OneLinear(shape, device), None, (_MODULE,))
     config = RLEditConfig(
         modules=(_MODULE,),
-        initial_step=TextbookConfig().initial_step,
+        initial_step=TextbookConfig.initial_step,
         rank=setting.rank,
         n_blocks=setting.n_blocks,
     )

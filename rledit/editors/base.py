@@ -10,9 +10,9 @@ from torch import Tensor
 
 from rledit.locate.statistics import SecondMoment
 from rledit.model import EditableModel
-from rledit.records import Probe
+from rledit.records import Edit, Probe
 from rledit.steps import known_step
-from rledit.tokenization import EditBatch, Encoder
+from rledit.tokenization import EditBatch, Encoder, Order
 
 Need = Literal["train", "subject", "statistics", "training_data"]
 Linears = Literal["any", "down", "one_down"]
@@ -62,7 +62,7 @@ class Editor(ABC):
 
     def __init__(self, model: EditableModel, config: Any) -> None:
         if self.step_setting is not None:
-            self.step = known_step(self.name, config, self.step_setting)
+            self.step_size = known_step(self.name, config, self.step_setting)
         self.model = model
         self.config = config
         self.looked_at: frozenset[int] | None = None
@@ -121,9 +121,21 @@ class Editor(ABC):
         return 4
 
     @property
-    def sort_by_length(self) -> bool:
-        """Whether each prompt kind of a batch is sorted by length on its own."""
-        return False
+    def order(self) -> Order:
+        """Order of a batch's samples, see `rledit.tokenization.Order`."""
+        return "stream"
+
+    def encode(self, edits: Sequence[Edit]) -> EditBatch:
+        """Tokenise a batch of edits as this method takes it: its order and its loss groups."""
+        return self.model.encoder.batch(edits, self.group_size, self.order)
+
+    @classmethod
+    def batch_problem(cls, config: Any, batch_size: int) -> str | None:
+        """Why an editor of this configuration cannot take batches of a size; None where it can.
+
+        Asked before a model is loaded.
+        """
+        return None
 
     @abstractmethod
     def edit(self, batch: EditBatch) -> dict[str, float]:

@@ -1,21 +1,63 @@
-"""Where the authors' releases depart from the articles: each departure a named choice."""
+"""Recipes of the methods: what the authors' releases do, what the papers say, what we train with.
+
+A method's release, its paper and our own training differ in a few named choices. They belong to
+the method, never to the data or the batch; docs/methods.md has the same table with its sources.
+"""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Literal
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Any, Final, Literal
 
 from rledit.hypernetwork import StepForm
 from rledit.moments import Formula
 from rledit.reward import KLReference, LocalityGradient
+from rledit.tokenization import Order
 
-Reference = Literal["paper", "official"]
+Recipe = Literal["official", "paper", "converged"]
+UntrainedRecipe = Literal["official", "paper"]
+"""The recipes of methods that have nothing to train, so that nothing can converge."""
+
 Clipping = Literal["optimiser_step", "every_batch"]
+IncompleteGroups = Literal["keep", "zero_values"]
 
 
 @dataclass(frozen=True, kw_only=True)
-class Conventions:
-    """Choices on which the article and the release differ.
+class BatchConventions:
+    """How a batch becomes rows [K, V].
+
+    Attributes:
+        order: Order of a batch's samples, each prompt kind on its own. It decides which samples
+            share a loss group. The releases sort by length, longest first.
+        incomplete_groups: What becomes of a last loss group that is not full. `zero_values` keeps
+            its keys in the normal equation and takes its value gradients as zero, as the releases
+            of RLEdit, MALMEN and UltraEdit do; the running moments see the true rows.
+        moments: Formula of the running moments. The releases' variance is inflated, and undefined
+            for one-row groups.
+    """
+
+    order: Order = "stream"
+    incomplete_groups: IncompleteGroups = "keep"
+    moments: Formula = "exact"
+
+    def problem(self, batch_size: int, loss_group: int) -> str | None:
+        """Why batches of `batch_size` edits cannot be edited in loss groups; None where they can.
+
+        Raises nothing: the caller knows where the two numbers were given.
+        """
+        if self.incomplete_groups == "zero_values" and batch_size < loss_group:
+            return (
+                f"a batch of {batch_size} edits has no complete loss group of {loss_group}, and "
+                "the official recipe takes the value gradients of an incomplete one as zero; use "
+                f"batches of at least {loss_group} edits, a smaller loss_group, or reference: paper"
+            )
+        return None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Conventions(BatchConventions):
+    """How a hypernetwork is trained, beside how a batch becomes rows.
 
     Attributes:
         regularisation_gradient: Whether η_reg‖S‖² is differentiated. The release detaches its
@@ -23,26 +65,23 @@ class Conventions:
         locality_gradient: Weights at which the divergence's gradient is taken. RLEdit's release
             has un-edited them by then.
         clipping: The release clips the accumulated gradient after every batch, so early batches
-            vanish; the article's single update calls for one clip at the optimiser step.
-        kl_reference: The article compares with the pre-trained model W_0, the release with the
+            vanish; the paper's single update calls for one clip at the optimiser step.
+        kl_reference: The paper compares with the pre-trained model W_0, the release with the
             model before the current batch, W_{t-1}.
-        moments: The release's running variance is inflated, and undefined for one-row groups.
-        step_form: The release learns the raw step, which may change sign.
-        incomplete_groups: The release drops the gradients of a last loss group that is not full.
-        sort_by_length: The release sorts each prompt kind by length on its own.
+        step_form: `raw` learns η itself, which the published meta learning rate of 1e-5 takes from
+            1e-6 to 1.1e-5 in its single Adam step: the published strength of an edit rests on it.
+            `log` learns η = η₀ exp(s), for a calibrated η₀ with a learning rate of its own.
     """
 
     regularisation_gradient: bool = True
     locality_gradient: LocalityGradient = "edited"
     clipping: Clipping = "optimiser_step"
     kl_reference: KLReference = "pretrained"
-    moments: Formula = "exact"
-    step_form: StepForm = "log"
-    incomplete_groups: Literal["keep", "drop"] = "keep"
-    sort_by_length: bool = False
+    step_form: StepForm = "raw"
 
 
 PAPER = Conventions()
+CONVERGED = replace(PAPER, step_form="log")
 OFFICIAL = Conventions(
     regularisation_gradient=False,
     locality_gradient="unedited",
@@ -50,6 +89,44 @@ OFFICIAL = Conventions(
     kl_reference="previous",
     moments="official",
     step_form="raw",
-    incomplete_groups="drop",
-    sort_by_length=True,
+    incomplete_groups="zero_values",
+    order="longest_first",
 )
+OFFICIAL_BATCH = BatchConventions(
+    order="longest_first", incomplete_groups="zero_values", moments="official"
+)
+"""UltraEdit's release, and what RLEdit's does before any training."""
+
+STABLEEDIT_BATCH = BatchConventions(order="longest_first")
+"""StableEdit's release keeps incomplete groups, and its variance is the exact one."""
+
+FROM_RECIPE: Final[Any] = None
+"""Default of a setting whose value the recipe decides; a configuration holds the value itself."""
+
+# Settings that a recipe changes. What a recipe does not name here is as in `paper`.
+PAPER_SETTINGS: Mapping[str, Any] = {
+    "rank": 1024,
+    "n_blocks": 4,
+    "init_std": 1.0,
+    "optimise": "trajectory",
+    "train_steps": 1,
+    "meta_lr": 1e-5,
+    "scalar_lr_factor": 1.0,
+    "loc_coef": 0.6,
+    "depth": 10,
+    "moments_scope": "lifelong",
+}
+# A start of scale 1/√d and a learning rate of their own for steps and ridges: with these the
+# network learns for as long as it is trained; with the published ones it stays near the identity.
+CONVERGED_SETTINGS: Mapping[str, Any] = {
+    "rank": 256,
+    "n_blocks": 2,
+    "init_std": "auto",
+    "optimise": "batch",
+    "train_steps": 12,
+    "meta_lr": 3e-4,
+    "scalar_lr_factor": 100.0,
+    "loc_coef": 4.0,
+    "depth": 3,
+    "moments_scope": "trajectory",
+}

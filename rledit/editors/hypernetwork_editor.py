@@ -8,7 +8,7 @@ optimiser steps once per batch or once per trajectory.
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from typing import Any, ClassVar, Literal
 
@@ -17,7 +17,19 @@ from torch import Tensor, nn
 
 from rledit.capture import Tokens
 from rledit.editors.base import State, TrainableEditor, prefixed, unprefixed
-from rledit.editors.conventions import OFFICIAL, PAPER, Clipping, Conventions, Reference
+from rledit.editors.conventions import (
+    CONVERGED,
+    CONVERGED_SETTINGS,
+    FROM_RECIPE,
+    OFFICIAL,
+    PAPER,
+    PAPER_SETTINGS,
+    BatchConventions,
+    Clipping,
+    Conventions,
+    IncompleteGroups,
+    Recipe,
+)
 from rledit.editors.moment_editor import MomentEditor, Proposal, Shape
 from rledit.hypernetwork import Hypernetwork, StepForm
 from rledit.model import EditableModel
@@ -26,7 +38,7 @@ from rledit.records import Probe
 from rledit.reward import KLReference, LocalityGradient, ReferenceCache, Reward, RewardConfig
 from rledit.shift import Solution, solve_normal_equation
 from rledit.steps import AUTO, Step, check_step
-from rledit.tokenization import EditBatch
+from rledit.tokenization import EditBatch, Order
 
 logger = logging.getLogger(__name__)
 
@@ -44,7 +56,7 @@ class HypernetworkConfig:
         tokens: Positions whose rows enter: those that predict answer tokens, or all.
         rank: Rank of the network's blocks.
         n_blocks: Number of blocks.
-        init_std: Standard deviation of the blocks' first factor at the start.
+        init_std: Standard deviation of the blocks' first factor at the start; `auto`: 1/√d.
         initial_step: Step η of every module at the start; `auto` is calibrated, see
             `rledit.calibration`.
         loss_group: Samples per loss group; part of the numerics.
@@ -66,50 +78,57 @@ class HypernetworkConfig:
         moments_scope: `lifelong` moments run on from trajectory to trajectory and into the stream,
             as in the releases; `trajectory` begins each trajectory, and the stream, with none.
         seed: Seed of the network's start.
-        reference: `paper`, or `official` for the behaviour of the authors' release.
+        reference: The recipe. `official` repeats the authors' release, departures and all; `paper`
+            has the published equations and settings without them; `converged` is our training.
+            It decides every setting below and above whose default is `FROM_RECIPE`.
         regularisation_gradient, locality_gradient, clipping, kl_reference, moments, step_form,
-        incomplete_groups, sort_by_length: Override one convention of `reference`; see
+        incomplete_groups, order: Override one convention of `reference`; see
             `rledit.editors.conventions.Conventions`.
     """
 
     modules: tuple[str, ...]
     rule: Rule = "normal_equation"
     tokens: Tokens = "answer"
-    rank: int = 1024
-    n_blocks: int = 4
-    init_std: float = 1.0
+    rank: int = FROM_RECIPE
+    n_blocks: int = FROM_RECIPE
+    init_std: float | Literal["auto"] = FROM_RECIPE
     initial_step: Step = AUTO
     loss_group: int = 4
     transition: bool = True
-    optimise: Literal["trajectory", "batch"] = "trajectory"
-    train_steps: int = 1
+    optimise: Literal["trajectory", "batch"] = FROM_RECIPE
+    train_steps: int = FROM_RECIPE
     trajectory_batches: int | None = None
     trajectories_per_step: int = 1
-    meta_lr: float = 1e-5
-    scalar_lr_factor: float = 1.0
+    meta_lr: float = FROM_RECIPE
+    scalar_lr_factor: float = FROM_RECIPE
     max_grad_norm: float = 1.0
-    loc_coef: float = 0.6
+    loc_coef: float = FROM_RECIPE
     reg_coef: float = 1e-4
     decay: float = 0.95
-    depth: int = 10
+    depth: int = FROM_RECIPE
     discount: float = 1.0
     update_moments_while_editing: bool = True
-    moments_scope: MomentsScope = "lifelong"
+    moments_scope: MomentsScope = FROM_RECIPE
     seed: int = 0
-    reference: Reference = "paper"
+    reference: Recipe = "paper"
     regularisation_gradient: bool | None = None
     locality_gradient: LocalityGradient | None = None
     clipping: Clipping | None = None
     kl_reference: KLReference | None = None
     moments: Formula | None = None
     step_form: StepForm | None = None
-    incomplete_groups: Literal["keep", "drop"] | None = None
-    sort_by_length: bool | None = None
+    incomplete_groups: IncompleteGroups | None = None
+    order: Order | None = None
 
     official: ClassVar[Conventions] = OFFICIAL
+    published: ClassVar[Mapping[str, Any]] = {}
+    """The method's published settings, where they are not RLEdit's."""
 
     def __post_init__(self) -> None:
         check_step(self, "initial_step")
+        for name, value in self.recipe_settings(self.reference).items():
+            if getattr(self, name) is FROM_RECIPE:
+                object.__setattr__(self, name, value)
         if self.depth < 1:
             raise ValueError(f"depth counts the current batch: at least 1, not {self.depth}")
         if not self.transition and self.depth > 1:
@@ -118,9 +137,15 @@ class HypernetworkConfig:
                 "nothing to backtrack to; set depth to 1"
             )
 
+    @classmethod
+    def recipe_settings(cls, recipe: Recipe) -> dict[str, Any]:
+        """What a recipe says of the settings whose default is `FROM_RECIPE`."""
+        ours = CONVERGED_SETTINGS if recipe == "converged" else {}
+        return {**PAPER_SETTINGS, **cls.published, **ours}
+
     def conventions(self) -> Conventions:
         """The conventions of `reference`, with this configuration's overrides."""
-        base = PAPER if self.reference == "paper" else self.official
+        base = {"official": self.official, "paper": PAPER, "converged": CONVERGED}[self.reference]
         chosen = {f.name: getattr(self, f.name) for f in fields(Conventions)}
         return replace(base, **{k: v for k, v in chosen.items() if v is not None})
 
@@ -136,6 +161,11 @@ class HypernetworkEditor(TrainableEditor, MomentEditor):
     def trains_on_of(cls, config: HypernetworkConfig) -> frozenset[Probe]:
         """Rephrases, and locality prompts where they count in the reward."""
         return cls.trains_on if config.loc_coef else cls.trains_on - {"locality prompt"}
+
+    @classmethod
+    def batch_conventions_of(cls, config: HypernetworkConfig) -> BatchConventions:
+        """Order, loss groups and moments of the recipe."""
+        return config.conventions()
 
     def __init__(self, model: EditableModel, config: HypernetworkConfig) -> None:
         self.conventions = config.conventions()
@@ -169,26 +199,6 @@ class HypernetworkEditor(TrainableEditor, MomentEditor):
         )
 
     @property
-    def group_size(self) -> int:
-        """Samples per loss group."""
-        return self.config.loss_group
-
-    @property
-    def sort_by_length(self) -> bool:
-        """Whether prompt kinds are sorted by length, each on its own."""
-        return self.conventions.sort_by_length
-
-    @property
-    def formula(self) -> Formula:
-        """How moments are merged."""
-        return self.conventions.moments
-
-    @property
-    def drops_incomplete_groups(self) -> bool:
-        """Whether an incomplete last loss group is not edited."""
-        return self.conventions.incomplete_groups == "drop"
-
-    @property
     def updates_moments_while_editing(self) -> bool:
         """Whether the stream's rows enter the moments."""
         return self.config.update_moments_while_editing
@@ -204,15 +214,40 @@ class HypernetworkEditor(TrainableEditor, MomentEditor):
 
     def solve(self, shape: Shape, keys: Tensor, z: Tensor) -> Solution:
         """Shift factors from the network's pseudo keys and values, by the configured rule."""
+        return self._solution(shape, keys, *self._factors(shape, keys, z))
+
+    def solve_incomplete(self, shape: Shape, keys: Tensor, z: Tensor, true_z: Tensor) -> Solution:
+        """As the release trains on a batch whose last loss group is not full.
+
+        The batch is edited with zeroed value gradients, and the network's gradient is taken as if
+        it had been edited with the true ones: shift and gradient disagree.
+        """
+        factors = self._factors(shape, keys, z)
+        if torch.is_grad_enabled():
+            true = self._factors(shape, keys, true_z)
+            factors = tuple(
+                a.detach() + (b - b.detach()) for a, b in zip(factors, true, strict=True)
+            )
+        return self._solution(shape, keys, *factors)
+
+    def _factors(self, shape: Shape, keys: Tensor, z: Tensor) -> tuple[Tensor, ...]:
+        """(M, n, ...) what the rule is solved from: pseudo keys and values, or differences D."""
         network = self.networks[shape]
         pseudo_keys, pseudo_values = network(z)
         step = network.step[:, None, None]
         if self.config.rule == "outer_product":
-            ones = torch.ones(len(keys), device=keys.device)
-            return Solution(pseudo_keys, -step * pseudo_values, ones, 0.0)
+            return pseudo_keys, -step * pseudo_values
         agreement = (keys * pseudo_keys).sum(-1, keepdim=True)
-        differences = -step * agreement * pseudo_values
-        return solve_normal_equation(keys, differences, network.ridge, self.named(shape))
+        return (-step * agreement * pseudo_values,)
+
+    def _solution(self, shape: Shape, keys: Tensor, *factors: Tensor) -> Solution:
+        """Shift factors by the configured rule."""
+        if self.config.rule == "outer_product":
+            pseudo_keys, differences = factors
+            none = torch.ones(len(keys), device=keys.device)
+            return Solution(pseudo_keys, differences, none, 0.0)
+        ridge = self.networks[shape].ridge
+        return solve_normal_equation(keys, factors[0], ridge, self.named(shape))
 
     @property
     def trajectories_per_step(self) -> int:
@@ -325,9 +360,9 @@ class HypernetworkEditor(TrainableEditor, MomentEditor):
                     len(names),
                     rank=config.rank,
                     n_blocks=config.n_blocks,
-                    initial_step=self.step,
+                    initial_step=self.step_size,
                     step_form=self.conventions.step_form,
-                    init_std=config.init_std,
+                    init_std=_scale(config.init_std, shape),
                 ).to(self.model.device, self.model.compute_dtype)
                 for shape, names in self.shapes.items()
             }
@@ -363,6 +398,11 @@ class HypernetworkEditor(TrainableEditor, MomentEditor):
             slots.setdefault(int(index), {})[name] = value
         whole = self.optimiser.state_dict()
         self.optimiser.load_state_dict({"state": slots, "param_groups": whole["param_groups"]})
+
+
+def _scale(init_std: float | Literal["auto"], shape: Shape) -> float:
+    """The standard deviation of a network's first factors: 1/√d keeps the size of a row."""
+    return float(sum(shape) ** -0.5) if init_std == "auto" else init_std
 
 
 def _gradient(leaf: Tensor) -> Tensor:

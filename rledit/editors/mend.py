@@ -5,9 +5,12 @@ S = -η Σ_tokens k̃ᵀ ṽ over all tokens of prompt and answer.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Any, ClassVar
 
 from rledit.capture import Tokens
+from rledit.editors.conventions import Conventions
 from rledit.editors.hypernetwork_editor import HypernetworkEditor, Rule
 from rledit.editors.malmen import MALMENConfig
 
@@ -18,9 +21,10 @@ class MENDConfig(MALMENConfig):
 
     rule: Rule = "outer_product"
     tokens: Tokens = "all"
-    rank: int = 1920
-    n_blocks: int = 2
-    loc_coef: float = 1.0
+
+    # Its release, unlike MALMEN's, takes every group's value gradients as they are.
+    official: ClassVar[Conventions] = replace(MALMENConfig.official, incomplete_groups="keep")
+    published: ClassVar[Mapping[str, Any]] = {"rank": 1920, "n_blocks": 2, "loc_coef": 1.0}
 
 
 class MEND(HypernetworkEditor):

@@ -11,10 +11,11 @@ from torch import Tensor
 
 from rledit.capture import Captured, Tokens, capture
 from rledit.editors.base import Editor, State, prefixed, unprefixed
+from rledit.editors.conventions import BatchConventions
 from rledit.model import EditableModel
-from rledit.moments import Formula, RunningMoments
+from rledit.moments import RunningMoments
 from rledit.shift import LowRankShift, Solution
-from rledit.tokenization import EditBatch
+from rledit.tokenization import EditBatch, Order, Phase
 
 Shape = tuple[int, int]
 
@@ -45,21 +46,33 @@ class MomentEditor(Editor):
 
     def __init__(self, model: EditableModel, config: Any) -> None:
         super().__init__(model, config)
+        self.batch_conventions = self.batch_conventions_of(config)
         self.shapes = model.shapes()
+        formula = self.batch_conventions.moments
         self.moments = {
-            shape: RunningMoments(sum(shape), self.formula, model.compute_dtype, model.device)
+            shape: RunningMoments(sum(shape), formula, model.compute_dtype, model.device)
             for shape in self.shapes
         }
 
-    @property
-    def formula(self) -> Formula:
-        """How moments are merged."""
-        return "exact"
+    @classmethod
+    @abstractmethod
+    def batch_conventions_of(cls, config: Any) -> BatchConventions:
+        """Order, loss groups and moments of a configuration."""
+
+    @classmethod
+    def batch_problem(cls, config: Any, batch_size: int) -> str | None:
+        """Why the configuration's loss groups do not fit a batch."""
+        return cls.batch_conventions_of(config).problem(batch_size, config.loss_group)
 
     @property
-    def drops_incomplete_groups(self) -> bool:
-        """Whether an incomplete last loss group updates the moments but is not edited."""
-        return False
+    def group_size(self) -> int:
+        """Samples per loss group."""
+        return int(self.config.loss_group)
+
+    @property
+    def order(self) -> Order:
+        """Order of a batch's samples."""
+        return self.batch_conventions.order
 
     @property
     def updates_moments_while_editing(self) -> bool:
@@ -79,35 +92,62 @@ class MomentEditor(Editor):
     def warm_up(self) -> None:
         """Do what has to come before the first batch; nothing, unless an editor says otherwise."""
 
+    def solve_incomplete(self, shape: Shape, keys: Tensor, z: Tensor, true_z: Tensor) -> Solution:
+        """Shift factors of a batch whose last loss group is not full, in the releases' way.
+
+        Args:
+            shape: (d_in, d_out).
+            keys: Raw K, (M, n, d_in).
+            z: Normalised [K, V] with V zero in the incomplete group: what the batch is edited by.
+            true_z: Normalised [K, V] as captured: what a training pass differentiates.
+        """
+        return self.solve(shape, keys, z)
+
     def propose(self, batch: EditBatch, update_moments: bool = True) -> Proposal:
-        """The shifts for a batch on the current weights; moments are updated before use."""
-        captured = capture(self.model, batch.edit, self.tokens)
+        """The shifts for a batch on the current weights; moments are updated before use.
+
+        Raises:
+            ValueError: The batch is smaller than a loss group, and the recipe needs a full one.
+        """
+        phase = batch.edit
+        problem = self.batch_conventions.problem(len(phase), phase.group_size)
+        if problem is not None:
+            raise ValueError(f"editor {self.name!r}: {problem}")
+        captured = capture(self.model, phase, self.tokens)
         if update_moments:
             self._update_moments(captured)
-        keep = slice(None)
-        if self.drops_incomplete_groups:
-            complete = len(batch.edit.full_groups()) // batch.edit.group_size
-            keep = slice(int((captured.row_group < complete).sum()))
-        return self.shift_by(captured, keep)
+        return self.shift_by(captured, self._zeroed(phase, captured))
 
-    def shift_by(self, captured: Captured, keep: slice = slice(None)) -> Proposal:
+    def _zeroed(self, phase: Phase, captured: Captured) -> Tensor | None:
+        """(n,) bool, rows whose value gradients are taken as zero; None where there are none."""
+        if self.batch_conventions.incomplete_groups == "keep":
+            return None
+        zeroed = captured.row_group >= phase.n_complete_groups
+        return zeroed if bool(zeroed.any()) else None
+
+    def shift_by(self, captured: Captured, zeroed: Tensor | None = None) -> Proposal:
         """The shifts for captured rows, with the moments as they are.
 
         Args:
             captured: Keys and value gradients of every edited module.
-            keep: Rows that are edited.
+            zeroed: (n,) bool, rows whose value gradients are taken as zero.
         """
         shifts: dict[str, LowRankShift] = {}
         solutions: dict[Shape, Solution] = {}
         for shape, names in self.shapes.items():
-            keys = torch.stack([captured.keys[name][keep] for name in names])
-            values = torch.stack([captured.values[name][keep] for name in names])
+            keys = torch.stack([captured.keys[name] for name in names])
+            values = torch.stack([captured.values[name] for name in names])
             z = self.moments[shape].normalise(torch.cat([keys, values], dim=-1))
-            solution = self.solve(shape, keys, z)
+            if zeroed is None:
+                solution = self.solve(shape, keys, z)
+            else:
+                left = values.masked_fill(zeroed.to(values.device)[:, None], 0.0)
+                edited = self.moments[shape].normalise(torch.cat([keys, left], dim=-1))
+                solution = self.solve_incomplete(shape, keys, edited, z)
             solutions[shape] = solution
             for j, name in enumerate(names):
-                left = None if solution.left is None else solution.left[j]
-                shifts[name] = LowRankShift(left, solution.right[j])
+                factor = None if solution.left is None else solution.left[j]
+                shifts[name] = LowRankShift(factor, solution.right[j])
         return Proposal({name: shifts[name] for name in self.model.modules}, solutions, captured)
 
     def edit(self, batch: EditBatch) -> dict[str, float]:
@@ -158,7 +198,7 @@ class MomentEditor(Editor):
         for shape, names in self.shapes.items():
             moments = self.moments[shape]
             rows = [torch.cat([captured.keys[n], captured.values[n]], dim=-1) for n in names]
-            if self.formula == "exact":
+            if self.batch_conventions.moments == "exact":
                 moments.update(torch.cat(rows))
                 continue
             for group in range(int(captured.row_group.max()) + 1):

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from rledit.capture import Captured, capture
 from rledit.editors.base import Need, State, TrainingData, prefixed, unprefixed
+from rledit.editors.conventions import STABLEEDIT_BATCH, BatchConventions, UntrainedRecipe
 from rledit.editors.isolation import fresh_trunk
 from rledit.editors.moment_editor import MomentEditor, Shape
 from rledit.editors.whitening import RunningCovariance
@@ -32,19 +33,23 @@ class StableEditConfig:
         modules: Edited linears.
         step: η; `auto` is calibrated, see `rledit.calibration`.
         ridge: α; the article uses 1 to 10.
-        loss_group: Samples per loss group; it scales the value gradients.
+        loss_group: Samples per loss group; it scales the value gradients. The published runs edit
+            100 facts a batch in groups of 10.
         warmup_batches: Batches of the train split the moments see before the stream.
         shrinkage: How far the covariance is pulled towards a multiple of the identity.
         seed: Seed of the warm-up's draw.
+        reference: `official` takes the longest samples first, as the authors' release does;
+            `paper` takes them as they come.
     """
 
     modules: tuple[str, ...]
     step: Step = AUTO
     ridge: float = 1.0
-    loss_group: int = 4
+    loss_group: int = 10
     warmup_batches: int = 20
     shrinkage: float = 1e-3
     seed: int = 0
+    reference: UntrainedRecipe = "paper"
 
     def __post_init__(self) -> None:
         check_step(self, "step")
@@ -68,10 +73,10 @@ class StableEdit(MomentEditor):
         self._draw: TrainingData | None = None
         self._warm = config.warmup_batches == 0
 
-    @property
-    def group_size(self) -> int:
-        """Samples per loss group."""
-        return self.config.loss_group
+    @classmethod
+    def batch_conventions_of(cls, config: StableEditConfig) -> BatchConventions:
+        """Order, loss groups and moments of the recipe."""
+        return STABLEEDIT_BATCH if config.reference == "official" else BatchConventions()
 
     def load_training_data(self, draw: TrainingData) -> None:
         """Take the source of the warm-up batches."""
@@ -90,7 +95,7 @@ class StableEdit(MomentEditor):
         values = z_values * (moments.std + eps)[shape[0] :] + moments.mean[shape[0] :]
         whitened = self.covariances[shape].whiten(values, self.config.shrinkage).to(keys.dtype)
         strength = z_keys.square().sum(-1, keepdim=True)
-        differences = -self.step * strength * whitened
+        differences = -self.step_size * strength * whitened
         ridge = torch.full((len(keys),), self.config.ridge, device=keys.device)
         return solve_normal_equation(keys, differences, ridge, self.named(shape))
 

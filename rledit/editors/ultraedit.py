@@ -10,8 +10,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from rledit.editors.conventions import OFFICIAL_BATCH, BatchConventions, UntrainedRecipe
 from rledit.editors.moment_editor import MomentEditor, Shape
-from rledit.moments import Formula
 from rledit.shift import Solution, solve_normal_equation
 from rledit.steps import AUTO, Step, check_step
 
@@ -24,15 +24,18 @@ class UltraEditConfig:
         modules: Edited linears.
         step: η; `auto` is calibrated, see `rledit.calibration`.
         ridge: λ of the normal equation.
-        loss_group: Samples per loss group; it scales the value gradients.
-        moments: How running moments are merged; `official` repeats the release.
+        loss_group: Samples per loss group; it scales the value gradients. The published runs edit
+            100 facts a batch in groups of 10.
+        reference: `official` repeats the authors' release: longest samples first, value gradients
+            of an incomplete last loss group as zero, the release's running moments. `paper` takes
+            samples as they come, keeps every row, and has exact moments.
     """
 
     modules: tuple[str, ...]
     step: Step = AUTO
     ridge: float = 1.0
-    loss_group: int = 4
-    moments: Formula = "exact"
+    loss_group: int = 10
+    reference: UntrainedRecipe = "paper"
 
     def __post_init__(self) -> None:
         check_step(self, "step")
@@ -47,20 +50,15 @@ class UltraEdit(MomentEditor):
     prefix_safe = True
     step_setting = "step"
 
-    @property
-    def group_size(self) -> int:
-        """Samples per loss group."""
-        return self.config.loss_group
-
-    @property
-    def formula(self) -> Formula:
-        """How moments are merged."""
-        return self.config.moments
+    @classmethod
+    def batch_conventions_of(cls, config: UltraEditConfig) -> BatchConventions:
+        """Order, loss groups and moments of the recipe."""
+        return OFFICIAL_BATCH if config.reference == "official" else BatchConventions()
 
     def solve(self, shape: Shape, keys: Tensor, z: Tensor) -> Solution:
         """Shift factors straight from the z-scores."""
         z_keys, z_values = z[..., : shape[0]], z[..., shape[0] :]
         strength = z_keys.square().sum(-1, keepdim=True)
-        differences = -self.step * strength * z_values
+        differences = -self.step_size * strength * z_values
         ridge = torch.full((len(keys),), self.config.ridge, device=keys.device)
         return solve_normal_equation(keys, differences, ridge, self.named(shape))

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from rledit.editors.conventions import OFFICIAL_BATCH, BatchConventions, UntrainedRecipe
 from rledit.editors.moment_editor import MomentEditor, Shape
 from rledit.shift import Solution, solve_normal_equation
 from rledit.steps import AUTO, Step, check_step
@@ -24,11 +25,13 @@ class UntrainedConfig:
         initial_step: η₀, RLEdit's step before training; `auto` is calibrated, see
             `rledit.calibration`.
         loss_group: Samples per loss group.
+        reference: `official` has the order, loss groups and moments of RLEdit's release.
     """
 
     modules: tuple[str, ...]
     initial_step: Step = AUTO
     loss_group: int = 4
+    reference: UntrainedRecipe = "paper"
 
     def __post_init__(self) -> None:
         check_step(self, "initial_step")
@@ -43,15 +46,15 @@ class Untrained(MomentEditor):
     prefix_safe = True
     step_setting = "initial_step"
 
-    @property
-    def group_size(self) -> int:
-        """Samples per loss group."""
-        return self.config.loss_group
+    @classmethod
+    def batch_conventions_of(cls, config: UntrainedConfig) -> BatchConventions:
+        """Order, loss groups and moments of the recipe."""
+        return OFFICIAL_BATCH if config.reference == "official" else BatchConventions()
 
     def solve(self, shape: Shape, keys: Tensor, z: Tensor) -> Solution:
         """Shift factors of the identity network with λ = 1."""
         z_keys, z_values = z[..., : shape[0]], z[..., shape[0] :]
         agreement = (keys * z_keys).sum(-1, keepdim=True)
-        differences = -self.step * agreement * z_values
+        differences = -self.step_size * agreement * z_values
         ridge = torch.ones(len(keys), device=keys.device)
         return solve_normal_equation(keys, differences, ridge, self.named(shape))

@@ -12,6 +12,7 @@ import torch
 
 from .judge import Judge
 from .locate_judge import LocateJudge
+from .real_judge import RealJudge
 from .sets import GoldenSet, find_sets
 
 
@@ -25,9 +26,10 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 @cache
-def judge_of(golden: GoldenSet) -> Judge | LocateJudge:
+def judge_of(golden: GoldenSet) -> Judge | LocateJudge | RealJudge:
     """The judge of a set, shared by its tests."""
-    return Judge(golden) if golden.kind == "hypernet" else LocateJudge(golden)
+    judges = {"hypernet": Judge, "locate": LocateJudge, "real": RealJudge}
+    return judges[golden.kind](golden)
 
 
 def directory(config: pytest.Config) -> Path | None:

@@ -15,12 +15,13 @@ from .spec import KINDS, Stream, samples_of
 def success(model: EditableModel, stream: Stream) -> dict[str, Tensor]:
     """Per prompt kind, the success of every sample of the stream under the current weights."""
     return {
-        kind: torch.cat([_group(model, group) for step in stream.groups for group in step[kind]])
+        kind: torch.cat([score_group(model, group) for step in stream.groups for group in step[kind]])
         for kind in KINDS
     }
 
 
-def _group(model: EditableModel, group: dict[str, Tensor]) -> Tensor:
+def score_group(model: EditableModel, group: dict[str, Tensor]) -> Tensor:
+    """The success of every sample of one padded group."""
     if "old_labels" in group:
         logits = padded_logits(model, group)
         return official_choice(logits, group["labels"], group["old_labels"])

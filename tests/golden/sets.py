@@ -14,13 +14,14 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
-Kind = Literal["hypernet", "locate"]
+Kind = Literal["hypernet", "locate", "real"]
+REAL_FILE = "rledit_smollm2.safetensors"
 DTYPES = {torch.float32: "F32", torch.float64: "F64", torch.int64: "I64", torch.bool: "BOOL"}
 
 
 @dataclass(frozen=True)
 class GoldenSet:
-    """One directory with a manifest."""
+    """One directory with a manifest, or with a whole run on a real model."""
 
     root: Path
     kind: Kind
@@ -71,10 +72,13 @@ def find_sets(directory: Path) -> list[GoldenSet]:
     Raises:
         ValueError: There is no set, or one of no known kind.
     """
-    manifests = sorted(directory.rglob("manifest.json"))
-    if not manifests:
-        raise ValueError(f"{directory} holds no golden set: no manifest.json in it or below it")
-    return [GoldenSet(path.parent, kind_of(path)) for path in manifests]
+    found = [(path.parent, kind_of(path)) for path in directory.rglob("manifest.json")]
+    found += [(path.parent, "real") for path in directory.rglob(REAL_FILE)]
+    if not found:
+        raise ValueError(
+            f"{directory} holds no golden set: no manifest.json or {REAL_FILE} in it or below it"
+        )
+    return [GoldenSet(root, kind) for root, kind in sorted(found)]
 
 
 def kind_of(path: Path) -> Kind:

@@ -140,7 +140,7 @@ class Spec:
         common = {"modules": self.modules, "loss_group": self.settings["set"]["batch"]}
         if not self.trained:
             chosen = _translated(settings, CLOSED_FORM_SETTINGS)
-            return cls(model, cls.Config(moments="official", **common, **chosen))
+            return cls(model, cls.Config(reference="official", **common, **chosen))
         chosen = _translated(settings, HYPERNETWORK_SETTINGS)
         chosen["tokens"] = TOKENS[chosen.get("tokens", "ans")]
         if self.settings["locfix"]:

@@ -6,8 +6,9 @@ import pytest
 
 from .judge import Judge
 from .locate_judge import LocateJudge
+from .real_judge import RealJudge
 
-AnyJudge = Judge | LocateJudge
+AnyJudge = Judge | LocateJudge | RealJudge
 
 
 def test_part(golden_part: tuple[AnyJudge, str]) -> None:

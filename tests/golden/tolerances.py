@@ -42,6 +42,13 @@ ADAM = Tolerance("network, change", 3e-3)
 WEIGHT = Tolerance("final weights, change", 1e-3)
 MEAN_SUCCESS = Tolerance("mean success ratios", 1e-6)
 
+# A whole run on a real model, from text: per module, over the recorded entries.
+SHIFT_FROM_TEXT = Tolerance("shift, first step, from text", 1e-4)
+CHANGE_FROM_TEXT = Tolerance("final weights, change, from text", 1e-4)
+EDIT_SHIFT_NORM = Tolerance("shift norms, from text", 1e-4)
+STEP_FROM_TEXT = Tolerance("network, from text", 1e-4)
+SCORE_FROM_TEXT = Tolerance("scores in points, from text", 0.01, absolute=True)
+
 _TABLE: tuple[tuple[str, Tolerance], ...] = (
     (r"^init/net/.*normalizer", EXACT),
     (r"/rows_per_minibatch$", EXACT),

@@ -35,7 +35,11 @@ def calibrate_step(
     model = open_model(cell, model_folder, gang)
     edits = cell.source().draw("validation", cell.calibration_edits, seed=cell.seed)
     found = calibrate(
-        model, editor_class(cell.editor.editor), cell.settings, edits, partial(training_batches, cell)
+        model,
+        editor_class(cell.editor.editor),
+        cell.settings,
+        edits,
+        partial(training_batches, cell),
     )
     report("calibrate", 1, 1)
     if gang.leads:

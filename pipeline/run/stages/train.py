@@ -120,12 +120,7 @@ def training_batches(cell: Cell, editor: Editor, n: int, seed: int) -> list[Edit
     size = cell.stream.batch_size
     # Draws of different cell seeds must differ; the number of steps fits easily below the stride.
     edits = cell.source().draw("train", n * size, seed=cell.seed * 1_000_003 + seed)
-    return [
-        editor.model.encoder.batch(
-            edits[i * size : (i + 1) * size], editor.group_size, editor.sort_by_length
-        )
-        for i in range(n)
-    ]
+    return [editor.encode(edits[i * size : (i + 1) * size]) for i in range(n)]
 
 
 def load_trained(path: Path) -> Trained:
