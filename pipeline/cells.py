@@ -26,7 +26,14 @@ from pipeline.config import (
 from pipeline.corpus import CorpusFacts, corpus_facts
 from pipeline.identity import checkpoint_identity, digest, plain, template_identity
 from pipeline.material import MaterialEntry, load_material, material_hash
-from pipeline.presets import PRESETS, Setting, mapped_modules, preset_setting, standin_setting
+from pipeline.presets import (
+    PRESETS,
+    Setting,
+    mapped_modules,
+    preset_setting,
+    standin_setting,
+    taught,
+)
 from pipeline.resources import ResourcesEntry
 from pipeline.results.records import CellAddress
 from pipeline.sources import lacking, source_of, world_of
@@ -150,7 +157,8 @@ class Cell:
     def model_spec(self) -> WorldModelSpec:
         """Architecture and training of the model."""
         chat = self.model.prompt_style == "chat"
-        return replace(WORLD_MODELS[self.model.world_model], **self.model.overrides, chat=chat)
+        spec = replace(WORLD_MODELS[self.model.world_model], **self.model.overrides, chat=chat)
+        return spec if self.model.preset is None else taught(spec, self.dataset.world)
 
     @cached_property
     def needs(self) -> frozenset[Need]:

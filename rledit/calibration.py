@@ -8,7 +8,8 @@ by token accuracy (unrelated prompts against the unedited model's answers).
 
 The choice is the smallest step with half of the largest gain in the mean of these scores. The best
 step of one batch is too large for a stream: what one batch does to unrelated prompts adds up over
-the batches, what it does to its own prompts does not.
+the batches, what it does to its own prompts does not. Where no step turns an answer for the better,
+the same rule takes the likelihood of the targets in place of the scores, with a warning.
 """
 
 from __future__ import annotations
@@ -47,6 +48,7 @@ LOWEST, HIGHEST = -12, 4  # decades up to which the grid is extended
 SCORES = ("efficacy", "generalization", "specificity_self")
 
 Draw = Callable[[Editor, int, int], Sequence[EditBatch]]
+Measure = Callable[["Candidate"], float]
 
 # What shapes training only: the shift of a network that is the identity does not depend on it.
 _TRAINING = frozenset(
@@ -73,6 +75,7 @@ class Candidate:
         step: The step; 0 is the unedited model.
         efficacy, generalization, specificity_self: Percent; None where the batch has no such
             prompt.
+        nll: Mean negative log-likelihood of the targets behind prompts and rephrases, nats a token.
         weight_change: Norm of the shifts over the norm of the edited matrices.
     """
 
@@ -80,6 +83,7 @@ class Candidate:
     efficacy: float | None
     generalization: float | None
     specificity_self: float | None
+    nll: float
     weight_change: float
 
     @property
@@ -100,6 +104,7 @@ class Calibration:
         unedited: The batch's scores before editing.
         candidates: All steps that were tried, ascending.
         edits: Edits of the batch.
+        warning: What to know before trusting the step; "" if nothing.
     """
 
     config: Any
@@ -108,6 +113,7 @@ class Calibration:
     unedited: Candidate
     candidates: tuple[Candidate, ...]
     edits: int
+    warning: str = ""
 
     def record(self) -> dict[str, Any]:
         """All of it as plain JSON, but for the configuration."""
@@ -117,6 +123,7 @@ class Calibration:
             "rule": RULE,
             "protocol": PROTOCOL,
             "edits": self.edits,
+            **({"warning": self.warning} if self.warning else {}),
             "unedited": _plain(self.unedited),
             "candidates": [_plain(c) for c in self.candidates],
         }
@@ -167,15 +174,18 @@ def calibrate(
         if not isinstance(batch, EditBatch):
             batch = unit.encode(batch)
         trial = _Trial(model, unit, batch)
-        step, found = _search(trial, cls.name)
+        step, warning = _search(trial, cls.name)
+    if warning:
+        logger.warning("%s", warning)
     logger.info("%s: %s calibrated to %g", cls.name, setting, step)
     return Calibration(
         config=replace(config, **{setting: step}),
         setting=setting,
         step=step,
         unedited=trial.unedited,
-        candidates=found,
+        candidates=trial.found,
         edits=len(batch.edit),
+        warning=warning,
     )
 
 
@@ -197,13 +207,26 @@ def shift_settings(editor: type[Editor], config: Any) -> dict[str, Any]:
     return {"editor": "hypernetwork", **kept, "conventions": chosen}
 
 
-def choose(unedited: Candidate, candidates: Sequence[Candidate]) -> float | None:
-    """The smallest step with half of the largest gain in the mean; None where none gains."""
-    gain = max(c.mean for c in candidates) - unedited.mean
-    if gain <= 0:
+def choose(
+    unedited: Candidate, candidates: Sequence[Candidate], by: Measure | None = None
+) -> float | None:
+    """The smallest step with half of the largest gain; None where none gains.
+
+    Args:
+        unedited: The scores before editing.
+        candidates: Steps with their scores.
+        by: What is gained; None: in the mean of the scores.
+    """
+    by = by or _mean
+    gain = max(map(by, candidates)) - by(unedited)
+    if not gain > 0:
         return None
-    enough = unedited.mean + SHARE * gain - 1e-9
-    return min(c.step for c in candidates if c.mean >= enough)
+    enough = by(unedited) + SHARE * gain - 1e-9
+    return min(c.step for c in candidates if by(c) >= enough)
+
+
+def _mean(candidate: Candidate) -> float:
+    return candidate.mean
 
 
 class _Trial:
@@ -218,7 +241,7 @@ class _Trial:
         unit.warm_up()
         self._proposal: Proposal = unit.propose(batch)
         matrices = [float(model.weights.read(name).norm()) for name in model.modules]
-        size = float(self._proposal.squared_norm().clamp_min(0).sqrt())
+        size = float(self._proposal.squared_norm().detach().clamp_min(0).sqrt())
         self._change = size / max(math.hypot(*matrices), 1e-30)
         self._known: dict[tuple[int, int], Candidate] = {}
 
@@ -251,6 +274,7 @@ class _Trial:
                     for now, before in zip(unrelated, self._unrelated, strict=True)
                 ]
             ),
+            nll=sum(r.nll for r in (*own, *rephrased)) / len((*own, *rephrased)),
             weight_change=change,
         )
 
@@ -260,13 +284,38 @@ class _Trial:
         return tuple(sorted(self._known.values(), key=lambda c: c.step))
 
 
-def _search(trial: _Trial, name: str) -> tuple[float, tuple[Candidate, ...]]:
+def _search(trial: _Trial, name: str) -> tuple[float, str]:
+    """The step, and what to know of it."""
+    step = _by(trial, _mean)
+    if step is not None:
+        return step, ""
+    answers = trial.found
+    steps = f"{answers[0].step:g} to {answers[-1].step:g}"
+    alike = all(_alike(c, trial.unedited) for c in answers)
+    what = "changes an answer" if alike else "gains"
+
+    def likelihood(candidate: Candidate) -> float:
+        """Of the targets, where the scores are no worse than before."""
+        fine = candidate.mean >= trial.unedited.mean and math.isfinite(candidate.nll)
+        return -candidate.nll if fine else -math.inf
+
+    step = _by(trial, likelihood)
+    problem = f"editor {name!r}: no step from {steps} {what} on the calibration batch"
+    if step is None:
+        raise CalibrationError(
+            f"{problem}, whose answers are right to {trial.unedited.efficacy:.1f} % before "
+            "editing; take other modules or a larger batch, or give the step as a number"
+        )
+    return step, f"{problem}; {step:g} is chosen by the likelihood of its targets"
+
+
+def _by(trial: _Trial, by: Measure) -> float | None:
     """Decades first, more of them as long as the best is at an end, then finer around it."""
     low, high = DECADES[0], DECADES[-1]
     while True:
         tried = {decade: trial.at(1, decade) for decade in range(low, high + 1)}
-        best = max(tried, key=lambda decade: (tried[decade].mean, -decade))
-        if tried[best].mean <= trial.unedited.mean:
+        best = max(tried, key=lambda decade: (by(tried[decade]), -decade))
+        if not by(tried[best]) > by(trial.unedited):
             # Nothing gains. The largest step that changes nothing is below the first that does.
             weak = [d for d in tried if _alike(tried[d], trial.unedited)]
             best = max(weak, default=low)
@@ -277,24 +326,7 @@ def _search(trial: _Trial, name: str) -> tuple[float, tuple[Candidate, ...]]:
             break
     for digit, decade in ((2, best - 1), (5, best - 1), (2, best), (5, best)):
         trial.at(digit, decade)
-    step = choose(trial.unedited, trial.found)
-    if step is None:
-        raise CalibrationError(_no_gain(trial, name))
-    return step, trial.found
-
-
-def _no_gain(trial: _Trial, name: str) -> str:
-    steps = f"{trial.found[0].step:g} to {trial.found[-1].step:g}"
-    if all(_alike(c, trial.unedited) for c in trial.found):
-        return (
-            f"editor {name!r}: no step from {steps} changes an answer on the calibration batch; "
-            "take other modules, a larger batch, or give the step as a number"
-        )
-    return (
-        f"editor {name!r}: no step from {steps} gains on the calibration batch, whose answers are "
-        f"right to {trial.unedited.mean:.1f} % before editing; take other edits or modules, or "
-        "give the step as a number"
-    )
+    return choose(trial.unedited, trial.found, by)
 
 
 def _alike(a: Candidate, b: Candidate) -> bool:

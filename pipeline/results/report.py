@@ -17,7 +17,7 @@ from pipeline.results import figures
 from pipeline.results.lake import Lake
 from pipeline.results.protocols import SCORE_DEFINITIONS, definition, sorted_protocols
 from pipeline.results.query import Connection, connect, runs
-from pipeline.results.records import CellRecord, prompt_of
+from pipeline.results.records import CellRecord, prompt_of, remark_in
 from pipeline.results.rendering import format_value, render_table
 from pipeline.results.tables import (
     Column,
@@ -120,10 +120,17 @@ def _page(
         provenance=provenance(records),
         settings=_settings(records),
         failures=[r for r in records if not r.done],
+        remarks=[
+            (r, text) for r in records if r.done and (text := remark_in(r.values["resolved"]))
+        ],
         stream=stream_label,
         editor=editor_label,
     )
     return text, sections
+
+
+def _remarked(record: CellRecord) -> bool:
+    return record.done and bool(remark_in(record.values["resolved"]))
 
 
 def _write_figures(sections: Sequence[Section], storage: Storage) -> None:
