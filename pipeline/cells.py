@@ -37,7 +37,7 @@ from pipeline.presets import (
 from pipeline.resources import ResourcesEntry
 from pipeline.results.records import CellAddress
 from pipeline.sources import lacking, source_of, world_of
-from pipeline.yaml_location import Located
+from pipeline.yaml_location import ConfigError, Located
 from rledit.calibration import LEAST_EDITS, RULE, needs_calibration, shift_settings
 from rledit.datasets import FileEditSource
 from rledit.editors import editor_class
@@ -93,7 +93,15 @@ class Cell:
             given["modules"] = ()
         if any(f.name == "seed" for f in fields(cls)):
             given.setdefault("seed", self.seed)
-        return build(cls, given, (), Located("{}", f"editor {self.label}"))
+        settings = build(cls, given, (), Located("{}", f"editor {self.label}"))
+        problem = editor_class(self.editor.editor).batch_problem(settings, self.stream.batch_size)
+        if problem is not None:
+            raise ConfigError(f"editor {self.label}, stream {self._stream_name}: {problem}")
+        return settings
+
+    @property
+    def _stream_name(self) -> str:
+        return f"{self.stream.n_batches}x{self.stream.batch_size}"
 
     def _preset_settings(self) -> Mapping[str, Any]:
         """The settings that the model's preset has for the editor and dataset."""
@@ -148,10 +156,8 @@ class Cell:
     @property
     def path(self) -> str:
         """The cell's human name."""
-        stream = f"{self.stream.n_batches}x{self.stream.batch_size}"
-        return "/".join(
-            [self.grid, self.model.name, self.dataset.name, self.label, stream, f"seed{self.seed}"]
-        )
+        parts = [self.grid, self.model.name, self.dataset.name, self.label, self._stream_name]
+        return "/".join([*parts, f"seed{self.seed}"])
 
     @property
     def model_spec(self) -> WorldModelSpec:

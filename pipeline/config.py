@@ -313,7 +313,12 @@ def _check_names(grid: Grid, located: Located) -> None:
         except ValueError as error:
             raise ConfigError(f"{located.place(('editors', i, 'editor'))}: {error}") from None
         settings = {"modules": ("down:0",), **entry.settings}
-        build(editor_class(entry.editor).Config, settings, ("editors", i, "settings"), located)
+        place = ("editors", i, "settings")
+        config = build(editor_class(entry.editor).Config, settings, place, located)
+        for stream in grid.streams:
+            problem = editor_class(entry.editor).batch_problem(config, stream.batch_size)
+            if problem is not None:
+                raise ConfigError(f"{located.place(place)}: {problem}")
     for i, name in enumerate(grid.protocols):
         _known(name, PROTOCOLS, ("protocols", i), located, "protocol")
     for i, model in enumerate(grid.models):

@@ -62,6 +62,9 @@ _CHANCE = (
 )
 _MULTI = "Its references are those of its paper's table 5 at the same stream."
 
+# Beside the release's recipe, which the published figures are compared with.
+_PAPER_RECIPE = Method(label="RLEdit, paper's recipe", editor="rledit", variant="paper")
+
 
 def _methods(*labels: str) -> tuple[Method, ...]:
     return tuple(Method(label=label, editor=_NAMES[label]) for label in labels)
@@ -88,7 +91,7 @@ def _table2() -> Layout:
     return Layout(
         name="table2",
         title="Table 2: main comparison, 8,000 edits",
-        methods=_methods("Pre-edited", *baselines, "RLEdit"),
+        methods=(*_methods("Pre-edited", *baselines, "RLEdit"), _PAPER_RECIPE),
         sections=scores + times,
         protocols=_TOKENS,
         headline=("gain", "total_time"),
@@ -105,7 +108,7 @@ def _table4() -> Layout:
     return Layout(
         name="table4",
         title="Table 4: RLEdit without its parts",
-        methods=(*_methods("Pre-edited"), *variants),
+        methods=(*_methods("Pre-edited"), *variants, _PAPER_RECIPE),
         sections=tuple(
             Section(models=(m,), datasets=(d,), stream=(20, 100), metrics=SCORES, source=RLEDIT_4)
             for m in THREE
@@ -120,7 +123,7 @@ def _table5() -> Layout:
     return Layout(
         name="table5",
         title="Table 5: streams of growing length",
-        methods=_methods("Pre-edited", "FT", *_LTE, "MEND", "RLEdit"),
+        methods=(*_methods("Pre-edited", "FT", *_LTE, "MEND", "RLEdit"), _PAPER_RECIPE),
         sections=tuple(
             Section(
                 models=(LLAMA,), datasets=(d,), stream=(n, 100), metrics=SCORES, source=RLEDIT_5
@@ -137,7 +140,7 @@ def _fig3() -> Layout:
     return Layout(
         name="fig3",
         title="Figure 3: scores, ability and time over stream lengths",
-        methods=_methods("Pre-edited", "RLEdit", "AlphaEdit", "MEND", "RECT"),
+        methods=(*_methods("Pre-edited", "RLEdit", "AlphaEdit", "MEND", "RECT"), _PAPER_RECIPE),
         sections=tuple(
             Section(
                 models=(LLAMA,),
@@ -157,7 +160,7 @@ def _fig4() -> Layout:
     return Layout(
         name="fig4",
         title="Figure 4: seconds per edit, setup apart",
-        methods=_methods(*_LTE, "MEND", "MALMEN", "DAFNet", "RLEdit"),
+        methods=(*_methods(*_LTE, "MEND", "MALMEN", "DAFNet", "RLEdit"), _PAPER_RECIPE),
         sections=(
             Section(
                 models=THREE,
@@ -197,7 +200,12 @@ def _ability(name: str, title: str, dataset: str) -> Callable[[], Layout]:
         return Layout(
             name=name,
             title=title,
-            methods=(*_methods("RLEdit"), alphaedit, *_methods("RECT", "PRUNE", "MEND*")),
+            methods=(
+                *_methods("RLEdit"),
+                alphaedit,
+                *_methods("RECT", "PRUNE", "MEND*"),
+                _PAPER_RECIPE,
+            ),
             sections=(
                 *(section((30, 100), edits) for edits in (0, 1000, 2000, 3000)),
                 section((200, 100), 20000),
@@ -238,7 +246,7 @@ def _fig8() -> Layout:
     return Layout(
         name="fig8",
         title="Figure 8: batch size at 5,000 edits",
-        methods=_methods("RLEdit"),
+        methods=(*_methods("RLEdit"), _PAPER_RECIPE),
         sections=tuple(
             Section(models=(LLAMA,), datasets=("ZsRE",), stream=s, metrics=(*SCORES, MEMORY))
             for s in streams
@@ -256,6 +264,7 @@ def _gptj() -> Layout:
         methods=(
             *_methods("Pre-edited", "FT", "MEND", "InstructEdit", *_LTE, "UltraEdit"),
             own,
+            _PAPER_RECIPE,
         ),
         sections=(
             Section(

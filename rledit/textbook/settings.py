@@ -21,7 +21,7 @@ class TextbookConfig:
         kl_reference: Model whose distribution is to be kept: W_0 or W_{t-1}.
         max_grad_norm: Joint clip of the gradient before Adam (None: no clip).
         meta_lr: Adam's learning rate.
-        step_form: ``log`` learns s with η = η_0 exp(s), ``raw`` learns η itself.
+        step_form: ``raw`` learns η itself, ``log`` learns s with η = η_0 exp(s).
         rule: ``normal_equation`` (MALMEN, RLEdit) or ``outer_product`` (MEND).
         tokens: Positions captured: those that predict the ``answer``, or ``all`` real tokens.
         gradient: ``explicit`` solves for the gradient by hand, ``autograd`` differentiates.
@@ -37,7 +37,7 @@ class TextbookConfig:
     kl_reference: Literal["pretrained", "previous"] = "pretrained"
     max_grad_norm: float | None = 1.0
     meta_lr: float = 1e-5
-    step_form: Literal["log", "raw"] = "log"
+    step_form: Literal["log", "raw"] = "raw"
     rule: Literal["normal_equation", "outer_product"] = "normal_equation"
     tokens: Literal["answer", "all"] = "answer"
     gradient: Literal["explicit", "autograd"] = "explicit"

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
+from functools import cached_property, partial
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from rledit.editors.hypernetwork_editor import HypernetworkEditor
@@ -18,7 +20,7 @@ from .observe import Observer
 from .score import success
 from .sets import GoldenSet, integrity
 from .spec import SettingsError, Spec
-from .tolerances import KEYS_TIMES_SHIFT, tolerance
+from .tolerances import KEYS_TIMES_SHIFT, UNCERTAIN, Tolerance, tolerance, uncertainty
 from .units import UnitError, observe_units
 
 METRICS = {"ES": "edit_tuples", "GS": "equiv_tuples", "LS": "unrel_tuples"}
@@ -93,8 +95,39 @@ def judge_run(spec: Spec, ledger: Ledger) -> None:
         check_optimiser(spec, ledger)
 
 
+class Oracle:
+    """A run in float64, for quantities of which a float32 recording is itself uncertain.
+
+    Args:
+        spec: The run.
+    """
+
+    def __init__(self, spec: Spec) -> None:
+        self.spec = spec
+
+    def of(self, name: str, kind: Tolerance) -> tuple[Tensor, float]:
+        """A tensor in float64, and how far its recording may be from it."""
+        return self._tensors[name], uncertainty(kind, self._condition)
+
+    @cached_property
+    def _tensors(self) -> dict[str, Tensor]:
+        # Files are noted as used by the run that is judged.
+        apart = Ledger(self.spec.golden)
+        return perform(self.spec, apart, (), torch.float64)[0].tensors
+
+    @cached_property
+    def _condition(self) -> float:
+        """The largest condition number of KᵀK + λI over all steps and modules."""
+        ridges = [v for n, v in self._tensors.items() if n.endswith("lamda.weight")]
+        started = initial_networks(self.spec)
+        ridges += [v for n, v in started.items() if n.endswith("lamda.weight")]
+        least = min(float(ridge.exp().min()) for ridge in ridges)
+        keys = [value for name, value in self._tensors.items() if "/keys/" in name]
+        return max(float(torch.linalg.matrix_norm(k, 2)) ** 2 for k in keys) / least + 1
+
+
 def perform(
-    spec: Spec, ledger: Ledger, wanted: Iterable[str]
+    spec: Spec, ledger: Ledger, wanted: Iterable[str], dtype: torch.dtype = torch.float32
 ) -> tuple[Observer, dict[str, Tensor], dict[str, Tensor]]:
     """Train, edit and score; returns the observations and success before and after.
 
@@ -102,8 +135,9 @@ def perform(
         spec: The run.
         ledger: Where the files used are noted.
         wanted: Tensor names to observe beyond the cheap ones.
+        dtype: Precision of all of it.
     """
-    model = spec.model()
+    model = spec.model(dtype)
     ledger.consume(spec.model_file, ledger.golden.names(spec.model_file))
     ledger.consume(spec.config_file, [""])
     ledger.consume(spec.inputs_file, ledger.golden.names(spec.inputs_file))
@@ -144,6 +178,7 @@ def compare_tensors(spec: Spec, ledger: Ledger, observer: Observer) -> None:
     if spec.file not in spec.golden.files:
         return
     started = initial_networks(spec) if spec.trained else {}
+    oracle = Oracle(spec)
     for name, recorded in spec.golden.load(spec.file).items():
         if (spec.file, name) in ledger.consumed:
             continue
@@ -158,7 +193,10 @@ def compare_tensors(spec: Spec, ledger: Ledger, observer: Observer) -> None:
             origin = observer.editor.model.weights.original(name.rpartition("/")[2])
         limit = tolerance(name, spec.trained)
         ours = observer.tensors[name]
-        ledger.check(spec.name, spec.file, name, ours, recorded, limit, origin)
+        exact: Callable[[], tuple[Tensor, float]] | None = None
+        if limit in UNCERTAIN and "normalizer" not in name:
+            exact = partial(oracle.of, name, limit)
+        ledger.check(spec.name, spec.file, name, ours, recorded, limit, origin, exact)
 
 
 def compare_numbers(

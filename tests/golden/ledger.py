@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -58,6 +58,7 @@ class Ledger:
         theirs: Any,
         tolerance: Tolerance,
         origin: Tensor | None = None,
+        oracle: Callable[[], tuple[Tensor, float]] | None = None,
     ) -> None:
         """Compare one value and mark it as consumed.
 
@@ -69,6 +70,9 @@ class Ledger:
             theirs: What was recorded.
             tolerance: Largest relative error.
             origin: Compare both as differences from this tensor.
+            oracle: Asked where the two differ: the value in float64, and how uncertain a float32
+                recording of it is. The recording has to be that near to it, and ours as near as
+                the tolerance asks, or nearer than the recording.
         """
         self.consume(source, [name])
         where = f"{part}: {name}"
@@ -86,6 +90,21 @@ class Ledger:
             error = float((mine.double() - recorded.double()).abs().max())
         else:
             error = relative_error(mine, recorded)
+        if oracle is not None and not error <= tolerance.limit:
+            true, uncertainty = oracle()
+            true = true.reshape(mine.shape).double()
+            true = true if origin is None else true - origin.double()
+            doubt = relative_error(recorded, true)
+            kind = f"{tolerance.kind}, recording uncertain"
+            if doubt > self.worst.get(kind, (-1.0, 0.0, ""))[0]:
+                self.worst[kind] = (doubt, uncertainty, where)
+            if not doubt <= uncertainty:
+                self.fail(
+                    part,
+                    f"{where}: recorded {doubt:.2e} off the float64 value > {uncertainty:.0e}",
+                )
+            error = relative_error(mine, true)
+            error = 0.0 if error <= doubt <= uncertainty else error
         if error > self.worst.get(tolerance.kind, (-1.0, 0.0, ""))[0]:
             self.worst[tolerance.kind] = (error, tolerance.limit, where)
         if not error <= tolerance.limit:

@@ -6,8 +6,9 @@ one at hand may lack: two linear shapes (gate, up, down), other sizes, other run
 
 from __future__ import annotations
 
+import copy
 import json
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -50,19 +51,28 @@ RUNS: dict[str, dict[str, Any]] = {
 }
 
 
-def make_set(root: Path) -> GoldenSet:
-    """Write a set into an empty directory."""
+def make_set(root: Path, runs: Iterable[str] = tuple(RUNS), key_scale: float = 1.0) -> GoldenSet:
+    """Write a set into an empty directory.
+
+    Args:
+        root: The directory.
+        runs: Which of `RUNS` are recorded.
+        key_scale: What the inputs of the gates and ups are multiplied with; the initial step is
+            divided by it, so that edits stay of one strength.
+    """
     torch.manual_seed(5)
     manifest: dict[str, Any] = {"files": {}, "runs": {}, "meanings": []}
-    _write_model(root, manifest)
+    _write_model(root, manifest, key_scale)
     for file, old_answers in (("inputs_tiny", False), ("inputs_tiny_old", True)):
         write_file(root, manifest, f"{file}.safetensors", _inputs(old_answers))
     defaults = {"dataset_name": "zsre", "locfix": False, "lm": "tiny", "attn": "eager"}
-    for run, changed in RUNS.items():
+    for run in runs:
+        changed = copy.deepcopy(RUNS[run])
+        changed["editor"]["lr"] /= key_scale
         shared = {"modules": MODULES, "set": {"batch": GROUP}}
         manifest["runs"][run] = {"settings": defaults | shared | changed}
     _save_manifest(root, manifest)
-    for run in RUNS:
+    for run in runs:
         _record(root, manifest, run)
     _write_units(root, manifest)
     return GoldenSet(root, "hypernet")
@@ -80,7 +90,7 @@ def _save_manifest(root: Path, manifest: dict[str, Any]) -> None:
     (root / "manifest.json").write_text(json.dumps(manifest))
 
 
-def _write_model(root: Path, manifest: dict[str, Any]) -> None:
+def _write_model(root: Path, manifest: dict[str, Any], key_scale: float) -> None:
     config = LlamaConfig(
         hidden_size=16,
         intermediate_size=24,
@@ -95,7 +105,13 @@ def _write_model(root: Path, manifest: dict[str, Any]) -> None:
     raw = config.to_dict()
     (root / "lm_tiny.config.json").write_text(json.dumps(raw))
     manifest["files"]["lm_tiny.config.json"] = json.loads(json.dumps(raw))
-    write_file(root, manifest, "lm_tiny.safetensors", LlamaForCausalLM(config).state_dict())
+    weights = LlamaForCausalLM(config).state_dict()
+    for name, weight in weights.items():
+        if "post_attention_layernorm" in name:
+            weight *= key_scale
+        elif "gate_proj" in name or "up_proj" in name:
+            weight /= key_scale
+    write_file(root, manifest, "lm_tiny.safetensors", weights)
 
 
 def _inputs(old_answers: bool) -> dict[str, Tensor]:

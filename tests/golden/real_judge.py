@@ -101,11 +101,22 @@ class RealJudge:
         return self.golden.load(REAL_FILE)
 
     def _settings_problems(self) -> list[str]:
-        known = {f.name for f in fields(self._config_class)} | set(STREAM)
-        problems = [f"settings.json: {k!r} is no setting" for k in set(self.settings) - known]
+        known = {f.name for f in fields(self._config_class)}
+        problems = [
+            f"settings.json: {k!r} is no setting" for k in self._own_settings.keys() - known
+        ]
         if self.settings.get("sort", "longest first") != "longest first":
             problems.append(f"settings.json: sort {self.settings['sort']!r} is not known")
         return problems
+
+    @property
+    def _own_settings(self) -> dict[str, Any]:
+        """The editor's settings; a method without training calls its step just that."""
+        own = {k: v for k, v in self.settings.items() if k not in STREAM}
+        names = {f.name for f in fields(self._config_class)}
+        if "initial_step" in own and "initial_step" not in names:
+            own["step"] = own.pop("initial_step")
+        return own
 
     @property
     def _config_class(self) -> type:
@@ -136,9 +147,8 @@ class RealJudge:
             AutoTokenizer.from_pretrained(folder),
             self.settings["modules"],
         )
-        own = {k: v for k, v in self.settings.items() if k not in STREAM}
         cls = editor_class(self.settings["editor"])
-        editor = cls(model, cls.Config(modules=model.modules, **own))
+        editor = cls(model, cls.Config(modules=model.modules, **self._own_settings))
         assert isinstance(editor, MomentEditor)
         if isinstance(editor, HypernetworkEditor):
             self._load_start(editor)
@@ -191,9 +201,7 @@ class RealJudge:
         self._listed("editing", "shifts", norms, EDIT_SHIFT_NORM)
         return batches
 
-    def _proposals(
-        self, part: str, prefix: str, norms: list[float]
-    ) -> Callable[[Proposal], None]:
+    def _proposals(self, part: str, prefix: str, norms: list[float]) -> Callable[[Proposal], None]:
         """Notes the norm of every proposal, and compares the first one module by module."""
 
         def note(proposal: Proposal) -> None:
@@ -221,11 +229,10 @@ class RealJudge:
         if (recorded := self.recorded.get(name)) is not None:
             self.ledger.check(part, REAL_FILE, name, list(ours), recorded, tolerance)
 
-    def _score(
-        self, model: EditableModel, batches: Sequence[tuple[list[Edit], EditBatch]]
-    ) -> None:
+    def _score(self, model: EditableModel, batches: Sequence[tuple[list[Edit], EditBatch]]) -> None:
         """The release's own metric over the stream, in the padded groups it scores in."""
         size = batches[0][1].edit.group_size
+        choice = "choice" in self.settings["scores"]["metric"]
         for score, kind in KIND_OF_SCORE.items():
             found: list[Tensor] = []
             for edits, batch in batches:
@@ -233,7 +240,7 @@ class RealJudge:
                 expected = getattr(batch, _PHASES[kind]).samples
                 assert [s.key for s, _ in rows] == [s.key for s in expected]
                 groups = (rows[i : i + size] for i in range(0, len(rows), size))
-                found += [score_group(model, _padded(group)) for group in groups]
+                found += [score_group(model, _padded(group, choice)) for group in groups]
             ours = 100 * float(torch.cat(found).mean())
             recorded = self.settings["scores"][score]
             self.ledger.check(
@@ -257,33 +264,39 @@ def _after(editor: Editor, method: str, note: Callable[[Any], Any]) -> None:
 
 
 def _rivals(encoder: Encoder, edits: Sequence[Edit], kind: str) -> list[tuple[Sample, list[int]]]:
-    """Samples of a prompt kind with the tokens of the answer they are chosen over.
+    """Samples of a prompt kind with the tokens of the answer they are chosen over, if any.
 
     Longest first: the release groups them so before it scores.
     """
     found: list[tuple[Sample, list[int]]] = []
     for edit in edits:
-        assert edit.old_target is not None
+        near = edit.locality[0]
         prompt, answer, rival = {
             "edit_tuples": (edit.prompt, edit.target, edit.old_target),
             "equiv_tuples": (edit.rephrases[0], edit.target, edit.old_target),
-            "unrel_tuples": (edit.locality[0].prompt, edit.old_target, edit.target),
+            "unrel_tuples": (near.prompt, near.answer, edit.target),
         }[kind]
-        sample = encoder.sample(prompt, answer)
-        found.append((sample, encoder.answer_ids(prompt, rival)))
+        rivals = [] if rival is None else encoder.answer_ids(prompt, rival)
+        found.append((encoder.sample(prompt, answer), rivals))
     return sorted(found, key=lambda row: len(row[0]), reverse=True)
 
 
-def _padded(group: Sequence[tuple[Sample, list[int]]]) -> dict[str, Tensor]:
-    """The release's tensors of a group: old labels begin where the answer does, padded with 0."""
+def _padded(group: Sequence[tuple[Sample, list[int]]], choice: bool) -> dict[str, Tensor]:
+    """The release's tensors of a group; where it scores a choice, with the old answers.
+
+    Old labels begin where the answer does and are padded with 0.
+    """
     pad = torch.nn.utils.rnn.pad_sequence
-    olds = [
-        torch.cat([s.labels[: int(s.answer_positions[0])], torch.tensor(ids)]) for s, ids in group
-    ]
     samples = [sample for sample, _ in group]
-    return {
+    tensors = {
         "input_ids": pad([s.input_ids for s in samples], batch_first=True),
         "attention_mask": pad([torch.ones_like(s.input_ids) for s in samples], batch_first=True),
         "labels": pad([s.labels for s in samples], batch_first=True, padding_value=-100),
-        "old_labels": pad(olds, batch_first=True),
     }
+    if choice:
+        olds = [
+            torch.cat([s.labels[: int(s.answer_positions[0])], torch.tensor(ids)])
+            for s, ids in group
+        ]
+        tensors["old_labels"] = pad(olds, batch_first=True)
+    return tensors

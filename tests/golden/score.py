@@ -15,7 +15,9 @@ from .spec import KINDS, Stream, samples_of
 def success(model: EditableModel, stream: Stream) -> dict[str, Tensor]:
     """Per prompt kind, the success of every sample of the stream under the current weights."""
     return {
-        kind: torch.cat([score_group(model, group) for step in stream.groups for group in step[kind]])
+        kind: torch.cat(
+            [score_group(model, group) for step in stream.groups for group in step[kind]]
+        )
         for kind in KINDS
     }
 

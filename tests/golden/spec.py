@@ -114,12 +114,12 @@ class Spec:
                     return other.file
         raise SettingsError(f"run {self.name!r} has no init/net, nor has a run of like settings")
 
-    def model(self) -> EditableModel:
+    def model(self, dtype: torch.dtype = torch.float32) -> EditableModel:
         """The unedited model, ready for the run's modules."""
         raw = json.loads((self.golden.root / self.config_file).read_text())
         config = AutoConfig.for_model(**raw)
         model = AutoModelForCausalLM.from_config(
-            config, dtype=torch.float32, attn_implementation=self.settings["attn"]
+            config, dtype=dtype, attn_implementation=self.settings["attn"]
         )
         missing, unexpected = model.load_state_dict(
             self.golden.load(self.model_file), strict=not config.tie_word_embeddings

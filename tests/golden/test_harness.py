@@ -13,8 +13,10 @@ import torch
 from torch import Tensor
 
 from .judge import Judge
+from .ledger import relative_error
 from .made import N_STEPS, RUNS, make_set, write_file
 from .sets import GoldenSet, find_sets, integrity, kind_of
+from .tolerances import GRADIENT, uncertainty
 
 SHAPES = ("(16, 24)", "(24, 16)")
 
@@ -189,3 +191,45 @@ def test_kinds_are_detected(made: GoldenSet, tmp_path: Path) -> None:
         kind_of(manifest)
     with pytest.raises(ValueError, match="no golden set"):
         find_sets(made.root / "nowhere")
+
+
+def test_a_float32_solve_is_as_uncertain_as_its_conditioning() -> None:
+    """The release's two gradients of one solve, float32 against float64."""
+    generator = torch.Generator().manual_seed(0)
+    keys = 3 * torch.randn(12, 48, generator=generator, dtype=torch.float64)
+    gradient = torch.randn(48, 20, generator=generator, dtype=torch.float64)
+    differences = torch.randn(12, 20, generator=generator, dtype=torch.float64)
+
+    def gradients(dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+        k, g, d = (t.to(dtype) for t in (keys, gradient, differences))
+        system = k.T @ k + torch.eye(48, dtype=dtype)
+        solved, shift = torch.linalg.solve(system, g), torch.linalg.solve(system, k.T @ d)
+        return -(solved * shift).sum(), k @ solved
+
+    condition = float(torch.linalg.matrix_norm(keys, 2)) ** 2 + 1
+    pairs = zip(gradients(torch.float32), gradients(torch.float64), strict=True)
+    ridge, values = (relative_error(found, true) for found, true in pairs)
+    assert values <= uncertainty(GRADIENT, condition)
+    # The ridge's is a sum that cancels: worse still, though this system is a mild one.
+    assert condition < 1e3 and ridge > 10 * GRADIENT.limit
+
+
+def test_a_recording_that_is_uncertain_itself_is_held_to_its_conditioning(tmp_path: Path) -> None:
+    """8e-3 off, as a float32 solve may be: accepted with large keys, refused with small ones."""
+    name = "train/step2/net_grad_preclip/(24, 16).lamda.weight"
+
+    def judged(scale: float, factor: float) -> list[str]:
+        root = tmp_path / f"{scale}-{factor}"
+        root.mkdir()
+        golden = make_set(root, ["one"], key_scale=scale)
+        tensors = golden.load("one.safetensors")
+        tensors[name] *= factor
+        manifest = json.loads((root / "manifest.json").read_text())
+        write_file(root, manifest, "one.safetensors", tensors)
+        return Judge(GoldenSet(root, "hypernet")).failures("one")
+
+    assert judged(1.0, 1.008) == []
+    for scale, factor in ((1.0, 1.05), (0.01, 1.008)):
+        failures = judged(scale, factor)
+        assert failures and all(name in failure for failure in failures)
+        assert "off the float64 value" in failures[0]

@@ -9,6 +9,8 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 
+import torch
+
 
 @dataclass(frozen=True)
 class Tolerance:
@@ -66,6 +68,26 @@ _TABLE: tuple[tuple[str, Tolerance], ...] = (
     (r"^(losses|wandb)/", LOSS),
     (r"^grad_norm$", GRADIENT_NORM),
 )
+# Quantities behind a normal equation that the releases solve in float32: kind of value → factor.
+# With A = KᵀK + λI and G the weight's gradient they compute X = A⁻¹G by LU, whose backward error
+# moves X by about ε κ(A)‖X‖. The network's gradients see K X; the ridge's is the sum of X times the
+# shift, which lies in K's rows where most of X does not: it cancels, and loses more digits still.
+# Both are held to a small multiple of ε κ(A), never to more than `UNCERTAIN_AT_MOST`.
+UNCERTAIN = {GRADIENT: 8.0, ADAM: 8.0}
+UNCERTAIN_AT_MOST = 2e-2
+
+
+def uncertainty(kind: Tolerance, condition: float) -> float:
+    """How far a float32 recording may be from the float64 value.
+
+    Args:
+        kind: What is compared.
+        condition: The largest condition number of KᵀK + λI that the run met.
+    """
+    grown = UNCERTAIN.get(kind, 0.0) * torch.finfo(torch.float32).eps * condition
+    return max(kind.limit, min(grown, UNCERTAIN_AT_MOST))
+
+
 _FIRST = {LATER_SHIFT: FIRST_SHIFT, LATER_SQUARE: FIRST_SQUARE}
 _FIRST_NAMES = re.compile(r"^(train/step0|losses/0)/")
 _FIRST_NAMES_UNTRAINED = re.compile(r"^valid/step0/")

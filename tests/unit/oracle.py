@@ -29,6 +29,7 @@ SMALL: dict[str, Any] = {
     "depth": 2,
     "meta_lr": 1e-3,
     "max_grad_norm": 0.5,
+    "step_form": "log",
 }
 
 
@@ -190,6 +191,9 @@ def _scramble(editor: HypernetworkEditor, ridge: float) -> None:
             scale = scales.get(name.split(".")[-1], 0.5)
             noise = torch.randn(parameter.shape, generator=generator, dtype=parameter.dtype)
             with torch.no_grad():
-                parameter.add_(scale * noise)
+                if name == "step_parameter" and editor.conventions.step_form == "raw":
+                    parameter.mul_((scale * noise).exp())
+                else:
+                    parameter.add_(scale * noise)
         with torch.no_grad():
             network.log_ridge.add_(math.log(ridge))

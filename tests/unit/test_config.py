@@ -175,3 +175,34 @@ def test_a_streams_stand_in_takes_its_place_below_full_scale_and_is_no_part_of_a
     # Whoever gives streams of their own gets these, at every scale.
     own = load_grid(grid_file, ["streams=[{n_batches: 1, batch_size: 4}]"], "standin")
     assert [(s.n_batches, s.batch_size) for s in own.streams] == [(1, 4)]
+
+
+@pytest.mark.parametrize(
+    ("editor", "message"),
+    [
+        (
+            "{editor: ultraedit, settings: {reference: official}}",
+            r"grid.yaml:\d+ \(editors.1.settings\): a batch of 3 edits has no complete loss group "
+            r"of 10, .* use batches of at least 10 edits, a smaller loss_group, or reference: pap",
+        ),
+        (
+            "{editor: ultraedit, settings: {reference: converged}}",
+            r"\(editors.1.settings.reference\): Input should be 'official' or 'paper'",
+        ),
+        (
+            "{editor: rledit, settings: {reference: offical}}",
+            r"\(editors.1.settings.reference\): Input should be 'official', 'paper' or 'converged'",
+        ),
+    ],
+)
+def test_a_recipe_that_cannot_be_had_is_answered_with_its_place(
+    editor: str, message: str, tmp_path: Path
+) -> None:
+    path = tmp_path / "grid.yaml"
+    path.write_text(
+        "name: g\nmodels: [{name: m, modules: ['down:all']}]\ndatasets: [{name: world}]\n"
+        f"editors:\n  - {{editor: none}}\n  - {editor}\n"
+        "streams: [{n_batches: 2, batch_size: 3}]\n"
+    )
+    with pytest.raises(ConfigError, match=message):
+        load_grid(path)

@@ -59,6 +59,12 @@ def test_paper_mode_is_the_textbook(family: str, size: int, reference: str) -> N
     _agree(make_pair(family, kl_reference=reference), batches)
 
 
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_step_learned_raw_is_the_textbook(family: str) -> None:
+    """As published; the other tests learn it in log form, whose gradient has the same scale."""
+    _agree(make_pair(family, step_form="raw"), random_batches(3, FEW, group_size=GROUP))
+
+
 @pytest.mark.parametrize("scale", [1e2, 1e3])
 @pytest.mark.parametrize("family", FAMILIES)
 def test_outlier_dimensions(family: str, scale: float) -> None:

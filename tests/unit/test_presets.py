@@ -173,13 +173,13 @@ def test_data_without_subjects_is_an_obstacle_to_those_that_look_them_up() -> No
 
 
 def test_a_safe_editor_runs_the_longest_stream_only_and_is_scored_on_the_way() -> None:
-    lengths = ", ".join(f"{{n_batches: {n}, batch_size: 2}}" for n in (1, 2, 4))
+    lengths = ", ".join(f"{{n_batches: {n}, batch_size: 4}}" for n in (1, 2, 4))
     sets = (f"streams=[{lengths}]",)
     grid = load_grid(GRIDS / "table5.yaml", sets, "standin")
     streams: dict[str, list[Cell]] = {}
     for cell in cells_of(grid):
         if cell.dataset.name == "ZsRE":
-            streams.setdefault(cell.editor.editor, []).append(cell)
+            streams.setdefault(cell.label, []).append(cell)
     (alphaedit,) = streams["alphaedit"]
     assert alphaedit.points == (1, 2, 4)
     assert alphaedit.identity["also_after"] == [1, 2]

@@ -31,20 +31,20 @@ from rledit.editors import editor_class
 ROOT = Path(__file__).parents[2]
 MAKEFILE = (ROOT / "Makefile").read_text()
 EVERY = {"scores", "frontier", "radar", "retention", "time", "total_time", "curves", "along"}
-# Beyond those, what each grid is there to show.
+# Beyond those, what each grid is there to show; RLEdit's two recipes are variants to compare.
 SHOWN = {
-    "table2": {"composite"},
+    "table2": {"ablation", "composite"},
     "table4": {"ablation", "composite"},
-    "table5": {"heat_map", "composite"},
-    "fig3": {"heat_map", "abilities"},
-    "fig4": set(),
-    "fig5": {"heat_map", "abilities"},
+    "table5": {"ablation", "heat_map", "composite"},
+    "fig3": {"ablation", "heat_map", "abilities"},
+    "fig4": {"ablation"},
+    "fig5": {"ablation", "heat_map", "abilities"},
     "fig6": {"composite"},
-    "fig7": {"heat_map", "abilities"},
-    "fig8": {"batch_sizes"},
-    "gptj": {"abilities", "composite"},
+    "fig7": {"ablation", "heat_map", "abilities"},
+    "fig8": {"ablation", "batch_sizes"},
+    "gptj": {"ablation", "abilities", "composite"},
     "steps": {"ablation"},
-    "protocols": {"heat_map", "abilities", "composite"},
+    "protocols": {"ablation", "heat_map", "abilities", "composite"},
 }
 # Streams per method and dataset, and points of the longest at which everything is scored.
 LENGTHS = {"table5": 5, "fig3": 4, "fig5": 2, "fig7": 2, "fig8": 7}
@@ -93,7 +93,8 @@ def test_at_full_scale_every_point_of_a_curve_is_measured_and_no_edit_made_twice
     """An editor that is safe to share runs the longest stream only, past all points of both."""
     layout, planned = LAYOUTS[name](), cells_of(load_grid(shipped_grid(name)))
     for method in layout.methods:
-        own = [cell for cell in planned if cell.editor.editor == method.editor]
+        line = (method.editor, method.variant)
+        own = [cell for cell in planned if (cell.editor.editor, cell.editor.variant) == line]
         safe = editor_class(str(method.editor)).prefix_safe
         assert len(own) == (1 if safe else 2), method.label
         for section in layout.sections:

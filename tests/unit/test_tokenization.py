@@ -98,10 +98,16 @@ def test_token_weights_are_those_of_the_loss_groups(tokenizer: PreTrainedTokeniz
     assert phase.weights.tolist() == [1 / 3, 1 / 3, 1 / 2]
 
 
-def test_sorting_orders_each_kind_of_prompt_on_its_own(tokenizer: PreTrainedTokenizerFast) -> None:
+def test_the_longest_samples_come_first_each_kind_on_its_own(
+    tokenizer: PreTrainedTokenizerFast,
+) -> None:
     encoder = Encoder(tokenizer, FAMILIES["qwen2"])
-    batch = encoder.batch([edit("the city of", "Lun"), edit("the", "Lun")], 4, sort=True)
-    assert [len(s) for s in batch.edit.samples] == [1, 3]
+    given = [edit("the", "Lun"), edit("the city of", "Lun"), edit("of", "Lun"), edit("is", "Mar")]
+    batch = encoder.batch(given, 4, "longest_first")
+    assert [len(s) for s in batch.edit.samples] == [3, 1, 1, 1]
+    ties = [s.key for s in batch.edit.samples[1:]]
+    assert ties == [encoder.sample(e.prompt, e.target).key for e in (given[0], given[2], given[3])]
+    assert [len(s) for s in encoder.batch(given, 4).edit.samples] == [1, 3, 1, 1]
 
 
 def test_what_an_edit_lacks_is_left_out_and_named_to_who_learns_from_it(
@@ -118,11 +124,9 @@ def test_what_an_edit_lacks_is_left_out_and_named_to_who_learns_from_it(
     assert Phase((), 4).weights.tolist() == []
 
 
-def test_an_incomplete_group_can_be_cut_off() -> None:
+def test_complete_groups_are_counted() -> None:
     one = Sample(torch.tensor([1]), torch.tensor([2]))
-    assert len(Phase((one,) * 6, 4).full_groups()) == 4
-    with pytest.raises(ValueError, match="no complete loss group"):
-        Phase((one,) * 3, 4).full_groups()
+    assert [Phase((one,) * n, 4).n_complete_groups for n in (3, 4, 6, 8)] == [0, 1, 1, 2]
 
 
 def test_chunks_hold_every_sample_once_within_the_budget() -> None:
