@@ -38,7 +38,7 @@ from pipeline.resources import ResourcesEntry
 from pipeline.results.records import CellAddress
 from pipeline.sources import lacking, source_of, world_of
 from pipeline.yaml_location import ConfigError, Located
-from rledit.calibration import LEAST_EDITS, RULE, needs_calibration, shift_settings
+from rledit.calibration import FEWEST_EDITS, LEAST_EDITS, RULE, needs_calibration, shift_settings
 from rledit.datasets import FileEditSource
 from rledit.editors import editor_class
 from rledit.editors.base import Need
@@ -93,7 +93,7 @@ class Cell:
             given["modules"] = ()
         if any(f.name == "seed" for f in fields(cls)):
             given.setdefault("seed", self.seed)
-        settings = build(cls, given, (), Located("{}", f"editor {self.label}"))
+        settings: Any = build(cls, given, (), Located("{}", f"editor {self.label}"))
         problem = editor_class(self.editor.editor).batch_problem(settings, self.stream.batch_size)
         if problem is not None:
             raise ConfigError(f"editor {self.label}, stream {self._stream_name}: {problem}")
@@ -181,14 +181,24 @@ class Cell:
         for split, n in wanted.items():
             if sizes[split] < n:
                 return f"needs {n} edits of the {split} pool, which has {sizes[split]}"
-        if self.calibrates and sizes["validation"] < self.stream.batch_size:
-            setting = editor_class(self.editor.editor).step_setting
-            return (
-                f"{setting}: auto is calibrated on a batch of {self.stream.batch_size} edits of "
-                f"the validation pool, which has {sizes['validation']}; give the dataset a larger "
-                f"`validation` or `train` file, or {self.label} a number as {setting}"
-            )
-        return None
+        return self._uncalibrated if self.calibrates else None
+
+    @property
+    def _uncalibrated(self) -> str | None:
+        """Why the step cannot be calibrated on the validation pool; None where it can."""
+        cls, n, size = (
+            editor_class(self.editor.editor),
+            self.calibration_edits,
+            self.stream.batch_size,
+        )
+        problem = cls.batch_problem(self.settings, n) if n else None
+        if n >= min(size, FEWEST_EDITS) and problem is None:
+            return None
+        return (
+            f"{cls.step_setting}: auto is calibrated on a batch of the validation pool, which has "
+            f"{n} edits, too few for batches of {size}; give the dataset a larger `validation` or "
+            f"`train` file, or {self.label} a number as {cls.step_setting}"
+        )
 
     @cached_property
     def obstacle(self) -> str | None:

@@ -42,6 +42,8 @@ RULE = "half of the largest gain, 1"
 PROTOCOL = "token_accuracy"
 LEAST_EDITS = 10
 """Edits of a calibration batch at least: on fewer, one answer more or less decides."""
+FEWEST_EDITS = 5
+"""Edits without which nothing is calibrated, where batches are as large; a pool may be small."""
 SHARE = 0.5
 DECADES = range(-7, 0)
 LOWEST, HIGHEST = -12, 4  # decades up to which the grid is extended

@@ -22,7 +22,7 @@ PER_SUBJECT = 0.7
 
 _WORLD = {
     "answers_per_relation": 8,
-    "validation_share": 0.1,
+    "validation_share": 0.15,
     "evaluation_share": 0.25,
     "locality_share": 0.36,
 }

@@ -252,9 +252,9 @@ def test_a_cells_identity_has_auto_and_what_determines_the_step() -> None:
 
 
 def test_a_dataset_without_a_batch_to_calibrate_on_is_told_what_to_give() -> None:
-    world = "datasets.0.world={n_subjects: 60, validation_share: 0.02}"
+    world = "datasets.0.world={n_subjects: 60, validation_share: 0.01}"
     chosen = cells(AUTO, world, "streams=[{n_batches: 1, batch_size: 12}]")[0]
-    with pytest.raises(ConfigError, match=r"initial_step: auto is calibrated on a batch of 12 edi"):
+    with pytest.raises(ConfigError, match=r"validation pool, which has \d edits, too few for batc"):
         check_cell(chosen)
 
 
