@@ -34,6 +34,7 @@ from pipeline.presets import (
     mapped_modules,
     preset_setting,
     standin_setting,
+    taught,
 )
 from pipeline.quantised import Quantised, quantised
 from pipeline.resources import ResourcesEntry
@@ -49,6 +50,7 @@ from pipeline.sources import (
 )
 from pipeline.tokenizer_files import thinking_switches, writes_bos
 from pipeline.yaml_location import ConfigError, Located
+from rledit.calibration import FEWEST_EDITS, LEAST_EDITS, RULE, needs_calibration, shift_settings
 from rledit.datasets import FileEditSource
 from rledit.datasets.errors import SHOWN_ROWS
 from rledit.editors import editor_class
@@ -197,7 +199,8 @@ class Cell:
         given = {**self.model.overrides, "chat": self.model.prompt_style == "chat"}
         if self.model.bos is not None:
             given["bos"] = self.model.bos
-        return replace(WORLD_MODELS[self.model.world_model], **given)
+        spec = replace(WORLD_MODELS[self.model.world_model], **given)
+        return spec if self.model.preset is None else taught(spec, self.dataset.world)
 
     @property
     def prompting(self) -> dict[str, Any]:
@@ -229,7 +232,24 @@ class Cell:
                     f"needs {n} edits of the {split} pool, which has {sizes[split]} "
                     f"({pool_origin(self.dataset, split)})"
                 )
-        return None
+        return self._uncalibrated if self.calibrates else None
+
+    @property
+    def _uncalibrated(self) -> str | None:
+        """Why the step cannot be calibrated on the validation pool; None where it can."""
+        cls, n, size = (
+            editor_class(self.editor.editor),
+            self.calibration_edits,
+            self.stream.batch_size,
+        )
+        problem = cls.batch_problem(self.settings, n) if n else None
+        if n >= min(size, FEWEST_EDITS) and problem is None:
+            return None
+        return (
+            f"{cls.step_setting}: auto is calibrated on a batch of the validation pool, which has "
+            f"{n} edits, too few for batches of {size}; {pool_remedy(self.dataset, 'validation')}, "
+            f"or give {self.label} a number as {cls.step_setting}"
+        )
 
     @cached_property
     def obstacle(self) -> str | None:
@@ -287,6 +307,51 @@ class Cell:
         places = [edit.source or edit.edit_id for edit in pool if not has_probe(edit, probe)]
         more = f" and {n - SHOWN_ROWS} more" if n > SHOWN_ROWS else ""
         return f"{text} ({', '.join(places[:SHOWN_ROWS])}{more})"
+
+    @cached_property
+    def calibrates(self) -> bool:
+        """Whether the editor's step is found by calibration first."""
+        return needs_calibration(editor_class(self.editor.editor), self.settings)
+
+    @cached_property
+    def calibration_edits(self) -> int:
+        """Edits of the batch that the step is calibrated on."""
+        wanted = max(self.stream.batch_size, LEAST_EDITS)
+        return min(wanted, self.source().sizes()["validation"])
+
+    @cached_property
+    def calibration_key(self) -> str:
+        """Hash of what the calibrated step depends on: cells that agree in it share it.
+
+        The batch is drawn with seed 0, whatever the cell's seed, so that seeds share their step.
+        """
+        cls = editor_class(self.editor.editor)
+        model = {k: v for k, v in self.identity["model"].items() if k not in ("name", "scale")}
+        dataset = {name: self.identity["dataset"][name] for name in ("order", "data_hash")}
+        return digest(
+            plain(
+                {
+                    "key_version": KEY_VERSION,
+                    "model": model,
+                    "dataset": dataset,
+                    "settings": shift_settings(cls, self.unseeded.settings),
+                    "threads": self.threads,
+                    **self._foreign_source(),
+                    **self._calibration(),
+                }
+            )
+        )
+
+    @property
+    def unseeded(self) -> Cell:
+        """The cell with seed 0, for what all seeds share."""
+        return replace(self, seed=0)
+
+    def _calibration(self) -> dict[str, Any]:
+        """How the step is calibrated, where it is."""
+        if not self.calibrates:
+            return {}
+        return {"calibration": {"rule": RULE, "edits": self.calibration_edits}}
 
     @property
     def learns(self) -> bool:
@@ -381,6 +446,7 @@ class Cell:
                 **self._foreign_source(),
                 "variant": self.editor.variant,
                 "settings": asdict(self.settings),
+                **self._calibration(),
                 "stream": asdict(self.stream),
                 "seed": self.seed,
                 "protocols": list(self.protocols),
@@ -425,7 +491,7 @@ class Cell:
     def train_key(self) -> str:
         """Hash of what the trained network depends on: cells that agree in it share it."""
         kept = ("key_version", "model", "dataset", "editor", "editor_source", "settings", "seed")
-        names = [name for name in (*kept, "threads") if name in self.identity]
+        names = [n for n in (*kept, "calibration", "threads") if n in self.identity]
         identity = {name: self.identity[name] for name in names}
         # Training draws from the train pool only, whatever the stream is drawn from.
         identity["dataset"] = {k: v for k, v in identity["dataset"].items() if k != "split"}

@@ -26,6 +26,7 @@ from rledit.names import nearest
 from rledit.records import Split
 from rledit.scoring import Probes
 from rledit.scripts import AnswerSpace
+from rledit.steps import SettingError
 from rledit.world import SCHEMAS, WORLD_MODELS, WorldConfig
 
 T = TypeVar("T")
@@ -281,9 +282,13 @@ def build(cls: type[T], data: Any, path: KeyPath, located: Located) -> T:
         built = _adapter(cls).validate_python(dict(data))
     except ValidationError as error:
         first = error.errors()[0]
-        place = located.place((*path, *first["loc"]))
+        reason = first.get("ctx", {}).get("error")
+        if isinstance(reason, SettingError):
+            key = (*path, *first["loc"], reason.setting)
+            raise ConfigError(f"{located.place(key)}: {reason}") from None
         given = "" if first["type"] == "missing" else f" (found {first['input']!r})"
-        raise ConfigError(f"{place}: {first['msg']}{given}") from None
+        where, message = _place_and_message(error)
+        raise ConfigError(f"{located.place((*path, *where))}: {message}{given}") from None
     refuse(number_problems({name: getattr(built, name) for name in known}))  # text is read by now
     return built
 
@@ -315,6 +320,16 @@ def check_asked_for(located: Located, small: bool) -> None:
             f"synthetic world is taken under this name only if you ask for it with world: {{}}"
             f"{scales}"
         )
+
+
+def _place_and_message(error: ValidationError) -> tuple[KeyPath, str]:
+    """Key and message of the first error; of a key that may be one thing or another, all of it."""
+    first, *others = error.errors()
+    key = first["loc"][:-1]
+    alike = [e["msg"] for e in others if key and e["loc"][:-1] == key]
+    if alike and isinstance(first["loc"][-1], str):
+        return key, "; or ".join([first["msg"], *alike])
+    return first["loc"], first["msg"]
 
 
 _ENTRIES: Mapping[str, type] = types.MappingProxyType(

@@ -16,6 +16,8 @@ from pipeline.paper.shipped import standins
 from pipeline.paper.verdicts import Verdict, judge
 from pipeline.presets import OWN, preset_setting
 from pipeline.results.lake import Lake
+from pipeline.results.records import remark_in
+from pipeline.results.tables import MARK
 from rledit.editors import editor_class
 
 
@@ -56,7 +58,14 @@ class Line:
     def label(self) -> str:
         """What the line is called."""
         shown = self.method.shown or self.method.label
-        return shown + ("†" if self.own_setting and not self.method.shown else "")
+        marks = "†" if self.own_setting and not self.method.shown else ""
+        return shown + marks + (MARK if self.remarks else "")
+
+    @property
+    def remarks(self) -> list[str]:
+        """What must be said of its cells, each once."""
+        cells = (cell for f in self.figures for place in f.places for cell in place.done)
+        return list(dict.fromkeys(text for cell in cells if (text := remark_in(cell.resolved))))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -258,6 +267,12 @@ def _notes(blocks: Sequence[Block], scale: str) -> list[str]:
     starred = any(line.own_setting and not line.method.shown for b in blocks for line in b.lines)
     if starred:
         notes.append("† our own setting: no article gives the method's settings on this model.")
+    for block in blocks:
+        for line in block.lines:
+            notes += [
+                f"{MARK} {text}: {line.method.label}, {block.section.title}."
+                for text in line.remarks
+            ]
     sources = dict.fromkeys(b.section.source.label for b in blocks if b.section.source)
     if sources:
         notes.append(f"Published figures: {'; '.join(sources)}.")

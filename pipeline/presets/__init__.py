@@ -7,7 +7,7 @@ from typing import Any
 from pipeline.presets.models import PRESETS, Preset
 from pipeline.presets.settings import ANY, OWN, Setting
 from pipeline.presets.shape import Shape
-from pipeline.presets.standin import METHODS, mapped_modules
+from pipeline.presets.standin import METHODS, mapped_modules, taught
 from rledit.names import look_up
 
 # Whose linears an editor takes that no preset knows: by the kind of linears it can edit.
@@ -57,4 +57,5 @@ __all__ = [
     "mapped_modules",
     "preset_setting",
     "standin_setting",
+    "taught",
 ]

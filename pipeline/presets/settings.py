@@ -14,6 +14,8 @@ TABLE_3 = "arXiv 2502.05759, table 3"
 RELEASE = "the methods' releases"
 ULTRAEDIT = "UltraEdit's release (arXiv 2505.14679)"
 
+STEP = 1e-6  # of RLEdit, UltraEdit and their relatives, in all published runs
+
 ANY = "any"  # where a setting does not depend on the dataset
 
 TRAINED = ("rledit", "mend", "malmen", "mend_star", "malmen_star", "mend_rledit", "malmen_rledit")
@@ -91,7 +93,7 @@ def hypernetworks(by_schema: Mapping[str, Hyper]) -> dict[str, dict[str, Setting
     for editor in (*TRAINED, "untrained"):
         found[editor] = {}
         for schema, hyper in by_schema.items():
-            values: dict[str, Any] = {"modules": hyper.modules}
+            values: dict[str, Any] = {"modules": hyper.modules, "initial_step": STEP}
             if editor == "rledit":
                 values |= {"rank": hyper.rank, "loc_coef": hyper.loc_coef}
             elif editor in TRAINED and editor not in _OWN_RANK:
@@ -109,10 +111,11 @@ def training_free(
 ) -> dict[str, dict[str, Setting]]:
     """UltraEdit and StableEdit; the latter on linears of its own where they are given."""
     ultra = {
-        schema: Setting(values={"modules": modules}, origin=origin)
+        schema: Setting(values={"modules": modules, "step": STEP}, origin=origin)
         for schema, modules in by_schema.items()
     }
-    own = {ANY: Setting(values={"modules": stable}, origin="arXiv 2605.11836")} if stable else ultra
+    stable_values = {"modules": stable, "step": STEP}
+    own = {ANY: Setting(values=stable_values, origin="arXiv 2605.11836")} if stable else ultra
     return {"ultraedit": ultra, "stableedit": own}
 
 

@@ -10,7 +10,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import asdict
 from typing import Any
 
-from pipeline.results.records import SCORES, CellResult, prompt_of
+from pipeline.results.records import SCORES, CellResult, prompt_of, remark_in
 from pipeline.storage import redact, redact_settings
 
 TAGS = ("grid", "cell", "editor", "variant", "model", "dataset", "scale", "status", "data_hash",
@@ -31,6 +31,9 @@ class Logged:
         self.tags = {"kind": "cell"} | {name: str(named[name] or "") for name in TAGS}
         protocols = {str(row["protocol"]) for row in _rows(result.scores)}
         self.tags["protocols"] = ",".join(sorted(protocols))
+        # Runs without a remark are as they were before there was one, their digests too.
+        if remark := remark_in(result.resolved):
+            self.tags["remark"] = remark
         if result.reason:
             self.tags["reason"] = _cut(redact(result.reason))
         settings = flatten(redact_settings(result.resolved))

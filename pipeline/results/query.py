@@ -39,7 +39,8 @@ _VIEWS = {
                c.seed, c.batch_size, c.n_batches, s.n_edits, s.final, s.protocol,
                coalesce(c.identity->>'$.model.prompt.template', 'bare') AS prompt, s.efficacy,
                s.generalization, s.specificity, s.specificity_self, c.train_seconds, c.edit_ms,
-               c.peak_memory_gb, c.data_hash, c.code_version, c.status
+               c.peak_memory_gb, c.data_hash, c.code_version, c.status,
+               coalesce(c.resolved->>'$.remark', '') AS remark
         FROM lake_cells c JOIN (
             FROM lake_scores
             UNION ALL BY NAME

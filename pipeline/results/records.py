@@ -14,7 +14,7 @@ SCORES = ("efficacy", "generalization", "specificity", "specificity_self")
 RUN_COLUMNS = (
     "grid", "cell", "editor", "variant", "model", "dataset", "scale", "seed", "batch_size",
     "n_batches", "n_edits", "final", "protocol", "prompt", *SCORES, "train_seconds", "edit_ms",
-    "peak_memory_gb", "data_hash", "code_version", "status",
+    "peak_memory_gb", "data_hash", "code_version", "status", "remark",
 )  # fmt: skip
 
 BARE = "bare"
@@ -109,6 +109,11 @@ def scale_of(scale: str, checkpoint: object) -> str:
         checkpoint: The model's checkpoint; None for a model that was trained on the spot.
     """
     return "full" if scale == "world" and checkpoint is not None else scale
+
+
+def remark_in(resolved: Mapping[str, Any]) -> str:
+    """What tables must say of a cell, by its complete settings; see `pipeline.results.effect`."""
+    return str(resolved.get("remark") or "")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -13,6 +13,7 @@ from pipeline.results.tables import (
     ABSENT,
     ADDRESS_FIELDS,
     COSTS,
+    MARK,
     PROMPT,
     UNEDITED,
     Column,
@@ -83,6 +84,8 @@ def format_value(value: Value, column: Column, n_seeds: int) -> str:
     text = f"{value.mean:.{digits}f}"
     if value.std is not None:
         text += f" ± {value.std:.{digits}f}"
+    if value.remark:
+        text += f" {MARK}"
     if len(value.values) == n_seeds:
         return text
     missing = f", {value.n_missing} {value.status}" if value.n_missing else ""
@@ -141,7 +144,7 @@ def _csv(table: Table) -> str:
     writer = csv.writer(out, lineterminator="\n")
     writer.writerow(
         ["grid", *ADDRESS_FIELDS, "editor", "variant", "n_batches", "batch_size", "protocol",
-         PROMPT, "metric", "mean", "std", "n_seeds", "status"]
+         PROMPT, "metric", "mean", "std", "n_seeds", "status", "remark"]
     )  # fmt: skip
     for panel in table.panels:
         for line in table.lines:
@@ -152,7 +155,7 @@ def _csv(table: Table) -> str:
                 writer.writerow(
                     [table.grid, *where, *column.stream, panel.protocol, line.prompt, column.metric]
                     + ["" if x is None else repr(x) for x in (value.mean, value.std)]
-                    + [len(value.values), value.status or "done"]
+                    + [len(value.values), value.status or "done", value.remark]
                 )
     return out.getvalue()
 
@@ -168,7 +171,7 @@ _LATEX = {
     "\\": r"\textbackslash{}", "&": r"\&", "%": r"\%", "$": r"\$", "#": r"\#", "_": r"\_",
     "{": r"\{", "}": r"\}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}",
     "±": r"$\pm$", "×": r"$\times$", "–": "--", "<": r"\textless{}", ">": r"\textgreater{}",
-    "Δ": r"$\Delta$", "·": r"$\cdot$", "†": r"\dag{}",
+    "Δ": r"$\Delta$", "·": r"$\cdot$", "†": r"\dag{}", "‡": r"\ddag{}",
 }  # fmt: skip
 
 

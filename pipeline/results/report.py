@@ -23,7 +23,7 @@ from pipeline.results.protocols import (
 )
 from pipeline.results.query import Connection, connect, runs
 from pipeline.results.questions import questions
-from pipeline.results.records import CellRecord, prompt_of
+from pipeline.results.records import CellRecord, prompt_of, remark_in
 from pipeline.results.rendering import format_value, render_table
 from pipeline.results.tables import (
     Column,
@@ -127,10 +127,17 @@ def _page(
         settings=_settings(records),
         failures=[r for r in records if not r.done],
         questions=questions(grid, rows, preferred),
+        remarks=[
+            (r, text) for r in records if r.done and (text := remark_in(r.values["resolved"]))
+        ],
         stream=stream_label,
         editor=editor_label,
     )
     return text, sections
+
+
+def _remarked(record: CellRecord) -> bool:
+    return record.done and bool(remark_in(record.values["resolved"]))
 
 
 def _write_figures(sections: Sequence[Section], storage: Storage) -> None:

@@ -21,6 +21,7 @@ Row = Mapping[str, Any]
 Stream = tuple[int, int]  # (batches, edits per batch)
 
 ABSENT = "–"
+MARK = "‡"  # behind figures that a remark is on
 UNEDITED = "none"
 # The order of methods wherever they stand below each other, that of `rledit.editors.EDITORS` (which
 # takes seconds to import): the references first, then training-free ones, then those that train.
@@ -49,11 +50,13 @@ class Value:
         values: one per seed, in order of seed; empty if nothing was measured.
         status: of cells that have no result: "failed", "skipped", …; "" if there is none.
         n_missing: how many seeds have that status.
+        remark: what must be said of the cells, e.g. that their edits had no effect.
     """
 
     values: tuple[float, ...] = ()
     status: str = ""
     n_missing: int = 0
+    remark: str = ""
 
     @property
     def mean(self) -> float | None:
@@ -235,8 +238,25 @@ def _panel(protocol: str, rows: Sequence[Row], columns: Sequence[Column]) -> Pan
                 values=numbers,
                 status="/".join(sorted(missing)),
                 n_missing=sum(missing.values()),
+                remark="" if column.metric in COSTS else _remark(measured),
             )
     return Panel(protocol=protocol, columns=tuple(columns), values=values)
+
+
+def _remark(rows: Iterable[Row]) -> str:
+    """The remarks on some cells, each once; rows of elsewhere may have none."""
+    return "; ".join(dict.fromkeys(text for row in rows if (text := row.get("remark"))))
+
+
+def _remarks(rows: Iterable[Row]) -> list[str]:
+    """A note for every remark, with the lines it is on."""
+    places: dict[str, dict[str, None]] = {}
+    for row in rows:
+        if text := row.get("remark"):
+            where = f"{editor_label(row['editor'], row['variant'])} {stream_label(_stream(row))}"
+            several = f"{where} on {row['model']}, {row['dataset']}"
+            places.setdefault(text, {})[several] = None
+    return [f"{MARK} {text}: {'; '.join(found)}." for text, found in sorted(places.items())]
 
 
 def _notes(rows: Sequence[Row]) -> list[str]:
@@ -249,6 +269,7 @@ def _notes(rows: Sequence[Row]) -> list[str]:
         if len(seeds) > 1
         else f"One seed ({listed}): no spread is known."
     ]
+    notes += _remarks(rows)
     missing = Counter(row["status"] for row in rows if row["status"] != "done")
     notes += [f"{n} cell{'s' * (n > 1)} {status}." for status, n in sorted(missing.items())]
     notes += dict.fromkeys(

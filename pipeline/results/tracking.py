@@ -337,6 +337,7 @@ def _run_rows(values: Mapping[str, Any]) -> list[dict[str, Any]]:
             "protocol": protocol,
             "data_hash": tags["data_hash"] or None,
             "prompt": tags["prompt"] or BARE,
+            "remark": _text(values.get("tags.remark")),
         }
         rows.append({name: row[name] for name in RUN_COLUMNS})
     return rows

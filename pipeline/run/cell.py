@@ -11,6 +11,7 @@ from typing import Any
 
 from pipeline.cells import Cell
 from pipeline.entry import write_entry
+from pipeline.results.effect import remark_of
 from pipeline.results.lake import Lake
 from pipeline.results.records import CellResult
 from pipeline.run.cache import Cache
@@ -149,6 +150,7 @@ def _result(
         for step, metrics in enumerate(network.curve if network else [])
         for name, value in metrics.items()
     ]
+    remark = remark_of(cell.editor_name, _used(cell, rows), rows.scores, rows.steps)
     return CellResult(
         address=cell.address,
         identity=cell.identity,
@@ -156,6 +158,7 @@ def _result(
             **cell.identity,
             **cell.facts,
             **rows.facts,
+            **({"remark": remark} if remark else {}),
             "execution": _execution(cell, rows, interruptions),
         },
         data_hash=cell.identity["dataset"]["data_hash"],
@@ -176,6 +179,12 @@ def _result(
         finished_at=datetime.now(UTC),
         **facts,
     )
+
+
+def _used(cell: Cell, rows: StreamRows) -> dict[str, Any]:
+    """The editor's settings with the step that was calibrated, where it was."""
+    found = rows.facts.get("calibration")
+    return asdict(cell.settings) | ({found["setting"]: found["step"]} if found else {})
 
 
 def _execution(cell: Cell, rows: StreamRows, interruptions: Sequence[str]) -> dict[str, Any]:

@@ -12,7 +12,9 @@ from rich.console import Console
 from pipeline.config import Grid
 from pipeline.locations import Locations
 from pipeline.plan import Plan
+from pipeline.results.effect import warning_of
 from pipeline.results.lake import Lake
+from pipeline.results.records import remark_in
 from pipeline.results.tracking import Tracker
 from pipeline.results.tracking_uri import TrackingError
 from pipeline.run.board import Progress
@@ -167,6 +169,8 @@ def _settle(finished: Finished, lake: Lake, tracker: Tracker, parent: str, endin
             logger.error("%s: %s; not recorded: %s", task.label, finished.reason, error)
     record = lake.record(task.cell.address)
     if record is not None:
+        if remark := remark_in(record.values["resolved"]):
+            logger.warning("%s: %s", task.cell.path, warning_of(remark))
         _warned(
             ending,
             lambda: tracker.log_cell(parent, lake.result(record)),

@@ -1,4 +1,5 @@
-"""The work of a grid as tasks with dependencies: prepare a model, train a network, run a cell."""
+"""The work of a grid as tasks with dependencies: prepare a model, calibrate a step, train a
+network, run a cell."""
 
 from __future__ import annotations
 
@@ -17,11 +18,12 @@ from pipeline.run.cell import record_skip, run_cell
 from pipeline.run.gang import ALONE, Gang
 from pipeline.run.lease import leased
 from pipeline.run.report import Report
+from pipeline.run.stages.calibrate import calibrate_step
 from pipeline.run.stages.prepare import prepare_model
 from pipeline.run.stages.statistics import collect
 from pipeline.run.stages.train import require_trained, train
 
-Kind = Literal["prepare", "statistics", "train", "edit"]
+Kind = Literal["prepare", "statistics", "calibrate", "train", "edit"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -63,6 +65,9 @@ class Task:
             return f"model {self.cell.model.name}"
         if self.kind == "statistics":
             return f"statistics {self.cell.model.name} shard {self.shard}"
+        if self.kind == "calibrate":
+            name, size = self.cell.label, self.cell.calibration_edits
+            return f"calibrate {name} {self.cell.model.name} {self.cell.dataset.name} {size} edits"
         stream = f"{self.cell.stream.n_batches}x{self.cell.stream.batch_size}"
         return f"{self.kind} {self.cell.label} {stream} seed {self.cell.seed}"
 
@@ -80,10 +85,16 @@ def tasks_of(cells: Sequence[Cell]) -> dict[str, Task]:
             Task(kind="prepare", key=model, cell=cell, needs=(), threads=cell.model_spec.threads)
         ]
         needs = [model]
+        if cell.calibrates:
+            step = f"calibrate:{cell.calibration_key}"
+            add.append(
+                Task(kind="calibrate", key=step, cell=cell, needs=(model,), threads=cell.threads)
+            )
+            needs.append(step)
         if cell.trains:
             network = f"train:{cell.train_key}"
             add.append(
-                Task(kind="train", key=network, cell=cell, needs=(model,), threads=cell.threads)
+                Task(kind="train", key=network, cell=cell, needs=tuple(needs), threads=cell.threads)
             )
             needs.append(network)
         if "statistics" in cell.needs:
@@ -170,7 +181,9 @@ def perform(
     cache = Cache(locations.cache)
     with leased(cache.storage, task.key, run, gang, report) as report:
         model = prepare_model(cell, cache, report)
-        if task.kind == "train":
+        if task.kind == "calibrate":
+            calibrate_step(cell, model, cache, report, gang)
+        elif task.kind == "train":
             train(cell, model, cache, report, gang)
         elif task.kind == "statistics":
             collect(cell, task.shard, model, cache, report, gang)

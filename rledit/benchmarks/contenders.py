@@ -105,7 +105,12 @@ class Fast(Contender):
     def __init__(self, model: Any, batches: Sequence[EditBatch], settings: StepSettings) -> None:
         super().__init__(batches, settings)
         self.model = EditableModel(model, None, settings.modules, settings.execution)
-        config = RLEditConfig(modules=settings.modules, rank=settings.rank, depth=settings.depth)
+        config = RLEditConfig(
+            modules=settings.modules,
+            initial_step=TextbookConfig.initial_step,
+            rank=settings.rank,
+            depth=settings.depth,
+        )
         self.editor = _Stepped(self.model, config)
         self.reward = self.editor.begin()
         for batch in batches[: settings.depth - 1]:

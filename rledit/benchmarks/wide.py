@@ -160,7 +160,12 @@ def _ours(
     """Seconds of the low-rank shift with its gradient, and of the editor's whole own work."""
     keys, values = _rows(shape, n, setting.seed, device)
     model = EditableModel(_OneLinear(shape, device), None, (_MODULE,))
-    config = RLEditConfig(modules=(_MODULE,), rank=setting.rank, n_blocks=setting.n_blocks)
+    config = RLEditConfig(
+        modules=(_MODULE,),
+        initial_step=TextbookConfig.initial_step,
+        rank=setting.rank,
+        n_blocks=setting.n_blocks,
+    )
     editor = _Given(model, config)
     captured = Captured(
         {_MODULE: keys}, {_MODULE: values}, torch.zeros(n, dtype=torch.long, device=device), 0.0

@@ -12,6 +12,7 @@ from torch import Tensor
 from rledit.locate.statistics import SecondMoment
 from rledit.model import EditableModel
 from rledit.records import Edit, Probe
+from rledit.steps import known_step
 from rledit.tokenization import EditBatch, Encoder, Order
 
 Need = Literal["train", "subject", "statistics", "training_data"]
@@ -45,6 +46,8 @@ class Editor(ABC):
         prefix_safe: Whether the first k batches of a longer stream give the same model as a
             stream of k batches, so that a longer run can answer for a shorter one. An editor
             that trains on a stream of its own length, or replays, is not.
+        step_setting: Name of the setting that every shift is proportional to as long as nothing is
+            trained, and that may be `auto` (see `rledit.calibration`); None where there is none.
         shardable: Whether the model may be sharded over ranks: not where a loss is differentiated
             with respect to whole matrices.
     """
@@ -55,9 +58,12 @@ class Editor(ABC):
     trains_on: ClassVar[frozenset[Probe]] = frozenset()
     linears: ClassVar[Linears] = "any"
     prefix_safe: ClassVar[bool] = False
+    step_setting: ClassVar[str | None] = None
     shardable: ClassVar[bool] = True
 
     def __init__(self, model: EditableModel, config: Any) -> None:
+        if self.step_setting is not None:
+            self.step_size = known_step(self.name, config, self.step_setting)
         self.model = model
         self.config = config
         self.looked_at: frozenset[int] | None = None

@@ -39,6 +39,7 @@ from rledit.moments import Formula
 from rledit.records import Probe
 from rledit.reward import KLReference, LocalityGradient, Reward, RewardConfig
 from rledit.shift import Solution, solve_normal_equation
+from rledit.steps import AUTO, Step, check_step
 from rledit.tokenization import EditBatch, Order
 
 logger = logging.getLogger(__name__)
@@ -58,7 +59,8 @@ class HypernetworkConfig:
         rank: Rank of the network's blocks.
         n_blocks: Number of blocks.
         init_std: Standard deviation of the blocks' first factor at the start; `auto`: 1/√d.
-        initial_step: Step η of every module at the start.
+        initial_step: Step η of every module at the start; `auto` is calibrated, see
+            `rledit.calibration`.
         loss_group: Samples per loss group; part of the numerics.
         transition: Carry the edited weights from batch to batch while training.
         optimise: Optimiser step once per trajectory, or after every batch.
@@ -92,7 +94,7 @@ class HypernetworkConfig:
     rank: int = FROM_RECIPE
     n_blocks: int = FROM_RECIPE
     init_std: float | Literal["auto"] = FROM_RECIPE
-    initial_step: float = 1e-6
+    initial_step: Step = AUTO
     loss_group: int = 4
     transition: bool = True
     optimise: Literal["trajectory", "batch"] = FROM_RECIPE
@@ -125,6 +127,7 @@ class HypernetworkConfig:
     """The method's published settings, where they are not RLEdit's."""
 
     def __post_init__(self) -> None:
+        check_step(self, "initial_step")
         for name, value in self.recipe_settings(self.reference).items():
             if getattr(self, name) is FROM_RECIPE:
                 object.__setattr__(self, name, value)
@@ -153,6 +156,7 @@ class HypernetworkEditor(TrainableEditor, MomentEditor):
     """An editor whose shifts come from a trained hypernetwork, one per linear shape."""
 
     config: HypernetworkConfig
+    step_setting = "initial_step"
     trains_on: ClassVar[frozenset[Probe]] = frozenset({"rephrase", "locality prompt"})
 
     @classmethod
@@ -398,7 +402,7 @@ class HypernetworkEditor(TrainableEditor, MomentEditor):
                     len(names),
                     rank=config.rank,
                     n_blocks=config.n_blocks,
-                    initial_step=config.initial_step,
+                    initial_step=self.step_size,
                     step_form=self.conventions.step_form,
                     init_std=_scale(config.init_std, shape),
                 ).to(self.model.device, self.model.compute_dtype)

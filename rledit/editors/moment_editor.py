@@ -89,6 +89,9 @@ class MomentEditor(Editor):
             z: Normalised [K, V], (M, n, d_in + d_out).
         """
 
+    def warm_up(self) -> None:
+        """Do what has to come before the first batch; nothing, unless an editor says otherwise."""
+
     def solve_incomplete(self, shape: Shape, keys: Tensor, z: Tensor, true_z: Tensor) -> Solution:
         """Shift factors of a batch whose last loss group is not full, in the releases' way.
 

@@ -21,6 +21,7 @@ from rledit.editors.moment_editor import MomentEditor, Shape
 from rledit.editors.whitening import RunningCovariance
 from rledit.model import EditableModel
 from rledit.shift import Solution, solve_normal_equation
+from rledit.steps import AUTO, Step, check_step
 from rledit.tokenization import EditBatch
 
 
@@ -30,7 +31,7 @@ class StableEditConfig:
 
     Attributes:
         modules: Edited linears.
-        step: η.
+        step: η; `auto` is calibrated, see `rledit.calibration`.
         ridge: α; the article uses 1 to 10.
         loss_group: Samples per loss group; it scales the value gradients. The published runs edit
             100 facts a batch in groups of 10.
@@ -42,13 +43,16 @@ class StableEditConfig:
     """
 
     modules: tuple[str, ...]
-    step: float = 1e-6
+    step: Step = AUTO
     ridge: float = 1.0
     loss_group: int = 10
     warmup_batches: int = 20
     shrinkage: float = 1e-3
     seed: int = 0
     reference: UntrainedRecipe = "paper"
+
+    def __post_init__(self) -> None:
+        check_step(self, "step")
 
 
 class StableEdit(MomentEditor):
@@ -58,6 +62,7 @@ class StableEdit(MomentEditor):
     Config = StableEditConfig
     config: StableEditConfig
     prefix_safe = True
+    step_setting = "step"
     needs: ClassVar[frozenset[Need]] = frozenset({"training_data"})
 
     def __init__(self, model: EditableModel, config: StableEditConfig) -> None:
@@ -79,8 +84,7 @@ class StableEdit(MomentEditor):
 
     def edit(self, batch: EditBatch) -> dict[str, float]:
         """Warm up before the first batch, then edit."""
-        if not self._warm:
-            self._warm_up()
+        self.warm_up()
         return super().edit(batch)
 
     def solve(self, shape: Shape, keys: Tensor, z: Tensor) -> Solution:
@@ -91,12 +95,15 @@ class StableEdit(MomentEditor):
         values = z_values * (moments.std + eps)[shape[0] :] + moments.mean[shape[0] :]
         whitened = self.covariances[shape].whiten(values, self.config.shrinkage).to(keys.dtype)
         strength = z_keys.square().sum(-1, keepdim=True)
-        differences = -self.config.step * strength * whitened
+        differences = -self.step_size * strength * whitened
         ridge = torch.full((len(keys),), self.config.ridge, device=keys.device)
         return solve_normal_equation(keys, differences, ridge, self.named(shape))
 
     @torch.no_grad()
-    def _warm_up(self) -> None:
+    def warm_up(self) -> None:
+        """Show the moments batches of the train split, once."""
+        if self._warm:
+            return
         if self._draw is None:
             raise ValueError(
                 f"editor {self.name!r} warms up on {self.config.warmup_batches} batches of "

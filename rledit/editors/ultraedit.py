@@ -13,6 +13,7 @@ from torch import Tensor
 from rledit.editors.conventions import OFFICIAL_BATCH, BatchConventions, UntrainedRecipe
 from rledit.editors.moment_editor import MomentEditor, Shape
 from rledit.shift import Solution, solve_normal_equation
+from rledit.steps import AUTO, Step, check_step
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -21,7 +22,7 @@ class UltraEditConfig:
 
     Attributes:
         modules: Edited linears.
-        step: η.
+        step: η; `auto` is calibrated, see `rledit.calibration`.
         ridge: λ of the normal equation.
         loss_group: Samples per loss group; it scales the value gradients. The published runs edit
             100 facts a batch in groups of 10.
@@ -31,10 +32,13 @@ class UltraEditConfig:
     """
 
     modules: tuple[str, ...]
-    step: float = 1e-6
+    step: Step = AUTO
     ridge: float = 1.0
     loss_group: int = 10
     reference: UntrainedRecipe = "paper"
+
+    def __post_init__(self) -> None:
+        check_step(self, "step")
 
 
 class UltraEdit(MomentEditor):
@@ -44,6 +48,7 @@ class UltraEdit(MomentEditor):
     Config = UltraEditConfig
     config: UltraEditConfig
     prefix_safe = True
+    step_setting = "step"
 
     @classmethod
     def batch_conventions_of(cls, config: UltraEditConfig) -> BatchConventions:
@@ -54,6 +59,6 @@ class UltraEdit(MomentEditor):
         """Shift factors straight from the z-scores."""
         z_keys, z_values = z[..., : shape[0]], z[..., shape[0] :]
         strength = z_keys.square().sum(-1, keepdim=True)
-        differences = -self.config.step * strength * z_values
+        differences = -self.step_size * strength * z_values
         ridge = torch.full((len(keys),), self.config.ridge, device=keys.device)
         return solve_normal_equation(keys, differences, ridge, self.named(shape))

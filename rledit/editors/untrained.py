@@ -13,6 +13,7 @@ from torch import Tensor
 from rledit.editors.conventions import OFFICIAL_BATCH, BatchConventions, UntrainedRecipe
 from rledit.editors.moment_editor import MomentEditor, Shape
 from rledit.shift import Solution, solve_normal_equation
+from rledit.steps import AUTO, Step, check_step
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -21,15 +22,19 @@ class UntrainedConfig:
 
     Attributes:
         modules: Edited linears.
-        initial_step: η₀, RLEdit's step before training.
+        initial_step: η₀, RLEdit's step before training; `auto` is calibrated, see
+            `rledit.calibration`.
         loss_group: Samples per loss group.
         reference: `official` has the order, loss groups and moments of RLEdit's release.
     """
 
     modules: tuple[str, ...]
-    initial_step: float = 1e-6
+    initial_step: Step = AUTO
     loss_group: int = 4
     reference: UntrainedRecipe = "paper"
+
+    def __post_init__(self) -> None:
+        check_step(self, "initial_step")
 
 
 class Untrained(MomentEditor):
@@ -39,6 +44,7 @@ class Untrained(MomentEditor):
     Config = UntrainedConfig
     config: UntrainedConfig
     prefix_safe = True
+    step_setting = "initial_step"
 
     @classmethod
     def batch_conventions_of(cls, config: UntrainedConfig) -> BatchConventions:
@@ -49,6 +55,6 @@ class Untrained(MomentEditor):
         """Shift factors of the identity network with λ = 1."""
         z_keys, z_values = z[..., : shape[0]], z[..., shape[0] :]
         agreement = (keys * z_keys).sum(-1, keepdim=True)
-        differences = -self.config.initial_step * agreement * z_values
+        differences = -self.step_size * agreement * z_values
         ridge = torch.ones(len(keys), device=keys.device)
         return solve_normal_equation(keys, differences, ridge, self.named(shape))

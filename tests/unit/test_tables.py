@@ -28,7 +28,7 @@ def row(**changes: Any) -> dict[str, Any]:
         "final": True, "protocol": "exact_match", "prompt": "bare", "efficacy": 50.0,
         "generalization": 40.0, "specificity": 30.0, "specificity_self": 20.0,
         "train_seconds": None, "edit_ms": 2.0, "peak_memory_gb": 1.0, "data_hash": "h",
-        "code_version": "v", "status": "done",
+        "code_version": "v", "status": "done", "remark": "",
     } | changes  # fmt: skip
     assert tuple(values) == RUN_COLUMNS
     place = ("editor", "variant", "model", "seed", "batch_size", "n_batches")
@@ -211,7 +211,8 @@ def parquet_rows(root: str) -> list[dict[str, Any]]:
                c.seed, c.batch_size, c.n_batches, s.n_edits, s.final, s.protocol,
                coalesce(c.identity->>'$.model.prompt.template', 'bare') AS prompt, s.efficacy,
                s.generalization, s.specificity, s.specificity_self, c.train_seconds, c.edit_ms,
-               c.peak_memory_gb, c.data_hash, c.code_version, c.status
+               c.peak_memory_gb, c.data_hash, c.code_version, c.status,
+               coalesce(c.resolved->>'$.remark', '') AS remark
         FROM {read.format(root, "cells")} c
         LEFT JOIN {read.format(root, "scores")} s USING (cell_key)"""
     answer = duckdb.sql(sql)

@@ -15,6 +15,7 @@ from pipeline.cells import Cell
 from pipeline.run.cache import Cache
 from pipeline.run.gang import ALONE, Gang
 from pipeline.run.report import Report
+from pipeline.run.stages.calibrated import calibration_facts, settings_with_step
 from pipeline.run.stages.measure import StreamMeasures
 from pipeline.run.stages.prepare import held_shares, open_model
 from pipeline.run.stages.statistics import (
@@ -100,8 +101,9 @@ def edit_stream(
         scorer = Scorer(model, edits, protocols, probes, seed=cell.seed, beside=measures.samples)
     except NonFiniteError as error:
         raise error.at(after_batch(0, 0)) from None
-    editor = editor_class(cell.editor.editor)(model, cell.settings)
+    editor = editor_class(cell.editor.editor)(model, settings_with_step(cell, cache))
     facts = {"prompt": _prompting(model.encoder, edits), **measures.facts}
+    facts |= calibration_facts(cell, cache)
     facts |= _provide(editor, cell, cache)
     if trained is not None:
         editor.load_state_dict(trained.state)

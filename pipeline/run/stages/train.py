@@ -16,6 +16,7 @@ from pipeline.cells import Cell
 from pipeline.run.cache import Cache
 from pipeline.run.gang import ALONE, Gang
 from pipeline.run.report import Report
+from pipeline.run.stages.calibrated import settings_with_step
 from pipeline.run.stages.prepare import open_model
 from pipeline.run.state import StateFolder, load_together, write_tensors
 from rledit.editors import Editor, TrainableEditor, editor_class
@@ -78,7 +79,7 @@ def train(
             cache.publish(name)
         return found
     model = open_model(cell, model_folder, gang)
-    editor = editor_class(cell.editor.editor)(model, cell.settings)
+    editor = editor_class(cell.editor.editor)(model, settings_with_step(cell, cache))
     if not isinstance(editor, TrainableEditor):
         raise TypeError(f"{cell.path}: editor {cell.label!r} has nothing to train")
     folder = StateFolder(cache.storage.join(*name.split("/")[:-1], Path(name).stem + ".progress"))

@@ -1,0 +1,48 @@
+"""Calibrate the step of an editor that has it on `auto`, once for all cells that need the same."""
+
+from __future__ import annotations
+
+import json
+from functools import partial
+from pathlib import Path
+
+from pipeline.cells import Cell
+from pipeline.run.cache import Cache
+from pipeline.run.gang import ALONE, Gang
+from pipeline.run.report import Report
+from pipeline.run.stages.calibrated import calibration_name
+from pipeline.run.stages.prepare import open_model
+from pipeline.run.stages.train import training_batches
+from pipeline.storage import Storage
+from rledit.calibration import calibrate
+from rledit.editors import editor_class
+
+
+def calibrate_step(
+    cell: Cell, model_folder: Path, cache: Cache, report: Report, gang: Gang = ALONE
+) -> None:
+    """Calibrate the cell's step on a batch of the validation pool, unless the cache has it.
+
+    All ranks of a gang make the same passes, the leader writes.
+    """
+    name = calibration_name(cell)
+    if gang.decide(gang.leads and cache.file(name) is not None):
+        if gang.leads:
+            cache.publish(name)
+        return
+    report("calibrate", 0, 1)
+    cell = cell.unseeded
+    model = open_model(cell, model_folder, gang)
+    edits = cell.source().draw("validation", cell.calibration_edits, seed=cell.seed)
+    found = calibrate(
+        model,
+        editor_class(cell.editor.editor),
+        cell.settings,
+        edits,
+        partial(training_batches, cell),
+    )
+    report("calibrate", 1, 1)
+    if gang.leads:
+        text = json.dumps({"pool": "validation", **found.record()}, indent=1)
+        Storage(cache.folder).write_bytes(name, text.encode())
+        cache.publish(name)

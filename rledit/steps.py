@@ -1,0 +1,53 @@
+"""The step of an editor: a number that scales its shifts, or `auto` until it is calibrated."""
+
+from __future__ import annotations
+
+import math
+from typing import Any, Literal
+
+AUTO: Literal["auto"] = "auto"
+Step = float | Literal["auto"]
+
+
+class SettingError(ValueError):
+    """A setting that cannot be used.
+
+    Attributes:
+        setting: Its name, so that whoever read it from a file can say where it stands.
+    """
+
+    def __init__(self, setting: str, message: str) -> None:
+        super().__init__(f"{setting}: {message}")
+        self.setting = setting
+
+
+def check_step(config: Any, setting: str) -> None:
+    """Refuse a step that would edit nothing, or backwards.
+
+    Raises:
+        SettingError: It is neither `auto` nor a finite number above 0.
+    """
+    value = getattr(config, setting)
+    if value == AUTO:
+        return
+    number = isinstance(value, int | float) and not isinstance(value, bool)
+    if not number or not math.isfinite(value) or value <= 0:
+        raise SettingError(
+            setting, f"a step is a finite number above 0, or auto to calibrate it, not {value!r}"
+        )
+
+
+def known_step(editor: str, config: Any, setting: str) -> float:
+    """The step as a number.
+
+    Raises:
+        SettingError: It is still `auto`; says how it becomes a number.
+    """
+    value = getattr(config, setting)
+    if value == AUTO:
+        raise SettingError(
+            setting,
+            f"auto is not calibrated yet for editor {editor!r}; take the configuration that "
+            "rledit.calibration.calibrate(model, editor, config, edits) returns, or give a number",
+        )
+    return float(value)
