@@ -195,7 +195,7 @@ def test_a_safe_editor_runs_the_longest_stream_only_and_is_scored_on_the_way() -
 def test_a_shorter_draw_is_the_beginning_of_a_longer_one(schema: str) -> None:
     claims = f", world: {{claims: {SCHEMAS[schema].claims}}}"
     dataset = f"datasets=[{{name: X, schema: {schema}{claims}}}]"
-    sets = (dataset, "streams=[{n_batches: 1, batch_size: 5}]")
+    sets = (dataset, "streams=[{n_batches: 1, batch_size: 10}]")
     source = cells_of(load_grid(GRIDS / "steps.yaml", sets, "standin"))[0].source()
     longer = source.draw("evaluation", 20, seed=3)
     assert source.draw("evaluation", 7, seed=3) == longer[:7]
