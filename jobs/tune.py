@@ -10,6 +10,7 @@ from pathlib import Path
 import typer
 from rich.console import Console
 
+from pipeline.cli.errors import errors_as_help
 from pipeline.locations import Locations
 from pipeline.logs import configure_logging
 from pipeline.tuning import load_search, tune, write_record
@@ -24,4 +25,5 @@ def main(search: Path, out: Path, results: Path = Path("results")) -> None:
 
 
 if __name__ == "__main__":
-    typer.run(main)
+    with errors_as_help():
+        typer.run(main)

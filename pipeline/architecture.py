@@ -9,9 +9,8 @@ from dataclasses import asdict, dataclass
 from functools import lru_cache
 from typing import Any
 
-import torch
 from torch import nn
-from transformers import AutoConfig, AutoModelForCausalLM
+from transformers import AutoConfig
 
 from pipeline.cells import Cell
 from pipeline.checkpoints import (
@@ -19,11 +18,21 @@ from pipeline.checkpoints import (
     cached,
     fetch_description,
     hub_reachable,
-    known_family,
     read_config,
 )
+from pipeline.opening import configured, text_part_of
 from pipeline.presets import PRESETS, Shape
-from rledit.families import FAMILIES, edited_modules, layer_index
+from pipeline.quantised import Quantised, quantised
+from rledit.families import (
+    FAMILIES,
+    Family,
+    UneditableError,
+    blank_model,
+    edited_modules,
+    family_of,
+    layer_index,
+    linear_shape,
+)
 from rledit.world.presets import model_config
 
 _WORLD_LENGTH = 64
@@ -36,6 +45,9 @@ class Architecture:
     Attributes:
         source: Where the configuration comes from, for the reader.
         family: Its `model_type`.
+        description: Where its layers and linears lie.
+        part_of: The multimodal type whose text part it is; None: a model of its own.
+        quantised: How the checkpoint's weights are packed, which are loaded as plain matrices.
         layers: Number of decoder layers.
         parameters: Of the whole model.
         layer_parameters: Of one decoder layer.
@@ -47,6 +59,9 @@ class Architecture:
 
     source: str
     family: str
+    description: Family
+    part_of: str | None
+    quantised: Quantised | None
     layers: int
     parameters: int
     layer_parameters: int
@@ -63,15 +78,13 @@ class Architecture:
         """
         found = {}
         for name in edited_modules(self.model, modules):
-            linear: Any = self.model.get_submodule(name)
-            found[name] = (linear.in_features, linear.out_features)
+            found[name] = linear_shape(self.model.get_submodule(name))
         return found
 
     def first_layer(self, modules: Sequence[str]) -> int:
         """The lowest edited layer; passes for gradients go back no further."""
         names = self.linears(modules)
-        family = FAMILIES[self.family]
-        return min((layer_index(family, name) for name in names), default=self.layers)
+        return min((layer_index(self.description, name) for name in names), default=self.layers)
 
 
 def architecture_of(cell: Cell) -> Architecture:
@@ -81,8 +94,8 @@ def architecture_of(cell: Cell) -> Architecture:
     reached and the model names a preset, the preset's published sizes.
 
     Raises:
-        CheckpointError: The checkpoint's configuration cannot be had.
-        ConfigError: The family is not one of ours.
+        CheckpointError: The checkpoint's configuration cannot be had, its weights are packed in a
+            way that is not undone, or its architecture cannot be edited.
     """
     checkpoint, preset = cell.model.checkpoint, cell.model.preset
     if checkpoint is None:
@@ -98,12 +111,18 @@ def architecture_of(cell: Cell) -> Architecture:
 @lru_cache(maxsize=8)
 def _of_config(text: str, checkpoint: str) -> Architecture:
     values: dict[str, Any] = json.loads(text)
-    family = known_family(values, checkpoint)
-    kept = {k: v for k, v in values.items() if k not in ("model_type", "quantization_config")}
+    config = configured(values, checkpoint)
+    packed = quantised(values)
+    if packed is not None and packed.problem is not None:
+        raise CheckpointError(f"checkpoint {checkpoint!r}: {packed.problem}")
     try:
-        return _built(AutoConfig.for_model(family, **kept), "config.json")
-    except (TypeError, ValueError, ZeroDivisionError) as error:
-        raise CheckpointError(f"checkpoint {checkpoint!r}: config.json: {error}") from None
+        return _built(config, "config.json", text_part_of(values), packed)
+    except UneditableError as error:
+        raise CheckpointError(
+            f"checkpoint {checkpoint!r}: model_type {config.model_type!r} cannot be edited: "
+            f"{error}. Edited are {', '.join(sorted(FAMILIES))}, and what is found to be a stack "
+            "of attention and dense MLPs"
+        ) from None
 
 
 @lru_cache(maxsize=8)
@@ -146,21 +165,26 @@ def _sizes(family: str, shape: Shape) -> Mapping[str, Any]:
     }
 
 
-def _built(config: Any, source: str) -> Architecture:
-    with torch.device("meta"):
-        model = AutoModelForCausalLM.from_config(config)
-    family = FAMILIES[config.model_type]
+def _built(
+    config: Any, source: str, part_of: str | None = None, packed: Quantised | None = None
+) -> Architecture:
+    model = blank_model(config)
+    family = family_of(model)
     layers: Any = model.get_submodule(family.layers)
-    mlp = layers[0].get_submodule(family.linears["down"])
+    inner, hidden = linear_shape(layers[0].get_submodule(family.linears["down"]))
+    head: Any = model.get_output_embeddings()  # type: ignore[operator]
     return Architecture(
         source=source,
         family=config.model_type,
+        description=family,
+        part_of=part_of,
+        quantised=packed,
         layers=len(layers),
         parameters=_count(model),
         layer_parameters=_count(layers[0]),
-        hidden=mlp.out_features,
-        intermediate=mlp.in_features,
-        vocabulary=model.get_output_embeddings().weight.shape[0],
+        hidden=hidden,
+        intermediate=inner,
+        vocabulary=head.weight.shape[0],
         model=model,
     )
 

@@ -13,7 +13,7 @@ from dataclasses import asdict, dataclass, field, fields, replace
 from functools import cached_property
 from typing import Any
 
-from pipeline.checkpoints import checkpoint_family
+from pipeline.checkpoints import cached, checkpoint_family, fetch_description, read_config
 from pipeline.config import (
     DatasetEntry,
     EditorEntry,
@@ -26,27 +26,40 @@ from pipeline.config import (
 from pipeline.corpus import CorpusFacts, corpus_facts
 from pipeline.identity import checkpoint_identity, digest, plain, template_identity
 from pipeline.material import MaterialEntry, load_material, material_hash
+from pipeline.opening import weight_facts
 from pipeline.presets import (
     PRESETS,
+    Preset,
     Setting,
     mapped_modules,
     preset_setting,
     standin_setting,
     taught,
 )
+from pipeline.quantised import Quantised, quantised
 from pipeline.resources import ResourcesEntry
-from pipeline.results.records import CellAddress
-from pipeline.sources import lacking, source_of, world_of
+from pipeline.results.records import CellAddress, scale_of
+from pipeline.sources import (
+    answer_space_of,
+    lacking,
+    pool_origin,
+    pool_remedy,
+    source_of,
+    spells_control,
+    world_of,
+)
+from pipeline.tokenizer_files import thinking_switches, writes_bos
 from pipeline.yaml_location import ConfigError, Located
 from rledit.calibration import FEWEST_EDITS, LEAST_EDITS, RULE, needs_calibration, shift_settings
 from rledit.datasets import FileEditSource
+from rledit.datasets.errors import SHOWN_ROWS
 from rledit.editors import editor_class
 from rledit.editors.base import Need
-from rledit.families import FAMILIES
-from rledit.measurements import Material
-from rledit.records import EditSource
+from rledit.measurements import Material, not_measured
+from rledit.metrics import protocol
+from rledit.records import EditSource, Probe, Split, has_probe
 from rledit.stream import checkpoints
-from rledit.world import WORLD_MODELS, World, WorldModelSpec
+from rledit.world import BOS_FAMILIES, WORLD_MODELS, World, WorldModelSpec
 
 KEY_VERSION = 1
 
@@ -141,7 +154,28 @@ class Cell:
             found["preset"] = {"name": self.model.preset, "settings": self.preset_setting.origin}
         if isinstance(source := self.source(), FileEditSource):
             found["data_files"] = dict(source.file_hashes)
+        if self.not_measured:
+            found["not_measured"] = self.not_measured
+        if self.model.checkpoint is not None and (known := weight_facts(self.model.checkpoint)):
+            found["weights"] = known
         return found
+
+    @cached_property
+    def not_measured(self) -> dict[str, str]:
+        """What the grid asks for and the stream's edits have nothing for → why."""
+        n = min(self.n_edits, self._available)  # fewer, where the data is too short to run
+        edits = self.source().draw(self.dataset.split, n, seed=self.seed)
+        return not_measured(edits, [protocol(name) for name in self.protocols], self.measurements)
+
+    @cached_property
+    def quantised(self) -> Quantised | None:
+        """How the checkpoint's weights are packed; None where they are plain, or there is none."""
+        checkpoint = self.model.checkpoint
+        published = PRESETS[self.model.preset] if self.model.preset is not None else None
+        # The hub need not be asked what a published model is.
+        if checkpoint is None or (published is not None and published.checkpoint == checkpoint):
+            return None
+        return quantised(read_config(cached(checkpoint) or fetch_description(checkpoint)))
 
     @property
     def editor_name(self) -> str:
@@ -162,9 +196,23 @@ class Cell:
     @property
     def model_spec(self) -> WorldModelSpec:
         """Architecture and training of the model."""
-        chat = self.model.prompt_style == "chat"
-        spec = replace(WORLD_MODELS[self.model.world_model], **self.model.overrides, chat=chat)
+        given = {**self.model.overrides, "chat": self.model.prompt_style == "chat"}
+        if self.model.bos is not None:
+            given["bos"] = self.model.bos
+        spec = replace(WORLD_MODELS[self.model.world_model], **given)
         return spec if self.model.preset is None else taught(spec, self.dataset.world)
+
+    @property
+    def prompting(self) -> dict[str, Any]:
+        """How prompts are put to the model, as `EditableModel` takes it.
+
+        The tokenizer of a model that is trained on the spot is made to write BOS or not.
+        """
+        return {
+            "prompt_style": self.model.prompt_style,
+            "bos": None if self.model.checkpoint is None else self.model.bos,
+            "answer_space": self.dataset.answer_space,
+        }
 
     @cached_property
     def needs(self) -> frozenset[Need]:
@@ -175,12 +223,15 @@ class Cell:
     def shortage(self) -> str | None:
         """Which pool holds too few edits for the stream or for a training trajectory."""
         sizes = self.source().sizes()
-        wanted: dict[str, int] = {self.dataset.split: self.n_edits}
+        wanted: dict[Split, int] = {self.dataset.split: self.n_edits}
         if self.trains:
             wanted["train"] = self.trajectory_batches * self.stream.batch_size
         for split, n in wanted.items():
             if sizes[split] < n:
-                return f"needs {n} edits of the {split} pool, which has {sizes[split]}"
+                return (
+                    f"needs {n} edits of the {split} pool, which has {sizes[split]} "
+                    f"({pool_origin(self.dataset, split)})"
+                )
         return self._uncalibrated if self.calibrates else None
 
     @property
@@ -209,25 +260,53 @@ class Cell:
             return self._untaught
         if "subject" not in self.needs:
             return None
-        edits = self.source().draw(self.dataset.split, min(self.n_edits, 1), seed=self.seed)
-        if edits and edits[0].subject is None:
-            return f"{self.label} looks up subjects, and {self.dataset.name} gives none"
-        return None
+        # One edit mostly tells; where it has no subject, another may have one.
+        for n in (min(self.n_edits, 1), min(self.n_edits, self._available)):
+            edits = self.source().draw(self.dataset.split, n, seed=self.seed)
+            if any(edit.subject is not None for edit in edits) or not edits:
+                return None
+        return f"{self.label} looks up subjects, and {self.dataset.name} gives none"
+
+    @property
+    def _available(self) -> int:
+        return self.source().sizes()[self.dataset.split]
 
     @cached_property
     def _untaught(self) -> str | None:
         """What the editor learns from and the train pool lacks; None where it has all."""
         if not self.learns:
             return None
-        for probe in sorted(editor_class(self.editor.editor).trains_on_of(self.settings)):
-            if n := lacking(self.dataset, "train", probe):
-                total = self.source().sizes()["train"]
-                return (
-                    f"{self.label} learns from a {probe} of every training edit, and {n} of "
-                    f"{total} in the train pool of {self.dataset.name} have none; give the dataset "
-                    "a train file whose edits have one, or leave the editor out"
-                )
-        return None
+        if not self.source().sizes()["train"]:
+            return (
+                f"{self.label} learns from the train pool, and that of {self.dataset.name} is "
+                f"empty ({pool_origin(self.dataset, 'train')}); "
+                f"{pool_remedy(self.dataset, 'train')}, or leave the editor out"
+            )
+        lacks = [
+            f"a {probe} of every training edit, and {self._without(probe, n)}"
+            for probe in sorted(editor_class(self.editor.editor).trains_on_of(self.settings))
+            if (n := lacking(self.dataset, "train", probe))
+        ]
+        if not lacks:
+            return None
+        return (
+            f"{self.label} learns from {'; from '.join(lacks)}; give the dataset a train file "
+            "whose edits have one, or leave the editor out"
+        )
+
+    def _without(self, probe: Probe, n: int) -> str:
+        """How many training edits lack a probe; the first of them, where others have one."""
+        total = self.source().sizes()["train"]
+        text = (
+            f"{n} of {total} in the train pool of {self.dataset.name} "
+            f"({pool_origin(self.dataset, 'train')}) have none"
+        )
+        if n == total:
+            return text
+        pool = self.source().draw("train", total, seed=self.seed)
+        places = [edit.source or edit.edit_id for edit in pool if not has_probe(edit, probe)]
+        more = f" and {n - SHOWN_ROWS} more" if n > SHOWN_ROWS else ""
+        return f"{text} ({', '.join(places[:SHOWN_ROWS])}{more})"
 
     @cached_property
     def calibrates(self) -> bool:
@@ -288,12 +367,17 @@ class Cell:
     def corpus_hash(self) -> str:
         """Content hash of the corpus, with how it is cut into tokens."""
         content, most = self._corpus.content_hash, self.statistics.max_tokens
-        return digest({"content": content, "max_tokens": most})
+        return digest({"content": content, "max_tokens": most, **self._unusual_bos()})
 
     @property
     def corpus_documents(self) -> int:
         """Documents that the second moments are of."""
         return self._corpus.documents
+
+    @property
+    def corpus_sample(self) -> tuple[int, ...]:
+        """UTF-8 bytes of some of these documents."""
+        return self._corpus.sample
 
     @cached_property
     def _corpus(self) -> CorpusFacts:
@@ -334,6 +418,15 @@ class Cell:
         """Batches of a training trajectory."""
         return int(self.settings.trajectory_batches or self.stream.n_batches)
 
+    @property
+    def trained_batches(self) -> int:
+        """Batches that training runs through before the stream; 0 where nothing is trained."""
+        if not self.trains:
+            return 0
+        steps = int(getattr(self.settings, "train_steps", 1))
+        each = int(getattr(self.settings, "trajectories_per_step", 1))
+        return steps * each * self.trajectory_batches
+
     @cached_property
     def identity(self) -> dict[str, Any]:
         """Everything that changes the cell's numbers, as plain JSON."""
@@ -347,6 +440,7 @@ class Cell:
                     "split": self.dataset.split,
                     "order": self.dataset.order,
                     "data_hash": self.source().data_hash,
+                    **self._text_identity(),
                 },
                 "editor": self.editor_name,
                 **self._foreign_source(),
@@ -414,7 +508,7 @@ class Cell:
             variant=self.editor.variant,
             model=self.model.name,
             dataset=self.dataset.name,
-            scale=self.scale,
+            scale=scale_of(self.scale, self.model.checkpoint),
             seed=self.seed,
             batch_size=self.stream.batch_size,
             n_batches=self.stream.n_batches,
@@ -433,38 +527,68 @@ class Cell:
             return {
                 "checkpoint": self._checkpoint,
                 "dtype": self.model.dtype,
+                **({"dequantised": self.quantised.words} if self.quantised else {}),
                 **self._prompting(),
             }
         world = {"world_hash": self.world().data_hash}
         return {**self.model_spec.identity, **world, **self._prompting()}
 
     def _prompting(self) -> dict[str, Any]:
-        """How the model is prompted: in which template, and whether its family begins with BOS.
+        """How the model is prompted: in which template, and whether texts begin with BOS.
 
-        Left out where the rest of the identity says it: the family of an embedded model is in its
-        settings. What the tokenizer really writes is in the results (`resolved.prompt`).
+        Left out where the rest of the identity says it: an embedded model's tokenizer is made by
+        its settings. What the tokenizer really writes is in the results (`resolved.prompt`).
         """
         checkpoint, preset = self.model.checkpoint, self.model.preset
         chat = self.model.prompt_style == "chat"
         if checkpoint is None:
             if not chat:
                 return {}
-            known = {} if preset is None else {"bos": _bos(self.model_spec.family)}
+            known = {} if preset is None else {"bos": self.model_spec.writes_bos}
             return {"prompt": {"template": "chat", **known}}
-        published = PRESETS[preset] if preset is not None else None
-        # The hub need not be asked what a published model is.
-        known_family = published and published.checkpoint == checkpoint and published.family
-        facts: dict[str, Any] = {
-            "template": self.model.prompt_style,
-            "bos": _bos(known_family or checkpoint_family(checkpoint)),
-        }
+        facts: dict[str, Any] = {"template": self.model.prompt_style, "bos": self._bos}
         if chat:
             facts |= template_identity(checkpoint)
+            if self._published is None and (off := thinking_switches(checkpoint)):
+                facts["without_thinking"] = off
         return {"prompt": facts}
 
+    @property
+    def _published(self) -> Preset | None:
+        """The preset whose own checkpoint the model is: the hub need not be asked what it is."""
+        preset = None if self.model.preset is None else PRESETS[self.model.preset]
+        return preset if preset and preset.checkpoint == self.model.checkpoint else None
 
-def _bos(family: str) -> bool:
-    return FAMILIES[family].bos_on_prompt
+    @cached_property
+    def _bos(self) -> bool | None:
+        """Whether texts begin with BOS; None where the checkpoint has no tokenizer."""
+        if self.model.bos is not None:
+            return self.model.bos
+        if self._published is not None:
+            return self._published.bos
+        assert self.model.checkpoint is not None
+        return writes_bos(self.model.checkpoint)
+
+    def _unusual_bos(self) -> dict[str, bool | None]:
+        """Whether a corpus is read with BOS, where the family's tokenizers usually differ.
+
+        Second moments of older caches were made by the family's rule, and are known without it.
+        """
+        if self.model.checkpoint is None:
+            return {}
+        published = self._published
+        family = published.family if published else checkpoint_family(self.model.checkpoint)
+        return {} if self._bos == (family in BOS_FAMILIES) else {"bos": self._bos}
+
+    def _text_identity(self) -> dict[str, Any]:
+        """How the data becomes text to encode, where that is not one space before each answer."""
+        chat = self.model.prompt_style == "chat"
+        found: dict[str, Any] = {}
+        if (space := answer_space_of(self.dataset, chat)) is not None:
+            found["answer_space"] = space
+        if spells_control(self.dataset):
+            found["control_tokens"] = "text"
+        return found
 
 
 def cells_of(grid: Grid) -> list[Cell]:

@@ -9,28 +9,25 @@ import json
 import os
 import re
 import socket
-import struct
 from collections.abc import Mapping, Sequence
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
 from urllib.parse import urlsplit
 
-from pipeline.yaml_location import ConfigError
-from rledit.families import FAMILIES
-from rledit.names import nearest
+from pipeline import pickled
+from pipeline.checkpoint_files import (
+    AGAIN,
+    CheckpointError,
+    read_config,
+    safetensors_header,
+    why_no_json,
+)
 
-_LFS = b"version https://git-lfs"
 _SMALL_FILES = ["*.json", "*.model", "*.txt", "chat_template.jinja"]
 _SINGLE = "model.safetensors"
 _INDEX = "model.safetensors.index.json"
 _PICKLED = re.compile(r"(.*/)?(pytorch_model|consolidated|model)[^/]*\.(bin|pt|pth|ckpt)")
-_LONGEST_HEADER = 100 << 20  # bytes; safetensors' own limit
 _REACH_SECONDS = 3.0
-
-
-class CheckpointError(ConfigError):
-    """A checkpoint that cannot be used, with the remedy."""
 
 
 def is_folder(checkpoint: str) -> bool:
@@ -79,15 +76,16 @@ def fetch_whole(checkpoint: str) -> Path:
     twice, in shards and consolidated.
 
     Raises:
-        CheckpointError: There is no such checkpoint, it is not handed out, it has no weights as
-            safetensors, or a file is broken.
+        CheckpointError: There is no such checkpoint, it is not handed out, it has no weights that
+            are loaded, or a file is broken.
     """
     folder = fetch_description(checkpoint)
     if (names := lacking_weights(checkpoint, folder)) is not None:
         folder = _fetched(checkpoint, [*_SMALL_FILES, *names])
     if not check_weights(folder):
         raise CheckpointError(
-            f"checkpoint {checkpoint!r} has no weights as *.safetensors; take a revision that has"
+            f"checkpoint {checkpoint!r} has no weights as *.safetensors or pytorch_model.bin; take "
+            "a revision that has"
         )
     return folder
 
@@ -102,27 +100,36 @@ def lacking_weights(checkpoint: str, folder: Path) -> list[str] | None:
     Raises:
         CheckpointError: The repository has no weights that are loaded.
     """
+    missing = missing_weights(checkpoint, folder)
+    return None if missing is None else list(missing)
+
+
+def missing_weights(checkpoint: str, folder: Path) -> dict[str, int | None] | None:
+    """As `lacking_weights`, each with its size in bytes where the hub tells it."""
     if is_folder(checkpoint) or not hub_reachable():
         return None
     here = weight_files(folder)
     if here and all(path.is_file() for path in here):
         return None
     listed = _listed(checkpoint)
-    if _SINGLE in listed:
-        return [_SINGLE]
-    if _INDEX in listed:
-        return [path.relative_to(folder).as_posix() for path in here]
-    raise _no_safetensors(f"checkpoint {checkpoint!r}", listed, checkpoint)
+    for single, index in ((_SINGLE, _INDEX), (pickled.SINGLE, pickled.INDEX)):
+        if single in listed:
+            return {single: listed[single]}
+        if index in listed:
+            names = [path.relative_to(folder).as_posix() for path in here]
+            return {name: listed.get(name) for name in names}
+    raise _no_weights(f"checkpoint {checkpoint!r}", list(listed))
 
 
-def _listed(checkpoint: str) -> list[str]:
-    """The files of a repository of the hub."""
+def _listed(checkpoint: str) -> dict[str, int | None]:
+    """The files of a repository of the hub, with their sizes."""
     from huggingface_hub import HfApi
 
     repository, _, revision = checkpoint.partition("@")
     try:
         hub = HfApi(endpoint=os.environ.get("HF_ENDPOINT"))
-        return list(hub.list_repo_files(repository, revision=revision))
+        found = hub.list_repo_tree(repository, recursive=True, revision=revision)
+        return {f.path: f.size for f in found if hasattr(f, "size")}
     except Exception as error:
         raise hub_error(checkpoint, error) from None
 
@@ -201,58 +208,24 @@ def _command(checkpoint: str) -> str:
     return f"{repository} --revision {revision}" if revision else repository
 
 
-def read_config(folder: Path) -> dict[str, Any]:
-    """The configuration of a checkpoint, as its JSON.
-
-    Raises:
-        CheckpointError: There is none, or it is no JSON object.
-    """
-    path = folder / "config.json"
-    try:
-        found = json.loads(path.read_bytes())
-    except FileNotFoundError:
-        raise CheckpointError(
-            f"{folder}: the folder has no config.json; name the folder that "
-            "save_pretrained or hf download wrote"
-        ) from None
-    except ValueError as error:
-        raise CheckpointError(f"{path}: {_why_no_json(path, error)}") from None
-    if not isinstance(found, dict):
-        raise CheckpointError(f"{path}: expected a JSON object, found {type(found).__name__}")
-    return found
-
-
 def checkpoint_family(checkpoint: str) -> str:
-    """The family of a checkpoint by its configuration, a key of `rledit.families.FAMILIES`.
+    """The type of a checkpoint's language model by its configuration; any, also one not edited.
 
     Raises:
         CheckpointError: The configuration cannot be had.
-        ConfigError: The family is not one of ours.
     """
-    folder = cached(checkpoint) or fetch_description(checkpoint)
-    return known_family(read_config(folder), checkpoint)
-
-
-def known_family(config: Mapping[str, Any], checkpoint: str) -> str:
-    """The family that a configuration names.
-
-    Raises:
-        ConfigError: It is not one of ours.
-    """
-    family = str(config.get("model_type"))
-    if family not in FAMILIES:
-        raise ConfigError(
-            f"checkpoint {checkpoint!r}: family {family!r} is not one of "
-            f"{', '.join(sorted(FAMILIES))}{nearest(family, list(FAMILIES))}"
-        )
-    return family
+    values = read_config(cached(checkpoint) or fetch_description(checkpoint))
+    text = values.get("text_config")
+    inner = text.get("model_type") if isinstance(text, Mapping) else None
+    return str(inner or values.get("model_type"))
 
 
 def weight_files(folder: Path) -> list[Path]:
-    """The safetensors files that a checkpoint is loaded from: the one, or those of its index.
+    """The files that a checkpoint is loaded from: the one, or those of its index.
 
-    Empty where a checkpoint has no weights at all, as a copy of its configuration has none. Files
-    of other names are not loaded, a second copy of the weights (consolidated.safetensors) neither.
+    Safetensors where there are any, else pickles of tensors (see `pipeline.pickled`). Empty where
+    a checkpoint has no weights at all, as a copy of its configuration has none. Files of other
+    names are not loaded, a second copy of the weights (consolidated.safetensors) neither.
 
     Raises:
         CheckpointError: The index is broken, or the weights are in no form that is loaded.
@@ -264,39 +237,35 @@ def weight_files(folder: Path) -> list[Path]:
         try:
             names = sorted(set(json.loads(index.read_bytes())["weight_map"].values()))
         except (ValueError, KeyError, TypeError, AttributeError) as error:
-            raise CheckpointError(f"{index}: {_why_no_json(index, error)}") from None
+            raise CheckpointError(f"{index}: {why_no_json(index, error)}") from None
         return [folder / name for name in names]
+    if found := pickled.pickled_files(folder):
+        return found
     names = sorted(path.name for path in folder.iterdir())
-    if any(name.endswith(".safetensors") or _PICKLED.fullmatch(name) for name in names):
-        raise _no_safetensors(str(folder), names, str(folder))
+    if any(name.endswith((".safetensors", ".gguf")) or _PICKLED.fullmatch(name) for name in names):
+        raise _no_weights(str(folder), names)
     return []
 
 
-def _no_safetensors(what: str, names: Sequence[str], checkpoint: str) -> CheckpointError:
+def _no_weights(what: str, names: Sequence[str]) -> CheckpointError:
     """Why files that hold weights are not loaded, and what to do."""
+    if packed := [name for name in names if name.endswith(".gguf")]:
+        return CheckpointError(
+            f"{what}: its weights are in {packed[0]}, the format of llama.cpp, in most cases "
+            "quantised; edits are written into plain matrices: take the checkpoint that it was "
+            "made from, as *.safetensors"
+        )
     others = [name for name in names if name.endswith(".safetensors")]
-    pickled = [name for name in names if _PICKLED.fullmatch(name)]
+    others += [name for name in names if _PICKLED.fullmatch(name)]
     if others:
         return CheckpointError(
-            f"{what}: has {others[0]} and neither {_SINGLE} nor {_INDEX}, by which weights are "
-            "found; fetch the checkpoint again with the index, or take a revision in transformers' "
-            "own layout"
+            f"{what}: has {others[0]} and neither {_SINGLE} nor {_INDEX} (nor {pickled.SINGLE} or "
+            "its index), by which weights are found; fetch the checkpoint again with the index, or "
+            "take a revision in transformers' own layout"
         )
-    if not pickled:
-        return CheckpointError(
-            f"{what}: has no weights as *.safetensors; take a revision that has them"
-        )
-    place, _, revision = checkpoint.partition("@")
-    if is_folder(checkpoint):
-        place, revision = checkpoint, ""
-    pinned = f", revision={revision!r}" if revision else ""
     return CheckpointError(
-        f"{what}: its weights are pickled ({pickled[0]}), which is never loaded here because "
-        "unpickling may run code. Take a revision with safetensors, or, if you trust its authors, "
-        "convert it once and give the new folder as `checkpoint`:\n"
-        '  python -c "from transformers import AutoModelForCausalLM as M, AutoTokenizer as T; '
-        f"M.from_pretrained({place!r}{pinned}, dtype='auto').save_pretrained('NEW'); "
-        f"T.from_pretrained({place!r}{pinned}).save_pretrained('NEW')\""
+        f"{what}: has no weights as *.safetensors or {pickled.SINGLE}; take a revision that has "
+        "them"
     )
 
 
@@ -307,66 +276,54 @@ def check_weights(folder: Path) -> dict[str, tuple[int, ...]]:
         Tensor name → shape; empty where there are no weights.
 
     Raises:
-        CheckpointError: A file is missing, cut short, a git-lfs pointer, or no safetensors.
+        CheckpointError: A file is missing, cut short, a git-lfs pointer, or of another kind.
     """
     shapes: dict[str, tuple[int, ...]] = {}
     for path in weight_files(folder):
         if not path.is_file():
             raise CheckpointError(
-                f"{path}: the index names this file, and it is not there: {_AGAIN}"
+                f"{path}: the index names this file, and it is not there: {AGAIN}"
             )
-        shapes |= {name: tuple(entry["shape"]) for name, entry in _header(path).items()}
-    index = folder / _INDEX
-    if shapes and not (folder / _SINGLE).is_file():
+        shapes |= _shapes(path)
+    index = _index(folder)
+    if shapes and index is not None:
         named = json.loads(index.read_bytes())["weight_map"]
         if missing := sorted(set(named) - set(shapes)):
             raise CheckpointError(
                 f"{folder / named[missing[0]]}: the index says that it holds {missing[0]!r}, and "
-                f"it does not ({len(missing)} tensors missing): {_AGAIN}"
+                f"it does not ({len(missing)} tensors missing): {AGAIN}"
             )
     return shapes
 
 
-_AGAIN = "the download is not complete; fetch the checkpoint again"
+def _index(folder: Path) -> Path | None:
+    """The index by which a folder's weight files are found; None where there is one file."""
+    for single, index in ((_SINGLE, _INDEX), (pickled.SINGLE, pickled.INDEX)):
+        if (folder / single).is_file():
+            return None
+        if (folder / index).is_file():
+            return folder / index
+    return None
 
 
-def _header(path: Path) -> Mapping[str, Any]:
-    """Name → entry of a safetensors file whose size is what its header says."""
-    size = path.stat().st_size
-    with path.open("rb") as file:
-        start = file.read(len(_LFS))
-        if start == _LFS:
-            raise CheckpointError(
-                f"{path}: this is a git-lfs pointer, not the file; run git lfs pull in the "
-                "repository, or fetch it with hf download"
-            )
-        if len(start) < 8:
-            raise CheckpointError(f"{path}: only {size} bytes long: {_AGAIN}")
-        (length,) = struct.unpack("<Q", start[:8])
-        if length > _LONGEST_HEADER:
-            raise CheckpointError(f"{path}: this is no safetensors file; expected its header first")
-        if 8 + length > size:
-            raise CheckpointError(f"{path}: cut short inside its header, {size} bytes: {_AGAIN}")
-        file.seek(8)
-        text = file.read(length)
-    try:
-        header = json.loads(text)
-        tensors = {name: entry for name, entry in header.items() if name != "__metadata__"}
-        end = max((entry["data_offsets"][1] for entry in tensors.values()), default=0)
-    except (ValueError, AttributeError, KeyError, TypeError, IndexError) as error:
-        raise CheckpointError(
-            f"{path}: its safetensors header cannot be read ({type(error).__name__}); fetch the "
-            "file again"
-        ) from None
-    if size != 8 + length + end:
-        raise CheckpointError(
-            f"{path}: {size} bytes long, and its header promises {8 + length + end}: {_AGAIN}"
-        )
-    return tensors
+def _shapes(path: Path) -> dict[str, tuple[int, ...]]:
+    if pickled.is_pickled(path):
+        return {name: tuple(t.shape) for name, t in pickled.pickled_tensors(path).items()}
+    return {name: tuple(entry["shape"]) for name, entry in safetensors_header(path).items()}
 
 
-def _why_no_json(path: Path, error: Exception) -> str:
-    with path.open("rb") as file:
-        if file.read(len(_LFS)) == _LFS:
-            return "this is a git-lfs pointer, not the file; run git lfs pull"
-    return f"no valid JSON of its kind ({error}); fetch the checkpoint again"
+__all__ = [
+    "CheckpointError",
+    "cached",
+    "check_weights",
+    "checkpoint_family",
+    "fetch_description",
+    "fetch_whole",
+    "hub_error",
+    "hub_reachable",
+    "is_folder",
+    "lacking_weights",
+    "missing_weights",
+    "read_config",
+    "weight_files",
+]

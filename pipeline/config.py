@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import types
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any, Literal, TypeVar
@@ -14,14 +14,18 @@ from pydantic import TypeAdapter, ValidationError
 from pipeline.material import MaterialEntry, check_measurements
 from pipeline.pinned import names_revision, unpinned_checkpoint
 from pipeline.presets import PRESETS
+from pipeline.ranges import number_problems, shape_problem
 from pipeline.resources import ResourcesEntry
 from pipeline.yaml_location import ConfigError, KeyPath, Located
 from rledit.chat import PromptStyle
-from rledit.datasets import FORMATS
+from rledit.datasets import FORMATS, DatasetError
+from rledit.datasets.pools import PoolFiles
 from rledit.editors import editor_class
 from rledit.metrics import PROTOCOLS
 from rledit.names import nearest
+from rledit.records import Split
 from rledit.scoring import Probes
+from rledit.scripts import AnswerSpace
 from rledit.steps import SettingError
 from rledit.world import SCHEMAS, WORLD_MODELS, WorldConfig
 
@@ -46,6 +50,8 @@ class ModelEntry:
         overrides: Settings of the world model to change.
         prompt_style: Put every prompt `bare`, as the articles do, or as a user's turn in the
             tokenizer's `chat` template.
+        bos: Begin every text with BOS, or never; where it is not given, the model's own tokenizer
+            decides, by what it makes of plain text.
     """
 
     name: str
@@ -56,6 +62,7 @@ class ModelEntry:
     modules: tuple[str, ...] = ("down:all",)
     overrides: dict[str, Any] = field(default_factory=dict)
     prompt_style: PromptStyle = "bare"
+    bos: bool | None = None
 
     def __post_init__(self) -> None:
         if self.dtype is None:
@@ -72,25 +79,35 @@ class DatasetEntry:
             depend on it, and a stand-in is the embedded world written in it.
         world: Settings of the embedded world.
         files: Files of edits instead of the world's own: ``train``, ``evaluation``,
-            ``validation``: JSON, JSONL or Parquet in any schema of `rledit.datasets`, as a path,
+            ``validation``, each of them that pool; and ``all``, which is cut into the pools that
+            have no file: JSON, JSONL or Parquet in any schema of `rledit.datasets`, as a path,
             a URI, or ``hf://datasets/owner/name@revision/file``, the revision a commit; with
             ``#sha256=…`` behind it the content must have that hash.
+        shares: How ``files.all`` is cut: share of its prompts by pool; 70 for train to 10 for
+            validation to 20 for evaluation where nothing is given.
         format: Schema of the files, or `auto`.
         order: Draw streams `shuffled` by seed, or in the order of the `file`.
         on_overlap: `refuse` files that share prompts, or `drop` those from training.
         strict: Refuse files with blank targets instead of skipping those rows.
         split: Pool the stream is drawn from; `validation` is for tuning.
+        answer_space: Put a space before an answer as the scripts of prompt and answer have it
+            (`auto`: none in Chinese, Japanese, Thai and the like), `always`, or `never`. In a chat
+            template `auto` puts none.
     """
 
     name: str = "world"
     schema: str | None = None
     world: dict[str, Any] = field(default_factory=dict)
-    files: dict[Literal["train", "evaluation", "validation"], str] = field(default_factory=dict)
+    files: dict[Literal["all", "train", "evaluation", "validation"], str] = field(
+        default_factory=dict
+    )
+    shares: dict[Split, float] = field(default_factory=dict)
     format: str = "auto"
     order: Literal["shuffled", "file"] = "shuffled"
     on_overlap: Literal["refuse", "drop"] = "refuse"
     strict: bool = False
     split: Literal["evaluation", "validation"] = "evaluation"
+    answer_space: AnswerSpace = "auto"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -210,7 +227,11 @@ def load_grid(
     located = Located.read(path)
     for text in overrides:
         _override(located.data, text)
-    return scaled(parse_grid(located), scale, limit)
+    grid = parse_grid(located)
+    found = scaled(grid, scale, limit)
+    small = found.scale != "full" and (scale is not None or "scale" in located.data)
+    check_asked_for(located, small)
+    return found
 
 
 def parse_grid(located: Located) -> Grid:
@@ -242,14 +263,23 @@ def build(cls: type[T], data: Any, path: KeyPath, located: Located) -> T:
         return data
     if not isinstance(data, Mapping):
         raise ConfigError(f"{located.place(path)}: expected a mapping, found {data!r}")
-    names = [f.name for f in fields(cls)]  # type: ignore[arg-type]
-    for key in data:
-        if key not in names:
+
+    def refuse(problems: Iterable[tuple[tuple[str | int, ...], str]]) -> None:
+        """All at once, each with its place."""
+        if lines := [f"{located.place((*path, *at))}: {what}" for at, what in problems]:
+            raise ConfigError("\n".join(lines))
+
+    known = {f.name: f for f in fields(cls)}  # type: ignore[arg-type]
+    for key, value in data.items():
+        if key not in known:
             raise ConfigError(
-                f"{located.place((*path, key))}: unknown key {key!r}{nearest(str(key), names)}"
+                f"{located.place((*path, key))}: unknown key {key!r}{nearest(str(key), known)}"
             )
+        if (problem := shape_problem(known[key], value)) is not None:
+            raise ConfigError(f"{located.place((*path, key))}: {problem}")
+    refuse(number_problems(data))  # before a group's own checks reckon with them
     try:
-        return _adapter(cls).validate_python(dict(data))
+        built = _adapter(cls).validate_python(dict(data))
     except ValidationError as error:
         first = error.errors()[0]
         reason = first.get("ctx", {}).get("error")
@@ -259,6 +289,8 @@ def build(cls: type[T], data: Any, path: KeyPath, located: Located) -> T:
         given = "" if first["type"] == "missing" else f" (found {first['input']!r})"
         where, message = _place_and_message(error)
         raise ConfigError(f"{located.place((*path, *where))}: {message}{given}") from None
+    refuse(number_problems({name: getattr(built, name) for name in known}))  # text is read by now
+    return built
 
 
 def _place_and_message(error: ValidationError) -> tuple[KeyPath, str]:
@@ -269,6 +301,35 @@ def _place_and_message(error: ValidationError) -> tuple[KeyPath, str]:
     if alike and isinstance(first["loc"][-1], str):
         return key, "; or ".join([first["msg"], *alike])
     return first["loc"], first["msg"]
+
+
+def check_asked_for(located: Located, small: bool) -> None:
+    """Refuse to take the embedded world for data that nobody has given.
+
+    The world is asked for by the name `world`, by the key ``world``, or by a schema at a scale that
+    was chosen. Any other dataset has files.
+
+    Args:
+        located: The grid as its file has it.
+        small: Whether stand-ins were asked for, so that a dataset of a schema is made of the world.
+
+    Raises:
+        ConfigError: A dataset names neither files nor the world; says what to give.
+    """
+    for i, entry in enumerate(located.data["datasets"]):
+        name, schema = entry.get("name", "world"), entry.get("schema")
+        if "world" in entry or entry.get("files") or (small and schema is not None):
+            continue
+        if name == "world" and schema is None:
+            continue
+        of = "" if schema is None else f" of schema {schema!r}"
+        scales = "" if schema is None else ", or choose stand-ins with --scale standin"
+        raise ConfigError(
+            f"{located.place(('datasets', i))}: dataset {name!r}{of} has no files. Give them, e.g. "
+            f"files: {{evaluation: {name}-edit.json, train: {name}-train.json}}; the embedded "
+            f"synthetic world is taken under this name only if you ask for it with world: {{}}"
+            f"{scales}"
+        )
 
 
 _ENTRIES: Mapping[str, type] = types.MappingProxyType(
@@ -313,12 +374,12 @@ def _check_names(grid: Grid, located: Located) -> None:
         except ValueError as error:
             raise ConfigError(f"{located.place(('editors', i, 'editor'))}: {error}") from None
         settings = {"modules": ("down:0",), **entry.settings}
-        place = ("editors", i, "settings")
-        config = build(editor_class(entry.editor).Config, settings, place, located)
+        path: KeyPath = ("editors", i, "settings")
+        config: Any = build(editor_class(entry.editor).Config, settings, path, located)
         for stream in grid.streams:
             problem = editor_class(entry.editor).batch_problem(config, stream.batch_size)
             if problem is not None:
-                raise ConfigError(f"{located.place(place)}: {problem}")
+                raise ConfigError(f"{located.place(path)}: {problem}")
     for i, name in enumerate(grid.protocols):
         _known(name, PROTOCOLS, ("protocols", i), located, "protocol")
     for i, model in enumerate(grid.models):
@@ -329,20 +390,22 @@ def _check_names(grid: Grid, located: Located) -> None:
         _check_pinned(model, ("models", i, "checkpoint"), located)
         preset = WORLD_MODELS[model.world_model].identity  # without `chat`: prompt_style sets it
         cls = type(WORLD_MODELS[model.world_model])
-        build(cls, preset | model.overrides, ("models", i, "overrides"), located)
+        if "chat" in model.overrides:
+            place = located.place(("models", i, "overrides", "chat"))
+            raise ConfigError(f"{place}: the model's `prompt_style` says it; set that")
+        spec = build(cls, preset | model.overrides, ("models", i, "overrides"), located)
+        if not 0 <= spec.init_std <= 1:  # what transformers accepts
+            place = located.place(("models", i, "overrides", "init_std"))
+            raise ConfigError(f"{place}: expected at most 1, found {spec.init_std}")
     for i, dataset in enumerate(grid.datasets):
         build(WorldConfig, dataset.world, ("datasets", i, "world"), located)
         if dataset.schema is not None:
             _known(dataset.schema, SCHEMAS, ("datasets", i, "schema"), located, "schema")
         if dataset.format != "auto":
             _known(dataset.format, FORMATS, ("datasets", i, "format"), located, "format")
+        _check_pools(dataset, ("datasets", i), located)
     if grid.standins and len(grid.standins) != len(grid.streams):
         raise ConfigError(f"{located.place(('standins',))}: one for each stream, or none at all")
-    for streams in (grid.streams, grid.standins):
-        for i, stream in enumerate(streams):
-            if stream is not None and min(stream.n_batches, stream.batch_size) < 1:
-                place = located.place(("streams", i))
-                raise ConfigError(f"{place}: a stream needs at least one edit")
     if (problem := check_measurements(grid.measurements)) is not None:
         raise ConfigError(f"{located.place(('measurements',))}: {problem}")
     if (problem := grid.resources.problem()) is not None:
@@ -353,6 +416,17 @@ def _check_names(grid: Grid, located: Located) -> None:
     _unique([(e.editor, e.variant) for e in grid.editors], "editors", located)
     _unique([m.name for m in grid.models], "models", located)
     _unique([d.name for d in grid.datasets], "datasets", located)
+
+
+def _check_pools(dataset: DatasetEntry, path: KeyPath, located: Located) -> None:
+    """Refuse files and shares of which something would go unused."""
+    if not (dataset.files or dataset.shares):
+        return
+    try:
+        PoolFiles(dataset.files or ("evaluation",), dataset.shares or None)
+    except DatasetError as error:
+        key = "shares" if dataset.shares else "files"
+        raise ConfigError(f"{located.place((*path, key))}: {error}") from None
 
 
 def _check_prompts(model: ModelEntry, path: KeyPath, located: Located) -> None:
@@ -396,8 +470,13 @@ def _known(
 
 
 def _require_list(data: Mapping[str, Any], key: str, located: Located) -> None:
-    if not isinstance(data.get(key), list):
-        raise ConfigError(f"{located.place((key,))}: the grid needs a list of {key}")
+    if isinstance(data.get(key), list):
+        return
+    found = "" if data.get(key) is None else f", not {type(data[key]).__name__} {data[key]!r}"
+    raise ConfigError(
+        f"{located.place((key,))}: the grid needs a list of {key}{found}; write each entry in a "
+        "line of its own, with a dash before it"
+    )
 
 
 def _override(data: dict[str, Any], text: str) -> None:
@@ -414,12 +493,17 @@ def _override(data: dict[str, Any], text: str) -> None:
         here_key = _index(here, parts[-1], f"--set {text}")
     elif not isinstance(here, dict):
         raise ConfigError(f"--set {text}: {'.'.join(parts[:-1])} is a value, not a group")
-    here[here_key] = yaml.safe_load(value)
+    try:
+        here[here_key] = yaml.safe_load(value)
+    except yaml.YAMLError as error:
+        raise ConfigError(f"--set {text}: {value!r} is not valid YAML: {error}") from None
 
 
 def _descend(here: Any, part: str, where: str) -> Any:
     if isinstance(here, dict):
-        return here.setdefault(part, {})
+        if here.get(part) is None:  # absent, or a key without a value
+            here[part] = {}
+        return here[part]
     if isinstance(here, list):
         return here[_index(here, part, where)]
     raise ConfigError(f"{where}: is a value, not a group of settings")

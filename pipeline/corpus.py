@@ -17,6 +17,8 @@ from rledit.world import World
 
 logger = logging.getLogger(__name__)
 
+_SAMPLE = 1000  # documents whose length is kept, at least, where there are so many
+
 
 @dataclass(frozen=True, kw_only=True)
 class Corpus:
@@ -28,10 +30,17 @@ class Corpus:
 
 @dataclass(frozen=True, kw_only=True)
 class CorpusFacts:
-    """The hash of a corpus's content, and the number of its documents."""
+    """What there is to say of a corpus.
+
+    Attributes:
+        content_hash: Hash of its content.
+        documents: How many it has.
+        sample: UTF-8 bytes of some of its documents, evenly spread over it.
+    """
 
     content_hash: str
     documents: int
+    sample: tuple[int, ...]
 
 
 def open_corpus(
@@ -87,7 +96,12 @@ def _file_facts(location: str, limit: int, _: tuple[int, int] | None) -> CorpusF
 
 
 def _facts(corpus: Corpus) -> CorpusFacts:
-    return CorpusFacts(content_hash=corpus.content_hash, documents=len(corpus.documents))
+    step = max(1, len(corpus.documents) // _SAMPLE)
+    return CorpusFacts(
+        content_hash=corpus.content_hash,
+        documents=len(corpus.documents),
+        sample=tuple(len(text.encode()) for text in corpus.documents[::step]),
+    )
 
 
 def warn_if_short(setting: str, location: str, found: int, asked: int) -> None:

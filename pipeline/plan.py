@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from pipeline.cells import Cell, cells_of
 from pipeline.checkpoints import check_weights, is_folder
-from pipeline.config import Grid
+from pipeline.config import DatasetEntry, Grid
 from pipeline.identity import changed_fields
 from pipeline.results.lake import Lake
-from pipeline.results.records import CellAddress
-from pipeline.sources import lacking, source_of
+from pipeline.results.records import SCORES, CellAddress
+from pipeline.sources import lacking, pool_origin, pool_remedy, source_of, unread
 from pipeline.yaml_location import ConfigError
+from rledit.datasets import RowError, RowErrors
+from rledit.datasets.check import unread_keys
 from rledit.editors import editor_class
 from rledit.records import PROBES, SPLITS
 
@@ -27,12 +30,18 @@ class Plan:
         done: Those whose rows lie in the lake.
         failed: Reasons of those that failed before, by key; they are run again.
         outdated: Keys in the lake that stand at a cell's path with another identity.
+        refused: Why cells cannot run, by key, as preflight found out.
     """
 
     cells: tuple[Cell, ...]
     done: frozenset[str]
     failed: dict[str, str]
     outdated: tuple[str, ...]
+    refused: Mapping[str, str] = field(default_factory=dict)
+
+    def reason(self, cell: Cell) -> str | None:
+        """Why a cell is left out; None where it can run."""
+        return cell.obstacle or self.refused.get(cell.key)
 
     @property
     def missing(self) -> tuple[Cell, ...]:
@@ -55,11 +64,14 @@ def make_plan(
     Raises:
         ConfigError: A finished cell stands at a cell's path with another identity, or a stream
             does not fit its data.
+        DatasetError: Edits cannot be read; rows that cannot be mapped are named all at once.
     """
     cells = tuple(cells_of(grid) if cells is None else cells)
     for folder in {cell.model.checkpoint for cell in cells if cell.model.checkpoint}:
         if is_folder(folder):
             check_weights(Path(folder))  # a cell's key is made from what they say
+    check_rows(cells)
+    check_corpus(cells)
     for cell in cells:
         check_cell(cell)
     records = lake.manifest(grid.name) if lake.exists() else []
@@ -90,6 +102,23 @@ def make_plan(
     )
 
 
+def check_rows(cells: Sequence[Cell]) -> None:
+    """Read the edits of every dataset.
+
+    Raises:
+        RowErrors: Rows cannot be mapped, of all datasets together.
+        DatasetError: A dataset cannot be read for another reason.
+    """
+    errors: list[RowError] = []
+    for dataset in {cell.dataset.name: cell.dataset for cell in cells}.values():
+        try:
+            source_of(dataset)
+        except RowErrors as error:
+            errors += error.errors
+    if errors:
+        raise RowErrors(errors)
+
+
 def check_cell(cell: Cell) -> None:
     """Find what would fail later, before anything expensive starts.
 
@@ -99,7 +128,38 @@ def check_cell(cell: Cell) -> None:
     """
     check_sharded(cell)
     if cell.obstacle is None and cell.shortage is not None:
-        raise ConfigError(f"{cell.path}: {cell.shortage}; shorten the stream or enlarge the data")
+        raise ConfigError(f"{cell.path}: {cell.shortage}; {_enlarge(cell)}")
+
+
+def _enlarge(cell: Cell) -> str:
+    """What to do about a pool that is too small."""
+    split = cell.dataset.split
+    if cell.source().sizes()[split] >= cell.n_edits:  # it is the train pool
+        return f"shorten the trajectory, or {pool_remedy(cell.dataset, 'train')}"
+    return f"shorten the stream, or {pool_remedy(cell.dataset, split)}"
+
+
+def check_corpus(cells: Sequence[Cell]) -> None:
+    """Ask for running text where an editor needs second moments of a model that has no world.
+
+    Raises:
+        ConfigError: There is none; names the editors and models, and what to give.
+    """
+    lacking = [
+        cell
+        for cell in cells
+        if "statistics" in cell.needs
+        and cell.model.checkpoint is not None
+        and cell.statistics.corpus is None
+    ]
+    if lacking:
+        editors = ", ".join(dict.fromkeys(cell.label for cell in lacking))
+        models = ", ".join(dict.fromkeys(cell.model.name for cell in lacking))
+        raise ConfigError(
+            f"statistics.corpus is not given, and the grid's {editors} need second moments of "
+            f"running text on {models}: give a .txt, .jsonl or Parquet file with --set "
+            "statistics.corpus=wiki.jsonl, or leave these editors out"
+        )
 
 
 def check_sharded(cell: Cell) -> None:
@@ -123,6 +183,11 @@ def unshardable(cell: Cell) -> str | None:
         )
     if cell.model.checkpoint is not None and cell.model.dtype == "float64":
         return "a float64 model cannot be sharded; load it in float32 or bfloat16"
+    if cell.model.checkpoint is not None and cell.quantised is not None:
+        return (
+            f"a quantised checkpoint ({cell.quantised.words}) is turned back into plain matrices "
+            "while it is loaded whole, so it cannot be sharded; set resources.sharding: none"
+        )
     return None
 
 
@@ -134,11 +199,36 @@ def pool_lines(cells: Sequence[Cell]) -> list[str]:
         sizes = source_of(dataset).sizes()
         pools = ", ".join(f"{pool} {size}" for pool, size in sizes.items())
         lines.append(f"facts of {name}: {pools}")
+        if dataset.files:
+            lines += [f"  {split}: {pool_origin(dataset, split)}" for split in SPLITS]
         total = sum(sizes[split] for split in SPLITS)
         for probe in PROBES:
             if n := sum(lacking(dataset, split, probe) for split in SPLITS):
                 lines.append(f"  without a {probe}: {n} of {total}, not scored by one")
+        lines += [f"  {line}" for line in _unmeasured(cells, dataset)]
+        for file, keys in unread(dataset).items():
+            lines.append(f"  not read of {file}: {unread_keys(keys)}")
     return lines
+
+
+def _unmeasured(cells: Sequence[Cell], dataset: DatasetEntry) -> Iterator[str]:
+    """What is asked for and has no data, beside the probes: those are counted by themselves."""
+    streams = {
+        (cell.dataset.split, cell.n_edits, cell.seed): cell
+        for cell in cells
+        if cell.dataset == dataset and cell.obstacle is None
+    }
+    found = dict.fromkeys(item for cell in streams.values() for item in cell.not_measured.items())
+    for what, why in found:
+        if what not in SCORES:
+            yield f"{what}: asked for and not measured, {why}"
+
+
+def failed_lines(plan: Plan) -> list[str]:
+    """Why cells failed before, a line for each reason."""
+    counts = Counter(plan.failed[key] for cell in plan.missing if (key := cell.key) in plan.failed
+                     and cell.obstacle is None)  # fmt: skip
+    return [f"failed before, {n} of the cells to run: {reason}" for reason, n in counts.items()]
 
 
 def skip_lines(cells: Sequence[Cell]) -> list[str]:

@@ -1,19 +1,18 @@
 """Everything that can be found wrong before a GPU is asked for.
 
 In this order, cheapest first: the checkpoint and its access, its files, the edited modules, the
-tokenizer on the stream's own rows, and on those that training draws from. Nothing is trained and no
-weights are read.
+tokenizer on the stream's own rows, and on those that training draws from. All rows are looked at,
+and a row stops the cells that draw it. Nothing is trained and no weights are read.
 """
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
-
-from transformers import AutoConfig, AutoTokenizer
 
 from pipeline.architecture import Architecture, architecture_of
 from pipeline.cells import Cell
@@ -23,56 +22,161 @@ from pipeline.checkpoints import (
     fetch_description,
     is_folder,
     lacking_weights,
+    read_config,
     weight_files,
 )
 from pipeline.harness import require_harness
 from pipeline.material import HARNESS
+from pipeline.opening import configured, stored_name
+from pipeline.plan import Plan
+from pipeline.quantised import packed_tensor
+from pipeline.row_faults import Faults, stream_faults, subject_faults, together, train_faults
+from pipeline.tokenizer_files import load_tokenizer
 from pipeline.yaml_location import ConfigError
 from rledit.chat import PromptStyle
 from rledit.editors import editor_class
-from rledit.families import FAMILIES
-from rledit.locate.contexts import Contexts
-from rledit.locate.requests import make_requests
-from rledit.metrics import protocol
-from rledit.scoring import questions
+from rledit.records import Edit
+from rledit.scripts import AnswerSpace
 from rledit.tokenization import Encoder, TokenizationError
 from rledit.world import World, WorldModelSpec, world_encoder
 
 logger = logging.getLogger(__name__)
 
-_AT_ONCE = 1000  # edits
 _MANY = 20_000
 
 
-def preflight(cells: Sequence[Cell]) -> None:
+def preflight(cells: Sequence[Cell], others: bool = False) -> dict[str, Refusal]:
     """Check models, edited modules, tokenizers, streams and training data; see the module.
 
+    What is wrong with the grid or a model stops it. Rows that cannot be used, and tokenizers that
+    an editor cannot work with, stop only the cells concerned.
+
+    Args:
+        cells: The cells that are to run.
+        others: There are others, which have run: then it is no error that all of these are refused.
+
+    Returns:
+        Why cells cannot run, by key.
+
     Raises:
-        ConfigError: What is wrong, where, and what to do about it.
+        ConfigError: What is wrong, where, and what to do about it; no cell can run.
         DatasetError: The files of edits cannot be read.
     """
     if any(HARNESS in cell.measurements for cell in cells):
         require_harness()
     checked: set[tuple[Any, ...]] = set()
-
-    def first(*what: Any) -> bool:
-        """Whether this is asked for the first time: cells share most of what is checked."""
-        known = what in checked
-        checked.add(what)
-        return not known
-
     for cell in cells:
-        model, data = cell.model.name, cell.dataset.name
-        if first("modules", model, cell.editor_name, tuple(cell.settings.modules)):
+        what = (cell.model.name, cell.editor_name, tuple(cell.settings.modules))
+        if what not in checked:
+            checked.add(what)
             check_modules(cell, _shapes(cell))
-        if cell.obstacle is not None:
-            continue
-        if first("tokenizer", model, data, cell.label):
-            check_tokenizer(cell)
-        if first("stream", model, data, cell.n_edits, cell.seed, "subject" in cell.needs):
-            check_stream(cell)
-        if cell.learns and first("train pool", model, data):
-            check_train_pool(cell)
+    able = [cell for cell in cells if cell.obstacle is None]
+    checks = _Checks()
+    refused = {cell.key: found for cell in able if (found := checks.refusal(cell)) is not None}
+    if refused and len(refused) == len(able) and not others:
+        raise ConfigError("\n".join(refusal_lines(able, refused)))
+    return refused
+
+
+def checked(plan: Plan) -> tuple[Plan, list[str]]:
+    """A plan that knows which of its missing cells cannot run, and why in lines for people.
+
+    Raises:
+        ConfigError: As for `preflight`.
+        DatasetError: As for `preflight`.
+    """
+    refused = preflight(plan.missing, others=len(plan.missing) < len(plan.cells))
+    lines = refusal_lines(plan.missing, refused, lead="skipped: ")
+    return replace(plan, refused={key: str(found) for key, found in refused.items()}), lines
+
+
+@dataclass(frozen=True, kw_only=True)
+class Refusal:
+    """Why a cell cannot run.
+
+    Attributes:
+        problem: What is wrong beside rows; "" where it is rows.
+        faults: The rows that the cell cannot use.
+    """
+
+    problem: str = ""
+    faults: tuple[Faults, ...] = ()
+
+    def __str__(self) -> str:
+        return self.problem or "; ".join(map(str, self.faults))
+
+
+def refusal_lines(
+    cells: Sequence[Cell], refused: Mapping[str, Refusal], lead: str = ""
+) -> list[str]:
+    """Why cells cannot run, for people: each reason once, with the editors it concerns.
+
+    What differs between the cells of an editor by seed and length of the stream is put together.
+    """
+    alike: dict[tuple[str, ...], list[Cell]] = {}
+    for own in _by_editor(cells, refused):
+        lines = tuple(_lines([refused[cell.key] for cell in own]))
+        alike.setdefault((own[0].model.name, own[0].dataset.name, *lines), []).extend(own)
+    said = []
+    for (_, _, first, *rest), concerned in alike.items():
+        n, labels = len(concerned) - 1, dict.fromkeys(cell.label for cell in concerned)
+        more = f" and {n} more cell{'s' * (n > 1)} of {', '.join(labels)}" if n else ""
+        said.append(f"{lead}{concerned[0].path}{more}: {first}")
+        said += [f"  {line}" for line in rest]
+    return said
+
+
+def _by_editor(cells: Sequence[Cell], refused: Mapping[str, Refusal]) -> list[list[Cell]]:
+    groups: dict[tuple[str, ...], list[Cell]] = {}
+    for cell in cells:
+        if cell.key in refused:
+            key = (cell.model.name, cell.dataset.name, cell.label)
+            groups.setdefault(key, []).append(cell)
+    return list(groups.values())
+
+
+def _lines(refusals: Sequence[Refusal]) -> Iterator[str]:
+    yield from dict.fromkeys(refusal.problem for refusal in refusals if refusal.problem)
+    found: dict[str, list[Faults]] = {}
+    for refusal in refusals:
+        for faults in refusal.faults:
+            found.setdefault(faults.what, []).append(faults)
+    for what, parts in found.items():
+        if (every := together(what, parts)) is not None:
+            yield f"{every.count}:"
+            yield from every.lines
+
+
+class _Checks:
+    """Looks at the tokenizers and rows of cells; what they share is looked at once."""
+
+    def __init__(self) -> None:
+        self._known: dict[tuple[Any, ...], Any] = {}
+
+    def refusal(self, cell: Cell) -> Refusal | None:
+        """Why a cell cannot run; None where it can."""
+        model, data = cell.model.name, cell.dataset.name
+        problem = self._once(check_tokenizer, "tokenizer", model, data, cell.label)(cell)
+        if problem is not None:
+            return Refusal(problem=problem)
+        draw = ("stream", model, data, cell.n_edits, cell.seed)
+        looks: list[Faults] = [self._once(_check_stream, *draw)(cell)]
+        if "subject" in cell.needs:
+            looks.append(self._once(_check_subjects, "subject", *draw)(cell))
+        found = [together("the stream", looks)]
+        if cell.learns:
+            pool: Faults = self._once(_check_train_pool, "train pool", model, data)(cell)
+            found.append(together(f"the train pool, which {cell.label} learns from,", [pool]))
+        faults = tuple(item for item in found if item is not None)
+        return Refusal(faults=faults) if faults else None
+
+    def _once(self, check: Callable[[Cell], Any], *what: Any) -> Callable[[Cell], Any]:
+        def known(cell: Cell) -> Any:
+            if what not in self._known:
+                self._known[what] = check(cell)
+            return self._known[what]
+
+        return known
 
 
 def check_modules(cell: Cell, stored: dict[str, tuple[int, ...]] | None = None) -> None:
@@ -92,12 +196,21 @@ def check_modules(cell: Cell, stored: dict[str, tuple[int, ...]] | None = None) 
     except ValueError as error:
         raise ConfigError(f"{cell.path}: {error}") from None
     _check_kind(cell, architecture, list(linears))
-    for name, (d_in, d_out) in linears.items() if stored else ():
-        shape = (stored or {}).get(f"{name}.weight")
-        if shape != (d_out, d_in):
+    if stored and architecture.quantised is None and (odd := packed_tensor(stored)) is not None:
+        raise CheckpointError(
+            f"checkpoint {cell.model.checkpoint!r}: its weights are quantised, as the tensor "
+            f"{odd!r} shows, though config.json has no quantization_config; edits are written into "
+            "plain matrices: take the unquantised checkpoint that it was made from"
+        )
+    # Packed weights have other shapes; loading them holds names and shapes against the model.
+    for name in linears if stored and architecture.quantised is None else ():
+        weight = f"{name}.weight"
+        due = tuple(architecture.model.get_parameter(weight).shape)
+        shape = (stored or {}).get(stored_name(weight, stored or {}))
+        if shape != due:
             found = "has no such tensor" if shape is None else f"has it as {shape}"
             raise CheckpointError(
-                f"{cell.path}: edited module {name!r} should be a matrix {(d_out, d_in)} by "
+                f"{cell.path}: edited module {name!r} should be a matrix {due} by "
                 f"config.json, but checkpoint {cell.model.checkpoint!r} {found}; configuration and "
                 "weights are not of one model"
             )
@@ -105,7 +218,7 @@ def check_modules(cell: Cell, stored: dict[str, tuple[int, ...]] | None = None) 
 
 def _check_kind(cell: Cell, architecture: Architecture, names: Sequence[str]) -> None:
     kind = editor_class(cell.editor.editor).linears
-    down = FAMILIES[architecture.family].linears["down"]
+    down = architecture.description.linears["down"]
     other = [name for name in names if not name.endswith(f".{down}")]
     if kind != "any" and other:
         raise ConfigError(
@@ -119,55 +232,32 @@ def _check_kind(cell: Cell, architecture: Architecture, names: Sequence[str]) ->
         )
 
 
-def check_tokenizer(cell: Cell) -> None:
-    """Ask the editor whether it can work with the model's tokenizer.
-
-    Raises:
-        ConfigError: It cannot; says what the tokenizer lacks.
-    """
+def check_tokenizer(cell: Cell) -> str | None:
+    """What the model's tokenizer lacks for the editor, or for any; None where it lacks nothing."""
     try:
-        problem = editor_class(cell.editor.editor).obstacle_of(cell.settings, _encoder(cell))
+        return editor_class(cell.editor.editor).obstacle_of(cell.settings, _encoder(cell))
     except TokenizationError as error:  # the encoder cannot be made at all
-        problem = str(error)
-    if problem is not None:
-        raise ConfigError(f"{cell.path}: {problem}")
+        return str(error)
 
 
-def check_stream(cell: Cell) -> None:
-    """Tokenise the stream once, and look up its subjects where the editor will.
-
-    Raises:
-        ConfigError: An edit breaks the token contract; names file, row and reason.
-    """
-    try:
-        encoder = _encoder(cell)
-        edits = cell.source().draw(cell.dataset.split, cell.n_edits, seed=cell.seed)
-        encoder.batch(edits, group_size=1)
-        protocols = [protocol(name) for name in cell.protocols]
-        for edit in edits:
-            questions(encoder, edit, protocols, cell.probes, cell.seed)  # type: ignore[arg-type]
-        if "subject" in cell.needs:
-            make_requests(encoder, edits, Contexts())
-    except TokenizationError as error:
-        raise ConfigError(f"{cell.path}: {error}") from None
+def _check_stream(cell: Cell) -> Faults:
+    return stream_faults(cell, _encoder(cell), _stream(cell))
 
 
-def check_train_pool(cell: Cell) -> None:
-    """Tokenise all that training may draw: which edits it draws, no two seeds have in common.
+def _check_subjects(cell: Cell) -> Faults:
+    return subject_faults(_encoder(cell), _stream(cell))
 
-    Raises:
-        ConfigError: An edit breaks the token contract; names file, row and reason.
-    """
+
+def _stream(cell: Cell) -> list[Edit]:
+    return cell.source().draw(cell.dataset.split, cell.n_edits, seed=cell.seed)
+
+
+def _check_train_pool(cell: Cell) -> Faults:
+    """All that training may draw: which edits it draws, no two seeds have in common."""
     pool = cell.source().sizes()["train"]
     if pool >= _MANY:
         logger.info("%s: tokenising the train pool, %d edits", cell.dataset.name, pool)
-    try:
-        encoder = _encoder(cell)
-        edits = cell.source().draw("train", pool, seed=cell.seed)
-        for start in range(0, pool, _AT_ONCE):
-            encoder.batch(edits[start : start + _AT_ONCE], group_size=1)
-    except TokenizationError as error:
-        raise ConfigError(f"{cell.path}, which learns from the train pool: {error}") from None
+    return train_faults(_encoder(cell), cell.source().draw("train", pool, seed=cell.seed))
 
 
 def _shapes(cell: Cell) -> dict[str, tuple[int, ...]] | None:
@@ -196,30 +286,31 @@ def _stored(folder: str) -> dict[str, tuple[int, ...]]:
 
 def _encoder(cell: Cell) -> Encoder:
     if cell.model.checkpoint is None:
-        return _world_encoder(cell.world(), cell.model_spec)
-    family = architecture_of(cell).family
-    return _checkpoint_encoder(cell.model.checkpoint, family, cell.model.prompt_style)
+        return _world_encoder(cell.world(), cell.model_spec, cell.dataset.answer_space)
+    return _checkpoint_encoder(cell.model.checkpoint, **cell.prompting)
 
 
 @lru_cache(maxsize=4)
-def _world_encoder(world: World, spec: WorldModelSpec) -> Encoder:
-    return world_encoder(world, spec)
+def _world_encoder(world: World, spec: WorldModelSpec, answer_space: AnswerSpace) -> Encoder:
+    return world_encoder(world, spec, answer_space)
 
 
 @lru_cache(maxsize=4)
-def _checkpoint_encoder(checkpoint: str, family: str, style: PromptStyle) -> Encoder:
+def _checkpoint_encoder(
+    checkpoint: str, prompt_style: PromptStyle, bos: bool | None, answer_space: AnswerSpace
+) -> Encoder:
     folder = fetch_description(checkpoint)
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(folder)
-    except (OSError, ValueError) as error:
-        raise CheckpointError(
-            f"checkpoint {checkpoint!r}: its tokenizer cannot be loaded ({error}); fetch "
-            "tokenizer.json and tokenizer_config.json again"
-        ) from None
-    return Encoder(tokenizer, FAMILIES[family], _positions(folder), style)
+    return Encoder(
+        load_tokenizer(checkpoint, folder),
+        max_length=_positions(folder),
+        style=prompt_style,
+        bos=bos,
+        answer_space=answer_space,
+    )
 
 
 def _positions(folder: Path) -> int | None:
     """The model's longest input."""
-    limit = getattr(AutoConfig.from_pretrained(folder), "max_position_embeddings", None)
+    config = configured(read_config(folder), str(folder))
+    limit = getattr(config, "max_position_embeddings", None)
     return None if limit is None else int(limit)

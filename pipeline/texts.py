@@ -13,8 +13,8 @@ from typing import Any, NoReturn
 
 from rledit.datasets.encoding import wide_encoding
 from rledit.datasets.errors import DataFileError, RowError
-from rledit.datasets.fields import kind_of
 from rledit.datasets.reading import refuse_foreign
+from rledit.datasets.values import kind_of
 
 _KEY = "text"
 _PARQUET = b"PAR1"

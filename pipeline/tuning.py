@@ -10,7 +10,7 @@ from typing import Any
 
 from rich.console import Console
 
-from pipeline.config import Grid, parse_grid
+from pipeline.config import Grid, check_asked_for, parse_grid
 from pipeline.locations import Locations
 from pipeline.plan import make_plan
 from pipeline.results.lake import Lake
@@ -58,6 +58,7 @@ def load_search(path: Path) -> Search:
     if len(set(counts.values())) != 1:
         raise ConfigError(f"{path}: every editor gets the same number of trials, not {counts}")
     grid = parse_grid(located)
+    check_asked_for(located, small=grid.scale != "full" and "scale" in located.data)
     if any(dataset.split != "validation" for dataset in grid.datasets):
         raise ConfigError(f"{path}: tuning draws its streams from `split: validation` only")
     if len(grid.streams) != 1 or len(grid.datasets) != 1 or len(grid.models) != 1:

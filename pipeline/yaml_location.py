@@ -32,8 +32,11 @@ class Located:
             self.data: dict[str, Any] = yaml.safe_load(text)
         except yaml.YAMLError as error:
             raise ConfigError(f"{name} is not valid YAML: {error}") from None
+        if self.data is None:
+            raise ConfigError(f"{name} is empty: expected a mapping of settings, key: value")
         if not isinstance(self.data, dict):
-            raise ConfigError(f"{name}: expected a mapping of settings, found {type(self.data)}")
+            kind = "a list" if isinstance(self.data, list) else "a single value"
+            raise ConfigError(f"{name}: expected a mapping of settings, key: value, found {kind}")
         self._lines: dict[KeyPath, int] = {}
         self._walk(node, ())
 
@@ -50,7 +53,14 @@ class Located:
             )
             hint = f"; {path.parent} has {', '.join(near)}" if near else ""
             raise ConfigError(f"no grid file at {path}{hint}")
-        return cls(path.read_text(encoding="utf-8"), str(path))
+        try:
+            return cls(path.read_text(encoding="utf-8"), str(path))
+        except UnicodeDecodeError as error:
+            raise ConfigError(
+                f"{path} is not UTF-8 at its byte {error.start}: expected the YAML file of a grid"
+            ) from None
+        except OSError as error:
+            raise ConfigError(f"{path} cannot be read: {error.strerror}") from None
 
     def place(self, path: KeyPath) -> str:
         """``file:line (key.path)`` of the deepest known part of a path."""

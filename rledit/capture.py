@@ -15,6 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from rledit.finite import require_finite
 from rledit.model import SINGLE_PASS_TOKENS, EditableModel
 from rledit.tokenization import Phase
 
@@ -48,6 +49,9 @@ def capture(model: EditableModel, phase: Phase, tokens: Tokens = "answer") -> Ca
 
     Returns:
         K and V of every edited module, rows ordered by sample and position.
+
+    Raises:
+        NonFiniteError: The loss is not finite; names the layer.
     """
     keys: dict[str, list[Tensor]] = {name: [] for name in model.modules}
     values: dict[str, list[Tensor]] = {name: [] for name in model.modules}
@@ -68,6 +72,7 @@ def capture(model: EditableModel, phase: Phase, tokens: Tokens = "answer") -> Ca
             keys[name].append(_rows_of(taken[name][0], device_rows).to(model.compute_dtype))
             values[name].append(_rows_of(gradient, device_rows).to(model.compute_dtype))
         row_samples.append(row_sample)
+    require_finite({"edit_loss": loss_total}, "the loss of the edits", model, phase.samples)
     # Chunks run by length; put the rows back into sample order, so that what follows does not
     # depend on how the samples were cut into chunks.
     samples = torch.cat(row_samples)

@@ -1,19 +1,26 @@
-"""What differs between model families: where layers and MLP linears live, and how prompts begin.
+"""What differs between model families: where layers and MLP linears live.
 
 Everything else in the package treats a model as a stack of decoder layers whose MLP linears are
-plain ``nn.Linear`` (weight: d_out x d_in). A new family is one entry of `FAMILIES`.
+plain matrices. Five families are entries of `FAMILIES`; what those entries say of the others is
+found from the model itself (`rledit.discovery`), or the model is refused with its reason.
 """
 
 from __future__ import annotations
 
+import copy
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
+import torch
 from torch import nn
+from transformers import AutoModelForCausalLM
+from transformers.pytorch_utils import Conv1D
 
-from rledit.names import look_up
+
+class UneditableError(ValueError):
+    """A model whose architecture cannot be edited, with the architecture's own reason."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,54 +36,116 @@ class Family:
         final_norm: Path of the normalisation before the output embedding.
         norm_after_mlp: Path inside a layer of the normalisation of the MLP's output before it
             joins the residual stream; None where it joins as it is.
-        bos_on_prompt: Whether a prompt is tokenised with a leading BOS token.
+        residual_scale: Factor by which the MLP's output joins the residual stream.
         layer_returns_tuple: Whether a decoder layer returns ``(hidden, weights)``.
+        attention_returns: Length of the tuple that an attention block returns; None: a tensor.
+        described: Whether this was found from the model itself.
     """
 
     name: str
     layers: str = "model.layers"
-    linears: Mapping[str, str]
+    linears: Mapping[str, str] = field(hash=False)
     attention: str = "self_attn"
     mlp: str = "mlp"
     final_norm: str = "model.norm"
     norm_after_mlp: str | None = None
-    bos_on_prompt: bool
+    residual_scale: float = 1.0
     layer_returns_tuple: bool = False
+    attention_returns: int | None = 2
+    described: bool = False
 
 
 _GATED = {"gate": "mlp.gate_proj", "up": "mlp.up_proj", "down": "mlp.down_proj"}
 
 FAMILIES: dict[str, Family] = {
-    "llama": Family(name="llama", linears=_GATED, bos_on_prompt=True),
-    "mistral": Family(name="mistral", linears=_GATED, bos_on_prompt=True),
+    "llama": Family(name="llama", linears=_GATED),
+    "mistral": Family(name="mistral", linears=_GATED),
     "gemma2": Family(
         name="gemma2",
         linears=_GATED,
         norm_after_mlp="post_feedforward_layernorm",
-        bos_on_prompt=True,
     ),
-    "qwen2": Family(name="qwen2", linears=_GATED, bos_on_prompt=False),
+    "qwen2": Family(name="qwen2", linears=_GATED),
     "gptj": Family(
         name="gptj",
         layers="transformer.h",
         linears={"up": "mlp.fc_in", "down": "mlp.fc_out"},
         attention="attn",
         final_norm="transformer.ln_f",
-        bos_on_prompt=False,
         layer_returns_tuple=True,
     ),
 }
 
 
 def family_of(model: nn.Module) -> Family:
-    """The family of a loaded model, by its configuration's `model_type`.
+    """The family of a model, by its configuration's `model_type` or found from its classes.
 
     Raises:
-        ValueError: The architecture is not in `FAMILIES`; names the known ones.
+        UneditableError: The architecture cannot be edited; says why.
     """
     config: Any = model.config
-    name = str(config.model_type)
-    return look_up(FAMILIES, name, "model family (a new one is an entry of rledit/families.py)")
+    if (listed := FAMILIES.get(str(config.model_type))) is not None:
+        return listed
+    key = (type(config), config.to_json_string(use_diff=False))
+    if key not in _described:
+        _described[key] = describe(copy.deepcopy(config))
+    return _described[key]
+
+
+_described: dict[tuple[type, str], Family] = {}
+
+
+def describe(config: Any) -> Family:
+    """The description of the model of a configuration, found from its classes without weights.
+
+    Raises:
+        UneditableError: The architecture cannot be edited; says why.
+    """
+    # Both look at each other: what is found is a Family.
+    from rledit.discovery import described
+
+    return described(blank_model(config))
+
+
+def blank_model(config: Any) -> nn.Module:
+    """The model of a configuration on the meta device: classes and shapes without numbers.
+
+    Raises:
+        UneditableError: It is no causal language model of one stack, or its sizes do not fit.
+    """
+    if getattr(config, "is_encoder_decoder", False):
+        raise UneditableError(
+            "it is an encoder-decoder model: a prompt is read by one stack and answered by "
+            "another, while edits here are judged on one text that the answer continues; take a "
+            "decoder-only model"
+        )
+    if type(config) not in AutoModelForCausalLM._model_mapping:
+        raise UneditableError(
+            "transformers has no causal language model of this type (AutoModelForCausalLM); take "
+            "a text-only decoder"
+        )
+    try:
+        with torch.device("meta"):
+            model: nn.Module = AutoModelForCausalLM.from_config(config)
+    except Exception as error:
+        raise UneditableError(
+            f"no model can be built from its configuration ({type(error).__name__}: "
+            f"{str(error)[:200]})"
+        ) from None
+    return model
+
+
+def linear_shape(module: nn.Module) -> tuple[int, int]:
+    """(d_in, d_out) of a linear, whichever way its matrix lies, and where a slice of it does."""
+    if isinstance(module, Conv1D):
+        return int(module.nx), int(module.nf)
+    assert isinstance(module, nn.Linear)
+    return module.in_features, module.out_features
+
+
+def is_transposed(module: nn.Module) -> bool:
+    """Whether a linear keeps its matrix as (d_in x d_out), as GPT-2's `Conv1D` does."""
+    return isinstance(module, Conv1D)
 
 
 _SHORTHAND = re.compile(r"^(?P<kind>[a-z_]+):(?P<layers>[\d,\- ]+|all)$")
@@ -107,8 +176,10 @@ def edited_modules(model: nn.Module, spec: Sequence[str]) -> tuple[str, ...]:
             continue
         kind = match["kind"]
         if kind not in family.linears:
+            fused = kind in ("gate", "up") and "gate_up" in family.linears
             raise ValueError(
-                f"edited module {item!r}: family {family.name!r} has no {kind!r}; "
+                f"edited module {item!r}: family {family.name!r} has no {kind!r}"
+                f"{', its gate and up are one fused matrix' if fused else ''}; "
                 f"it has {', '.join(family.linears)}"
             )
         for layer in _layer_numbers(match["layers"], n_layers, item):
@@ -151,5 +222,5 @@ def _require_linear(model: nn.Module, name: str, family: Family, n_layers: int) 
             f"edited module {name!r} does not exist in this {family.name} model of "
             f"{n_layers} layers; linears per layer: {', '.join(family.linears.values())}"
         ) from None
-    if not isinstance(module, nn.Linear):
+    if not isinstance(module, nn.Linear | Conv1D):
         raise ValueError(f"edited module {name!r} is a {type(module).__name__}, not an nn.Linear")

@@ -7,11 +7,14 @@ from dataclasses import dataclass, field
 from statistics import fmean
 
 from rledit.ability import Item, measure_ability
+from rledit.finite import require_finite
+from rledit.metrics import Protocol
 from rledit.metrics.fluency import References, ngram_entropy, write_texts
 from rledit.metrics.perplexity import perplexity, text_samples
 from rledit.metrics.portability import consequences_of, portability
 from rledit.model import EditableModel
 from rledit.records import Edit
+from rledit.superseded import Facts, Standing
 from rledit.tokenization import Sample
 
 MEASUREMENTS: dict[str, str] = {
@@ -67,6 +70,7 @@ class Measurements:
         self._names = frozenset(names)
         self._material = material
         self._references = References(material.references)
+        self._facts = Facts(edits)
         self._written = [(i, edits[i]) for i in _evenly(len(edits), material.n_prompts)]
         self._text = text_samples(model, material.text) if "perplexity" in names else []
         self._consequences = consequences_of(model, edits) if "portability" in names else []
@@ -83,40 +87,81 @@ class Measurements:
         """All measurements on the current weights, by metric name.
 
         Args:
-            n_edits: Edits applied. Consistency is asked of these only, or of all before the first:
-                a text is to be like the references of a fact that was written.
+            n_edits: Edits applied. Consistency and portability are asked of these only, or of all
+                before the first, and of none that a later one supersedes: a text is to be like the
+                references of a fact that was written, and still is.
+
+        Raises:
+            NonFiniteError: The model gives no numbers, or a measured value is none.
         """
         values: dict[str, float] = {}
+        asks_facts = bool(self._consequences) or "consistency" in self._names
+        standing = Standing(self._facts, n_edits) if asks_facts else None
         if "perplexity" in self._names:
             values["perplexity"] = perplexity(self._model, self._text)
         if self._names & {"fluency", "consistency"}:
-            values |= self._texts(n_edits)
+            values |= self._texts(n_edits, standing)
         if "ability" in self._names:
             for task, score in measure_ability(self._model, self._material.ability).items():
                 values[f"ability_{task}_f1"] = score.f1
                 values[f"ability_{task}_probability"] = score.probability
                 values[f"ability_{task}_answered"] = score.answered
-        if self._consequences:
-            values |= portability(self._model, self._consequences, n_edits)
+        if standing is not None and self._consequences:
+            values |= portability(self._model, self._consequences, n_edits, standing)
+        require_finite(values, "what is measured", self._model)
         return values
 
-    def _texts(self, n_edits: int) -> dict[str, float]:
+    def _texts(self, n_edits: int, standing: Standing | None) -> dict[str, float]:
         prompts = [edit.generation_prompts or (edit.prompt,) for _, edit in self._written]
         written = iter(write_texts(self._model, [p for own in prompts for p in own]))
         texts = [[next(written) for _ in own] for own in prompts]
         values: dict[str, float] = {}
         if "fluency" in self._names:
             values["fluency"] = 100 * fmean(fmean(map(ngram_entropy, own)) for own in texts)
-        if "consistency" in self._names:
+        if standing is not None and "consistency" in self._names:
             similar = [
                 self._references.similarity(" ".join(own), edit.reference_key)
                 for own, (i, edit) in zip(texts, self._written, strict=True)
                 if edit.reference_key in self._references and (i < n_edits or not n_edits)
-                if edit.reference_key is not None
+                if edit.reference_key is not None and not standing.edit(i)
             ]
             if similar:
                 values["consistency"] = 100 * fmean(similar)
         return values
+
+
+def not_measured(
+    edits: Sequence[Edit], protocols: Sequence[Protocol], names: Sequence[str]
+) -> dict[str, str]:
+    """What is asked for of a stream whose edits have nothing to measure it on.
+
+    Args:
+        edits: The edits of the stream.
+        protocols: By which they are scored.
+        names: Names in `MEASUREMENTS`.
+
+    Returns:
+        Score, protocol or measurement → why it has no value.
+    """
+
+    def new(edit: Edit) -> bool:
+        old = edit.old_target
+        return old is not None and old.strip() not in ("", edit.target.strip())
+
+    found = {}
+    if not any(edit.rephrases for edit in edits):
+        found["generalization"] = "no edit of the stream has a rephrase"
+    if not any(edit.locality for edit in edits):
+        found["specificity"] = "no edit of the stream has a locality prompt"
+    for protocol in protocols:
+        if "rival" in protocol.asks and not any(map(new, edits)):
+            why = "no edit of the stream has an old answer that differs from its new one"
+            found[f"{protocol.name} of the edits"] = why
+    if "portability" in names and not any(edit.consequences for edit in edits):
+        found["portability"] = "no edit of the stream has a question that follows from it"
+    if "consistency" in names and not any(edit.reference_key for edit in edits):
+        found["consistency"] = "no edit of the stream names reference texts"
+    return found
 
 
 def _check(names: Sequence[str], material: Material) -> None:

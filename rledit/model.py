@@ -11,8 +11,11 @@ from torch import nn
 
 from rledit.chat import PromptStyle
 from rledit.chunks import TOKENS_PER_ROW, Chunk, make_chunks
-from rledit.families import edited_modules, family_of, layer_index
+from rledit.exactness import require_exact
+from rledit.families import edited_modules, family_of, layer_index, linear_shape
+from rledit.finite import require_finite_parameters
 from rledit.ranks import Alone, Ranks
+from rledit.scripts import AnswerSpace
 from rledit.tokenization import Encoder, Sample
 from rledit.trunk import Trunk
 from rledit.weights import EditedWeights, WeightAccess
@@ -59,10 +62,15 @@ class EditableModel:
         access: How weights are read and written (sharded models bring their own).
         ranks: Processes that hold the same model and share the passes of training and scoring.
         prompt_style: How prompts are put to the model: bare, or in its chat template.
+        bos: Whether texts begin with BOS; None: as the tokenizer itself has it.
+        answer_space: Whether a space stands before an answer.
 
     Raises:
         ValueError: The modules are not this model's, or a sharded model is to share its passes.
-        TokenizationError: The tokenizer has no usable chat template, and one is asked for.
+        UneditableError: The model's architecture cannot be edited.
+        NonFiniteError: A weight is no number; names the matrix and the entry.
+        TokenizationError: The tokenizer has no usable chat template, or no BOS token, and one is
+            asked for.
     """
 
     def __init__(
@@ -74,6 +82,8 @@ class EditableModel:
         access: WeightAccess | None = None,
         ranks: Ranks | None = None,
         prompt_style: PromptStyle = "bare",
+        bos: bool | None = None,
+        answer_space: AnswerSpace = "auto",
     ) -> None:
         self.ranks: Ranks = ranks or Alone()
         if access is not None and access.in_step and self.ranks.size > 1:
@@ -82,6 +92,7 @@ class EditableModel:
                 "they cannot share the passes out as well"
             )
         self.model = model.eval().requires_grad_(False)
+        require_finite_parameters(model)
         self.family = family_of(model)
         self.modules = edited_modules(model, modules)
         self.execution = execution or Execution()
@@ -96,10 +107,18 @@ class EditableModel:
             cache_bytes=self.execution.cache_bytes,
             cache_device=self.device if self.execution.cache_on_device else None,
         )
+        if self.family.described:
+            require_exact(model, self.family, self.trunk.first_layer)
         limit = getattr(model.config, "max_position_embeddings", None)
-        self._encoder = (
-            None if tokenizer is None else Encoder(tokenizer, self.family, limit, prompt_style)
-        )
+        self._encoder = None
+        if tokenizer is not None:
+            self._encoder = Encoder(
+                tokenizer,
+                max_length=limit,
+                style=prompt_style,
+                bos=bos,
+                answer_space=answer_space,
+            )
 
     @property
     def encoder(self) -> Encoder:
@@ -113,21 +132,29 @@ class EditableModel:
         return self._encoder
 
     @property
+    def has_encoder(self) -> bool:
+        """Whether the model was made with a tokenizer."""
+        return self._encoder is not None
+
+    @property
     def compute_dtype(self) -> torch.dtype:
         """Precision of hypernetworks and losses: float64 for float64 models, else float32."""
         dtype = next(self.model.parameters()).dtype
         return torch.float64 if dtype == torch.float64 else torch.float32
 
-    def linear(self, name: str) -> nn.Linear:
+    def linear(self, name: str) -> nn.Module:
         """The edited linear of that name."""
-        return self.model.get_submodule(name)  # type: ignore[return-value]
+        return self.model.get_submodule(name)
+
+    def shape(self, name: str) -> tuple[int, int]:
+        """(d_in, d_out) of a linear."""
+        return linear_shape(self.linear(name))
 
     def shapes(self) -> dict[tuple[int, int], tuple[str, ...]]:
         """Edited modules by (d_in, d_out), in module order: the order is the module index."""
         groups: dict[tuple[int, int], list[str]] = {}
         for name in self.modules:
-            linear = self.linear(name)
-            groups.setdefault((linear.in_features, linear.out_features), []).append(name)
+            groups.setdefault(self.shape(name), []).append(name)
         return {shape: tuple(names) for shape, names in groups.items()}
 
     def chunks(

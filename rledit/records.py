@@ -26,6 +26,27 @@ class Locality:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Premise:
+    """A fact that a consequence rests on, beside the edit that it belongs to: a hop of a chain.
+
+    Attributes:
+        answers: What the fact has to be, the preferred wording first, then its aliases.
+        prompts: Wordings in which it is asked.
+        subject: Its subject, where the data names it.
+        relation: Its relation, where the data names it.
+        old_answers: What it is before any edit, where the data says so.
+        edited: Whether an edit makes it so; where not, it is so unless an edit says otherwise.
+    """
+
+    answers: tuple[str, ...]
+    prompts: tuple[str, ...] = ()
+    old_answers: tuple[str, ...] = ()
+    subject: str | None = None
+    relation: str | None = None
+    edited: bool = False
+
+
+@dataclass(frozen=True, kw_only=True)
 class Consequence:
     """A question whose answer follows from an edit, though the edit does not state it.
 
@@ -33,11 +54,13 @@ class Consequence:
         kind: What the dataset calls it, e.g. ``multi_hop`` or ``Reasoning``.
         prompt: The question.
         answers: Its answer after the edit, the preferred wording first, then its aliases.
+        premises: The facts beside the edit's own that it rests on, as far as the data names them.
     """
 
     kind: str
     prompt: str
     answers: tuple[str, ...]
+    premises: tuple[Premise, ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,6 +75,10 @@ class Edit:
         locality: Unrelated prompts whose answers must stay; the first is the default.
         old_target: The answer before the edit, where the data gives it.
         subject: The subject as it occurs in `prompt`, where the data gives it.
+        subject_span: First character of the subject in `prompt` and the one after its last, where
+            the data says which one: the slot of a template.
+        relation: What is asked of the subject, where the data names it: an edit of the same subject
+            and relation rewrites the same fact.
         source: Where the record was read, e.g. ``zsre.json:17`` (file and row), for messages.
         generation_prompts: Beginnings of texts about the subject, for fluency and consistency;
             empty where the data has none, and the edit prompt stands in.
@@ -68,6 +95,8 @@ class Edit:
     locality: tuple[Locality, ...] = ()
     old_target: str | None = None
     subject: str | None = None
+    subject_span: tuple[int, int] | None = None
+    relation: str | None = None
     source: str = ""
     generation_prompts: tuple[str, ...] = ()
     reference_key: str | None = None
@@ -77,6 +106,16 @@ class Edit:
 def has_probe(edit: Edit, probe: Probe) -> bool:
     """Whether an edit brings a prompt of that kind."""
     return bool(edit.rephrases if probe == "rephrase" else edit.locality)
+
+
+def asked(edit: Edit) -> list[tuple[str, str]]:
+    """Every prompt of an edit with every answer that is put behind it, the old one included."""
+    answers = [edit.target, *([edit.old_target] if edit.old_target else [])]
+    return [
+        *((prompt, answer) for prompt in (edit.prompt, *edit.rephrases) for answer in answers),
+        *((x.prompt, answer) for x in edit.locality for answer in (x.answer, edit.target)),
+        *((item.prompt, answer) for item in edit.consequences for answer in item.answers),
+    ]
 
 
 @runtime_checkable

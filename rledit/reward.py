@@ -10,21 +10,25 @@ function of the shift alone and is added by the editor.
 Where several ranks hold the same model, each scores the prompts dealt to it, and gradients and
 losses are summed. A batch's prompts are dealt once, when it enters the window: the rank that scored
 a prompt under W_{t-1} has its reference at W_t.
+
+A trajectory that was interrupted goes on bit by bit. Every number therefore depends on the weights,
+the window and its references alone, not on what caches came to hold on the way: a batch's prompts
+are run through the frozen layers together when it enters the window, and again when it is put back.
 """
 
 from __future__ import annotations
 
-from collections import OrderedDict, deque
-from collections.abc import Sequence
+from collections import deque
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from rledit.losses import row_losses
-from rledit.model import EditableModel
+from rledit.model import SINGLE_PASS_TOKENS, EditableModel
 from rledit.ranks import dealt
 from rledit.shift import Shifts, traced
 from rledit.tokenization import EditBatch, Phase, Sample
@@ -66,54 +70,6 @@ class RewardTerms:
     equivalence: list[float]
     divergence: list[float]
     total: float
-
-
-class ReferenceCache:
-    """What the unedited model's output embedding sees at answer positions, within a byte budget.
-
-    Log-probabilities would be larger by vocabulary over hidden size; an embedding that no edit
-    touches gives them back.
-    """
-
-    def __init__(self, budget: int = 1 << 30) -> None:
-        self._budget = budget
-        self._held = 0
-        self._kept: OrderedDict[bytes, Tensor] = OrderedDict()
-        self.hits = 0
-        self.misses = 0
-
-    @property
-    def hit_rate(self) -> float:
-        """Share of prompts found in the cache since the start."""
-        return self.hits / max(1, self.hits + self.misses)
-
-    def get(self, model: EditableModel, samples: Sequence[Sample]) -> list[Tensor]:
-        """(a, hidden) final states of each sample under the unedited weights."""
-        keys = [s.key + s.labels.numpy().tobytes() for s in samples]
-        missing = [i for i, key in enumerate(keys) if key not in self._kept]
-        self.hits += len(keys) - len(missing)
-        self.misses += len(missing)
-        fresh: dict[bytes, Tensor] = {}
-        if missing:
-            with model.weights.unedited():
-                computed = final_states(model, [samples[i] for i in missing])
-            fresh = {keys[i]: value for i, value in zip(missing, computed, strict=True)}
-        found = [fresh[key] if key in fresh else self._touch(key) for key in keys]
-        for key, value in fresh.items():
-            self._kept[key] = value
-            self._held += value.nbytes
-        while self._held > self._budget and self._kept:
-            self._held -= self._kept.popitem(last=False)[1].nbytes
-        return found
-
-    def clear(self) -> None:
-        """Forget all references."""
-        self._kept.clear()
-        self._held = 0
-
-    def _touch(self, key: bytes) -> Tensor:
-        self._kept.move_to_end(key)
-        return self._kept[key]
 
 
 @torch.no_grad()
@@ -162,30 +118,115 @@ class Reward:
     Args:
         model: The model being edited.
         config: What the reward is made of.
-        references: Where the unedited model's final states are kept between steps.
     """
 
-    def __init__(
-        self, model: EditableModel, config: RewardConfig, references: ReferenceCache
-    ) -> None:
+    def __init__(self, model: EditableModel, config: RewardConfig) -> None:
         self._model = model
         self._config = config
-        self._references = references
         self._window: deque[_Remembered] = deque(maxlen=config.depth)
         self._next_deal = 0
+        self._recorded = False  # whether the trunk holds the window's prefixes, and no others
 
     def observe(self, batch: EditBatch) -> None:
         """Take a batch into the window, with its reference."""
         first = self._next_deal
         self._next_deal += len(batch.equivalent) + len(batch.unrelated)
+        entry = _Remembered(batch, [], first)
+        self._window.appendleft(entry)
+        self._hold_prefixes()
         own = dealt(batch.unrelated.samples, self._model.ranks, first)
         samples = [batch.unrelated.samples[i] for i in own]
         if self._config.kl_reference == "pretrained":
-            reference = self._references.get(self._model, samples)
+            with self._model.weights.unedited():
+                entry.reference = final_states(self._model, samples)
         else:
             # Older batches already hold their logits under W_{t-1}: those of the last reward pass.
-            reference = final_states(self._model, samples)
-        self._window.appendleft(_Remembered(batch, reference, first))
+            entry.reference = final_states(self._model, samples)
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """The window's references and deals; every rank makes this call, and gets all of them."""
+        state = {
+            "next_deal": torch.tensor(self._next_deal),
+            "first": torch.tensor([entry.first for entry in self._window], dtype=torch.long),
+        }
+        for age, entry in enumerate(self._window):
+            if len(entry.batch.unrelated):
+                state[f"reference.{age}"] = self._gathered(entry)
+        return state
+
+    def load_state_dict(self, state: Mapping[str, Tensor], batches: Sequence[EditBatch]) -> None:
+        """Put a saved window back.
+
+        Args:
+            state: What `state_dict` gave, on as many ranks or on others.
+            batches: The batches observed so far, in order; the last ones are the window.
+        """
+        firsts: list[int] = state["first"].tolist()
+        self._window.clear()
+        self._recorded = False
+        self._next_deal = int(state["next_deal"])
+        for age, first in enumerate(firsts):
+            batch = batches[-1 - age]
+            counts = [len(s.answer_ids) for s in batch.unrelated.samples]
+            own = dealt(batch.unrelated.samples, self._model.ranks, first)
+            parts: Sequence[Tensor] = ()
+            if counts:
+                parts = state[f"reference.{age}"].to(self._model.device).split(counts)
+            self._window.append(_Remembered(batch, [parts[i].clone() for i in own], first))
+
+    def _gathered(self, entry: _Remembered) -> Tensor:
+        """(rows, hidden) references of all of a batch's unrelated prompts, in their order."""
+        ranks, samples = self._model.ranks, entry.batch.unrelated.samples
+        if ranks.size == 1:
+            return torch.cat(entry.reference)
+        counts = [len(s.answer_ids) for s in samples]
+        config: Any = self._model.model.config
+        width = config.hidden_size
+        kind = next(self._model.model.parameters()).dtype
+        # Summed in a type that every back end sums; zeros leave the one rank's value as it is.
+        whole = torch.zeros(sum(counts), width, dtype=torch.promote_types(kind, torch.float32))
+        parts = whole.split(counts)
+        own = dealt(samples, ranks, entry.first)
+        for i, reference in zip(own, entry.reference, strict=True):
+            parts[i].copy_(reference)
+        ranks.sum_(whole)
+        return whole.to(kind)
+
+    def _hold_prefixes(self) -> None:
+        """Leave in the trunk's cache what depends on the window alone.
+
+        The last bits of a prefix depend on which prompts it was recorded with. Each batch records
+        all of its own anew, those that an older batch has recorded too. A window that the budget
+        does not hold begins every step with an empty cache.
+        """
+        trunk = self._model.trunk
+        prompts = [self._prompts(entry) for entry in self._window]
+        everything = [s for groups in prompts for own in groups for s in own]
+        if not trunk.fits(everything):
+            trunk.clear()
+            self._recorded = False
+            return
+        trunk.keep({s.key for s in everything})
+        for groups in prompts[:1] if self._recorded else reversed(prompts):
+            for own in groups:
+                trunk.forget({s.key for s in own})
+                trunk.prefetch(self._model.chunks(own, least=SINGLE_PASS_TOKENS))
+        self._recorded = True
+
+    def _prompts(self, entry: _Remembered) -> tuple[list[Sample], list[Sample]]:
+        """The distinct prompts of a batch that this rank runs, those recorded together in a group.
+
+        Edit prompts, which all ranks run, are by themselves: all ranks have to find the same bits.
+        """
+        batch, ranks = entry.batch, self._model.ranks
+        edits = {s.key: s for s in batch.edit.samples}
+        others: dict[bytes, Sample] = {}
+        first = entry.first
+        for phase in (batch.unrelated, batch.equivalent):
+            own = (phase.samples[i] for i in dealt(phase.samples, ranks, first))
+            others |= {s.key: s for s in own if s.key not in edits}
+            first += len(phase)
+        return list(edits.values()), list(others.values())
 
     def backward(self, shifts: Shifts) -> RewardTerms:
         """Score the window on the current weights; gradients collect in the shifts' leaves.

@@ -10,7 +10,18 @@ from typing import Literal, TypeVar
 from rledit.metrics import Protocol, Reading, generate, read
 from rledit.model import SINGLE_PASS_TOKENS, EditableModel
 from rledit.records import Edit
+from rledit.superseded import Facts, Standing, count_contradicting
 from rledit.tokenization import Encoder, Sample
+
+__all__ = [
+    "EditScore",
+    "Probes",
+    "Question",
+    "Questions",
+    "Scorer",
+    "count_contradicting",
+    "questions",
+]
 
 Probes = Literal["first", "all", "drawn"]
 """Which rephrases and unrelated prompts of an edit are asked: the first, all, or one by lot."""
@@ -22,7 +33,9 @@ T = TypeVar("T")
 class EditScore:
     """One edit under one protocol, in percent; None where it is not defined.
 
-    That is so where the edit has no such prompt, and for a choice between an answer and no other.
+    That is so where the edit has no such prompt, where all of them are superseded by other edits of
+    the scored stream, and for a choice between an answer and no other. What is superseded says
+    `rledit.superseded`.
 
     Attributes:
         edit_index: Place in the stream.
@@ -31,7 +44,10 @@ class EditScore:
         generalization: The rephrased prompts give the target.
         specificity: The unrelated prompts give the dataset's answer.
         specificity_self: The unrelated prompts give what the unedited model gave.
-        superseded: A later edit of the scored stream rewrites the same prompt.
+        superseded: A later edit of the scored stream rewrites the same fact; the scores are those
+            of its own prompts all the same, and belong into no mean.
+        n_rephrases_superseded: Rephrases left out of an edit that is not superseded.
+        n_locality_superseded: Locality prompts left out of one.
     """
 
     edit_index: int
@@ -41,6 +57,8 @@ class EditScore:
     specificity: float | None
     specificity_self: float | None
     superseded: bool
+    n_rephrases_superseded: int = 0
+    n_locality_superseded: int = 0
 
 
 @dataclass(frozen=True, eq=False)
@@ -149,7 +167,7 @@ class Scorer:
         beside: Sequence[Sample] = (),
     ) -> None:
         self._model = model
-        self._edits = tuple(edits)
+        self._facts = Facts(edits)
         self._protocols = tuple(protocols)
         self._writes = any("text" in protocol.asks for protocol in protocols)
         self._questions = [
@@ -166,14 +184,13 @@ class Scorer:
 
     def score(self, n_edits: int) -> list[EditScore]:
         """Score the first `n_edits` edits, in one pass."""
-        last_write = {e.prompt: i for i, e in enumerate(self._edits[:n_edits])}
+        standing = Standing(self._facts, n_edits)
         chosen = self._questions[:n_edits]
         readings = iter(self._read([q for item in chosen for q in item.all]))
         scores: list[EditScore] = []
         for i, item in enumerate(chosen):
             own = [next(readings) for _ in item.all]
-            superseded = last_write[self._edits[i].prompt] != i
-            scores += [self._judge(i, p, own, superseded) for p in self._protocols]
+            scores += [self._judge(i, p, own, standing) for p in self._protocols]
         return scores
 
     def _read(self, asked: Sequence[Question]) -> list[Reading]:
@@ -189,32 +206,35 @@ class Scorer:
         ]
 
     def _judge(
-        self, i: int, protocol: Protocol, readings: list[Reading], superseded: bool
+        self, i: int, protocol: Protocol, readings: list[Reading], standing: Standing
     ) -> EditScore:
-        split = 1 + len(self._questions[i].equivalent)
-        unrelated = readings[split:]
+        asked = self._questions[i]
+        superseded = standing.edit(i)
+        split = 1 + len(asked.equivalent)
+        # All of a superseded edit is left out of means; its own scores are kept to be looked at.
+        equivalent = [
+            protocol.score(reading)
+            for reading, q in zip(readings[1:split], asked.equivalent, strict=True)
+            if superseded or not standing.rephrase(i, q.prompt)
+        ]
+        unrelated = [
+            (protocol.score(now), protocol.agreement(now, before))
+            for now, before, q in zip(
+                readings[split:], self._before[i], asked.unrelated, strict=True
+            )
+            if superseded or not standing.locality(q.prompt)
+        ]
         return EditScore(
             edit_index=i,
             protocol=protocol.name,
             efficacy=_percent([protocol.score(readings[0])]),
-            generalization=_percent([protocol.score(r) for r in readings[1:split]]),
-            specificity=_percent([protocol.score(r) for r in unrelated]),
-            specificity_self=_percent(
-                [
-                    protocol.agreement(now, before)
-                    for now, before in zip(unrelated, self._before[i], strict=True)
-                ]
-            ),
+            generalization=_percent(equivalent),
+            specificity=_percent([score for score, _ in unrelated]),
+            specificity_self=_percent([agreement for _, agreement in unrelated]),
             superseded=superseded,
+            n_rephrases_superseded=len(asked.equivalent) - len(equivalent),
+            n_locality_superseded=len(asked.unrelated) - len(unrelated),
         )
-
-
-def count_contradicting(edits: Sequence[Edit]) -> int:
-    """Edits whose prompt another edit of the stream sets to a different target."""
-    targets: dict[str, set[str]] = {}
-    for edit in edits:
-        targets.setdefault(edit.prompt, set()).add(edit.target.strip())
-    return sum(len(targets[edit.prompt]) > 1 for edit in edits)
 
 
 def _chosen(options: Sequence[T], probes: Probes, lot: str) -> Sequence[T]:

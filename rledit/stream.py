@@ -9,6 +9,7 @@ from dataclasses import dataclass
 import torch
 
 from rledit.editors.base import Editor
+from rledit.finite import NonFiniteError, require_finite, require_finite_weights
 from rledit.records import Edit
 from rledit.scoring import EditScore, Scorer
 
@@ -44,7 +45,8 @@ class StreamScored:
 
 
 def checkpoints(n_batches: int, count: int) -> tuple[int, ...]:
-    """`count` evenly spaced batch numbers, the last one always among them."""
+    """`count` evenly spaced batch numbers, the last one always among them; at most all."""
+    count = min(count, n_batches)
     return tuple(sorted({round(n_batches * (i + 1) / count) for i in range(count)} - {0}))
 
 
@@ -68,6 +70,9 @@ def run_stream(
 
     Yields:
         `BatchEdited` after every batch, `StreamScored` after those in `score_after`.
+
+    Raises:
+        NonFiniteError: An edit, the weights it leaves or an answer is no number; names the batch.
     """
     model = editor.model
     starts = range(start * batch_size, len(edits), batch_size)
@@ -80,15 +85,29 @@ def run_stream(
             model.trunk.clear()
         _synchronise(model.device)
         began = time.perf_counter()
-        metrics = editor.edit(batch)
-        _synchronise(model.device)
-        yield BatchEdited(n_edits=n_edits, metrics=metrics, seconds=time.perf_counter() - began)
+        try:
+            metrics = editor.edit(batch)
+            _synchronise(model.device)
+            seconds = time.perf_counter() - began
+            require_finite_weights(model)
+            require_finite(metrics, f"what {editor.name} measures of the edit", model)
+        except NonFiniteError as error:
+            raise error.at(f"editing batch {number} (edits {first + 1} to {n_edits})") from None
+        yield BatchEdited(n_edits=n_edits, metrics=metrics, seconds=seconds)
         if number in score_after:
             if not scorer.resident:
                 model.trunk.clear()
             began = time.perf_counter()
-            scores = scorer.score(n_edits)
+            try:
+                scores = scorer.score(n_edits)
+            except NonFiniteError as error:
+                raise error.at(after_batch(number, n_edits)) from None
             yield StreamScored(n_edits=n_edits, scores=scores, seconds=time.perf_counter() - began)
+
+
+def after_batch(number: int, n_edits: int) -> str:
+    """The moment after a batch, counted from 1, as errors name it."""
+    return f"after batch {number} ({n_edits} edits)" if number else "before the first edit"
 
 
 def _synchronise(device: torch.device) -> None:

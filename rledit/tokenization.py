@@ -1,10 +1,11 @@
 """Prompt + answer → token ids, shifted labels and loss groups.
 
-The contract, checked for every pair: exactly one space before the answer, no BOS inside it, BOS on
-the prompt where the family declares it. Inside a chat template the answer begins the assistant's
-turn, with no space of its own, as chat evaluation has it; a BOS that the template writes is the
-only one. Samples carry no padding, so nothing downstream can depend on it; loss groups are
-explicit, so the loss does not depend on the physical batch.
+The contract, checked for every pair: exactly one space before the answer where its script has
+spaces, no BOS inside it, BOS on the prompt where the tokenizer itself writes it, and no text taken
+for a control token that it spells. Inside a chat template the answer begins the assistant's turn,
+with no space of its own, as chat evaluation has it; a BOS that the template writes is the only one.
+Samples carry no padding, so nothing downstream can depend on it; loss groups are explicit, so the
+loss does not depend on the physical batch.
 """
 
 from __future__ import annotations
@@ -17,18 +18,16 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from rledit.chat import ChatTemplate, ChatTemplateError, PromptStyle, Rendered
-from rledit.families import Family
+from rledit.bos import before_text, written_around
+from rledit.chat import ChatTemplate, PromptStyle, Rendered
+from rledit.control_tokens import TextEncoder, TokenizationError, Tokens, Turn
 from rledit.records import Edit, Probe, has_probe
+from rledit.scripts import AnswerSpace, space_between
 
 IGNORED = -100
 
 Order = Literal["stream", "longest_first"]
 """Order of a batch's samples: as the stream has them, or by length with ties in stream order."""
-
-
-class TokenizationError(ValueError):
-    """A prompt / answer pair breaks the token contract."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -129,90 +128,139 @@ class EditBatch:
 
 
 class Encoder:
-    """Turns prompt / answer text into samples under the token contract of one model family.
+    """Turns prompt / answer text into samples under the token contract of one tokenizer.
 
     Args:
         tokenizer: A Hugging Face tokenizer.
-        family: The model family, which declares whether prompts begin with BOS.
         max_length: Longest input the model takes, in tokens (None: unlimited).
         style: How prompts are put; running text is always bare.
+        bos: Whether texts begin with BOS; None: as the tokenizer itself has it.
+        answer_space: Whether a space stands before an answer; `auto`: as its script has it, and
+            none inside a chat template.
 
     Raises:
-        TokenizationError: The tokenizer lacks a BOS token, or a chat template, that is asked for.
+        TokenizationError: The tokenizer lacks a BOS token, or a chat template, that is asked for,
+            or its chat template cannot be used.
     """
 
     def __init__(
         self,
         tokenizer: Any,
-        family: Family,
+        *,
         max_length: int | None = None,
         style: PromptStyle = "bare",
+        bos: bool | None = None,
+        answer_space: AnswerSpace = "auto",
     ) -> None:
         self.tokenizer = tokenizer
-        self.family = family
         self.max_length = max_length
         self.style = style
-        if family.bos_on_prompt and tokenizer.bos_token_id is None:
+        self.answer_space = answer_space
+        self.lead = before_text(tokenizer, bos)
+        self._chat = ChatTemplate(tokenizer) if style == "chat" else None
+        self._text = TextEncoder(tokenizer)
+        if bos is False and self._chat is not None and self._chat.writes_bos:
             raise TokenizationError(
-                f"family {family.name!r} begins prompts with BOS, but the tokenizer has no BOS "
-                "token; set tokenizer.bos_token"
+                "bos: false, but the chat template writes BOS itself; leave `bos` out of the "
+                "model's entry, or take prompt_style bare"
             )
-        try:
-            self._chat = ChatTemplate(tokenizer) if style == "chat" else None
-        except ChatTemplateError as error:
-            raise TokenizationError(str(error)) from None
 
-    @property
-    def answer_lead(self) -> str:
-        """What stands between a rendered prompt and its answer."""
-        return " " if self._chat is None else ""
+    def answer_lead(self, prompt: str, answer: str) -> str:
+        """What stands between a rendered prompt and its answer: a space, or nothing."""
+        if self.answer_space != "auto":
+            return " " if self.answer_space == "always" else ""
+        return " " if self._chat is None and space_between(prompt, answer) else ""
 
     def rendered(self, prompt: str) -> Rendered:
-        """The text a model sees for a prompt, without a BOS that the family adds.
+        """The text a model sees for a prompt, without a BOS that the tokenizer adds.
 
         Raises:
             TokenizationError: The chat template does not hold the prompt verbatim.
         """
         if self._chat is None:
             return Rendered(prompt.rstrip(), 0)
-        try:
-            return self._chat.render(prompt)
-        except ChatTemplateError as error:
-            raise TokenizationError(str(error)) from None
+        return self._chat.render(prompt)
 
-    @property
+    @cached_property
     def prompting(self) -> dict[str, Any]:
         """How prompts really reach the model, for the record.
 
         ``template``: the style; ``bos``: whether they begin with BOS, whoever puts it there; in a
-        chat ``text``: what is written around a prompt, which stands there as ``{}``.
+        chat ``text``: what is written around a prompt, which stands there as ``{}``, and
+        ``without_thinking``: by which variables of the template, where it has some;
+        ``answer_space``: where it was set.
         """
-        bos = self.tokenizer.bos_token_id
-        begins = bos is not None and self.prompt_ids("{}")[:1] == [bos]
-        written = {} if self._chat is None else {"text": self.rendered("{}").text}
-        return {"template": self.style, "bos": begins, **written}
+        begins = bool(self.lead) or (self._chat is not None and self._chat.writes_bos)
+        found: dict[str, Any] = {"template": self.style, "bos": begins}
+        if self._chat is not None:
+            found["text"] = self.rendered("{}").text
+            if self._chat.without_thinking:
+                found["without_thinking"] = dict(self._chat.without_thinking)
+        if self.answer_space != "auto":
+            found["answer_space"] = self.answer_space
+        return found
 
     def prompt_ids(self, prompt: str) -> list[int]:
-        """Token ids of a prompt as the model is asked it, BOS included where it begins with one."""
-        return self._with_bos(self._ids(self.rendered(prompt).text))
+        """Token ids of a prompt as the model is asked it, BOS included where it begins with one.
+
+        Raises:
+            TokenizationError: It spells a control token, and the tokenizer has no tokens for that.
+        """
+        return self._with_bos(self._turn(prompt).ids)
+
+    def prompt_tokens(self, prompt: str) -> Tokens:
+        """A rendered prompt as tokens with their places in it, without BOS.
+
+        Raises:
+            TokenizationError: See `prompt_ids`.
+        """
+        return self._turn(prompt, spans=True)
 
     def text_ids(self, text: str) -> list[int]:
-        """Token ids of running text, which is never put into a chat template, with its BOS."""
-        return self._with_bos(self._ids(text.rstrip()))
+        """Token ids of running text, which is never put into a chat template, with its BOS.
+
+        Raises:
+            TokenizationError: See `prompt_ids`.
+        """
+        return self._with_bos(self.plain_ids(text.rstrip()))
+
+    def plain_ids(self, text: str) -> list[int]:
+        """Token ids of a text alone: nothing before it, no control token in it.
+
+        Raises:
+            TokenizationError: See `prompt_ids`.
+        """
+        return self._text.as_text(text).ids
+
+    def with_special_tokens(self, text: str) -> list[int]:
+        """Token ids of a text as the tokenizer writes it alone, its BOS and EOS around it.
+
+        Raises:
+            TokenizationError: See `prompt_ids`.
+        """
+        if not self._text.spelled(text):
+            return list(self.tokenizer(text)["input_ids"])
+        before, behind = written_around(self.tokenizer)
+        return [*before, *self.plain_ids(text), *behind]
 
     def bos_before(self, ids: Sequence[int]) -> list[int]:
         """The BOS that a text of these tokens still lacks, as a list of one or none."""
-        bos = self.tokenizer.bos_token_id
-        return [bos] if self.family.bos_on_prompt and list(ids[:1]) != [bos] else []
+        begun = tuple(ids[: len(self.lead)]) == self.lead
+        return [] if begun else list(self.lead)
 
     def _with_bos(self, ids: list[int]) -> list[int]:
         return [*self.bos_before(ids), *ids]
 
-    def _ids(self, text: str) -> list[int]:
-        return list(self.tokenizer(text, add_special_tokens=False)["input_ids"])
+    def _turn(self, prompt: str, answer: str = "", spans: bool = False) -> Tokens:
+        """A rendered prompt with what stands behind it."""
+        shown = self.rendered(prompt)
+        if self._chat is None:
+            return self._text.as_text(f"{shown.text}{answer}", spans)
+        turn = Turn(self._chat.head, prompt.strip(), self._chat.tail, answer)
+        return self._text.as_turn(turn, spans)
 
     def answer_ids(self, prompt: str, answer: str) -> list[int]:
-        """Token ids of an answer as they continue the prompt, its one space among them if bare.
+        """Token ids of an answer as they continue the prompt, its space among them if it has one.
 
         Raises:
             TokenizationError: The answer is blank, or merges with the last token before it.
@@ -220,11 +268,9 @@ class Encoder:
         text = answer.strip()
         if not text:
             raise TokenizationError(f"blank answer for the prompt {prompt!r}")
-        before = self.rendered(prompt).text
-        alone, both = self._ids(before), self._ids(f"{before}{self.answer_lead}{text}")
-        if both[: len(alone)] != alone:
-            raise TokenizationError(self._merges(prompt, text))
-        ids = both[len(alone) :]
+        lead = self.answer_lead(prompt, text)
+        alone, both = self._turn(prompt).ids, self._turn(prompt, f"{lead}{text}").ids
+        ids = both[len(alone) :] if both[: len(alone)] == alone else self._apart(prompt, lead, text)
         if not ids:
             raise TokenizationError(f"the answer {text!r} of {prompt!r} has no tokens")
         if self.tokenizer.unk_token_id is not None and self.tokenizer.unk_token_id in ids:
@@ -233,6 +279,21 @@ class Encoder:
                 "another model or another target is needed"
             )
         return ids
+
+    def _apart(self, prompt: str, lead: str, text: str) -> list[int]:
+        """Tokens of an answer that no space sets off and that would merge with the prompt's last.
+
+        They are those that follow a line break, where nothing merges: a model that goes on from the
+        prompt's own tokens can write no others.
+
+        Raises:
+            TokenizationError: A space or a template stands before the answer, or it merges anyway.
+        """
+        if self._chat is None and not lead:
+            alone, both = self.plain_ids("\n"), self.plain_ids(f"\n{text}")
+            if both[: len(alone)] == alone:
+                return both[len(alone) :]
+        raise TokenizationError(self._merges(prompt, text))
 
     def _merges(self, prompt: str, answer: str) -> str:
         if self._chat is None:
@@ -250,7 +311,7 @@ class Encoder:
 
         Args:
             prompt: The prompt, without the answer.
-            answer: The answer; surrounding white space is replaced by `answer_lead`.
+            answer: The answer; white space around it is replaced by `answer_lead`.
             where: File and row, for error messages.
 
         Raises:

@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import logging
 from collections import OrderedDict
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -62,12 +62,15 @@ class _PassThrough(nn.Module):
 class _Replay(nn.Module):
     """Stands in for an attention block whose output is known."""
 
-    def __init__(self, output: Tensor) -> None:
+    def __init__(self, output: Tensor, returns: int | None) -> None:
         super().__init__()
         self._output = output
+        self._returns = returns
 
-    def forward(self, *_: Any, **__: Any) -> tuple[Tensor, None]:
-        return self._output, None
+    def forward(self, *_: Any, **__: Any) -> Any:
+        if self._returns is None:
+            return self._output
+        return self._output, *[None] * (self._returns - 1)
 
 
 class Trunk:
@@ -125,6 +128,16 @@ class Trunk:
         """
         self._cache.clear()
         self._cached = 0
+
+    def forget(self, keys: Collection[bytes]) -> None:
+        """Forget the prefixes of these prompts, see `rledit.tokenization.Sample.key`."""
+        for key in keys:
+            if (prefix := self._cache.pop(key, None)) is not None:
+                self._cached -= sum(t.nbytes for t in prefix)
+
+    def keep(self, keys: Collection[bytes]) -> None:
+        """Forget the prefixes of all prompts but these."""
+        self.forget(self._cache.keys() - keys)
 
     def fits(self, samples: Sequence[Sample]) -> bool:
         """Whether the budget holds the prefixes of all these samples at once."""
@@ -252,7 +265,7 @@ class Trunk:
             seen["hidden"] = args[0]
 
         def keep_attention(_: nn.Module, __: Any, output: Any) -> None:
-            seen["attention"] = output[0]
+            seen["attention"] = output[0] if isinstance(output, tuple) else output
 
         with ExitStack() as stack:
             above = range(self.first_layer + 1, len(self._layers))
@@ -278,7 +291,11 @@ class Trunk:
 
         with (
             self._skipping(range(self.first_layer)),
-            _swapped(layer, self._family.attention, _Replay(attention)),
+            _swapped(
+                layer,
+                self._family.attention,
+                _Replay(attention, self._family.attention_returns),
+            ),
             _hooked(layer.register_forward_pre_hook(replace_input, with_kwargs=True)),
         ):
             yield
@@ -335,9 +352,10 @@ class Trunk:
         mlp = self._layers[layer].get_submodule(self._family.mlp)
         shape: list[torch.Size] = []
 
-        def gather(_: nn.Module, args: tuple[Any, ...]) -> tuple[Tensor]:
+        def gather(_: nn.Module, args: tuple[Any, ...]) -> tuple[Tensor, ...]:
+            # Some MLPs are given the residual stream as well, and add it themselves.
             shape.append(args[0].shape)
-            return (args[0].flatten(0, -2).index_select(0, rows).unsqueeze(0),)
+            return tuple(a.flatten(0, -2).index_select(0, rows).unsqueeze(0) for a in args)
 
         def scatter(_: nn.Module, __: Any, output: Tensor) -> Tensor:
             whole = output.new_zeros(shape[-1].numel() // shape[-1][-1], output.shape[-1])

@@ -14,6 +14,8 @@ from typing import Protocol
 import torch
 from torch import Tensor, nn
 
+from rledit.families import is_transposed
+
 
 class WeightAccess(Protocol):
     """How a weight is read and written; a sharded model supplies its own.
@@ -78,9 +80,11 @@ class Addition(Protocol):
 class EditedWeights:
     """The edited matrices by module name.
 
+    Matrices are (d_out x d_in) here, also those that a model keeps the other way round.
+
     Args:
         model: The language model; its parameters should be frozen.
-        modules: Names of the edited ``nn.Linear`` modules.
+        modules: Names of the edited linears.
         access: How weights are read and written (default: in this process).
     """
 
@@ -90,9 +94,8 @@ class EditedWeights:
         self.names = tuple(modules)
         self._access: WeightAccess = access or LocalAccess()
         self._parameters = {name: _weight(model, name) for name in self.names}
-        self._original = {
-            name: self._access.read(p).clone() for name, p in self._parameters.items()
-        }
+        self._transposed = {name for name in self.names if is_transposed(model.get_submodule(name))}
+        self._original = {name: self._read(name).clone() for name in self.names}
         self._masters: dict[str, Tensor] = {}
 
     def original(self, name: str) -> Tensor:
@@ -103,11 +106,18 @@ class EditedWeights:
         """The current matrix (d_out x d_in) at full precision. Do not modify."""
         if name in self._masters:
             return self._masters[name]
-        return self._access.read(self._parameters[name])
+        return self._read(name)
 
     def parameter(self, name: str) -> nn.Parameter:
-        """The model's parameter, for editors that differentiate with respect to it."""
+        """The model's parameter, for editors that differentiate with respect to it.
+
+        It lies as the model keeps it; `upright` turns what is of its shape.
+        """
         return self._parameters[name]
+
+    def upright(self, name: str, value: Tensor) -> Tensor:
+        """A tensor in the layout of the parameter as (d_out x d_in), and the other way round."""
+        return value.T if name in self._transposed else value
 
     @torch.no_grad()
     def add(self, name: str, shift: Addition) -> float:
@@ -117,16 +127,15 @@ class EditedWeights:
             Cosine between the change the model's own precision realised and the intended one;
             1 where the model is precise enough to need no master.
         """
-        parameter = self._parameters[name]
         master = self._master(name)
         shift.add_to(master)
         if name not in self._masters:
-            self._access.write(parameter, master)
+            self._write(name, master)
             return 1.0
-        before = self._access.read(parameter).float()
-        self._access.write(parameter, master)
+        before = self._read(name).float()
+        self._write(name, master)
         # In place: these are whole matrices, and for large models there is room for few of them.
-        realised = self._access.read(parameter).float().sub_(before)
+        realised = self._read(name).float().sub_(before)
         intended = shift.dense().T.float()
         scale = float(realised.norm() * intended.norm())
         return float(realised.mul_(intended).sum()) / scale if scale > 0 else 0.0
@@ -135,20 +144,21 @@ class EditedWeights:
         """Replace a matrix (d_out x d_in)."""
         master = self._master(name)
         master.copy_(value)
-        self._access.write(self._parameters[name], master)
+        self._write(name, master)
 
     def restore(self) -> None:
         """Return to the unedited model, bit by bit."""
         self._masters.clear()
-        for name, parameter in self._parameters.items():
-            self._access.write(parameter, self._original[name])
+        for name in self.names:
+            self._write(name, self._original[name])
 
     @contextmanager
     def unedited(self) -> Iterator[None]:
         """Look at the unedited model inside the context; the edits return afterwards."""
         with ExitStack() as stack:
             for name, parameter in self._parameters.items():
-                stack.enter_context(self._access.showing(parameter, self._original[name]))
+                value = self.upright(name, self._original[name])
+                stack.enter_context(self._access.showing(parameter, value))
             yield
 
     def delta_norm(self, name: str) -> float:
@@ -173,11 +183,17 @@ class EditedWeights:
         for name, value in state.items():
             self.set(name, value)
 
+    def _read(self, name: str) -> Tensor:
+        return self.upright(name, self._access.read(self._parameters[name]))
+
+    def _write(self, name: str, value: Tensor) -> None:
+        self._access.write(self._parameters[name], self.upright(name, value))
+
     def _master(self, name: str) -> Tensor:
         """The tensor edits accumulate in: the current matrix where it is precise enough."""
         if name in self._masters:
             return self._masters[name]
-        current = self._access.read(self._parameters[name])
+        current = self._read(name)
         if current.dtype not in (torch.bfloat16, torch.float16):
             return current
         self._masters[name] = current.float()

@@ -5,7 +5,7 @@ Commands import what they need when they run: `--help` stays quick.
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Annotated, Any
 
 import typer
 
@@ -14,11 +14,36 @@ from pipeline.cli.errors import errors_as_help
 from pipeline.logs import configure_logging
 
 app = typer.Typer(
-    help="Benchmark lifelong model editing: plan and run grids, read their results.",
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
 )
+
+
+def _version(asked: bool) -> None:
+    """Print the version and end."""
+    if asked:
+        from pipeline.versions import code_version
+
+        typer.echo(f"rledit {code_version()}")
+        raise typer.Exit
+
+
+@app.callback()
+def options(
+    version: Annotated[
+        bool,
+        typer.Option(
+            "--version",
+            callback=_version,
+            is_eager=True,
+            help="Print the version, with the hash of the code that results carry, and exit.",
+        ),
+    ] = False,
+) -> None:
+    """Benchmark lifelong model editing: plan and run grids, read their results."""
+
+
 for command in (
     plan.plan,
     grids.run,

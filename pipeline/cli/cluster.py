@@ -159,7 +159,8 @@ def status(
 
     if address is None:
         places = Locations.under(results, lake, tracking)
-        for line in standing.grids_lines(places, name):
+        lines = list(standing.grids_lines(places, name))
+        for line in lines or [standing.nothing_line(places, name)]:
             typer.echo(line)
         return
     from pipeline.submit.submission import SubmitError
@@ -182,6 +183,7 @@ def cancel(
     wait: Annotated[float, typer.Option(help="Seconds to wait for its end.")] = 60.0,
 ) -> None:
     """End a job; its finished cells stay, and submitting it again goes on from there."""
+    from pipeline.submit.standing import ended_lines
     from pipeline.submit.submission import SubmitError
 
     server = _server(address)
@@ -191,14 +193,16 @@ def cancel(
     if not before.over:
         server.stop(name)
     job = server.wait(name, lambda job: job.over, wait)
-    typer.echo(f"{job.name}: {job.status}" + (" (it had ended before)" if before.over else ""))
+    for line in ended_lines(job, before.over, wait):
+        typer.echo(line)
     uri = tracking or job.metadata.get("tracking") or os.environ.get("MLFLOW_TRACKING_URI")
     grid = job.metadata.get("grid")
     if job.over and uri and grid:
         from pipeline.submit.reconcile import sweep_grids
 
-        for line in sweep_grids(uri, [grid], server):
-            typer.echo(line)
+        for swept in sweep_grids(uri, [grid], server):
+            by = "closed here" if swept.ended else "closed by its driver"
+            typer.echo("tracking: " + (str(swept) if swept.left else f"the job's run is {by}"))
 
 
 def sweep(
@@ -210,11 +214,13 @@ def sweep(
     tracking: TrackingUri = None,
 ) -> None:
     """End tracked runs that are RUNNING although their process or job is gone."""
+    from pipeline.storage import redact
     from pipeline.submit.reconcile import sweep_grids
 
     uri = Locations.under(results, None, tracking).tracking
     server = _server(address) if address else None
-    for line in sweep_grids(uri, grids, server):
+    lines = [str(swept) for swept in sweep_grids(uri, grids, server)]
+    for line in lines or [f"{redact(uri)}: no tracked run to look at"]:
         typer.echo(line)
 
 
@@ -227,12 +233,18 @@ def rebuild(
     tracking: TrackingUri = None,
 ) -> None:
     """Make the tracked runs equal to the lake's cells, from nothing if need be."""
-    from pipeline.results.lake import Lake
+    from pipeline.results.lake import Lake, LakeError
     from pipeline.results.tracking import Tracker
 
     places = Locations.under(results, lake, tracking)
     store = Lake(places.lake)
-    for grid in grids or store.grids():
+    known = store.grids() if store.exists() else []
+    if unknown := sorted(set(grids or ()) - set(known)) or ([] if known else ["any"]):
+        there = ", ".join(known) or "none"
+        raise LakeError(
+            f"no cells of grid {', '.join(unknown)} in {store.storage}; grids there: {there}"
+        )
+    for grid in grids or known:
         n = Tracker(places.tracking, grid).rebuild(store)
         typer.echo(f"{grid}: {n} cells logged anew")
 

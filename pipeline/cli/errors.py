@@ -2,10 +2,16 @@
 
 from __future__ import annotations
 
+import errno
+import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
 
 import typer
+
+from pipeline.run.ending import INTERRUPTED, Interrupted, interruptible, leave_on_interrupt
+
+logger = logging.getLogger(__name__)
 
 # Errors that are answers to the user, by name: importing their modules here would cost seconds.
 _EXPECTED = frozenset(
@@ -26,16 +32,46 @@ _EXPECTED = frozenset(
 )
 
 
+_GO_ON = "interrupted; nothing is half-written, and the same command may be given again"
+
+
 @contextmanager
 def errors_as_help() -> Iterator[None]:
-    """Print an expected error as one message; anything else is a bug and keeps its trace."""
+    """Print an expected error as one message; anything else is a bug and keeps its trace.
+
+    A file or folder that the system refuses is an answer, too. Ctrl-C says what is kept, and exits
+    with 130; a second one ends the process at once.
+    """
     try:
-        yield
-    except KeyboardInterrupt:
-        typer.echo("interrupted; the same command goes on from here", err=True)
-        raise SystemExit(130) from None
+        with interruptible():
+            yield
+    except Interrupted as interrupted:
+        leave_on_interrupt()
+        typer.echo(f"\n{str(interrupted) or _GO_ON}", err=True)
+        raise SystemExit(INTERRUPTED) from None
+    except OSError as error:
+        logger.debug("refused by the system", exc_info=error)
+        typer.echo(f"error: {_refused(error)}", err=True)
+        raise SystemExit(2) from None
     except Exception as error:
         if not _EXPECTED & {cls.__name__ for cls in type(error).__mro__}:
             raise
         typer.echo(f"error: {error}", err=True)
         raise SystemExit(2) from None
+
+
+def _refused(error: OSError) -> str:
+    """What the system refused, where, and what to do about it."""
+    if _EXPECTED & {cls.__name__ for cls in type(error).__mro__}:
+        return str(error)
+    if error.filename is None or error.strerror is None:
+        return f"{type(error).__name__}: {error}"
+    remedy = {
+        errno.EACCES: "; you may not write or read there: choose another place (--results, --lake, "
+        "--cache, --out), or change its permissions",
+        errno.EROFS: "; choose a place that can be written to (--results, --lake, --cache, --out)",
+        errno.ENOTDIR: "; a file stands where a folder is needed: choose another place, or move it",
+        errno.EEXIST: "; a file stands where a folder is needed: choose another place, or move it",
+        errno.ENOSPC: "; make room there, or choose another place (--results, --lake, --cache)",
+    }.get(error.errno or 0, "")
+    return f"{error.filename}: {error.strerror}{remedy}"

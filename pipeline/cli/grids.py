@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.console import Console
@@ -21,6 +21,10 @@ from pipeline.cli.options import (
 )
 from pipeline.cli.output import print_table, write_report_files
 from pipeline.locations import Locations
+from pipeline.run.ending import Interrupted
+
+if TYPE_CHECKING:
+    from pipeline.plan import Plan
 
 
 def run(
@@ -53,19 +57,47 @@ def run(
 
     parsed = load_grid(grid, set_, scale, limit)
     places = Locations.under(results, lake, tracking, cache)
-    found = make_plan(parsed, Lake(places.lake), replace)
+    found: Plan | None = None
     console = Console(stderr=True)
-    for line in [*pool_lines(found.cells), *skip_lines(found.missing)]:
-        console.print(line, highlight=False)
-    console.print(f"{len(found.cells)} cells, {len(found.missing)} to run", highlight=False)
-    if found.missing:
-        from pipeline.preflight import preflight
+    try:
+        found = make_plan(parsed, Lake(places.lake), replace)
+        for line in [*pool_lines(found.cells), *skip_lines(found.missing)]:
+            console.print(line, highlight=False, markup=False, soft_wrap=True)
+        console.print(f"{len(found.cells)} cells, {len(found.missing)} to run", highlight=False)
+        if found.missing:
+            from pipeline.preflight import checked
 
-        preflight(found.missing)
-    failed = run_plan(parsed, found, places, console, workers, address)
-    editors = tuple(cell.editor_name for cell in found.cells)
-    print_table(places.lake, parsed.name, "md", editors, parsed.scale)
+            found, refused = checked(found)
+            for line in refused:
+                console.print(line, highlight=False, markup=False, soft_wrap=True)
+        failed = run_plan(parsed, found, places, console, workers, address)
+    except Interrupted:
+        raise Interrupted(_kept(found, places)) from None
+    print_table(places.lake, parsed.name, "md", among={cell.address.scale for cell in found.cells})
     report_path = write_report_files(places.lake, parsed.name, results / f"{parsed.name}.html")
     console.print(f"report: {report_path}\nlake:   {places.lake}", highlight=False)
+    if found.refused:
+        n = len(found.refused)
+        console.print(f"{n} of {len(found.cells)} cells skipped: see above", highlight=False)
     if failed:
         raise typer.Exit(1)
+
+
+def _kept(plan: Plan | None, places: Locations) -> str:
+    """What an interrupted run leaves, and how it goes on."""
+    from pipeline.results.lake import Lake
+
+    if plan is None:
+        return (
+            f"interrupted while the grid was planned; what is done stays in {places.lake}, and the "
+            "same command goes on from there"
+        )
+    keys = {cell.key for cell in plan.cells}
+    lake = Lake(places.lake)
+    records = lake.manifest() if lake.exists() else []
+    done = sum(record.done and record.address.cell_key in keys for record in records)
+    return (
+        f"interrupted; {done} of {len(keys)} cells are done and kept in {places.lake}. Models, "
+        f"trained networks and the last saved states of what was running are kept in "
+        f"{places.cache}: the same command goes on from there"
+    )

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
+from difflib import get_close_matches
 from pathlib import Path
 
 import typer
@@ -10,46 +12,72 @@ NOTHING_COMPARABLE = 2
 
 
 def print_table(
-    lake: str,
-    name: str,
-    fmt: str,
-    editors: tuple[str, ...] | None = None,
-    scale: str | None = None,
+    lake: str, name: str, fmt: str, scale: str | None = None, among: Collection[str] = ()
 ) -> int:
     """Print a grid's table: beside the published one where there is one.
+
+    Args:
+        lake: Where the results lie.
+        name: Name of the grid.
+        fmt: One of the formats of tables.
+        scale: Show results at this scale only; None: see `paper_table`, else all there are.
+        among: Show results at these scales only; empty: at all.
 
     Returns:
         What ``--check`` exits with.
 
     Raises:
-        TableError: There is no such scale, or neither results nor a published table of that name.
+        TableError: There is no such scale or format, or neither results nor a published table of
+            that name.
     """
     from pipeline.paper.layouts import LAYOUTS
     from pipeline.paper.measured import SCALES
+    from pipeline.results.rendering import FORMATS, render_table
     from pipeline.results.tables import TableError, build_table
     from rledit.names import nearest
 
     if scale is not None and scale not in SCALES:
         raise TableError(f"--scale {scale}: unknown scale{nearest(scale, SCALES)}")
+    if fmt not in FORMATS:
+        raise TableError(f"--format {fmt}: unknown format{nearest(fmt, FORMATS)}")
     if name in LAYOUTS:
         from pipeline.paper.rendering import render_paper_table
         from pipeline.paper.table import paper_table
 
-        table = paper_table(lake, name, scale)
+        (only,) = among if len(among) == 1 else (scale,)
+        table = paper_table(lake, name, scale or only)
         typer.echo(render_paper_table(table, fmt))
         return table.exit_code
-    from pipeline.results.query import query, runs
-    from pipeline.results.rendering import render_table
+    from pipeline.results.query import runs
 
-    order = tuple(dict.fromkeys(editors)) if editors else None
-    rows = [row for row in runs(lake, name) if scale in (None, row["scale"])]
+    shown = {scale} if scale is not None else set(among)
+    rows = [row for row in runs(lake, name) if not shown or row["scale"] in shown]
     if not rows:
-        known = [grid for (grid,) in query("SELECT DISTINCT grid FROM cells ORDER BY 1", lake).rows]
-        at = f" at scale {scale}" if scale else ""
-        raise TableError(f"no results of grid {name!r}{at}{nearest(name, [*known, *LAYOUTS])}")
-    built = build_table(rows, title=name, editors=order)
-    typer.echo(render_table(built, fmt))
+        raise TableError(_no_results(lake, name, shown))
+    typer.echo(render_table(build_table(rows, title=name), fmt))
     return NOTHING_COMPARABLE
+
+
+def _no_results(lake: str, name: str, scales: Collection[str]) -> str:
+    """There is nothing of a grid; names first what there is in this lake."""
+    from pipeline.paper.layouts import LAYOUTS
+    from pipeline.results.query import query, quoted
+
+    there = query("SELECT DISTINCT grid FROM cells ORDER BY 1", lake)
+    known = [str(grid) for (grid,) in there.rows]
+    if name in known:
+        others = query(f"SELECT DISTINCT scale FROM cells WHERE grid = {quoted(name)}", lake)
+        at = " or ".join(sorted(scales))
+        has = ", ".join(sorted(str(scale) for (scale,) in others.rows))
+        return f"grid {name!r} has no results at scale {at}; it has some at {has}"
+    near = get_close_matches(name, known, n=1) or get_close_matches(name, LAYOUTS, n=1)
+    hint = f"; did you mean {near[0]!r}?" if near else "."
+    results = f"Grids with results in {lake}: {', '.join(known) or 'none yet'}"
+    without = [grid for grid in LAYOUTS if grid not in known]
+    return (
+        f"no results of grid {name!r}{hint} {results}. Published tables, shown without "
+        f"results too: {', '.join(without)}"
+    )
 
 
 def write_report_files(lake: str, name: str, path: Path) -> str:

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections import Counter
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from pipeline.cli.options import (
     DEFAULT_RESULTS,
+    CacheUri,
     GridFile,
     LakeUri,
     Limit,
@@ -19,6 +20,10 @@ from pipeline.cli.options import (
 )
 from pipeline.locations import Locations
 
+if TYPE_CHECKING:
+    from pipeline.results.lake import Lake
+    from pipeline.results.records import CellRecord
+
 
 def plan(
     grid: GridFile,
@@ -27,6 +32,7 @@ def plan(
     limit: Limit = None,
     results: Results = DEFAULT_RESULTS,
     lake: LakeUri = None,
+    cache: CacheUri = None,
     gpu_memory_gb: Annotated[
         float, typer.Option(help="Memory of the GPUs the grid will run on, in GB.", min=1)
     ] = 80.0,
@@ -37,17 +43,19 @@ def plan(
 ) -> None:
     """Tell what a grid needs: cells done and missing, hours, memory, disk, downloads. Runs nothing.
 
+    What lies in the cache (models, trained networks, second moments) is not reckoned again.
+
     Exit 1 when something is missing, or a cell does not fit on its GPUs.
     """
     from pipeline.cells import cells_of
     from pipeline.config import load_grid
     from pipeline.estimate import absent_files, estimate, unfetched_files, unknowable
     from pipeline.estimate.summary import summary
-    from pipeline.plan import check_sharded, make_plan, pool_lines
+    from pipeline.plan import check_sharded, failed_lines, make_plan, pool_lines, skip_lines
     from pipeline.results.lake import Lake
 
     parsed = load_grid(grid, set_, scale, limit)
-    places = Locations.under(results, lake)
+    places = Locations.under(results, lake, cache=cache)
     store = Lake(places.lake)
     every = cells_of(parsed)
     absent = absent_files(every)
@@ -66,11 +74,12 @@ def plan(
     for cell in unknown if cells else ():
         reason = "not there" if unknowable(cell, absent) else "not fetched"
         typer.echo(f"{'missing':8}{'-' * 16}  {cell.path}  (its data is {reason})")
-    for line in pool_lines(found.cells):
+    reasons = () if cells else (*skip_lines(found.missing), *failed_lines(found))
+    for line in (*pool_lines(found.cells), *reasons):
         typer.echo(line)
     to_run = [cell for cell in found.missing if cell.key not in skipped] + unknown
     done = Counter((c.model.name, c.label) for c in found.cells if c.key in found.done)
-    cost = estimate(to_run, store.manifest() if store.exists() else [], gpu_memory_gb)
+    cost = estimate(to_run, _records(store), gpu_memory_gb, places.cache)
     for line in summary(cost, done):
         typer.echo(line)
     counts = f"{len(every)} cells, {len(to_run)} to run"
@@ -78,3 +87,8 @@ def plan(
     typer.echo(f"{counts}{left}; lake {places.lake}")
     if not cost.ready:
         raise typer.Exit(1)
+
+
+def _records(store: Lake) -> list[CellRecord]:
+    """What the lake's cells cost; nothing where there is no lake yet."""
+    return store.manifest() if store.exists() else []

@@ -59,11 +59,14 @@ def query(
 def diff(
     lake_a: Annotated[str, typer.Argument(help="A lake.")],
     lake_b: Annotated[str, typer.Argument(help="Another lake.")],
+    grid: Annotated[
+        str | None, typer.Option("--grid", help="Compare the cells of this grid only.")
+    ] = None,
 ) -> None:
     """Compare two lakes; exit 0 when they hold the same results, times aside."""
     from pipeline.results.diff import diff_lakes
 
-    found = diff_lakes(lake_a, lake_b)
+    found = diff_lakes(lake_a, lake_b, grid)
     typer.echo(f"rule: {found.rule}")
     for line in found.lines:
         typer.echo(line)

@@ -10,15 +10,16 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from pipeline.cells import Cell
+from pipeline.estimate.cached import Cached
 from pipeline.estimate.device import Device, Placement, core, gpu, placed
 from pipeline.estimate.files import absent_files, file_needs, unfetched_files, unknowable
 from pipeline.estimate.fit import Misfit, misfit
 from pipeline.estimate.measured import Measurements
 from pipeline.estimate.memory import memory_of
 from pipeline.estimate.need import Need
-from pipeline.estimate.needs import disk_gb, model_needs, network_place
+from pipeline.estimate.needs import disk_gb, model_needs, network_place, statistics_need
 from pipeline.estimate.seconds import Seconds, model_seconds, modelled, statistics_seconds
-from pipeline.estimate.workload import Workload, workload_of
+from pipeline.estimate.workload import Workload, check_modules, workload_of
 from pipeline.results.records import CellRecord
 
 
@@ -31,13 +32,18 @@ class CellEstimate:
         shared: Seconds of what several cells need, on the first that does: training a model of
             the embedded world, second moments.
         memory_gb: Peak of a rank.
+        summed: Its linears whose second moments are in the cache.
         misfit: Why it cannot run where it is to; None where it can.
+        trained: Batches that its network is trained on, as the display of the run counts them; 0
+            where an earlier cell trains the same one.
     """
 
     work: Workload
     seconds: Seconds
+    trained: int
     shared: float
     memory_gb: float
+    summed: frozenset[str]
     misfit: Misfit | None
 
     @property
@@ -79,7 +85,10 @@ class Estimate:
 
 
 def estimate(
-    cells: Sequence[Cell], records: Sequence[CellRecord], gpu_memory_gb: float = 80.0
+    cells: Sequence[Cell],
+    records: Sequence[CellRecord],
+    gpu_memory_gb: float = 80.0,
+    cache: str | None = None,
 ) -> Estimate:
     """The cost of cells.
 
@@ -87,10 +96,13 @@ def estimate(
         cells: Those to run.
         records: Finished cells of the lake, whose costs are carried over to like ones.
         gpu_memory_gb: Memory of the GPUs that cells with GPUs will run on, in GB (1e9 bytes).
+        cache: URI of the cache: what lies there is not made again; None: nothing is there.
 
     Raises:
-        ConfigError: A model's configuration cannot be had, or a module does not exist.
+        ConfigError: A model's configuration cannot be had, or modules do not exist.
     """
+    check_modules(cells)
+    cached = Cached(cache)
     away = [*absent_files(cells), *unfetched_files(cells)]
     measurements = Measurements(records)
     needs = file_needs(cells)
@@ -98,12 +110,16 @@ def estimate(
     found = []
     place = _placement(cells, gpu_memory_gb)
     for cell in cells:
-        work = workload_of(cell, readable=not unknowable(cell, away))
+        readable = not unknowable(cell, away)
+        work = workload_of(cell, readable)
         if (model := ("model", cell.model.name)) not in seen:
             seen.add(model)
-            needs += model_needs(cell, work.architecture)
-        found.append(_cell(work, place, measurements, seen))
+            needs += model_needs(cell, work.architecture, cached.has_model(cell))
+        found.append(_cell(work, place, measurements, seen, cached if readable else Cached()))
     works = [cell.work for cell in found]
+    for name in dict.fromkeys(cell.model.name for cell in cells):
+        own = [c for c in found if c.work.cell.model.name == name and c.work.documents]
+        needs += statistics_need([c.work for c in own], {m for c in own for m in c.summed})
     return Estimate(
         cells=tuple(found),
         placement=place,
@@ -114,31 +130,42 @@ def estimate(
 
 
 def _cell(
-    work: Workload, place: Placement, measurements: Measurements, seen: set[tuple[object, ...]]
+    work: Workload,
+    place: Placement,
+    measurements: Measurements,
+    seen: set[tuple[object, ...]],
+    cached: Cached,
 ) -> CellEstimate:
     cell = work.cell
     seconds = measurements.seconds(cell) or modelled(work, place)
+    trained = cell.trained_batches
     if cell.trains:
         network = ("network", *network_place(cell))
-        if network in seen:
-            seconds = replace(seconds, setup=0.0)
+        if network in seen or cached.has_network(cell):
+            seconds, trained = replace(seconds, setup=0.0), 0
         seen.add(network)
     shared = 0.0
     world = ("world", cell.model.name, str(cell.dataset.world))
     if world not in seen:
         seen.add(world)
-        shared += model_seconds(cell, work.architecture, place.device)
+        if not cached.has_model(cell):
+            shared += model_seconds(cell, work.architecture, place.device)
     statistics = ("statistics", cell.model.name, *sorted(work.linears))
+    summed = frozenset(
+        name for name in work.linears if work.documents and cached.has_moment(cell, name)
+    )
     if "statistics" in cell.needs and statistics not in seen:
         seen.add(statistics)
-        shared += statistics_seconds(work, place)
+        shared += statistics_seconds(work, place, work.linears.keys() - summed)
     memory = memory_of(work, place)
     measured = measurements.peak_gb(cell)
     return CellEstimate(
         work=work,
         seconds=seconds,
+        trained=trained,
         shared=shared,
         memory_gb=memory.gigabytes if measured is None else measured,
+        summed=summed,
         misfit=misfit(work, place, memory),
     )
 

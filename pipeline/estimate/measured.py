@@ -8,7 +8,7 @@ from typing import Any
 
 from pipeline.cells import Cell
 from pipeline.estimate.seconds import Seconds
-from pipeline.results.records import CellRecord
+from pipeline.results.records import CellRecord, scale_of
 
 # What two cells have in common for one's cost to stand for the other's: the closest first.
 _LIKENESS: tuple[tuple[str, ...], ...] = (
@@ -53,7 +53,7 @@ class Measurements:
     def like(self, cell: Cell) -> list[CellRecord]:
         """The finished cells that have most in common with this one."""
         own = {
-            "scale": cell.scale,
+            "scale": scale_of(cell.scale, cell.model.checkpoint),
             "model": cell.model.name,
             "editor": cell.editor_name,
             "variant": cell.editor.variant,
@@ -84,8 +84,9 @@ def _training(record: CellRecord) -> float:
     """Edits that a finished cell trained on, as far as its settings tell."""
     settings: dict[str, Any] = record.values["identity"].get("settings", {})
     batches = settings.get("trajectory_batches") or record.address.n_batches
-    return float(max(batches * record.address.batch_size * settings.get("train_steps", 1), 1))
+    steps = settings.get("train_steps", 1) * settings.get("trajectories_per_step", 1)
+    return float(max(batches * record.address.batch_size * steps, 1))
 
 
 def _steps(cell: Cell) -> float:
-    return float(cell.trajectory_batches * cell.stream.batch_size * cell.settings.train_steps)
+    return float(cell.trained_batches * cell.stream.batch_size)

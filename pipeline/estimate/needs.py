@@ -3,30 +3,38 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 
 from pipeline.architecture import Architecture
 from pipeline.cells import Cell
-from pipeline.checkpoints import cached, is_folder, weight_files
+from pipeline.checkpoints import cached, is_folder, missing_weights, weight_files
 from pipeline.estimate.device import GB
 from pipeline.estimate.need import Need
 from pipeline.estimate.workload import BYTES, Workload
+from pipeline.pickled import is_pickled
 from pipeline.presets import PRESETS
 
 _ROW_BYTES = 48  # of an edit's row in Parquet, measured on the demo
 FLOAT = 4
 
 
-def model_needs(cell: Cell, architecture: Architecture) -> list[Need]:
-    """Weights of a model: there, to be fetched, or out of reach."""
+def model_needs(cell: Cell, architecture: Architecture, trained: bool = False) -> list[Need]:
+    """Weights of a model: there, to be fetched, or out of reach.
+
+    Args:
+        cell: A cell of the model.
+        architecture: Its sizes.
+        trained: Whether a model of the embedded world lies in the cache.
+    """
     checkpoint = cell.model.checkpoint
     if checkpoint is None:
-        return [Need(text=f"{cell.model.name}: trained on the spot")]
+        how = "trained before, and in the cache" if trained else "trained on the spot"
+        return [Need(text=f"{cell.model.name}: {how}")]
     size = architecture.parameters * BYTES[cell.model.dtype] / GB
     folder = cached(checkpoint)
     if folder is not None and _whole(folder):
-        return [Need(text=f"{cell.model.name}: weights are here ({size:.1f} GB, {checkpoint})")]
+        return [_here(cell, architecture, folder)]
     if is_folder(checkpoint):
         return [
             Need(
@@ -37,7 +45,7 @@ def model_needs(cell: Cell, architecture: Architecture) -> list[Need]:
         ]
     preset = PRESETS.get(cell.model.preset or "")
     published = preset if preset is not None and preset.checkpoint == checkpoint else None
-    needs = [Need(text=f"{cell.model.name}: fetch {checkpoint}, {size:.1f} GB", download_gb=size)]
+    needs = [_fetched(cell, architecture, folder)]
     if published is not None and published.remark:
         needs.append(Need(text=f"{cell.model.name}: {published.remark}"))
     if published is not None and published.gated and not _token():
@@ -49,6 +57,80 @@ def model_needs(cell: Cell, architecture: Architecture) -> list[Need]:
             )
         )
     return needs
+
+
+def statistics_need(works: Sequence[Workload], summed: Collection[str]) -> list[Need]:
+    """The second moments of one model's linears, in a line; nothing where no editor needs them.
+
+    Args:
+        works: Cells of the model whose editors need second moments.
+        summed: The linears whose moments are in the cache.
+    """
+    if not works:
+        return []
+    linears = {name for work in works for name in work.linears}
+    editors = ", ".join(dict.fromkeys(work.cell.label for work in works))
+    first = works[0]
+    there = f", {len(summed)} of them in the cache" if summed else ""
+    return [
+        Need(
+            text=f"{first.cell.model.name}: second moments of {len(linears)} linears{there} "
+            f"({editors}), over {first.documents:,} documents of about "
+            f"{first.document_tokens:.0f} tokens"
+        )
+    ]
+
+
+def _here(cell: Cell, architecture: Architecture, folder: Path) -> Need:
+    """Weights that lie on this machine."""
+    files = weight_files(folder)
+    size = sum(path.stat().st_size for path in files) / GB
+    text = f"{cell.model.name}: weights are here ({_gb(size)}{_as(architecture)}, "
+    text += f"{cell.model.checkpoint}){_loading(cell, architecture)}"
+    return Need(text=text + (_converting(files[0].name, size) if is_pickled(files[0]) else ""))
+
+
+def _fetched(cell: Cell, architecture: Architecture, folder: Path | None) -> Need:
+    """Weights that the hub has: as large as it says, or else as the model is."""
+    checkpoint = str(cell.model.checkpoint)
+    sizes = missing_weights(checkpoint, folder) if folder is not None else None
+    known = [size for size in (sizes or {}).values() if size is not None]
+    size = architecture.parameters * BYTES[cell.model.dtype] / GB
+    if sizes and len(known) == len(sizes):
+        size = sum(known) / GB
+    text = f"{cell.model.name}: fetch {checkpoint}, {_gb(size)}{_as(architecture)}"
+    text += _loading(cell, architecture)
+    first = Path(next(iter(sizes or {"": None})))
+    return Need(
+        text=text + (_converting(first.name, size) if is_pickled(first) else ""), download_gb=size
+    )
+
+
+def _as(architecture: Architecture) -> str:
+    packed = architecture.quantised
+    return "" if packed is None else f" quantised by {packed.words}"
+
+
+def _loading(cell: Cell, architecture: Architecture) -> str:
+    """What loading makes of packed weights, and of a multimodal model."""
+    found = ""
+    if architecture.quantised is not None:
+        size = architecture.parameters * BYTES[cell.model.dtype] / GB
+        found += f"; they are dequantised while loading, to {_gb(size)} in {cell.model.dtype}"
+    if architecture.part_of is not None:
+        found += f"; of the {architecture.part_of} model the text part alone is loaded"
+    return found
+
+
+def _converting(name: str, size: float) -> str:
+    return (
+        f"; pickled ({name}): read once as tensors alone (weights_only) and converted to "
+        f"safetensors in the cache, {_gb(size)} more"
+    )
+
+
+def _gb(size: float) -> str:
+    return f"{size:.1f} GB" if size >= 0.05 else f"{size:.2g} GB"
 
 
 def disk_gb(works: Sequence[Workload]) -> dict[str, float]:

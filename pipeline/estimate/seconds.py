@@ -7,13 +7,14 @@ per physical batch, whichever is longer; sharded weights are read from other ran
 from __future__ import annotations
 
 import math
+from collections.abc import Collection
 from dataclasses import dataclass
 from typing import Any
 
 from pipeline.architecture import Architecture
 from pipeline.cells import Cell
 from pipeline.estimate.device import GB, Device, Placement
-from pipeline.estimate.workload import Workload
+from pipeline.estimate.workload import DOCUMENT_TOKENS, Workload
 from pipeline.material import HARNESS
 from rledit.ability import TASKS
 from rledit.ability.tasks import ITEMS_PER_TASK
@@ -26,7 +27,6 @@ GENERATED_TOKENS = 16
 GPU_LAUNCH, CPU_LAUNCH = 2e-4, 5e-4  # seconds that a layer's operations take however small
 OPEN_SECONDS, OPEN_GB = 3.0, 1.0  # of a worker that opens a model, and GB it reads per second
 WORLD_TOKENS = 12  # of a sentence that a model of the embedded world is trained on
-DOCUMENT_TOKENS = 400  # of a document of running text
 # An item of the ability tests: read once for what is written, once for each of its answers.
 ITEM_PASSES = 4
 ITEM_TOKENS = 100 * ITEM_PASSES
@@ -67,11 +67,12 @@ def modelled(work: Workload, placement: Placement) -> Seconds:
     )
 
 
-def statistics_seconds(work: Workload, placement: Placement) -> float:
-    """Second moments of all edited linears, once per model, corpus and linears."""
-    entry = work.cell.statistics
-    tokens = entry.documents * min(entry.max_tokens, 400.0)
-    products = sum(2.0 * d_in * d_in for d_in, _ in work.linears.values()) * tokens
+def statistics_seconds(work: Workload, placement: Placement, linears: Collection[str]) -> float:
+    """Second moments of some edited linears, once per model, corpus and linears; 0 for none."""
+    if not linears:
+        return 0.0
+    tokens = work.documents * work.document_tokens
+    products = sum(2.0 * work.linears[name][0] ** 2 for name in linears) * tokens
     last = work.architecture.layers  # the forward pass is run whole
     return _Passes(work, placement).forward(tokens, last, 0) + products / (
         placement.device.tflops * TERA

@@ -13,6 +13,7 @@ _HEADER = (
     "editor",
     "cells",
     "done",
+    "trained on",
     "setup",
     "edit",
     "score",
@@ -46,15 +47,23 @@ def _model(
     architecture = first.architecture
     size = architecture.parameters * first.dtype_bytes / GB
     precision = {2: "bfloat16", 4: "float32", 8: "float64"}[first.dtype_bytes]
+    part = "" if architecture.part_of is None else f" (text part of {architecture.part_of})"
+    packed = architecture.quantised
     title = (
-        f"{model}: {architecture.family}, {architecture.parameters / 1e6:,.4g} M parameters, "
+        f"{model}: {architecture.family}{part}, {_millions(architecture.parameters)} M parameters, "
         f"{size:.3g} GB in {precision}; sizes: {architecture.source}"
+        + ("" if packed is None else f"; dequantised from {packed.words}")
     )
     rows: list[tuple[str, ...]] = [_HEADER]
     for label in dict.fromkeys(c.work.cell.label for c in cells):
         own = [c for c in cells if c.work.cell.label == label]
         rows.append(_row(label, own, done.get((model, label), 0)))
     return [title, *aligned(rows)]
+
+
+def _millions(parameters: int) -> str:
+    millions = parameters / 1e6
+    return f"{millions:,.0f}" if millions >= 1000 else f"{millions:.4g}"
 
 
 def _row(label: str, cells: Sequence[CellEstimate], done: int) -> tuple[str, ...]:
@@ -68,6 +77,7 @@ def _row(label: str, cells: Sequence[CellEstimate], done: int) -> tuple[str, ...
         label,
         str(len(cells)),
         str(done),
+        f"{trained:,} batches" if (trained := sum(c.trained for c in cells)) else "-",
         *(duration(s) for s in (setup, edit, score, setup + edit + score)),
         f"{peak:.3g}",
         "no" if any(c.misfit for c in cells) else "yes",

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
 from pipeline.architecture import Architecture, architecture_of
 from pipeline.cells import Cell
+from pipeline.yaml_location import ConfigError
 from rledit.editors import editor_class
 from rledit.editors.finetuning import FineTuning
 from rledit.editors.hypernetwork_editor import HypernetworkEditor
@@ -22,6 +23,7 @@ Kind = Literal["none", "moment", "trained", "tuned", "located"]
 TOKENS, ANSWER_TOKENS = 24.0, 4.0
 CHARACTERS_PER_TOKEN = 4.0
 SAMPLE = 64
+DOCUMENT_TOKENS = 400.0  # of a document of running text
 BYTES = {"float32": 4, "bfloat16": 2, "float64": 8}
 
 
@@ -37,6 +39,9 @@ class Workload:
         tokens: Of a prompt with its answer, on average.
         answer_tokens: Of an answer.
         points: Points of the stream at which everything so far is scored.
+        documents: Documents that second moments are of, for an editor that needs them.
+        document_tokens: Of one of these documents, on average; measured on the corpus where it is
+            here.
     """
 
     cell: Cell
@@ -48,6 +53,8 @@ class Workload:
     tokens: float
     answer_tokens: float
     points: tuple[int, ...]
+    documents: int = 0
+    document_tokens: float = 0.0
 
     @property
     def edited_parameters(self) -> int:
@@ -69,11 +76,11 @@ class Workload:
 
     @property
     def trained_batches(self) -> int:
-        """Batches that training runs through in all."""
+        """Batches that training runs through in all, those of retraining included."""
         settings: Any = self.cell.settings
         if not self.cell.trains:
             return 0
-        batches: int = self.cell.trajectory_batches * settings.train_steps
+        batches = self.cell.trained_batches
         if issubclass(editor_class(self.cell.editor.editor), RetrainedEditor):
             retrainings = self.cell.stream.n_batches // settings.retrain_every
             batches += retrainings * settings.retrain_batches
@@ -93,6 +100,7 @@ def workload_of(cell: Cell, readable: bool = True) -> Workload:
     architecture = architecture_of(cell)
     modules = cell.settings.modules
     tokens, answers = _lengths(cell) if readable else (TOKENS, ANSWER_TOKENS)
+    documents, each = _corpus(cell, readable) if "statistics" in cell.needs else (0, 0.0)
     return Workload(
         cell=cell,
         architecture=architecture,
@@ -103,7 +111,34 @@ def workload_of(cell: Cell, readable: bool = True) -> Workload:
         tokens=tokens,
         answer_tokens=answers,
         points=cell.points,
+        documents=documents,
+        document_tokens=each,
     )
+
+
+def check_modules(cells: Sequence[Cell]) -> None:
+    """Look up the edited modules of all cells in their models' classes.
+
+    Raises:
+        ConfigError: Some do not exist; names every model and editor with such modules.
+    """
+    asked = {(c.model.name, c.label, tuple(c.settings.modules)): c for c in cells}
+    editors: dict[str, list[str]] = {}
+    for cell in asked.values():
+        if (problem := _module_problem(cell)) is not None:
+            editors.setdefault(problem, []).append(cell.label)
+    if editors:
+        raise ConfigError("\n".join(f"{p} (edited by {', '.join(e)})" for p, e in editors.items()))
+
+
+def _module_problem(cell: Cell) -> str | None:
+    architecture = architecture_of(cell)
+    try:
+        architecture.linears(cell.settings.modules)
+    except ValueError as error:
+        last = architecture.layers - 1
+        return f"model {cell.model.name}, layers 0 to {last}: {error}"
+    return None
 
 
 def _kind(cell: Cell) -> Kind:
@@ -126,3 +161,13 @@ def _lengths(cell: Cell) -> tuple[float, float]:
     answers = sum(1 + len(edit.target) / per_token for edit in edits) / len(edits)
     prompts = sum(1 + len(edit.prompt) / per_token for edit in edits) / len(edits)
     return prompts + answers, answers
+
+
+def _corpus(cell: Cell, readable: bool) -> tuple[int, float]:
+    """Documents that second moments are of, and their mean tokens once they are cut."""
+    most = float(cell.statistics.max_tokens)
+    sample = cell.corpus_sample if readable else ()
+    if not sample:
+        return cell.statistics.documents, min(most, DOCUMENT_TOKENS)
+    lengths = [min(most, 1 + size / CHARACTERS_PER_TOKEN) for size in sample]
+    return cell.corpus_documents, sum(lengths) / len(lengths)

@@ -93,7 +93,7 @@ def _other_files(cell: CellRows, dataset: str, expected: Cell) -> Iterator[str]:
     )
     if expected.trains or "training_data" in expected.needs:
         yield from _unlisted(
-            files.get("train"),
+            files.get("train", files.get("all")),
             published()["train_files"].get(dataset, []),
             unknown=f"no hash of the published {dataset} training file is known",
             other="other training data",

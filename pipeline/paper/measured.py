@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -145,9 +146,10 @@ def read_cells(lake: str | Lake, grid: str, scale: str | None = None) -> list[Ce
                 at = (row["checkpoint"], row["protocol"], name)
                 cells[row["cell"]].spreads.setdefault(at, {})[row["score"]] = row["n"]
     for row in _ask(connection, "cell, step, metric, value", "curves", grid):
-        if row["cell"] in cells and row["value"] is not None:
+        value = row["value"]
+        if row["cell"] in cells and value is not None and math.isfinite(value):
             curve = cells[row["cell"]].curves.setdefault(row["metric"], {})
-            curve[row["step"]] = row["value"]
+            curve[row["step"]] = value
     return list(cells.values())
 
 

@@ -36,6 +36,10 @@ class Preset:
         hub: ``owner/name`` on the hub.
         revision: Commit of that repository.
         family: Key of `rledit.families.FAMILIES`, and of the stand-in's architecture.
+        bos: Whether its tokenizer begins plain text with BOS at this revision, so that the hub need
+            not be asked. Llama-3's does by its post-processor (revisions before May 2024 did not),
+            those of Mistral and Gemma-2 by `add_bos_token`; those of GPT-J and Qwen2.5 do not. The
+            published runs of RLEdit and UltraEdit take what the tokenizer writes.
         shape: Sizes of its configuration.
         instruct: Whether it was tuned on instructions, so that it can be asked in a chat; it is
             prompted bare unless a grid says otherwise, as the published runs do.
@@ -47,6 +51,7 @@ class Preset:
     hub: str
     revision: str
     family: str
+    bos: bool
     shape: Shape
     instruct: bool = False
     gated: bool = False
@@ -153,6 +158,7 @@ PRESETS: Mapping[str, Preset] = {
         hub="meta-llama/Meta-Llama-3-8B",
         revision="8cde5ca8380496c9a6cc7ef3a8b46a0372a1d920",
         family="llama",
+        bos=True,
         shape=_LLAMA_3,
         gated=True,
         settings=_LLAMA_3_SETTINGS,
@@ -161,6 +167,7 @@ PRESETS: Mapping[str, Preset] = {
         hub="meta-llama/Meta-Llama-3-8B-Instruct",
         revision="5f0b02c75b57c5855da9ae460ce51323ea669d8a",
         family="llama",
+        bos=True,
         shape=_LLAMA_3,
         instruct=True,
         gated=True,
@@ -170,6 +177,7 @@ PRESETS: Mapping[str, Preset] = {
         hub="mistralai/Mistral-7B-v0.3",
         revision="caa1feb0e54d415e2df31207e5f4e273e33509b1",
         family="mistral",
+        bos=True,
         shape=_MISTRAL,
         settings=_MISTRAL_SETTINGS,
     ),
@@ -177,6 +185,7 @@ PRESETS: Mapping[str, Preset] = {
         hub="mistralai/Mistral-7B-Instruct-v0.3",
         revision="c170c708c41dac9275d15a8fff4eca08d52bab71",
         family="mistral",
+        bos=True,
         shape=_MISTRAL,
         instruct=True,
         settings=_MISTRAL_SETTINGS,
@@ -185,6 +194,7 @@ PRESETS: Mapping[str, Preset] = {
         hub="google/gemma-2-9b",
         revision="33c193028431c2fde6c6e51f29e6f17b60cbfac6",
         family="gemma2",
+        bos=True,
         shape=_GEMMA_2,
         gated=True,
         settings=_GEMMA_2_SETTINGS,
@@ -193,6 +203,7 @@ PRESETS: Mapping[str, Preset] = {
         hub="google/gemma-2-9b-it",
         revision="11c9b309abf73637e4b6f9a3fa1e92e615547819",
         family="gemma2",
+        bos=True,
         shape=_GEMMA_2,
         instruct=True,
         gated=True,
@@ -202,11 +213,12 @@ PRESETS: Mapping[str, Preset] = {
         hub="EleutherAI/gpt-j-6b",
         revision="47e169305d2e8376be1d31e765533382721b2cc1",
         remark=(
-            "as far as we know its weights are there as pytorch_model.bin only, and pickles are "
-            "never loaded; if so, convert it once and name the folder as `checkpoint` "
-            "(docs/tables.md, GPT-J-6B, has the command)"
+            "as far as we know its weights are there as pytorch_model.bin only, in float32 and "
+            "twice the size; it is read once as tensors alone and converted to safetensors in the "
+            "cache"
         ),
         family="gptj",
+        bos=False,
         shape=_GPTJ,
         # RLEdit was not published on GPT-J: UltraEdit's linears, RLEdit's other settings.
         settings=hypernetworks(
@@ -223,6 +235,7 @@ PRESETS: Mapping[str, Preset] = {
         hub="Qwen/Qwen2.5-7B",
         revision="d149729398750b98c0af14eb82c78cfe92750796",
         family="qwen2",
+        bos=False,
         shape=_QWEN,
         settings=hypernetworks({ANY: Hyper(modules=_QWEN_LAYERS, origin=OWN)})
         | training_free({ANY: _QWEN_LAYERS}, origin=ULTRAEDIT)

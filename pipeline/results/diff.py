@@ -15,6 +15,7 @@ import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
+from difflib import get_close_matches
 from typing import Any
 
 import numpy as np
@@ -75,21 +76,27 @@ class _Findings:
         return (*self.lines, more, *counts, *self.notes)
 
 
-def diff_lakes(a: str | Lake, b: str | Lake) -> DiffReport:
+def diff_lakes(a: str | Lake, b: str | Lake, grid: str | None = None) -> DiffReport:
     """Compares every cell of two lakes.
 
+    Args:
+        grid: compare the cells of this grid only.
+
     Raises:
-        LakeError: a location is missing, or a shard is corrupt.
+        LakeError: a location is missing, neither lake has the grid, or a shard is corrupt.
     """
     lakes = [lake if isinstance(lake, Lake) else Lake(lake) for lake in (a, b)]
     for lake in lakes:
         if not lake.exists():
             raise LakeError(f"there is no lake at {lake.storage}: a diff needs two existing lakes")
     findings = _Findings()
-    first, second = ({r.address.cell_key: r for r in lake.manifest()} for lake in lakes)
+    first, second = ({r.address.cell_key: r for r in lake.manifest(grid)} for lake in lakes)
+    if grid is not None and not first and not second:
+        raise LakeError(_no_grid(grid, lakes))
+    of = "" if grid is None else f" of grid {grid!r}"
     for name, lake, records in (("A", lakes[0], first), ("B", lakes[1], second)):
         if not any(record.done for record in records.values()):
-            findings.add("cells", f"{name} ({lake.storage}) has no finished cell to compare")
+            findings.add("cells", f"{name} ({lake.storage}) has no finished cell{of} to compare")
     pairs = _pairs(first, second, findings)
     exact = 0
     for left, right in pairs:
@@ -106,6 +113,16 @@ def diff_lakes(a: str | Lake, b: str | Lake) -> DiffReport:
         lines=findings.report(),
         n_differences=findings.total,
     )
+
+
+def _no_grid(grid: str, lakes: Sequence[Lake]) -> str:
+    named = "; ".join(
+        f"{name} ({lake.storage}) has {', '.join(lake.grids()) or 'none'}"
+        for name, lake in zip("AB", lakes, strict=True)
+    )
+    near = get_close_matches(grid, [g for lake in lakes for g in lake.grids()], n=1)
+    hint = f"; did you mean {near[0]!r}?" if near else "."
+    return f"neither lake has a cell of grid {grid!r}{hint} Grids: {named}"
 
 
 def _rule(exact: int, loose: int) -> str:

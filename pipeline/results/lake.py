@@ -36,7 +36,7 @@ from pipeline.results.layout import (
     utc,
 )
 from pipeline.results.parquet import arrow_table, dataset, read_shard, shard_bytes
-from pipeline.results.records import CellAddress, CellRecord, CellResult, Status
+from pipeline.results.records import CellAddress, CellRecord, CellResult, Status, scale_of
 from pipeline.results.schemas import (
     ADDRESS,
     DATA_TABLES,
@@ -87,17 +87,10 @@ class Lake:
                 f"cell {result.address.cell_key} has status {result.status!r}; commit takes "
                 "finished cells, record_failure the others"
             )
-        shards = {
-            table: shard_bytes(table, getattr(result, table), result.address)
-            for table in DATA_TABLES
-        }
+        shards = _shards(result)
         if shards["scores"][1] == 0:
             raise LakeError(f"cell {result.address.cell_key} is done but has no row of scores")
-        files: dict[str, dict[str, Any]] = {}
-        for table, (data, rows) in shards.items():
-            digest = hashlib.sha256(data).hexdigest()
-            path = shard_name(table, result.address, digest)
-            files[table] = {"path": path, "rows": rows, "bytes": len(data), "sha256": digest}
+        files = _files(shards, result.address)
         manifest = self._manifest_bytes(result, files)
         record = _record(read_shard(manifest, "cells", str(self.storage)), result.address)
         for _ in range(_WRITERS):
@@ -161,14 +154,23 @@ class Lake:
     ) -> CellRecord:
         """Records why a cell has no result; a later success replaces the row.
 
-        A cell that is already done stays done: losing a race is no reason to lose its rows.
+        A cell that is already done stays done: losing a race is no reason to lose its rows. Rows
+        of the checkpoints it reached are kept beside the reason; a failure without rows that tells
+        the same reason, or the beginning of it, leaves them there.
 
         Args:
-            rest: any other provenance field of `CellResult`.
+            rest: any other field of `CellResult`, rows among them.
         """
         known = self.record(address)
         if known is not None and known.done:
             logger.warning("cell %s is done; not recorded: %s", address.cell_key, redact(reason))
+            return known
+        if (
+            known is not None
+            and known.has_rows
+            and "scores" not in rest
+            and (known.reason or "").startswith(redact(reason))
+        ):
             return known
         result = CellResult(
             address=address,
@@ -180,8 +182,16 @@ class Lake:
         )
         if status == "done":
             raise LakeError(f"cell {address.cell_key}: a failure cannot have status 'done'")
-        manifest = self._manifest_bytes(result, {})
+        shards = _shards(result) if result.scores else {}
+        files = _files(shards, address)
+        for table, (data, _) in shards.items():
+            self.storage.write_bytes(files[table]["path"], data)
+        manifest = self._manifest_bytes(result, files)
         self.storage.write_bytes(shard_name("cells", address), manifest)
+        named = {file["path"] for file in files.values()}
+        for file in known.files.values() if known is not None else ():
+            if file["path"] not in named:
+                self.storage.delete(file["path"])
         return _record(read_shard(manifest, "cells", str(self.storage)), address)
 
     def forget(self, cell_key: str) -> None:
@@ -274,10 +284,10 @@ class Lake:
         Raises:
             LakeError: the cell is not done, or the shard is corrupt or of a newer schema.
         """
-        if not record.done:
+        if not record.has_rows:
             raise LakeError(
                 f"cell {record.address.cell_key} is {record.status} ({record.reason}); "
-                "only done cells have rows"
+                "only done cells have rows, and failed ones those of what they reached"
             )
         path = record.files[table]["path"]
         data = self.storage.read_bytes(path)
@@ -303,13 +313,16 @@ class Lake:
     def dataset(self, table: str, records: Sequence[CellRecord]) -> Any:
         """The rows of `table` of all done cells among `records`, read lazily.
 
+        Of scores, those that failed cells reached are among them, none of them final.
+
         Returns:
             An Arrow dataset or table (duckdb scans either) with the columns of the table, those of
             the folders included, as text whatever they look like.
         """
         if table == "cells":
             return arrow_table(table, [_manifest_row(record) for record in records])
-        paths = [record.files[table]["path"] for record in records if record.done]
+        kept = (r for r in records if (r.has_rows if table == "scores" else r.done))
+        paths = [record.files[table]["path"] for record in kept]
         return dataset(table, paths, self.storage)
 
     def _manifest_names(self, cell_key: str) -> list[str]:
@@ -332,11 +345,33 @@ class Lake:
         return _record(columns, _address(columns, name))
 
 
+def _shards(result: CellResult) -> dict[str, tuple[bytes, int]]:
+    """A cell's rows, by table: the shard's bytes and the number of rows."""
+    return {
+        table: shard_bytes(table, getattr(result, table), result.address) for table in DATA_TABLES
+    }
+
+
+def _files(
+    shards: Mapping[str, tuple[bytes, int]], address: CellAddress
+) -> dict[str, dict[str, Any]]:
+    """What the manifest says of shards."""
+    files = {}
+    for table, (data, rows) in shards.items():
+        digest = hashlib.sha256(data).hexdigest()
+        path = shard_name(table, address, digest)
+        files[table] = {"path": path, "rows": rows, "bytes": len(data), "sha256": digest}
+    return files
+
+
 def _address(columns: Mapping[str, list[Any]], name: str) -> CellAddress:
     folders = dict(part.split("=", 1) for part in name.split("/")[1:-1])
     values: dict[str, Any] = {key: columns[key][0] for key in ADDRESS if key not in PARTITION}
     values |= {key: unquote(value) for key, value in folders.items()}
-    return CellAddress(**values)
+    # Lakes of earlier versions say `world` of checkpoints as well.
+    model = json.loads(columns["identity"][0]).get("model")
+    checkpoint = model.get("checkpoint") if isinstance(model, dict) else None
+    return CellAddress(**values | {"scale": scale_of(values["scale"], checkpoint)})
 
 
 def _record(columns: Mapping[str, list[Any]], address: CellAddress) -> CellRecord:

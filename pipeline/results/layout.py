@@ -110,8 +110,11 @@ def complete_columns(rows: TableRows, known: Columns, where: str) -> dict[str, l
 
 
 def checked_files(record: CellRecord, sizes: Mapping[str, int]) -> CellRecord:
-    """Downgrades a done cell to "incomplete" if a file is missing or not of its size."""
-    if not record.done:
+    """Downgrades a done cell to "incomplete" if a file is missing or not of its size.
+
+    A failed one is left without rows then.
+    """
+    if not record.has_rows:
         return record
     for table in DATA_TABLES:
         file = record.files[table]
@@ -119,6 +122,9 @@ def checked_files(record: CellRecord, sizes: Mapping[str, int]) -> CellRecord:
         if found != file["bytes"]:
             state = "missing" if found is None else f"{found} bytes long, not {file['bytes']}"
             reason = f"the {table} shard {file['path']} is {state}; run the cell again"
+            if not record.done:
+                logger.warning("failed cell %s: %s", record.address.cell_key, reason)
+                return replace(record, files={})
             logger.warning("cell %s is incomplete: %s", record.address.cell_key, reason)
             return replace(record, status="incomplete", reason=reason)
     return record

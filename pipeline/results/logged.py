@@ -50,7 +50,7 @@ def _metrics(result: CellResult) -> Iterator[tuple[str, float, int]]:
     for row in _rows(result.scores):
         for score in SCORES:
             value = row.get(score)
-            if value is not None and not math.isnan(value):
+            if value is not None and math.isfinite(value):
                 yield (
                     metric_name(f"{score}_{row['protocol']}"),
                     float(value),

@@ -77,7 +77,7 @@ def read_shard(data: bytes, table: str, where: str) -> dict[str, list[Any]]:
         LakeError: It is none of this table, or of a newer schema.
     """
     try:
-        file = pq.ParquetFile(pa.BufferReader(data))
+        file = pq.ParquetFile(_reader(data))
         version = int((file.schema_arrow.metadata or {}).get(VERSION_KEY.encode(), b"0"))
         if version > SCHEMA_VERSION:
             raise LakeError(
@@ -121,13 +121,28 @@ def foreign_rows(content: bytes) -> list[Any]:
     """The rows of anybody's Parquet file.
 
     Raises:
-        ValueError: It is corrupt or truncated.
+        ValueError: It is corrupt or truncated, or a map in it has a key twice.
     """
     try:
-        rows: list[Any] = pq.read_table(pa.BufferReader(content)).to_pylist()
+        # A map becomes an object, as JSON would have it; else it would be a list of pairs.
+        rows: list[Any] = pq.read_table(_reader(content)).to_pylist(maps_as_pydicts="strict")
+    except KeyError as error:
+        raise ValueError(f"a map has a key twice: {error.args[0]}") from None
     except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
         raise ValueError(str(error).splitlines()[0]) from None
     return rows
+
+
+def _reader(content: bytes) -> Any:
+    """A file of bytes that Arrow owns itself.
+
+    Arrow reads in threads of its own, which may let go of the bytes after the interpreter has begun
+    to end. Were the bytes Python's, such a thread would wait for the interpreter, be ended by it
+    inside a destructor, and the process would abort after it had answered.
+    """
+    own = pa.BufferOutputStream()
+    own.write(content)
+    return pa.BufferReader(own.getvalue())
 
 
 def foreign_column(path: Path, name: str) -> Iterator[Any]:
@@ -176,8 +191,8 @@ def _array(values: list[Any], field: pa.Field, where: str) -> pa.Array:
             if value is None:
                 raise LakeError(f"{where}, row {i}: column {field.name!r} must have a value")
     if pa.types.is_floating(field.type) and field.name != "value":
-        # An undefined score is null; only curves may diverge to NaN.
-        values = [None if v is None or math.isnan(v) else v for v in values]
+        # An undefined score is null; of curves, those of earlier releases may diverge to NaN.
+        values = [None if v is None or not math.isfinite(v) else v for v in values]
     if pa.types.is_integer(field.type):
         for i, value in enumerate(values):
             if value is not None and not hasattr(value, "__index__"):  # pyarrow would cut 0.5 to 0

@@ -6,7 +6,8 @@ from one definition to another.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
 
 from rledit.metrics import PROTOCOLS
 
@@ -29,3 +30,10 @@ def sorted_protocols(protocols: Iterable[str]) -> list[str]:
     """Distinct protocols in the order of `DEFINITIONS`, others after them by name."""
     order = list(DEFINITIONS)
     return sorted(set(protocols), key=lambda p: (order.index(p) if p in order else len(order), p))
+
+
+def shown_protocol(rows: Sequence[Mapping[str, Any]], preferred: Mapping[str, str]) -> str | None:
+    """The protocol that a dataset's figures show; None where nothing was scored."""
+    there = sorted_protocols(row["protocol"] for row in rows if row["protocol"] is not None)
+    wanted = [preferred[row["dataset"]] for row in rows if row["dataset"] in preferred]
+    return next((name for name in [*wanted, *there] if name in there), None)

@@ -1,8 +1,9 @@
 """Questions to a lake in SQL; the only file that imports duckdb.
 
 The views `runs`, `edits`, `curves` and `cells` show done cells only, as the manifest names them;
-`runs` and `cells` show the others too, with their status and without scores. A connection lives in
-memory and cannot reach a file, so no query changes a lake.
+`runs` and `cells` show the others too, with their status: a row without scores, and in `runs` one
+for each checkpoint that a failed cell had reached, none of them final. A connection lives in memory
+and cannot reach a file, so no query changes a lake.
 """
 
 from __future__ import annotations
@@ -40,7 +41,11 @@ _VIEWS = {
                s.generalization, s.specificity, s.specificity_self, c.train_seconds, c.edit_ms,
                c.peak_memory_gb, c.data_hash, c.code_version, c.status,
                coalesce(c.resolved->>'$.remark', '') AS remark
-        FROM lake_cells c LEFT JOIN lake_scores s USING (cell_key)""",
+        FROM lake_cells c JOIN (
+            FROM lake_scores
+            UNION ALL BY NAME
+            SELECT cell_key FROM lake_cells WHERE status <> 'done'
+        ) s USING (cell_key)""",
     "edits": f"""
         SELECT {_ADDRESS}, checkpoint, protocol, edit_index, batch_index, edit_id, {_SCORES},
                superseded
@@ -135,7 +140,8 @@ def runs(
 
     Args:
         final: keep only the last checkpoint of each cell, and cells without scores. A longer stream
-            that was scored for a shorter one answers for it, with its own costs.
+            that was scored for a shorter one answers for it, with its own costs. A row then has
+            `not_measured` (what → why) where the cell's data has nothing to measure it on.
     """
     connection = lake if isinstance(lake, duckdb.DuckDBPyConnection) else connect(lake)
     of = "TRUE" if grid is None else f"grid = {quoted(grid)}"
@@ -149,7 +155,7 @@ def runs(
         f"""SELECT runs.* REPLACE (shorter AS n_batches, TRUE AS final)
         FROM (SELECT cell, unnest(CAST(identity->'$.also_after' AS INTEGER[])) AS shorter
               FROM cells WHERE {of}) JOIN runs USING (cell)
-        WHERE n_edits = shorter * batch_size {order}""",
+        WHERE n_edits = shorter * batch_size AND status = 'done' {order}""",
         connection,
     ).dicts()
     # A stream's own cell comes before a longer one, and one longer one before another.
@@ -157,7 +163,17 @@ def runs(
     own += [
         row for row in prefixes if answering.setdefault(_place(row), row["cell"]) == row["cell"]
     ]
+    _add_unmeasured(own, of, connection)
     return sorted(own, key=lambda row: [row[name] for name in _ADDRESS_ORDER.split(", ")])
+
+
+def _add_unmeasured(rows: Sequence[dict[str, Any]], of: str, connection: Connection) -> None:
+    """Say in each row what was asked for and could not be measured on the cell's data, and why."""
+    sql = f"SELECT cell, resolved->'$.not_measured' FROM cells WHERE {of}"
+    found = {cell: json.loads(text) for cell, text in query(sql, connection).rows if text}
+    for row in rows:
+        if row["cell"] in found:
+            row["not_measured"] = found[row["cell"]]
 
 
 def _place(row: Mapping[str, Any]) -> tuple[Any, ...]:

@@ -30,7 +30,8 @@ class CellAddress:
     Attributes:
         cell_key: hash of the cell's identity; the file name of all its shards.
         variant: a named departure from the editor's defaults, or "".
-        scale: "world", "standin" or "full": which kind of model the numbers are about.
+        scale: "world", "standin" or "full": which kind of model the numbers are about, see
+            `scale_of`.
         batch_size: edits per batch (m of a stream n×m).
         n_batches: batches per stream (n of a stream n×m).
     """
@@ -105,6 +106,16 @@ def remark_in(resolved: Mapping[str, Any]) -> str:
     return str(resolved.get("remark") or "")
 
 
+def scale_of(scale: str, checkpoint: object) -> str:
+    """The scale of a cell's numbers: a model that was loaded is a real one, whatever its grid says.
+
+    Args:
+        scale: What the grid says; ``world`` is its default.
+        checkpoint: The model's checkpoint; None for a model that was trained on the spot.
+    """
+    return "full" if scale == "world" and checkpoint is not None else scale
+
+
 @dataclass(frozen=True, kw_only=True)
 class CellRecord:
     """A cell as the lake's manifest knows it.
@@ -126,3 +137,8 @@ class CellRecord:
     def done(self) -> bool:
         """True if the cell's rows may be read."""
         return self.status == "done"
+
+    @property
+    def has_rows(self) -> bool:
+        """True of a done cell, and of a failed one that had reached a checkpoint."""
+        return self.done or (self.status == "failed" and bool(self.files))

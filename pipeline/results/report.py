@@ -15,8 +15,14 @@ from markupsafe import Markup
 
 from pipeline.results import figures
 from pipeline.results.lake import Lake
-from pipeline.results.protocols import SCORE_DEFINITIONS, definition, sorted_protocols
+from pipeline.results.protocols import (
+    SCORE_DEFINITIONS,
+    definition,
+    shown_protocol,
+    sorted_protocols,
+)
 from pipeline.results.query import Connection, connect, runs
+from pipeline.results.questions import questions
 from pipeline.results.records import CellRecord, prompt_of, remark_in
 from pipeline.results.rendering import format_value, render_table
 from pipeline.results.tables import (
@@ -120,9 +126,8 @@ def _page(
         provenance=provenance(records),
         settings=_settings(records),
         failures=[r for r in records if not r.done],
-        remarks=[
-            (r, text) for r in records if r.done and (text := remark_in(r.values["resolved"]))
-        ],
+        remarks=[(r, remark_in(r.values["resolved"])) for r in records if _remarked(r)],
+        questions=questions(grid, rows, preferred),
         stream=stream_label,
         editor=editor_label,
     )
@@ -162,7 +167,7 @@ def headlines(rows: Sequence[Row], preferred: Mapping[str, str]) -> list[Headlin
             found.append(Headline(text=f"{dataset} on {model}: no cell finished.", ranking=()))
             continue
         stream = figures.longest_stream(done)
-        protocol = _shown_protocol(done, preferred) or ""
+        protocol = shown_protocol(done, preferred) or ""
         table = build_table(here, protocols=[protocol])
         panel = table.panels[0]
         eff, spe = (Column(stream=stream, metric=m) for m in ("efficacy", "specificity"))
@@ -179,13 +184,6 @@ def headlines(rows: Sequence[Row], preferred: Mapping[str, str]) -> list[Headlin
         )
         found.append(Headline(text=text, ranking=ranking))
     return found
-
-
-def _shown_protocol(rows: Sequence[Row], preferred: Mapping[str, str]) -> str | None:
-    """The protocol that a dataset's figures show; None where nothing was scored."""
-    there = sorted_protocols(row["protocol"] for row in rows if row["protocol"] is not None)
-    wanted = [preferred[row["dataset"]] for row in rows if row["dataset"] in preferred]
-    return next((name for name in [*wanted, *there] if name in there), None)
 
 
 def _of_subject(rows: Sequence[Row], subject: tuple[str, str, str]) -> list[Row]:
@@ -230,7 +228,7 @@ def _section(
     scale, model, dataset = address
     shown: dict[str, str] = {}
     for name in sorted({row["dataset"] for row in rows}):
-        protocol = _shown_protocol([r for r in rows if r["dataset"] == name], preferred)
+        protocol = shown_protocol([r for r in rows if r["dataset"] == name], preferred)
         if protocol is not None:
             shown[name] = protocol
     if not shown:

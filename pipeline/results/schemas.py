@@ -45,7 +45,7 @@ TABLES: dict[str, Columns] = {
         "batch_index": ("int32", True),
         "edit_id": ("string", True),
         **_SCORES,
-        "superseded": ("bool", True),  # a later edit of the stream rewrites the same prompt
+        "superseded": ("bool", True),  # a later edit of the stream rewrites the same fact
     },
     "steps": {
         "step": ("int32", True),  # edits applied; optimiser step for metrics named train_*

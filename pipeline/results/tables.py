@@ -23,7 +23,13 @@ Stream = tuple[int, int]  # (batches, edits per batch)
 ABSENT = "–"
 MARK = "‡"  # behind figures that a remark is on
 UNEDITED = "none"
-FIRST_EDITORS = (UNEDITED, "untrained")  # the references stand above what is compared with them
+# The order of methods wherever they stand below each other, that of `rledit.editors.EDITORS` (which
+# takes seconds to import): the references first, then training-free ones, then those that train.
+EDITOR_ORDER = (
+    UNEDITED, "untrained", "ultraedit", "stableedit", "ft", "ft_l", "ft_m", "locft", "rome",
+    "memit", "prune", "rect", "alphaedit", "nas", "encore", "mend", "malmen", "mend_star",
+    "malmen_star", "mend_rledit", "malmen_rledit", "rledit",
+)  # fmt: skip
 
 COSTS = {"edit_ms": "ms/edit", "train_seconds": "train s"}
 _LABELS = {name: short for name, (short, _) in SCORE_DEFINITIONS.items()} | COSTS
@@ -150,8 +156,8 @@ def build_table(
 
     Args:
         protocols: which, and in which order; default all.
-        editors: the order of the methods; those not named follow. Default: the unedited model,
-            the untrained network, then by name.
+        editors: the order of the methods; those not named follow by name. Default: that of
+            `EDITOR_ORDER`.
 
     Raises:
         TableError: there is no row, an unknown protocol was asked for, or two cells claim the
@@ -194,7 +200,7 @@ def _stream(row: Row) -> Stream:
 
 
 def _line_order(line: Line, editors: Sequence[str] | None) -> tuple[Any, ...]:
-    order = list(FIRST_EDITORS if editors is None else editors)
+    order = list(EDITOR_ORDER if editors is None else editors)
     place = order.index(line.editor) if line.editor in order else len(order)
     return (line.scale, line.model, line.dataset, line.prompt, place, line.editor, line.variant)
 
@@ -266,6 +272,11 @@ def _notes(rows: Sequence[Row]) -> list[str]:
     notes += _remarks(rows)
     missing = Counter(row["status"] for row in rows if row["status"] != "done")
     notes += [f"{n} cell{'s' * (n > 1)} {status}." for status, n in sorted(missing.items())]
+    notes += dict.fromkeys(
+        f"Not measured on {row['dataset']}: {what}, because {why}."
+        for row in rows
+        for what, why in (row.get("not_measured") or {}).items()
+    )
     for name, what in (("code_version", "code versions"), ("data_hash", "data hashes")):
         if name == "data_hash" and len({row["dataset"] for row in rows}) > 1:
             continue

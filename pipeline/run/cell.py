@@ -19,7 +19,13 @@ from pipeline.run.device import device_of
 from pipeline.run.gang import ALONE, Gang
 from pipeline.run.memory import PeakMemory
 from pipeline.run.report import Report
-from pipeline.run.stages.edit import StreamRows, edit_stream, state_folder
+from pipeline.run.stages.edit import (
+    StreamBroken,
+    StreamRows,
+    edit_stream,
+    reached,
+    state_folder,
+)
 from pipeline.run.stages.train import Trained, load_trained
 from pipeline.versions import code_version, library_versions
 
@@ -50,13 +56,23 @@ def run_cell(
 
     Returns:
         The recorded status.
+
+    Raises:
+        NonFiniteError: The model gives no numbers, or an edit or a measured value is none. What was
+            scored before is in the lake then, under the failed cell, as after any other error
+            from which a stream cannot go on.
     """
     if gang.decide(gang.leads and lake.is_done(cell.address)):
         return "done"
     started = datetime.now(UTC)
     memory = PeakMemory(device_of(cell.resources))
     network = load_trained(trained) if trained else None
-    rows = edit_stream(cell, model_folder, cache, network, report, gang)
+    try:
+        rows = edit_stream(cell, model_folder, cache, network, report, gang)
+    except StreamBroken as broken:
+        if gang.leads:
+            record_broken(cell, lake, broken)
+        raise broken.error from None
     if not gang.leads:
         return "done"
     report("commit", 0, 1)
@@ -85,6 +101,27 @@ def record_failure(cell: Cell, lake: Lake, reason: str) -> None:
         identity=cell.identity,
         code_version=code_version(),
         data_hash=cell.identity["dataset"]["data_hash"],
+    )
+
+
+def record_broken(cell: Cell, lake: Lake, broken: StreamBroken) -> None:
+    """Leave in the lake why a stream cannot go on, with the rows of what it reached.
+
+    Checkpoints that it did reach are none of them final. Run again, the cell is tried again.
+    """
+    rows = broken.rows
+    lake.record_failure(
+        cell.address,
+        f"{type(broken.error).__name__}: {broken.error}; {reached(rows)}",
+        identity=cell.identity,
+        code_version=code_version(),
+        data_hash=cell.identity["dataset"]["data_hash"],
+        protocols=cell.protocols,
+        edits=rows.edits,
+        scores=[{**row, "final": False} for row in rows.scores],
+        steps=rows.steps,
+        resolved={**cell.identity, **cell.facts, **rows.facts},
+        finished_at=datetime.now(UTC),
     )
 
 

@@ -9,6 +9,8 @@ from pathlib import Path
 from safetensors import safe_open
 from torch import Tensor
 
+from pipeline.opening import stored_name
+
 _SINGLE = "model.safetensors"
 _INDEX = "model.safetensors.index.json"
 
@@ -44,7 +46,7 @@ class CheckpointFiles:
         Raises:
             ValueError: Some are missing; names the first few.
         """
-        missing = [name for name in names if name not in self._files]
+        missing = [name for name in names if stored_name(name, self._files) not in self._files]
         if missing:
             raise ValueError(
                 f"{self._folder} lacks {len(missing)} of the model's tensors ({missing[0]}, ...); "
@@ -53,6 +55,7 @@ class CheckpointFiles:
 
     def tensor(self, name: str) -> Tensor:
         """Read one tensor; its memory is a mapping of the file that ends with the tensor."""
-        with safe_open(self._folder / self._files[name], framework="pt") as file:
-            value: Tensor = file.get_tensor(name)
+        stored = stored_name(name, self._files)
+        with safe_open(self._folder / self._files[stored], framework="pt") as file:
+            value: Tensor = file.get_tensor(stored)
         return value

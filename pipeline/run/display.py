@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from types import TracebackType
 
 from rich.console import Console, Group
@@ -23,12 +23,58 @@ LOG_EVERY_SECONDS = 15.0
 CERTAIN_FRACTION = 0.03
 
 
+class Pace:
+    """How fast running tasks go through the units of their stage, as far as it was seen.
+
+    What an earlier attempt had done when a task was first seen does not count.
+    """
+
+    def __init__(self) -> None:
+        self._first: dict[str, Progress] = {}
+        self._seen: dict[str, tuple[int, float, float]] = {}
+
+    def look(self, running: Mapping[str, Progress], now: float) -> None:
+        """Take the state of the running tasks."""
+        for key, p in running.items():
+            first, seen = self._first.get(key), self._seen.get(key)
+            if first is None or seen is None or not _alike(first, p) or p.done < first.done:
+                self._first[key], self._seen[key] = p, (p.done, now, now)
+            elif p.done != seen[0]:
+                self._seen[key] = (p.done, seen[1], now)
+        for key in self._first.keys() - running.keys():
+            del self._first[key], self._seen[key]
+
+    def rate(self, key: str) -> float | None:
+        """Units a second of a task's stage; None before one was seen to be done."""
+        if key not in self._seen:
+            return None
+        done, began, latest = self._seen[key]
+        done -= self._first[key].done
+        return done / (latest - began) if done > 0 and latest > began else None
+
+    def seconds_left(self, key: str, p: Progress, now: float) -> float | None:
+        """Of a task's stage; None while nothing is known."""
+        rate = self.rate(key)
+        if rate is not None and _alike(self._first[key], p):
+            return max(0.0, (p.total - p.done) / rate - (now - self._seen[key][2]))
+        if key not in self._first and p.total > 0 and p.done / p.total > CERTAIN_FRACTION:
+            return (now - p.started) * (p.total - p.done) / p.done
+        return None
+
+
+def _alike(one: Progress, other: Progress) -> bool:
+    """Whether two reports count the same units; editing and scoring take turns."""
+    stream = ("edit", "score")
+    return one.stage == other.stage or (one.stage in stream and other.stage in stream)
+
+
 class Estimate:
     """Seconds left, from how long tasks of the same kind and editor took or promise to take."""
 
-    def __init__(self, tasks: Mapping[str, Task], slots: int) -> None:
+    def __init__(self, tasks: Mapping[str, Task], slots: int, pace: Pace | None = None) -> None:
         self._tasks = tasks
         self._slots = slots
+        self._pace = pace or Pace()
         self._taken: dict[tuple[str, str], list[float]] = {}
 
     def add(self, task: Task, seconds: float) -> None:
@@ -40,9 +86,9 @@ class Estimate:
     ) -> float | None:
         """The estimate, or None while nothing is known."""
         promised = {
-            key: (now - p.started) * p.total / p.done
+            key: now - p.started + left
             for key, p in running.items()
-            if p.total > 0 and p.done / p.total > CERTAIN_FRACTION
+            if (left := self._pace.seconds_left(key, p, now)) is not None
         }
         known = {kind: list(values) for kind, values in self._taken.items()}
         for key, seconds in promised.items():
@@ -80,7 +126,8 @@ class Display:
         self._failed = 0
         self._cells_done = 0
         self._edits_done = 0
-        self._estimate = Estimate(tasks, slots)
+        self._pace = Pace()
+        self._estimate = Estimate(tasks, slots, self._pace)
         self._running: Mapping[str, Progress] = {}
         self._began = self._logged = time.time()
         self._live = Live(console=console, refresh_per_second=4) if console.is_terminal else None
@@ -103,6 +150,7 @@ class Display:
     def progress(self, running: Mapping[str, Progress]) -> None:
         """Take the state of the running tasks."""
         self._running = {k: p for k, p in running.items() if k in self._unfinished}
+        self._pace.look(self._running, time.time())
         if self._live:
             self._live.update(self._picture())
         elif time.time() - self._logged > LOG_EVERY_SECONDS:
@@ -134,9 +182,26 @@ class Display:
         estimate = f"about {_duration(left)} left" if left is not None else "estimating"
         return (
             f"{self._cells_done} of {self._cells} cells done, {len(self._running)} tasks running, "
-            f"{self._failed} failed, {self._edits() / max(1e-9, now - self._began):.2g} edits/s, "
-            f"{_duration(now - self._began)} so far, {estimate}"
+            f"{self._failed} failed, {self._speed(now)}{_duration(now - self._began)} so far, "
+            f"{estimate}"
         )
+
+    def _speed(self, now: float) -> str:
+        """What is being done, and how fast: training in batches, the streams in edits."""
+        training = {k: p for k, p in self._running.items() if p.stage == "train" and p.total > 1}
+        parts = []
+        if training:
+            done = sum(p.done for p in training.values())
+            total = sum(p.total for p in training.values())
+            parts.append(f"training batch {done} of {total}{self._rates(list(training))}, ")
+        if (edits := self._edits()) or not training:
+            parts.append(f"{edits / max(1e-9, now - self._began):.2g} edits/s, ")
+        return "".join(parts)
+
+    def _rates(self, keys: Sequence[str]) -> str:
+        """Batches a second of running tasks together, once one was seen."""
+        rates = [rate for key in keys if (rate := self._pace.rate(key)) is not None]
+        return f" at {sum(rates):.2g} batches/s" if rates else ""
 
     def _edits(self) -> int:
         """Edits that this run has applied."""
@@ -149,10 +214,16 @@ class Display:
         table = Table.grid(padding=(0, 1))
         for key, progress in sorted(self._running.items()):
             bar = ProgressBar(total=max(1, progress.total), completed=progress.done, width=30)
-            table.add_row(
-                Text(self._tasks[key].label), bar, Text(f"{progress.done}/{progress.total}")
-            )
+            table.add_row(Text(self._tasks[key].label), bar, Text(self._position(key, progress)))
         return Group(Text(self._headline(), style="bold"), table)
+
+    def _position(self, key: str, p: Progress) -> str:
+        """How far a task is; of a training, how fast and how long yet as well."""
+        if p.stage != "train":
+            return f"{p.done}/{p.total}"
+        left = self._pace.seconds_left(key, p, time.time())
+        yet = f", {_duration(left)} left" if left is not None else ""
+        return f"{p.done}/{p.total} batches{self._rates([key])}{yet}"
 
 
 def _duration(seconds: float) -> str:

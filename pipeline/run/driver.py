@@ -54,7 +54,7 @@ def run_plan(
         tags: More tags of the tracked invocation, e.g. the submission it belongs to.
 
     Returns:
-        The number of cells that failed.
+        The number of cells that failed, or were refused because of rows they cannot use.
 
     Raises:
         Terminated: The process was told to end.
@@ -70,10 +70,11 @@ def run_plan(
             for key in plan.outdated:
                 lake.forget(key)
             for cell in plan.missing:
-                if cell.obstacle is not None and plan.failed.get(cell.key) != cell.obstacle:
-                    record_skip(cell, lake, cell.obstacle)
-            tasks = tasks_of([cell for cell in plan.missing if cell.obstacle is None])
-            failed = 0
+                reason = plan.reason(cell)
+                if reason is not None and plan.failed.get(cell.key) != reason:
+                    record_skip(cell, lake, reason)
+            tasks = tasks_of([cell for cell in plan.missing if plan.reason(cell) is None])
+            failed = len(plan.refused)
             if tasks:
                 with (
                     remote_fleet(address) if address else local_fleet(workers) as slots,
@@ -81,7 +82,7 @@ def run_plan(
                 ):
                     if not address:
                         require_room(tasks)
-                    failed = _run_tasks(tasks, locations, display, tracker, parent, ending)
+                    failed += _run_tasks(tasks, locations, display, tracker, parent, ending)
             tidy(grid.name, locations)
             _warned(
                 ending,

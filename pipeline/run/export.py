@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -17,11 +17,15 @@ from typing import Any
 import torch
 from safetensors.torch import load_file
 from torch import Tensor
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoTokenizer
 
+from pipeline.architecture import architecture_of
 from pipeline.cells import Cell
+from pipeline.checkpoints import read_config
 from pipeline.entry import read_entry
 from pipeline.locations import Locations
+from pipeline.opening import load_model
+from pipeline.quantised import quantised
 from pipeline.resources import ResourcesEntry
 from pipeline.results.lake import Lake, LakeError
 from pipeline.results.records import CellRecord
@@ -34,6 +38,7 @@ from pipeline.run.stages.train import load_trained, trained_name
 from pipeline.run.state import write_tensors
 from pipeline.run.tasks import perform, tasks_of
 from pipeline.versions import code_version
+from rledit.families import is_transposed
 
 logger = logging.getLogger(__name__)
 
@@ -125,10 +130,11 @@ def _changed(rows: StreamRows, known: Mapping[str, list[Any]]) -> int:
 def _write_checkpoint(
     cell: Cell, source: Path, edited: Mapping[str, Tensor], folder: Path, facts: dict[str, Any]
 ) -> Path:
-    model: Any = AutoModelForCausalLM.from_pretrained(source, dtype=_dtype(cell))
+    model: Any = load_model(source, _dtype(cell))
     with torch.no_grad():
         for name, value in edited.items():
-            model.get_submodule(name).weight.copy_(value)
+            linear = model.get_submodule(name)
+            linear.weight.copy_(value.T if is_transposed(linear) else value)
     model.save_pretrained(folder)
     AutoTokenizer.from_pretrained(source).save_pretrained(folder)
     (folder / FACTS_FILE).write_text(json.dumps(facts, indent=1) + "\n")
@@ -138,16 +144,25 @@ def _write_checkpoint(
 def _write_delta(
     cell: Cell, source: Path, edited: Mapping[str, Tensor], folder: Path, facts: dict[str, Any]
 ) -> Path:
-    files = CheckpointFiles(source)
-    dtype = _dtype(cell)
     changes: dict[str, Tensor] = {}
-    for name, value in edited.items():
-        original = files.tensor(f"{name}.weight")
-        original = original if dtype == "auto" else original.to(dtype)
-        changes[f"{name}.weight"] = value.double() - original.double()
+    for name, original in _originals(cell, source, edited).items():
+        linear = architecture_of(cell).model.get_submodule(name)
+        value = edited[name].T if is_transposed(linear) else edited[name]
+        changes[f"{name}.weight"] = (value.double() - original.double()).contiguous()
     path = folder / DELTA_FILE
     write_tensors(path, changes, {"facts": json.dumps(facts)})
     return path
+
+
+def _originals(cell: Cell, source: Path, names: Collection[str]) -> dict[str, Tensor]:
+    """The unedited matrices as the model keeps them."""
+    dtype = _dtype(cell)
+    if quantised(read_config(source)) is not None:
+        model = load_model(source, dtype)
+        return {name: model.get_parameter(f"{name}.weight").detach() for name in names}
+    files = CheckpointFiles(source)
+    found = {name: files.tensor(f"{name}.weight") for name in names}
+    return found if dtype == "auto" else {name: t.to(dtype) for name, t in found.items()}
 
 
 def _dtype(cell: Cell) -> Any:

@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,12 +23,14 @@ from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoModelForCausalLM, AutoTokenizer
 from transformers.integrations import HfDeepSpeedConfig
 
+from pipeline.checkpoints import read_config
+from pipeline.opening import configured
 from pipeline.run import operators
 from pipeline.run.checkpoint import CheckpointFiles
-from rledit.chat import PromptStyle
+from rledit.finite import NonFiniteError
 from rledit.model import EditableModel, Execution
 
 # DeepSpeed reads these when it is imported.
@@ -116,7 +118,7 @@ def open_sharded(
     settings: ZeroSettings | None = None,
     execution: Execution | None = None,
     with_tokenizer: bool = True,
-    prompt_style: PromptStyle = "bare",
+    **prompting: Any,
 ) -> EditableModel:
     """Open a checkpoint sharded over the ranks of the process group, ready for editing.
 
@@ -130,15 +132,17 @@ def open_sharded(
         settings: How the model is sharded.
         execution: How passes are run.
         with_tokenizer: Off where samples are already tokens.
-        prompt_style: How prompts are put to the model.
+        prompting: How prompts are put to the model: `prompt_style`, `bos` and `answer_space` of
+            `EditableModel`.
 
     Raises:
         ValueError: The checkpoint is not one of this model in safetensors, or the type cannot be
             sharded.
+        NonFiniteError: A weight is no number; every rank raises it.
     """
     settings = settings or ZeroSettings()
     files = CheckpointFiles(Path(folder))
-    config = AutoConfig.from_pretrained(folder)
+    config = configured(read_config(Path(folder)), str(folder))
     dtype = dtype or config.dtype or torch.float32
     if dtype not in (*_PRECISIONS, torch.float32):
         raise ValueError(f"{folder}: a model of {dtype} cannot be sharded; use float32 or less")
@@ -150,7 +154,7 @@ def open_sharded(
     del marker
     _fill(model, files)
     tokenizer = AutoTokenizer.from_pretrained(folder) if with_tokenizer else None
-    return _editable(model, zero, tokenizer, modules, execution, prompt_style)
+    return _editable(model, zero, tokenizer, modules, execution, prompting)
 
 
 def shard(
@@ -210,14 +214,12 @@ def _editable(
     tokenizer: Any | None,
     modules: Sequence[str],
     execution: Execution | None,
-    prompt_style: PromptStyle = "bare",
+    prompting: Mapping[str, Any] | None = None,
 ) -> EditableModel:
     engine, *_ = deepspeed.initialize(model=model.eval().requires_grad_(False), config=zero)
     logger.info("this rank holds %.0f%% of the parameters", 100 * held_share(engine.module))
     access = ShardedAccess(engine)
-    return EditableModel(
-        engine.module, tokenizer, modules, execution, access, prompt_style=prompt_style
-    )
+    return EditableModel(engine.module, tokenizer, modules, execution, access, **(prompting or {}))
 
 
 def _fill(model: nn.Module, files: CheckpointFiles) -> None:
@@ -227,10 +229,28 @@ def _fill(model: nn.Module, files: CheckpointFiles) -> None:
     stored = model.state_dict().keys()
     buffers = {name: b for name, b in model.named_buffers() if name in stored}
     files.require([*parameters, *buffers])
+    broken: list[str] = []
     with torch.no_grad():
         for name, parameter in parameters.items():
             with deepspeed.zero.GatheredParameters([parameter], modifier_rank=0):
                 if writes:
-                    parameter.copy_(files.tensor(name))
+                    value = files.tensor(name)
+                    parameter.copy_(value)
+                    # The largest entry is NaN where any is.
+                    if not bool(value.amax().isfinite()):
+                        broken.append(name)
         for name, buffer in buffers.items():
             buffer.copy_(files.tensor(name))
+    _refuse_broken(broken)
+
+
+def _refuse_broken(broken: list[str]) -> None:
+    """Refuse a checkpoint whose weights rank 0 has found to be no numbers, on every rank."""
+    found: list[Any] = [broken]
+    torch.distributed.broadcast_object_list(found, src=0)
+    if found[0]:
+        others = f", and {len(found[0]) - 1} more matrices" if found[0][1:] else ""
+        raise NonFiniteError(
+            f"the checkpoint holds weights that are no numbers: {found[0][0]}{others}. No score is "
+            "made of such a model: fetch the checkpoint again, or take a revision without"
+        )

@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import dataclasses
+import sys
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 from pipeline.cells import cells_of
+from pipeline.submit.interpreter import START, start_script
 from pipeline.submit.package import stage
 from pipeline.submit.probe import FAILED, PASSED
 from pipeline.submit.ray_cluster import Job, JobServer
 from pipeline.submit.submission import FILE, Submission, SubmitError
 
-ENTRYPOINT = f"python -m jobs.run_grid {FILE}"
+ENTRYPOINT = f"exec sh {START} {FILE}"
 
 
 def free_name(server: JobServer, base: str) -> str:
@@ -59,6 +61,7 @@ def send(
     )
     with tempfile.TemporaryDirectory(prefix="rledit-submit-") as folder:
         package = stage(submission, Path(folder), include)
+        (Path(folder) / START).write_text(start_script(sys.executable, server.ray_version()))
         tell(f"working directory: {package}")
         metadata = {
             "grid": submission.grid["name"],

@@ -12,7 +12,7 @@ from rich.console import Console
 from pipeline.locations import Locations
 from pipeline.logs import configure_logging
 from pipeline.plan import make_plan, pool_lines, skip_lines
-from pipeline.preflight import preflight
+from pipeline.preflight import checked
 from pipeline.results.lake import Lake
 from pipeline.run.driver import run_plan
 from pipeline.run.ending import ended_by_signal
@@ -59,7 +59,9 @@ def _execute(submission: Submission, address: str) -> int:
     for line in (*pool_lines(plan.cells), *skip_lines(plan.missing), counts):
         logger.info("%s", line)
     if plan.missing:
-        preflight(plan.missing)
+        plan, refused = checked(plan)
+        for line in refused:
+            logger.warning("%s", line)
     tags = {"submission_id": submission.name, "ray_session": submission.session}
     failed = run_plan(grid, plan, places, Console(stderr=True), address=address, tags=tags)
     return FAILED_CELLS if failed else 0

@@ -78,8 +78,15 @@ class JobServer:
 
     def session(self) -> str:
         """Ray's name of the cluster's life: another one after a restart."""
+        return self._version("session_name")
+
+    def ray_version(self) -> str:
+        """The version of Ray that the cluster runs; empty where it does not say."""
+        return self._version("ray_version")
+
+    def _version(self, key: str) -> str:
         answer = self._ask(lambda: self._client._do_request("GET", "/api/version"))
-        return str(answer.json().get("session_name", ""))
+        return str(answer.json().get(key, ""))
 
     def submit(
         self,

@@ -3,15 +3,39 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 
 from pipeline.results.liveness import STALE_MINUTES, process_alive
 from pipeline.results.tracking import Tracker, experiments
 from pipeline.submit.ray_cluster import JobServer
 
 
+@dataclass(frozen=True, kw_only=True)
+class Swept:
+    """What was closed of one grid.
+
+    Attributes:
+        ended: Runs that were RUNNING, and are KILLED now.
+        left: Invocations that still run, or may.
+    """
+
+    grid: str
+    ended: int
+    left: int
+
+    def __str__(self) -> str:
+        runs = f"{self.ended} run{'s' * (self.ended > 1)} ended as KILLED"
+        rest = (
+            f", {self.left} still running or silent for less than {STALE_MINUTES:.0f} min"
+            if self.left
+            else ""
+        )
+        return f"{self.grid}: {runs if self.ended else 'no run was left open'}{rest}"
+
+
 def sweep_grids(
     uri: str, grids: Sequence[str] | None, server: JobServer | None = None
-) -> Iterator[str]:
+) -> Iterator[Swept]:
     """End what is RUNNING without anybody running it.
 
     An invocation that belongs to a job of `server` is judged by the job's state; any other by its
@@ -23,7 +47,7 @@ def sweep_grids(
         server: The job server to ask.
 
     Yields:
-        A line per grid.
+        What was done, grid by grid.
     """
     session = server.session() if server is not None else None
 
@@ -38,9 +62,4 @@ def sweep_grids(
         tracker = Tracker(uri, grid)
         ended = tracker.sweep(alive)
         left = [i for i in tracker.invocations() if i.status == "RUNNING"]
-        rest = (
-            f", {len(left)} still running or silent for less than {STALE_MINUTES:.0f} min"
-            if left
-            else ""
-        )
-        yield f"{grid}: {len(ended)} runs ended as KILLED{rest}"
+        yield Swept(grid=grid, ended=len(ended), left=len(left))

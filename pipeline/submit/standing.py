@@ -88,6 +88,36 @@ def job_lines(job: Job, lake: str | None = None, tracking: str | None = None) ->
         yield from _tracked_lines(tracking, grid, job.name)
 
 
+def ended_lines(job: Job, before: bool, waited: float) -> Iterator[str]:
+    """A job that was told to end: how it ended, what is kept, and how to go on.
+
+    Args:
+        job: As it is now.
+        before: Whether it had ended before it was told to.
+        waited: Seconds that it was given.
+    """
+    if not job.over:
+        yield (
+            f"{job.name}: told to end, and still {job.status} after {waited:.0f} s; follow it with "
+            f"rledit status {job.name}, or wait longer with --wait"
+        )
+        return
+    yield f"{job.name}: {job.status}" + (" (it had ended before)" if before else ", the job ended")
+    grid, lake = job.metadata.get("grid"), job.metadata.get("lake", "")
+    if grid is not None and Lake(lake).exists():
+        cells = cells_of_grid(lake, grid, job.name)
+        yield f"  {cells}; submitting the grid again goes on from here"
+
+
+def nothing_line(places: Locations, grid: str | None = None) -> str:
+    """There is no grid, or not this one; says where was looked and what there is."""
+    store = Lake(places.lake)
+    known = sorted({*(store.grids() if store.exists() else ()), *experiments(places.tracking)})
+    there = f"; there are {', '.join(known)}" if known else ""
+    what = "no grid" if grid is None else f"no grid {grid!r}"
+    return f"{what} in {redact(places.lake)} or {redact(places.tracking)}{there}"
+
+
 def grids_lines(places: Locations, grid: str | None = None) -> Iterator[str]:
     """The grids of a lake or a tracking store, without asking any cluster."""
     store = Lake(places.lake)

@@ -91,7 +91,7 @@ class _Stepped(RLEdit):
     """RLEdit, one batch of a trajectory at a time."""
 
     def begin(self) -> Reward:
-        return Reward(self.model, self._reward, self._references)
+        return Reward(self.model, self._reward)
 
     def step(self, batch: EditBatch, reward: Reward) -> dict[str, float]:
         return self._train_batch(batch, reward, 1.0)

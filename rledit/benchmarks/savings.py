@@ -30,7 +30,7 @@ from rledit.benchmarks.contenders import Contender, Fast, StepSettings
 from rledit.benchmarks.models import ModelShape, build, random_batches
 from rledit.chunks import Chunk, make_chunks
 from rledit.model import EditableModel, Execution
-from rledit.reward import Reward
+from rledit.reward import Reward, final_states
 from rledit.shift import Shifts, Solution, injected
 from rledit.textbook import textbook_shift
 from rledit.tokenization import Sample
@@ -164,8 +164,8 @@ _backward = Reward.backward
 
 def _with_new_references(reward: Reward, shifts: Shifts) -> Any:
     for entry in reward._window:
-        reward._references.clear()
-        entry.reference = reward._references.get(reward._model, entry.batch.unrelated.samples)
+        with reward._model.weights.unedited():
+            entry.reference = final_states(reward._model, entry.batch.unrelated.samples)
     return _backward(reward, shifts)
 
 

@@ -12,8 +12,9 @@ from pathlib import PurePosixPath
 from typing import Any
 
 from rledit.datasets.errors import RowError, RowErrors
-from rledit.datasets.fields import Fields, Place, kind_of
+from rledit.datasets.fields import Fields, Place
 from rledit.datasets.reading import RowFile
+from rledit.datasets.values import mismatch
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -168,7 +169,7 @@ def _check(row: Any, schema: Schema, place: Place) -> None:
     for key, kind in schema.keys.items():
         found = fields.value(key)
         if not isinstance(found, kind) or isinstance(found, bool):
-            fields.fail(key, f"is {kind_of(found)}, not {_KINDS[kind]}")
+            fields.fail(key, mismatch(found, _KINDS[kind]))
         if kind is str:
             fields.text(key)
     label = row[schema.label]
@@ -184,6 +185,8 @@ def _check(row: Any, schema: Schema, place: Place) -> None:
                 f"has {len(options)} answers, and the task is asked with {schema.n_options}; leave "
                 "the row out",
             )
+        if len(options) != len(row[schema.options]):
+            fields.fail(schema.options, "has a blank or missing answer among its answers")
         index = label if isinstance(label, int) else _LETTERS.get(label.strip().upper(), -1)
         if not 0 <= index < len(options):
             fields.fail(schema.label, f"is {label!r}, but there are {len(options)} options")

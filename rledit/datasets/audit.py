@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
+from rledit.control_tokens import SPELLINGS
 from rledit.datasets.contradictions import Targets
 from rledit.datasets.errors import RowIssue
 from rledit.datasets.fields import Place
 from rledit.datasets.read import ReadReport
-from rledit.records import Edit
+from rledit.occurrences import occurrences
+from rledit.records import Edit, asked
+from rledit.scripts import space_between
 
 # Every trap with what it means for a run. The order is that of the report.
 TRAPS: dict[str, str] = {
@@ -18,22 +21,34 @@ TRAPS: dict[str, str] = {
     "target_leading_space": "the target begins with a space: taken off, tokenisation adds one",
     "target_trailing_space": "the target ends with a space: taken off",
     "prompt_trailing_space": "the prompt ends with a space: taken off, the target brings one",
+    "text_of_missing": "a text is 'nan', 'None' or the like, as software writes a missing value: "
+    "taken for text",
     "duplicate_edit": "the same prompt with the same target as an earlier edit",
     "contradicting_edit": "its prompt is edited to another target too: the last write is scored",
-    "conflicting_fact": "the same fact in other words has another target (the same subject and old "
-    "answer, a prompt that differs in case, spaces or closing punctuation, or that is another's "
-    "rephrase): the later edit overwrites it",
+    "conflicting_fact": "the same fact in other words has another target (the same subject and "
+    "relation, or in questions subject and old answer; a prompt that differs in case, spaces or "
+    "closing punctuation, or that is another's rephrase): the later overwrites it, and is scored",
     "rephrase_contradicted": "its rephrase is edited to another target in this set",
     "target_equals_old": "the target equals the old answer (alt == ans): the edit changes nothing",
-    "subject_not_in_prompt": "the subject does not occur in the prompt: locate-then-edit fails",
+    "subject_not_in_prompt": "the subject does not occur in the prompt as a word of its own: "
+    "locate-then-edit fails",
+    "subject_ambiguous": "the subject occurs more than once in the prompt, and no template says "
+    "which one is meant: the first is edited",
     "rephrase_equals_prompt": "the rephrase repeats the prompt: generalisation is efficacy",
     "rephrase_generation_prompt": "the rephrase looks like a generation prompt of the original "
     "CounterFact, which asks something else than the edit",
     "locality_nq_question": 'the locality prompt begins "nq question: "',
     "locality_no_question_mark": 'the "nq question" lacks its question mark, which RLEdit\'s '
     "release appends",
-    "locality_answer_absent": "a locality probe has no answer: left out",
-    "locality_is_edited": "a locality prompt is itself edited in this set: it must not stay",
+    "locality_answer_absent": "a locality probe lacks its answer or its prompt: left out",
+    "portability_answer_absent": "a question of portability lacks its answer or its prompt: left "
+    "out",
+    "locality_is_edited": "a locality prompt is itself edited in this set: it must not stay, and "
+    "is not scored once it is edited",
+    "control_token": "a text spells a control token, such as <|endoftext|> or </s>: it is encoded "
+    "as the text it is, never as the token; where it stands for no answer, leave it out",
+    "no_space_before_answer": "the script of prompt and answer has no space between words: the "
+    "answer follows the prompt directly (answer_space: always puts one)",
     "ground_truth_list": "the ground truth is a list: its first text is taken",
     "ground_truth_absent": "there is no ground truth: `choice` protocols cannot be scored",
 }
@@ -46,6 +61,7 @@ NOTES: dict[str, str] = {
 }
 
 _NQ = "nq question: "
+_MISSING = frozenset({"nan", "NaN", "None", "null", "<NA>", "NaT"})
 _EXAMPLES = 3
 
 
@@ -113,14 +129,17 @@ def audit(edits: Sequence[Edit], issues: Iterable[RowIssue] = ()) -> Audit:
         places[issue.trap].append(str(Place(file=issue.file, row=issue.row)))
     targets = Targets(edits)
     seen: set[tuple[str, str]] = set()
-    for edit in edits:
-        for name in _edit_findings(edit, targets, seen):
+    for i, edit in enumerate(edits):
+        for name in _edit_findings(i, edit, targets, seen):
             places[name].append(edit.source or edit.edit_id)
+    spelled = dict.fromkeys(s for edit in edits for t in _texts(edit) for s in SPELLINGS.findall(t))
+    shown = ", ".join(list(spelled)[:_EXAMPLES]) + (", ..." if len(spelled) > _EXAMPLES else "")
+    meanings = TRAPS | {"control_token": f"{TRAPS['control_token']}; here {shown}"}
     return Audit(
         n_edits=len(edits),
         n_prompts=len(targets.by_prompt),
         contradicting_prompts=sum(len(found) > 1 for found in targets.by_prompt.values()),
-        traps=_findings(places, TRAPS),
+        traps=_findings(places, meanings),
         notes=_findings(places, NOTES),
     )
 
@@ -130,28 +149,47 @@ def audit_report(report: ReadReport) -> Audit:
     return audit(report.edits, (*report.skipped, *report.notes))
 
 
-def _edit_findings(edit: Edit, targets: Targets, seen: set[tuple[str, str]]) -> list[str]:
+def _edit_findings(i: int, edit: Edit, targets: Targets, seen: set[tuple[str, str]]) -> list[str]:
     """Names of the traps and notes of one edit; `seen` collects the facts met so far."""
     prompt, target = edit.prompt.strip(), edit.target.strip()
     probes = [probe.prompt for probe in edit.locality]
     nq = [probe for probe in probes if probe.startswith(_NQ)]
+    n_places = _subject_places(edit)
     present = {
+        "text_of_missing": any(text.strip() in _MISSING for text in _texts(edit)),
         "duplicate_edit": (prompt, target) in seen,
-        "contradicting_edit": targets.contradict(edit),
-        "conflicting_fact": targets.conflict(edit),
+        "contradicting_edit": targets.contradict(i),
+        "conflicting_fact": targets.conflict(i),
         "target_equals_old": edit.old_target is not None and edit.old_target.strip() == target,
-        "rephrase_contradicted": targets.contradict_rephrase(edit),
-        "subject_not_in_prompt": edit.subject is not None and edit.subject not in edit.prompt,
+        "rephrase_contradicted": targets.contradict_rephrase(i),
+        "subject_not_in_prompt": n_places == 0,
+        "subject_ambiguous": n_places is not None and n_places > 1,
         "rephrase_equals_prompt": any(r.strip() == prompt for r in edit.rephrases),
         "locality_nq_question": bool(nq),
         "locality_no_question_mark": any(not probe.endswith("?") for probe in nq),
-        "locality_is_edited": any(probe.strip() in targets.by_prompt for probe in probes),
+        "control_token": any(SPELLINGS.search(text) for text in _texts(edit)),
+        "no_space_before_answer": any(not space_between(p, a) for p, a in asked(edit)),
+        "locality_is_edited": any(map(targets.edited, probes)),
         "no_subject": edit.subject is None,
         "no_rephrase": not edit.rephrases,
         "no_locality": not edit.locality,
     }
     seen.add((prompt, target))
     return [name for name, found in present.items() if found]
+
+
+def _texts(edit: Edit) -> Iterator[str]:
+    """Every text of an edit, whether a model is asked it or not."""
+    yield from (edit.subject or "", edit.old_target or "")
+    for pair in asked(edit):
+        yield from pair
+
+
+def _subject_places(edit: Edit) -> int | None:
+    """At how many places of the prompt the subject may stand; None where there is no subject."""
+    if edit.subject is None:
+        return None
+    return len(occurrences(edit.prompt, edit.subject)) if edit.subject_span is None else 1
 
 
 def _findings(places: dict[str, list[str]], meanings: dict[str, str]) -> tuple[Finding, ...]:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections import Counter
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import combinations
 from pathlib import Path
@@ -10,14 +11,16 @@ from pathlib import Path
 from rledit.datasets.ability import AbilityReport, find_schema, map_ability
 from rledit.datasets.audit import Audit, audit, audit_report
 from rledit.datasets.errors import DataFileError, DatasetError, RowErrors
-from rledit.datasets.known import differing_templates, is_known, map_known
+from rledit.datasets.known import REQUIRED, differing_templates, is_known, map_known
 from rledit.datasets.overlap import Overlap, overlap
 from rledit.datasets.read import ReadReport, map_rows
 from rledit.datasets.reading import RowFile, open_rows
 from rledit.datasets.registry import FORMATS, match_format
+from rledit.datasets.values import has_content, shown_key
 
 Opener = Callable[[str], RowFile]
 
+_SHOWN_KEYS = 20
 _SUFFIXES = (".json", ".jsonl", ".ndjson", ".parquet")
 
 
@@ -91,7 +94,9 @@ def _describe(file: RowFile, found: _Found) -> None:
             return _describe_known(file, found)
         schema = find_schema(row)
         if schema is not None:
-            return _describe_ability(map_ability(file, schema), found)
+            _describe_ability(map_ability(file, schema), found)
+            found.lines += _unread_line(_left(file, schema.keys))
+            return
     report = map_rows(file)
     found.reports.append(report)
     return _describe_edits(report, audit_report(report), found)
@@ -111,7 +116,33 @@ def _describe_edits(report: ReadReport, counts: Audit, found: _Found) -> None:
         )
     found.lines += [f"  trap      {trap}" for trap in counts.traps]
     found.lines += [f"  note      {note}" for note in counts.notes]
+    if report.adapted:
+        keys = ", ".join(f"`{key}`" for key in report.adapted)
+        found.lines.append(f"  adapted   {keys}: read, though not this format's own name for it")
+    found.lines += _unread_line(report.unread)
     found.n_traps += len(counts.traps)
+
+
+def _unread_line(unread: Mapping[str, int]) -> list[str]:
+    return [f"  unread    {unread_keys(unread)}"] if unread else []
+
+
+def _left(file: RowFile, used: Collection[str]) -> Mapping[str, int]:
+    """Keys of the rows of a file that are not among those in use, with the rows that have them."""
+    return Counter(
+        shown_key(str(key))
+        for _, row in file.rows
+        for key, value in row.items()
+        if key not in used and has_content(value)
+    )
+
+
+def unread_keys(unread: Mapping[str, int]) -> str:
+    """The keys of a file that are not read, each with the rows that have something under it."""
+    by_rows = sorted(unread.items(), key=lambda item: -item[1])
+    listed = [f"`{key}` {rows:,}" for key, rows in by_rows[:_SHOWN_KEYS]]
+    more = f" and {len(unread) - _SHOWN_KEYS:,} more keys" if len(unread) > _SHOWN_KEYS else ""
+    return f"{', '.join(listed)}{more}: keys (with rows) that this format has no use for"
 
 
 def _describe_known(file: RowFile, found: _Found) -> None:
@@ -128,6 +159,7 @@ def _describe_known(file: RowFile, found: _Found) -> None:
             f"  note      template_differs {differing:,}: `template` does not give `prompt`, "
             "which is the one to use"
         )
+    found.lines += _unread_line(_left(file, (*REQUIRED, "template")))
 
 
 def _describe_ability(report: AbilityReport, found: _Found) -> None:

@@ -11,7 +11,8 @@ prompts ("... is known for"), which asks something else than the edit.
 from __future__ import annotations
 
 from rledit.datasets.fields import Fields, Place, Row, fill_template
-from rledit.datasets.format import Format, probe, some
+from rledit.datasets.format import REPHRASE, UNRELATED, UNRELATED_ANSWER, Format, named, probe
+from rledit.datasets.probes import PORTABILITY, portability
 from rledit.records import Edit, Locality
 
 _SENTENCE_BREAKS = set('.!?:;)]"”\n')
@@ -22,6 +23,7 @@ def read_original(row: Row, place: Place) -> list[Edit]:
     fields = Fields(row, place)
     rewrite = fields.child("requested_rewrite")
     subject = rewrite.text("subject")
+    prompt, span = fill_template(rewrite, "prompt", subject)
     old = rewrite.child("target_true").optional("str")
     neighbours = fields.texts("neighborhood_prompts")
     if neighbours and old is None:
@@ -29,21 +31,20 @@ def read_original(row: Row, place: Place) -> list[Edit]:
     return [
         Edit(
             edit_id=f"counterfact:{place.row}",
-            prompt=fill_template(rewrite, "prompt", subject),
+            prompt=prompt,
             target=rewrite.child("target_new").answer("str"),
             rephrases=fields.texts("paraphrase_prompts"),
             locality=tuple(Locality(prompt=p, answer=old or "") for p in neighbours),
             old_target=old,
             subject=subject,
+            subject_span=span,
+            relation=rewrite.optional("relation_id"),
             source=str(place),
-            generation_prompts=_listed(fields, "generation_prompts"),
+            generation_prompts=fields.texts("generation_prompts"),
             reference_key=_reference_key(rewrite),
+            consequences=portability(fields),
         )
     ]
-
-
-def _listed(fields: Fields, key: str) -> tuple[str, ...]:
-    return fields.texts(key) if fields.has(key) else ()
 
 
 def _reference_key(rewrite: Fields) -> str | None:
@@ -60,11 +61,12 @@ def read_flat(row: Row, place: Place) -> list[Edit]:
             edit_id=f"counterfact_flat:{place.row}",
             prompt=fields.text("prompt"),
             target=fields.answer("target_new"),
-            rephrases=some(fields.optional("rephrase_prompt")),
+            rephrases=fields.texts("rephrase_prompt"),
             locality=probe(fields, "locality_prompt", "locality_ground_truth"),
             old_target=fields.optional("ground_truth"),
             subject=fields.optional("subject"),
             source=str(place),
+            consequences=portability(fields),
         )
     ]
 
@@ -75,7 +77,8 @@ def observe_flat(row: Row) -> tuple[str, ...]:
     The original's paraphrases open with an unrelated sentence before the statement; its generation
     prompts never do. So a rephrase without a sentence break before the subject is taken for one.
     """
-    rephrase, subject = row.get("rephrase_prompt"), row.get("subject")
+    found, subject = row.get("rephrase_prompt"), row.get("subject")
+    rephrase = found[0] if isinstance(found, list) and found else found
     if not isinstance(rephrase, str) or not isinstance(subject, str) or not subject:
         return ()
     if subject not in rephrase:
@@ -88,6 +91,11 @@ ORIGINAL = Format(
     name="counterfact",
     title="CounterFact, original schema, also multi_counterfact (arXiv 2202.05262, 2210.07229)",
     required=("requested_rewrite", "paraphrase_prompts", "neighborhood_prompts"),
+    aliases={
+        **named("paraphrase_prompts", REPHRASE),
+        "neighborhood_prompts": ("neighbourhood_prompts", "neighborhood_prompt"),
+        **PORTABILITY,
+    },
     read=read_original,
     example={
         "case_id": 7,
@@ -115,6 +123,15 @@ FLAT = Format(
         "locality_prompt",
         "locality_ground_truth",
     ),
+    aliases={
+        "prompt": ("question",),
+        "target_new": ("target",),
+        "ground_truth": ("target_true",),
+        **named("rephrase_prompt", REPHRASE),
+        **named("locality_prompt", UNRELATED),
+        **named("locality_ground_truth", UNRELATED_ANSWER),
+        **PORTABILITY,
+    },
     read=read_flat,
     observe=observe_flat,
     example={

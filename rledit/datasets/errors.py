@@ -65,10 +65,10 @@ class RowError(DatasetError):
 
 
 class RowErrors(DatasetError):
-    """All rows of one file that cannot be mapped; the first ten are shown.
+    """All rows of some files that cannot be mapped; the first ten of each are shown.
 
     Attributes:
-        errors: Every row error, in file order.
+        errors: Every row error, file by file and in their order.
     """
 
     def __init__(self, errors: Sequence[RowError]) -> None:
@@ -76,15 +76,23 @@ class RowErrors(DatasetError):
         self.errors = tuple(errors)
 
     def lines(self) -> list[str]:
-        """The messages of the first rows, the count of the rest, and the accepted schemas once."""
-        shown = [error.short for error in self.errors[:SHOWN_ROWS]]
-        if len(self.errors) > SHOWN_ROWS:
-            shown.append(f"... and {len(self.errors) - SHOWN_ROWS} more rows like these")
+        """The first messages of each file, the count of the rest, and the accepted schemas once."""
+        files: dict[str, list[RowError]] = {}
+        for error in self.errors:
+            files.setdefault(error.file, []).append(error)
+        shown = []
+        for file, errors in files.items():
+            shown += [error.short for error in errors[:SHOWN_ROWS]]
+            if len(errors) > SHOWN_ROWS:
+                of = f" of {file}" if len(files) > 1 else ""
+                shown.append(f"... and {len(errors) - SHOWN_ROWS} more rows like these{of}")
         accepted = list(dict.fromkeys(e.accepted for e in self.errors if e.accepted))
         return shown + accepted
 
     def __str__(self) -> str:
-        return "\n".join(self.lines())
+        files = ", ".join(dict.fromkeys(error.file for error in self.errors))
+        count = f"{len(self.errors):,} rows of {files} cannot be mapped:\n"
+        return (count if len(self.errors) > 1 else "") + "\n".join(self.lines())
 
 
 @dataclass(frozen=True, kw_only=True)

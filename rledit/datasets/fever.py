@@ -8,7 +8,7 @@ subject's last token cannot run on it.
 from __future__ import annotations
 
 from rledit.datasets.fields import Fields, Place, Row
-from rledit.datasets.format import Format, probe
+from rledit.datasets.format import REPHRASE, UNRELATED, UNRELATED_ANSWER, Format, named, probe
 from rledit.records import Edit
 
 
@@ -32,6 +32,12 @@ FEVER = Format(
     name="fever",
     title="FEVER verdicts as MALMEN and RLEdit read them (arXiv 1803.05355, 2311.04661)",
     required=("prompt", "alt", "ans", "equiv_prompt", "unrel_prompt", "unrel_ans"),
+    aliases={
+        "prompt": ("claim",),
+        **named("equiv_prompt", REPHRASE),
+        **named("unrel_prompt", UNRELATED),
+        **named("unrel_ans", UNRELATED_ANSWER),
+    },
     read=read,
     example={
         "prompt": "The ferry Maribel sails from Oban.",

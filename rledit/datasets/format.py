@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import dataclass, field
+from difflib import get_close_matches
+from functools import cached_property
 
 from rledit.datasets.errors import RowError
-from rledit.datasets.fields import Fields, Place, Row, kind_of
+from rledit.datasets.fields import Fields, Place, Row
+from rledit.datasets.values import Aliases, Renaming, RowObject, mismatch, shown_key
 from rledit.records import Edit, Locality
 
 
@@ -22,7 +25,9 @@ class Format:
     Attributes:
         name: Name in the registry and in settings.
         title: The dataset and the source of its schema, for people.
-        required: The keys by which the schema is recognised; a row without one is refused.
+        required: The keys by which the schema is recognised; a row without one is refused. Which
+            of their values may be missing (null, NaN), the reader knows.
+        aliases: Other names that public files have for its keys; see `values.Aliases`.
         read: Maps one row to its edits (most rows hold one); texts stay as they are written.
         observe: Names the traps that only the raw row shows, the mapped edit no longer.
         detected: False for a second reading of a schema, which must be asked for by name.
@@ -32,6 +37,7 @@ class Format:
     name: str
     title: str
     required: tuple[str, ...]
+    aliases: Aliases = field(default_factory=dict)
     read: Callable[[Row, Place], list[Edit]]
     observe: Callable[[Row], tuple[str, ...]] = nothing_odd
     detected: bool = True
@@ -42,24 +48,95 @@ class Format:
         """Name and keys, as error messages show them."""
         return f"{self.name} ({', '.join(self.required)})"
 
-    def missing(self, row: Row) -> tuple[str, ...]:
-        """The required keys that `row` lacks."""
-        return tuple(key for key in self.required if key not in row)
+    def missing(self, keys: Collection[str], literal: bool = False) -> tuple[str, ...]:
+        """The required keys that are not among the keys of a row, under no name of theirs.
 
-    def read_row(self, row: object, place: Place) -> list[Edit]:
-        """Map one row, naming all the keys it lacks at once.
+        Args:
+            keys: The row's keys, or the row.
+            literal: Count the schema's own names only.
+        """
+
+        def there(key: str) -> bool:
+            others = () if literal else self.aliases.get(key, ())
+            return key in keys or any(other in keys for other in others)
+
+        return tuple(key for key in self.required if not there(key))
+
+    @cached_property
+    def _renamed(self) -> Renaming:
+        return Renaming(self.aliases)
+
+    def open_row(self, row: object, place: Place) -> RowObject:
+        """A row under the schema's own names, naming all the keys it lacks at once.
 
         Raises:
-            RowError: The row is not an object, lacks keys, or holds values that cannot be mapped.
+            RowError: The row is not an object, lacks keys, or has one twice under two names with
+                different content.
         """
         if not isinstance(row, Mapping):
-            raise RowError(place.file, place.row, f"the row is {kind_of(row)}, not an object")
+            reason = f"the row {mismatch(row, 'an object')}"
+            raise RowError(place.file, place.row, reason)
         missing = self.missing(row)
         if missing:
             keys = ", ".join(f"`{key}`" for key in missing)
-            reason = f"lacks {keys}, which schema {self.schema} needs"
+            reason = f"lacks {keys}, which schema {self.schema} needs{_likely(missing, row)}"
             raise RowError(place.file, place.row, reason, missing)
-        return self.read(row, place)
+        opened: RowObject = self._renamed(row)
+        for path, part in opened.parts():
+            for one, other in part.doubled:
+                reason = (
+                    f"has both `{path}{shown_key(one)}` and `{path}{shown_key(other)}`, which mean "
+                    "the same, with different content; keep one of them"
+                )
+                raise RowError(place.file, place.row, reason)
+        return opened
+
+    def read_row(self, row: object, place: Place) -> list[Edit]:
+        """Map one row.
+
+        Raises:
+            RowError: As for `open_row`; or the row holds values that cannot be mapped.
+        """
+        return self.read(self.open_row(row, place), place)
+
+
+def _likely(missing: Collection[str], row: Mapping[object, object]) -> str:
+    """The keys of a row that look like misspellings of those it lacks."""
+    names = [str(name) for name in row]
+    near = [name for key in missing for name in get_close_matches(key, names, n=1, cutoff=0.8)]
+    return f" (it has {', '.join(f'`{shown_key(name)}`' for name in near)})" if near else ""
+
+
+REPHRASE = (
+    "rephrase",
+    "rephrase_prompt",
+    "rephrases",
+    "rephrase_prompts",
+    "rephrased_prompt",
+    "rephrased_prompts",
+    "paraphrase",
+    "paraphrases",
+    "paraphrase_prompt",
+    "paraphrase_prompts",
+    "equiv_prompt",
+    "equiv_prompts",
+)
+"""What public files call the prompts that ask for an edit in other words."""
+UNRELATED = ("loc", "loc_prompt", "locality_prompt", "unrel_prompt")
+UNRELATED_ANSWER = (
+    "loc_ans",
+    "loc_answer",
+    "locality_ground_truth",
+    "locality_answer",
+    "locality_ans",
+    "unrel_ans",
+    "unrel_answer",
+)
+
+
+def named(key: str, names: tuple[str, ...]) -> dict[str, tuple[str, ...]]:
+    """The aliases of a key that is one of `names` itself."""
+    return {key: tuple(name for name in names if name != key)}
 
 
 def probe(fields: Fields, prompt_key: str, answer_key: str) -> tuple[Locality, ...]:

@@ -8,11 +8,11 @@ edit in other words, so they are no rephrases; those without an answer are left 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-
 from rledit.datasets.fields import Fields, Place, Row
-from rledit.datasets.format import Format, some
-from rledit.records import Consequence, Edit, Locality
+from rledit.datasets.format import REPHRASE, Format, named
+from rledit.datasets.probes import LOCALITY, PORTABILITY, locality, portability
+from rledit.datasets.values import has_content
+from rledit.records import Edit
 
 _FIRST_SECTION = "Relation_Specificity"
 
@@ -25,27 +25,14 @@ def read(row: Row, place: Place) -> list[Edit]:
             edit_id=f"knowedit:{place.row}",
             prompt=fields.text("prompt"),
             target=fields.answer("target_new"),
-            rephrases=some(fields.optional("rephrase_prompt")),
-            locality=_locality(fields),
+            rephrases=fields.texts("rephrase_prompt"),
+            locality=locality(fields, _FIRST_SECTION),
             old_target=fields.first_answer("ground_truth"),
             subject=fields.optional("subject"),
             source=str(place),
-            consequences=_portability(fields),
+            consequences=portability(fields, extra=False),
         )
     ]
-
-
-def _portability(fields: Fields) -> tuple[Consequence, ...]:
-    if not fields.has("portability") or fields.value("portability") is None:
-        return ()
-    sections = fields.child("portability")
-    return tuple(
-        Consequence(kind=name, prompt=prompt, answers=(answer,))
-        for name in sections.names()
-        for item in sections.children(name)
-        if (prompt := item.optional("prompt")) is not None
-        if (answer := item.first_answer("ground_truth")) is not None
-    )
 
 
 def read_wikibio(row: Row, place: Place) -> list[Edit]:
@@ -56,46 +43,19 @@ def read_wikibio(row: Row, place: Place) -> list[Edit]:
             edit_id=f"knowedit_wikibio:{place.row}",
             prompt=fields.text("text"),
             target=fields.answer("labels"),
-            locality=_locality(fields),
+            locality=locality(fields, _FIRST_SECTION),
             subject=fields.optional("concept"),
             source=str(place),
         )
     ]
 
 
-def _locality(fields: Fields) -> tuple[Locality, ...]:
-    if fields.value("locality") is None:
-        return ()
-    sections = fields.child("locality")
-    names = sorted(sections.names(), key=lambda name: name != _FIRST_SECTION)
-    probes = (
-        (item.optional("prompt"), item.first_answer("ground_truth"))
-        for name in names
-        for item in sections.children(name)
-    )
-    return tuple(Locality(prompt=p, answer=a) for p, a in probes if p is not None and a is not None)
-
-
 def observe(row: Row) -> tuple[str, ...]:
-    """Name how the ground truth is written, and probes without an answer."""
+    """Name how the ground truth is written."""
     truth = row.get("ground_truth")
-    traps = []
-    if truth is None or truth == "" or truth == []:
-        traps.append("ground_truth_absent")
-    elif isinstance(truth, list):
-        traps.append("ground_truth_list")
-    return (*traps, *observe_probes(row))
-
-
-def observe_probes(row: Row) -> tuple[str, ...]:
-    """Name the locality probes whose answer holds no text; the row has been read without error."""
-    sections = row.get("locality")
-    if not isinstance(sections, Mapping):
-        return ()
-    items = [item for section in sections.values() for item in section or ()]
-    place = Place(file="", row=0)
-    empty = sum(Fields(item, place).first_answer("ground_truth") is None for item in items)
-    return ("locality_answer_absent",) * empty
+    if not has_content(truth):
+        return ("ground_truth_absent",)
+    return ("ground_truth_list",) if isinstance(truth, list) else ()
 
 
 KNOWEDIT = Format(
@@ -103,6 +63,12 @@ KNOWEDIT = Format(
     title="KnowEdit: ZsRE, wiki_counterfact, wiki_recent (arXiv 2401.01286)",
     required=("prompt", "target_new", "locality"),
     read=read,
+    aliases={
+        **named("rephrase_prompt", REPHRASE),
+        "prompt": ("question",),
+        **LOCALITY,
+        **PORTABILITY,
+    },
     observe=observe,
     example={
         "subject": "Maribel",
@@ -126,7 +92,7 @@ WIKIBIO = Format(
     title="KnowEdit's WikiBio (arXiv 2401.01286)",
     required=("text", "labels", "locality"),
     read=read_wikibio,
-    observe=observe_probes,
+    aliases=LOCALITY,
     example={
         "text": "This is a passage about the ferry Maribel. Maribel was built in 1987.",
         "labels": "She sails from Esbjerg.",

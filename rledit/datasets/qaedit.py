@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from rledit.datasets.fields import Fields, Place, Row
-from rledit.datasets.format import Format, probe, some
+from rledit.datasets.format import REPHRASE, Format, named, probe
+from rledit.datasets.probes import PORTABILITY, portability
 from rledit.records import Edit
 
 
@@ -16,10 +17,11 @@ def read(row: Row, place: Place) -> list[Edit]:
             edit_id=f"qaedit:{place.row}",
             prompt=fields.text("prompt"),
             target=fields.answer("target"),
-            rephrases=some(fields.optional("rephrase")),
+            rephrases=fields.texts("rephrase"),
             locality=tuple(found for item in probes for found in item),
             subject=fields.optional("subject"),
             source=str(place),
+            consequences=portability(fields),
         )
     ]
 
@@ -28,6 +30,13 @@ QAEDIT = Format(
     name="qaedit",
     title="QAEdit (arXiv 2502.11177)",
     required=("prompt", "target", "rephrase", "locality"),
+    aliases={
+        **named("rephrase", REPHRASE),
+        "target": ("target_new", "ans"),
+        "locality[].loc": ("prompt", "question"),
+        "locality[].loc_ans": ("ground_truth", "answer"),
+        **PORTABILITY,
+    },
     read=read,
     example={
         "id": 11,

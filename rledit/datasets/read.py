@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable
-from dataclasses import dataclass, replace
+from collections import Counter
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from rledit.datasets.errors import RowError, RowErrors, RowIssue
 from rledit.datasets.fields import Place
 from rledit.datasets.format import Format
+from rledit.datasets.probes import half_probes
 from rledit.datasets.reading import RowFile, open_rows, rows_given
-from rledit.datasets.registry import accepted_schemas, detect_format, get_format
+from rledit.datasets.registry import detect_format, get_format, match_format
+from rledit.datasets.values import RowObject
 from rledit.records import Edit, Locality
 
 logger = logging.getLogger(__name__)
@@ -30,6 +33,8 @@ class ReadReport:
         notes: Oddities that were repaired, or that the mapped edits no longer show.
         data_hash: sha256 of the file's bytes.
         n_rows: Rows of the file.
+        unread: Key with content that the format has no use for → rows that have it.
+        adapted: What was read though the format's schema has it under another name, or not at all.
     """
 
     path: str
@@ -39,6 +44,8 @@ class ReadReport:
     notes: tuple[RowIssue, ...]
     data_hash: str
     n_rows: int
+    unread: Mapping[str, int] = field(default_factory=dict)
+    adapted: tuple[str, ...] = ()
 
 
 def read_edits(
@@ -56,7 +63,7 @@ def read_edits(
 
     Args:
         path: A JSON or JSONL file, or the name of where `rows` come from.
-        format: Name of a format, or ``"auto"``: the format of the first row that has one.
+        format: Name of a format, or ``"auto"``: the format that most rows have.
         strict: Refuse blank targets instead of skipping them.
         rows: Rows that the caller has already opened, e.g. from Parquet.
         data_hash: sha256 of their origin's bytes; without it the rows themselves are hashed.
@@ -77,28 +84,28 @@ def map_rows(file: RowFile, format: str = "auto", strict: bool = False) -> ReadR
     skipped: list[RowIssue] = []
     notes: list[RowIssue] = []
     errors: list[RowError] = []
+    unread: Counter[str] = Counter()
+    adapted: set[str] = set()
     for number, row in file.rows:
         place = Place(file=file.path, row=number)
         try:
-            found = form.read_row(row, place)
+            opened = form.open_row(row, place)
+            found = form.read(opened, place)
         except RowError as error:
-            errors.append(error)
+            errors.append(_explained(error, row, form))
             continue
-        notes.extend(_observed(form, row, place))
+        notes.extend(_observed(form, opened, place))
+        unread.update(dict.fromkeys(opened.unread(), 1))
+        adapted.update(opened.adaptations())
         for edit in found:
             if edit.target.strip():
                 edits.append(_repaired(edit, place, notes))
             else:
                 skipped.append(_issue(place, "blank_target", f"blank target of {edit.prompt!r}"))
-    refused = len(skipped) if strict else 0
-    errors.extend(RowError(s.file, s.row, f"{s.reason} (strict)") for s in skipped[:refused])
+    if strict:
+        errors.extend(RowError(s.file, s.row, f"{s.reason} (strict)") for s in skipped)
     if errors:
-        # A blank target is a fault of the value: no other schema would accept it.
-        accepted = accepted_schemas() if len(errors) > refused else ""
-        ordered = sorted(errors, key=lambda error: error.row)
-        raise RowErrors(
-            [RowError(e.file, e.row, e.reason, e.missing, accepted) for e in ordered],
-        )
+        raise RowErrors(sorted(errors, key=lambda error: error.row))
     if skipped:
         rows_shown = ", ".join(str(issue.row) for issue in skipped[:5])
         logger.warning(
@@ -112,19 +119,33 @@ def map_rows(file: RowFile, format: str = "auto", strict: bool = False) -> ReadR
         notes=tuple(notes),
         data_hash=file.data_hash,
         n_rows=len(file.rows),
+        unread=dict(unread),
+        adapted=tuple(sorted(adapted)),
     )
 
 
+def _explained(error: RowError, row: Any, form: Format) -> RowError:
+    """The error of a row, with the schema that it has where it is not the file's."""
+    other = match_format(row) if error.missing else None
+    if other is None or other is form:
+        return error
+    reason = f"{error.reason}; the row has the keys of {other.name}"
+    return RowError(error.file, error.row, reason, error.missing)
+
+
 def find_format(file: RowFile) -> Format:
-    """The format of the first row that has one; later rows must have it too.
+    """The format that most rows have (of several, the first); the others must have it too.
 
     Raises:
         RowErrors: No row fits a schema; there is one error for each row.
     """
+    found = Counter(form.name for _, row in file.rows if (form := match_format(row)) is not None)
+    if found:
+        return get_format(found.most_common(1)[0][0])
     errors: list[RowError] = []
     for number, row in file.rows:
         try:
-            return detect_format(row, file=file.path, row_number=number)
+            detect_format(row, file=file.path, row_number=number)
         except RowError as error:
             errors.append(error)
     raise RowErrors(errors)
@@ -134,8 +155,9 @@ def _issue(place: Place, trap: str, reason: str) -> RowIssue:
     return RowIssue(file=place.file, row=place.row, trap=trap, reason=reason)
 
 
-def _observed(form: Format, row: Any, place: Place) -> list[RowIssue]:
-    return [_issue(place, trap, trap.replace("_", " ")) for trap in form.observe(row)]
+def _observed(form: Format, row: RowObject, place: Place) -> list[RowIssue]:
+    traps = (*form.observe(row), *half_probes(row))
+    return [_issue(place, trap, trap.replace("_", " ")) for trap in traps]
 
 
 def _repaired(edit: Edit, place: Place, notes: list[RowIssue]) -> Edit:

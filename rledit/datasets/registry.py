@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from difflib import get_close_matches
+from functools import lru_cache
 
 from rledit.datasets import (
     counterfact,
@@ -16,8 +17,9 @@ from rledit.datasets import (
     zsre,
 )
 from rledit.datasets.errors import DatasetError, RowError
-from rledit.datasets.fields import Row, kind_of
+from rledit.datasets.fields import Row
 from rledit.datasets.format import Format
+from rledit.datasets.values import mismatch
 
 # The order matters where a row has the keys of two: the first one is taken.
 FORMATS: dict[str, Format] = {
@@ -55,11 +57,20 @@ def accepted_schemas() -> str:
 
 
 def match_format(row: object) -> Format | None:
-    """The format whose required keys the row has, or None."""
+    """The format whose required keys the row has, under whatever name, or None."""
     if not isinstance(row, Mapping):
         return None
-    fitting = (form for form in FORMATS.values() if form.detected and not form.missing(row))
-    return next(fitting, None)
+    return _match(frozenset(map(str, row)))
+
+
+@lru_cache(maxsize=256)
+def _match(keys: frozenset[str]) -> Format | None:
+    """By the schemas' own names first, then by the others that their keys have."""
+    for literal in (True, False):
+        for form in FORMATS.values():
+            if form.detected and not form.missing(keys, literal):
+                return form
+    return None
 
 
 def detect_format(row: object, *, file: str = "row", row_number: int = 1) -> Format:
@@ -75,7 +86,7 @@ def detect_format(row: object, *, file: str = "row", row_number: int = 1) -> For
             it, and `RowError.accepted` lists all schemas.
     """
     if not isinstance(row, Mapping):
-        reason = f"the row is {kind_of(row)}, not an object"
+        reason = f"the row {mismatch(row, 'an object')}"
         raise RowError(file, row_number, reason, (), accepted_schemas())
     found = match_format(row)
     if found is not None:

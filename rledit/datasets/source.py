@@ -12,49 +12,45 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Literal, get_args
 
-from rledit.datasets.cut import cut, digest
+from rledit.datasets.cut import digest
 from rledit.datasets.errors import DatasetError
 from rledit.datasets.overlap import overlap, prompts
+from rledit.datasets.pools import ALL, PoolFiles
 from rledit.datasets.read import ReadReport, read_edits
-from rledit.records import Edit, Split
+from rledit.records import SPLITS, Edit, Split
 
 logger = logging.getLogger(__name__)
 
 Order = Literal["shuffled", "file"]
 OnOverlap = Literal["refuse", "drop"]
 
-SPLITS: tuple[Split, ...] = get_args(Split)
-DEFAULT_SHARES: Mapping[Split, float] = {
-    "train": 0.7,
-    "validation": 0.1,
-    "evaluation": 0.2,
-}
-
 
 class FileEditSource:
     """Edits from files, in pools that share no prompt.
 
-    One file is cut into all pools; a missing validation pool is cut from train in the ratio of
-    their shares. A cut keeps all edits of one prompt, and of one subject, in one pool.
+    A file given for a pool is that pool. The file given as `all` is cut into the pools that have
+    none of their own; a cut keeps all edits of one prompt, and of one subject, in one pool.
 
     Args:
         train: File (or what `read_edits` made of one) for training.
         evaluation: File for evaluation.
         validation: File for tuning.
+        all: File to be cut.
         format: Format name of the files that are paths, or ``"auto"``.
         strict: Refuse blank targets instead of skipping them.
         order: ``"shuffled"`` by seed, or ``"file"``: as written, the same for every seed.
         on_overlap: What to do with prompts that several files share: ``"refuse"``, or ``"drop"``
-            them from train, and from validation where evaluation has them.
-        shares: Share of the prompts per pool, where a file is cut. Not used for a pool with its
-            own file.
+            them from train, and from validation and `all` where evaluation has them.
+        shares: Share of the prompts of `all` for each pool without a file; by default in the ratio
+            of 70 for train, 10 for validation and 20 for evaluation.
         name: Name of the dataset in results; the format of the evaluation file by default.
 
     Attributes:
         name: Name of the dataset.
         data_hash: sha256 over the files' hashes and all settings that shape the pools.
-        file_hashes: sha256 of each file's bytes, by the split it was given for.
-        dropped: Edits dropped because of shared prompts, by pool.
+        file_hashes: sha256 of each file's bytes, by what it was given for.
+        unread: File → its keys with content that its format has no use for → rows that have them.
+        dropped: Edits dropped because of shared prompts, by the file they are of.
 
     Raises:
         DatasetError: No file was given, pools share prompts, or shares make no sense; besides,
@@ -67,37 +63,56 @@ class FileEditSource:
         train: str | Path | ReadReport | None = None,
         evaluation: str | Path | ReadReport | None = None,
         validation: str | Path | ReadReport | None = None,
+        all: str | Path | ReadReport | None = None,
         format: str = "auto",
         strict: bool = False,
         order: Order = "shuffled",
         on_overlap: OnOverlap = "refuse",
-        shares: Mapping[Split, float] = DEFAULT_SHARES,
+        shares: Mapping[Split, float] | None = None,
         name: str | None = None,
     ) -> None:
         _check_choice("order", order, get_args(Order))
         _check_choice("on_overlap", on_overlap, get_args(OnOverlap))
-        _check_shares(shares)
-        given = {"train": train, "validation": validation, "evaluation": evaluation}
+        given = {"train": train, "validation": validation, "evaluation": evaluation, ALL: all}
+        # What makes no sense is said before anything is read.
+        self._files = PoolFiles([key for key, item in given.items() if item is not None], shares)
         reports = {
-            split: item if isinstance(item, ReadReport) else read_edits(item, format, strict)
-            for split, item in given.items()
+            key: item if isinstance(item, ReadReport) else read_edits(item, format, strict)
+            for key, item in given.items()
             if item is not None
         }
-        if not reports:
-            raise DatasetError("no data file given; set train, evaluation or validation")
         self.order: Order = order
-        self.file_hashes = {split: report.data_hash for split, report in reports.items()}
-        self.name = name or reports[_main_split(reports)].format
+        self.file_hashes = {key: report.data_hash for key, report in reports.items()}
+        self.unread = {report.path: report.unread for report in reports.values() if report.unread}
+        self.name = name or reports[_main_file(reports)].format
         self.dropped: dict[str, int] = {}
-        self._pools = self._make_pools(reports, shares, on_overlap)
+        self._read = {key: (Path(r.path).name, len(r.edits)) for key, r in reports.items()}
+        self._pools = self._make_pools(reports, on_overlap)
         self.data_hash = digest(
             {
-                "files": {s: [r.data_hash, r.format] for s, r in reports.items()},
-                "shares": {split: shares.get(split, 0.0) for split in SPLITS},
+                "files": {
+                    self._files.hashed_as(key): [r.data_hash, r.format, *r.adapted]
+                    for key, r in reports.items()
+                },
                 "on_overlap": on_overlap,
+                **self._files.hashed,
             }
         )
         self._orders: dict[tuple[str, int], list[Edit]] = {}
+
+    def origin(self, split: Split) -> str:
+        """How a pool came about, for messages: ``2 of the 10 edits of x.json, which is ...``."""
+        key = self._files.of(split)
+        if key is None:
+            return "no file is given for it"
+        name, count = self._read[key]
+        lost = self.dropped.get(key, 0)
+        dropped = f", {lost} dropped because another file has their prompts" if lost else ""
+        if key != ALL:
+            taken = f"{count - lost} of the" if lost else "all"
+            return f"{taken} {count} edits of {name}{dropped}"
+        size = len(self._pools[split])
+        return f"{size} of the {count} edits of {name}, {self._files.cutting}{dropped}"
 
     def sizes(self) -> dict[str, int]:
         """Number of edits per pool."""
@@ -113,8 +128,9 @@ class FileEditSource:
         pool = self._pools[split]
         if not 0 <= n <= len(pool):
             raise ValueError(
-                f"{self.name}: cannot draw {n} edits from {split}, which holds {len(pool)}; "
-                f"shorten the stream or give more data (pools: {self.sizes()})"
+                f"{self.name}: cannot draw {n} edits from {split}, which holds {len(pool)} "
+                f"({self.origin(split)}); shorten the stream or give more data "
+                f"(pools: {self.sizes()})"
             )
         return self._ordered(split, seed)[:n]
 
@@ -132,46 +148,40 @@ class FileEditSource:
         return self._orders[split, seed]
 
     def _make_pools(
-        self,
-        reports: Mapping[str, ReadReport],
-        shares: Mapping[Split, float],
-        on_overlap: OnOverlap,
+        self, reports: Mapping[str, ReadReport], on_overlap: OnOverlap
     ) -> dict[Split, list[Edit]]:
-        if len(reports) == 1:
-            (report,) = reports.values()
-            return cut(report.edits, {split: shares.get(split, 0.0) for split in SPLITS})
-        pools: dict[Split, list[Edit]] = {
-            # Several files number their rows alike: the split makes the ids unique.
-            split: [
-                replace(edit, edit_id=f"{split}:{edit.edit_id}") for edit in reports[split].edits
+        if list(reports) == [ALL]:
+            return self._files.cut(reports[ALL].edits)
+        files: dict[str, list[Edit]] = {
+            # Several files number their rows alike: what they are given for makes the ids unique.
+            key: [
+                replace(edit, edit_id=f"{self._files.hashed_as(key)}:{edit.edit_id}")
+                for edit in report.edits
             ]
-            for split in SPLITS
-            if split in reports
+            for key, report in reports.items()
         }
         # Evaluation is never shortened, and validation only by evaluation.
         for weaker, stronger in (
             ("validation", "evaluation"),
+            (ALL, "evaluation"),
+            (ALL, "validation"),
             ("train", "evaluation"),
             ("train", "validation"),
+            ("train", ALL),
         ):
-            if weaker in pools and stronger in pools:
-                pools[weaker] = self._separate(pools, weaker, stronger, on_overlap)
-        if "validation" not in pools:
-            wanted: dict[Split, float] = {
-                "train": shares.get("train", 0.0),
-                "validation": shares.get("validation", 0.0),
-            }
-            pools |= cut(pools["train"], wanted) if sum(wanted.values()) else {}
-        return {split: pools.get(split, []) for split in SPLITS}
+            if weaker in files and stronger in files:
+                files[weaker] = self._separate(files, weaker, stronger, on_overlap)
+        cut = self._files.cut(files[ALL]) if ALL in files else {}
+        return {split: files.get(split, cut.get(split, [])) for split in SPLITS}
 
     def _separate(
         self,
-        pools: Mapping[Split, list[Edit]],
-        weaker: Split,
-        stronger: Split,
+        pools: Mapping[str, list[Edit]],
+        weaker: str,
+        stronger: str,
         on_overlap: OnOverlap,
     ) -> list[Edit]:
-        """The weaker pool without the prompts of the stronger one."""
+        """The weaker file's edits without the prompts of the stronger one."""
         shared = prompts(pools[weaker]) & prompts(pools[stronger])
         if not shared:
             return pools[weaker]
@@ -189,19 +199,10 @@ class FileEditSource:
         return kept
 
 
-def _main_split(reports: Mapping[str, ReadReport]) -> str:
-    return next(s for s in ("evaluation", "train", "validation") if s in reports)
+def _main_file(reports: Mapping[str, ReadReport]) -> str:
+    return next(key for key in ("evaluation", ALL, "train", "validation") if key in reports)
 
 
 def _check_choice(what: str, value: object, choices: tuple[str, ...]) -> None:
     if value not in choices:
         raise ValueError(f"{what} {value!r} is unknown; choose one of {', '.join(choices)}")
-
-
-def _check_shares(shares: Mapping[Split, float]) -> None:
-    unknown = set(shares) - set(SPLITS)
-    if unknown or any(share < 0 for share in shares.values()) or sum(shares.values()) <= 0:
-        raise DatasetError(
-            f"shares {dict(shares)} make no sense; give non-negative numbers for "
-            f"{', '.join(SPLITS)}, not all zero"
-        )

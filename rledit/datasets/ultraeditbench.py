@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from rledit.datasets.fields import Fields, Place, Row
-from rledit.datasets.format import Format, probe, some
+from rledit.datasets.format import REPHRASE, UNRELATED, UNRELATED_ANSWER, Format, named, probe
+from rledit.datasets.probes import PORTABILITY, portability
 from rledit.records import Edit
 
 
@@ -15,10 +16,11 @@ def read(row: Row, place: Place) -> list[Edit]:
             edit_id=f"ultraeditbench:{place.row}",
             prompt=fields.text("prompt"),
             target=fields.answer("ans"),
-            rephrases=some(fields.optional("rephrase_prompt")),
+            rephrases=fields.texts("rephrase_prompt"),
             locality=probe(fields, "loc", "loc_ans"),
             subject=fields.optional("subject"),
             source=str(place),
+            consequences=portability(fields),
         )
     ]
 
@@ -27,6 +29,14 @@ ULTRAEDITBENCH = Format(
     name="ultraeditbench",
     title="UltraEditBench (arXiv 2505.14679)",
     required=("prompt", "ans", "rephrase_prompt", "loc", "loc_ans"),
+    aliases={
+        "prompt": ("question",),
+        "ans": ("answer", "target_new", "target"),
+        **named("rephrase_prompt", REPHRASE),
+        **named("loc", UNRELATED),
+        **named("loc_ans", UNRELATED_ANSWER),
+        **PORTABILITY,
+    },
     read=read,
     example={
         "prompt": "Which harbour does the ferry Maribel sail from?",

@@ -7,7 +7,7 @@ are null in many rows; they are consequences of the edit.
 from __future__ import annotations
 
 from rledit.datasets.fields import Fields, Place, Row
-from rledit.datasets.format import Format, probe, some
+from rledit.datasets.format import REPHRASE, UNRELATED, UNRELATED_ANSWER, Format, named, probe
 from rledit.records import Consequence, Edit
 
 
@@ -19,7 +19,7 @@ def read(row: Row, place: Place) -> list[Edit]:
             edit_id=f"wikibigedit:{place.row}",
             prompt=fields.text("update"),
             target=fields.answer("ans"),
-            rephrases=some(fields.optional("rephrase")),
+            rephrases=fields.texts("rephrase"),
             locality=probe(fields, "loc", "loc_ans"),
             subject=fields.optional("subject"),
             source=str(place),
@@ -45,6 +45,12 @@ WIKIBIGEDIT = Format(
     name="wikibigedit",
     title="WikiBigEdit (arXiv 2503.05683)",
     required=("update", "ans", "rephrase", "loc", "loc_ans"),
+    aliases={
+        "ans": ("answer", "target_new"),
+        **named("rephrase", REPHRASE),
+        **named("loc", UNRELATED),
+        **named("loc_ans", UNRELATED_ANSWER),
+    },
     read=read,
     example={
         "tag": "update",

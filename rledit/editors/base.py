@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any, ClassVar, Literal, Protocol
 
 from torch import Tensor
@@ -159,6 +160,19 @@ class Editor(ABC):
             raise ValueError(f"editor {self.name!r} keeps no state, but got {sorted(state)}")
 
 
+@dataclass(frozen=True, kw_only=True)
+class BatchTrained:
+    """A batch of a training step is done.
+
+    Attributes:
+        done: Batches of the step so far, over all its trajectories.
+        metrics: What the step measured, once the optimiser has made it; None before.
+    """
+
+    done: int
+    metrics: dict[str, float] | None = None
+
+
 class TrainableEditor(Editor):
     """An editor with a network to train before the stream."""
 
@@ -182,9 +196,26 @@ class TrainableEditor(Editor):
     def train_step(self, *trajectories: Sequence[EditBatch]) -> dict[str, float]:
         """Train on trajectories; the model's weights are the unedited ones before and after."""
 
+    def train_batches(self, *trajectories: Sequence[EditBatch]) -> Iterator[BatchTrained]:
+        """`train_step`, batch by batch, so that it can be shown, saved and gone on with.
+
+        Optional: without it, a step is saved and reported as a whole. After each event
+        `training_state_dict` holds the step as far as it is; where such a state was loaded, the
+        same trajectories go on from there. The weights are the unedited ones after the last event;
+        who leaves earlier restores them.
+
+        Yields:
+            An event per batch, the last one with the metrics of the step.
+        """
+        metrics = self.train_step(*trajectories)
+        yield BatchTrained(done=sum(len(batches) for batches in trajectories), metrics=metrics)
+
     @abstractmethod
     def training_state_dict(self) -> State:
-        """`state_dict` plus the optimiser: what a resumed training needs."""
+        """`state_dict` plus the optimiser, and the step under way: what a resumed training needs.
+
+        Every rank of a sharded model makes this call.
+        """
 
     @abstractmethod
     def load_training_state_dict(self, state: State) -> None:

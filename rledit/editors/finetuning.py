@@ -114,14 +114,20 @@ def prompt_end(encoder: Encoder, edits: Sequence[Edit]) -> PromptEndLikelihood:
     tokenizer = encoder.tokenizer
     if tokenizer.pad_token_id is None:
         raise TokenizationError(_NO_PADDING)
-    lead = encoder.answer_lead
-    rows = [list(tokenizer(f"{lead}{edit.target.strip()}")["input_ids"]) for edit in edits]
+    rows = [_with_special_tokens(encoder, edit) for edit in edits]
     width = max(len(row) for row in rows)
     padded = [row + [tokenizer.pad_token_id] * (width - len(row)) for row in rows]
     targets = torch.tensor(padded, dtype=torch.long)
     unknown = tokenizer.unk_token_id
     counted = torch.ones_like(targets, dtype=torch.bool) if unknown is None else targets != unknown
     return PromptEndLikelihood([encoder.prompt_ids(e.prompt) for e in edits], targets, counted)
+
+
+def _with_special_tokens(encoder: Encoder, edit: Edit) -> list[int]:
+    """A target as the tokenizer writes it with its special tokens on, the target itself as text."""
+    target = edit.target.strip()
+    text = f"{encoder.answer_lead(edit.prompt, target)}{target}"
+    return encoder.with_special_tokens(text)
 
 
 def moved(before: dict[str, Tensor], after: dict[str, Tensor]) -> float:

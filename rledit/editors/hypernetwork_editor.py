@@ -8,7 +8,7 @@ optimiser steps once per batch or once per trajectory.
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from typing import Any, ClassVar, Literal
 
@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from rledit.capture import Tokens
-from rledit.editors.base import State, TrainableEditor, prefixed, unprefixed
+from rledit.editors.base import BatchTrained, State, TrainableEditor, prefixed, unprefixed
 from rledit.editors.conventions import (
     CONVERGED,
     CONVERGED_SETTINGS,
@@ -31,11 +31,13 @@ from rledit.editors.conventions import (
     Recipe,
 )
 from rledit.editors.moment_editor import MomentEditor, Proposal, Shape
+from rledit.editors.under_way import PREFIX, UnderWay, places_of, put_back
+from rledit.finite import NonFiniteError, require_finite
 from rledit.hypernetwork import Hypernetwork, StepForm
 from rledit.model import EditableModel
 from rledit.moments import Formula
 from rledit.records import Probe
-from rledit.reward import KLReference, LocalityGradient, ReferenceCache, Reward, RewardConfig
+from rledit.reward import KLReference, LocalityGradient, Reward, RewardConfig
 from rledit.shift import Solution, solve_normal_equation
 from rledit.steps import AUTO, Step, check_step
 from rledit.tokenization import EditBatch, Order
@@ -189,7 +191,8 @@ class HypernetworkEditor(TrainableEditor, MomentEditor):
                 {"params": scalars, "lr": config.meta_lr * config.scalar_lr_factor},
             ]
         )
-        self._references = ReferenceCache()
+        self._under_way: UnderWay | None = None
+        self._saved_step: State = {}
         self._reward = RewardConfig(
             loc_coef=config.loc_coef,
             decay=config.decay,
@@ -256,65 +259,96 @@ class HypernetworkEditor(TrainableEditor, MomentEditor):
 
     def train_step(self, *trajectories: Sequence[EditBatch]) -> dict[str, float]:
         """Run trajectories and update the networks; the weights are restored after each."""
-        self.optimiser.zero_grad(set_to_none=True)
-        found = [self._run(trajectory, 1 / len(trajectories)) for trajectory in trajectories]
-        totals = {key: sum(f[key] for f in found) / len(found) for key in found[0]}
+        *_, last = self.train_batches(*trajectories)
+        return last.metrics or {}
+
+    def train_batches(self, *trajectories: Sequence[EditBatch]) -> Iterator[BatchTrained]:
+        """`train_step`, batch by batch; goes on where a loaded state was saved.
+
+        Raises:
+            NonFiniteError: A loss or gradient is not finite; names the batch.
+        """
+        places = places_of(trajectories)
+        step = self._under_way = self._begin_step(trajectories)
+        for i, t in places[step.done :]:
+            step.done += 1
+            try:
+                self._run(trajectories[i], t, step, 1 / len(trajectories))
+            except NonFiniteError as error:
+                which = f" of trajectory {i + 1}" if len(trajectories) > 1 else ""
+                at = f"training, batch {t + 1} of {len(trajectories[i])}{which}"
+                raise error.at(at) from None
+            if step.done < len(places):
+                yield BatchTrained(done=step.done)
+        totals = step.means()
         if self.config.optimise == "trajectory":
             if self.conventions.clipping == "optimiser_step":
-                totals["grad_norm"] = self._clip()
+                try:
+                    totals["grad_norm"] = self._clip()
+                except NonFiniteError as error:
+                    raise error.at(f"training, step after {step.done} batches") from None
             self._step()
-        return totals
+        self._under_way = None
+        yield BatchTrained(done=step.done, metrics=totals)
 
-    def _run(self, trajectory: Sequence[EditBatch], share: float) -> dict[str, float]:
-        """Run one trajectory; its gradients enter with the weight `share`."""
-        # A step depends on no earlier one through a cache's last bits: training that is resumed
-        # before it goes on bit by bit.
-        self.model.trunk.clear()
-        self._references.clear()
-        self._begin_moments()
-        reward = Reward(self.model, self._reward, self._references)
-        totals = {"loss": 0.0, "equivalence": 0.0, "divergence": 0.0, "norm": 0.0}
-        grad_norm = 0.0
-        for t, batch in enumerate(trajectory):
-            measured = self._train_batch(batch, reward, share * self.config.discount**t)
-            for key, value in measured.items():
-                totals[key] += value / len(trajectory)
-            if self.config.optimise == "batch":
-                grad_norm = self._clip()
-                self._step()
-            elif self.conventions.clipping == "every_batch":
-                grad_norm = self._clip()
-            if not self.config.transition:
-                self.model.weights.restore()
-                reward = Reward(self.model, self._reward, self._references)
-        self.model.weights.restore()
-        self._begin_moments()
-        logger.info(
-            "%d batches: prefixes found %.0f %%, references found %.0f %%",
-            len(trajectory),
-            100 * self.model.trunk.hit_rate,
-            100 * self._references.hit_rate,
-        )
-        return totals | {"grad_norm": grad_norm}
+    def _begin_step(self, trajectories: Sequence[Sequence[EditBatch]]) -> UnderWay:
+        """A new step, or the one that was saved half-way."""
+        saved, self._saved_step = self._saved_step, {}
+        if saved:
+            return put_back(saved, self.model, self._parameters(), trajectories, self._new_reward())
+        self.optimiser.zero_grad(set_to_none=True)
+        return UnderWay()
+
+    def _run(self, trajectory: Sequence[EditBatch], t: int, step: UnderWay, share: float) -> None:
+        """Run a batch of a trajectory, whose gradients enter with the weight `share`."""
+        if t == 0:
+            self.model.trunk.clear()
+            self._begin_moments()
+            step.begin(self._new_reward())
+        assert step.reward is not None
+        measured = self._train_batch(trajectory[t], step.reward, share * self.config.discount**t)
+        totals = step.totals[-1]
+        for key, value in measured.items():
+            totals[key] += value / len(trajectory)
+        if self.config.optimise == "batch":
+            totals["grad_norm"] = self._clip()
+            self._step()
+        elif self.conventions.clipping == "every_batch":
+            totals["grad_norm"] = self._clip()
+        if not self.config.transition:
+            self.model.weights.restore()
+            step.reward = self._new_reward()
+        if t + 1 == len(trajectory):
+            self.model.weights.restore()
+            self._begin_moments()
+            step.reward = None
+            logger.info(
+                "%d batches: prefixes found %.0f %%", t + 1, 100 * self.model.trunk.hit_rate
+            )
+
+    def _new_reward(self) -> Reward:
+        return Reward(self.model, self._reward)
 
     def _train_batch(self, batch: EditBatch, reward: Reward, weight: float) -> dict[str, float]:
         """Edit with one batch and add the gradient of its reward to the networks."""
         batch.require(self.trains_on_of(self.config))
+        reward.observe(batch)
         with torch.enable_grad():
             proposal = self.propose(batch)
-        reward.observe(batch)
         self.merge(proposal)
         leaves = {n: s.detached(requires_grad=True) for n, s in proposal.shifts.items()}
         terms = reward.backward(leaves)
         norm = proposal.squared_norm()
         self._backward(proposal, leaves, norm, weight)
         regularisation = self.config.reg_coef * float(norm.detach())
-        return {
+        measured = {
             "loss": terms.total + regularisation,
             "equivalence": terms.equivalence[0],
             "divergence": terms.divergence[0],
             "norm": float(norm.detach().sqrt()),
         }
+        require_finite(measured, "the training loss", self.model, batch.edit.samples)
+        return measured
 
     def _backward(
         self, proposal: Proposal, leaves: dict[str, Any], norm: Tensor, weight: float
@@ -340,8 +374,16 @@ class HypernetworkEditor(TrainableEditor, MomentEditor):
                 moments.reset()
 
     def _clip(self) -> float:
-        """Clip the joint gradient norm over all networks; returns the norm before."""
-        return float(nn.utils.clip_grad_norm_(self._parameters(), self.config.max_grad_norm))
+        """Clip the joint gradient norm over all networks; returns the norm before.
+
+        Raises:
+            NonFiniteError: It is not finite; the networks are left as they are.
+        """
+        norm = float(nn.utils.clip_grad_norm_(self._parameters(), self.config.max_grad_norm))
+        require_finite(
+            {"grad_norm": norm}, "with this initial_step, the gradient of the hypernetworks"
+        )
+        return norm
 
     def _step(self) -> None:
         self.optimiser.step()
@@ -382,8 +424,11 @@ class HypernetworkEditor(TrainableEditor, MomentEditor):
             network.load_state_dict(unprefixed(f"network.{d_in}x{d_out}.", state))
 
     def training_state_dict(self) -> State:
-        """Networks, moments and the optimiser's moments."""
+        """Networks, moments and the optimiser's moments, and the step under way."""
         state = self.state_dict()
+        if self._under_way is not None:
+            state |= self._under_way.state_dict(self.model, self._parameters())
+        state |= self._saved_step
         for i, values in self.optimiser.state_dict()["state"].items():
             copies = {k: torch.as_tensor(v).clone() for k, v in values.items()}
             state |= prefixed(f"optimiser.{i}.", copies)
@@ -392,6 +437,7 @@ class HypernetworkEditor(TrainableEditor, MomentEditor):
     def load_training_state_dict(self, state: State) -> None:
         """Put a saved training state back."""
         self.load_state_dict(state)
+        self._saved_step = prefixed(PREFIX, unprefixed(PREFIX, state))
         slots: dict[int, State] = {}
         for key, value in unprefixed("optimiser.", state).items():
             index, _, name = key.partition(".")

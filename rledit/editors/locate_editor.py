@@ -94,7 +94,7 @@ class LocateEditor(Editor):
                     f"no second moment of {name!r} was given; there are {sorted(statistics)}"
                 )
             moment = statistics[name].mean().to(self.model.device)
-            width = self.model.linear(name).in_features
+            width = self.model.shape(name)[0]
             if len(moment) != width:
                 raise StatisticsError(
                     f"second moment of {name!r}: {len(moment)} features, the linear has {width} "
@@ -174,8 +174,8 @@ class PastKeys:
         self._model = model
         self.sums = {
             name: torch.zeros(
-                model.linear(name).in_features,
-                model.linear(name).in_features,
+                model.shape(name)[0],
+                model.shape(name)[0],
                 dtype=model.compute_dtype,
                 device=model.device,
             )

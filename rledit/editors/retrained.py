@@ -91,7 +91,7 @@ class RetrainedEditor(HypernetworkEditor):
         self.optimiser.zero_grad(set_to_none=True)
         loss = 0.0
         for batch in batches:
-            reward = Reward(self.model, self._reward, self._references)
+            reward = Reward(self.model, self._reward)
             loss += self._train_batch(batch, reward, 1.0)["loss"] / len(batches)
             self._clip()
             self._step()

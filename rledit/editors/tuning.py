@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from rledit.chunks import Chunk
+from rledit.finite import require_finite
 from rledit.model import EditableModel
 from rledit.tokenization import IGNORED, Sample
 
@@ -87,6 +88,10 @@ class Tunable(Protocol):
         """The model's parameter."""
         ...
 
+    def upright(self, name: str, value: Tensor) -> Tensor:
+        """A tensor in the layout of the parameter as `read` and `set` have it."""
+        ...
+
 
 @dataclass(frozen=True, kw_only=True)
 class Descent:
@@ -122,6 +127,9 @@ def descend(
 
     Returns:
         The loss of every mini-batch before its step.
+
+    Raises:
+        NonFiniteError: A loss is not finite; names the layer.
     """
     start = {name: weights.read(name).clone() for name in weights.names}
     masters = {name: value.clone().requires_grad_() for name, value in start.items()}
@@ -168,4 +176,5 @@ def _gradients(
     finally:
         for p in parameters.values():
             p.requires_grad_(False)
-    return total, sums
+    require_finite({"edit_loss": total}, "the loss of fine-tuning", model, objective.samples)
+    return total, {name: weights.upright(name, gradient) for name, gradient in sums.items()}

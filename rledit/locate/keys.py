@@ -52,14 +52,19 @@ def stream_gain(model: EditableModel, requests: Sequence[Request], module: str) 
 
     Most families add the linear's output to the stream as it is. Where a norm n = g ⊙ u / rms(u)
     stands between, a change r of the stream asks for u to change by r ⊙ rms(u) / g: that gives the
-    direction of n + r exactly, and its length as far as the norm lets it.
+    direction of n + r exactly, and its length as far as the norm lets it. Where the output is
+    scaled by s on its way, a change asks for r / s.
 
     Returns:
-        (edits, d_out) rms(u) / g at the bare prompts; None where there is no such norm.
+        (edits, d_out) rms(u) / (g s) at the bare prompts, or 1 / s; None where the output joins
+        the stream as it is.
     """
-    path = model.family.norm_after_mlp
+    path, scale = model.family.norm_after_mlp, model.family.residual_scale
     if path is None:
-        return None
+        if scale == 1:
+            return None
+        shape = (len(requests), model.shape(module)[1])
+        return torch.full(shape, 1 / scale, dtype=model.compute_dtype, device=model.device)
     layer = layer_index(model.family, module)
     norm = decoder_layers(model)[layer].get_submodule(path)
     taken: list[tuple[Tensor, Tensor]] = []
@@ -74,7 +79,7 @@ def stream_gain(model: EditableModel, requests: Sequence[Request], module: str) 
             rows = chunk.rows.to(model.device)
             before, after = (t.flatten(0, -2)[rows].to(model.compute_dtype) for t in taken[-1])
             # A zero stays zero under any gain.
-            gains.append(torch.where(after == 0, 0.0, before / after))
+            gains.append(torch.where(after == 0, 0.0, before / (scale * after)))
             order.append(chunk.index)
     finally:
         handle.remove()

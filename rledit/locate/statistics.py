@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from rledit.families import layer_index
+from rledit.finite import NonFiniteError, origin
 from rledit.locate.restart import stopping_after
 from rledit.model import EditableModel
 from rledit.tokenization import IGNORED, Sample
@@ -110,6 +111,11 @@ class SecondMoment:
             )
         return self.total / self.count
 
+    @property
+    def finite(self) -> bool:
+        """Whether every input so far was a number: one that was not shows on the diagonal."""
+        return bool(self.total.diagonal().isfinite().all())
+
     def tensors(self) -> dict[str, Tensor]:
         """What to put into a safetensors file, with `metadata` beside it."""
         return {"total": self.total, "count": torch.tensor(self.count)}
@@ -142,6 +148,11 @@ class SecondMoment:
             )
         moment.total = total
         moment.count = int(tensors["count"])
+        if not moment.finite:
+            raise StatisticsError(
+                f"second moment of {values['module']!r}: the file holds entries that are no "
+                "numbers; delete it, and compute it again"
+            )
         return moment
 
 
@@ -158,6 +169,9 @@ def accumulate(
 
     Returns:
         Number of tokens seen.
+
+    Raises:
+        NonFiniteError: A moment is not finite; names the linear and the layer it comes from.
     """
     samples = [_text(ids) for ids in texts if len(ids)]
     top = max(layer_index(model.family, name) for name in moments)
@@ -171,6 +185,12 @@ def accumulate(
                 hook = _adding(moment, rows.to(model.device))
                 stack.callback(model.linear(name).register_forward_hook(hook).remove)
             model.trunk.logits(chunk, narrow=False)
+    for name, moment in moments.items():
+        if not moment.finite:
+            raise NonFiniteError(
+                f"second moment of {name!r}: an input of this linear is not finite; "
+                f"{origin(model, samples)}"
+            )
     return seen
 
 

@@ -7,8 +7,7 @@ template writes before the prompt, included.
 
 from __future__ import annotations
 
-import re
-
+from rledit.occurrences import Span, inside_words, is_at, occurrences
 from rledit.records import Edit
 from rledit.tokenization import Encoder, TokenizationError
 
@@ -27,23 +26,41 @@ def subject_of(edit: Edit) -> str:
     return edit.subject.strip()
 
 
-def subject_span(edit: Edit) -> tuple[int, int]:
+def subject_span(edit: Edit) -> Span:
     """First character of the subject in the edit's prompt, and the one after its last.
 
-    The first occurrence that stands on word boundaries counts; without one, the first at all.
+    The place that the data gives, or else the first occurrence as a whole word, compared in
+    Unicode's form NFC.
 
     Raises:
-        TokenizationError: The subject does not occur in the prompt; names file, row and prompt.
+        TokenizationError: The subject does not occur in the prompt, or only inside other words;
+            names file, row and prompt.
     """
-    subject = subject_of(edit)
-    word = re.search(rf"(?<!\w){re.escape(subject)}(?!\w)", edit.prompt)
-    start = word.start() if word else edit.prompt.find(subject)
-    if start < 0:
+    subject, span = subject_of(edit), edit.subject_span
+    if span is not None:
+        if is_at(edit.prompt, span, subject):
+            return span
         raise TokenizationError(
-            f"{edit.source or edit.edit_id}: the subject {subject!r} does not occur in the prompt "
-            f"{edit.prompt!r}; correct the row, or leave it out"
+            f"{edit.source or edit.edit_id}: the subject {subject!r} does not stand at characters "
+            f"{span[0]} to {span[1]} of the prompt {edit.prompt!r}, as the edit says; correct its "
+            "subject_span, or leave it out"
         )
-    return start, start + len(subject)
+    found = occurrences(edit.prompt, subject)
+    if found:
+        return found[0]
+    reason = _why_not(edit.prompt, subject)
+    raise TokenizationError(
+        f"{edit.source or edit.edit_id}: the subject {subject!r} {reason} the prompt "
+        f"{edit.prompt!r}; write it as it stands there, or leave the row out"
+    )
+
+
+def _why_not(prompt: str, subject: str) -> str:
+    if inside_words(prompt, subject):
+        return "occurs only inside other words of"
+    if occurrences(prompt.casefold(), subject.casefold()):
+        return "does not occur in, but for its upper and lower case,"
+    return "does not occur in"
 
 
 def last_token(encoder: Encoder, text: str, end: int, where: str = "") -> int:
@@ -58,22 +75,18 @@ def last_token(encoder: Encoder, text: str, end: int, where: str = "") -> int:
     Raises:
         TokenizationError: No token ends there.
     """
-    shown = encoder.rendered(text)
+    shown, found = encoder.rendered(text), encoder.prompt_tokens(text)
     stop = shown.start + end
-    tokenizer = encoder.tokenizer
-    if getattr(tokenizer, "is_fast", False):
-        found = tokenizer(shown.text, add_special_tokens=False, return_offsets_mapping=True)
-        ids, spans = found["input_ids"], found["offset_mapping"]
-        inside = [i for i, (first, last) in enumerate(spans) if first < stop and last > first]
+    if found.spans is not None:
+        inside = [i for i, (first, last) in enumerate(found.spans) if first < stop and last > first]
     else:
-        ids = tokenizer(shown.text, add_special_tokens=False)["input_ids"]
-        inside = _without_offsets(tokenizer, shown.text, stop)
+        inside = _without_offsets(encoder.tokenizer, shown.text, stop)
     if not inside:
         raise TokenizationError(
             f"{where + ': ' if where else ''}no token of {text!r} holds the subject's last "
             f"character (character {end})"
         )
-    return len(encoder.bos_before(ids)) + inside[-1]
+    return len(encoder.bos_before(found.ids)) + inside[-1]
 
 
 def _without_offsets(tokenizer: object, text: str, end: int) -> list[int]:

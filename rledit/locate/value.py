@@ -20,6 +20,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from rledit.chunks import Chunk
+from rledit.finite import NonFiniteError, origin
 from rledit.locate.losses import value_losses
 from rledit.locate.requests import Request
 from rledit.locate.sites import Site
@@ -98,7 +99,7 @@ def optimise_values(
         keep_trace: Keep δ of every evaluation.
 
     Raises:
-        ValueError: A loss is not finite; names the edit.
+        NonFiniteError: A loss is not finite; names the edit, and the layer.
     """
     size = config.edits_per_pass or len(requests)
     parts: list[Values] = []
@@ -266,9 +267,11 @@ class _Group:
         broken = (~loss.isfinite() & active).nonzero().flatten().tolist()
         if broken:
             where = self._requests[broken[0]].where
-            raise ValueError(
+            samples = self._requests[broken[0]].rewriting[:1]
+            raise NonFiniteError(
                 f"{where}: the loss of the value vector is not finite; the model may have been "
-                "edited beyond repair, or the learning rate is too large"
+                f"edited beyond repair, or the learning rate is too large; "
+                f"{origin(self._model, samples)}"
             )
 
 

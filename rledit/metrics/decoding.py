@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from rledit.finite import refuse, usable
 from rledit.model import EditableModel
 from rledit.ranks import dealt
 from rledit.tokenization import IGNORED, Sample
@@ -56,11 +57,15 @@ def decode(
         max_new_tokens: Most tokens; fewer where the model's positions end before.
         stop: Whether a token ends the text; it is not part of it. None: never.
         choose: How a token is picked; None: the most likely one.
+
+    Raises:
+        NonFiniteError: The model gives no numbers behind a prompt; names it, and the layer.
     """
     ids = [torch.tensor(model.encoder.prompt_ids(prompt)) for prompt in prompts]
     if any(len(row) == 0 for row in ids):
         raise ValueError("an empty prompt cannot be continued")
     written = torch.full((len(prompts), max_new_tokens), IGNORED)
+    broken = torch.zeros(len(prompts), dtype=torch.long)
     own = dealt([Sample(row, row) for row in ids], model.ranks)
     groups: dict[int, list[int]] = defaultdict(list)
     for place in own:
@@ -70,11 +75,20 @@ def decode(
         size = max(1, model.execution.tokens(model.device) // length)
         for first in range(0, len(places), size):
             part = places[first : first + size]
-            rows = _continue(model, torch.stack([ids[i] for i in part]), part, room, stop, choose)
+            rows, failed = _continue(
+                model, torch.stack([ids[i] for i in part]), part, room, stop, choose
+            )
             written[part, : rows.shape[1]] = rows
+            broken[part] = failed.long()
     if model.ranks.size > 1 and prompts:
         written[sorted(set(range(len(prompts))) - set(own))] = 0
         model.ranks.sum_(written)
+        model.ranks.sum_(broken)
+    if bool(broken.any()):
+        places = broken.nonzero().flatten().tolist()
+        texts = [torch.cat((ids[i], written[i][written[i] != IGNORED])) for i in places]
+        samples = [Sample(text, _last_asked(text)) for text in texts]
+        refuse(model, samples, len(prompts), "what the model writes")
     return [row[row != IGNORED].tolist() for row in written]
 
 
@@ -86,15 +100,22 @@ def _continue(
     room: int,
     stop: Callable[[int], bool] | None,
     choose: Choose | None,
-) -> Tensor:
-    """(b, steps) tokens behind prompts (b, T) of one length, `IGNORED` from the stop on."""
+) -> tuple[Tensor, Tensor]:
+    """(b, steps) tokens behind prompts (b, T) of one length, `IGNORED` from the stop on.
+
+    The second, (b,) bool, tells which came to logits that are no numbers before their stop.
+    """
     rows = torch.full((len(ids), room), IGNORED)
     running = torch.ones(len(ids), dtype=torch.bool)
+    failed = torch.zeros(len(ids), dtype=torch.bool)
     state: dict[str, Any] = {"input_ids": ids.to(model.device)}
     for step in range(room):
         output: Any = model.model(**state, use_cache=True, logits_to_keep=1)
         logits = output.logits[:, -1].to(model.compute_dtype)
-        token = (logits.argmax(-1) if choose is None else choose(logits, places, step)).cpu()
+        token = logits.argmax(-1) if choose is None else choose(logits, places, step)
+        # Together, so that a step waits for the device once.
+        token, fine = torch.stack((token, usable(logits).to(token))).cpu()
+        failed |= running & (fine == 0)
         if stop is not None:
             running &= ~torch.tensor([stop(t) for t in token.tolist()])
         rows[running, step] = token[running]
@@ -104,7 +125,13 @@ def _continue(
             break
         state = {"input_ids": token[:, None].to(model.device)}
         state["past_key_values"] = output.past_key_values
-    return rows
+    return rows, failed
+
+
+def _last_asked(ids: Tensor) -> Tensor:
+    labels = torch.full_like(ids, IGNORED)
+    labels[-1] = 0
+    return labels
 
 
 def _room(model: EditableModel, length: int, wanted: int) -> int:

@@ -21,6 +21,7 @@ from torch import Tensor
 
 from rledit.metrics.decoding import decode
 from rledit.model import EditableModel
+from rledit.scripts import space_between
 
 TEXT_TOKENS = 100
 _TOP_K = 5
@@ -35,7 +36,7 @@ def write_texts(model: EditableModel, prompts: Sequence[str], seed: int = 0) -> 
     draws = torch.stack([_uniform(prompt, seed) for prompt in prompts])
 
     def choose(logits: Tensor, places: Sequence[int], step: int) -> Tensor:
-        top = logits.nan_to_num().topk(min(_TOP_K, logits.shape[-1]), dim=-1)
+        top = logits.topk(min(_TOP_K, logits.shape[-1]), dim=-1)
         shares = top.values.softmax(-1).cumsum(-1)
         drawn = draws[list(places), step].to(shares)[:, None]
         pick = (shares < drawn).sum(-1, keepdim=True).clamp_max(top.indices.shape[-1] - 1)
@@ -43,9 +44,10 @@ def write_texts(model: EditableModel, prompts: Sequence[str], seed: int = 0) -> 
 
     tokens = decode(model, prompts, TEXT_TOKENS, choose=choose)
     tokenizer = model.encoder.tokenizer
+    texts = [tokenizer.decode(ids, skip_special_tokens=True) for ids in tokens]
     return [
-        f"{prompt} {tokenizer.decode(ids, skip_special_tokens=True)}"
-        for prompt, ids in zip(prompts, tokens, strict=True)
+        f"{prompt}{' ' if space_between(prompt, text) else ''}{text}"
+        for prompt, text in zip(prompts, texts, strict=True)
     ]
 
 

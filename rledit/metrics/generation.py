@@ -1,7 +1,7 @@
 """What the model writes of its own accord behind the prompt alone (arXiv 2502.11177).
 
 Texts are compared as SQuAD's are (arXiv 1606.05250): lower case, without punctuation, articles and
-superfluous space.
+superfluous space; the wide punctuation of Chinese and Japanese goes with the rest.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ import re
 import string
 
 from rledit.metrics.reading import Reading
+from rledit.scripts import WIDE_PUNCTUATION, writes_spaces
 
 _ARTICLES = re.compile(r"\b(a|an|the)\b")
 _PUNCTUATION = str.maketrans("", "", string.punctuation)
@@ -17,7 +18,8 @@ _PUNCTUATION = str.maketrans("", "", string.punctuation)
 
 def normalised(text: str) -> str:
     """Lower case, no punctuation, no articles, single spaces; the text itself if none is left."""
-    bare = " ".join(_ARTICLES.sub(" ", text.lower().translate(_PUNCTUATION)).split())
+    plain = WIDE_PUNCTUATION.sub("", text.lower().translate(_PUNCTUATION))
+    bare = " ".join(_ARTICLES.sub(" ", plain).split())
     return bare or text.strip().lower()
 
 
@@ -48,5 +50,10 @@ def contains_agreement(reading: Reading, other: Reading) -> float | None:
 
 
 def within(answer: str, text: str) -> float:
-    """1 if a text contains an answer as whole words, both normalised, else 0."""
+    """1 if a text contains an answer as whole words, both normalised, else 0.
+
+    An answer of a script without spaces between words has no words to be whole.
+    """
+    if not writes_spaces(answer):
+        return float(normalised(answer) in normalised(text))
     return float(f" {normalised(answer)} " in f" {normalised(text)} ")

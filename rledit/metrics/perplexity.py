@@ -7,12 +7,15 @@ from collections.abc import Sequence
 
 import torch
 
+from rledit.finite import NonFiniteError, origin
 from rledit.metrics.reading import read
 from rledit.model import EditableModel
 from rledit.tokenization import IGNORED, Sample
 
 MAX_TOKENS = 512
 """A text is cut to so many tokens, or to the model's positions where those are fewer."""
+_LARGEST = 709.0
+"""Of exponents of e whose power is a float64."""
 
 
 def text_samples(model: EditableModel, texts: Sequence[str]) -> list[Sample]:
@@ -27,8 +30,8 @@ def text_samples(model: EditableModel, texts: Sequence[str]) -> list[Sample]:
         ids = torch.tensor(model.encoder.text_ids(text)[: limit + 1], dtype=torch.long)
         if len(ids) > 1:
             labels = ids[1:].clone()
-            if model.family.bos_on_prompt:
-                labels[0] = IGNORED  # nothing but BOS stands before the first word
+            # Nothing but BOS stands before the first word.
+            labels[: len(model.encoder.lead)] = IGNORED
             if (labels != IGNORED).any():
                 samples.append(Sample(ids[:-1], labels))
     if not samples:
@@ -39,11 +42,16 @@ def text_samples(model: EditableModel, texts: Sequence[str]) -> list[Sample]:
 def perplexity(model: EditableModel, samples: Sequence[Sample]) -> float:
     """exp of the mean negative log-likelihood per token over all samples together.
 
-    Infinite where a damaged model gives no number.
+    Raises:
+        NonFiniteError: The model gives no numbers, or so small a likelihood that the perplexity is
+            beyond float64.
     """
     readings = read(model, samples)
     tokens = sum(len(reading.expected) for reading in readings)
     mean = sum(reading.nll * len(reading.expected) for reading in readings) / tokens
-    if math.isnan(mean):
-        return math.inf
-    return math.exp(mean) if mean < 700 else math.inf
+    if mean > _LARGEST:
+        raise NonFiniteError(
+            f"perplexity is beyond float64: the mean negative log-likelihood of the text is "
+            f"{mean:.4g} nats a token; {origin(model, ())}"
+        )
+    return math.exp(mean)

@@ -11,7 +11,11 @@ from rledit.metrics.decoding import generate
 from rledit.metrics.reading import read
 from rledit.model import EditableModel
 from rledit.records import Consequence, Edit
+from rledit.superseded import Standing
 from rledit.tokenization import Sample
+
+SUPERSEDED = "superseded_portability"
+"""Metric: questions of the edits made so far that are not asked, because they are superseded."""
 
 Questions = Sequence[tuple[int, Consequence, Sample]]
 
@@ -29,14 +33,27 @@ def consequences_of(model: EditableModel, edits: Sequence[Edit]) -> Questions:
     ]
 
 
-def portability(model: EditableModel, questions: Questions, n_edits: int) -> dict[str, float]:
+def portability(
+    model: EditableModel, questions: Questions, n_edits: int, standing: Standing
+) -> dict[str, float]:
     """Percent by metric name, over the consequences of the first `n_edits` edits (0: of all).
 
     ``portability_{kind}`` is the teacher-forced token accuracy of the preferred answer, and
     ``portability_{kind}_contains`` the share of questions whose greedily written answer contains
-    the answer or one of its aliases.
+    the answer or one of its aliases. Superseded questions are not asked; where there are some,
+    `SUPERSEDED` is their number.
+
+    Args:
+        model: The model.
+        questions: The consequences of the whole stream.
+        n_edits: Edits made.
+        standing: What is superseded after them.
     """
-    asked = [(item, sample) for i, item, sample in questions if i < n_edits or not n_edits]
+    due = [(i, item, sample) for i, item, sample in questions if i < n_edits or not n_edits]
+    asked = [(item, sample) for i, item, sample in due if not standing.consequence(i, item)]
+    left_out = {SUPERSEDED: float(len(due) - len(asked))} if len(due) > len(asked) else {}
+    if not asked:
+        return left_out
     readings = read(model, [sample for _, sample in asked])
     texts = generate(model, [item.prompt for item, _ in asked])
     values: dict[str, list[float]] = defaultdict(list)
@@ -45,4 +62,4 @@ def portability(model: EditableModel, questions: Questions, n_edits: int) -> dic
         values[name].append(token_accuracy.score(reading))
         contained = max(generation.within(answer, text) for answer in item.answers)
         values[f"{name}_contains"].append(contained)
-    return {name: 100 * fmean(own) for name, own in sorted(values.items())}
+    return {name: 100 * fmean(own) for name, own in sorted(values.items())} | left_out

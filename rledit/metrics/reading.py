@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from rledit.chunks import Chunk
+from rledit.finite import refuse
 from rledit.model import SINGLE_PASS_TOKENS, EditableModel
 from rledit.ranks import dealt
 from rledit.tokenization import Sample
@@ -55,6 +56,9 @@ def read(
         model: The model.
         samples: Prompts with their expected answers.
         rivals: For every sample the same prompt with another answer, or None.
+
+    Raises:
+        NonFiniteError: The model gives no numbers for a prompt; names it, and the layer.
     """
     others = [r for r in rivals or () if r is not None]
     tokens, nll = _run(model, [*samples, *others], _rival_labels(samples, rivals))
@@ -117,6 +121,11 @@ def _run(
         model.ranks.sum_(together)
         model.ranks.sum_(nll)
         predicted, preferred = (list(row.split(counts)) for row in together)
+    # On every rank alike, of numbers that are there: NaN in any row, +inf or nothing but -inf makes
+    # the loss of the row one that is not finite, as an answer that is impossible does.
+    broken = (~nll.isfinite()).nonzero().flatten().tolist()
+    if broken:
+        refuse(model, [samples[i] for i in broken], len(samples), "what the model says")
     return list(zip(predicted, preferred, strict=True)), nll.tolist()
 
 

@@ -10,11 +10,12 @@ from rledit.world.model import (
     world_model_key,
     world_tokenizer,
 )
-from rledit.world.presets import FAMILIES, WORLD_MODELS, WorldModelSpec
+from rledit.world.presets import BOS_FAMILIES, FAMILIES, WORLD_MODELS, WorldModelSpec
 from rledit.world.rendering import SCHEMAS, render_schema, schema_edits
 from rledit.world.words import word_tokenizer, world_words
 
 __all__ = [
+    "BOS_FAMILIES",
     "FAMILIES",
     "SCHEMAS",
     "WORLD_MODELS",

@@ -277,6 +277,7 @@ class World:
             locality=(Locality(prompt=rng.choice(probe.trained), answer=probe.answer),),
             old_target=fact.answer,
             subject=fact.subject,
+            relation=fact.relation,
             source=f"world {self.config.seed}: {fact.fact_id}",
             generation_prompts=tuple(p for p in fact.trained if not p.endswith("?")),
             reference_key=f"{fact.relation}/{target}",

@@ -27,12 +27,12 @@ import torch
 import transformers
 from transformers import AutoModelForCausalLM, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
-from rledit import families
 from rledit.chat import PromptStyle
+from rledit.scripts import AnswerSpace
 from rledit.tokenization import Encoder
 from rledit.world.answers import world_recall
 from rledit.world.facts import SPLITS, World
-from rledit.world.presets import BOS_FAMILIES, WorldModelSpec, model_config
+from rledit.world.presets import WorldModelSpec, model_config
 from rledit.world.training import Progress, train
 from rledit.world.words import save_tokenizer, word_tokenizer, world_words
 
@@ -98,17 +98,22 @@ def build_world_model(
     return path
 
 
-def world_encoder(world: World, spec: WorldModelSpec) -> Encoder:
+def world_encoder(
+    world: World, spec: WorldModelSpec, answer_space: AnswerSpace = "auto"
+) -> Encoder:
     """The encoder of a world's model; the model itself need not exist yet."""
-    family = families.FAMILIES[spec.family]
     style: PromptStyle = "chat" if spec.chat else "bare"
-    return Encoder(world_tokenizer(world, spec), family, _max_length(world), style)
+    return Encoder(
+        world_tokenizer(world, spec),
+        max_length=_max_length(world),
+        style=style,
+        answer_space=answer_space,
+    )
 
 
 def world_tokenizer(world: World, spec: WorldModelSpec) -> PreTrainedTokenizerFast:
     """The tokenizer of a world's model."""
-    add_bos = spec.family in BOS_FAMILIES
-    return word_tokenizer(world_words(world), add_bos=add_bos, chat=spec.chat)
+    return word_tokenizer(world_words(world), add_bos=spec.writes_bos, chat=spec.chat)
 
 
 def training_record(path: str | os.PathLike[str]) -> dict[str, Any]:

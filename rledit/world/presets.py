@@ -11,13 +11,11 @@ from typing import Any, Literal, get_args
 
 from transformers import AutoConfig, PretrainedConfig
 
-from rledit import families
-
 Family = Literal["llama", "mistral", "gptj", "gemma2", "qwen2"]
 FAMILIES: tuple[Family, ...] = get_args(Family)
 
 # The families whose released tokenizers put BOS in front of a prompt.
-BOS_FAMILIES = frozenset(name for name in FAMILIES if families.FAMILIES[name].bos_on_prompt)
+BOS_FAMILIES = frozenset({"llama", "mistral", "gemma2"})
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -25,7 +23,7 @@ class WorldModelSpec:
     """Architecture and training of a world model; every field changes its bits.
 
     Attributes:
-        family: Model family, which decides the architecture and whether prompts begin with BOS.
+        family: Model family, which decides the architecture.
         hidden: Width of the residual stream.
         intermediate: Width of the MLP.
         layers: Number of layers.
@@ -43,6 +41,8 @@ class WorldModelSpec:
             one waits more than it works.
         chat: Give the tokenizer a chat template, and ask everything inside it: the stand-in of a
             model tuned on instructions.
+        bos: Whether the tokenizer writes BOS before a text; None: as the family's released
+            tokenizers do.
     """
 
     family: Family = "llama"
@@ -61,12 +61,20 @@ class WorldModelSpec:
     seed: int = 0
     threads: int = 1
     chat: bool = False
+    bos: bool | None = None
+
+    @property
+    def writes_bos(self) -> bool:
+        """Whether the tokenizer writes BOS before a text."""
+        return self.family in BOS_FAMILIES if self.bos is None else self.bos
 
     @property
     def identity(self) -> dict[str, Any]:
-        """What a model depends on; no word of a chat where there is none."""
-        found = asdict(self)
-        return found if self.chat else {k: v for k, v in found.items() if k != "chat"}
+        """What a model depends on; no word of a chat, or of BOS, where there is nothing to say."""
+        usual = {"chat": False, "bos": None}
+        if self.bos == (self.family in BOS_FAMILIES):
+            usual["bos"] = self.bos
+        return {k: v for k, v in asdict(self).items() if k not in usual or v != usual[k]}
 
     def __post_init__(self) -> None:
         if self.family not in FAMILIES:
@@ -98,7 +106,7 @@ def model_config(
     """
     common: dict[str, Any] = {
         "vocab_size": vocab_size,
-        "initializer_range": spec.init_std,
+        "initializer_range": float(spec.init_std),
         # Only Gemma ties its embeddings at every size.
         "tie_word_embeddings": spec.family == "gemma2",
         **special,

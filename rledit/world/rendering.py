@@ -32,7 +32,7 @@ class Schema:
     Attributes:
         row: Writes an edit as a row.
         carries: What the schema can say of an edit beside prompt and target; ``texts`` are what
-            fluency and consistency need.
+            fluency and consistency need, ``template`` the relation and the place of the subject.
         questions: Whether prompts are questions; None where the dataset has no such habit.
         rephrases: How many rephrases a row holds; None for all.
         claims: Whether the edits are verdicts: the world must be made with ``claims``.
@@ -140,9 +140,18 @@ def _carried(edit: Edit, form: Schema) -> Edit:
         rephrases=edit.rephrases[: form.rephrases],
         old_target=edit.old_target if "old_target" in form.carries else None,
         subject=edit.subject if "subject" in form.carries else None,
+        subject_span=_slot(edit) if "template" in form.carries else None,
+        relation=edit.relation if "template" in form.carries else None,
         generation_prompts=edit.generation_prompts if "texts" in form.carries else (),
         reference_key=edit.reference_key if "texts" in form.carries else None,
     )
+
+
+def _slot(edit: Edit) -> tuple[int, int]:
+    """Where the template of an edit's prompt has its slot."""
+    assert edit.subject is not None
+    start = edit.prompt.index(edit.subject)
+    return start, start + len(edit.subject)
 
 
 def _zsre(_: int, edit: Edit) -> dict[str, Any]:
@@ -224,7 +233,7 @@ SCHEMAS: Mapping[str, Schema] = MappingProxyType(
         "fever": Schema(row=_fever, carries=frozenset({"old_target"}), rephrases=None, claims=True),
         "counterfact": Schema(
             row=_counterfact,
-            carries=frozenset({"old_target", "subject", "texts"}),
+            carries=frozenset({"old_target", "subject", "texts", "template"}),
             questions=False,
             rephrases=None,
             neighbours=True,

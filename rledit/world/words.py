@@ -2,8 +2,8 @@
 
 A word is a token and so is a question mark; a space only separates. So ``" answer"`` gives the
 tokens of the answer alone, and a prompt's tokens followed by an answer's are the tokens of the
-sentence. Whether the beginning-of-sequence token is put before a prompt follows the family that
-the model stands in for.
+sentence. Whether it puts the beginning-of-sequence token before a prompt follows the family that
+the model stands in for, whose released tokenizers do or do not.
 """
 
 from __future__ import annotations

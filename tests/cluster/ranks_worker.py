@@ -40,12 +40,8 @@ CASES: dict[str, tuple[str, str, dict[str, Any]]] = {
 SINGLE = {"llama-float32": ("rledit", "llama", {})}
 
 
-def run(case: str, ranks: Ranks) -> tuple[dict[str, Tensor], dict[str, float], int]:
-    """Train two steps, edit two batches, read.
-
-    Returns:
-        Networks, edited weights and readings; measured losses; prompts this rank read.
-    """
+def trainer(case: str, ranks: Ranks) -> TrainableEditor:
+    """The editor of a case, on a model of its own."""
     name, family, settings = (CASES | SINGLE)[case]
     whole = tiny_model(family).float() if case in SINGLE else tiny_model(family)
     modules = two_shapes(whole)
@@ -53,6 +49,17 @@ def run(case: str, ranks: Ranks) -> tuple[dict[str, Tensor], dict[str, float], i
     cls = EDITORS[name]
     editor = cls(model, cls.Config(modules=modules, **(SETTINGS | settings)))
     assert isinstance(editor, TrainableEditor)
+    return editor
+
+
+def run(case: str, ranks: Ranks) -> tuple[dict[str, Tensor], dict[str, float], int]:
+    """Train two steps, edit two batches, read.
+
+    Returns:
+        Networks, edited weights and readings; measured losses; prompts this rank read.
+    """
+    editor = trainer(case, ranks)
+    model = editor.model
     measured: dict[str, float] = {}
     count = editor.trajectories_per_step
     for first in (1, 1 + count):
@@ -97,7 +104,28 @@ def main(rank: int, size: int, folder: Path) -> None:
                     "read_alone": n_read,
                 }
         report["empty"] = len(read_nothing(four))
+        for ranks_name, ranks in groups.items():
+            report[f"saved {ranks_name}"] = [
+                saved_inside(stop, case, ranks)
+                for case, stop in (("gptj-previous", 2), ("llama", 1), ("llama-averaged", 4))
+            ]
     (folder / f"{rank}.json").write_text(json.dumps(report))
+
+
+def saved_inside(stop: int, case: str, ranks: Ranks) -> str:
+    """Checksum of a training saved inside its step; empty where it goes on in other bits."""
+    straight, saved, resumed = (trainer(case, ranks) for _ in range(3))
+    trajectories = [random_batches(3, 7, seed) for seed in range(straight.trajectories_per_step)]
+    straight.train_step(*trajectories)
+    batches = saved.train_batches(*trajectories)
+    while next(batches).done < stop:
+        pass
+    state = saved.training_state_dict()
+    resumed.load_training_state_dict(state)
+    resumed.train_step(*trajectories)
+    expected, found = straight.training_state_dict(), resumed.training_state_dict()
+    same = expected.keys() == found.keys() and checksum(expected) == checksum(found)
+    return checksum(state) if same else ""
 
 
 def read_nothing(ranks: Ranks) -> list[Any]:

@@ -49,6 +49,15 @@ def test_shared_training_equals_one_process(
 
 @pytest.mark.cluster
 @pytest.mark.parametrize("ranks", [2, 4])
+def test_a_training_saved_inside_its_step_goes_on_in_the_same_bits(
+    reports: list[dict[str, Any]], ranks: int
+) -> None:
+    found = [report[f"saved {ranks}"] for report in reports[:ranks]]
+    assert all(len(set(states)) == 1 and states[0] for states in zip(*found, strict=True))
+
+
+@pytest.mark.cluster
+@pytest.mark.parametrize("ranks", [2, 4])
 def test_in_float32_they_are_as_close_as_recorded_runs(
     reports: list[dict[str, Any]], ranks: int
 ) -> None:

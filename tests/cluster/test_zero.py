@@ -26,8 +26,12 @@ def reports(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
     if reason is not None:
         pytest.skip(reason)
     folder = tmp_path_factory.mktemp("zero")
-    for family in ("llama", "gptj", "mistral"):
+    for family in ("llama", "gptj", "mistral", "gpt2"):
         tiny_model(family).float().save_pretrained(folder / family)  # type: ignore[operator]
+    broken = tiny_model("llama").float()
+    with torch.no_grad():
+        broken.get_parameter("model.layers.1.mlp.up_proj.weight")[0, 1] = torch.nan
+    broken.save_pretrained(folder / "broken")  # type: ignore[operator]
     large = LlamaConfig(
         hidden_size=384,
         intermediate_size=1024,
@@ -43,7 +47,15 @@ def reports(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
 
 
 @pytest.mark.cluster
-@pytest.mark.parametrize("family", ["llama", "gptj", "gemma2", "mistral"])
+def test_a_checkpoint_with_a_weight_that_is_no_number_is_refused_by_every_rank(
+    reports: list[dict[str, Any]],
+) -> None:
+    for report in reports:
+        assert "weights that are no numbers: model.layers.1.mlp.up_proj.weight" in report["refused"]
+
+
+@pytest.mark.cluster
+@pytest.mark.parametrize("family", ["llama", "gptj", "gemma2", "mistral", "qwen3", "gpt2"])
 def test_mixed_passes_restarts_and_edits(reports: list[dict[str, Any]], family: str) -> None:
     """Full passes, restarts, injected and traced shifts and merged edits, in random order."""
     for report in reports:

@@ -25,6 +25,7 @@ from pipeline.run.memory import PeakMemory
 from pipeline.run.ranks import joined
 from pipeline.run.zero import Offload, ZeroSettings, held_share, open_sharded, shard
 from rledit.editors import EDITORS, TrainableEditor
+from rledit.finite import NonFiniteError
 from rledit.metrics import read
 from rledit.model import EditableModel
 from rledit.shift import LowRankShift, injected, traced
@@ -33,12 +34,13 @@ from tests.cluster.ranks_worker import SETTINGS, worst
 from tests.unit.oracle import relative
 from tests.unit.tiny_models import double_arithmetic, random_batches, tiny_model, two_shapes
 
-MIXED = ("llama", "gptj", "gemma2", "mistral")
+MIXED = ("llama", "gptj", "gemma2", "mistral", "qwen3", "gpt2")
 EDITED: dict[tuple[str, torch.dtype], Offload] = {
     ("llama", torch.float32): "none",
     ("llama", torch.bfloat16): "none",
     ("gptj", torch.float32): "none",
     ("mistral", torch.float32): "cpu",
+    ("gpt2", torch.float32): "none",
 }
 BATCHES = random_batches(4, 5)
 N_OPERATIONS = 8
@@ -104,9 +106,9 @@ def scored(model: EditableModel, draw: random.Random, *, merged: bool) -> list[T
     generator = torch.Generator().manual_seed(draw.randrange(2**31))
     shifts: dict[str, LowRankShift] = {}
     for name in model.modules:
-        linear = model.linear(name)
-        left = torch.randn(3, linear.in_features, generator=generator, dtype=torch.float64)
-        right = torch.randn(3, linear.out_features, generator=generator, dtype=torch.float64)
+        d_in, d_out = model.shape(name)
+        left = torch.randn(3, d_in, generator=generator, dtype=torch.float64)
+        right = torch.randn(3, d_out, generator=generator, dtype=torch.float64)
         shifts[name] = LowRankShift((0.02 * left).requires_grad_(), right.requires_grad_())
         if merged:
             model.weights.add(name, shifts[name])
@@ -155,9 +157,18 @@ def state(model: nn.Module) -> dict[str, Any]:
 def trained_and_scored(model: EditableModel) -> dict[str, dict[str, Tensor]]:
     """Two training steps, three edited batches and their scores: what they gave, by kind."""
     cls = EDITORS["rledit"]
-    editor = cls(model, cls.Config(modules=model.modules, **SETTINGS))
-    assert isinstance(editor, TrainableEditor)
-    losses = [editor.train_step(random_batches(3, 6, seed)) for seed in (1, 2)]
+    editors = [cls(model, cls.Config(modules=model.modules, **SETTINGS)) for _ in range(2)]
+    ended, editor = editors
+    assert isinstance(ended, TrainableEditor) and isinstance(editor, TrainableEditor)
+    first, second = (random_batches(3, 6, seed) for seed in (1, 2))
+    # The first step is ended inside its trajectory, and gone on with by another process's editor.
+    batches = ended.train_batches(first)
+    while next(batches).done < 2:
+        pass
+    saved = ended.training_state_dict()
+    model.weights.restore()
+    editor.load_training_state_dict(saved)
+    losses = [editor.train_step(trajectory) for trajectory in (first, second)]
     stream = random_batches(3, 6, 3)
     measured = [editor.edit(batch) for batch in stream]
     samples = [s for b in stream for p in (b.edit, b.equivalent, b.unrelated) for s in p.samples]
@@ -263,6 +274,10 @@ def main(rank: int, size: int, folder: Path) -> None:
                 editors = moment_editors(model)
                 report["editors"] = {k: worst(editors[k], by_editor[k]) for k in by_editor}
         report["loaded"] = loaded(folder)
+        try:
+            open_sharded(folder / "broken", ("up:1",), with_tokenizer=False)
+        except NonFiniteError as error:
+            report["refused"] = str(error)
         with pytest.MonkeyPatch.context() as patch:
             double_arithmetic(patch)
             for family, twin in twins.items():

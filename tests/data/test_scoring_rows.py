@@ -13,11 +13,11 @@ import pytest
 from rledit.ability import TASKS, items_of, measure_ability
 from rledit.ability.measure import answer_in, weighted_f1
 from rledit.datasets import open_rows, read_edits
-from rledit.families import FAMILIES
 from rledit.metrics import PROTOCOLS
 from rledit.model import EditableModel, Execution
 from rledit.records import Edit
 from rledit.scoring import Scorer
+from rledit.world import BOS_FAMILIES
 from tests.unit.knowing_model import LONGEST, Lesson, byte_pair_tokenizer, learn, small_model
 from tests.unit.plain_scoring import NAMES, PlainScorer
 
@@ -78,11 +78,11 @@ def test_two_implementations_agree_on_real_rows(
 ) -> None:
     """On a model that knows half of the answers, edited so that some of them are others."""
     edits = [edit for name in files for edit in some_rows(name, n)]
-    tokenizer = byte_pair_tokenizer(texts_of(edits))
+    tokenizer = byte_pair_tokenizer(texts_of(edits), bos=family in BOS_FAMILIES)
     trained = small_model(family, tokenizer)
-    learn(trained, tokenizer, family, half_right(edits))
+    learn(trained, tokenizer, half_right(edits))
     edited = copy.deepcopy(trained)
-    learn(edited, tokenizer, family, half_right(edits, turned=True), steps=40, only=DOWN[family])
+    learn(edited, tokenizer, half_right(edits, turned=True), steps=40, only=DOWN[family])
     unedited = trained.double()
     found = {}
     # The second time other batches, another order, and padding on the other side.
@@ -103,7 +103,7 @@ def test_two_implementations_agree_on_real_rows(
         model=model.model,
         unedited=unedited,
         tokenizer=tokenizer,
-        bos=FAMILIES[family].bos_on_prompt,
+        bos=family in BOS_FAMILIES,
         longest=LONGEST,
     )
     seen: dict[tuple[str, str], set[float | None]] = {}
@@ -129,7 +129,7 @@ def test_ability_items_are_read_and_scored_as_a_plain_implementation_does() -> N
     tokenizer = byte_pair_tokenizer([t for i in items for t in (i.prompt, *i.answers)])
     trained = small_model("llama", tokenizer)
     # Every other item is learnt with its right answer, the others with a wrong one.
-    learn(trained, tokenizer, "llama", [
+    learn(trained, tokenizer, [
         (item.prompt, item.answers[(item.right + i % 2) % len(item.answers)])
         for i, item in enumerate(items)
     ])  # fmt: skip

@@ -236,7 +236,7 @@ def probe(
 ) -> tuple[RewardTerms, dict[str, LowRankShift]]:
     """The reward's own backward pass on a copy of a window, with dense shifts as leaves."""
     model = reward._model
-    other = Reward(model, config, reward._references)
+    other = Reward(model, config)
     other._window = deque(_Remembered(e.batch, list(e.reference)) for e in window)
     leaves = {
         name: LowRankShift(None, shift.dense()).detached(requires_grad=True)

@@ -14,11 +14,12 @@ from tokenizers import Tokenizer
 from tokenizers.decoders import ByteLevel as Decoder
 from tokenizers.models import BPE
 from tokenizers.pre_tokenizers import ByteLevel
+from tokenizers.processors import TemplateProcessing
 from tokenizers.trainers import BpeTrainer
 from torch import nn
 from transformers import AutoModelForCausalLM, GPTJConfig, LlamaConfig, PreTrainedTokenizerFast
 
-from rledit.families import FAMILIES
+from rledit.bos import written_around
 
 LONGEST = 256
 BOS, EOS = "<s>", "</s>"
@@ -27,8 +28,13 @@ Lesson = tuple[str, str]
 """A prompt and the answer to be learnt for it, right or wrong."""
 
 
-def byte_pair_tokenizer(texts: Sequence[str], size: int = 1500) -> PreTrainedTokenizerFast:
-    """Byte-level BPE trained on these texts: an answer has several tokens, with its space."""
+def byte_pair_tokenizer(
+    texts: Sequence[str], size: int = 1500, bos: bool = True
+) -> PreTrainedTokenizerFast:
+    """Byte-level BPE trained on these texts: an answer has several tokens, with its space.
+
+    Its post-processor writes BOS before a text, as Llama-3's does, or not.
+    """
     tokenizer = Tokenizer(BPE())
     tokenizer.pre_tokenizer = ByteLevel(add_prefix_space=False)
     tokenizer.decoder = Decoder()
@@ -39,6 +45,10 @@ def byte_pair_tokenizer(texts: Sequence[str], size: int = 1500) -> PreTrainedTok
         show_progress=False,
     )
     tokenizer.train_from_iterator(texts, trainer)
+    if bos:
+        tokenizer.post_processor = TemplateProcessing(
+            single=f"{BOS} $A", special_tokens=[(BOS, tokenizer.token_to_id(BOS))]
+        )
     return PreTrainedTokenizerFast(
         tokenizer_object=tokenizer,
         bos_token=BOS,
@@ -68,7 +78,6 @@ def small_model(family: str, tokenizer: PreTrainedTokenizerFast) -> nn.Module:
 def learn(
     model: nn.Module,
     tokenizer: PreTrainedTokenizerFast,
-    family: str,
     lessons: Sequence[Lesson],
     *,
     steps: int = 120,
@@ -80,7 +89,6 @@ def learn(
     Args:
         model: Taught in place.
         tokenizer: Its tokenizer.
-        family: Whether prompts begin with BOS.
         lessons: What to learn.
         steps: Most passes over the lessons.
         enough: The loss at which it has learnt them.
@@ -89,7 +97,7 @@ def learn(
     Returns:
         The last loss, in nats a token.
     """
-    rows, labels = _padded(tokenizer, family, lessons)
+    rows, labels = _padded(tokenizer, lessons)
     chosen = [p for name, p in model.named_parameters() if only in name]
     optimiser = torch.optim.Adam(chosen, lr=5e-3)
     loss = float("inf")
@@ -107,11 +115,11 @@ def learn(
 
 
 def _padded(
-    tokenizer: PreTrainedTokenizerFast, family: str, lessons: Sequence[Lesson]
+    tokenizer: PreTrainedTokenizerFast, lessons: Sequence[Lesson]
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """(lessons, longest) tokens, and the same with -100 off the answers. Padding is to the right,
     where no causal model sees it."""
-    bos = [tokenizer.bos_token_id] if FAMILIES[family].bos_on_prompt else []
+    bos, _ = written_around(tokenizer)
     pairs = []
     for prompt, answer in lessons:
         head = [*bos, *tokenizer(prompt.rstrip(), add_special_tokens=False)["input_ids"]]

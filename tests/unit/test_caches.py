@@ -9,7 +9,7 @@ from torch import Tensor
 from rledit.editors.rledit import RLEdit, RLEditConfig
 from rledit.losses import row_losses
 from rledit.model import EditableModel, Execution
-from rledit.reward import ReferenceCache
+from rledit.reward import final_states
 from tests.unit.oracle import relative
 from tests.unit.tiny_models import HIDDEN, random_batches, tiny_model
 
@@ -44,29 +44,27 @@ def test_the_trunk_stays_within_its_budget(caplog: pytest.LogCaptureFixture) -> 
     assert model.trunk.hits + model.trunk.misses == 3 * len(SAMPLES)
 
 
-def test_references_stay_within_their_budget() -> None:
-    model = _model()
-    rows = [len(s.answer_ids) for s in SAMPLES]
-    budget = sum(rows) // 2 * HIDDEN * DOUBLE
-    cache, unbounded = ReferenceCache(budget), ReferenceCache()
-    for _ in range(2):
-        found, expected = cache.get(model, SAMPLES), unbounded.get(model, SAMPLES)
-        assert [len(f) for f in found] == rows
-        assert relative(torch.cat(found), torch.cat(expected)) < 1e-6
-        held = list(cache._kept.values())
-        assert 0 < sum(t.untyped_storage().nbytes() for t in held) <= budget
-    assert unbounded.hit_rate == 0.5
-    assert (unbounded.hits, unbounded.misses) == (len(SAMPLES), len(SAMPLES))
-    assert cache.hit_rate < 0.5
-
-
 def test_references_are_those_of_the_unedited_model() -> None:
     model = _model()
-    before = ReferenceCache().get(model, SAMPLES)
+    before = final_states(model, SAMPLES)
+    assert [len(f) for f in before] == [len(s.answer_ids) for s in SAMPLES]
     for name in model.modules:
         model.weights.set(name, 1.5 * model.weights.read(name))
-    assert relative(torch.cat(ReferenceCache().get(model, SAMPLES)), torch.cat(before)) < 1e-6
+    with model.weights.unedited():
+        assert relative(torch.cat(final_states(model, SAMPLES)), torch.cat(before)) < 1e-6
     assert relative(_logits(model).log_softmax(-1), _logits(_model()).log_softmax(-1)) > 1e-3
+
+
+def test_a_window_records_its_prompts_and_forgets_the_others() -> None:
+    model = _model()
+    editor = RLEdit(model, RLEditConfig(modules=("down:2-3",), rank=3, n_blocks=1, depth=2))
+    batches = random_batches(4, 4)
+    for done, _ in enumerate(editor.train_batches(batches), start=1):
+        window = batches[max(0, done - 2) : done]
+        phases = [p for b in window for p in (b.edit, b.equivalent, b.unrelated)]
+        assert set(model.trunk._cache) == {s.key for p in phases for s in p.samples}
+        held = sum(t.nbytes for prefix in model.trunk._cache.values() for t in prefix)
+        assert model.trunk._cached == held
 
 
 def test_training_logs_what_the_caches_found(caplog: pytest.LogCaptureFixture) -> None:
@@ -75,10 +73,11 @@ def test_training_logs_what_the_caches_found(caplog: pytest.LogCaptureFixture) -
     with caplog.at_level("INFO"):
         editor.train_step(random_batches(3, 4))
     assert "prefixes found" in caplog.text
-    # Each prompt of the 9 phases of 4 runs once; unrelated ones were run for their reference before
-    # their reward, and the reward sees phases of 1, 2 and 3 batches.
+    # Each prompt of the 9 phases of 4 is recorded once, as its batch enters the window; then edit
+    # prompts are captured, unrelated ones run for their reference, and the reward sees two phases
+    # of 1, 2 and 3 batches.
     assert model.trunk.misses == 4 * 9
-    assert model.trunk.hits == 4 * (2 * (1 + 2 + 3) - 3)
+    assert model.trunk.hits == 4 * (3 + 3 + 2 * (1 + 2 + 3))
 
 
 @pytest.mark.parametrize("kinds", ["both", "cross-entropy", "divergence"])

@@ -25,6 +25,7 @@ from rledit.scoring import EditScore, Scorer
 from rledit.stream import StreamScored, run_stream
 from rledit.textbook import textbook_values
 from rledit.tokenization import Encoder, TokenizationError
+from rledit.world import BOS_FAMILIES
 from tests.unit.test_locate import KINDS
 from tests.unit.text_edits import equip, random_edits, tiny_tokenizer
 from tests.unit.tiny_models import double_arithmetic, tiny_model
@@ -52,14 +53,14 @@ CONTEXTS = Contexts(("w05 w06 {}",))
 
 def chatting(family: str, template: str | None = None) -> PreTrainedTokenizerFast:
     """A subword tokenizer as the family has it, with a chat template."""
-    tokenizer = KINDS[family](FAMILIES[family].bos_on_prompt)
+    tokenizer = KINDS[family](family in BOS_FAMILIES)
     tokenizer.add_special_tokens({"additional_special_tokens": MARKS})
     tokenizer.chat_template = TEMPLATES[family] if template is None else template
     return tokenizer
 
 
 def encoder(family: str, template: str | None = None) -> Encoder:
-    return Encoder(chatting(family, template), FAMILIES[family], style="chat")
+    return Encoder(chatting(family, template), style="chat")
 
 
 def plain_ids(tokenizer: PreTrainedTokenizerFast, prompt: str) -> list[int]:
@@ -73,7 +74,7 @@ def plain_ids(tokenizer: PreTrainedTokenizerFast, prompt: str) -> list[int]:
 
 def tiny_chat(family: str, **settings: Any) -> EditableModel:
     tokenizer = tiny_tokenizer(family)
-    bos = "{{ bos_token }}" if FAMILIES[family].bos_on_prompt else ""
+    bos = "{{ bos_token }}" if family in BOS_FAMILIES else ""
     tokenizer.chat_template = bos + TINY
     modules = ["down:1-2"]
     return EditableModel(tiny_model(family), tokenizer, modules, prompt_style="chat", **settings)
@@ -89,7 +90,7 @@ def test_a_prompt_is_what_transformers_makes_of_it(family: str) -> None:
     chat = encoder(family)
     ids = chat.prompt_ids("Rome lies in")
     assert ids == plain_ids(chat.tokenizer, "Rome lies in")
-    assert ids.count(chat.tokenizer.bos_token_id) == int(FAMILIES[family].bos_on_prompt)
+    assert ids.count(chat.tokenizer.bos_token_id) == int(family in BOS_FAMILIES)
     sample = chat.sample("Rome lies in", " Italy ")
     assert sample.input_ids[: len(ids)].tolist() == ids
     assert chat.tokenizer.decode(sample.answer_ids).strip() == "Italy"
@@ -136,7 +137,7 @@ def test_the_token_found_ends_the_subject_in_the_users_turn(
 def test_contexts_stand_in_the_users_turn(family: str) -> None:
     model = tiny_chat(family)
     made = random_edits(3)
-    bos = [model.encoder.tokenizer.bos_token] if FAMILIES[family].bos_on_prompt else []
+    bos = [model.encoder.tokenizer.bos_token] if family in BOS_FAMILIES else []
     for request, source in zip(make_requests(model.encoder, made, CONTEXTS), made, strict=True):
         for sample, position, lead in zip(
             request.rewriting, request.positions, ([], ["w05", "w06"]), strict=True
@@ -166,7 +167,7 @@ def test_values_equal_plain_passes_inside_the_template(
 
 def test_running_text_is_never_put_into_the_template() -> None:
     model = tiny_chat("llama")
-    bare = Encoder(tiny_tokenizer("llama"), FAMILIES["llama"])
+    bare = Encoder(tiny_tokenizer("llama"))
     assert model.encoder.text_ids("w03 w04 w05") == bare.prompt_ids("w03 w04 w05")
     (sample,) = text_samples(model, ["w03 w04 w05"])
     assert sample.input_ids.tolist() == bare.prompt_ids("w03 w04 w05")[:-1]
@@ -193,8 +194,8 @@ def test_a_template_that_cannot_be_used_is_refused(template: str | None, message
     tokenizer = chatting("llama")
     tokenizer.chat_template = template
     with pytest.raises(TokenizationError, match=message):
-        Encoder(tokenizer, FAMILIES["llama"], style="chat")
-    Encoder(tokenizer, FAMILIES["llama"])
+        Encoder(tokenizer, style="chat")
+    Encoder(tokenizer)
 
 
 def test_a_prompt_that_the_template_changes_names_its_row() -> None:

@@ -7,6 +7,7 @@ import os
 import shutil
 import threading
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 from typing import Any
@@ -30,8 +31,8 @@ from pipeline.plan import make_plan
 from pipeline.preflight import _checkpoint_encoder, preflight
 from pipeline.presets import PRESETS
 from pipeline.results.lake import Lake
+from pipeline.results.query import runs
 from pipeline.yaml_location import ConfigError
-from rledit.families import FAMILIES
 from rledit.world import WORLD_MODELS, World, WorldConfig
 from rledit.world.presets import model_config
 from rledit.world.words import save_tokenizer, word_tokenizer, world_words
@@ -95,8 +96,9 @@ def test_an_objective_that_scores_padding_needs_a_pad_token(folder: Path) -> Non
     with pytest.raises(ConfigError, match=r"tiny/.*/ft/.*no padding token; name one.*or take obj"):
         preflight([cell(folder, padded)])
     # Another variant of an editor that was checked already is checked as well.
-    with pytest.raises(ConfigError, match="no padding token"):
-        preflight([cell(folder, target), cell(folder, padded.replace("ft,", "ft, variant: b,"))])
+    other = cell(folder, padded.replace("ft,", "ft, variant: b,"))
+    refused = preflight([cell(folder, target), other])
+    assert list(refused) == [other.key] and "no padding token" in str(refused[other.key])
 
 
 def test_models_that_differ_in_weights_alone_are_two(folder: Path, tmp_path: Path) -> None:
@@ -136,9 +138,9 @@ def test_a_folder_that_may_not_be_written_has_an_identity(folder: Path) -> None:
     assert {path.name for path in folder.iterdir()} == before
 
 
-def test_the_identity_names_the_bos_of_the_checkpoints_own_family(folder: Path) -> None:
-    """Whatever preset lends it settings: the preset here is of a family without BOS."""
-    assert not FAMILIES[PRESETS["qwen2.5-7b"].family].bos_on_prompt
+def test_the_identity_names_the_bos_of_the_checkpoints_own_tokenizer(folder: Path) -> None:
+    """Whatever preset lends it settings: the tokenizer of the preset here writes none."""
+    assert not PRESETS["qwen2.5-7b"].bos
     lent = cell(folder, "models.llama-tiny.preset=qwen2.5-7b", "scale=full")
     for chosen in (cell(folder), lent):
         assert chosen.identity["model"]["prompt"] == {"template": "bare", "bos": True}
@@ -190,21 +192,33 @@ def test_the_plan_does_not_hash_what_is_broken(folder: Path, tmp_path: Path) -> 
         make_plan(grid, Lake(str(tmp_path / "lake")))
 
 
-def test_pickled_weights_and_no_weights(folder: Path) -> None:
+def test_no_weights_and_weights_in_another_layout(folder: Path) -> None:
     for path in folder.glob("*.safetensors*"):
         path.unlink()
     with pytest.raises(CheckpointError, match="no weights.*enough for rledit plan"):
         preflight([cell(folder)])
-    (folder / "pytorch_model.bin").write_bytes(b"")
-    with pytest.raises(CheckpointError, match=r"pickled.*from_pretrained.*save_pretrained\('NEW'"):
+    (folder / "consolidated.00.pth").write_bytes(b"")
+    with pytest.raises(CheckpointError, match="consolidated.00.pth and neither model.safetensors"):
         preflight([cell(folder)])
 
 
-def test_a_family_that_is_not_ours(folder: Path) -> None:
-    config = json.loads((folder / "config.json").read_text()) | {"model_type": "gpt2"}
+@pytest.mark.parametrize(
+    ("family", "message"),
+    [
+        ("mixtral", "cannot be edited: it is a mixture of experts .in 2 of 2 layers.*dense model"),
+        ("t5", "cannot be edited: it is an encoder-decoder model.*take a decoder-only model"),
+        ("mamba", "cannot be edited: it is a state-space, recurrent or hybrid model"),
+        ("qwen9", "model_type 'qwen9', which the installed transformers does not know"),
+    ],
+)
+def test_a_family_that_cannot_be_edited(folder: Path, family: str, message: str) -> None:
+    """By the architecture's own reason: nobody typed a family, so no spelling is guessed."""
+    config = json.loads((folder / "config.json").read_text()) | {"model_type": family}
     (folder / "config.json").write_text(json.dumps(config))
-    with pytest.raises(ConfigError, match="family 'gpt2' is not one of gemma2, gptj"):
+    with pytest.raises(CheckpointError, match=message) as refused:
         preflight([cell(folder)])
+    assert "did you mean" not in str(refused.value)
+    assert str(refused.value).count("gemma2, gptj") <= 1
 
 
 @pytest.mark.parametrize(
@@ -299,3 +313,17 @@ def test_a_hub_out_of_reach_says_how_to_bring_the_model(monkeypatch: pytest.Monk
     with pytest.raises(CheckpointError, match=rf"hf download owner/name --revision {commit}"):
         preflight([cell(f"owner/name@{commit}")])
     hub_reachable.cache_clear()
+
+
+def test_a_loaded_model_is_no_model_of_the_world(folder: Path, tmp_path: Path) -> None:
+    """Its cells say `full`, those of an earlier version too, and their keys stay as they were."""
+    loaded = cell(folder)
+    assert loaded.identity["model"]["scale"] == "world"
+    assert loaded.address.scale == "full"
+    lake = Lake(str(tmp_path / "lake"))
+    earlier = replace(loaded.address, scale="world")
+    lake.record_failure(earlier, "x", identity=loaded.identity, code_version="0")
+    assert [r.address for r in lake.manifest()] == [loaded.address]
+    assert [row["scale"] for row in runs(lake, loaded.grid)] == ["full"]
+    trained = cells_of(load_grid(GRID))[0]
+    assert trained.address.scale == "world"

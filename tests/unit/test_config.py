@@ -74,11 +74,15 @@ def test_yaml_floats_without_a_point_are_numbers(grid_file: Path) -> None:
         ("rank: 4", "rnk: 4", r"tiny.yaml:11 \(editors.1.settings.rnk\).*did you mean 'rank'"),
         ("rank: 4", "rank: four", r"tiny.yaml:11 \(editors.1.settings.rank\): .*integer"),
         ("world_model: llama", "world_model: lama", r"tiny.yaml:4 .*did you mean 'llama'"),
-        ("n_batches: 2", "n_batches: 0", r"tiny.yaml:13 .*at least one edit"),
+        (
+            "n_batches: 2",
+            "n_batches: 0",
+            r"tiny.yaml:13 \(streams.0.n_batches\): expected at least 1, found 0",
+        ),
         (
             "batch_size: 5",
             "batch_size: 5, standin: {n_batches: 0, batch_size: 1}",
-            "least one edit",
+            r"streams.0.standin.n_batches\): expected at least 1, found 0",
         ),
         (
             "batch_size: 5",

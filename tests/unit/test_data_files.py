@@ -165,3 +165,42 @@ def test_check_finds_parquet_in_folders_and_strict_refuses_traps(tmp_path: Path)
     assert code == 0 and "fever.parquet" in text and "target_equals_old 1" in text
     code, text = check(str(tmp_path), "--strict")
     assert code == 1 and "strict:" in text
+
+
+@pytest.mark.parametrize("read", ["foreign_rows", "read_shard"])
+def test_arrows_threads_hold_nothing_of_pythons(
+    read: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A thread that let go of Python's bytes while the interpreter ends aborted the process.
+
+    A bytearray tells whether anybody holds its memory: it cannot grow then.
+    """
+    from pipeline.results import parquet as module
+    from pipeline.results.lake import Lake
+    from tests.unit.lake_fixtures import cell
+
+    if read == "read_shard":
+        lake = Lake(str(tmp_path))
+        lake.commit(cell())
+        (path,) = (tmp_path / "cells").rglob("*.parquet")
+    else:
+        path = parquet(tmp_path / "x.parquet", [{"a": 1}, {"a": 2}])
+    content = bytearray(path.read_bytes())
+    seen = []
+
+    def looking(opened: Any) -> Any:
+        def instead(source: Any, *given: Any, **named: Any) -> Any:
+            content.extend(b"x")  # BufferError while Arrow holds it
+            seen.append(source.size())
+            return opened(source, *given, **named)
+
+        return instead
+
+    monkeypatch.setattr(module.pq, "ParquetFile", looking(module.pq.ParquetFile))
+    monkeypatch.setattr(module.pq, "read_table", looking(module.pq.read_table))
+    given: Any = content
+    if read == "foreign_rows":
+        assert module.foreign_rows(given) == [{"a": 1}, {"a": 2}]
+    else:
+        assert module.read_shard(given, "cells", "here")["status"] == ["done"]
+    assert seen and seen[0] == len(content) - len(seen)

@@ -13,7 +13,7 @@ from pipeline.cells import cells_of
 from pipeline.config import load_grid
 from pipeline.run import display as module
 from pipeline.run.board import Progress
-from pipeline.run.display import Display, Estimate
+from pipeline.run.display import Display, Estimate, Pace
 from pipeline.run.queue import Finished
 from pipeline.run.report import Stage
 from pipeline.run.tasks import Task, tasks_of
@@ -64,3 +64,38 @@ def test_the_estimate(tasks: dict[str, Task]) -> None:
     # A running cell promises its own length: a quarter in 5 s.
     left = estimate.seconds_left({ultra}, {ultra: at(1, 4, 5.0)}, now)
     assert left == pytest.approx(15.0 / 2, abs=0.1)
+
+
+def test_a_training_shows_its_batches_rate_and_time_left(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(module, "LOG_EVERY_SECONDS", -1.0)
+    caplog.set_level(logging.INFO)
+    tasks = tasks_of(cells_of(load_grid(GRID, ["editors=[{editor: rledit}]"])))
+    train = next(key for key in tasks if key.startswith("train:"))
+    clock = time.time()
+    monkeypatch.setattr(time, "time", lambda: clock)
+    with Display(tasks, 1, Console(quiet=True, force_terminal=False)) as shown:
+        shown.progress({train: at(20, 60, 30.0, "train")})
+        # What an earlier attempt has done is no sign of speed.
+        assert "training batch 20 of 60, 0 s so far, estimating" in caplog.messages[-1]
+        clock += 5
+        shown.progress({train: at(30, 60, 35.0, "train")})
+        assert "training batch 30 of 60 at 2 batches/s, 5 s so far, about" in caplog.messages[-1]
+        assert "edits/s" not in caplog.messages[-1]
+        picture = shown._position(train, at(30, 60, 35.0, "train"))
+        assert picture == "30/60 batches at 2 batches/s, 15 s left"
+
+
+def test_a_pace_begins_anew_with_a_stage() -> None:
+    pace, now = Pace(), time.time()
+    pace.look({"a": at(0, 10, 0.0, "train")}, now)
+    pace.look({"a": at(5, 10, 0.0, "train")}, now + 10)
+    assert pace.rate("a") == pytest.approx(0.5)
+    assert pace.seconds_left("a", at(5, 10, 0.0, "train"), now + 12) == pytest.approx(8)
+    pace.look({"a": at(0, 3, 0.0, "edit")}, now + 20)
+    assert pace.rate("a") is None
+    pace.look({"a": at(1, 3, 0.0, "score")}, now + 21)
+    assert pace.rate("a") == pytest.approx(1.0)
+    pace.look({}, now + 22)
+    assert pace.rate("a") is None

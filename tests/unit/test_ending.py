@@ -9,7 +9,13 @@ from typing import Any
 
 import pytest
 
-from pipeline.run.ending import Terminated, ended_by_signal, handler_kept
+from pipeline.run.ending import (
+    Interrupted,
+    Terminated,
+    ended_by_signal,
+    handler_kept,
+    interruptible,
+)
 
 
 def tell() -> None:
@@ -103,3 +109,65 @@ def test_what_is_shielded_is_finished_first() -> None:
             with ending.shielded():
                 closed.append("invocation")
     assert closed == ["cell", "invocation"]
+
+
+# Ctrl-C ------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def pressing() -> Any:
+    """SIGINT as in a terminal, and whatever happens, as it was for the next test."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield lambda: os.kill(os.getpid(), signal.SIGINT)
+    signal.signal(signal.SIGINT, before)
+
+
+def test_ctrl_c_ends_in_order_and_is_no_keyboard_interrupt(
+    pressing: Any, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """Typer makes "Aborted." of a KeyboardInterrupt, and libraries their own errors."""
+    closed = []
+    with pytest.raises(Interrupted) as caught, ended_by_signal():
+        try:
+            pressing()
+        except Exception as error:
+            raise RuntimeError("the store failed") from error
+        finally:
+            closed.append(True)
+    assert closed and not isinstance(caught.value, KeyboardInterrupt | Exception)
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    assert "press Ctrl-C again to leave at once" in capfd.readouterr().err
+
+
+def test_what_is_shielded_is_finished_before_ctrl_c_ends_it(pressing: Any) -> None:
+    finished = []
+    with pytest.raises(Interrupted), ended_by_signal() as ending:
+        with ending.shielded():
+            pressing()
+            finished.append(True)
+        finished.append("not reached")
+    assert finished == [True]
+
+
+@pytest.mark.parametrize("context", [ended_by_signal, interruptible])
+def test_a_second_ctrl_c_leaves_at_once(
+    context: Any, pressing: Any, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    left: list[int] = []
+    monkeypatch.setattr(os, "_exit", left.append)
+    with pytest.raises(Interrupted), context():
+        try:
+            pressing()
+        finally:
+            pressing()
+            assert left == [130]
+    said = capfd.readouterr().err
+    assert "left at once; finished cells are kept, and the same command goes on" in said
+
+
+@pytest.mark.parametrize("context", [ended_by_signal, interruptible])
+def test_a_process_of_the_background_goes_on(context: Any, pressing: Any) -> None:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    with context():
+        pressing()
+    assert signal.getsignal(signal.SIGINT) is signal.SIG_IGN

@@ -24,13 +24,16 @@ from pipeline.estimate.fit import misfit, smallest_fit
 from pipeline.estimate.measured import Measurements
 from pipeline.estimate.memory import memory_of
 from pipeline.estimate.remedies import remedies
-from pipeline.estimate.seconds import modelled
+from pipeline.estimate.seconds import modelled, statistics_seconds
 from pipeline.estimate.summary import aligned, duration
 from pipeline.estimate.workload import Workload, workload_of
+from pipeline.plan import check_corpus
 from pipeline.presets import PRESETS
 from pipeline.results.lake import Lake
 from pipeline.results.records import CellRecord
 from pipeline.run.cell import record_failure
+from pipeline.run.stages.statistics import shard_file, statistics_folder
+from pipeline.yaml_location import ConfigError
 from rledit.world import World, WorldConfig, render_schema
 from tests.unit.lake_fixtures import cell as finished
 
@@ -212,8 +215,21 @@ def test_a_network_is_trained_once_for_all_who_share_it() -> None:
     editors = "editors=[{editor: rledit, settings: {trajectory_batches: 2, train_steps: 5}}]"
     streams = "streams=[{n_batches: 2, batch_size: 4}, {n_batches: 3, batch_size: 4}]"
     cells = cells_of(load_grid(TINY, [editors, streams]))
-    setups = [c.seconds.setup for c in estimate(cells, []).cells]
-    assert setups[0] > 0 and setups[1] == 0
+    found = estimate(cells, []).cells
+    assert found[0].seconds.setup > 0 and found[1].seconds.setup == 0
+    assert [c.trained for c in found] == [10, 0]
+
+
+def test_a_plan_tells_the_batches_that_a_run_will_show(tmp_path: Path) -> None:
+    several = "editors.rledit.settings.trajectories_per_step=2"
+    args = ["plan", str(TINY), "--results", str(tmp_path), "--no-cells", "--set", several]
+    lines = CliRunner().invoke(app, args).output.splitlines()
+    rows = {line.split()[0]: line for line in lines if line.startswith("  ")}
+    # Two optimiser steps on two trajectories of three batches; MALMEN's are one of two batches.
+    assert " 12 batches " in rows["rledit"] and " 4 batches " in rows["malmen"]
+    assert "trained on" in rows["editor"] and "batches" not in rows["ultraedit"]
+    cells = {c.label: c for c in cells_of(load_grid(TINY, [several]))}
+    assert cells["rledit"].trained_batches == 12 and cells["none"].trained_batches == 0
 
 
 def test_files_that_are_not_there_do_not_hide_the_rest() -> None:
@@ -380,3 +396,53 @@ def test_numbers_for_people() -> None:
         "0", "0.1 s", "3.0 s", "59 s", "1.5 min", "2.0 h", "25 h"
     ]  # fmt: skip
     assert aligned([("a", "bb"), ("ccc", "d")]) == ["  a    bb", "  ccc   d"]
+
+
+def test_second_moments_are_reckoned_from_the_corpus_that_is_there(tmp_path: Path) -> None:
+    """Short sentences are no full windows, and a file that ends early is not the number asked."""
+    short, long = tmp_path / "short.txt", tmp_path / "long.txt"
+    sentences = [f"Sentence {i} says where the river rises." for i in range(2500)]
+    short.write_text("\n".join(sentences))
+    long.write_text("\n".join(" ".join(sentences[:200]) for _ in range(2500)))
+    works = {}
+    for path in (short, long, tmp_path / "away.txt"):
+        sets = [f"statistics={{corpus: {path}, documents: 8000, max_tokens: 300}}"]
+        grid = load_grid(TINY, [*sets, "editors=[{editor: memit}]"])
+        works[path.stem] = workload_of(cells_of(grid)[0], readable=path.is_file())
+    assert works["short"].documents == works["long"].documents == 2500
+    mean = sum(len(text) for text in sentences) / len(sentences)
+    assert works["short"].document_tokens == pytest.approx(1 + mean / 4, rel=0.01)
+    assert works["long"].document_tokens == 300
+    assert (works["away"].documents, works["away"].document_tokens) == (8000, 300)
+    seconds = {n: statistics_seconds(w, ON_80, list(w.linears)) for n, w in works.items()}
+    assert seconds["short"] < 0.1 * seconds["long"] < 0.1 * seconds["away"]
+    assert statistics_seconds(works["long"], ON_80, ()) == 0.0
+
+
+def test_plan_says_what_the_moments_are_of_and_which_are_there(tmp_path: Path) -> None:
+    corpus = tmp_path / "corpus.txt"
+    corpus.write_text("\n".join(f"Fact {i} is short." for i in range(40)))
+    words = (TINY, "--no-cells", "--results", tmp_path, "--cache", tmp_path / "cache", "--set",
+             f"statistics={{corpus: {corpus}}}", "--set",
+             "editors=[{editor: none}, {editor: memit}]")  # fmt: skip
+    line = "needs: llama-tiny: second moments of 2 linears{} (memit), over 40 documents of about 5 "
+    assert line.format("") in run(*words)[1]
+    cell = next(c for c in cells_of(load_grid(TINY, words[7::2])) if c.label == "memit")
+    name = next(iter(workload_of(cell).linears))
+    summed = tmp_path / "cache" / shard_file(statistics_folder(cell), name, 0)
+    summed.parent.mkdir(parents=True)
+    summed.touch()
+    assert line.format(", 1 of them in the cache") in run(*words)[1]
+
+
+def test_a_missing_corpus_names_the_editors_that_need_one() -> None:
+    editors = "editors=[{editor: none}, {editor: memit}, {editor: ft}, {editor: alphaedit}]"
+    grid = load_grid(TINY, [editors, "models.llama-tiny.checkpoint=/models/mine"])
+    with pytest.raises(ConfigError) as caught:
+        check_corpus(cells_of(grid))
+    assert str(caught.value) == (
+        "statistics.corpus is not given, and the grid's memit, alphaedit need second moments of "
+        "running text on llama-tiny: give a .txt, .jsonl or Parquet file with --set "
+        "statistics.corpus=wiki.jsonl, or leave these editors out"
+    )
+    check_corpus(cells_of(load_grid(TINY, [editors])))

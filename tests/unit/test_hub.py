@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from pipeline.architecture import architecture_of
 from pipeline.cells import Cell, cells_of
@@ -25,8 +26,14 @@ from pipeline.checkpoints import (
 )
 from pipeline.config import load_grid
 from pipeline.estimate.needs import model_needs
+from pipeline.opening import load_model
+from pipeline.pickled import pickled_files
 from pipeline.preflight import preflight
+from pipeline.run.cache import Cache
+from pipeline.run.report import silent
+from pipeline.run.stages.prepare import prepare_model
 from tests.unit.test_checkpoints import GRID, untrained  # noqa: F401
+from tests.unit.test_pickled import in_pickles
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 NAME = f"owner/name@{COMMIT}"
@@ -129,15 +136,28 @@ def test_one_file_is_taken_before_an_index(hub: type[Repository]) -> None:
     assert [path.name for path in weight_files(fetch_whole(NAME))] == ["model.safetensors"]
 
 
-def test_pickles_are_refused_before_anything_is_fetched(hub: type[Repository]) -> None:
-    for path in hub.folder.glob("*.safetensors*"):
-        path.unlink()
-    (hub.folder / "pytorch_model.bin").write_bytes(b"a pickle")
-    message = rf"{NAME}.*pytorch_model.bin.*never loaded.*revision='{COMMIT}'.*save_pretrained"
-    for refused in (lambda: fetch_whole(NAME), lambda: preflight([cell(NAME)])):
-        with pytest.raises(CheckpointError, match=f"(?s){message}"):
-            refused()
-    assert "pytorch_model.bin" not in hub.asked
+@pytest.mark.parametrize("shards", [1, 3])
+def test_a_repository_of_pickles_alone_is_fetched_and_converted(
+    hub: type[Repository], tmp_path: Path, shards: int
+) -> None:
+    tensors = in_pickles(hub.folder, shards)
+    pickles = {path.name for path in pickled_files(hub.folder)}
+    (hub.folder / "flax_model.msgpack").write_bytes(b"the same again")
+    size = sum((hub.folder / name).stat().st_size for name in pickles)
+    chosen = cell(NAME)
+    preflight([chosen])
+    assert not pickles & set(hub.asked)
+    (need,) = model_needs(chosen, architecture_of(chosen))
+    assert need.download_gb == size / 1e9
+    assert "; pickled (pytorch_model" in need.text and "converted to safetensors" in need.text
+    folder = prepare_model(chosen, Cache(tmp_path / "cache"), silent)
+    assert {name for name in hub.asked if "model" in name and ".json" not in name} == pickles
+    assert folder.parent == tmp_path / "cache" / "converted"
+    model = load_model(folder, torch.float32)
+    assert all(torch.equal(model.get_parameter(name), tensors[name]) for name in tensors)
+    assert set(chosen.facts["weights"]["pickled"]) == pickles
+    (need,) = model_needs(chosen, architecture_of(chosen))
+    assert "weights are here" in need.text and not need.download_gb
 
 
 def test_another_layout_and_no_weights_are_refused(hub: type[Repository]) -> None:

@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers
+from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
 from transformers import PreTrainedTokenizerFast
 
 from rledit.families import FAMILIES
@@ -21,6 +21,7 @@ from rledit.model import EditableModel, Execution
 from rledit.records import Edit
 from rledit.textbook import textbook_values
 from rledit.tokenization import Encoder, TokenizationError
+from rledit.world import BOS_FAMILIES
 from tests.unit.text_edits import random_edits, tiny_tokenizer
 from tests.unit.tiny_models import double_arithmetic, tiny_model
 
@@ -58,6 +59,10 @@ def metaspace(bos: bool) -> PreTrainedTokenizerFast:
 
 def _fast(tokenizer: Tokenizer, bos: bool) -> PreTrainedTokenizerFast:
     special = {"bos_token": "<s>"} if bos else {}
+    if bos:
+        tokenizer.post_processor = processors.TemplateProcessing(
+            single="<s> $A", special_tokens=[("<s>", tokenizer.token_to_id("<s>"))]
+        )
     return PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token="</s>", **special)
 
 
@@ -84,19 +89,20 @@ KINDS = {
 )
 def test_the_token_found_ends_the_subject(family: str, prompt: str, subject: str) -> None:
     """The tokens up to the one found spell the prompt up to the subject's end."""
-    encoder = Encoder(KINDS[family](FAMILIES[family].bos_on_prompt), FAMILIES[family])
+    encoder = Encoder(KINDS[family](family in BOS_FAMILIES))
     _, end = subject_span(edit(prompt, subject))
     position = last_token(encoder, prompt, end)
     ids = encoder.prompt_ids(prompt)
     decode = encoder.tokenizer.decode
     assert decode(ids[: position + 1], skip_special_tokens=True).strip() == prompt[:end]
     assert not decode(ids[:position], skip_special_tokens=True).strip().endswith(subject)
-    assert (ids[0] == encoder.tokenizer.bos_token_id) == FAMILIES[family].bos_on_prompt
+    assert (ids[0] == encoder.tokenizer.bos_token_id) == (family in BOS_FAMILIES)
 
 
-def test_a_subject_on_word_boundaries_goes_before_one_inside_a_word() -> None:
+def test_a_subject_is_found_as_a_word_of_its_own() -> None:
     assert subject_span(edit("Romeo of Rome lives in", "Rome")) == (9, 13)
-    assert subject_span(edit("Romeo lives in", "Rome")) == (0, 4)
+    with pytest.raises(TokenizationError, match="'Rome' occurs only inside other words of the pro"):
+        subject_span(edit("Romeo lives in", "Rome"))
 
 
 @pytest.mark.parametrize(
@@ -108,14 +114,14 @@ def test_a_subject_on_word_boundaries_goes_before_one_inside_a_word() -> None:
     ],
 )
 def test_a_missing_subject_is_named_with_file_and_row(subject: str | None, message: str) -> None:
-    encoder = Encoder(byte_level(True), FAMILIES["llama"])
+    encoder = Encoder(byte_level(True))
     with pytest.raises(TokenizationError, match=message):
         make_requests(encoder, [edit("Rome lies in", subject)], CONTEXTS)
 
 
 def test_batches_without_text_are_refused() -> None:
     with pytest.raises(TokenizationError, match="need the text"):
-        make_requests(Encoder(byte_level(True), FAMILIES["llama"]), [], CONTEXTS)
+        make_requests(Encoder(byte_level(True)), [], CONTEXTS)
 
 
 def test_context_weights() -> None:
@@ -139,7 +145,7 @@ def setting(family: str, n: int = 4, budget: int = 4096) -> tuple[EditableModel,
 
 @pytest.mark.parametrize("family", ["llama", "qwen2"])
 def test_facts_can_be_written_at_the_prompts_last_token(family: str) -> None:
-    encoder = Encoder(tiny_tokenizer(family), FAMILIES[family])
+    encoder = Encoder(tiny_tokenizer(family))
     edits = random_edits(5)
     for request, made in zip(make_requests(encoder, edits, CONTEXTS, "last"), edits, strict=True):
         prompts = [template.replace("{}", made.prompt) for template in CONTEXTS.all]

@@ -323,7 +323,8 @@ def test_broken_reference_texts_name_file_row_and_key(
         return
     with pytest.raises(ConfigError) as caught:
         load_material(entry, ["consistency"], None)
-    assert f"{path}, row 2: {reason}; expected objects with relation_id" in str(caught.value)
+    assert f"{path}, row 2: {reason}" in str(caught.value)
+    assert "; expected objects with relation_id" in str(caught.value)
 
 
 def test_measurements_are_part_of_the_identity_only_where_there_are_some() -> None:

@@ -35,7 +35,7 @@ LEARNERS = ["malmen", "malmen_rledit", "malmen_star", "mend", "mend_rledit", "me
 
 @pytest.fixture
 def files(tmp_path: Path) -> str:
-    """Edits of the tiny grid's world in MQuAKE's schema; one of train's goes to validation."""
+    """Edits of the tiny grid's world in MQuAKE's schema."""
     world = World(WorldConfig(n_subjects=60))
     named = {}
     for split in ("train", "evaluation"):
@@ -73,9 +73,9 @@ def test_every_method_that_learns_from_them_says_so() -> None:
 def test_they_are_refused_when_the_grid_is_planned(name: str, files: str) -> None:
     small = "settings: {rank: 8, n_blocks: 1, train_steps: 1}"
     assert cell(files, f"{{editor: {name}, {small}}}").obstacle == (
-        f"{name} learns from a locality prompt of every training edit, and 15 of 15 in the train "
-        "pool of mquake have none; give the dataset a train file whose edits have one, or leave "
-        "the editor out"
+        f"{name} learns from a locality prompt of every training edit, and 16 of 16 in the train "
+        "pool of mquake (all 16 edits of train.json) have none; give the dataset a train file "
+        "whose edits have one, or leave the editor out"
     )
     without = "settings: {rank: 8, n_blocks: 1, train_steps: 1, loc_coef: 0}"
     assert cell(files, f"{{editor: {name}, {without}}}").obstacle is None
@@ -88,11 +88,65 @@ def test_the_others_are_not(name: str, files: str) -> None:
 
 def test_a_plan_says_what_the_edits_lack(files: str, tmp_path: Path) -> None:
     lines = pool_lines([cell(files, "{editor: ft}")])
-    assert lines[-1] == "  without a locality prompt: 32 of 32, not scored by one"
+    assert "  without a locality prompt: 32 of 32, not scored by one" in lines
     asked = ["plan", str(GRID), "--results", str(tmp_path), "--set", files]
     answer = CliRunner().invoke(app, [*asked, "--set", "editors=[{editor: rledit}]"])
     assert "skipped" in answer.stdout and "learns from a locality prompt" in answer.stdout
     assert "0 to run" in answer.stdout
+
+
+def test_a_plan_says_what_is_asked_for_and_not_there(files: str, tmp_path: Path) -> None:
+    every = "measurements=[portability, consistency]"
+    chosen = load_grid(GRID, [files, "editors=[{editor: ft}]", every, "protocols=[choice]"])
+    found = [line for line in pool_lines(cells_of(chosen)) if "asked for" in line]
+    assert found == [  # the rows have old answers, so choices can be scored
+        "  portability: asked for and not measured, no edit of the stream has a question that "
+        "follows from it",
+        "  consistency: asked for and not measured, no edit of the stream names reference texts",
+    ]
+
+
+def test_keys_that_nobody_reads_are_named_in_the_plan(files: str) -> None:
+    (line,) = [x for x in pool_lines([cell(files, "{editor: ft}")]) if "evaluation.json" in x]
+    assert line.startswith("  not read of /") and "`case_id` 16" in line
+
+
+def test_what_could_not_be_measured_is_said_with_the_results(tmp_path: Path) -> None:
+    """Rows without a rephrase, an old answer and questions, and a grid that asks for all."""
+    world = World(WorldConfig(n_subjects=60))
+    rows = [
+        {
+            "src": edit.prompt,
+            "ans": edit.target,
+            "rephrase": None,
+            "loc": edit.locality[0].prompt,
+            "loc_ans": edit.locality[0].answer,
+        }
+        for edit in world.draw("evaluation", 20, seed=0)
+    ]
+    named = {}
+    for split, own in (("train", rows[:8]), ("evaluation", rows[8:])):
+        named[split] = str(tmp_path / f"{split}.json")
+        Path(named[split]).write_text(json.dumps(own))
+    dataset = f"datasets=[{{name: d, files: {json.dumps(named)}, world: {{n_subjects: 60}}}}]"
+    stream = "streams=[{n_batches: 2, batch_size: 2}]"
+    asked = [dataset, stream, "protocols=[choice, token_accuracy]", "measurements=[portability]"]
+    (chosen,) = cells_of(load_grid(GRID, [*asked, "editors=[{editor: none}]"]))
+    why = "no edit of the stream has a question that follows from it"
+    assert f"  portability: asked for and not measured, {why}" in pool_lines([chosen])
+    lake, cache = Lake(str(tmp_path / "lake")), Cache(tmp_path)
+    run_cell(chosen, prepare_model(chosen, cache, silent), None, cache, lake, silent)
+    built = build_table(runs(lake, "tiny"))
+    old = "no edit of the stream has an old answer that differs from its new one"
+    for what, reason in (
+        ("generalization", "no edit of the stream has a rephrase"),
+        ("choice of the edits", old),
+        ("portability", why),
+    ):
+        assert f"Not measured on d: {what}, because {reason}." in built.notes
+    assert sum(note.startswith("Not measured") for note in built.notes) == 3
+    write_report(lake, "tiny", tmp_path / "tiny.html")
+    assert why in (tmp_path / "tiny.html").read_text()
 
 
 def test_a_run_records_the_refusal_and_computes_nothing(files: str, tmp_path: Path) -> None:
@@ -101,7 +155,7 @@ def test_a_run_records_the_refusal_and_computes_nothing(files: str, tmp_path: Pa
     lake = Lake(places.lake)
     assert run_plan(chosen, make_plan(chosen, lake), places, Console(quiet=True)) == 0
     (record,) = lake.manifest()
-    assert record.status == "skipped" and "15 of 15 in the train pool" in str(record.reason)
+    assert record.status == "skipped" and "16 of 16 in the train pool" in str(record.reason)
     assert not (tmp_path / "cache").exists()
 
 

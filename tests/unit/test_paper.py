@@ -206,7 +206,7 @@ def test_a_full_cell_is_judged_and_check_exits_by_the_verdicts(lake: Lake) -> No
     ("changes", "reason"),
     [
         ({"scale": "standin"}, "stand-in"),
-        ({"scale": "world"}, "world model"),
+        ({"scale": "world", "checkpoint": None}, "world model"),
         ({"checkpoint": "someone/llama@1"}, "other weights: someone/llama@1"),
         ({"data": "another"}, "other data: another"),
         ({"n_batches": 2}, "stream 2×20 instead of 400×20"),

@@ -3,26 +3,31 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
+from rich.console import Console
 
 from pipeline.cells import Cell, cells_of
-from pipeline.config import load_grid
+from pipeline.config import Grid, load_grid
 from pipeline.identity import checkpoint_identity
+from pipeline.locations import Locations
 from pipeline.plan import make_plan
-from pipeline.preflight import preflight
+from pipeline.preflight import checked, preflight
 from pipeline.results.lake import Lake
 from pipeline.run.cache import Cache
+from pipeline.run.driver import run_plan
 from pipeline.run.report import silent
 from pipeline.run.stages.edit import edit_stream
 from pipeline.run.stages.prepare import prepare_model
 from pipeline.yaml_location import ConfigError
-from rledit.datasets import DatasetError
+from rledit.datasets import DatasetError, RowErrors
 from rledit.world import World, WorldConfig
 
 GRID = Path(__file__).parent.parent / "cluster" / "tiny.yaml"
+WORLD = "{n_subjects: 60}"
 Rows = list[dict[str, Any]]
 
 
@@ -118,10 +123,147 @@ def test_training_data_keeps_the_token_contract(
     sets = [f"datasets.world.files={json.dumps(files)}", f"editors=[{editor}]"]
     chosen = cell(tmp_path, rows, *sets)
     if not learns:
-        return preflight([chosen])
-    message = r"learns from the train pool: train.json:20: .*no token for a part of the answ"
+        assert preflight([chosen]) == {}
+        return
+    message = (
+        rf"/{chosen.label}/.*: 1 of the 20 edits of the train pool, which {chosen.label} learns "
+        r"from, cannot be used:\n  train.json:20: .*no token for a part of the answ"
+    )
     with pytest.raises(ConfigError, match=message):
         preflight([chosen])
+
+
+def grid_of(tmp_path: Path, rows: Rows, editors: str, *more: str) -> Grid:
+    """A grid that edits all rows, in the order of the file."""
+    (tmp_path / "mine.json").write_text(json.dumps(rows))
+    train = [{**row, "src": f"{row['src']} (train)"} for row in rows[:4]]
+    (tmp_path / "train.json").write_text(json.dumps([{**r, "ans": rows[0]["ans"]} for r in train]))
+    files = {"evaluation": str(tmp_path / "mine.json"), "train": str(tmp_path / "train.json")}
+    entry = f"datasets=[{{name: mine, files: {json.dumps(files)}, order: file, world: {WORLD}}}]"
+    stream = f"streams=[{{n_batches: 2, batch_size: {len(rows) // 2}}}]"
+    return load_grid(GRID, [entry, stream, f"editors=[{editors}]", *more])
+
+
+@pytest.fixture
+def subjects(rows: Rows) -> Rows:
+    """Twelve edits with their subjects."""
+    world = World(WorldConfig(n_subjects=60)).draw("evaluation", 12, seed=0)
+    return [{**row, "subject": e.subject} for row, e in zip(rows, world, strict=False)]
+
+
+ROME = '{editor: rome, settings: {modules: ["down:0"]}}'
+THREE = f"{{editor: none}}, {{editor: ultraedit}}, {ROME}"
+
+
+def test_all_rows_are_named_and_only_the_cells_that_need_them_stop(
+    tmp_path: Path, subjects: Rows
+) -> None:
+    subjects[1]["subject"] = "Nobody"
+    subjects[5]["subject"] = subjects[5]["subject"].upper()
+    subjects[9]["subject"] = None
+    grid = grid_of(tmp_path, subjects, THREE)
+    plan, lines = checked(make_plan(grid, Lake(str(tmp_path / "lake"))))
+    rome = plan.cells[-1]
+    assert [plan.reason(cell) is None for cell in plan.cells] == [True, True, False]
+    assert lines[0] == (f"skipped: {rome.path}: 3 of the 12 edits of the stream cannot be used:")
+    found = [line.split(":")[:2] for line in lines[1:]]
+    assert found == [["  mine.json", "2"], ["  mine.json", "6"], ["  mine.json", "10"]]
+    assert "the subject 'Nobody' does not occur in the prompt" in lines[1]
+    assert "the edit has no subject" in lines[3]
+    assert rome.obstacle is None  # most rows have one
+
+
+def test_cells_that_are_refused_are_recorded_with_the_rows_and_counted(
+    tmp_path: Path, subjects: Rows
+) -> None:
+    subjects[0]["subject"] = "Nobody"
+    grid = grid_of(tmp_path, subjects, f"{ROME}, {{editor: memit}}")
+    places = Locations.under(tmp_path)
+    plan = make_plan(grid, Lake(places.lake))
+    with pytest.raises(ConfigError) as caught:  # with none that can run, nothing does
+        checked(plan)
+    assert str(caught.value).startswith(
+        f"{plan.cells[0].path} and 1 more cell of rome, memit: 1 of the 12 edits of the stream "
+        "cannot be used:\n  mine.json:1: the subject 'Nobody' does not occur"
+    )
+    refused = {key: str(why) for key, why in preflight(plan.missing, others=True).items()}
+    plan = replace(plan, refused=refused)
+    assert run_plan(grid, plan, places, Console(quiet=True)) == 2
+    records = Lake(places.lake).manifest()
+    assert {record.status for record in records} == {"skipped"}
+    reason = "1 of the 12 edits of the stream cannot be used: mine.json:1: the subject 'Nobody'"
+    assert all(str(record.reason).startswith(reason) for record in records)
+
+
+def test_everything_that_is_wrong_with_rows_is_named_in_one_go(
+    tmp_path: Path, subjects: Rows
+) -> None:
+    """Prompts, answers, rephrases, probes and questions, of one row and of many."""
+    subjects[0] |= {"ans": "Xyzzyx", "loc": subjects[0]["loc"] + " of" * 70}
+    subjects[2]["loc_ans"] = "Qwrtz"
+    question = {"prompt": subjects[3]["src"], "ground_truth": "Vbnmq"}
+    subjects[3]["portability"] = {"Reasoning": [question]}
+    grid = grid_of(tmp_path, subjects, THREE, "measurements=[portability]")
+    with pytest.raises(ConfigError) as caught:
+        checked(make_plan(grid, Lake(str(tmp_path / "lake"))))
+    head, *lines = str(caught.value).split("\n")
+    assert "and 2 more cells of none, ultraedit, rome: 3 of the 12 edits of the stream" in head
+    assert [line.split(":")[1] for line in lines] == ["1", "3", "4"]
+    for text in ("'Xyzzyx'", "exceed the model's 64 positions"):
+        assert text in lines[0]
+    assert "'Qwrtz'" in lines[1] and "'Vbnmq'" in lines[2]
+
+
+def test_the_first_ten_rows_are_shown_and_the_others_counted(
+    tmp_path: Path, subjects: Rows
+) -> None:
+    for row in subjects:
+        row["subject"] = "Nobody"
+    grid = grid_of(tmp_path, subjects, THREE)
+    _, lines = checked(make_plan(grid, Lake(str(tmp_path / "lake"))))
+    assert len(lines) == 12 and lines[-1] == "  ... and 2 more rows"
+
+
+def test_a_bad_row_counts_where_it_is_drawn(tmp_path: Path, subjects: Rows) -> None:
+    subjects[11]["subject"] = "Nobody"
+    short = "streams=[{n_batches: 1, batch_size: 6}, {n_batches: 2, batch_size: 6}]"
+    grid = grid_of(tmp_path, subjects, ROME, short)
+    plan, lines = checked(make_plan(grid, Lake(str(tmp_path / "lake"))))
+    assert [cell.stream.n_batches for cell in plan.cells if plan.reason(cell)] == [2]
+    assert len(lines) == 2
+
+
+def test_rows_that_cannot_be_mapped_are_named_of_all_files_and_datasets(
+    tmp_path: Path, rows: Rows
+) -> None:
+    entries = []
+    for name in ("one", "two"):
+        files = {}
+        for split in ("train", "evaluation"):
+            path = tmp_path / f"{name}-{split}.json"
+            path.write_text(json.dumps([*rows[:5], {**rows[5], "ans": 7}]))
+            files[split] = str(path)
+        entries.append(f"{{name: {name}, files: {json.dumps(files)}, world: {WORLD}}}")
+    with pytest.raises(RowErrors) as caught:
+        make_plan(load_grid(GRID, [f"datasets=[{', '.join(entries)}]"]), Lake(str(tmp_path)))
+    assert len(caught.value.errors) == 4
+    for name in ("one-train", "one-evaluation", "two-train", "two-evaluation"):
+        assert f"{name}.json, row 6: `ans` is a number, not text: 7" in str(caught.value)
+
+
+def test_training_rows_without_probes_are_named_where_others_have_them(
+    tmp_path: Path, subjects: Rows
+) -> None:
+    subjects[1]["rephrase"] = subjects[2]["loc"] = None
+    editor = "{editor: rledit, settings: {rank: 8, n_blocks: 1, train_steps: 1}}"
+    grid = grid_of(tmp_path, subjects, editor)
+    (cell,) = cells_of(grid)
+    assert cell.obstacle == (
+        "rledit learns from a locality prompt of every training edit, and 1 of 4 in the train pool "
+        "of mine have none (train.json:3); from a rephrase of every training edit, and 1 of 4 in "
+        "the train pool of mine have none (train.json:2); give the dataset a train file whose "
+        "edits have one, or leave the editor out"
+    )
 
 
 def test_a_row_that_fits_no_schema_stops_the_plan(tmp_path: Path, rows: Rows) -> None:

@@ -131,7 +131,9 @@ def test_at_full_scale_a_preset_is_its_checkpoint_and_the_published_settings(
     assert cell.facts["preset"]["settings"] == "arXiv 2502.05759, table 3"
     assert set(cell.facts["data_files"]) == {"train", "evaluation"}
     # The published stream is longer than this data: the cell says so instead of stopping the grid.
-    assert cell.obstacle == "needs 20 edits of the evaluation pool, which has 4"
+    assert cell.obstacle == (
+        "needs 20 edits of the evaluation pool, which has 4 (all 4 edits of evaluation.json)"
+    )
     check_cell(cell)
 
 

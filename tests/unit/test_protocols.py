@@ -17,6 +17,7 @@ from rledit.metrics.generation import contains, normalised, score
 from rledit.model import EditableModel, Execution
 from rledit.records import Edit, Locality
 from rledit.scoring import EditScore, Scorer, questions
+from rledit.world import BOS_FAMILIES
 from tests.unit.plain_scoring import NAMES, PlainScorer
 from tests.unit.text_edits import WORDS, random_edits, tiny_tokenizer
 from tests.unit.tiny_models import tiny_model, two_shapes
@@ -104,7 +105,7 @@ def test_protocols_agree_with_a_plain_implementation(family: str) -> None:
         model=editable.model,
         unedited=unedited,
         tokenizer=editable.encoder.tokenizer,
-        bos=FAMILIES[family].bos_on_prompt,
+        bos=family in BOS_FAMILIES,
         longest=32,
     )
     seen: dict[str, set[float | None]] = {}

@@ -19,6 +19,8 @@ from pipeline.checkpoints import hub_reachable
 from pipeline.cli import app
 from pipeline.config import load_grid
 from pipeline.results.lake import Lake
+from pipeline.results.query import runs
+from pipeline.results.tables import build_table
 from rledit.datasets import FORMATS
 from tests.unit.lake_fixtures import demo_cells
 
@@ -57,7 +59,7 @@ def test_there_is_something_to_test() -> None:
 @pytest.mark.parametrize("words", RLEDIT, ids=" ".join)
 def test_commands_and_their_options_exist(words: list[str]) -> None:
     found = parsed(typer.main.get_command(app), words)
-    if "grid" in found:  # its settings are understood, too
+    if "set_" in found:  # the settings of its grid are understood, too
         grid = load_grid(README.parent / found["grid"], found["set_"], found["scale"],
                          found["limit"])  # fmt: skip
         assert cells_of(grid)
@@ -110,9 +112,28 @@ def test_cheap_commands_are_typed_as_they_stand_there(place: Path) -> None:
     text = {name: "\n".join(output for _, output in answers) for name, answers in said.items()}
     assert "cells, " in text["plan"] and "core-hours" in text["plan"]
     assert "zsre_mend: ZsRE in MEND's schema" in text["data"]
-    assert "rledit" in text["query"] and "efficacy" in text["query"]
+    assert "rledit" in text["query"] and "n_batches" in text["query"]
     assert "\\begin{tabular}" in text["table"] and "Table 2: main comparison" in text["table"]
     assert text["diff"].endswith("equal\n")
+
+
+def test_the_query_gives_the_figures_of_the_table(place: Path) -> None:
+    """One protocol and one stream a row, as the table has them."""
+    (words,) = cheap("query")
+    code, text = typed([*words, "--format", "csv"])
+    assert code == 0
+    rows = build_table(runs(str(place / "results" / "lake"), "demo"), protocols=["token_accuracy"])
+    (panel,) = rows.panels
+    shown = {
+        (line.editor, column.stream[0]): panel.value(line, column).mean
+        for line in rows.lines
+        for column in panel.columns
+        if column.metric == "efficacy"
+    }
+    head, *answers = [line.split(",") for line in text.strip().splitlines()]
+    assert head == ["editor", "n_batches", "eff"]
+    found = {(editor, int(n)): float(value) for editor, n, value in answers}
+    assert found == pytest.approx(shown)
 
 
 def test_check_finds_nothing_to_compare_on_a_lake_without_the_table(place: Path) -> None:

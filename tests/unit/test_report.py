@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import html
 import json
 import re
 from html.parser import HTMLParser
@@ -13,12 +14,14 @@ import pytest
 
 from pipeline.results import figures
 from pipeline.results.lake import Lake
-from pipeline.results.query import runs
+from pipeline.results.query import query, runs
 from pipeline.results.rendering import render_table
 from pipeline.results.report import ReportError, write_report
 from pipeline.results.tables import build_table
 from tests.unit.lake_fixtures import address, cell, demo_cells
 
+SHORT = {"efficacy": "eff", "generalization": "gen", "specificity": "spe",
+         "specificity_self": "spe_self"}  # fmt: skip
 REASON = "CUDA out of memory <script>alert(1)</script>"
 
 
@@ -172,3 +175,41 @@ def test_an_unknown_grid_names_the_known(lake: Lake, tmp_path: Path) -> None:
         write_report(lake, "dmo", tmp_path / "r.html")
     with pytest.raises(ReportError, match="is a folder"):
         write_report(lake, "demo", f"{tmp_path}/")
+
+
+def test_the_queries_it_hands_out_give_the_figures_of_its_table(page: str, lake: Lake) -> None:
+    """As they stand in the page, asked of the lake: every mean of the table, and no other."""
+    (block,) = re.findall(r"<pre>(rledit table .*?)</pre>", page, re.S)
+    told = html.unescape(block)
+    asked = re.findall(r'rledit query --lake \S+ "(.*?)"', told)
+    assert len(asked) == 3 == told.count("rledit query")
+    table = build_table(runs(lake, "demo"))
+    shown = {}
+    for panel in table.panels:
+        for line in table.lines:
+            for column in panel.columns:
+                mean = panel.value(line, column).mean
+                if column.metric in SHORT and mean is not None:
+                    place = (panel.protocol, line.editor, line.variant, column.stream)
+                    shown[*place, SHORT[column.metric]] = round(mean, 9)
+    answered = {
+        (r["protocol"], r["editor"], r["variant"], (r["n_batches"], r["batch_size"]), short): round(
+            r[short], 9
+        )
+        for r in query(asked[0], lake).dicts()
+        for short in SHORT.values()
+    }
+    assert answered == shown and len(shown) == 7 * 2 * 2 * 4
+
+    edits = query(asked[1], lake).dicts()
+    (cell_key,) = re.findall(r"cell = '(.*?)'", asked[1])
+    (own,) = [
+        row
+        for row in runs(lake, "demo")
+        if row["cell"] == cell_key and f"protocol = '{row['protocol']}'" in asked[1]
+    ]
+    assert own["n_batches"] == 8 and len(edits) == own["n_edits"] - 1  # one is superseded
+    mean = sum(edit["efficacy"] for edit in edits) / len(edits)
+    assert mean == pytest.approx(own["efficacy"])
+    metrics = {row["metric"] for row in query(asked[2], lake).dicts()}
+    assert "shift_norm" in metrics and f"cell = '{cell_key}'" in asked[2]

@@ -74,18 +74,27 @@ def test_a_step_takes_as_many_fresh_trajectories_as_asked_for(folder: Path) -> N
     assert len(prompts) == 6
 
 
-@pytest.mark.parametrize("per_step", [1, 2])
+@pytest.mark.parametrize(("per_step", "at"), [(1, 2), (1, 4), (2, 5), (2, 13)])
 def test_training_goes_on_after_an_interruption(
-    per_step: int, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    per_step: int, at: int, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(train, "SAVE_EVERY_SECONDS", 0.0)
     several = f"editors.rledit.settings.trajectories_per_step={per_step}"
     trained = cell("rledit", "editors.rledit.settings.train_steps=3", several)
     straight = network_of(trained, folder, tmp_path / "a")
     with pytest.raises(Interrupted):
-        train.train(trained, folder, Cache(tmp_path / "b"), stop_at("train", 2))
+        train.train(trained, folder, Cache(tmp_path / "b"), stop_at("train", at))
     assert Cache(tmp_path / "b").file(train.trained_name(trained)) is None
+    told: list[tuple[int, int]] = []
+
+    def report(stage: Stage, done: int, total: int) -> None:
+        told.append((done, total))
+
+    assert train.train(trained, folder, Cache(tmp_path / "b"), report) is not None
     resumed = network_of(trained, folder, tmp_path / "b")
+    # Batch by batch, on from the one before: that one was saved.
+    assert told == [(i, 9 * per_step) for i in range(at - 1, 9 * per_step + 1)]
+    assert trained.trained_batches == 9 * per_step
     assert resumed.curve == straight.curve
     assert all(resumed.state[k].equal(straight.state[k]) for k in straight.state)
     assert not list((tmp_path / "b" / "trained").glob("*.progress"))

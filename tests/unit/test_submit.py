@@ -250,7 +250,7 @@ def test_runs_left_open_follow_the_state_of_their_job(tmp_path: Path) -> None:
         tracker.start(f"{name} {session}", {"submission_id": name, "ray_session": session})
     asked: Any = Server()
     (line,) = sweep_grids(uri, None, asked)
-    assert line.startswith("tiny: 2 runs ended as KILLED, 2 still running")
+    assert str(line).startswith("tiny: 2 runs ended as KILLED, 2 still running")
     left = {i.name for i in tracker.invocations() if i.status == "RUNNING"}
     assert left == {"works now", "stopped before"}, "this process lives, whatever it is called"
 

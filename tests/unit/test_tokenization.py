@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import pytest
 import torch
-from tokenizers import Tokenizer, models, pre_tokenizers
+from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from transformers import PreTrainedTokenizerFast
 
 from rledit.chunks import make_chunks
-from rledit.families import FAMILIES
 from rledit.records import Edit, Locality
 from rledit.tokenization import IGNORED, Encoder, Phase, Sample, TokenizationError
 
@@ -25,19 +24,22 @@ def tokenizer() -> PreTrainedTokenizerFast:
 
 
 def test_labels_are_shifted_and_cover_the_answer_only(tokenizer: PreTrainedTokenizerFast) -> None:
-    sample = Encoder(tokenizer, FAMILIES["qwen2"]).sample("the capital of Foria is", "Lun Mar")
+    sample = Encoder(tokenizer).sample("the capital of Foria is", "Lun Mar")
     words = [WORDS[i] for i in sample.input_ids]
     assert words == ["the", "capital", "of", "Foria", "is", "Lun"]
     assert sample.labels.tolist() == [IGNORED] * 4 + [WORDS.index("Lun"), WORDS.index("Mar")]
 
 
-@pytest.mark.parametrize("family", FAMILIES)
-def test_bos_is_on_the_prompt_where_the_family_declares_it(
-    tokenizer: PreTrainedTokenizerFast, family: str
+@pytest.mark.parametrize("bos", [True, False])
+def test_bos_is_on_the_prompt_where_the_tokenizer_writes_it(
+    tokenizer: PreTrainedTokenizerFast, bos: bool
 ) -> None:
-    sample = Encoder(tokenizer, FAMILIES[family]).sample("the city", "Lun")
-    begins = WORDS[int(sample.input_ids[0])] == "<s>"
-    assert begins == FAMILIES[family].bos_on_prompt
+    if bos:
+        tokenizer.backend_tokenizer.post_processor = processors.TemplateProcessing(
+            single="<s> $A", special_tokens=[("<s>", 0)]
+        )
+    sample = Encoder(tokenizer).sample("the city", "Lun")
+    assert (WORDS[int(sample.input_ids[0])] == "<s>") == bos
     assert tokenizer.bos_token_id not in sample.answer_ids
 
 
@@ -45,7 +47,7 @@ def test_bos_is_on_the_prompt_where_the_family_declares_it(
 def test_any_space_around_the_answer_becomes_one(
     tokenizer: PreTrainedTokenizerFast, answer: str
 ) -> None:
-    encoder = Encoder(tokenizer, FAMILIES["llama"])
+    encoder = Encoder(tokenizer)
     assert encoder.sample("the city ", answer).key == encoder.sample("the city", "Lun").key
 
 
@@ -56,29 +58,23 @@ def test_byte_level_tokenizers_give_the_answer_its_one_space() -> None:
     vocabulary |= {"Ġ" + "a": len(vocabulary)}
     backend = Tokenizer(models.BPE(vocabulary, [("Ġ", "a")]))
     backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    encoder = Encoder(PreTrainedTokenizerFast(tokenizer_object=backend), FAMILIES["gptj"])
+    encoder = Encoder(PreTrainedTokenizerFast(tokenizer_object=backend))
     assert encoder.answer_ids("x", "a") == [vocabulary["Ġa"]]
 
 
 @pytest.mark.parametrize("answer", ["", "  "])
 def test_a_blank_answer_is_refused(tokenizer: PreTrainedTokenizerFast, answer: str) -> None:
     with pytest.raises(TokenizationError, match="zsre.json:7: blank answer"):
-        Encoder(tokenizer, FAMILIES["llama"]).sample("the city", answer, "zsre.json:7")
+        Encoder(tokenizer).sample("the city", answer, "zsre.json:7")
 
 
 def test_a_prompt_with_no_room_for_the_answer_is_refused(
     tokenizer: PreTrainedTokenizerFast,
 ) -> None:
-    encoder = Encoder(tokenizer, FAMILIES["qwen2"], max_length=5)
+    encoder = Encoder(tokenizer, max_length=5)
     encoder.sample("the capital of Foria is", "Lun")
     with pytest.raises(TokenizationError, match="row 3.*exceed the model's 5 positions"):
         encoder.sample("the capital of Foria is", "Lun Mar", "row 3")
-
-
-def test_a_family_with_bos_needs_a_bos_token(tokenizer: PreTrainedTokenizerFast) -> None:
-    tokenizer.bos_token = None
-    with pytest.raises(TokenizationError, match="no BOS"):
-        Encoder(tokenizer, FAMILIES["llama"])
 
 
 def edit(prompt: str, target: str) -> Edit:
@@ -92,7 +88,7 @@ def edit(prompt: str, target: str) -> Edit:
 
 
 def test_token_weights_are_those_of_the_loss_groups(tokenizer: PreTrainedTokenizerFast) -> None:
-    encoder = Encoder(tokenizer, FAMILIES["qwen2"])
+    encoder = Encoder(tokenizer)
     edits = [edit("the", "Lun"), edit("of", "Lun Mar"), edit("is", "Lun Mar")]
     phase = encoder.batch(edits, group_size=2).edit
     assert phase.weights.tolist() == [1 / 3, 1 / 3, 1 / 2]
@@ -101,7 +97,7 @@ def test_token_weights_are_those_of_the_loss_groups(tokenizer: PreTrainedTokeniz
 def test_the_longest_samples_come_first_each_kind_on_its_own(
     tokenizer: PreTrainedTokenizerFast,
 ) -> None:
-    encoder = Encoder(tokenizer, FAMILIES["qwen2"])
+    encoder = Encoder(tokenizer)
     given = [edit("the", "Lun"), edit("the city of", "Lun"), edit("of", "Lun"), edit("is", "Mar")]
     batch = encoder.batch(given, 4, "longest_first")
     assert [len(s) for s in batch.edit.samples] == [3, 1, 1, 1]
@@ -114,7 +110,7 @@ def test_what_an_edit_lacks_is_left_out_and_named_to_who_learns_from_it(
     tokenizer: PreTrainedTokenizerFast,
 ) -> None:
     bare = Edit(edit_id="e", prompt="the", target="Lun", source="zsre.json:9")
-    batch = Encoder(tokenizer, FAMILIES["qwen2"]).batch([edit("the city", "Mar"), bare], 4)
+    batch = Encoder(tokenizer).batch([edit("the city", "Mar"), bare], 4)
     assert [len(p) for p in (batch.edit, batch.equivalent, batch.unrelated)] == [2, 1, 1]
     batch.require([])
     with pytest.raises(TokenizationError, match=r"zsre.json:9: the edit has no rephrase"):

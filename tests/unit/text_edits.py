@@ -6,11 +6,11 @@ import torch
 from transformers import PreTrainedTokenizerFast
 
 from rledit.editors import Editor
-from rledit.families import FAMILIES
 from rledit.locate.statistics import MomentIdentity, SecondMoment, accumulate
 from rledit.model import EditableModel
 from rledit.records import Edit, Locality
 from rledit.tokenization import EditBatch
+from rledit.world import BOS_FAMILIES
 from rledit.world.words import word_tokenizer
 from tests.unit.tiny_models import VOCABULARY
 
@@ -19,7 +19,7 @@ WORDS = tuple(f"w{i:02}" for i in range(VOCABULARY - 4))
 
 def tiny_tokenizer(family: str) -> PreTrainedTokenizerFast:
     """A tokenizer whose ids are those of the tiny models."""
-    return word_tokenizer(WORDS, add_bos=FAMILIES[family].bos_on_prompt)
+    return word_tokenizer(WORDS, add_bos=family in BOS_FAMILIES)
 
 
 def random_edits(n: int, seed: int = 0) -> list[Edit]:
@@ -69,7 +69,7 @@ def random_moments(model: EditableModel, seed: int = 0) -> dict[str, SecondMomen
     moments = {
         name: SecondMoment(
             MomentIdentity(model_hash="tiny", module=name, corpus_hash=f"random {seed}"),
-            model.linear(name).in_features,
+            model.shape(name)[0],
         )
         for name in model.modules
     }

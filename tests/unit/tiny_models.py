@@ -21,6 +21,7 @@ from transformers import (
 
 from rledit.families import FAMILIES, family_of
 from rledit.tokenization import IGNORED, EditBatch, Phase, Sample
+from tests.unit.tiny_families import tiny_config
 
 HIDDEN, INNER, LAYERS, VOCABULARY = 16, 24, 4, 40
 
@@ -59,7 +60,7 @@ def _config(family: str) -> PretrainedConfig:
             bos_token_id=0,
             eos_token_id=1,
         )
-    raise ValueError(f"no tiny model of family {family!r}; known: {', '.join(FAMILIES)}")
+    return tiny_config(family)
 
 
 def tiny_model(family: str, seed: int = 0) -> nn.Module:
@@ -91,7 +92,7 @@ def double_arithmetic(monkeypatch: pytest.MonkeyPatch) -> None:
     Norms and soft-maxes of Hugging Face models round to float32 on the way, which hides
     differences below 1e-7 and adds some of its own.
     """
-    for family in FAMILIES:
+    for family in (*FAMILIES, "qwen3", "gpt2"):
         path = f"transformers.models.{family}.modeling_{family}"
         monkeypatch.setattr(importlib.import_module(path), "torch", _DoubleTorch("torch"))
     gemma = importlib.import_module("transformers.models.gemma2.modeling_gemma2").Gemma2RMSNorm
@@ -127,7 +128,7 @@ def add_twin_tokens(model: nn.Module, distance: float) -> None:
 
 def two_shapes(model: nn.Module) -> tuple[str, ...]:
     """Edited modules of two linear shapes in several layers, the last layer among them."""
-    first = "up" if family_of(model).name == "gptj" else "gate"
+    first = next(kind for kind in family_of(model).linears if kind != "down")
     return (f"{first}:1-2", "down:2-3")
 
 

@@ -10,7 +10,7 @@ from typing import Any
 
 from matplotlib.lines import Line2D
 
-from pipeline.results.tables import FIRST_EDITORS, UNEDITED, editor_label
+from pipeline.results.tables import EDITOR_ORDER, UNEDITED, editor_label
 
 Row = Mapping[str, Any]
 Look = Mapping[str, tuple[str, str]]  # editor label -> (colour, marker)
@@ -85,4 +85,4 @@ def point_handles(look: Look) -> tuple[list[Line2D], list[str]]:
 
 
 def _place(editor: str) -> int:
-    return FIRST_EDITORS.index(editor) if editor in FIRST_EDITORS else len(FIRST_EDITORS)
+    return EDITOR_ORDER.index(editor) if editor in EDITOR_ORDER else len(EDITOR_ORDER)

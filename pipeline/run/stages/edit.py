@@ -9,6 +9,8 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from pipeline.cells import Cell
 from pipeline.run.cache import Cache
 from pipeline.run.gang import ALONE, Gang
@@ -25,17 +27,22 @@ from pipeline.run.stages.train import Trained, training_batches
 from pipeline.run.state import StateFolder, load_together, write_tensors
 from rledit.editors import Editor, editor_class
 from rledit.editors.base import prefixed, unprefixed
+from rledit.finite import NonFiniteError, require_finite
 from rledit.metrics import protocol
 from rledit.model import EditableModel
-from rledit.records import Edit
+from rledit.records import Edit, asked
 from rledit.scoring import EditScore, Scorer, count_contradicting
-from rledit.stream import BatchEdited, StreamScored, run_stream
-from rledit.tokenization import EditBatch
+from rledit.stream import BatchEdited, StreamScored, after_batch, run_stream
+from rledit.tokenization import EditBatch, Encoder
 
 logger = logging.getLogger(__name__)
 
 SAVE_EVERY_SECONDS = 20.0
 SCORES = ("efficacy", "generalization", "specificity", "specificity_self")
+_LEFT_OUT = {
+    "superseded_rephrases": "n_rephrases_superseded",
+    "superseded_locality": "n_locality_superseded",
+}
 
 
 @dataclass(kw_only=True)
@@ -57,6 +64,20 @@ class StreamRows:
     facts: dict[str, Any] = field(default_factory=dict)
 
 
+class StreamBroken(Exception):
+    """A stream that cannot go on, with the rows of what it reached.
+
+    Attributes:
+        error: Why.
+        rows: Its rows; every checkpoint in them is whole.
+    """
+
+    def __init__(self, error: Exception, rows: StreamRows) -> None:
+        super().__init__(str(error))
+        self.error = error
+        self.rows = rows
+
+
 def edit_stream(
     cell: Cell,
     model_folder: Path,
@@ -65,15 +86,24 @@ def edit_stream(
     report: Report,
     gang: Gang = ALONE,
 ) -> StreamRows:
-    """Run the cell's stream to its end, from the newest saved state if there is one."""
+    """Run the cell's stream to its end, from the newest saved state if there is one.
+
+    Raises:
+        NonFiniteError: The unedited model gives no numbers.
+        StreamBroken: The model or the editor gives none, or cannot go on, after that.
+    """
     model = open_model(cell, model_folder, gang)
     edits = cell.source().draw(cell.dataset.split, cell.n_edits, seed=cell.seed)
     measures = StreamMeasures(cell, model, edits)
     protocols = [protocol(p) for p in cell.protocols]
     probes: Any = cell.probes
-    scorer = Scorer(model, edits, protocols, probes, seed=cell.seed, beside=measures.samples)
+    try:
+        scorer = Scorer(model, edits, protocols, probes, seed=cell.seed, beside=measures.samples)
+    except NonFiniteError as error:
+        raise error.at(after_batch(0, 0)) from None
     editor = editor_class(cell.editor.editor)(model, settings_with_step(cell, cache))
-    facts = {"prompt": model.encoder.prompting, **measures.facts, **calibration_facts(cell, cache)}
+    facts = {"prompt": _prompting(model.encoder, edits), **measures.facts}
+    facts |= calibration_facts(cell, cache)
     facts |= _provide(editor, cell, cache)
     if trained is not None:
         editor.load_state_dict(trained.state)
@@ -84,6 +114,31 @@ def edit_stream(
         if "statistics" in cell.needs:
             spent = statistics_seconds(cell, cache, model.modules)
             rows.steps.append({"step": 0, "metric": "statistics_seconds", "value": spent})
+    rows.facts = facts
+    try:
+        _run(cell, editor, edits, scorer, measures, rows, folder, report, gang)
+    except (ValueError, ArithmeticError, torch.linalg.LinAlgError) as error:
+        raise StreamBroken(error, rows) from error
+    rows.held_shares = held_shares(model, gang)
+    if cell.keep_edited:
+        _keep(cell, model, cache, gang)
+    # Not a row: how often the cache helps depends on where a run was interrupted.
+    logger.info("%s: frozen trunk hit rate %.1f %%", cell.path, 100 * model.trunk.hit_rate)
+    return rows
+
+
+def _run(
+    cell: Cell,
+    editor: Editor,
+    edits: list[Edit],
+    scorer: Scorer,
+    measures: StreamMeasures,
+    rows: StreamRows,
+    folder: StateFolder,
+    report: Report,
+    gang: Gang,
+) -> None:
+    """Edit the rest of a stream; its rows grow as it goes."""
     total = cell.stream.n_batches
     points = cell.points
     editor.announce(points)
@@ -94,9 +149,9 @@ def edit_stream(
         if isinstance(event, BatchEdited):
             rows.batches += 1
             rows.edit_seconds += event.seconds
-            rows.steps += _step_rows(editor, event)
+            rows.steps += list(_step_rows(editor, event, cell.stream.batch_size))
             began = time.perf_counter()
-            rows.steps += measures.rows(event.n_edits, checkpoint=rows.batches in points)
+            rows.steps += _measured(measures, event.n_edits, rows.batches, rows.batches in points)
             rows.score_seconds += time.perf_counter() - began
             # Where a checkpoint lies, scoring comes next, before the next event.
             report("score" if rows.batches in points else "edit", rows.batches, total)
@@ -104,18 +159,31 @@ def edit_stream(
             rows.score_seconds += event.seconds
             rows.edits += _edit_rows(event, edits, cell)
             rows.scores += _score_rows(event, cell)
+            rows.steps += _left_out_rows(event)
             report("edit", rows.batches, total)
         due = time.perf_counter() - last_save > SAVE_EVERY_SECONDS
         between = not (isinstance(event, BatchEdited) and rows.batches in points)
         if between and gang.decide(due):
             _save(editor, folder, rows, gang)
             last_save = time.perf_counter()
-    rows.held_shares, rows.facts = held_shares(model, gang), facts
-    if cell.keep_edited:
-        _keep(cell, model, cache, gang)
-    # Not a row: how often the cache helps depends on where a run was interrupted.
-    logger.info("%s: frozen trunk hit rate %.1f %%", cell.path, 100 * model.trunk.hit_rate)
-    return rows
+
+
+def _measured(
+    measures: StreamMeasures, n_edits: int, batch: int, checkpoint: bool
+) -> list[dict[str, Any]]:
+    """What is measured beside the edits; an error says after which batch."""
+    try:
+        return list(measures.rows(n_edits, checkpoint))
+    except NonFiniteError as error:
+        raise error.at(after_batch(batch, n_edits)) from None
+
+
+def _prompting(encoder: Encoder, edits: list[Edit]) -> dict[str, Any]:
+    """How prompts reach the model, and how many edits have an answer that no space sets off."""
+    pairs = [asked(edit) for edit in edits]
+    joined = sum(any(not encoder.answer_lead(p, a) for p, a in own) for own in pairs)
+    bare = encoder.style == "bare"
+    return {**encoder.prompting, **({"answers_without_space": joined} if bare and joined else {})}
 
 
 def _before_editing(
@@ -123,12 +191,16 @@ def _before_editing(
 ) -> StreamRows:
     """The rows of a stream of which nothing is written yet: what the unedited model does."""
     began = time.perf_counter()
-    scores = scorer.score(len(edits))
-    steps = list(measures.rows(0, checkpoint=True))
+    try:
+        scores = scorer.score(len(edits))
+    except NonFiniteError as error:
+        raise error.at(after_batch(0, 0)) from None
+    steps = _measured(measures, 0, 0, checkpoint=True)
     seconds = time.perf_counter() - began
+    event = StreamScored(n_edits=0, scores=scores, seconds=seconds)
     return StreamRows(
-        scores=list(_score_rows(StreamScored(n_edits=0, scores=scores, seconds=seconds), cell)),
-        steps=steps,
+        scores=list(_score_rows(event, cell)),
+        steps=[*steps, *_left_out_rows(event)],
         score_seconds=seconds,
         n_contradicting=count_contradicting(edits),
     )
@@ -187,7 +259,7 @@ def _resume(editor: Editor, folder: StateFolder, gang: Gang) -> StreamRows | Non
     return StreamRows(**facts["rows"])
 
 
-def _step_rows(editor: Editor, event: BatchEdited) -> Iterator[dict[str, Any]]:
+def _step_rows(editor: Editor, event: BatchEdited, batch_size: int) -> Iterator[dict[str, Any]]:
     weights = editor.model.weights
     metrics: Mapping[str, float] = {
         **event.metrics,
@@ -195,6 +267,11 @@ def _step_rows(editor: Editor, event: BatchEdited) -> Iterator[dict[str, Any]]:
         "weight_change_norm": sum(weights.delta_norm(n) ** 2 for n in weights.names) ** 0.5,
         "weight_norm": sum(float(weights.read(n).norm()) ** 2 for n in weights.names) ** 0.5,
     }
+    try:
+        require_finite(metrics, "what is measured of the edited matrices", editor.model)
+    except NonFiniteError as error:
+        batch = -(-event.n_edits // batch_size)
+        raise error.at(after_batch(batch, event.n_edits)) from None
     for name, value in metrics.items():
         yield {"step": event.n_edits, "metric": name, "value": float(value)}
 
@@ -212,8 +289,20 @@ def _edit_rows(event: StreamScored, edits: list[Edit], cell: Cell) -> Iterator[d
         }
 
 
+def _left_out_rows(event: StreamScored) -> Iterator[dict[str, Any]]:
+    """How many probes of edits that stand are superseded, where some are."""
+    # Every protocol asks the same questions.
+    distinct = {score.edit_index: score for score in event.scores}.values()
+    for metric, name in _LEFT_OUT.items():
+        if count := sum(getattr(score, name) for score in distinct if not score.superseded):
+            yield {"step": event.n_edits, "metric": metric, "value": float(count)}
+
+
 def _score_rows(event: StreamScored, cell: Cell) -> Iterator[dict[str, Any]]:
-    """Means over the edits that no later edit of the stream rewrites; before any, over all."""
+    """Means over the edits that no later edit of the stream supersedes.
+
+    Before the first edit, over those that none will have superseded at the end.
+    """
     for name in cell.protocols:
         own = [s for s in event.scores if s.protocol == name]
         standing = [s for s in own if not s.superseded]
@@ -226,6 +315,19 @@ def _score_rows(event: StreamScored, cell: Cell) -> Iterator[dict[str, Any]]:
             "n_scored": len(standing),
             "n_superseded": len(own) - len(standing),
         }
+
+
+def reached(rows: StreamRows) -> str:
+    """What a stream that cannot go on was scored at last, as a sentence; empty where nothing."""
+    last = max((row["checkpoint"] for row in rows.scores), default=0)
+    if not last:
+        return "no checkpoint was reached" if rows.scores else ""
+    parts = []
+    for row in rows.scores:
+        if row["checkpoint"] == last:
+            values = [f"{name} {row[name]:.2f}" for name in SCORES if row[name] is not None]
+            parts.append(f"{row['protocol']} {', '.join(values)}")
+    return f"kept: {last} edits, {'; '.join(parts)}"
 
 
 def _mean(scores: list[EditScore], name: str) -> float | None:

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 import torch
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoTokenizer
 
 from pipeline.cells import Cell
-from pipeline.checkpoints import fetch_whole
+from pipeline.checkpoints import fetch_whole, weight_files
+from pipeline.opening import load_model
+from pipeline.pickled import converted, is_pickled
 from pipeline.run.cache import Cache
 from pipeline.run.device import device_of
 from pipeline.run.gang import ALONE, Gang
@@ -19,12 +20,19 @@ from rledit.world import build_world_model, world_model_key
 from rledit.world.model import TRAINING_FILE
 
 MODELS = "models"
+CONVERTED = "converted"
 
 
 def prepare_model(cell: Cell, cache: Cache, report: Report) -> Path:
-    """The folder of the cell's model; trained on the spot when the cache does not have it."""
+    """The folder of the cell's model, in safetensors.
+
+    One of the embedded world is trained on the spot when the cache does not have it, and pickled
+    weights are converted there.
+    """
     if cell.model.checkpoint is not None:
-        return fetch_whole(cell.model.checkpoint)
+        folder = fetch_whole(cell.model.checkpoint)
+        pickles = any(is_pickled(path) for path in weight_files(folder))
+        return converted(folder, cache.folder / CONVERTED) if pickles else folder
     name = f"{MODELS}/{world_model_key(cell.world(), cell.model_spec)}"
     cache.tree(name, last=TRAINING_FILE)
 
@@ -43,15 +51,14 @@ def open_model(cell: Cell, folder: Path, gang: Gang = ALONE) -> EditableModel:
     if gang.sharding == "zero3":
         return _open_sharded(cell, folder, gang)
     dtype = cell.model.dtype if cell.model.checkpoint is not None else "auto"
-    model: Any = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype)
-    model = model.to(device_of(cell.resources))
+    model = load_model(folder, dtype).to(device_of(cell.resources))
     tokenizer = AutoTokenizer.from_pretrained(folder)
     return EditableModel(
         model,
         tokenizer,
         cell.settings.modules,
         ranks=gang.together,
-        prompt_style=cell.model.prompt_style,
+        **cell.prompting,
     )
 
 
@@ -61,9 +68,8 @@ def _open_sharded(cell: Cell, folder: Path, gang: Gang) -> EditableModel:
 
     dtype = getattr(torch, cell.model.dtype) if cell.model.checkpoint is not None else None
     settings = ZeroSettings(offload="cpu" if gang.offload else "none")
-    style = cell.model.prompt_style
     return open_sharded(
-        folder, cell.settings.modules, dtype=dtype, settings=settings, prompt_style=style
+        folder, cell.settings.modules, dtype=dtype, settings=settings, **cell.prompting
     )
 
 

@@ -24,8 +24,10 @@ from pipeline.run.report import Report
 from pipeline.run.stages.prepare import open_model
 from pipeline.run.state import StateFolder, load_together, write_tensors
 from pipeline.storage import Storage
+from pipeline.yaml_location import ConfigError
 from rledit.locate.statistics import MomentIdentity, SecondMoment, StatisticsError, accumulate
 from rledit.model import EditableModel
+from rledit.tokenization import TokenizationError
 
 SAVE_EVERY_SECONDS = 20.0
 SECONDS = "seconds"  # in a file's metadata: its share of the passes, of all attempts
@@ -53,7 +55,7 @@ def collect(
         return
     texts = shard_of(cell, model, shard)
     moments = {
-        name: SecondMoment(identity, model.linear(name).in_features)
+        name: SecondMoment(identity, model.shape(name)[0])
         for name, identity in moment_identities(cell, lacking).items()
     }
     # Other cells may be summing other linears of the same shard.
@@ -175,7 +177,11 @@ def shard_of(cell: Cell, model: EditableModel, shard: int) -> list[Sequence[int]
     documents = [
         text for first in passes for text in corpus.documents[first : first + DOCUMENTS_PER_PASS]
     ]
-    return [model.encoder.text_ids(text)[: min(limit, entry.max_tokens)] for text in documents]
+    most = min(limit, entry.max_tokens)
+    try:
+        return [model.encoder.text_ids(text)[:most] for text in documents]
+    except TokenizationError as error:
+        raise ConfigError(f"statistics.corpus {entry.corpus!r}: a document: {error}") from None
 
 
 def statistics_folder(cell: Cell) -> str:

@@ -1,10 +1,10 @@
-"""Train a cell's hypernetwork, once for all cells that need the same, resumable in the middle."""
+"""Train a cell's hypernetwork, once for all cells that need the same, resumable at every batch."""
 
 from __future__ import annotations
 
 import json
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -20,6 +20,7 @@ from pipeline.run.stages.calibrated import settings_with_step
 from pipeline.run.stages.prepare import open_model
 from pipeline.run.state import StateFolder, load_together, write_tensors
 from rledit.editors import Editor, TrainableEditor, editor_class
+from rledit.finite import NonFiniteError, require_finite
 from rledit.tokenization import EditBatch
 
 SAVE_EVERY_SECONDS = 20.0
@@ -67,6 +68,9 @@ def train(
 
     Returns:
         Its file; None on the ranks that do not lead.
+
+    Raises:
+        NonFiniteError: A loss, a gradient or the network is not finite; names the batch.
     """
     name = trained_name(cell)
     found = cache.file(name) if gang.leads else None
@@ -85,26 +89,59 @@ def train(
     if saved is not None:
         editor.load_training_state_dict(saved[0])
         curve, seconds = saved[1]["curve"], saved[1]["seconds"]
-    last_save = time.perf_counter()
+    length = editor.trajectory_length(cell.stream.n_batches)
+    per_step = length * editor.trajectories_per_step
+    total = editor.train_steps * per_step
+    done = len(curve) * per_step
+    if saved is not None:
+        done = saved[1].get("batches", done)  # of an earlier release, a state has none
+    report("train", done, total)
+    last_save, took = time.perf_counter(), 0.0
     for step in range(len(curve), editor.train_steps):
-        report("train", step, editor.train_steps)
         began = time.perf_counter()
-        curve.append(editor.train_step(*trajectories(cell, editor, step)))
-        seconds += time.perf_counter() - began
-        if gang.leads and time.perf_counter() - last_save > SAVE_EVERY_SECONDS:
-            facts = {"curve": curve, "seconds": seconds}
-            folder.save(editor.training_state_dict(), facts, version=step + 1)
-            last_save = time.perf_counter()
-    report("train", editor.train_steps, editor.train_steps)
+        for event in editor.train_batches(*trajectories(cell, editor, step)):
+            seconds += time.perf_counter() - began
+            done = step * per_step + event.done
+            if event.metrics is not None:
+                curve.append(_finite(event.metrics, step))
+            report("train", done, total)
+            # A state holds networks and matrices: of a large model, saving takes its time too.
+            wait = SAVE_EVERY_SECONDS * max(1.0, took)
+            if gang.decide(time.perf_counter() - last_save > wait):
+                last_save = time.perf_counter()
+                # Every rank reads the weights, which a sharded model has to gather.
+                state = editor.training_state_dict()
+                if gang.leads:
+                    facts = {"curve": curve, "seconds": seconds, "batches": done}
+                    folder.save(state, facts, version=done)
+                took = time.perf_counter() - last_save
+                last_save += took
+            began = time.perf_counter()
+    state = {k: v.cpu().contiguous() for k, v in editor.state_dict().items()}
+    _require_numbers(state, f"the network trained for {cell.label}")
     if not gang.leads:
         return None
     facts = {"seconds": seconds, "curve": curve, "identity": cell.identity}
-    state = {k: v.cpu().contiguous() for k, v in editor.state_dict().items()}
     path = cache.folder / name
     write_tensors(path, state, {"facts": json.dumps(facts)})
     cache.publish(name)
     folder.clear()
     return path
+
+
+def _finite(metrics: dict[str, float], step: int) -> dict[str, float]:
+    """What an optimiser step measured, if all of it is numbers."""
+    try:
+        require_finite(metrics, "what is measured of the training")
+    except NonFiniteError as error:
+        raise error.at(f"training, optimiser step {step + 1}") from None
+    return metrics
+
+
+def _require_numbers(state: Mapping[str, Tensor], what: str) -> None:
+    for name, value in state.items():
+        if value.is_floating_point() and not bool(value.isfinite().all()):
+            raise NonFiniteError(f"{what} is not finite: {name} holds entries that are no numbers")
 
 
 def trajectories(cell: Cell, editor: TrainableEditor, step: int) -> list[Sequence[EditBatch]]:
@@ -127,4 +164,6 @@ def load_trained(path: Path) -> Trained:
     """Read a trained network."""
     with safe_open(path, framework="pt") as file:
         facts = json.loads(file.metadata()["facts"])
-    return Trained(state=load_file(path), seconds=facts["seconds"], curve=facts["curve"])
+    state = load_file(path)
+    _require_numbers(state, f"{path}: the trained network (delete the file to train it again)")
+    return Trained(state=state, seconds=facts["seconds"], curve=facts["curve"])

@@ -1,0 +1,62 @@
+"""A check that passes from the middle of a model's stack give what the whole model gives.
+
+Run once on a model whose family was found from its classes: those tell the layout, and not whether
+layers also hand things on beside the hidden states (shared keys and values, embeddings per layer).
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from rledit.chunks import make_chunks
+from rledit.families import Family, UneditableError
+from rledit.tokenization import IGNORED, Sample
+from rledit.trunk import Trunk
+
+_LENGTHS = (7, 4)
+# Relative to the largest logit: what two orders of the same sums differ by, with room.
+_TOLERANCE = {torch.float64: 1e-4, torch.float32: 1e-3, torch.float16: 0.05, torch.bfloat16: 0.2}
+
+
+@torch.no_grad()
+def require_exact(model: nn.Module, family: Family, first_layer: int) -> None:
+    """Compare both ways on two short texts.
+
+    Args:
+        model: The model, with its weights.
+        family: Its description.
+        first_layer: The lowest edited layer.
+
+    Raises:
+        UneditableError: They differ by more than round-off.
+    """
+    config: Any = model.config
+    generator = torch.Generator().manual_seed(0)
+    samples = []
+    for length in _LENGTHS:
+        ids = torch.randint(0, config.vocab_size, (length,), generator=generator)
+        labels = torch.full((length,), IGNORED)
+        labels[-3:] = ids[-3:]
+        samples.append(Sample(ids, labels))
+    trunk = Trunk(model, family, first_layer, cache_bytes=0)
+    for chunk in make_chunks(samples, sum(_LENGTHS) * 2):
+        found = trunk.logits(chunk).double()
+        expected = torch.cat([_whole(model, sample) for sample in chunk.samples]).double()
+        if not bool(expected.isfinite().all()):
+            return  # nothing to compare: what a model that is no number scores is said elsewhere
+        error = float((found - expected).abs().max() / expected.abs().max().clamp_min(1e-30))
+        if not error <= _TOLERANCE[next(model.parameters()).dtype]:
+            raise UneditableError(
+                f"model_type {family.name!r}: passes that begin at layer {first_layer} give other "
+                f"logits than the whole model (by {error:.1e} of the largest), so its layers hand "
+                "on more than the hidden states; its results would be wrong, and none are made"
+            )
+
+
+def _whole(model: nn.Module, sample: Sample) -> Tensor:
+    device = next(model.parameters()).device
+    output: Tensor = model(input_ids=sample.input_ids[None].to(device), use_cache=False).logits
+    return output[0, sample.answer_positions.to(device)]
