@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 from dataclasses import replace
 from pathlib import Path
@@ -352,15 +351,12 @@ DATA = os.environ.get("RLEDIT_DATA")
 @pytest.mark.skipif(not DATA, reason="RLEDIT_DATA names no folder of published rows")
 def test_hypernetworks_without_any_setting_edit_a_real_model(tmp_path: Path) -> None:
     path = tmp_path / "real.yaml"
-    found_rows = json.loads(next(Path(str(DATA)).glob("zsre/*train*.json")).read_text())
-    for name, part in (("train", found_rows[60:]), ("evaluation", found_rows[:60])):
-        (tmp_path / f"{name}.json").write_text(json.dumps(part))
-    files = ", ".join(f"{name}: {tmp_path}/{name}.json" for name in ("train", "evaluation"))
+    file = next(Path(str(DATA)).glob("zsre/*train*.json"))
     path.write_text(
         f"""
 name: real
 models: [{{name: SmolLM2, checkpoint: {SMOLLM2}}}]
-datasets: [{{name: ZsRE, files: {{{files}}}, on_overlap: drop}}]
+datasets: [{{name: ZsRE, files: {{all: {file}}}}}]
 editors: {DEFAULTS}
 streams: [{{n_batches: 2, batch_size: 10}}]
 """
