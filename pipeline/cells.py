@@ -247,8 +247,9 @@ class Cell:
             return None
         return (
             f"{cls.step_setting}: auto is calibrated on a batch of the validation pool, which has "
-            f"{n} edits, too few for batches of {size}; {pool_remedy(self.dataset, 'validation')}, "
-            f"or give {self.label} a number as {cls.step_setting}"
+            f"{n} edits, too few for batches of {size}; "
+            f"{pool_remedy(self.dataset, 'validation')}, or give {self.label} a number as "
+            f"{cls.step_setting}"
         )
 
     @cached_property

@@ -46,7 +46,9 @@ class ModelEntry:
             instead.
         dtype: Precision the checkpoint is loaded in; where it is not given, float32, and bfloat16
             for a model that names a preset, as the articles load theirs.
-        modules: Edited linears, for editors that do not name their own.
+        modules: Edited linears, for editors that do not name their own; where they are not given,
+            ``down:upper`` of a checkpoint (three layers below the last one), and ``down:all`` of a
+            model of the embedded world.
         overrides: Settings of the world model to change.
         prompt_style: Put every prompt `bare`, as the articles do, or as a user's turn in the
             tokenizer's `chat` template.
@@ -59,7 +61,7 @@ class ModelEntry:
     world_model: str = "llama"
     checkpoint: str | None = None
     dtype: Literal["float32", "bfloat16", "float64"] = None  # type: ignore[assignment]
-    modules: tuple[str, ...] = ("down:all",)
+    modules: tuple[str, ...] = None  # type: ignore[assignment]
     overrides: dict[str, Any] = field(default_factory=dict)
     prompt_style: PromptStyle = "bare"
     bos: bool | None = None
@@ -67,6 +69,9 @@ class ModelEntry:
     def __post_init__(self) -> None:
         if self.dtype is None:
             object.__setattr__(self, "dtype", "bfloat16" if self.preset else "float32")
+        if self.modules is None:
+            where = "all" if self.checkpoint is None else "upper"
+            object.__setattr__(self, "modules", (f"down:{where}",))
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -148,7 +148,7 @@ def is_transposed(module: nn.Module) -> bool:
     return isinstance(module, Conv1D)
 
 
-_SHORTHAND = re.compile(r"^(?P<kind>[a-z_]+):(?P<layers>[\d,\- ]+|all)$")
+_SHORTHAND = re.compile(r"^(?P<kind>[a-z_]+):(?P<layers>[\d,\- ]+|all|upper)$")
 
 
 def edited_modules(model: nn.Module, spec: Sequence[str]) -> tuple[str, ...]:
@@ -158,7 +158,7 @@ def edited_modules(model: nn.Module, spec: Sequence[str]) -> tuple[str, ...]:
         model: The language model.
         spec: Full module names (``model.layers.3.mlp.down_proj``) or shorthands
             ``kind:layers`` with kind from the family's `linears` and layers like
-            ``11-15``, ``3,5`` or ``all``.
+            ``11-15``, ``3,5``, ``all``, or ``upper``: the three below the last one.
 
     Returns:
         Full module names.
@@ -200,6 +200,8 @@ def layer_index(family: Family, module: str) -> int:
 
 
 def _layer_numbers(text: str, n_layers: int, item: str) -> list[int]:
+    if text == "upper":
+        return list(range(max(0, n_layers - 4), max(1, n_layers - 1)))
     if text == "all":
         return list(range(n_layers))
     numbers: list[int] = []

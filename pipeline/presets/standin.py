@@ -16,13 +16,13 @@ LAYERS = 4
 # Evaluation edits that a world is sure to hold in every schema, and the subjects it has for them;
 # CounterFact loses edits without a neighbour, in small worlds more of them. Beyond these, four
 # times the subjects a step.
-SIZES = ((20, 90), (100, 240))
+SIZES = ((20, 96), (100, 240))
 GROWTH = 4
 PER_SUBJECT = 0.7
 
 _WORLD = {
     "answers_per_relation": 8,
-    "validation_share": 0.15,
+    "validation_share": 0.1,
     "evaluation_share": 0.25,
     "locality_share": 0.36,
 }

@@ -126,10 +126,8 @@ def _page(
         provenance=provenance(records),
         settings=_settings(records),
         failures=[r for r in records if not r.done],
+        remarks=[(r, remark_in(r.values["resolved"])) for r in records if _remarked(r)],
         questions=questions(grid, rows, preferred),
-        remarks=[
-            (r, text) for r in records if r.done and (text := remark_in(r.values["resolved"]))
-        ],
         stream=stream_label,
         editor=editor_label,
     )

@@ -201,6 +201,18 @@ def test_a_library_configuration_refuses_them_too() -> None:
             UltraEdit.Config(modules=("down:1",), step=value)  # type: ignore[arg-type]
 
 
+def test_a_checkpoint_without_modules_is_edited_in_its_upper_layers(cache: Path) -> None:
+    folder = prepare_model(cells()[0], Cache(cache), silent)
+    chosen = cells(f"models=[{{name: mine, checkpoint: {folder}}}]")[1]
+    assert chosen.settings.modules == ("down:upper",)
+    assert cells("models=[{name: tiny, world_model: tiny}]")[1].settings.modules == ("down:all",)
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    two_layers = EditableModel(
+        AutoModelForCausalLM.from_pretrained(folder), tokenizer, chosen.settings.modules
+    )
+    assert two_layers.modules == ("model.layers.0.mlp.down_proj",)
+
+
 AUTO = "editors=[{editor: rledit}, {editor: malmen}, {editor: mend}, {editor: ultraedit}]"
 
 
@@ -343,8 +355,8 @@ def test_hypernetworks_without_any_setting_edit_a_real_model(tmp_path: Path) -> 
     path.write_text(
         f"""
 name: real
-models: [{{name: SmolLM2, checkpoint: {SMOLLM2}, modules: ["down:26-28"]}}]
-datasets: [{{name: ZsRE, files: {{train: {file}}}}}]
+models: [{{name: SmolLM2, checkpoint: {SMOLLM2}}}]
+datasets: [{{name: ZsRE, files: {{all: {file}}}}}]
 editors: {DEFAULTS}
 streams: [{{n_batches: 2, batch_size: 10}}]
 """
