@@ -236,7 +236,7 @@ class Cell:
 
     @property
     def _uncalibrated(self) -> str | None:
-        """Why the step cannot be calibrated on the validation pool; None where it can."""
+        """Why the step cannot be calibrated on the data's pools; None where it can."""
         cls, n, size = (
             editor_class(self.editor.editor),
             self.calibration_edits,
@@ -246,8 +246,9 @@ class Cell:
         if n >= min(size, FEWEST_EDITS) and problem is None:
             return None
         return (
-            f"{cls.step_setting}: auto is calibrated on a batch of the validation pool, which has "
-            f"{n} edits, too few for batches of {size}; "
+            f"{cls.step_setting}: auto is calibrated on a batch of the validation pool, or of the "
+            f"train pool where that is too small; they have {n} edits at most, too few for batches "
+            f"of {size}; "
             f"{pool_remedy(self.dataset, 'validation')}, or give {self.label} a number as "
             f"{cls.step_setting}"
         )
@@ -318,7 +319,18 @@ class Cell:
     def calibration_edits(self) -> int:
         """Edits of the batch that the step is calibrated on."""
         wanted = max(self.stream.batch_size, LEAST_EDITS)
-        return min(wanted, self.source().sizes()["validation"])
+        return min(wanted, self.source().sizes()[self.calibration_pool])
+
+    @cached_property
+    def calibration_pool(self) -> Split:
+        """Where that batch is from: the validation pool, or the train pool where that is too small.
+
+        Never from the evaluation pool: what is chosen there must not be scored there.
+        """
+        sizes = self.source().sizes()
+        enough = min(self.stream.batch_size, FEWEST_EDITS)
+        small = sizes["validation"] < enough and sizes["train"] > sizes["validation"]
+        return "train" if small else "validation"
 
     @cached_property
     def calibration_key(self) -> str:
@@ -352,7 +364,8 @@ class Cell:
         """How the step is calibrated, where it is."""
         if not self.calibrates:
             return {}
-        return {"calibration": {"rule": RULE, "edits": self.calibration_edits}}
+        pool = {} if self.calibration_pool == "validation" else {"pool": self.calibration_pool}
+        return {"calibration": {"rule": RULE, "edits": self.calibration_edits, **pool}}
 
     @property
     def learns(self) -> bool:

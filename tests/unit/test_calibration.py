@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 from dataclasses import replace
 from pathlib import Path
@@ -263,11 +264,37 @@ def test_a_cells_identity_has_auto_and_what_determines_the_step() -> None:
     assert "calibration" not in given.identity  # as before there was any
 
 
-def test_a_dataset_without_a_batch_to_calibrate_on_is_told_what_to_give() -> None:
-    world = "datasets.0.world={n_subjects: 60, validation_share: 0.01}"
-    chosen = cells(AUTO, world, "streams=[{n_batches: 1, batch_size: 12}]")[0]
-    with pytest.raises(ConfigError, match=r"validation pool, which has \d edits, too few for batc"):
+def fact_file(folder: Path, name: str, n: int) -> Path:
+    """A file of ZsRE's flat schema."""
+    path = folder / name
+    made = [
+        {"subject": f"S{i} {name}", "src": f"Where is S{i} {name}?", "pred": "here", "alt": "there",
+         "rephrase": f"In which place is S{i} {name}?", "answers": ["here"], "loc": f"who is {i}",
+         "loc_ans": "nobody", "cond": ""}
+        for i in range(n)
+    ]  # fmt: skip
+    path.write_text(json.dumps(made))
+    return path
+
+
+def test_a_dataset_without_a_batch_to_calibrate_on_is_told_what_to_give(tmp_path: Path) -> None:
+    data = f"datasets=[{{name: d, files: {{evaluation: {fact_file(tmp_path, 'e.json', 20)}}}}}]"
+    editors = "editors=[{editor: none}, {editor: ultraedit}]"
+    chosen = cells(editors, data, "streams=[{n_batches: 1, batch_size: 12}]")[-1]
+    with pytest.raises(ConfigError, match=r"they have 0 edits at most, too few .*files.val"):
         check_cell(chosen)
+
+
+def test_a_dataset_without_a_validation_pool_calibrates_on_its_train_pool(tmp_path: Path) -> None:
+    """Never on what is scored."""
+    files = (
+        f"train: {fact_file(tmp_path, 't.json', 20)}, evaluation: {rows(tmp_path, 'e.json', 20)}"
+    )
+    chosen = cells(AUTO, f"datasets=[{{name: d, files: {{{files}}}}}]")[0]
+    check_cell(chosen)
+    assert chosen.calibration_pool == "train"
+    assert chosen.identity["calibration"]["pool"] == "train"
+    assert "pool" not in cells(AUTO)[0].identity["calibration"]
 
 
 @pytest.fixture(scope="module")

@@ -21,7 +21,7 @@ from rledit.editors import editor_class
 def calibrate_step(
     cell: Cell, model_folder: Path, cache: Cache, report: Report, gang: Gang = ALONE
 ) -> None:
-    """Calibrate the cell's step on a batch of the validation pool, unless the cache has it.
+    """Calibrate the cell's step on a batch of its pool for that, unless the cache has it.
 
     All ranks of a gang make the same passes, the leader writes.
     """
@@ -33,7 +33,7 @@ def calibrate_step(
     report("calibrate", 0, 1)
     cell = cell.unseeded
     model = open_model(cell, model_folder, gang)
-    edits = cell.source().draw("validation", cell.calibration_edits, seed=cell.seed)
+    edits = cell.source().draw(cell.calibration_pool, cell.calibration_edits, seed=cell.seed)
     found = calibrate(
         model,
         editor_class(cell.editor.editor),
@@ -43,6 +43,6 @@ def calibrate_step(
     )
     report("calibrate", 1, 1)
     if gang.leads:
-        text = json.dumps({"pool": "validation", **found.record()}, indent=1)
+        text = json.dumps({"pool": cell.calibration_pool, **found.record()}, indent=1)
         Storage(cache.folder).write_bytes(name, text.encode())
         cache.publish(name)
