@@ -232,7 +232,7 @@ class Cell:
                     f"needs {n} edits of the {split} pool, which has {sizes[split]} "
                     f"({pool_origin(self.dataset, split)})"
                 )
-        return self._uncalibrated if self.calibrates else None
+        return None
 
     @property
     def _uncalibrated(self) -> str | None:
@@ -260,6 +260,8 @@ class Cell:
             return self.shortage  # a published table runs as far as the data goes
         if self._untaught is not None:
             return self._untaught
+        if self.calibrates and self._uncalibrated is not None:
+            return self._uncalibrated
         if "subject" not in self.needs:
             return None
         # One edit mostly tells; where it has no subject, another may have one.

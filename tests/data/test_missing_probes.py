@@ -83,7 +83,7 @@ def test_hypernetworks_refuse_to_train_and_name_the_row(
     edits = rows(name)
     model = opened(edits)
     cls = EDITORS[editor]
-    made = cls(model, cls.Config(modules=model.modules, rank=4, n_blocks=1))
+    made = cls(model, cls.Config(modules=model.modules, initial_step=1e-3, rank=4, n_blocks=1))
     assert isinstance(made, TrainableEditor)
     batch = model.encoder.batch(edits, made.group_size)
     with pytest.raises(
@@ -97,7 +97,7 @@ def test_a_reward_without_locality_needs_no_locality_prompts() -> None:
     edits = rows("mquake/MQuAKE-CF-3k-v2_first3.json")
     model = opened(edits)
     cls = EDITORS["rledit"]
-    config = cls.Config(modules=model.modules, rank=4, n_blocks=1, loc_coef=0.0)
+    config = cls.Config(modules=model.modules, initial_step=1e-3, rank=4, n_blocks=1, loc_coef=0.0)
     made = cls(model, config)
     assert isinstance(made, TrainableEditor)
     batch = model.encoder.batch(edits, made.group_size)

@@ -240,6 +240,9 @@ class _WholeModules:
     def parameter(self, name: str) -> nn.Parameter:
         return self._parameters[name]
 
+    def upright(self, name: str, value: Tensor) -> Tensor:
+        return value
+
 
 def _finetuning(family: FamilySet, stem: str, plan: Plan) -> dict[str, Tensor]:
     """The release tunes biases too, which our editor leaves alone: its loop is given them here."""

@@ -92,12 +92,13 @@ def test_perturbed_tensors_fail(doctored: Callable[..., Judge]) -> None:
 
     def perturb(tensors: dict[str, Tensor]) -> None:
         for name in names:
-            tensors[name][-1] += 0.01 * float(tensors[name].abs().max()) + 1e-4
+            tensors[name][-1] += 0.1 * float(tensors[name].abs().max()) + 1e-4
 
     failures = doctored("one.safetensors", perturb).failures("one")
     assert [name for name in names if not any(name in failure for failure in failures)] == []
     # The recorded final network no longer follows from the recorded gradient either.
-    assert len(failures) == len(names) + 1
+    assert any("Adam on the recorded gradient" in failure for failure in failures)
+    assert all(any(name in failure for name in names) for failure in failures)
 
 
 def test_perturbed_number_fails(doctored: Callable[..., Judge]) -> None:

@@ -41,7 +41,8 @@ def test_a_network_that_is_not_there_is_not_replaced_by_an_untrained_one(tmp_pat
 def test_rows_that_nobody_else_sees_are_no_success(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    one, two = edits(cells("editors=[{editor: none}, {editor: ultraedit}]"))
+    own = "{editor: ultraedit, settings: {step: 0.001}}"
+    one, two = edits(cells(f"editors=[{{editor: none}}, {own}]"))
     perform(one, place(tmp_path / "shared"), silent)
     perform(two, place(tmp_path / "own disk"), silent)
     lake = Lake(place(tmp_path / "shared").lake)

@@ -55,9 +55,14 @@ def test_references_are_those_of_the_unedited_model() -> None:
     assert relative(_logits(model).log_softmax(-1), _logits(_model()).log_softmax(-1)) > 1e-3
 
 
+def _editor(model: EditableModel, depth: int) -> RLEdit:
+    config = RLEditConfig(modules=("down:2-3",), initial_step=1e-3, rank=3, n_blocks=1, depth=depth)
+    return RLEdit(model, config)
+
+
 def test_a_window_records_its_prompts_and_forgets_the_others() -> None:
     model = _model()
-    editor = RLEdit(model, RLEditConfig(modules=("down:2-3",), rank=3, n_blocks=1, depth=2))
+    editor = _editor(model, depth=2)
     batches = random_batches(4, 4)
     for done, _ in enumerate(editor.train_batches(batches), start=1):
         window = batches[max(0, done - 2) : done]
@@ -69,7 +74,7 @@ def test_a_window_records_its_prompts_and_forgets_the_others() -> None:
 
 def test_training_logs_what_the_caches_found(caplog: pytest.LogCaptureFixture) -> None:
     model = _model()
-    editor = RLEdit(model, RLEditConfig(modules=("down:2-3",), rank=3, n_blocks=1, depth=3))
+    editor = _editor(model, depth=3)
     with caplog.at_level("INFO"):
         editor.train_step(random_batches(3, 4))
     assert "prefixes found" in caplog.text

@@ -281,15 +281,15 @@ def test_a_dataset_without_a_batch_to_calibrate_on_is_told_what_to_give(tmp_path
     data = f"datasets=[{{name: d, files: {{evaluation: {fact_file(tmp_path, 'e.json', 20)}}}}}]"
     editors = "editors=[{editor: none}, {editor: ultraedit}]"
     chosen = cells(editors, data, "streams=[{n_batches: 1, batch_size: 12}]")[-1]
-    with pytest.raises(ConfigError, match=r"they have 0 edits at most, too few .*files.val"):
-        check_cell(chosen)
+    assert chosen.obstacle is not None
+    assert "they have 0 edits at most, too few for batches of 12" in chosen.obstacle
+    assert "give files.validation" in chosen.obstacle
 
 
 def test_a_dataset_without_a_validation_pool_calibrates_on_its_train_pool(tmp_path: Path) -> None:
     """Never on what is scored."""
-    files = (
-        f"train: {fact_file(tmp_path, 't.json', 20)}, evaluation: {rows(tmp_path, 'e.json', 20)}"
-    )
+    train, evaluation = (fact_file(tmp_path, name, 20) for name in ("t.json", "e.json"))
+    files = f"train: {train}, evaluation: {evaluation}"
     chosen = cells(AUTO, f"datasets=[{{name: d, files: {{{files}}}}}]")[0]
     check_cell(chosen)
     assert chosen.calibration_pool == "train"

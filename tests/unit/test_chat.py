@@ -230,7 +230,7 @@ STREAMED: dict[str, dict[str, Any]] = {
         "moment_weight": 1e-3,
         "fact_token": "last",
     },
-    "ultraedit": {},
+    "ultraedit": {"step": 1e-3},
     "none": {},
 }
 

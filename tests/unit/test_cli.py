@@ -236,7 +236,7 @@ PREPARING = """
 import signal, sys, time
 signal.signal(signal.SIGINT, signal.default_int_handler)
 import pipeline.preflight
-def preflight(cells):
+def checked(plan):
     print("preparing", flush=True)
     while True:
         try:
@@ -247,7 +247,7 @@ def preflight(cells):
             if {slow}:
                 print("closing", flush=True)
                 time.sleep(60)
-pipeline.preflight.preflight = preflight
+pipeline.preflight.checked = checked
 sys.argv = ["rledit", "run", {grid!r}, "--results", {results!r}]
 from pipeline.cli import main
 main()

@@ -24,7 +24,8 @@ GRID = Path(__file__).parent.parent / "cluster" / "tiny.yaml"
 @pytest.fixture(scope="module")
 def tasks() -> dict[str, Task]:
     """One model, and three cells of twelve edits."""
-    editors = "editors=[{editor: none}, {editor: ultraedit}, {editor: ft}]"
+    own = "{editor: ultraedit, settings: {step: 1.0e-3}}"
+    editors = f"editors=[{{editor: none}}, {own}, {{editor: ft}}]"
     return tasks_of(cells_of(load_grid(GRID, [editors])))
 
 
@@ -71,7 +72,8 @@ def test_a_training_shows_its_batches_rate_and_time_left(
 ) -> None:
     monkeypatch.setattr(module, "LOG_EVERY_SECONDS", -1.0)
     caplog.set_level(logging.INFO)
-    tasks = tasks_of(cells_of(load_grid(GRID, ["editors=[{editor: rledit}]"])))
+    editors = "editors=[{editor: rledit, settings: {initial_step: 1.0e-3}}]"
+    tasks = tasks_of(cells_of(load_grid(GRID, [editors])))
     train = next(key for key in tasks if key.startswith("train:"))
     clock = time.time()
     monkeypatch.setattr(time, "time", lambda: clock)

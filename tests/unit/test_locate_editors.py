@@ -207,7 +207,7 @@ def test_stableedit_warms_up_once_on_the_unedited_model() -> None:
     for batch in stream(editor):
         editor.edit(batch)
     assert drawn == [2]
-    bare = StableEdit(editor.model, StableEdit.Config(modules=("down:1",)))
+    bare = StableEdit(editor.model, StableEdit.Config(modules=("down:1",), step=1e-3))
     with pytest.raises(ValueError, match="call load_training_data"):
         bare.edit(stream(bare)[0])
 

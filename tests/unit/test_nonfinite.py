@@ -233,11 +233,12 @@ class _Exploding:
     """An editor whose third batch writes what is no number."""
 
     name = "exploding"
-    group_size = 4
-    sort_by_length = False
 
     def __init__(self, model: EditableModel, value: float, metric: float = 0.5) -> None:
         self.model, self._value, self._metric, self._batches = model, value, metric, 0
+
+    def encode(self, edits: Any) -> Any:
+        return self.model.encoder.batch(edits, 4)
 
     def edit(self, _: Any) -> dict[str, float]:
         self._batches += 1

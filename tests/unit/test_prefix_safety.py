@@ -49,6 +49,7 @@ class Foresight(UltraEdit):
 def cells(editor: str, shared: bool) -> list[Cell]:
     cls = EDITORS.get(editor, UltraEdit)
     settings = dict(METHODS.get(cls.name, {}))
+    settings |= {key: 5e-3 for key, value in settings.items() if value == "auto"}
     settings |= {key: value for key, value in FEW.items() if key in settings}
     if cls.linears == "one_down":
         settings["modules"] = ["down:1"]

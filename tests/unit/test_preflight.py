@@ -152,7 +152,7 @@ def subjects(rows: Rows) -> Rows:
 
 
 ROME = '{editor: rome, settings: {modules: ["down:0"]}}'
-THREE = f"{{editor: none}}, {{editor: ultraedit}}, {ROME}"
+THREE = f"{{editor: none}}, {{editor: ultraedit, settings: {{step: 0.001}}}}, {ROME}"
 
 
 def test_all_rows_are_named_and_only_the_cells_that_need_them_stop(
@@ -260,8 +260,9 @@ def test_training_rows_without_probes_are_named_where_others_have_them(
     (cell,) = cells_of(grid)
     assert cell.obstacle == (
         "rledit learns from a locality prompt of every training edit, and 1 of 4 in the train pool "
-        "of mine have none (train.json:3); from a rephrase of every training edit, and 1 of 4 in "
-        "the train pool of mine have none (train.json:2); give the dataset a train file whose "
+        "of mine (all 4 edits of train.json) have none (train.json:3); from a rephrase of every "
+        "training edit, and 1 of 4 in the train pool of mine (all 4 edits of train.json) have none "
+        "(train.json:2); give the dataset a train file whose "
         "edits have one, or leave the editor out"
     )
 

@@ -21,11 +21,11 @@ GRID = Path(__file__).parent.parent / "cluster" / "tiny.yaml"
 @pytest.mark.parametrize(
     ("given", "says"),
     [
-        ("ranks: 0", "ranks: 0: a cell needs at least one"),
+        ("ranks: 0", r"resources.ranks\): expected at least 1, found 0"),
         ("gpus: 1.5", "expected a fraction of one GPU, or a whole number"),
         ("gpus: 0.5, ranks: 2", "ranks that share a GPU cannot exchange data"),
-        ("cpus: 0", "a rank needs at least one core"),
-        ("memory_gb: 0", "expected more than zero"),
+        ("cpus: 0", r"resources.cpus\): expected at least 1, found 0"),
+        ("memory_gb: 0", r"resources.memory_gb\): expected a number above 0, found 0"),
         ("offload: true", "add sharding: zero3"),
         ("sharding: zero2", "'none' or 'zero3'"),
         ("rank: 2", "did you mean 'ranks'"),
@@ -44,7 +44,7 @@ def test_resources_are_no_part_of_a_cells_identity() -> None:
 
 
 def test_each_kind_of_task_gets_what_it_can_use() -> None:
-    editors = "editors=[{editor: memit}, {editor: rledit, settings: {train_steps: 1}}]"
+    editors = "editors=[{editor: memit}, {editor: rledit, settings: {initial_step: 1.0e-3}}]"
     given = "resources={gpus: 1, ranks: 4, memory_gb: 8}"
     tasks = tasks_of(cells_of(load_grid(GRID, [editors, given]))).values()
     ranks = {t.kind: t.resources.ranks for t in tasks}

@@ -11,7 +11,6 @@ from typing import Any
 import pytest
 
 from rledit.datasets import audit, check_paths, read_edits
-from rledit.families import FAMILIES
 from rledit.locate.contexts import Contexts
 from rledit.locate.requests import make_requests
 from rledit.locate.subject import subject_span
@@ -73,7 +72,7 @@ def test_the_token_edited_is_the_slots_in_every_context_and_in_a_chat(chat: bool
     texts = [f"Oban is far. {made.prompt} Fife", "Oban is a", "[Oban] [end]"]
     tokenizer = byte_pair_tokenizer(texts)
     tokenizer.chat_template = CHAT if chat else None
-    encoder = Encoder(tokenizer, FAMILIES["llama"], None, "chat" if chat else "bare")
+    encoder = Encoder(tokenizer, style="chat" if chat else "bare")
     (request,) = make_requests(encoder, [made], contexts)
     asked = [made.prompt, f"Oban is far. {made.prompt}"]
     for prompt, key, position in zip(asked, request.keys, request.positions, strict=True):
@@ -114,7 +113,7 @@ def test_a_subject_is_a_word_whatever_the_unicode_form(
 def test_a_decomposed_subject_is_edited_at_its_last_mark() -> None:
     made = edit(f"The ferry of {NFD}\u0301 sails", NFC + "\u0301")
     tokenizer = byte_pair_tokenizer([made.prompt])
-    encoder = Encoder(tokenizer, FAMILIES["llama"])
+    encoder = Encoder(tokenizer)
     (request,) = make_requests(encoder, [made], Contexts())
     assert tokenizer.decode(request.keys[0].input_ids[1:]) == f"The ferry of {NFD}\u0301"
 

@@ -308,7 +308,7 @@ STREAMS: dict[str, tuple[list[Row], dict[int, dict[str, str]]]] = {
 def knowing(known: dict[str, str], texts: Sequence[str]) -> EditableModel:
     tokenizer = byte_pair_tokenizer(texts)
     model = small_model("llama", tokenizer)
-    loss = learn(model, tokenizer, "llama", list(known.items()), steps=400, enough=0.005)
+    loss = learn(model, tokenizer, list(known.items()), steps=400, enough=0.005)
     assert loss < 0.02
     return EditableModel(model.double(), tokenizer, ["down:all"])
 
