@@ -3,7 +3,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 RESULTS ?= results
 TABLES := table2 table4 table5 fig3 fig4 fig5 fig6 fig7 fig8 gptj steps protocols
-# Batches per stream; empty: the stand-in streams as the grids have them, which every figure needs.
+# Batches per stream; empty: the proxy streams as the grids have them, which every figure needs.
 LIMIT ?=
 
 .PHONY: demo demo-full tables-standin test test-all lint install clean
@@ -23,7 +23,7 @@ demo: install
 demo-full: install
 	$(BIN)/rledit run jobs/grids/demo-full.yaml --results $(RESULTS)
 
-# Every published table and figure with stand-ins: nothing but weights and data files is missing.
+# Every published table and figure with proxy models: nothing but weights and data files is missing.
 tables-standin: install
 	for grid in $(TABLES); do \
 	  $(BIN)/rledit run jobs/grids/$$grid.yaml --scale standin $(if $(LIMIT),--limit $(LIMIT)) \

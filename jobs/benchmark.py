@@ -1,4 +1,5 @@
-"""Time the fast path against the dense textbook and the bare passes owed, on the same batches.
+"""Time the fast path against the dense reference implementation and the bare passes owed, on the
+same batches.
 
 python -m jobs.benchmark --preset small --json small.json
 """
@@ -7,8 +8,8 @@ from __future__ import annotations
 
 import sys
 
-from rledit.benchmarks.command import run
-from rledit.benchmarks.report import lines
+from tests.benchmarks.command import run
+from tests.benchmarks.report import lines
 
 
 def main() -> None:

@@ -9,9 +9,9 @@ from pathlib import Path
 
 import typer
 
-from pipeline.faults.command import run
-from pipeline.faults.schedule import KINDS, PHASES, schedule
-from pipeline.logs import configure_logging
+from pipeline.run.logs import configure_logging
+from tests.chaos.command import run
+from tests.chaos.schedule import KINDS, PHASES, schedule
 
 GRID = Path(__file__).parent / "grids" / "faults.yaml"
 
@@ -21,8 +21,8 @@ def main(rounds: int = 30, seed: int = 0, kinds: str = ",".join(KINDS),
          folder: Path | None = None) -> None:  # fmt: skip
     """Play rounds with the given faults and phases (separated by commas)."""
     configure_logging()
-    aims = schedule(rounds, seed, kinds.split(","), phases.split(","))
-    raise typer.Exit(0 if run(GRID, aims, json, folder) else 1)
+    faults = schedule(rounds, seed, kinds.split(","), phases.split(","))
+    raise typer.Exit(0 if run(GRID, faults, json, folder) else 1)
 
 
 if __name__ == "__main__":

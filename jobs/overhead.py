@@ -1,4 +1,4 @@
-"""What the pipeline itself costs: planning a grid, and a cell beside its editor's own time.
+"""Measure the pipeline's own cost: planning a grid, and one cell beside its editor's time.
 
 python -m jobs.overhead --cells 12 --json overhead.json
 """
@@ -10,7 +10,7 @@ from pathlib import Path
 
 import typer
 
-from pipeline.scheduling.overhead import overhead
+from tests.benchmarks.scheduling.overhead import overhead
 
 
 def main(cells: int = 12, json: Path | None = None) -> None:

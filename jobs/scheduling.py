@@ -10,8 +10,8 @@ from pathlib import Path
 
 import typer
 
-from pipeline.logs import configure_logging
-from pipeline.scheduling.measure import measure, planning_seconds
+from pipeline.run.logs import configure_logging
+from tests.benchmarks.scheduling.measure import measure, planning_seconds
 
 
 def main(

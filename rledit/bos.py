@@ -1,4 +1,4 @@
-"""What stands before plain text by a tokenizer's own doing: BOS, where its model knows one.
+"""Beginning-of-sequence tokens that a tokenizer puts before plain text by itself.
 
 Whether prompts begin with BOS is the tokenizer's matter, not the architecture's. It shows in what
 the tokenizer makes of plain text with its special tokens on, whoever adds them: a template

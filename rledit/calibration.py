@@ -25,7 +25,7 @@ import torch
 
 from rledit.editors import editor_class
 from rledit.editors.base import Editor
-from rledit.editors.isolation import fresh_trunk
+from rledit.editors.isolation import fresh_prefix_cache
 from rledit.editors.moment_editor import MomentEditor, Proposal
 from rledit.metrics import protocol
 from rledit.metrics.reading import Reading, read
@@ -171,7 +171,7 @@ def calibrate(
     unit = cls(model, replace(config, **{setting: 1.0}))
     if training_data is not None and "training_data" in cls.needs_of(config):
         unit.load_training_data(partial(training_data, unit))
-    with fresh_trunk(model), torch.no_grad():
+    with fresh_prefix_cache(model), torch.no_grad():
         batch = edits
         if not isinstance(batch, EditBatch):
             batch = unit.encode(batch)

@@ -1,6 +1,6 @@
-"""Keys and value gradients of the edited linears, taken by hooks while the edit loss runs.
+"""Keys and value gradients of the target modules, taken by hooks while the edit loss runs.
 
-For each edited linear: K (n x d_in), its inputs, and V (n x d_out), the gradient of the edit loss
+For each target module: K (n x d_in), its inputs, and V (n x d_out), the gradient of the edit loss
 with respect to its output, at the positions that predict answer tokens (or at all positions).
 """
 
@@ -58,12 +58,18 @@ def capture(model: EditableModel, phase: Phase, tokens: Tokens = "answer") -> Ca
     row_samples: list[Tensor] = []
     weights = phase.weights.to(model.device, model.compute_dtype)
     loss_total = 0.0
-    for chunk in model.chunks(phase.samples, least=SINGLE_PASS_TOKENS):
-        rows, row_sample = chunk.real_rows() if tokens == "all" else (chunk.rows, chunk.row_sample)
+    for micro_batch in model.micro_batches(phase.samples, least=SINGLE_PASS_TOKENS):
+        rows, row_sample = (
+            micro_batch.real_rows()
+            if tokens == "all"
+            else (micro_batch.rows, micro_batch.row_sample)
+        )
         with torch.enable_grad(), _taken(model) as taken:
-            logits = model.trunk.logits(chunk, narrow=tokens == "answer").to(model.compute_dtype)
-            losses = F.cross_entropy(logits, chunk.labels.to(model.device), reduction="none")
-            loss = losses @ weights[chunk.row_sample.to(model.device)]
+            logits = model.prefix_cache.logits(micro_batch, narrow=tokens == "answer").to(
+                model.compute_dtype
+            )
+            losses = F.cross_entropy(logits, micro_batch.labels.to(model.device), reduction="none")
+            loss = losses @ weights[micro_batch.row_sample.to(model.device)]
             outputs = [taken[name][1] for name in model.modules]
             gradients = torch.autograd.grad(loss, outputs)
         loss_total += float(loss.detach())
@@ -73,8 +79,8 @@ def capture(model: EditableModel, phase: Phase, tokens: Tokens = "answer") -> Ca
             values[name].append(_rows_of(gradient, device_rows).to(model.compute_dtype))
         row_samples.append(row_sample)
     require_finite({"edit_loss": loss_total}, "the loss of the edits", model, phase.samples)
-    # Chunks run by length; put the rows back into sample order, so that what follows does not
-    # depend on how the samples were cut into chunks.
+    # Micro-batches run by length; put the rows back into sample order, so that what follows does
+    # not depend on how the samples were cut into micro-batches.
     samples = torch.cat(row_samples)
     order = torch.argsort(samples, stable=True)
     place = order.to(model.device)
@@ -94,7 +100,7 @@ def _rows_of(tensor: Tensor, rows: Tensor) -> Tensor:
 
 @contextmanager
 def _taken(model: EditableModel) -> Iterator[dict[str, tuple[Tensor, Tensor]]]:
-    """Keep input and output of every edited linear; outputs begin the graph where none reaches."""
+    """Keep input and output of every target module; outputs begin the graph where none reaches."""
     taken: dict[str, tuple[Tensor, Tensor]] = {}
 
     def keep(name: str) -> object:

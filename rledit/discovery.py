@@ -24,7 +24,7 @@ _RECURRENT = re.compile(
     r"mamba|deltanet|deltaattention|linear_attn|recurrent|rwkv|xlstm|mlstm|short_?conv|lightning",
     re.IGNORECASE,
 )
-# Linears that compute x Wᵀ + b under another name than nn.Linear's.
+# Linear layers that compute x Wᵀ + b under another name than nn.Linear's.
 _LIKE_LINEAR = frozenset({"FalconLinear"})
 
 
@@ -47,7 +47,10 @@ def described(model: nn.Module) -> Family:
     return Family(
         name=str(config.model_type),
         layers=path,
-        linears={**_named(seen, layer.get_submodule(mlp), mlp, into, out), "down": f"{mlp}.{out}"},
+        target_modules={
+            **_named(seen, layer.get_submodule(mlp), mlp, into, out),
+            "down": f"{mlp}.{out}",
+        },
         attention=attention,
         mlp=mlp,
         final_norm=seen.final_norm(),
@@ -171,7 +174,7 @@ def _matrices(mlp: nn.Module, hidden: int) -> tuple[list[str], str]:
         )
         if not plain:
             raise UneditableError(
-                f"its MLP ({type(mlp).__name__}) has linears of another kind: {name} is a "
+                f"its MLP ({type(mlp).__name__}) has linear layers of another kind: {name} is a "
                 f"{type(module).__name__}, and edits are written into plain matrices"
             )
         shapes[name] = linear_shape(module)

@@ -11,10 +11,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from rledit.chunks import make_chunks
 from rledit.families import Family, UneditableError
+from rledit.micro_batches import make_micro_batches
+from rledit.prefix_cache import PrefixCache
 from rledit.tokenization import IGNORED, Sample
-from rledit.trunk import Trunk
 
 _LENGTHS = (7, 4)
 # Relative to the largest logit: what two orders of the same sums differ by, with room.
@@ -41,10 +41,10 @@ def require_exact(model: nn.Module, family: Family, first_layer: int) -> None:
         labels = torch.full((length,), IGNORED)
         labels[-3:] = ids[-3:]
         samples.append(Sample(ids, labels))
-    trunk = Trunk(model, family, first_layer, cache_bytes=0)
-    for chunk in make_chunks(samples, sum(_LENGTHS) * 2):
-        found = trunk.logits(chunk).double()
-        expected = torch.cat([_whole(model, sample) for sample in chunk.samples]).double()
+    prefix_cache = PrefixCache(model, family, first_layer, cache_bytes=0)
+    for micro_batch in make_micro_batches(samples, sum(_LENGTHS) * 2):
+        found = prefix_cache.logits(micro_batch).double()
+        expected = torch.cat([_whole(model, sample) for sample in micro_batch.samples]).double()
         if not bool(expected.isfinite().all()):
             return  # nothing to compare: what a model that is no number scores is said elsewhere
         error = float((found - expected).abs().max() / expected.abs().max().clamp_min(1e-30))

@@ -1,7 +1,7 @@
-"""What differs between model families: where layers and MLP linears live.
+"""Model families: where layers and MLP modules live, and how prompts begin.
 
-Everything else in the package treats a model as a stack of decoder layers whose MLP linears are
-plain matrices. Five families are entries of `FAMILIES`; what those entries say of the others is
+Everything else in the package treats a model as a stack of decoder layers whose MLP linear layers
+are plain matrices. Five families are entries of `FAMILIES`; what those entries say of the others is
 found from the model itself (`rledit.discovery`), or the model is refused with its reason.
 """
 
@@ -30,7 +30,7 @@ class Family:
     Attributes:
         name: `model_type` of the Hugging Face configuration.
         layers: Path of the decoder layer list inside the model.
-        linears: Short name of each editable MLP linear → its path inside a layer.
+        target_modules: Short name of each editable MLP linear → its path inside a layer.
         attention: Path of the attention block inside a layer.
         mlp: Path of the MLP block inside a layer.
         final_norm: Path of the normalisation before the output embedding.
@@ -44,7 +44,7 @@ class Family:
 
     name: str
     layers: str = "model.layers"
-    linears: Mapping[str, str] = field(hash=False)
+    target_modules: Mapping[str, str] = field(hash=False)
     attention: str = "self_attn"
     mlp: str = "mlp"
     final_norm: str = "model.norm"
@@ -58,18 +58,18 @@ class Family:
 _GATED = {"gate": "mlp.gate_proj", "up": "mlp.up_proj", "down": "mlp.down_proj"}
 
 FAMILIES: dict[str, Family] = {
-    "llama": Family(name="llama", linears=_GATED),
-    "mistral": Family(name="mistral", linears=_GATED),
+    "llama": Family(name="llama", target_modules=_GATED),
+    "mistral": Family(name="mistral", target_modules=_GATED),
     "gemma2": Family(
         name="gemma2",
-        linears=_GATED,
+        target_modules=_GATED,
         norm_after_mlp="post_feedforward_layernorm",
     ),
-    "qwen2": Family(name="qwen2", linears=_GATED),
+    "qwen2": Family(name="qwen2", target_modules=_GATED),
     "gptj": Family(
         name="gptj",
         layers="transformer.h",
-        linears={"up": "mlp.fc_in", "down": "mlp.fc_out"},
+        target_modules={"up": "mlp.fc_in", "down": "mlp.fc_out"},
         attention="attn",
         final_norm="transformer.ln_f",
         layer_returns_tuple=True,
@@ -157,7 +157,7 @@ def edited_modules(model: nn.Module, spec: Sequence[str]) -> tuple[str, ...]:
     Args:
         model: The language model.
         spec: Full module names (``model.layers.3.mlp.down_proj``) or shorthands
-            ``kind:layers`` with kind from the family's `linears` and layers like
+            ``kind:layers`` with kind from the family's `target_modules` and layers like
             ``11-15``, ``3,5``, ``all``, or ``upper``: the three below the last one.
 
     Returns:
@@ -175,15 +175,15 @@ def edited_modules(model: nn.Module, spec: Sequence[str]) -> tuple[str, ...]:
             names.append(item)
             continue
         kind = match["kind"]
-        if kind not in family.linears:
-            fused = kind in ("gate", "up") and "gate_up" in family.linears
+        if kind not in family.target_modules:
+            fused = kind in ("gate", "up") and "gate_up" in family.target_modules
             raise ValueError(
                 f"edited module {item!r}: family {family.name!r} has no {kind!r}"
                 f"{', its gate and up are one fused matrix' if fused else ''}; "
-                f"it has {', '.join(family.linears)}"
+                f"it has {', '.join(family.target_modules)}"
             )
         for layer in _layer_numbers(match["layers"], n_layers, item):
-            names.append(f"{family.layers}.{layer}.{family.linears[kind]}")
+            names.append(f"{family.layers}.{layer}.{family.target_modules[kind]}")
     for name in names:
         _require_linear(model, name, family, n_layers)
     if len(set(names)) != len(names):
@@ -222,7 +222,7 @@ def _require_linear(model: nn.Module, name: str, family: Family, n_layers: int) 
     except AttributeError:
         raise ValueError(
             f"edited module {name!r} does not exist in this {family.name} model of "
-            f"{n_layers} layers; linears per layer: {', '.join(family.linears.values())}"
+            f"{n_layers} layers; MLP modules per layer: {', '.join(family.target_modules.values())}"
         ) from None
     if not isinstance(module, nn.Linear | Conv1D):
         raise ValueError(f"edited module {name!r} is a {type(module).__name__}, not an nn.Linear")

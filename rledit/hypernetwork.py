@@ -37,8 +37,8 @@ class Hypernetwork(nn.Module):
     """Maps normalised [K, V] rows of M modules of one shape to pseudo keys and pseudo values.
 
     Args:
-        d_in: Input width of the linears.
-        d_out: Output width of the linears.
+        d_in: Input width of the linear layers.
+        d_out: Output width of the linear layers.
         n_modules: Number of modules M that share the network.
         rank: Rank r of every block.
         n_blocks: Number of blocks.

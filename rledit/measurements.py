@@ -1,4 +1,4 @@
-"""What is measured of an edited model beside its edits: language, long texts, general ability."""
+"""Measurements of an edited model beside its edits: perplexity, long texts, downstream tasks."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from statistics import fmean
 
-from rledit.ability import Item, measure_ability
+from rledit.downstream import Item, measure_downstream
 from rledit.finite import require_finite
 from rledit.metrics import Protocol
 from rledit.metrics.fluency import References, ngram_entropy, write_texts
@@ -29,7 +29,7 @@ MEASUREMENTS: dict[str, str] = {
 
 
 @dataclass(frozen=True, kw_only=True)
-class Material:
+class EvalData:
     """What the measurements look at.
 
     Attributes:
@@ -52,33 +52,33 @@ class Measurements:
         model: The model.
         edits: All edits of the stream.
         names: Names in `MEASUREMENTS`.
-        material: What to look at.
+        eval_data: What to look at.
 
     Attributes:
-        samples: What of it the trunk's cache may come to hold.
+        samples: What of it the prefix cache may come to hold.
 
     Raises:
-        ValueError: A measurement is unknown, or there is no material for it.
+        ValueError: A measurement is unknown, or there is no evaluation data for it.
         TokenizationError: An item does not fit the model.
     """
 
     def __init__(
-        self, model: EditableModel, edits: Sequence[Edit], names: Sequence[str], material: Material
+        self, model: EditableModel, edits: Sequence[Edit], names: Sequence[str], eval_data: EvalData
     ) -> None:
-        _check(names, material)
+        _check(names, eval_data)
         self._model = model
         self._names = frozenset(names)
-        self._material = material
-        self._references = References(material.references)
+        self._eval_data = eval_data
+        self._references = References(eval_data.references)
         self._facts = Facts(edits)
-        self._written = [(i, edits[i]) for i in _evenly(len(edits), material.n_prompts)]
-        self._text = text_samples(model, material.text) if "perplexity" in names else []
+        self._written = [(i, edits[i]) for i in _evenly(len(edits), eval_data.n_prompts)]
+        self._text = text_samples(model, eval_data.text) if "perplexity" in names else []
         self._consequences = consequences_of(model, edits) if "portability" in names else []
         self.samples: list[Sample] = [*self._text, *(s for _, _, s in self._consequences)]
         if "ability" in names:
             self.samples += [
                 model.encoder.sample(item.prompt, answer, f"ability item of task {task}")
-                for task, items in material.ability.items()
+                for task, items in eval_data.ability.items()
                 for item in items
                 for answer in item.answers
             ]
@@ -102,7 +102,7 @@ class Measurements:
         if self._names & {"fluency", "consistency"}:
             values |= self._texts(n_edits, standing)
         if "ability" in self._names:
-            for task, score in measure_ability(self._model, self._material.ability).items():
+            for task, score in measure_downstream(self._model, self._eval_data.ability).items():
                 values[f"ability_{task}_f1"] = score.f1
                 values[f"ability_{task}_probability"] = score.probability
                 values[f"ability_{task}_answered"] = score.answered
@@ -164,17 +164,17 @@ def not_measured(
     return found
 
 
-def _check(names: Sequence[str], material: Material) -> None:
+def _check(names: Sequence[str], eval_data: EvalData) -> None:
     needed = {
-        "perplexity": material.text,
-        "consistency": material.references,
-        "ability": material.ability,
+        "perplexity": eval_data.text,
+        "consistency": eval_data.references,
+        "ability": eval_data.ability,
     }
     for name in names:
         if name not in MEASUREMENTS:
             raise ValueError(f"unknown measurement {name!r}; valid: {', '.join(MEASUREMENTS)}")
         if name in needed and not needed[name]:
-            raise ValueError(f"there is no material for the measurement {name!r}")
+            raise ValueError(f"there is no evaluation data for the measurement {name!r}")
 
 
 def _evenly(n: int, wanted: int) -> list[int]:

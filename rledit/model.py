@@ -1,4 +1,5 @@
-"""A language model made ready for editing: frozen, with its trunk, edited matrices and encoder."""
+"""A language model made ready for editing: frozen, with its prefix cache, edited matrices and
+encoder."""
 
 from __future__ import annotations
 
@@ -10,14 +11,14 @@ import torch
 from torch import nn
 
 from rledit.chat import PromptStyle
-from rledit.chunks import TOKENS_PER_ROW, Chunk, make_chunks
 from rledit.exactness import require_exact
 from rledit.families import edited_modules, family_of, layer_index, linear_shape
 from rledit.finite import require_finite_parameters
-from rledit.ranks import Alone, Ranks
+from rledit.micro_batches import TOKENS_PER_ROW, MicroBatch, make_micro_batches
+from rledit.prefix_cache import PrefixCache
+from rledit.ranks import Ranks, SingleProcess
 from rledit.scripts import AnswerSpace
 from rledit.tokenization import Encoder, Sample
-from rledit.trunk import Trunk
 from rledit.weights import EditedWeights, WeightAccess
 
 SINGLE_PASS_TOKENS = 1280
@@ -36,7 +37,7 @@ class Execution:
         token_budget: Padded tokens of one physical batch. None: 320 on a CPU in the steps of a
             trajectory, which keeps their memory small, and `SINGLE_PASS_TOKENS` elsewhere; 8,192
             on an accelerator.
-        cache_bytes: Memory for the frozen trunk's prefixes.
+        cache_bytes: Memory for the frozen prefix's prefixes.
         cache_on_device: Keep the prefixes on the model's device instead of host memory.
     """
 
@@ -52,12 +53,12 @@ class Execution:
 
 
 class EditableModel:
-    """A frozen causal language model whose chosen MLP linears can be edited.
+    """A frozen causal language model whose chosen MLP linear layers can be edited.
 
     Args:
         model: A Hugging Face causal language model; it is frozen and put in evaluation mode.
         tokenizer: Its tokenizer; None where samples are already tokens.
-        modules: Edited linears, see `rledit.families.edited_modules`.
+        modules: Target modules, see `rledit.families.edited_modules`.
         execution: How passes are run.
         access: How weights are read and written (sharded models bring their own).
         ranks: Processes that hold the same model and share the passes of training and scoring.
@@ -85,7 +86,7 @@ class EditableModel:
         bos: bool | None = None,
         answer_space: AnswerSpace = "auto",
     ) -> None:
-        self.ranks: Ranks = ranks or Alone()
+        self.ranks: Ranks = ranks or SingleProcess()
         if access is not None and access.in_step and self.ranks.size > 1:
             raise ValueError(
                 "the ranks of a sharded model have to make the same passes in the same order; "
@@ -100,7 +101,7 @@ class EditableModel:
         self.weights = EditedWeights(model, self.modules, access)
         n_layers = len(model.get_submodule(self.family.layers))  # type: ignore[arg-type]
         layers = [layer_index(self.family, name) for name in self.modules]
-        self.trunk = Trunk(
+        self.prefix_cache = PrefixCache(
             model,
             self.family,
             min(layers, default=n_layers - 1),
@@ -108,7 +109,7 @@ class EditableModel:
             cache_device=self.device if self.execution.cache_on_device else None,
         )
         if self.family.described:
-            require_exact(model, self.family, self.trunk.first_layer)
+            require_exact(model, self.family, self.prefix_cache.first_layer)
         limit = getattr(model.config, "max_position_embeddings", None)
         self._encoder = None
         if tokenizer is not None:
@@ -143,7 +144,7 @@ class EditableModel:
         return torch.float64 if dtype == torch.float64 else torch.float32
 
     def linear(self, name: str) -> nn.Module:
-        """The edited linear of that name."""
+        """The target module of that name."""
         return self.model.get_submodule(name)
 
     def shape(self, name: str) -> tuple[int, int]:
@@ -157,14 +158,16 @@ class EditableModel:
             groups.setdefault(self.shape(name), []).append(name)
         return {shape: tuple(names) for shape, names in groups.items()}
 
-    def chunks(
+    def micro_batches(
         self, samples: Sequence[Sample], least: int = 0, tokens_per_row: int = TOKENS_PER_ROW
-    ) -> list[Chunk]:
+    ) -> list[MicroBatch]:
         """Physical batches of samples under the token budget.
 
         Args:
             samples: The samples.
             least: Tokens of the budget at least, unless one was asked for.
-            tokens_per_row: See `rledit.chunks.make_chunks`.
+            tokens_per_row: See `rledit.micro_batches.make_micro_batches`.
         """
-        return make_chunks(samples, self.execution.tokens(self.device, least), tokens_per_row)
+        return make_micro_batches(
+            samples, self.execution.tokens(self.device, least), tokens_per_row
+        )

@@ -13,9 +13,10 @@ Formula = Literal["exact", "official"]
 class RunningMoments:
     """Mean and standard deviation per feature over all rows seen so far.
 
-    `exact` merges chunks by Chan's formula in float64: the result does not depend on how rows were
-    cut into chunks. `official` repeats the release's formula, which adds the unbiased chunk
-    variance times the chunk's row count (inflating the result, undefined for one-row chunks).
+    `exact` merges micro-batches by Chan's formula in float64: the result does not depend on how
+    rows were cut into micro-batches. `official` repeats the release's formula, which adds the
+    unbiased micro-batch variance times the micro-batch's row count (inflating the result, undefined
+    for one-row micro-batches).
 
     Args:
         width: Number of features d.
@@ -45,10 +46,11 @@ class RunningMoments:
         self.squares.zero_()
 
     def update(self, rows: Tensor) -> None:
-        """Merge a chunk of rows (n x d).
+        """Merge a micro-batch of rows (n x d).
 
         Raises:
-            ValueError: A one-row chunk under the official formula, whose variance is undefined.
+            ValueError: A one-row micro-batch under the official formula, whose variance is
+        undefined.
         """
         rows = rows.detach().reshape(-1, rows.shape[-1]).to(self.mean.dtype)
         n = len(rows)

@@ -1,4 +1,4 @@
-"""Looking things up by name, with an answer that helps where there is no such name."""
+"""Lookup by name, with the nearest valid names where there is no such name."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Where a subject stands in its prompt, for methods that edit there and for the checks of data.
+"""Occurrences of a subject in its prompt, for methods that edit there and for checks of data.
 
 Where the data fills a template, its slot is the place (`Edit.subject_span`). Elsewhere the subject
 is searched, as a whole word: letters, digits and marks before or behind it would make it part of

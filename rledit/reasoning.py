@@ -1,4 +1,4 @@
-"""What a chat template writes of a model's thinking: a switch that leaves it out, open blocks.
+"""Thinking blocks of chat templates: the switch that leaves them out, and open blocks.
 
 An answer belongs behind the thinking. Where a template opens the block itself and leaves it open,
 whatever follows the prompt stands inside it.

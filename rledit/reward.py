@@ -7,9 +7,9 @@ unrelated prompts with a reference model, both under the weights after the edit;
 are the paper's memory backtracking (RLEdit, arXiv 2502.05759, section 4). The norm term is a
 function of the shift alone and is added by the editor.
 
-Where several ranks hold the same model, each scores the prompts dealt to it, and gradients and
-losses are summed. A batch's prompts are dealt once, when it enters the window: the rank that scored
-a prompt under W_{t-1} has its reference at W_t.
+Where several ranks hold the same model, each scores the prompts of its shard, and gradients and
+losses are summed. A batch's prompts are sharded once, when it enters the window: the rank that
+scored a prompt under W_{t-1} has its reference at W_t.
 
 A trajectory that was interrupted goes on bit by bit. Every number therefore depends on the weights,
 the window and its references alone, not on what caches came to hold on the way: a batch's prompts
@@ -29,7 +29,7 @@ from torch import Tensor
 
 from rledit.losses import row_losses
 from rledit.model import SINGLE_PASS_TOKENS, EditableModel
-from rledit.ranks import dealt
+from rledit.ranks import shard
 from rledit.shift import Shifts, traced
 from rledit.tokenization import EditBatch, Phase, Sample
 
@@ -76,11 +76,11 @@ class RewardTerms:
 def final_states(model: EditableModel, samples: Sequence[Sample]) -> list[Tensor]:
     """(a, hidden) input of the output embedding at the answer positions of each sample."""
     found: list[Tensor] = [torch.empty(0)] * len(samples)
-    for chunk in model.chunks(samples):
-        states = model.trunk.run(chunk).states
-        counts = [len(s.answer_ids) for s in chunk.samples]
-        for i, part in zip(chunk.index.tolist(), states.split(counts), strict=True):
-            # A copy: a view would hold the whole chunk's memory.
+    for micro_batch in model.micro_batches(samples):
+        states = model.prefix_cache.run(micro_batch).states
+        counts = [len(s.answer_ids) for s in micro_batch.samples]
+        for i, part in zip(micro_batch.index.tolist(), states.split(counts), strict=True):
+            # A copy: a view would hold the whole micro-batch's memory.
             found[i] = part.clone()
     return found
 
@@ -92,7 +92,7 @@ class _Remembered:
     Attributes:
         batch: The batch.
         reference: References of those of its unrelated prompts that fall to this rank.
-        first: The rank its deal begins with, see `rledit.ranks.dealt`.
+        first: The rank that gets its shortest sample, see `rledit.ranks.shard`.
     """
 
     batch: EditBatch
@@ -125,7 +125,9 @@ class Reward:
         self._config = config
         self._window: deque[_Remembered] = deque(maxlen=config.depth)
         self._next_deal = 0
-        self._recorded = False  # whether the trunk holds the window's prefixes, and no others
+        self._recorded = (
+            False  # whether the prefix cache holds the window's prefixes, and no others
+        )
 
     def observe(self, batch: EditBatch) -> None:
         """Take a batch into the window, with its reference."""
@@ -134,7 +136,7 @@ class Reward:
         entry = _Remembered(batch, [], first)
         self._window.appendleft(entry)
         self._hold_prefixes()
-        own = dealt(batch.unrelated.samples, self._model.ranks, first)
+        own = shard(batch.unrelated.samples, self._model.ranks, first)
         samples = [batch.unrelated.samples[i] for i in own]
         if self._config.kl_reference == "pretrained":
             with self._model.weights.unedited():
@@ -168,7 +170,7 @@ class Reward:
         for age, first in enumerate(firsts):
             batch = batches[-1 - age]
             counts = [len(s.answer_ids) for s in batch.unrelated.samples]
-            own = dealt(batch.unrelated.samples, self._model.ranks, first)
+            own = shard(batch.unrelated.samples, self._model.ranks, first)
             parts: Sequence[Tensor] = ()
             if counts:
                 parts = state[f"reference.{age}"].to(self._model.device).split(counts)
@@ -186,31 +188,31 @@ class Reward:
         # Summed in a type that every back end sums; zeros leave the one rank's value as it is.
         whole = torch.zeros(sum(counts), width, dtype=torch.promote_types(kind, torch.float32))
         parts = whole.split(counts)
-        own = dealt(samples, ranks, entry.first)
+        own = shard(samples, ranks, entry.first)
         for i, reference in zip(own, entry.reference, strict=True):
             parts[i].copy_(reference)
-        ranks.sum_(whole)
+        ranks.all_reduce_(whole)
         return whole.to(kind)
 
     def _hold_prefixes(self) -> None:
-        """Leave in the trunk's cache what depends on the window alone.
+        """Leave in the prefix cache what depends on the window alone.
 
         The last bits of a prefix depend on which prompts it was recorded with. Each batch records
         all of its own anew, those that an older batch has recorded too. A window that the budget
         does not hold begins every step with an empty cache.
         """
-        trunk = self._model.trunk
+        prefix_cache = self._model.prefix_cache
         prompts = [self._prompts(entry) for entry in self._window]
         everything = [s for groups in prompts for own in groups for s in own]
-        if not trunk.fits(everything):
-            trunk.clear()
+        if not prefix_cache.fits(everything):
+            prefix_cache.clear()
             self._recorded = False
             return
-        trunk.keep({s.key for s in everything})
+        prefix_cache.keep({s.key for s in everything})
         for groups in prompts[:1] if self._recorded else reversed(prompts):
             for own in groups:
-                trunk.forget({s.key for s in own})
-                trunk.prefetch(self._model.chunks(own, least=SINGLE_PASS_TOKENS))
+                prefix_cache.forget({s.key for s in own})
+                prefix_cache.prefetch(self._model.micro_batches(own, least=SINGLE_PASS_TOKENS))
         self._recorded = True
 
     def _prompts(self, entry: _Remembered) -> tuple[list[Sample], list[Sample]]:
@@ -223,7 +225,7 @@ class Reward:
         others: dict[bytes, Sample] = {}
         first = entry.first
         for phase in (batch.unrelated, batch.equivalent):
-            own = (phase.samples[i] for i in dealt(phase.samples, ranks, first))
+            own = (phase.samples[i] for i in shard(phase.samples, ranks, first))
             others |= {s.key: s for s in own if s.key not in edits}
             first += len(phase)
         return list(edits.values()), list(others.values())
@@ -231,8 +233,8 @@ class Reward:
     def backward(self, shifts: Shifts) -> RewardTerms:
         """Score the window on the current weights; gradients collect in the shifts' leaves.
 
-        Only the graph of one chunk is alive at a time, so memory does not grow with the depth.
-        Gradients and losses are those of all ranks' prompts together, on every rank.
+        Only the graph of one micro-batch is alive at a time, so memory does not grow with the
+        depth. Gradients and losses are those of all ranks' prompts together, on every rank.
         """
         equivalent, unrelated = self._items()
         terms = RewardTerms(
@@ -257,10 +259,10 @@ class Reward:
         unrelated: list[_Item] = []
         for age, entry in enumerate(self._window):
             batch = entry.batch
-            own = dealt(batch.unrelated.samples, ranks, entry.first)
+            own = shard(batch.unrelated.samples, ranks, entry.first)
             unrelated += _items_of(batch.unrelated, own, age, entry.reference)
             # The second deal goes on where the first one ended.
-            own = dealt(batch.equivalent.samples, ranks, entry.first + len(batch.unrelated))
+            own = shard(batch.equivalent.samples, ranks, entry.first + len(batch.unrelated))
             equivalent += _items_of(batch.equivalent, own, age, [None] * len(own))
         return equivalent, unrelated
 
@@ -272,10 +274,10 @@ class Reward:
                 if leaf.requires_grad:
                     if leaf.grad is None:
                         leaf.grad = torch.zeros_like(leaf)
-                    ranks.sum_(leaf.grad)
+                    ranks.all_reduce_(leaf.grad)
         depth = len(self._window)
         losses = torch.tensor([*terms.equivalence, *terms.divergence, total], dtype=torch.float64)
-        ranks.sum_(losses)
+        ranks.all_reduce_(losses)
         values: list[float] = losses.tolist()
         return RewardTerms(
             equivalence=values[:depth], divergence=values[depth:-1], total=values[-1]
@@ -292,20 +294,22 @@ class Reward:
         latest: dict[int, Tensor] = {}
         found: list[Tensor] = []
         row_items: list[Tensor] = []
-        for chunk in model.chunks([i.sample for i in items]):
-            top = model.trunk.run(chunk)
+        for micro_batch in model.micro_batches([i.sample for i in items]):
+            top = model.prefix_cache.run(micro_batch)
             logits = top.logits.to(model.compute_dtype)
-            kl_rows = is_kl[chunk.row_sample]
-            reference = self._log_reference([items[i].reference for i in chunk.index.tolist()])
-            losses = row_losses(logits, chunk.labels.to(logits.device), kl_rows, reference)
+            kl_rows = is_kl[micro_batch.row_sample]
+            reference = self._log_reference(
+                [items[i].reference for i in micro_batch.index.tolist()]
+            )
+            losses = row_losses(logits, micro_batch.labels.to(logits.device), kl_rows, reference)
             states = top.states
-            # Not held over the backward: each is as large as all else of a chunk.
+            # Not held over the backward: each is as large as all else of a micro-batch.
             del top, logits, reference
-            losses.backward((token_weights * factors)[chunk.row_sample].to(losses))
+            losses.backward((token_weights * factors)[micro_batch.row_sample].to(losses))
             found.append(losses.detach())
-            row_items.append(chunk.row_sample)
+            row_items.append(micro_batch.row_sample)
             if config.kl_reference == "previous":
-                kept = [i for i in chunk.index.tolist() if is_kl[i]]
+                kept = [i for i in micro_batch.index.tolist() if is_kl[i]]
                 counts = [len(items[i].sample.answer_ids) for i in kept]
                 renewed = states[kl_rows.to(states.device)].split(counts)
                 latest.update(zip(kept, renewed, strict=True))
@@ -313,7 +317,7 @@ class Reward:
             self._renew_references(items, latest)
         if not found:
             return 0.0
-        # Read back once, after the last chunk, so that an accelerator is not kept waiting.
+        # Read back once, after the last micro-batch, so that an accelerator is not kept waiting.
         rows = torch.cat(row_items)
         plain = torch.cat(found).double().cpu() * token_weights[rows]
         for kind, chosen in ((terms.equivalence, ~is_kl[rows]), (terms.divergence, is_kl[rows])):
@@ -329,7 +333,7 @@ class Reward:
         states = [r for r in references if r is not None]
         if not states:
             return None
-        logits = self._model.trunk.logits_of(torch.cat(states))
+        logits = self._model.prefix_cache.logits_of(torch.cat(states))
         return F.log_softmax(logits.to(self._model.compute_dtype), dim=-1)
 
     def _renew_references(self, items: list[_Item], latest: dict[int, Tensor]) -> None:

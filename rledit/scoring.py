@@ -147,10 +147,10 @@ class Scorer:
         protocols: The protocols to apply.
         probes: Which rephrases and locality prompts of each edit are used.
         seed: Seed of the lots, where probes are drawn.
-        beside: Samples that somebody else will run; the trunk's cache has to hold them as well.
+        beside: Samples that somebody else will run; the prefix cache has to hold them as well.
 
     Attributes:
-        resident: Whether the trunk's cache holds the prompts of the whole stream.
+        resident: Whether the prefix cache holds the prompts of the whole stream.
 
     Raises:
         TokenizationError: A prompt breaks the token contract.
@@ -175,9 +175,9 @@ class Scorer:
         ]
         every = [q for item in self._questions for q in item.all]
         samples = [s for q in every for s in (q.sample, q.rival) if s is not None]
-        self.resident = model.trunk.fits([*samples, *beside])
+        self.resident = model.prefix_cache.fits([*samples, *beside])
         if self.resident:
-            model.trunk.prefetch(model.chunks(samples, least=SINGLE_PASS_TOKENS))
+            model.prefix_cache.prefetch(model.micro_batches(samples, least=SINGLE_PASS_TOKENS))
         with model.weights.unedited():
             readings = iter(self._read([q for item in self._questions for q in item.unrelated]))
         self._before = [[next(readings) for _ in item.unrelated] for item in self._questions]

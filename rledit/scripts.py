@@ -1,4 +1,4 @@
-"""Whether an answer is set off by a space: in Chinese, Japanese or Thai it is not.
+"""Scripts of answers: whether a space sets the answer off (not in Chinese, Japanese or Thai).
 
 Decided for every prompt and answer by the characters that meet. Scripts of East and South-East Asia
 that put no space between words are told by the names that Unicode gives their characters; Korean

@@ -82,7 +82,7 @@ def run_stream(
         n_edits = first + len(members)
         if not scorer.resident:
             # What the cache holds then depends on the way here; a resumed stream comes another.
-            model.trunk.clear()
+            model.prefix_cache.clear()
         _synchronise(model.device)
         began = time.perf_counter()
         try:
@@ -96,7 +96,7 @@ def run_stream(
         yield BatchEdited(n_edits=n_edits, metrics=metrics, seconds=seconds)
         if number in score_after:
             if not scorer.resident:
-                model.trunk.clear()
+                model.prefix_cache.clear()
             began = time.perf_counter()
             try:
                 scores = scorer.score(n_edits)

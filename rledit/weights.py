@@ -84,7 +84,7 @@ class EditedWeights:
 
     Args:
         model: The language model; its parameters should be frozen.
-        modules: Names of the edited linears.
+        modules: Names of the target modules.
         access: How weights are read and written (default: in this process).
     """
 

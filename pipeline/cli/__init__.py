@@ -9,9 +9,9 @@ from typing import Annotated, Any
 
 import typer
 
-from pipeline.cli import cluster, data, export, grids, plan, results, statistics
+from pipeline.cli import cluster, covariance, data, export, grids, plan, results
 from pipeline.cli.errors import errors_as_help
-from pipeline.logs import configure_logging
+from pipeline.run.logs import configure_logging
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -23,7 +23,7 @@ app = typer.Typer(
 def _version(asked: bool) -> None:
     """Print the version and end."""
     if asked:
-        from pipeline.versions import code_version
+        from pipeline.plan.versions import code_version
 
         typer.echo(f"rledit {code_version()}")
         raise typer.Exit
@@ -64,10 +64,10 @@ data_app = typer.Typer(help="Look at files of edits before anything runs.", no_a
 data_app.command("check")(data.data_check)
 app.add_typer(data_app, name="data")
 
-statistics_app = typer.Typer(help="Share second moments between users.", no_args_is_help=True)
-statistics_app.command("export")(statistics.statistics_export)
-statistics_app.command("import")(statistics.statistics_import)
-app.add_typer(statistics_app, name="statistics")
+covariance_app = typer.Typer(help="Share key covariance between users.", no_args_is_help=True)
+covariance_app.command("export")(covariance.covariance_export)
+covariance_app.command("import")(covariance.covariance_import)
+app.add_typer(covariance_app, name="statistics")
 
 
 def main() -> Any:

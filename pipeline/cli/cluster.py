@@ -19,7 +19,7 @@ from pipeline.cli.options import (
     Sets,
     TrackingUri,
 )
-from pipeline.locations import Locations
+from pipeline.storage.run_paths import RunPaths
 
 if TYPE_CHECKING:
     from pipeline.submit.ray_cluster import JobServer
@@ -84,15 +84,15 @@ def submit(
     ] = [],  # noqa: B006
 ) -> None:
     """Run a grid on a cluster. Submitting it again while it runs says so and starts nothing."""
-    from pipeline.config import load_grid
-    from pipeline.submit.environment import chosen
+    from pipeline.config.parse import load_grid
     from pipeline.submit.submission import (
         Submission,
         SubmitError,
         as_json,
         base_name,
         check_files,
-        check_locations,
+        check_run_paths,
+        chosen,
     )
 
     kuberay = {"--out": out, "--image": image, "--claim": claim, "--secret": secret}
@@ -103,7 +103,7 @@ def submit(
                 + ("add --backend kuberay" if backend == "ray" else "the image must hold that code")
             )
     parsed = load_grid(grid, set_, scale, limit)
-    check_locations(lake, cache, tracking)
+    check_run_paths(lake, cache, tracking)
     check_files(parsed)
     environment = chosen(env, os.environ)
     submission = Submission(
@@ -155,12 +155,12 @@ def status(
 
     Without an address: the grids of a lake, and the runs of a tracking store.
     """
-    from pipeline.submit import standing
+    from pipeline.submit import status as job_status
 
     if address is None:
-        places = Locations.under(results, lake, tracking)
-        lines = list(standing.grids_lines(places, name))
-        for line in lines or [standing.nothing_line(places, name)]:
+        run_paths = RunPaths.under(results, lake, tracking)
+        lines = list(job_status.grids_lines(run_paths, name))
+        for line in lines or [job_status.nothing_line(run_paths, name)]:
             typer.echo(line)
         return
     from pipeline.submit.submission import SubmitError
@@ -170,7 +170,7 @@ def status(
     if name is not None and not jobs:
         raise SubmitError(f"{server.address} knows no submission {name}")
     for job in jobs:
-        for line in standing.job_lines(job, lake, tracking):
+        for line in job_status.job_lines(job, lake, tracking):
             typer.echo(line)
         for line in server.log(job.name).splitlines()[-log:] if log else ():
             typer.echo(f"  | {line}")
@@ -183,7 +183,7 @@ def cancel(
     wait: Annotated[float, typer.Option(help="Seconds to wait for its end.")] = 60.0,
 ) -> None:
     """End a job; its finished cells stay, and submitting it again goes on from there."""
-    from pipeline.submit.standing import ended_lines
+    from pipeline.submit.status import ended_lines
     from pipeline.submit.submission import SubmitError
 
     server = _server(address)
@@ -198,9 +198,9 @@ def cancel(
     uri = tracking or job.metadata.get("tracking") or os.environ.get("MLFLOW_TRACKING_URI")
     grid = job.metadata.get("grid")
     if job.over and uri and grid:
-        from pipeline.submit.reconcile import sweep_grids
+        from pipeline.submit.reconcile import close_stale_grids
 
-        for swept in sweep_grids(uri, [grid], server):
+        for swept in close_stale_grids(uri, [grid], server):
             by = "closed here" if swept.ended else "closed by its driver"
             typer.echo("tracking: " + (str(swept) if swept.left else f"the job's run is {by}"))
 
@@ -214,12 +214,12 @@ def sweep(
     tracking: TrackingUri = None,
 ) -> None:
     """End tracked runs that are RUNNING although their process or job is gone."""
-    from pipeline.storage import redact
-    from pipeline.submit.reconcile import sweep_grids
+    from pipeline.storage.redaction import redact
+    from pipeline.submit.reconcile import close_stale_grids
 
-    uri = Locations.under(results, None, tracking).tracking
+    uri = RunPaths.under(results, None, tracking).tracking
     server = _server(address) if address else None
-    lines = [str(swept) for swept in sweep_grids(uri, grids, server)]
+    lines = [str(swept) for swept in close_stale_grids(uri, grids, server)]
     for line in lines or [f"{redact(uri)}: no tracked run to look at"]:
         typer.echo(line)
 
@@ -233,11 +233,11 @@ def rebuild(
     tracking: TrackingUri = None,
 ) -> None:
     """Make the tracked runs equal to the lake's cells, from nothing if need be."""
-    from pipeline.results.lake import Lake, LakeError
-    from pipeline.results.tracking import Tracker
+    from pipeline.results.lake.lake import Lake, LakeError
+    from pipeline.results.tracking.tracker import Tracker
 
-    places = Locations.under(results, lake, tracking)
-    store = Lake(places.lake)
+    run_paths = RunPaths.under(results, lake, tracking)
+    store = Lake(run_paths.lake)
     known = store.grids() if store.exists() else []
     if unknown := sorted(set(grids or ()) - set(known)) or ([] if known else ["any"]):
         there = ", ".join(known) or "none"
@@ -245,7 +245,7 @@ def rebuild(
             f"no cells of grid {', '.join(unknown)} in {store.storage}; grids there: {there}"
         )
     for grid in grids or known:
-        n = Tracker(places.tracking, grid).rebuild(store)
+        n = Tracker(run_paths.tracking, grid).rebuild(store)
         typer.echo(f"{grid}: {n} cells logged anew")
 
 

@@ -23,7 +23,7 @@ def data_check(
 
     Exit 1 when a row cannot be mapped.
     """
-    from pipeline.data_files import open_data
+    from pipeline.inputs.edit_files import open_data
     from rledit.datasets import check_paths
 
     lines, code = check_paths(paths, strict, open_data)

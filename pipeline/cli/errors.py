@@ -9,7 +9,7 @@ from contextlib import contextmanager
 
 import typer
 
-from pipeline.run.ending import INTERRUPTED, Interrupted, interruptible, leave_on_interrupt
+from pipeline.run.signals import INTERRUPTED, Interrupted, interruptible, leave_on_interrupt
 
 logger = logging.getLogger(__name__)
 
@@ -21,7 +21,7 @@ _EXPECTED = frozenset(
         "LakeError",
         "QueryError",
         "ReportError",
-        "StatisticsError",
+        "CovarianceError",
         "StorageError",
         "SubmitError",
         "TableError",

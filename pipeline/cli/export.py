@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from pipeline.cli.options import DEFAULT_RESULTS, CacheUri, LakeUri, Results
-from pipeline.locations import Locations
+from pipeline.storage.run_paths import RunPaths
 
 
 def export(
@@ -28,4 +28,4 @@ def export(
     """
     from pipeline.run.export import export as write
 
-    typer.echo(write(cell, Locations.under(results, lake, cache=cache), folder, delta))
+    typer.echo(write(cell, RunPaths.under(results, lake, cache=cache), folder, delta))

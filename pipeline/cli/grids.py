@@ -20,11 +20,11 @@ from pipeline.cli.options import (
     TrackingUri,
 )
 from pipeline.cli.output import print_table, write_report_files
-from pipeline.locations import Locations
-from pipeline.run.ending import Interrupted
+from pipeline.run.signals import Interrupted
+from pipeline.storage.run_paths import RunPaths
 
 if TYPE_CHECKING:
-    from pipeline.plan import Plan
+    from pipeline.plan.grid_plan import Plan
 
 
 def run(
@@ -50,32 +50,34 @@ def run(
 
     A run that was interrupted goes on from where it stopped: give the same command again.
     """
-    from pipeline.config import load_grid
-    from pipeline.plan import make_plan, pool_lines, skip_lines
-    from pipeline.results.lake import Lake
+    from pipeline.config.parse import load_grid
+    from pipeline.plan.grid_plan import make_plan, pool_lines, skip_lines
+    from pipeline.results.lake.lake import Lake
     from pipeline.run.driver import run_plan
 
     parsed = load_grid(grid, set_, scale, limit)
-    places = Locations.under(results, lake, tracking, cache)
+    run_paths = RunPaths.under(results, lake, tracking, cache)
     found: Plan | None = None
     console = Console(stderr=True)
     try:
-        found = make_plan(parsed, Lake(places.lake), replace)
+        found = make_plan(parsed, Lake(run_paths.lake), replace)
         for line in [*pool_lines(found.cells), *skip_lines(found.missing)]:
             console.print(line, highlight=False, markup=False, soft_wrap=True)
         console.print(f"{len(found.cells)} cells, {len(found.missing)} to run", highlight=False)
         if found.missing:
-            from pipeline.preflight import checked
+            from pipeline.plan.preflight import checked
 
             found, refused = checked(found)
             for line in refused:
                 console.print(line, highlight=False, markup=False, soft_wrap=True)
-        failed = run_plan(parsed, found, places, console, workers, address)
+        failed = run_plan(parsed, found, run_paths, console, workers, address)
     except Interrupted:
-        raise Interrupted(_kept(found, places)) from None
-    print_table(places.lake, parsed.name, "md", among={cell.address.scale for cell in found.cells})
-    report_path = write_report_files(places.lake, parsed.name, results / f"{parsed.name}.html")
-    console.print(f"report: {report_path}\nlake:   {places.lake}", highlight=False)
+        raise Interrupted(_kept(found, run_paths)) from None
+    print_table(
+        run_paths.lake, parsed.name, "md", among={cell.address.scale for cell in found.cells}
+    )
+    report_path = write_report_files(run_paths.lake, parsed.name, results / f"{parsed.name}.html")
+    console.print(f"report: {report_path}\nlake:   {run_paths.lake}", highlight=False)
     if found.refused:
         n = len(found.refused)
         console.print(f"{n} of {len(found.cells)} cells skipped: see above", highlight=False)
@@ -83,21 +85,22 @@ def run(
         raise typer.Exit(1)
 
 
-def _kept(plan: Plan | None, places: Locations) -> str:
+def _kept(plan: Plan | None, run_paths: RunPaths) -> str:
     """What an interrupted run leaves, and how it goes on."""
-    from pipeline.results.lake import Lake
+    from pipeline.results.lake.lake import Lake
 
     if plan is None:
         return (
-            f"interrupted while the grid was planned; what is done stays in {places.lake}, and the "
+            f"interrupted while the grid was planned; what is done stays in {run_paths.lake}, and "
+            f"the "
             "same command goes on from there"
         )
     keys = {cell.key for cell in plan.cells}
-    lake = Lake(places.lake)
+    lake = Lake(run_paths.lake)
     records = lake.manifest() if lake.exists() else []
     done = sum(record.done and record.address.cell_key in keys for record in records)
     return (
-        f"interrupted; {done} of {len(keys)} cells are done and kept in {places.lake}. Models, "
+        f"interrupted; {done} of {len(keys)} cells are done and kept in {run_paths.lake}. Models, "
         f"trained networks and the last saved states of what was running are kept in "
-        f"{places.cache}: the same command goes on from there"
+        f"{run_paths.cache}: the same command goes on from there"
     )

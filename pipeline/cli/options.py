@@ -48,7 +48,7 @@ Scale = Annotated[
     typer.Option(
         "--scale",
         help="What the models' presets stand for: full (the published weights and data), standin "
-        "(the same architectures at toy size, on the embedded world in the datasets' schemas) or "
+        "(the same architectures at toy size, on the synthetic world in the datasets' schemas) or "
         "world (its plain form). Default: what the grid says.",
     ),
 ]

@@ -1,4 +1,4 @@
-"""What several commands print or write at their end."""
+"""Output that several commands share: tables on the terminal, files, the closing lines."""
 
 from __future__ import annotations
 

@@ -18,11 +18,11 @@ from pipeline.cli.options import (
     Scale,
     Sets,
 )
-from pipeline.locations import Locations
+from pipeline.storage.run_paths import RunPaths
 
 if TYPE_CHECKING:
-    from pipeline.results.lake import Lake
-    from pipeline.results.records import CellRecord
+    from pipeline.results.lake.lake import Lake
+    from pipeline.results.lake.records import CellRecord
 
 
 def plan(
@@ -43,20 +43,26 @@ def plan(
 ) -> None:
     """Tell what a grid needs: cells done and missing, hours, memory, disk, downloads. Runs nothing.
 
-    What lies in the cache (models, trained networks, second moments) is not reckoned again.
+    What lies in the cache (models, trained networks, key covariance) is not reckoned again.
 
     Exit 1 when something is missing, or a cell does not fit on its GPUs.
     """
-    from pipeline.cells import cells_of
-    from pipeline.config import load_grid
-    from pipeline.estimate import absent_files, estimate, unfetched_files, unknowable
-    from pipeline.estimate.summary import summary
-    from pipeline.plan import check_sharded, failed_lines, make_plan, pool_lines, skip_lines
-    from pipeline.results.lake import Lake
+    from pipeline.config.parse import load_grid
+    from pipeline.plan.cells import cells_of
+    from pipeline.plan.estimate import absent_files, estimate, unfetched_files, unknowable
+    from pipeline.plan.estimate.summary import summary
+    from pipeline.plan.grid_plan import (
+        check_sharded,
+        failed_lines,
+        make_plan,
+        pool_lines,
+        skip_lines,
+    )
+    from pipeline.results.lake.lake import Lake
 
     parsed = load_grid(grid, set_, scale, limit)
-    places = Locations.under(results, lake, cache=cache)
-    store = Lake(places.lake)
+    run_paths = RunPaths.under(results, lake, cache=cache)
+    store = Lake(run_paths.lake)
     every = cells_of(parsed)
     absent = absent_files(every)
     away = [*absent, *unfetched_files(every)]  # fetching is for the run
@@ -65,11 +71,11 @@ def plan(
     for cell in unknown:
         check_sharded(cell)
     found = make_plan(parsed, store, replace, known)
-    skipped = {cell.key for cell in found.missing if cell.obstacle is not None}
+    skipped = {cell.key for cell in found.missing if cell.skip_reason is not None}
     states = {True: "done", False: "missing"}
     for cell in found.cells if cells else ():
         state = "skipped" if cell.key in skipped else states[cell.key in found.done]
-        reason = cell.obstacle if cell.key in skipped else found.failed.get(cell.key)
+        reason = cell.skip_reason if cell.key in skipped else found.failed.get(cell.key)
         typer.echo(f"{state:8}{cell.key}  {cell.path}" + (f"  ({reason})" if reason else ""))
     for cell in unknown if cells else ():
         reason = "not there" if unknowable(cell, absent) else "not fetched"
@@ -79,12 +85,12 @@ def plan(
         typer.echo(line)
     to_run = [cell for cell in found.missing if cell.key not in skipped] + unknown
     done = Counter((c.model.name, c.label) for c in found.cells if c.key in found.done)
-    cost = estimate(to_run, _records(store), gpu_memory_gb, places.cache)
+    cost = estimate(to_run, _records(store), gpu_memory_gb, run_paths.cache)
     for line in summary(cost, done):
         typer.echo(line)
     counts = f"{len(every)} cells, {len(to_run)} to run"
     left = f", {len(skipped)} skipped" if skipped else ""
-    typer.echo(f"{counts}{left}; lake {places.lake}")
+    typer.echo(f"{counts}{left}; lake {run_paths.lake}")
     if not cost.ready:
         raise typer.Exit(1)
 

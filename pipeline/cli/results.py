@@ -9,7 +9,7 @@ import typer
 
 from pipeline.cli.options import DEFAULT_RESULTS, GridName, LakeUri, Results
 from pipeline.cli.output import print_table, write_report_files
-from pipeline.locations import Locations
+from pipeline.storage.run_paths import RunPaths
 
 
 def table(
@@ -38,7 +38,7 @@ def table(
 
     Every figure then has the published one, the difference and a verdict beside it.
     """
-    code = print_table(Locations.under(results, lake).lake, name, format_, scale=scale)
+    code = print_table(RunPaths.under(results, lake).lake, name, format_, scale=scale)
     if check and code:
         raise typer.Exit(code)
 
@@ -52,7 +52,7 @@ def query(
     """Ask the lake in SQL."""
     from pipeline.results import query as queries
 
-    answer = queries.query(sql, Locations.under(results, lake).lake)
+    answer = queries.query(sql, RunPaths.under(results, lake).lake)
     typer.echo(queries.render(answer, format_))
 
 
@@ -83,4 +83,4 @@ def report(
 ) -> None:
     """Write the self-contained HTML report of a grid, and its figures as SVG files beside it."""
     path = out or results / f"{name}.html"
-    typer.echo(write_report_files(Locations.under(results, lake).lake, name, path))
+    typer.echo(write_report_files(RunPaths.under(results, lake).lake, name, path))

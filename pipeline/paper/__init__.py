@@ -1,1 +1,1 @@
-"""Published tables beside ours: reference values, layouts, verdicts and the headline."""
+"""Published tables beside ours: reference values, layouts, verdicts and the paper's claims."""

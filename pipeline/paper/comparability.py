@@ -1,4 +1,4 @@
-"""Why a figure of ours cannot be held against the published one: empty where it can."""
+"""Reasons why a figure of ours is not comparable with the published one; none where it is."""
 
 from __future__ import annotations
 
@@ -6,19 +6,19 @@ from collections.abc import Iterator, Mapping
 from dataclasses import asdict, replace
 from typing import Any
 
-from pipeline.cells import Cell
-from pipeline.identity import plain
+from pipeline.config.presets import PRESETS
+from pipeline.inputs.fingerprints import plain
 from pipeline.paper.layout import Stream
 from pipeline.paper.measured import CellRows, Place
+from pipeline.paper.reference_grids import published_cells
 from pipeline.paper.references import published
-from pipeline.paper.shipped import published_cells
-from pipeline.presets import PRESETS
+from pipeline.plan.cells import Cell
 
 _UNKNOWN = "absent"
-_STAND_INS = {"standin": "stand-in", "world": "world model"}
+_PROXIES = {"standin": "proxy", "world": "world model"}
 
 
-def obstacles(place: Place, dataset: str, used: str, wanted: str) -> list[str]:
+def departures(place: Place, dataset: str, used: str, wanted: str) -> list[str]:
     """What was otherwise at a place than in the published run, in words.
 
     Args:
@@ -29,7 +29,7 @@ def obstacles(place: Place, dataset: str, used: str, wanted: str) -> list[str]:
     """
     found: list[str] = []
     for cell in place.done:
-        found += [_STAND_INS[cell.scale]] if cell.scale != "full" else _departures(cell, dataset)
+        found += [_PROXIES[cell.scale]] if cell.scale != "full" else _departures(cell, dataset)
     if place.done and place.stream != place.asked:
         found.append(f"stream {stream_name(place.stream)} instead of {stream_name(place.asked)}")
     if used and used != wanted:
@@ -43,16 +43,16 @@ def stream_name(stream: Stream) -> str:
 
 
 def _departures(cell: CellRows, dataset: str) -> Iterator[str]:
-    """How a cell at full scale departs from that of the shipped grid."""
+    """How a cell at full scale departs from that of the reference grid."""
     part = (cell.model, cell.dataset, cell.editor, cell.variant)
     expected = published_cells(cell.grid).get(part)
     if expected is None:
-        yield f"{cell.label} on {cell.model} and {cell.dataset} is not in the shipped grid"
+        yield f"{cell.label} on {cell.model} and {cell.dataset} is not in the reference grid"
         return
     yield from _other_weights(cell)
     yield from _other_files(cell, dataset, expected)
     if cell.template != "bare":
-        yield f"prompts in a {cell.template} template instead of bare ones"
+        yield f"prompts in a {cell.template} template instead of none"
     # Another seed is another sample, no other setting.
     settings = plain(asdict(replace(expected, seed=cell.seed).settings))
     yield from _differences(cell.identity.get("settings", {}), settings, "setting ")
@@ -63,7 +63,7 @@ def _departures(cell: CellRows, dataset: str) -> Iterator[str]:
     wanted |= {"probes": expected.probes, "dtype": expected.model.dtype}
     yield from _differences(used, wanted)
     if "statistics" in expected.needs:
-        yield from _other_statistics(cell.identity.get("statistics", {}), expected)
+        yield from _other_covariance(cell.identity.get("statistics", {}), expected)
 
 
 def _differences(
@@ -100,15 +100,15 @@ def _other_files(cell: CellRows, dataset: str, expected: Cell) -> Iterator[str]:
         )
 
 
-def _other_statistics(used: Mapping[str, Any], expected: Cell) -> Iterator[str]:
+def _other_covariance(used: Mapping[str, Any], expected: Cell) -> Iterator[str]:
     yield from _unlisted(
         used.get("corpus_hash"),
         published()["corpora"],
-        unknown="no hash of the published corpus of second moments is known",
-        other="second moments of another corpus",
+        unknown="no hash of the published corpus of key covariance is known",
+        other="key covariance of another corpus",
     )
-    wanted = {"dtype of second moments": expected.statistics.dtype}
-    yield from _differences({"dtype of second moments": used.get("dtype")}, wanted)
+    wanted = {"dtype of key covariance": expected.statistics.dtype}
+    yield from _differences({"dtype of key covariance": used.get("dtype")}, wanted)
 
 
 def _unlisted(used: object, known: list[str], *, unknown: str, other: str) -> Iterator[str]:

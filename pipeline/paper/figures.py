@@ -1,4 +1,4 @@
-"""From cells to the figures of a table: means, spreads over seeds, bootstrap intervals."""
+"""Figures of a published table from cells: means, spreads over seeds, bootstrap intervals."""
 
 from __future__ import annotations
 
@@ -67,7 +67,7 @@ def measure(metric: Metric, place: Place, protocol: str, edits_at: int | None = 
 def seconds_per_edit(cell: CellRows, n_edits: int, part: str = "total") -> float:
     """Seconds per edit of a cell's stream, or of its first `n_edits`.
 
-    Setup is training and the sum of second moments, as far as they were made for the cell.
+    Setup is training and the sum of key covariance, as far as they were made for the cell.
     """
     setup = cell.train_seconds + cell.curves.get("statistics_seconds", {}).get(0, 0.0)
     edits = cell.edit_seconds

@@ -1,4 +1,4 @@
-"""What a published table is made of: figures, lines, and sections of lines by figures."""
+"""Building blocks of a published table: sections, lines, and the figures in them."""
 
 from __future__ import annotations
 
@@ -78,7 +78,7 @@ CONSISTENCY = Metric(
     reference="Consistency",
     curves=("consistency",),
 )
-ABILITIES = tuple(
+DOWNSTREAM_AXIS = tuple(
     Metric(
         name=f"ability_{task}_f1",
         label=label,
@@ -89,7 +89,7 @@ ABILITIES = tuple(
     )
     for task, label in TASKS.items()
 )
-ABILITY = Metric(
+DOWNSTREAM = Metric(
     name="ability_mean_f1",
     label="ability F1",
     basis="curve",
@@ -168,7 +168,7 @@ class Layout:
         name: Name of its grid.
         protocols: Protocol of each dataset: what the published figures were measured by.
         notes: What a reader must know.
-        headline: Which of the paper's sentences are computed below the table.
+        paper_claims: Which of the paper's sentences are computed below the table.
     """
 
     name: str
@@ -177,4 +177,4 @@ class Layout:
     sections: tuple[Section, ...]
     protocols: Mapping[str, str]
     notes: tuple[str, ...] = ()
-    headline: tuple[Literal["gain", "total_time", "edit_time"], ...] = ()
+    paper_claims: tuple[Literal["gain", "total_time", "edit_time"], ...] = ()

@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 
 from pipeline.paper.layout import (
-    ABILITIES,
-    ABILITY,
     COMPOSITE,
     CONSISTENCY,
+    DOWNSTREAM,
+    DOWNSTREAM_AXIS,
     EDIT,
     FLUENCY,
     MEMORY,
@@ -94,7 +94,7 @@ def _table2() -> Layout:
         methods=(*_methods("Pre-edited", *baselines, "RLEdit"), _PAPER_RECIPE),
         sections=scores + times,
         protocols=_TOKENS,
-        headline=("gain", "total_time"),
+        paper_claims=("gain", "total_time"),
     )
 
 
@@ -146,7 +146,7 @@ def _fig3() -> Layout:
                 models=(LLAMA,),
                 datasets=("ZsRE",),
                 stream=(n, 100),
-                metrics=(*SCORES, ABILITY, RATIO),
+                metrics=(*SCORES, DOWNSTREAM, RATIO),
                 source=RLEDIT_5,
             )
             for n in (20, 50, 100, 150)
@@ -174,11 +174,11 @@ def _fig4() -> Layout:
         protocols=_TOKENS,
         notes=(
             "Seconds depend on the machine: they are shown beside the paper's and not judged.",
-            "Set-up is training, and summing second moments of the linears that the method edits, "
+            "Set-up is training, and summing key covariance of the modules that the method edits, "
             "over the edits of the stream. The paper prints as much for ROME as for MEMIT; here "
-            "ROME has none, as its update on these models takes no second moment.",
+            "ROME has none, as its update on these models takes no key covariance.",
         ),
-        headline=("edit_time",),
+        paper_claims=("edit_time",),
     )
 
 
@@ -188,7 +188,7 @@ def _ability(name: str, title: str, dataset: str) -> Callable[[], Layout]:
             models=(LLAMA,),
             datasets=(dataset,),
             stream=stream,
-            metrics=ABILITIES,
+            metrics=DOWNSTREAM_AXIS,
             edits_at=edits,
             source=REPRODUCTION_6,
             reference_dataset="n/s",
@@ -319,9 +319,9 @@ LAYOUTS: Mapping[str, Callable[[], Layout]] = {
     "table5": _table5,
     "fig3": _fig3,
     "fig4": _fig4,
-    "fig5": _ability("fig5", "Figure 5: general ability along a stream of ZsRE", "ZsRE"),
+    "fig5": _ability("fig5", "Figure 5: downstream tasks along a stream of ZsRE", "ZsRE"),
     "fig6": _fig6,
-    "fig7": _ability("fig7", "Figure 7: general ability along CounterFact", "CounterFact"),
+    "fig7": _ability("fig7", "Figure 7: downstream tasks along CounterFact", "CounterFact"),
     "fig8": _fig8,
     "gptj": _gptj,
     "steps": _steps,

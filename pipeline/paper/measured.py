@@ -9,9 +9,9 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from pipeline.paper.layout import Method, Stream
-from pipeline.results.lake import Lake
+from pipeline.results.lake.lake import Lake
+from pipeline.results.lake.records import SCORES
 from pipeline.results.query import Connection, connect, query, quoted
-from pipeline.results.records import SCORES
 
 # The best first: what a table shows when it is not told.
 SCALES = ("full", "standin", "world")
@@ -27,7 +27,7 @@ class CellRows:
         spreads: (edits applied, protocol, score column) → how many edits have which score.
         curves: Metric → edits applied → value.
         identity: As the cell's key was made from.
-        resolved: The complete settings, and facts about them.
+        resolved: The complete settings, and metadata about them.
     """
 
     key: str
@@ -62,7 +62,7 @@ class CellRows:
 
     @property
     def template(self) -> str:
-        """How its model was prompted: ``bare``, as the articles do, or ``chat``."""
+        """How its model was prompted: ``bare``, as the papers do, or ``chat``."""
         return str(self.identity["model"].get("prompt", {}).get("template", "bare"))
 
 
@@ -88,7 +88,7 @@ class Place:
 
     @property
     def stream(self) -> Stream:
-        """The stream that results are about: the one asked for, a stand-in of it, or a cut one."""
+        """The stream that results are about: the one asked for, a proxy of it, or a cut one."""
         if not self.cells:
             return self.asked
         batch_size = self.cells[0].stream[1]
@@ -124,7 +124,7 @@ def read_cells(lake: str | Lake, grid: str, scale: str | None = None) -> list[Ce
     Args:
         lake: Where they lie.
         grid: Name of the grid.
-        scale: Which; None: the best there is, published weights before stand-ins.
+        scale: Which; None: the best there is, published weights before proxy models.
 
     Raises:
         QueryError: There is no lake.
@@ -159,7 +159,7 @@ def find(
     dataset: str,
     method: Method,
     stream: Stream,
-    standin: Stream | None = None,
+    proxy: Stream | None = None,
 ) -> Place:
     """The cells that answer for a method at a stream, in order of seed.
 
@@ -172,7 +172,7 @@ def find(
         dataset: On which data.
         method: Which editor and variant.
         stream: The stream asked for.
-        standin: What takes its place below scale `full`; None: nothing.
+        proxy: What takes its place below scale `full`; None: nothing.
     """
     own = [
         cell
@@ -181,8 +181,8 @@ def find(
         == (model, dataset, method.editor, method.variant)
     ]
     own.sort(key=lambda cell: cell.seed)
-    small = standin is not None and any(cell.scale != "full" for cell in own)
-    for wanted in (standin, stream) if small else (stream,):
+    small = proxy is not None and any(cell.scale != "full" for cell in own)
+    for wanted in (proxy, stream) if small else (stream,):
         assert wanted is not None
         n_batches, chosen, prefix = _answering(own, wanted)
         if chosen:

@@ -9,13 +9,12 @@ from dataclasses import dataclass
 from string import ascii_lowercase
 from typing import Any
 
-from pipeline.paper.elsewhere import Elsewhere, elsewhere
-from pipeline.paper.headline import Sentence
+from pipeline.paper.paper_claims import Sentence
+from pipeline.paper.related_results import RelatedResult, related_results
 from pipeline.paper.table import Block, Figure, PaperTable
 from pipeline.results.protocols import definition
-from pipeline.results.rendering import FORMATS, escape_latex, escape_md
+from pipeline.results.rendering import FORMATS, environment, escape_latex, escape_md
 from pipeline.results.tables import ABSENT, TableError
-from pipeline.results.templating import environment
 
 _OTHERS = ("method", "model", "dataset", "setting", "Eff", "Gen", "Spe", "source", "confidence")
 _COLUMNS = (
@@ -56,7 +55,7 @@ def render_paper_table(table: PaperTable, fmt: str = "md") -> str:
     templates = environment("pipeline.paper", html=fmt == "html")
     templates.filters |= {"md": escape_md, "latex": escape_latex}
     notes = _Notes({})
-    others = [list(_OTHERS), *(_other(row) for row in elsewhere(table.layout))]
+    others = [list(_OTHERS), *(_other(row) for row in related_results(table.layout))]
     blocks = [_block(block, notes) for block in table.blocks]
     if fmt == "md":
         for block in blocks:
@@ -68,7 +67,7 @@ def render_paper_table(table: PaperTable, fmt: str = "md") -> str:
         blocks=blocks,
         reasons=[(letter, reason) for reason, letter in notes.letters.items()],
         others=others,
-        headline=[_sentence(sentence) for sentence in table.headline],
+        paper_claims=[_sentence(sentence) for sentence in table.paper_claims],
     )
     return text.strip() + "\n"
 
@@ -130,7 +129,7 @@ def _verdict(figure: Figure, notes: _Notes) -> str:
 
 def _sentence(sentence: Sentence) -> str:
     """One claim in words."""
-    against = "; ".join(sentence.obstacles)
+    against = "; ".join(sentence.departures)
     whose = f"ours, not comparable ({against}):" if against else "ours"
 
     def number(value: float | None) -> str:
@@ -148,8 +147,8 @@ def _sentence(sentence: Sentence) -> str:
     return text + "."
 
 
-def _other(row: Elsewhere) -> list[str]:
-    """One line of what other articles print."""
+def _other(row: RelatedResult) -> list[str]:
+    """One line of what other papers print."""
     scores = [ABSENT if score is None else f"{score:g}" for score in row.scores]
     place = [row.method, row.model, row.dataset, row.setting]
     return [*place, *scores, row.source.label, row.confidence]

@@ -5,18 +5,18 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from pipeline.paper.comparability import obstacles, stream_name
+from pipeline.config.presets import OWN, preset_setting
+from pipeline.paper.comparability import departures, stream_name
 from pipeline.paper.figures import Ours, measure, seconds_per_edit
-from pipeline.paper.headline import Sentence, sentences
 from pipeline.paper.layout import Layout, Method, Metric, Section
 from pipeline.paper.layouts import LAYOUTS
 from pipeline.paper.measured import CellRows, Place, find, read_cells
+from pipeline.paper.paper_claims import Sentence, sentences
+from pipeline.paper.reference_grids import proxy_streams
 from pipeline.paper.references import Reference, published
-from pipeline.paper.shipped import standins
 from pipeline.paper.verdicts import Verdict, judge
-from pipeline.presets import OWN, preset_setting
-from pipeline.results.lake import Lake
-from pipeline.results.records import remark_in
+from pipeline.results.lake.lake import Lake
+from pipeline.results.lake.records import remark_in
 from pipeline.results.tables import MARK
 from rledit.editors import editor_class
 
@@ -27,7 +27,7 @@ class Figure:
 
     Attributes:
         places: Where it was read.
-        obstacles: What was otherwise there than in the published run.
+        departures: What was otherwise there than in the published run.
     """
 
     metric: Metric
@@ -36,7 +36,7 @@ class Figure:
     reference: Reference | None
     verdict: Verdict
     places: tuple[Place, ...]
-    obstacles: tuple[str, ...]
+    departures: tuple[str, ...]
 
     @property
     def difference(self) -> float | None:
@@ -97,13 +97,13 @@ class PaperTable:
 
     Attributes:
         scale: What kind of models our figures are about; "" where there are none.
-        headline: The paper's sentences, computed from our rows.
+        paper_claims: The paper's sentences, computed from our rows.
     """
 
     layout: Layout
     scale: str
     blocks: tuple[Block, ...]
-    headline: tuple[Sentence, ...]
+    paper_claims: tuple[Sentence, ...]
     notes: tuple[str, ...]
 
     @property
@@ -126,7 +126,7 @@ def paper_table(lake: str | Lake, name: str, scale: str | None = None) -> PaperT
     Args:
         lake: Where the results lie.
         name: Name of the grid, a key of `LAYOUTS`.
-        scale: Which results; None: the published weights' if there are any, else stand-ins'.
+        scale: Which results; None: the published weights' if there are any, else proxy models'.
     """
     layout = LAYOUTS[name]()
     cells = read_cells(lake, name, scale)
@@ -137,7 +137,7 @@ def paper_table(lake: str | Lake, name: str, scale: str | None = None) -> PaperT
         layout=layout,
         scale=shown,
         blocks=blocks,
-        headline=sentences(layout, cells),
+        paper_claims=sentences(layout, cells),
         notes=tuple(notes),
     )
 
@@ -160,9 +160,9 @@ def _block(section: Section, layout: Layout, cells: Sequence[CellRows]) -> Block
 def _places(
     section: Section, layout: Layout, method: Method, cells: Sequence[CellRows]
 ) -> dict[tuple[str, str], Place]:
-    standin = standins(layout.name).get(section.stream)
+    proxy = proxy_streams(layout.name).get(section.stream)
     return {
-        (model, dataset): find(cells, model, dataset, method, section.stream, standin)
+        (model, dataset): find(cells, model, dataset, method, section.stream, proxy)
         for model in section.models
         for dataset in section.datasets
     }
@@ -187,7 +187,7 @@ def _figure(
     reference = section.published(method, metric)
     against: list[str] = []
     for where, place in places.items():
-        against += obstacles(place, where[1], parts[where].protocol, protocols[where[1]])
+        against += departures(place, where[1], parts[where].protocol, protocols[where[1]])
     lacking = [where for where, part in parts.items() if part.mean is None]
     if lacking and len(lacking) < len(parts):
         against.append(f"mean of {len(parts) - len(lacking)} of {len(parts)} cells")
@@ -197,7 +197,7 @@ def _figure(
         reference,
         implemented=method.editor is not None,
         missing="; ".join(missing),
-        obstacles=tuple(dict.fromkeys(against)),
+        departures=tuple(dict.fromkeys(against)),
     )
     return Figure(
         metric=metric,
@@ -206,7 +206,7 @@ def _figure(
         reference=reference,
         verdict=verdict,
         places=tuple(places.values()),
-        obstacles=tuple(dict.fromkeys(against)),
+        departures=tuple(dict.fromkeys(against)),
     )
 
 
@@ -242,13 +242,13 @@ def _ratio(place: Place, fastest: float | None) -> Ours:
 
 
 def _is_own(method: Method, section: Section) -> bool:
-    """Whether the method's settings here are ours because no article gives them."""
+    """Whether the method's settings here are ours because no paper gives them."""
     if method.editor in (None, "none"):
         return False
-    linears = editor_class(str(method.editor)).linears
+    target_modules = editor_class(str(method.editor)).target_modules
     presets = (published()["weights"].get(model) for model in section.models)
     return any(
-        preset_setting(preset, str(method.editor), dataset.lower(), linears).origin == OWN
+        preset_setting(preset, str(method.editor), dataset.lower(), target_modules).origin == OWN
         for preset in presets
         if preset is not None
         for dataset in section.datasets
@@ -259,14 +259,14 @@ def _notes(blocks: Sequence[Block], scale: str) -> list[str]:
     notes = []
     if scale in ("standin", "world"):
         notes.append(
-            "Figures of stand-ins show that the grid runs; they say nothing about the models."
+            "Figures of proxy models show that the grid runs; they say nothing about the models."
         )
     figures = [f for block in blocks for line in block.lines for f in line.figures]
-    if scale == "full" and any(f.obstacles for f in figures if f.ours.values):
+    if scale == "full" and any(f.departures for f in figures if f.ours.values):
         notes.append("Some figures were not measured as the published ones: the letters say how.")
     starred = any(line.own_setting and not line.method.shown for b in blocks for line in b.lines)
     if starred:
-        notes.append("† our own setting: no article gives the method's settings on this model.")
+        notes.append("† our own setting: no paper gives the method's settings on this model.")
     for block in blocks:
         for line in block.lines:
             notes += [

@@ -34,7 +34,7 @@ def judge(
     *,
     implemented: bool = True,
     missing: str = "not run",
-    obstacles: Sequence[str] = (),
+    departures: Sequence[str] = (),
 ) -> Verdict:
     """Compare a figure with a published one.
 
@@ -43,7 +43,7 @@ def judge(
         reference: The published figure; None where there is none.
         implemented: Whether the method exists here.
         missing: Why there is no figure of ours, where there is none.
-        obstacles: Why ours was not measured as the published one: other weights, data, stream,
+        departures: Why ours was not measured as the published one: other weights, data, stream,
             settings or protocol. They are said where nothing is published, too.
 
     Returns:
@@ -52,7 +52,7 @@ def judge(
     """
     if not implemented:
         return Verdict(kind="not implemented", reason="there is no such method here")
-    why = missing if ours is None else "; ".join(obstacles)
+    why = missing if ours is None else "; ".join(departures)
     if reference is None:
         return Verdict(kind="no reference", reason=why or "nothing is published for it")
     if why:

@@ -1,1 +1,1 @@
-"""What is left when the cells are done: the lake, tracked runs, queries, tables and reports."""
+"""Results of finished cells: the lake, tracked runs, queries, tables and reports."""

@@ -1,4 +1,4 @@
-"""Do two lakes hold the same results? Times aside, and bitwise where that can be asked.
+"""Comparison of two lakes: same results, times aside, bitwise where that can be asked.
 
 - Cells are matched by key. Thread and rank counts are part of a cell's key, so cells left over are
   matched by the rest of their identity.
@@ -20,9 +20,9 @@ from typing import Any
 
 import numpy as np
 
-from pipeline.results.lake import Lake, LakeError
-from pipeline.results.records import CellRecord
-from pipeline.results.schemas import ADDRESS, DATA_TABLES, ROW_KEYS, TABLES
+from pipeline.results.lake.lake import Lake, LakeError
+from pipeline.results.lake.records import CellRecord
+from pipeline.results.lake.schemas import ADDRESS, DATA_TABLES, ROW_KEYS, TABLES
 
 TOLERANCE = 1e-5
 SHOWN = 20

@@ -1,4 +1,4 @@
-"""What each protocol's name means, for table captions and reports.
+"""Descriptions of the evaluation protocols, for table captions and reports.
 
 A number without its protocol is not comparable: the same edited model differs by tens of points
 from one definition to another.

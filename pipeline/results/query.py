@@ -1,4 +1,4 @@
-"""Questions to a lake in SQL; the only file that imports duckdb.
+"""SQL views and queries over a lake; the only file that imports duckdb.
 
 The views `runs`, `edits`, `curves` and `cells` show done cells only, as the manifest names them;
 `runs` and `cells` show the others too, with their status: a row without scores, and in `runs` one
@@ -19,8 +19,8 @@ from typing import Any, Literal, TypeAlias
 
 import duckdb
 
-from pipeline.results.lake import Lake
-from pipeline.results.records import CellRecord
+from pipeline.results.lake.lake import Lake
+from pipeline.results.lake.records import CellRecord
 
 Connection: TypeAlias = duckdb.DuckDBPyConnection  # for annotations elsewhere
 

@@ -8,6 +8,8 @@ from collections import Counter
 from collections.abc import Sequence
 from typing import Any
 
+import jinja2
+
 from pipeline.results.protocols import definition
 from pipeline.results.tables import (
     ABSENT,
@@ -24,7 +26,18 @@ from pipeline.results.tables import (
     Value,
     stream_label,
 )
-from pipeline.results.templating import environment
+
+
+def environment(package: str, html: bool) -> jinja2.Environment:
+    """Templates of a package: a name that is not given is an error, and HTML is escaped."""
+    return jinja2.Environment(
+        loader=jinja2.PackageLoader(package),
+        autoescape=html,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        undefined=jinja2.StrictUndefined,
+    )
+
 
 FORMATS = ("md", "latex", "html", "csv")
 

@@ -14,7 +14,8 @@ from typing import Any
 from markupsafe import Markup
 
 from pipeline.results import figures
-from pipeline.results.lake import Lake
+from pipeline.results.lake.lake import Lake
+from pipeline.results.lake.records import CellRecord, prompt_of, remark_in
 from pipeline.results.protocols import (
     SCORE_DEFINITIONS,
     definition,
@@ -23,16 +24,14 @@ from pipeline.results.protocols import (
 )
 from pipeline.results.query import Connection, connect, runs
 from pipeline.results.questions import questions
-from pipeline.results.records import CellRecord, prompt_of, remark_in
-from pipeline.results.rendering import format_value, render_table
+from pipeline.results.rendering import environment, format_value, render_table
 from pipeline.results.tables import (
     Column,
     build_table,
     editor_label,
     stream_label,
 )
-from pipeline.results.templating import environment
-from pipeline.storage import Storage
+from pipeline.storage.object_store import Storage
 
 logger = logging.getLogger(__name__)
 
@@ -44,7 +43,7 @@ class ReportError(ValueError):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Headline:
+class Summary:
     """What a grid found on one model and dataset: a sentence and a ranking."""
 
     text: str
@@ -115,7 +114,7 @@ def _page(
         title=title or f"Lifelong model editing: {grid}",
         grid=grid,
         lake=str(lake.storage),
-        headlines=headlines(rows, preferred),
+        summaries=summaries(rows, preferred),
         counts=_counts(records),
         header=header(records, protocols),
         published=None if published is None else Markup(published),
@@ -152,7 +151,7 @@ def _no_grid(lake: Lake, grid: str, known: Iterable[str]) -> str:
     return f"no cells of grid {grid!r} in {lake.storage}.{hint} Grids there: {there}"
 
 
-def headlines(rows: Sequence[Row], preferred: Mapping[str, str]) -> list[Headline]:
+def summaries(rows: Sequence[Row], preferred: Mapping[str, str]) -> list[Summary]:
     """Per model and dataset: the methods by efficacy after the longest stream, every one named.
 
     Args:
@@ -164,7 +163,7 @@ def headlines(rows: Sequence[Row], preferred: Mapping[str, str]) -> list[Headlin
         here = _of_subject(rows, (scale, model, dataset))
         done = [row for row in here if row["status"] == "done"]
         if not done:
-            found.append(Headline(text=f"{dataset} on {model}: no cell finished.", ranking=()))
+            found.append(Summary(text=f"{dataset} on {model}: no cell finished.", ranking=()))
             continue
         stream = figures.longest_stream(done)
         protocol = shown_protocol(done, preferred) or ""
@@ -182,12 +181,12 @@ def headlines(rows: Sequence[Row], preferred: Mapping[str, str]) -> list[Headlin
             f"{dataset} on {model} after {stream[0] * stream[1]} edits ({stream_label(stream)}): "
             f"efficacy / specificity by {protocol}, highest efficacy first"
         )
-        found.append(Headline(text=text, ranking=ranking))
+        found.append(Summary(text=text, ranking=ranking))
     return found
 
 
-def _of_subject(rows: Sequence[Row], subject: tuple[str, str, str]) -> list[Row]:
-    return [row for row in rows if (row["scale"], row["model"], row["dataset"]) == subject]
+def _of_subject(rows: Sequence[Row], figure_data: tuple[str, str, str]) -> list[Row]:
+    return [row for row in rows if (row["scale"], row["model"], row["dataset"]) == figure_data]
 
 
 def _subjects(rows: Sequence[Row]) -> list[tuple[str, str, str]]:
@@ -205,14 +204,14 @@ def _sections(
     connection: Connection, grid: str, rows: Sequence[Row], preferred: Mapping[str, str]
 ) -> list[Section]:
     """Every model on every dataset, and the overview of a model where it has several."""
-    look = figures.looks(rows)
+    style = figures.styles(rows)
     sections = []
     for scale, model, dataset in _subjects([row for row in rows if row["status"] == "done"]):
         here = _of_subject(rows, (scale, model, dataset))
-        sections += _section(connection, grid, (scale, model, dataset), here, preferred, look)
+        sections += _section(connection, grid, (scale, model, dataset), here, preferred, style)
     for scale, model in sorted({(row["scale"], row["model"]) for row in rows}):
         here = [row for row in rows if (row["scale"], row["model"]) == (scale, model)]
-        sections += _section(connection, grid, (scale, model, None), here, preferred, look)
+        sections += _section(connection, grid, (scale, model, None), here, preferred, style)
     return sections
 
 
@@ -222,7 +221,7 @@ def _section(
     address: tuple[str, str, str | None],
     rows: Sequence[Row],
     preferred: Mapping[str, str],
-    look: figures.Look,
+    style: figures.Style,
 ) -> list[Section]:
     """One section with what its registry draws, every dataset under the protocol of its table."""
     scale, model, dataset = address
@@ -234,7 +233,7 @@ def _section(
     if not shown:
         return []
     named = _named(shown)
-    subject = figures.Subject(
+    figure_data = figures.FigureData(
         connection=connection,
         grid=grid,
         scale=scale,
@@ -242,10 +241,10 @@ def _section(
         dataset=dataset,
         protocol=named,
         rows=[row for row in rows if row["protocol"] == shown.get(row["dataset"], "")],
-        look=look,
+        style=style,
     )
     registry = figures.OVERVIEWS if dataset is None else figures.FIGURES
-    pictures = tuple(picture for draw in registry.values() for picture in draw(subject))
+    pictures = tuple(picture for draw in registry.values() for picture in draw(figure_data))
     where = f"all datasets on {model}" if dataset is None else f"{dataset} on {model}"
     return [Section(title=f"{where} ({named})", pictures=pictures)] if pictures else []
 
@@ -259,12 +258,12 @@ def _named(shown: Mapping[str, str]) -> str:
 
 def header(records: Sequence[CellRecord], protocols: Sequence[str]) -> list[tuple[str, str]]:
     """What a number must not be read without: protocol, scale, code and data."""
-    facts = dict(provenance(records))
+    metadata = dict(provenance(records))
     # Here the name is enough; which weights it stands for is said at the end of the report.
-    facts["model"] = ", ".join(sorted({record.address.model for record in records}))
+    metadata["model"] = ", ".join(sorted({record.address.model for record in records}))
     names = ("prompts", "scale", "model", "data", "streams", "seeds", "code version")
     found = [("protocol", ", ".join(protocols))] if protocols else []
-    return found + [(name, _short_hashes(facts[name])) for name in names if name in facts]
+    return found + [(name, _short_hashes(metadata[name])) for name in names if name in metadata]
 
 
 def _short_hashes(text: str) -> str:
@@ -285,7 +284,7 @@ def provenance(records: Sequence[CellRecord]) -> list[tuple[str, str]]:
         v[name] or 0 for v in values for name in ("train_seconds", "edit_seconds", "score_seconds")
     )
     streams = {(r.address.n_batches, r.address.batch_size) for r in records}
-    facts = [
+    metadata = [
         ("code version", distinct(v["code_version"] for v in values)),
         ("data", distinct(f"{r.address.dataset} {r.values['data_hash']}" for r in done)),
         ("model", distinct(f"{r.address.model} {r.values['model_hash'] or ''}" for r in done)),
@@ -300,10 +299,10 @@ def provenance(records: Sequence[CellRecord]) -> list[tuple[str, str]]:
         ("versions", distinct(_pairs(v["versions"]) for v in values)),
     ]
     if moments:
-        facts.append(
+        metadata.append(
             ("run (UTC)", f"{min(moments):%Y-%m-%d %H:%M} to {max(moments):%Y-%m-%d %H:%M}")
         )
-    return [(name, value) for name, value in facts if value]
+    return [(name, value) for name, value in metadata if value]
 
 
 def _known(values: Sequence[Mapping[str, Any]], name: str) -> list[float]:

@@ -14,8 +14,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from pipeline.results.lake.records import BARE, SCORES
 from pipeline.results.protocols import SCORE_DEFINITIONS, sorted_protocols
-from pipeline.results.records import BARE, SCORES
 
 Row = Mapping[str, Any]
 Stream = tuple[int, int]  # (batches, edits per batch)

@@ -1,1 +1,1 @@
-"""How cells get done: what one rank does (stages) and how work is spread (fleet)."""
+"""Execution of cells: the stages of one rank, and the fleet that spreads the work."""

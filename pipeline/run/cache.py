@@ -1,4 +1,4 @@
-"""What can be made again: models, trained networks, statistics, resume states; shared by all nodes.
+"""Cache of what can be computed again: models, trained networks, key covariance, resume states.
 
 The cache lies at a URI. Where that is a path (of this machine or of a shared mount), files are used
 in place. Where it is an object store, a node works on copies in a folder of its own: it fetches
@@ -16,7 +16,7 @@ import tempfile
 import uuid
 from pathlib import Path
 
-from pipeline.storage import Storage
+from pipeline.storage.object_store import Storage
 
 logger = logging.getLogger(__name__)
 

@@ -9,16 +9,16 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from pipeline.cells import Cell
-from pipeline.entry import write_entry
+from pipeline.plan.cell_spec import write_cell_spec
+from pipeline.plan.cells import Cell
+from pipeline.plan.versions import code_version, library_versions
 from pipeline.results.effect import remark_of
-from pipeline.results.lake import Lake
-from pipeline.results.records import CellResult
+from pipeline.results.lake.lake import Lake
+from pipeline.results.lake.records import CellResult
 from pipeline.run.cache import Cache
-from pipeline.run.device import device_of
-from pipeline.run.gang import ALONE, Gang
-from pipeline.run.memory import PeakMemory
-from pipeline.run.report import Report
+from pipeline.run.device import PeakMemory, device_of
+from pipeline.run.gang import SINGLE_PROCESS, Gang
+from pipeline.run.reporting import Report
 from pipeline.run.stages.edit import (
     StreamBroken,
     StreamRows,
@@ -27,7 +27,6 @@ from pipeline.run.stages.edit import (
     state_folder,
 )
 from pipeline.run.stages.train import Trained, load_trained
-from pipeline.versions import code_version, library_versions
 
 logger = logging.getLogger(__name__)
 
@@ -39,7 +38,7 @@ def run_cell(
     cache: Cache,
     lake: Lake,
     report: Report,
-    gang: Gang = ALONE,
+    gang: Gang = SINGLE_PROCESS,
     interruptions: Sequence[str] = (),
 ) -> str:
     """Edit, score and commit a cell whose model and network are ready.
@@ -62,7 +61,7 @@ def run_cell(
             scored before is in the lake then, under the failed cell, as after any other error
             from which a stream cannot go on.
     """
-    if gang.decide(gang.leads and lake.is_done(cell.address)):
+    if gang.broadcast(gang.is_rank_zero and lake.is_done(cell.address)):
         return "done"
     started = datetime.now(UTC)
     memory = PeakMemory(device_of(cell.resources))
@@ -70,13 +69,13 @@ def run_cell(
     try:
         rows = edit_stream(cell, model_folder, cache, network, report, gang)
     except StreamBroken as broken:
-        if gang.leads:
+        if gang.is_rank_zero:
             record_broken(cell, lake, broken)
         raise broken.error from None
-    if not gang.leads:
+    if not gang.is_rank_zero:
         return "done"
     report("commit", 0, 1)
-    write_entry(cell, lake.storage)
+    write_cell_spec(cell, lake.storage)
     lake.commit(
         _result(
             cell,
@@ -120,7 +119,7 @@ def record_broken(cell: Cell, lake: Lake, broken: StreamBroken) -> None:
         edits=rows.edits,
         scores=[{**row, "final": False} for row in rows.scores],
         steps=rows.steps,
-        resolved={**cell.identity, **cell.facts, **rows.facts},
+        resolved={**cell.identity, **cell.metadata, **rows.facts},
         finished_at=datetime.now(UTC),
     )
 
@@ -143,7 +142,7 @@ def _result(
     rows: StreamRows,
     network: Trained | None,
     interruptions: Sequence[str],
-    **facts: Any,
+    **metadata: Any,
 ) -> CellResult:
     training = [
         {"step": step + 1, "metric": f"train_{name}", "value": value}
@@ -156,7 +155,7 @@ def _result(
         identity=cell.identity,
         resolved={
             **cell.identity,
-            **cell.facts,
+            **cell.metadata,
             **rows.facts,
             **({"remark": remark} if remark else {}),
             "execution": _execution(cell, rows, interruptions),
@@ -177,7 +176,7 @@ def _result(
         threads=cell.threads,
         ranks=cell.resources.ranks,
         finished_at=datetime.now(UTC),
-        **facts,
+        **metadata,
     )
 
 

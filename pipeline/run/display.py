@@ -13,8 +13,8 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
-from pipeline.run.board import Progress
-from pipeline.run.queue import Finished
+from pipeline.run.fleet.progress import Progress
+from pipeline.run.fleet.queue import Finished
 from pipeline.run.tasks import Task
 
 logger = logging.getLogger(__name__)
@@ -155,7 +155,7 @@ class Display:
             self._live.update(self._picture())
         elif time.time() - self._logged > LOG_EVERY_SECONDS:
             self._logged = time.time()
-            logger.info("%s", self._headline())
+            logger.info("%s", self._status_line())
 
     def finished(self, finished: Finished) -> None:
         """Take the end of a task."""
@@ -176,7 +176,7 @@ class Display:
         ended = self._cells - sum(self._tasks[k].kind == "edit" for k in self._unfinished)
         return {"cells": self._cells, "cells_ended": ended, "tasks_failed": self._failed}
 
-    def _headline(self) -> str:
+    def _status_line(self) -> str:
         now = time.time()
         left = self._estimate.seconds_left(self._unfinished, self._running, now)
         estimate = f"about {_duration(left)} left" if left is not None else "estimating"
@@ -215,7 +215,7 @@ class Display:
         for key, progress in sorted(self._running.items()):
             bar = ProgressBar(total=max(1, progress.total), completed=progress.done, width=30)
             table.add_row(Text(self._tasks[key].label), bar, Text(self._position(key, progress)))
-        return Group(Text(self._headline(), style="bold"), table)
+        return Group(Text(self._status_line(), style="bold"), table)
 
     def _position(self, key: str, p: Progress) -> str:
         """How far a task is; of a training, how fast and how long yet as well."""

@@ -9,23 +9,23 @@ from contextlib import closing
 
 from rich.console import Console
 
-from pipeline.config import Grid
-from pipeline.locations import Locations
-from pipeline.plan import Plan
+from pipeline.config.grid import Grid
+from pipeline.plan.grid_plan import Plan
 from pipeline.results.effect import warning_of
-from pipeline.results.lake import Lake
-from pipeline.results.records import remark_in
-from pipeline.results.tracking import Tracker
-from pipeline.results.tracking_uri import TrackingError
-from pipeline.run.board import Progress
+from pipeline.results.lake.lake import Lake
+from pipeline.results.lake.records import remark_in
+from pipeline.results.tracking.tracker import Tracker
+from pipeline.results.tracking.uri import TrackingError
 from pipeline.run.cell import record_failure, record_skip
 from pipeline.run.display import Display
-from pipeline.run.ending import Ending, ended_by_signal
-from pipeline.run.fleet import local_fleet, remote_fleet, require_room, run_tasks
+from pipeline.run.fleet.fleet import local_fleet, remote_fleet, require_room, run_tasks
+from pipeline.run.fleet.progress import Progress
+from pipeline.run.fleet.queue import Finished
+from pipeline.run.garbage import garbage_collect
 from pipeline.run.heartbeat import Heartbeat
-from pipeline.run.queue import Finished
+from pipeline.run.signals import SignalHandler, ended_by_signal
 from pipeline.run.tasks import Task, tasks_of
-from pipeline.run.tidy import tidy
+from pipeline.storage.run_paths import RunPaths
 
 logger = logging.getLogger(__name__)
 
@@ -36,7 +36,7 @@ LOOKUP_SECONDS = 60.0
 def run_plan(
     grid: Grid,
     plan: Plan,
-    locations: Locations,
+    run_paths: RunPaths,
     console: Console,
     workers: int | None = None,
     address: str | None = None,
@@ -47,7 +47,7 @@ def run_plan(
     Args:
         grid: The grid.
         plan: Which of its cells are missing.
-        locations: Where everything lies.
+        run_paths: Where everything lies.
         console: Where progress is shown.
         workers: Cores to use; None: all of this machine's.
         address: A Ray cluster to work on; None: a Ray of this machine.
@@ -59,13 +59,13 @@ def run_plan(
     Raises:
         Terminated: The process was told to end.
     """
-    lake = Lake(locations.lake)
-    with ended_by_signal() as ending:
-        tracker = Tracker(locations.tracking, grid.name)
-        tracker.sweep()
+    lake = Lake(run_paths.lake)
+    with ended_by_signal() as signals:
+        tracker = Tracker(run_paths.tracking, grid.name)
+        tracker.close_stale_runs()
         parent, status = "", "KILLED"
         try:
-            with ending.shielded():
+            with signals.shielded():
                 parent = tracker.start(f"run {grid.name}", tags)
             for key in plan.outdated:
                 lake.forget(key)
@@ -82,10 +82,10 @@ def run_plan(
                 ):
                     if not address:
                         require_room(tasks)
-                    failed += _run_tasks(tasks, locations, display, tracker, parent, ending)
-            tidy(grid.name, locations)
+                    failed += _run_tasks(tasks, run_paths, display, tracker, parent, signals)
+            garbage_collect(grid.name, run_paths)
             _warned(
-                ending,
+                signals,
                 lambda: tracker.rebuild(lake, parent),
                 "`rledit rebuild` makes it equal to the lake",
             )
@@ -94,7 +94,7 @@ def run_plan(
         finally:
             if parent:
                 _warned(
-                    ending,
+                    signals,
                     lambda: tracker.finish(parent, status),
                     "`rledit sweep` closes the run",
                 )
@@ -102,28 +102,28 @@ def run_plan(
 
 def _run_tasks(
     tasks: Mapping[str, Task],
-    locations: Locations,
+    run_paths: RunPaths,
     display: Display,
     tracker: Tracker,
     parent: str,
-    ending: Ending,
+    signals: SignalHandler,
 ) -> int:
     """Run tasks on the fleet that is up; returns the number of cells that failed."""
-    lake, beat = Lake(locations.lake), Heartbeat(tracker, parent, display.counts)
+    lake, beat = Lake(run_paths.lake), Heartbeat(tracker, parent, display.counts)
 
     def progress(running: Mapping[str, Progress]) -> None:
-        ending.check()
+        signals.check()
         display.progress(running)
         beat.progress(running)
 
     failed = 0
     unknown: list[Task] = []
-    # Closed here, whatever ends it: its workers and its board go before Ray does.
-    with closing(run_tasks(tasks, locations, progress)) as ended:
+    # Closed here, whatever ends it: its workers and its progress actor go before Ray does.
+    with closing(run_tasks(tasks, run_paths, progress)) as ended:
         for finished in ended:
             display.finished(finished)
             if finished.task.kind == "edit":
-                known = _settle(finished, lake, tracker, parent, ending)
+                known = _settle(finished, lake, tracker, parent, signals)
                 if finished.reason is not None:
                     failed += 1
                 elif not known:
@@ -158,7 +158,9 @@ def unseen(done: Sequence[Task], lake: Lake, wait: float = LOOKUP_SECONDS) -> li
     return missing
 
 
-def _settle(finished: Finished, lake: Lake, tracker: Tracker, parent: str, ending: Ending) -> bool:
+def _settle(
+    finished: Finished, lake: Lake, tracker: Tracker, parent: str, signals: SignalHandler
+) -> bool:
     """Record how a cell ended; returns whether the lake knows of it."""
     task: Task = finished.task
     if finished.reason is not None:
@@ -172,17 +174,17 @@ def _settle(finished: Finished, lake: Lake, tracker: Tracker, parent: str, endin
         if remark := remark_in(record.values["resolved"]):
             logger.warning("%s: %s", task.cell.path, warning_of(remark))
         _warned(
-            ending,
+            signals,
             lambda: tracker.log_cell(parent, lake.result(record)),
             "the end of the run adds the cell",
         )
     return record is not None
 
 
-def _warned(ending: Ending, track: Callable[[], object], remedy: str) -> None:
+def _warned(signals: SignalHandler, track: Callable[[], object], remedy: str) -> None:
     """Track something whole, if the store is there: the lake has the rows, so no run fails."""
     try:
-        with ending.shielded():
+        with signals.shielded():
             track()
     except TrackingError as error:
         logger.warning("%s; %s", error, remedy)

@@ -19,42 +19,43 @@ from safetensors.torch import load_file
 from torch import Tensor
 from transformers import AutoTokenizer
 
-from pipeline.architecture import architecture_of
-from pipeline.cells import Cell
-from pipeline.checkpoints import read_config
-from pipeline.entry import read_entry
-from pipeline.locations import Locations
-from pipeline.opening import load_model
-from pipeline.quantised import quantised
-from pipeline.resources import ResourcesEntry
-from pipeline.results.lake import Lake, LakeError
-from pipeline.results.records import CellRecord
+from pipeline.config.resources import ResourcesEntry
+from pipeline.inputs.checkpoints import read_config
+from pipeline.inputs.model_loading import load_model
+from pipeline.inputs.quantised_weights import quantised
+from pipeline.plan.architecture import architecture_of
+from pipeline.plan.cache_names import trained_name
+from pipeline.plan.cell_spec import read_cell_spec
+from pipeline.plan.cells import Cell
+from pipeline.plan.versions import code_version
+from pipeline.results.lake.lake import Lake, LakeError
+from pipeline.results.lake.records import CellRecord
 from pipeline.run.cache import Cache
-from pipeline.run.checkpoint import CheckpointFiles
-from pipeline.run.report import Report, silent
+from pipeline.run.reporting import Report, silent
+from pipeline.run.resume import write_tensors
 from pipeline.run.stages.edit import StreamRows, edit_stream, edited_name, state_folder
 from pipeline.run.stages.prepare import prepare_model
-from pipeline.run.stages.train import load_trained, trained_name
-from pipeline.run.state import write_tensors
+from pipeline.run.stages.train import load_trained
 from pipeline.run.tasks import perform, tasks_of
-from pipeline.versions import code_version
+from pipeline.run.weight_files import CheckpointFiles
+from pipeline.storage.run_paths import RunPaths
 from rledit.families import is_transposed
 
 logger = logging.getLogger(__name__)
 
 DELTA_FILE = "delta.safetensors"
-FACTS_FILE = "edited.json"
+METADATA_FILE = "edited.json"
 _COMPARED = ("efficacy", "generalization", "specificity", "specificity_self")
 
 
 def export(
-    key: str, locations: Locations, folder: Path, delta: bool = False, report: Report = silent
+    key: str, run_paths: RunPaths, folder: Path, delta: bool = False, report: Report = silent
 ) -> Path:
     """Write the model that a cell's stream ended with.
 
     Args:
         key: The cell's key, or an unambiguous beginning of it.
-        locations: Where its results and caches lie.
+        run_paths: Where its results and caches lie.
         folder: Where to write; made if absent.
         delta: Write only the change of the edited matrices, in float64: the original plus the
             change, rounded to the model's precision, is the edited matrix bit by bit.
@@ -66,18 +67,18 @@ def export(
     Raises:
         LakeError: The cell is not done, or running it again does not give its rows.
     """
-    lake, cache = Lake(locations.lake), Cache(locations.cache)
+    lake, cache = Lake(run_paths.lake), Cache(run_paths.cache)
     record = _record(key, lake)
-    cell = read_entry(record.address.cell_key, lake.storage)
+    cell = read_cell_spec(record.address.cell_key, lake.storage)
     if cache.file(edited_name(cell)) is None:
-        _run_again(cell, record, locations, report)
+        _run_again(cell, record, run_paths, report)
     kept = cache.file(edited_name(cell))
     assert kept is not None
     model = prepare_model(cell, cache, report)
-    facts = {"cell": cell.key, "code_version": code_version(), "identity": cell.identity}
+    metadata = {"cell": cell.key, "code_version": code_version(), "identity": cell.identity}
     folder.mkdir(parents=True, exist_ok=True)
     write = _write_delta if delta else _write_checkpoint
-    return write(cell, model, load_file(kept), folder, facts)
+    return write(cell, model, load_file(kept), folder, metadata)
 
 
 def _record(key: str, lake: Lake) -> CellRecord:
@@ -94,19 +95,19 @@ def _record(key: str, lake: Lake) -> CellRecord:
     return found[0]
 
 
-def _run_again(cell: Cell, record: CellRecord, locations: Locations, report: Report) -> None:
+def _run_again(cell: Cell, record: CellRecord, run_paths: RunPaths, report: Report) -> None:
     """Run a cell in this process, with its model whole, and keep what it has edited."""
     logger.info("%s: its edited matrices were not kept; running it again", cell.path)
     cell = replace(cell, resources=ResourcesEntry(), keep_edited=True)
-    cache = Cache(locations.cache)
+    cache = Cache(run_paths.cache)
     for task in tasks_of([cell]).values():
         if task.kind != "edit":
-            perform(task, locations, report)
+            perform(task, run_paths, report)
     network = cache.file(trained_name(cell)) if cell.trains else None
     trained = load_trained(network) if network else None
     rows = edit_stream(cell, prepare_model(cell, cache, report), cache, trained, report)
     state_folder(cell, cache).clear()
-    changed = _changed(rows, Lake(locations.lake).columns("edits", record))
+    changed = _changed(rows, Lake(run_paths.lake).columns("edits", record))
     if changed:
         cache.delete(edited_name(cell))
         raise LakeError(
@@ -128,7 +129,7 @@ def _changed(rows: StreamRows, known: Mapping[str, list[Any]]) -> int:
 
 
 def _write_checkpoint(
-    cell: Cell, source: Path, edited: Mapping[str, Tensor], folder: Path, facts: dict[str, Any]
+    cell: Cell, source: Path, edited: Mapping[str, Tensor], folder: Path, metadata: dict[str, Any]
 ) -> Path:
     model: Any = load_model(source, _dtype(cell))
     with torch.no_grad():
@@ -137,12 +138,12 @@ def _write_checkpoint(
             linear.weight.copy_(value.T if is_transposed(linear) else value)
     model.save_pretrained(folder)
     AutoTokenizer.from_pretrained(source).save_pretrained(folder)
-    (folder / FACTS_FILE).write_text(json.dumps(facts, indent=1) + "\n")
+    (folder / METADATA_FILE).write_text(json.dumps(metadata, indent=1) + "\n")
     return folder
 
 
 def _write_delta(
-    cell: Cell, source: Path, edited: Mapping[str, Tensor], folder: Path, facts: dict[str, Any]
+    cell: Cell, source: Path, edited: Mapping[str, Tensor], folder: Path, metadata: dict[str, Any]
 ) -> Path:
     changes: dict[str, Tensor] = {}
     for name, original in _originals(cell, source, edited).items():
@@ -150,7 +151,7 @@ def _write_delta(
         value = edited[name].T if is_transposed(linear) else edited[name]
         changes[f"{name}.weight"] = (value.double() - original.double()).contiguous()
     path = folder / DELTA_FILE
-    write_tensors(path, changes, {"facts": json.dumps(facts)})
+    write_tensors(path, changes, {"facts": json.dumps(metadata)})
     return path
 
 

@@ -1,4 +1,4 @@
-"""The processes that do one piece of work together, and what they have to agree on."""
+"""Gangs: the ranks that do one piece of work together, and their collective decisions."""
 
 from __future__ import annotations
 
@@ -6,8 +6,8 @@ from dataclasses import dataclass, field
 
 import torch
 
-from pipeline.resources import Sharding
-from rledit.ranks import Alone, Ranks
+from pipeline.config.resources import Sharding
+from rledit.ranks import Ranks, SingleProcess
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -23,29 +23,29 @@ class Gang:
         offload: Keep the slices of a sharded model in host memory.
     """
 
-    together: Ranks = field(default_factory=Alone)
+    together: Ranks = field(default_factory=SingleProcess)
     sharding: Sharding = "none"
     offload: bool = False
 
     @property
-    def leads(self) -> bool:
+    def is_rank_zero(self) -> bool:
         """Whether this rank writes."""
         return self.together.rank == 0
 
-    def decide(self, wish: bool) -> bool:
+    def broadcast(self, wish: bool) -> bool:
         """The leader's wish, on every rank; for what depends on one rank's clock or disk."""
         if self.together.size == 1:
             return wish
-        flag = torch.tensor(int(wish and self.leads))
-        self.together.sum_(flag)
+        flag = torch.tensor(int(wish and self.is_rank_zero))
+        self.together.all_reduce_(flag)
         return bool(flag)
 
-    def each(self, value: float) -> list[float]:
+    def all_gather(self, value: float) -> list[float]:
         """Every rank's value, by rank."""
         values = torch.zeros(self.together.size, dtype=torch.float64)
         values[self.together.rank] = value
-        self.together.sum_(values)
+        self.together.all_reduce_(values)
         return values.tolist()
 
 
-ALONE = Gang()
+SINGLE_PROCESS = Gang()

@@ -6,9 +6,9 @@ import logging
 import time
 from collections.abc import Callable, Mapping
 
-from pipeline.results.tracking import Tracker
-from pipeline.results.tracking_uri import TrackingError
-from pipeline.run.board import Progress
+from pipeline.results.tracking.tracker import Tracker
+from pipeline.results.tracking.uri import TrackingError
+from pipeline.run.fleet.progress import Progress
 
 logger = logging.getLogger(__name__)
 

@@ -1,9 +1,9 @@
-"""The right to work on something, held by one process at a time and kept by a heartbeat.
+"""Leases: the right to work on something, held by one process at a time, kept by a heartbeat.
 
 Two drivers on one grid, or a worker cut off from a driver that has replaced it, may want the same
 task. A lease is an object in the cache that one of them succeeds in making. It keeps them from
 doing the same work twice; that their results cannot mix does not depend on it, as nothing that is
-written is ever changed under its name (see `pipeline.run.state`, `pipeline.results.lake`).
+written is ever changed under its name (see `pipeline.run.resume`, `pipeline.results.lake.lake`).
 
 A lease is free again when its holder removes it, is known to be dead, or has not renewed it for
 `EXPIRES_SECONDS` by the clock of whoever waits.
@@ -26,8 +26,9 @@ from typing import Any
 import psutil
 
 from pipeline.run.gang import Gang
-from pipeline.run.report import Report, Stage
-from pipeline.storage import Storage, redact
+from pipeline.run.reporting import Report, Stage
+from pipeline.storage.object_store import Storage
+from pipeline.storage.redaction import redact
 
 logger = logging.getLogger(__name__)
 
@@ -143,11 +144,11 @@ def leased(storage: Storage, key: str, run: str, gang: Gang, report: Report) -> 
     """
     lease = Lease(storage, key, run)
     try:
-        while not gang.decide(gang.leads and lease.attempt()):
+        while not gang.broadcast(gang.is_rank_zero and lease.attempt()):
             time.sleep(POLL_SECONDS)
-        yield lease.guard(report) if gang.leads else report
+        yield lease.guard(report) if gang.is_rank_zero else report
     finally:
-        if gang.leads:
+        if gang.is_rank_zero:
             lease.release()
 
 

@@ -8,20 +8,20 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
-from pipeline.cells import Cell
-from pipeline.identity import digest
-from pipeline.locations import Locations
-from pipeline.resources import ResourcesEntry
-from pipeline.results.lake import Lake
+from pipeline.config.resources import ResourcesEntry
+from pipeline.inputs.fingerprints import fingerprint
+from pipeline.plan.cells import Cell
+from pipeline.results.lake.lake import Lake
 from pipeline.run.cache import Cache
 from pipeline.run.cell import record_skip, run_cell
-from pipeline.run.gang import ALONE, Gang
+from pipeline.run.gang import SINGLE_PROCESS, Gang
 from pipeline.run.lease import leased
-from pipeline.run.report import Report
+from pipeline.run.reporting import Report
 from pipeline.run.stages.calibrate import calibrate_step
+from pipeline.run.stages.covariance import collect
 from pipeline.run.stages.prepare import prepare_model
-from pipeline.run.stages.statistics import collect
 from pipeline.run.stages.train import require_trained, train
+from pipeline.storage.run_paths import RunPaths
 
 Kind = Literal["prepare", "statistics", "calibrate", "train", "edit"]
 
@@ -76,11 +76,11 @@ def tasks_of(cells: Sequence[Cell]) -> dict[str, Task]:
     """Tasks of some cells by key, dependencies before dependants; shared work occurs once."""
     tasks: dict[str, Task] = {}
     for cell in map(_located, cells):
-        if cell.obstacle is not None:
+        if cell.skip_reason is not None:
             key = f"edit:{cell.key}"
             tasks[key] = Task(kind="edit", key=key, cell=cell, needs=(), threads=cell.threads)
             continue
-        model = f"prepare:{digest(cell.identity['model'])}"
+        model = f"prepare:{fingerprint(cell.identity['model'])}"
         add = [
             Task(kind="prepare", key=model, cell=cell, needs=(), threads=cell.model_spec.threads)
         ]
@@ -99,8 +99,8 @@ def tasks_of(cells: Sequence[Cell]) -> dict[str, Task]:
             needs.append(network)
         if "statistics" in cell.needs:
             for shard in range(cell.statistics.shards):
-                linears = digest({"modules": cell.settings.modules})
-                moments = f"statistics:{cell.statistics_key}:{linears}:{shard}"
+                target_modules = fingerprint({"modules": cell.settings.modules})
+                moments = f"statistics:{cell.covariance_key}:{target_modules}:{shard}"
                 add.append(
                     Task(
                         kind="statistics",
@@ -154,9 +154,9 @@ def _absolute(path: str) -> str:
 
 def perform(
     task: Task,
-    locations: Locations,
+    run_paths: RunPaths,
     report: Report,
-    gang: Gang = ALONE,
+    gang: Gang = SINGLE_PROCESS,
     run: str = "",
     interruptions: Sequence[str] = (),
 ) -> str:
@@ -166,7 +166,7 @@ def perform(
 
     Args:
         task: The task.
-        locations: Where results and caches lie.
+        run_paths: Where results and caches lie.
         report: Told how far the work is.
         gang: The ranks that do it.
         run: Invocation of the driver.
@@ -175,10 +175,10 @@ def perform(
     Returns:
         How it ended: `done` or `skipped`.
     """
-    cell, lake = task.cell, Lake(locations.lake)
-    if cell.obstacle is not None:
-        return record_skip(cell, lake, cell.obstacle)
-    cache = Cache(locations.cache)
+    cell, lake = task.cell, Lake(run_paths.lake)
+    if cell.skip_reason is not None:
+        return record_skip(cell, lake, cell.skip_reason)
+    cache = Cache(run_paths.cache)
     with leased(cache.storage, task.key, run, gang, report) as report:
         model = prepare_model(cell, cache, report)
         if task.kind == "calibrate":

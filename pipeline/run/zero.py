@@ -7,8 +7,8 @@ passes in the same order and take the same step. Beside its slice, a rank keeps 
 (and fp32 masters) of the edited matrices.
 
 DeepSpeed replaces ``torch.nn.functional.linear`` in the whole process when it first shards a model.
-Its version adds a bias after rounding the product, so linears with biases (GPT-J) agree with an
-unsharded bf16 model to bf16 rounding only; in float32 the difference is round-off.
+Its version adds a bias after rounding the product, so linear layers with biases (GPT-J) agree with
+an unsharded bf16 model to bf16 rounding only; in float32 the difference is round-off.
 """
 
 from __future__ import annotations
@@ -26,16 +26,16 @@ from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, AutoTokenizer
 from transformers.integrations import HfDeepSpeedConfig
 
-from pipeline.checkpoints import read_config
-from pipeline.opening import configured
-from pipeline.run import operators
-from pipeline.run.checkpoint import CheckpointFiles
+from pipeline.inputs.checkpoints import read_config
+from pipeline.inputs.model_loading import configured
+from pipeline.run import deepspeed_ops
+from pipeline.run.weight_files import CheckpointFiles
 from rledit.finite import NonFiniteError
 from rledit.model import EditableModel, Execution
 
 # DeepSpeed reads these when it is imported.
 os.environ.setdefault("DS_ACCELERATOR", "cuda" if torch.cuda.is_available() else "cpu")
-os.environ.setdefault("TORCH_EXTENSIONS_DIR", str(operators.FOLDER))
+os.environ.setdefault("TORCH_EXTENSIONS_DIR", str(deepspeed_ops.FOLDER))
 
 import deepspeed
 from deepspeed.accelerator import get_accelerator
@@ -127,7 +127,7 @@ def open_sharded(
 
     Args:
         folder: A Hugging Face checkpoint in safetensors.
-        modules: Edited linears, see `rledit.families.edited_modules`.
+        modules: Target modules, see `rledit.families.edited_modules`.
         dtype: Type of the parameters; None: the checkpoint's own. float16 needs a GPU.
         settings: How the model is sharded.
         execution: How passes are run.
@@ -169,7 +169,7 @@ def shard(
 
     Args:
         model: A Hugging Face causal language model, of any precision.
-        modules: Edited linears, see `rledit.families.edited_modules`.
+        modules: Target modules, see `rledit.families.edited_modules`.
         tokenizer: Its tokenizer; None where samples are already tokens.
         settings: How the model is sharded.
         execution: How passes are run.
@@ -190,7 +190,7 @@ def held_share(model: nn.Module) -> float:
 def prepare_operators() -> None:
     """Compile the operator by which CPU ranks exchange data: about a minute, once per machine."""
     if not torch.cuda.is_available():
-        with operators.building():
+        with deepspeed_ops.building():
             get_accelerator().create_op_builder("ShareMemCommBuilder").load(verbose=False)
 
 
@@ -202,7 +202,8 @@ def _initialise() -> None:
     """
     if not torch.distributed.is_initialized():
         raise RuntimeError(
-            "a sharded model needs a process group; enter pipeline.run.ranks.joined first"
+            "a sharded model needs a process group; enter "
+            "pipeline.run.fleet.process_group.joined first"
         )
     prepare_operators()
     deepspeed.init_distributed(torch.distributed.get_backend(), auto_mpi_discovery=False)

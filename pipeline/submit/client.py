@@ -8,7 +8,7 @@ import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
-from pipeline.cells import cells_of
+from pipeline.plan.cells import cells_of
 from pipeline.submit.interpreter import START, start_script
 from pipeline.submit.package import stage
 from pipeline.submit.probe import FAILED, PASSED

@@ -1,4 +1,4 @@
-"""What the job does on the cluster: probe the storage from every node, then run the grid."""
+"""Entry point of a submitted job: probe the storage from every node, then run the grid."""
 
 from __future__ import annotations
 
@@ -9,17 +9,16 @@ from uuid import uuid4
 
 from rich.console import Console
 
-from pipeline.locations import Locations
-from pipeline.logs import configure_logging
-from pipeline.plan import make_plan, pool_lines, skip_lines
-from pipeline.preflight import checked
-from pipeline.results.lake import Lake
+from pipeline.plan.grid_plan import make_plan, pool_lines, skip_lines
+from pipeline.plan.preflight import checked
+from pipeline.results.lake.lake import Lake
 from pipeline.run.driver import run_plan
-from pipeline.run.ending import ended_by_signal
+from pipeline.run.logs import configure_logging
+from pipeline.run.signals import ended_by_signal
+from pipeline.storage.run_paths import RunPaths
 from pipeline.submit.probe import FAILED, PASSED, probe
 from pipeline.submit.ray_cluster import on_every_node
-from pipeline.submit.record import write_record
-from pipeline.submit.submission import Submission, SubmitError
+from pipeline.submit.submission import Submission, SubmitError, write_record
 
 logger = logging.getLogger(__name__)
 
@@ -49,12 +48,12 @@ def execute(path: Path, address: str = "auto") -> int:
 
 
 def _execute(submission: Submission, address: str) -> int:
-    places = _locations(submission)
-    if not _probed(submission, places, address):
+    run_paths = _run_paths(submission)
+    if not _probed(submission, run_paths, address):
         return UNUSABLE
     grid = submission.parsed()
-    plan = make_plan(grid, Lake(places.lake), submission.replace)
-    write_record(places.lake, submission.name, grid.name, [cell.key for cell in plan.cells])
+    plan = make_plan(grid, Lake(run_paths.lake), submission.replace)
+    write_record(run_paths.lake, submission.name, grid.name, [cell.key for cell in plan.cells])
     counts = f"{len(plan.cells)} cells, {len(plan.missing)} to run"
     for line in (*pool_lines(plan.cells), *skip_lines(plan.missing), counts):
         logger.info("%s", line)
@@ -63,23 +62,23 @@ def _execute(submission: Submission, address: str) -> int:
         for line in refused:
             logger.warning("%s", line)
     tags = {"submission_id": submission.name, "ray_session": submission.session}
-    failed = run_plan(grid, plan, places, Console(stderr=True), address=address, tags=tags)
+    failed = run_plan(grid, plan, run_paths, Console(stderr=True), address=address, tags=tags)
     return FAILED_CELLS if failed else 0
 
 
-def _locations(submission: Submission) -> Locations:
+def _run_paths(submission: Submission) -> RunPaths:
     tracking = submission.tracking or os.environ.get("MLFLOW_TRACKING_URI")
     if not tracking:
         raise SubmitError(
             "there is no tracking store: submit with --tracking, or set MLFLOW_TRACKING_URI on the "
             "head node before Ray starts there"
         )
-    return Locations(lake=submission.lake, cache=submission.cache, tracking=tracking)
+    return RunPaths(lake=submission.lake, cache=submission.cache, tracking=tracking)
 
 
-def _probed(submission: Submission, places: Locations, address: str) -> bool:
+def _probed(submission: Submission, run_paths: RunPaths, address: str) -> bool:
     found = probe(
-        {"lake": places.lake, "cache": places.cache},
+        {"lake": run_paths.lake, "cache": run_paths.cache},
         f"{submission.name}-{uuid4().hex[:8]}",
         lambda work: on_every_node(work, address, PROBE_SECONDS),
     )

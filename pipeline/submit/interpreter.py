@@ -1,4 +1,4 @@
-"""Which Python runs a job's driver: one that has this project's packages, found on the head itself.
+"""Interpreter of a job's driver: a Python with this project's packages, found on the head.
 
 A job's entry point is a command of the node it starts on, and what `python` means there depends on
 how Ray was started: from an environment that is not on the PATH, it is the system's.

@@ -1,4 +1,4 @@
-"""Does every node write to, and read from, the same places? Asked before anything expensive.
+"""Storage probe: whether every node writes to, and reads from, the same places.
 
 Every node writes an object of its own into the lake and the cache; then every node reads those of
 all the others. A path that exists everywhere but lies on each node's own disk passes the first
@@ -11,7 +11,8 @@ import logging
 from collections.abc import Callable, Mapping
 from functools import partial
 
-from pipeline.storage import Storage, redact
+from pipeline.storage.object_store import Storage
+from pipeline.storage.redaction import redact
 
 logger = logging.getLogger(__name__)
 

@@ -22,8 +22,8 @@ from ray.exceptions import AuthenticationError, GetTimeoutError, RayError
 from ray.job_submission import JobStatus, JobSubmissionClient
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from pipeline.run.ending import handler_kept
-from pipeline.storage import redact
+from pipeline.run.signals import handler_kept
+from pipeline.storage.redaction import redact
 from pipeline.submit.submission import SubmitError
 
 POLL_SECONDS = 0.5

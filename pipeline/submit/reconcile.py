@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
-from pipeline.results.liveness import STALE_MINUTES, process_alive
-from pipeline.results.tracking import Tracker, experiments
+from pipeline.results.tracking.liveness import STALE_MINUTES, process_alive
+from pipeline.results.tracking.tracker import Tracker, experiments
 from pipeline.submit.ray_cluster import JobServer
 
 
@@ -33,7 +33,7 @@ class Swept:
         return f"{self.grid}: {runs if self.ended else 'no run was left open'}{rest}"
 
 
-def sweep_grids(
+def close_stale_grids(
     uri: str, grids: Sequence[str] | None, server: JobServer | None = None
 ) -> Iterator[Swept]:
     """End what is RUNNING without anybody running it.
@@ -60,6 +60,6 @@ def sweep_grids(
 
     for grid in grids or experiments(uri):
         tracker = Tracker(uri, grid)
-        ended = tracker.sweep(alive)
+        ended = tracker.close_stale_runs(alive)
         left = [i for i in tracker.invocations() if i.status == "RUNNING"]
         yield Swept(grid=grid, ended=len(ended), left=len(left))

@@ -1,19 +1,21 @@
-"""What is handed to a cluster: a resolved grid and where everything lies, under a readable id."""
+"""Submissions: a resolved grid, its paths and environment under a readable id, and their record."""
 
 from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
-from pipeline.config import Grid, parse_grid
-from pipeline.identity import digest
-from pipeline.storage import redact
-from pipeline.yaml_location import Located
+from pipeline.config.grid import Grid
+from pipeline.config.parse import parse_grid
+from pipeline.config.yaml_location import Located
+from pipeline.inputs.fingerprints import fingerprint
+from pipeline.storage.object_store import Storage
+from pipeline.storage.redaction import names_a_secret, redact
 
 FILE = "submission.json"
 _HUB = re.compile(r"[\w.-]+/[\w.-]+@[\w.-]+")
@@ -74,11 +76,11 @@ def base_name(grid: Grid, lake: str) -> str:
     readable = re.sub(r"[^a-z0-9]+", "-", grid.name.lower()).strip("-")
     if not readable[:1].isalpha():
         readable = f"grid-{readable}"
-    content = digest({"grid": as_json(grid), "lake": lake})[:8]
+    content = fingerprint({"grid": as_json(grid), "lake": lake})[:8]
     return f"{readable[:_LONGEST_NAME].strip('-')}-{content}"
 
 
-def check_locations(lake: str, cache: str, tracking: str | None) -> None:
+def check_run_paths(lake: str, cache: str, tracking: str | None) -> None:
     """Refuse places that are not the same place for every node, or that carry a password.
 
     Raises:
@@ -144,3 +146,46 @@ def _not_shared(uri: str) -> str | None:
     if scheme.startswith("sqlite") and not rest.startswith("//"):
         return "is a relative path (an absolute one has four slashes, sqlite:////…)"
     return None
+
+
+FOLDER = "submissions"
+
+
+def write_record(lake: str, name: str, grid: str, keys: Sequence[str]) -> None:
+    """Leave the keys of a submission's cells, for `rledit status`."""
+    text = json.dumps({"grid": grid, "cells": list(keys)})
+    Storage(lake).write_bytes(f"{FOLDER}/{name}.json", text.encode())
+
+
+def read_record(lake: str, name: str) -> tuple[str, ...] | None:
+    """Keys of a submission's cells; None before its job has planned them."""
+    try:
+        record = json.loads(Storage(lake).read_bytes(f"{FOLDER}/{name}.json"))
+    except FileNotFoundError:
+        return None
+    return tuple(record["cells"])
+
+
+def chosen(names: Sequence[str], environment: Mapping[str, str]) -> dict[str, str]:
+    """The named variables of this process's environment.
+
+    Raises:
+        SubmitError: One is not set, or is a secret: Ray shows a job's variables to everyone who
+            may list jobs, and writes them to the logs of every node.
+    """
+    found = {}
+    for name in names:
+        if name not in environment:
+            raise SubmitError(f"--env {name}: there is no such variable here to take along")
+        value = environment[name]
+        # By its name, a short password is recognised as well as a long one.
+        field = f"?{name}={value}"
+        if names_a_secret(name) or redact(value) != value or redact(field) != field:
+            raise SubmitError(
+                f"--env {name}: this is a secret, and Ray shows the variables of a job to everyone "
+                "who may list jobs and writes them to logs. Give it to the nodes instead: in the "
+                "environment `ray start` sees (cluster.yaml reads ~/.rledit/secrets.env), or as a "
+                "Kubernetes secret (--secret)"
+            )
+        found[name] = value
+    return found

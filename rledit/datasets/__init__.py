@@ -4,9 +4,9 @@
 >>> audit_report(report).count("target_equals_old")
 """
 
-from rledit.datasets.ability import AbilityReport
 from rledit.datasets.audit import NOTES, TRAPS, Audit, Finding, audit, audit_report
 from rledit.datasets.check import check_paths
+from rledit.datasets.downstream import DownstreamReport
 from rledit.datasets.errors import (
     DataFileError,
     DatasetError,
@@ -27,10 +27,10 @@ __all__ = [
     "FORMATS",
     "NOTES",
     "TRAPS",
-    "AbilityReport",
     "Audit",
     "DataFileError",
     "DatasetError",
+    "DownstreamReport",
     "FileEditSource",
     "Finding",
     "Format",

@@ -8,8 +8,8 @@ from dataclasses import dataclass, field
 from itertools import combinations
 from pathlib import Path
 
-from rledit.datasets.ability import AbilityReport, find_schema, map_ability
 from rledit.datasets.audit import Audit, audit, audit_report
+from rledit.datasets.downstream import DownstreamReport, find_schema, map_downstream
 from rledit.datasets.errors import DataFileError, DatasetError, RowErrors
 from rledit.datasets.known import REQUIRED, differing_templates, is_known, map_known
 from rledit.datasets.overlap import Overlap, overlap
@@ -30,7 +30,7 @@ class _Found:
 
     lines: list[str] = field(default_factory=list)
     reports: list[ReadReport] = field(default_factory=list)
-    abilities: list[AbilityReport] = field(default_factory=list)
+    abilities: list[DownstreamReport] = field(default_factory=list)
     n_traps: int = 0
     failed: bool = False
 
@@ -54,7 +54,7 @@ def check_paths(
         for file in _expand(path):
             _check_file(file, found, opener)
     _compare_edits(found)
-    _compare_abilities(found)
+    _compare_downstream(found)
     if strict and found.n_traps:
         found.lines.append(f"strict: {found.n_traps} kinds of traps present")
     return found.lines, int(found.failed or (strict and found.n_traps > 0))
@@ -94,7 +94,7 @@ def _describe(file: RowFile, found: _Found) -> None:
             return _describe_known(file, found)
         schema = find_schema(row)
         if schema is not None:
-            _describe_ability(map_ability(file, schema), found)
+            _describe_downstream(map_downstream(file, schema), found)
             found.lines += _unread_line(_left(file, schema.keys))
             return
     report = map_rows(file)
@@ -162,11 +162,11 @@ def _describe_known(file: RowFile, found: _Found) -> None:
     found.lines += _unread_line(_left(file, (*REQUIRED, "template")))
 
 
-def _describe_ability(report: AbilityReport, found: _Found) -> None:
+def _describe_downstream(report: DownstreamReport, found: _Found) -> None:
     labels = ", ".join(f"{label} {count:,}" for label, count in report.labels.items())
     found.abilities.append(report)
     found.lines += [
-        f"  format    ability: general-ability items of task {report.task}",
+        f"  format    ability: downstream items of task {report.task}",
         f"  rows      {report.n_items:,} items, {len(report.texts):,} distinct; labels: {labels}",
         f"  sha256    {report.data_hash}",
         f"  note      constant_answer {report.constant_f1:.1f}: weighted F1 of always giving the "
@@ -205,7 +205,7 @@ def _overlap_line(one: str, other: str, shared: Overlap) -> str:
     )
 
 
-def _compare_abilities(found: _Found) -> None:
+def _compare_downstream(found: _Found) -> None:
     for one, other in combinations(found.abilities, 2):
         shared = len(one.texts & other.texts)
         if shared:

@@ -1,4 +1,4 @@
-"""Which edits of a set say different things of one fact, in whatever words and in every schema."""
+"""Contradictory edits: those of a set that state different things of one fact."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What can be wrong with a data file, each with the file, the row and the remedy."""
+"""Errors of data files, each with the file, the row and the remedy."""
 
 from __future__ import annotations
 

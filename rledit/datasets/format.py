@@ -1,4 +1,4 @@
-"""What a dataset format is: the keys it needs and a pure function from a row to edits."""
+"""Dataset formats: the keys that each needs, and a pure function from a row to edits."""
 
 from __future__ import annotations
 

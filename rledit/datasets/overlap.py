@@ -1,4 +1,4 @@
-"""What two sets of edits share: prompts and rephrases of either among those of the other."""
+"""Overlap of two sets of edits: prompts and rephrases of either among those of the other."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Which file each pool of a dataset comes from: its own, or its share of one that is cut."""
+"""Pools of a dataset: each from a file of its own, or as a share of a file that is cut."""
 
 from __future__ import annotations
 

@@ -28,7 +28,7 @@ class AlphaEditConfig(LocateConfig):
     """AlphaEdit's settings; the defaults are those for Llama-3-8B.
 
     Attributes:
-        threshold: τ; eigenvalues of the unnormalised second moment under it count as zero.
+        threshold: τ; eigenvalues of the unnormalised key covariance under it count as zero.
         ridge: λ.
     """
 
@@ -76,7 +76,7 @@ class AlphaEdit(SpreadEditor):
             self.projections[name] = found.projection
             self.ranks[name] = found.rank
             # The moment itself is not needed any more; it is as large as the projection.
-            del self.moments[name]
+            del self.covariances[name]
         return self.projections[name]
 
     def _moments_changed(self) -> None:

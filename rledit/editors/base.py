@@ -1,4 +1,4 @@
-"""What every editor is: it edits batch by batch, and its state can be saved and put back."""
+"""Base class of editors: edits batch by batch, with a state that can be saved and restored."""
 
 from __future__ import annotations
 
@@ -9,14 +9,14 @@ from typing import Any, ClassVar, Literal, Protocol
 
 from torch import Tensor
 
-from rledit.locate.statistics import SecondMoment
+from rledit.locate.covariance import KeyCovariance
 from rledit.model import EditableModel
 from rledit.records import Edit, Probe
 from rledit.steps import known_step
 from rledit.tokenization import EditBatch, Encoder, Order
 
 Need = Literal["train", "subject", "statistics", "training_data"]
-Linears = Literal["any", "down", "one_down"]
+TargetModules = Literal["any", "down", "one_down"]
 State = dict[str, Tensor]
 
 
@@ -36,13 +36,13 @@ class Editor(ABC):
         Config: The editor's settings, a frozen keyword-only dataclass.
         needs: What the editor needs beside the edits of the batch, at most; `needs_of` tells what
             a configuration needs. `train`: a network trained before the stream; `subject`: edits
-            with text and a subject; `statistics`: second moments, see `load_statistics`;
+            with text and a subject; `covariance`: key covariance, see `load_covariance`;
             `training_data`: see `load_training_data`.
         trains_on: Prompts beside the edits' own that its training learns from, at most;
             `trains_on_of` tells a configuration's. The edits of the train pool must have them,
             those of the stream need not.
-        linears: Which linears can be edited: any, the ones that write into the residual stream
-            (`down`), or exactly one of those.
+        target_modules: Which linear layers can be edited: any, the ones that write into the
+            residual stream (`down`), or exactly one of those.
         prefix_safe: Whether the first k batches of a longer stream give the same model as a
             stream of k batches, so that a longer run can answer for a shorter one. An editor
             that trains on a stream of its own length, or replays, is not.
@@ -56,7 +56,7 @@ class Editor(ABC):
     Config: ClassVar[type]
     needs: ClassVar[frozenset[Need]] = frozenset()
     trains_on: ClassVar[frozenset[Probe]] = frozenset()
-    linears: ClassVar[Linears] = "any"
+    target_modules: ClassVar[TargetModules] = "any"
     prefix_safe: ClassVar[bool] = False
     step_setting: ClassVar[str | None] = None
     shardable: ClassVar[bool] = True
@@ -79,24 +79,24 @@ class Editor(ABC):
         return cls.trains_on
 
     @classmethod
-    def obstacle_of(cls, config: Any, encoder: Encoder) -> str | None:
+    def skip_reason_of(cls, config: Any, encoder: Encoder) -> str | None:
         """Why an editor of this configuration cannot edit with a tokenizer; None where it can.
 
         Optional. It is asked before a model is loaded, and says what to do.
         """
         return None
 
-    def load_statistics(self, statistics: Mapping[str, SecondMoment]) -> None:
-        """Take the second moments of the edited linears' inputs, before the stream.
+    def load_covariance(self, covariance: Mapping[str, KeyCovariance]) -> None:
+        """Take the key covariance of the target modules' inputs, before the stream.
 
         Args:
-            statistics: Edited linear → its moment on the unedited model.
+            covariance: Edited linear → its moment on the unedited model.
 
         Raises:
-            StatisticsError: One is missing or does not fit.
+            CovarianceError: One is missing or does not fit.
             ValueError: The editor needs none.
         """
-        raise ValueError(f"editor {self.name!r} needs no second moments")
+        raise ValueError(f"editor {self.name!r} needs no key covariance")
 
     def load_training_data(self, draw: TrainingData) -> None:
         """Take the source of training batches that the editor draws from while it edits.

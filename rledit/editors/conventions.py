@@ -1,4 +1,4 @@
-"""Recipes of the methods: what the authors' releases do, what the papers say, what we train with.
+"""Departures of the authors' releases from the papers: each a named choice.
 
 A method's release, its paper and our own training differ in a few named choices. They belong to
 the method, never to the data or the batch; docs/methods.md has the same table with its sources.

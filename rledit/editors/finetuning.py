@@ -33,7 +33,7 @@ class FineTuningConfig:
     """Settings of fine-tuning.
 
     Attributes:
-        modules: Edited linears.
+        modules: Target modules.
         steps: Passes over the batch, with a fresh optimiser each batch.
         lr: Adam's learning rate.
         weight_decay: Adam's L2 penalty.
@@ -74,7 +74,7 @@ class FineTuning(Editor):
     shardable = False
 
     @classmethod
-    def obstacle_of(cls, config: FineTuningConfig, encoder: Encoder) -> str | None:
+    def skip_reason_of(cls, config: FineTuningConfig, encoder: Encoder) -> str | None:
         """A tokenizer has to have a padding token where the objective scores it."""
         if config.objective == "prompt_end" and encoder.tokenizer.pad_token_id is None:
             return _NO_PADDING

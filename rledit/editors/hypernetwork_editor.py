@@ -53,7 +53,7 @@ class HypernetworkConfig:
     """Settings of a hypernetwork editor. Defaults are RLEdit's (arXiv 2502.05759, appendix).
 
     Attributes:
-        modules: Edited linears, see `rledit.families.edited_modules`.
+        modules: Target modules, see `rledit.families.edited_modules`.
         rule: How pseudo keys and values become a shift.
         tokens: Positions whose rows enter: those that predict answer tokens, or all.
         rank: Rank of the network's blocks.
@@ -302,7 +302,7 @@ class HypernetworkEditor(TrainableEditor, MomentEditor):
     def _run(self, trajectory: Sequence[EditBatch], t: int, step: UnderWay, share: float) -> None:
         """Run a batch of a trajectory, whose gradients enter with the weight `share`."""
         if t == 0:
-            self.model.trunk.clear()
+            self.model.prefix_cache.clear()
             self._begin_moments()
             step.begin(self._new_reward())
         assert step.reward is not None
@@ -323,7 +323,7 @@ class HypernetworkEditor(TrainableEditor, MomentEditor):
             self._begin_moments()
             step.reward = None
             logger.info(
-                "%d batches: prefixes found %.0f %%", t + 1, 100 * self.model.trunk.hit_rate
+                "%d batches: prefixes found %.0f %%", t + 1, 100 * self.model.prefix_cache.hit_rate
             )
 
     def _new_reward(self) -> Reward:
@@ -452,5 +452,5 @@ def _scale(init_std: float | Literal["auto"], shape: Shape) -> float:
 
 
 def _gradient(leaf: Tensor) -> Tensor:
-    """A leaf's gradient; zeros where no chunk reached it."""
+    """A leaf's gradient; zeros where no micro-batch reached it."""
     return torch.zeros_like(leaf) if leaf.grad is None else leaf.grad

@@ -6,19 +6,19 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 from rledit.model import EditableModel
-from rledit.trunk import Trunk
+from rledit.prefix_cache import PrefixCache
 
 
 @contextmanager
-def fresh_trunk(model: EditableModel) -> Iterator[None]:
+def fresh_prefix_cache(model: EditableModel) -> Iterator[None]:
     """Run with an empty prefix cache, and leave the shared one as it was.
 
     The last bits of a prefix depend on which prompts it was recorded with. Prompts that an editor
     makes up or draws would otherwise be found, or not, depending on what ran before, and a resumed
     stream would differ from a straight one in these bits.
     """
-    shared = model.trunk
-    model.trunk = Trunk(
+    shared = model.prefix_cache
+    model.prefix_cache = PrefixCache(
         model.model,
         model.family,
         shared.first_layer,
@@ -28,4 +28,4 @@ def fresh_trunk(model: EditableModel) -> Iterator[None]:
     try:
         yield
     finally:
-        model.trunk = shared
+        model.prefix_cache = shared

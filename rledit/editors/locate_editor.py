@@ -1,4 +1,4 @@
-"""Common ground of the locate-then-edit methods: requests, value vectors, second moments."""
+"""Common ground of the locate-then-edit methods: requests, value vectors, key covariance."""
 
 from __future__ import annotations
 
@@ -10,15 +10,15 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from rledit.editors.base import Editor, Linears, Need, State, prefixed, unprefixed
-from rledit.editors.isolation import fresh_trunk
+from rledit.editors.base import Editor, Need, State, TargetModules, prefixed, unprefixed
+from rledit.editors.isolation import fresh_prefix_cache
 from rledit.families import layer_index
 from rledit.locate.contexts import Averaging, make_contexts
+from rledit.locate.covariance import CovarianceError, KeyCovariance
 from rledit.locate.keys import subject_keys
 from rledit.locate.requests import FactToken, Request, make_requests
 from rledit.locate.sites import BlockOutput
 from rledit.locate.spread import Answer, LayerUpdate, in_order, spread
-from rledit.locate.statistics import SecondMoment, StatisticsError
 from rledit.locate.value import ValueConfig, Values, optimise_values
 from rledit.model import EditableModel
 from rledit.tokenization import EditBatch
@@ -29,7 +29,7 @@ class LocateConfig:
     """Settings that all locate-then-edit methods share.
 
     Attributes:
-        modules: Edited linears; one per layer, the one that writes into the residual stream.
+        modules: Target modules; one per layer, the one that writes into the residual stream.
         contexts: Context templates with one ``{}`` each, beside the bare prompt.
         fact_token: Where a fact is written: at the subject's last token, as published, or at the
             prompt's, for models that look facts up there.
@@ -71,7 +71,7 @@ class LocateEditor(Editor):
     """An editor that looks up subjects and optimises value vectors."""
 
     needs: ClassVar[frozenset[Need]] = frozenset({"subject", "statistics"})
-    linears: ClassVar[Linears] = "down"
+    target_modules: ClassVar[TargetModules] = "down"
     prefix_safe = True
     averaging: ClassVar[Averaging] = "groups"
 
@@ -79,41 +79,41 @@ class LocateEditor(Editor):
         super().__init__(model, config)
         self.contexts = make_contexts(config.contexts)
         self.modules = in_order(model)
-        self.moments: dict[str, Tensor] = {}
+        self.covariances: dict[str, Tensor] = {}
 
     @property
     def key_weights(self) -> Tensor:
         """(contexts,) weights of an averaged key."""
         return self.contexts.weights(self.averaging)
 
-    def load_statistics(self, statistics: Mapping[str, SecondMoment]) -> None:
-        """Take C = E[k kᵀ] of every edited linear."""
+    def load_covariance(self, covariance: Mapping[str, KeyCovariance]) -> None:
+        """Take C = E[k kᵀ] of every target module."""
         for name in self.modules:
-            if name not in statistics:
-                raise StatisticsError(
-                    f"no second moment of {name!r} was given; there are {sorted(statistics)}"
+            if name not in covariance:
+                raise CovarianceError(
+                    f"no key covariance of {name!r} was given; there are {sorted(covariance)}"
                 )
-            moment = statistics[name].mean().to(self.model.device)
+            moment = covariance[name].mean().to(self.model.device)
             width = self.model.shape(name)[0]
             if len(moment) != width:
-                raise StatisticsError(
-                    f"second moment of {name!r}: {len(moment)} features, the linear has {width} "
+                raise CovarianceError(
+                    f"key covariance of {name!r}: {len(moment)} features, the linear has {width} "
                     "inputs; it belongs to another model"
                 )
-            self.moments[name] = moment
+            self.covariances[name] = moment
         self._moments_changed()
 
     def moment(self, name: str) -> Tensor:
-        """C of an edited linear, in the precision it was summed in.
+        """C of a target module, in the precision it was summed in.
 
         Raises:
-            StatisticsError: None was loaded.
+            CovarianceError: None was loaded.
         """
-        if name not in self.moments:
-            raise StatisticsError(
-                f"editor {self.name!r} needs the second moment of {name!r}; call load_statistics"
+        if name not in self.covariances:
+            raise CovarianceError(
+                f"editor {self.name!r} needs the key covariance of {name!r}; call load_covariance"
             )
-        return self.moments[name]
+        return self.covariances[name]
 
     def _moments_changed(self) -> None:
         """Forget what was computed from earlier moments."""
@@ -134,7 +134,7 @@ class SpreadEditor(LocateEditor):
     def edit(self, batch: EditBatch) -> dict[str, float]:
         """Optimise the value vectors, then write them layer by layer."""
         requests = self.requests(batch)
-        with fresh_trunk(self.model):
+        with fresh_prefix_cache(self.model):
             values = self.values(requests)
             updates = self.write(requests, values)
             self.after(requests, updates)
@@ -165,7 +165,7 @@ class SpreadEditor(LocateEditor):
 
 
 class PastKeys:
-    """Σ k kᵀ over the keys of all edits so far, per edited linear.
+    """Σ k kᵀ over the keys of all edits so far, per target module.
 
     Keys are taken after the edit that brought them, at all layers.
     """

@@ -15,7 +15,7 @@ import torch
 
 from rledit.editors.base import Editor, State
 from rledit.editors.finetuning import moved
-from rledit.editors.isolation import fresh_trunk
+from rledit.editors.isolation import fresh_prefix_cache
 from rledit.editors.tuning import Descent, TargetLikelihood, descend
 from rledit.model import EditableModel
 from rledit.tokenization import EditBatch, Sample
@@ -26,7 +26,7 @@ class LocFTConfig:
     """LocFT-BF's settings; the defaults are those for Llama-3-8B.
 
     Attributes:
-        modules: Edited linears.
+        modules: Target modules.
         passes: Passes over all edits.
         lr: Adam's learning rate.
         weight_decay: Adam's L2 penalty.
@@ -68,7 +68,7 @@ class LocFT(Editor):
         before = {name: weights.read(name).clone() for name in weights.names}
         weights.restore()
         descent = Descent(lr=self.config.lr, weight_decay=self.config.weight_decay)
-        with fresh_trunk(self.model):
+        with fresh_prefix_cache(self.model):
             losses = descend(self.model, weights, self._passes(), descent)
         return {
             "replayed": float(len(self._replay)),

@@ -1,7 +1,7 @@
 """MEMIT: mass editing of several layers by constrained least squares (arXiv 2210.07229).
 
 Δ_l = R_l K_lᵀ (λ C_l + K_l K_lᵀ)⁻¹ with K_l the averaged keys of the batch's subjects, R_l the
-layer's share of the residual and C_l the second moment of the layer's inputs on ordinary text.
+layer's share of the residual and C_l the key covariance of the layer's inputs on ordinary text.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ class MEMITConfig(LocateConfig):
     """MEMIT's settings; the defaults are those for Llama-3-8B.
 
     Attributes:
-        moment_weight: λ, weight of the second moment.
+        moment_weight: λ, weight of the key covariance.
         ridge: λ_n, multiple of the identity added to the system (0: as published).
         past_keys: Also protect the keys of all earlier batches: + K_p K_pᵀ.
     """

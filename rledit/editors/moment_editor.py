@@ -165,7 +165,7 @@ class MomentEditor(Editor):
         }
 
     def named(self, shape: Shape) -> str:
-        """The linears of a shape, as errors about their systems name them."""
+        """The linear layers of a shape, as errors about their systems name them."""
         return ", ".join(self.shapes[shape])
 
     def merge(self, proposal: Proposal) -> list[float]:
@@ -185,13 +185,13 @@ class MomentEditor(Editor):
             part = unprefixed(f"moments.{d_in}x{d_out}.", state)
             if not part:
                 raise ValueError(
-                    f"the saved state has no moments for linears of shape {d_in}x{d_out}; "
+                    f"the saved state has no moments for linear layers of shape {d_in}x{d_out}; "
                     "it belongs to another model or another choice of modules"
                 )
             moments.load_state_dict(part)
 
     def _update_moments(self, captured: Captured) -> None:
-        """Merge this batch's rows, one chunk per (loss group, module) as the release does.
+        """Merge this batch's rows, one micro-batch per (loss group, module) as the release does.
 
         The exact formula does not depend on the chunking; the official one does.
         """

@@ -26,7 +26,7 @@ class PRUNEConfig(MEMITConfig):
     """PRUNE's settings.
 
     Attributes:
-        log_base: α; the article uses e, 2, 1.5 and 1.2.
+        log_base: α; the paper uses e, 2, 1.5 and 1.2.
         variant: `published` gives W_0 + F(D). `release` repeats the common release, which adds
             F(D) to the weight that already holds D: W_0 + D + F(D).
     """

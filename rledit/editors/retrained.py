@@ -15,7 +15,7 @@ import torch
 
 from rledit.editors.base import Need, State, TrainingData
 from rledit.editors.hypernetwork_editor import HypernetworkEditor
-from rledit.editors.isolation import fresh_trunk
+from rledit.editors.isolation import fresh_prefix_cache
 from rledit.editors.malmen import MALMENConfig
 from rledit.editors.mend import MENDConfig
 from rledit.model import EditableModel
@@ -70,7 +70,7 @@ class RetrainedEditor(HypernetworkEditor):
         trained: dict[str, float] = {}
         rounds, due = divmod(self._edited, self.config.retrain_every)
         if rounds and due == 0:
-            with fresh_trunk(self.model):
+            with fresh_prefix_cache(self.model):
                 trained = self._retrain(self._training_batches(rounds))
         self._edited += 1
         return super().edit(batch) | trained

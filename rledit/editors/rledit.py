@@ -12,7 +12,7 @@ from typing import Any
 
 from rledit.editors.hypernetwork_editor import HypernetworkConfig, HypernetworkEditor
 
-# The article's ablations (table 4), as settings. Without reinforcement learning each batch is
+# The paper's ablations (table 4), as settings. Without reinforcement learning each batch is
 # optimised on its own from the unedited model: no weights are carried along, nothing is there to
 # backtrack to, and every batch has its optimiser step; the reward of a single batch stays.
 ABLATIONS: Mapping[str, Mapping[str, Any]] = {

@@ -1,7 +1,7 @@
 """ROME: one fact at a time by a rank-one update of one layer (arXiv 2202.05262).
 
 ΔW = (v* − W k) (C⁻¹ k̄)ᵀ / ((C⁻¹ k̄)ᵀ k), with k̄ the key averaged over the contexts, k that of the
-bare prompt, and v* optimised at the output of the edited linear. The edits of a batch follow one
+bare prompt, and v* optimised at the output of the target module. The edits of a batch follow one
 another, each on the model that the one before it left.
 """
 
@@ -13,8 +13,8 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from rledit.editors.base import Linears, Need
-from rledit.editors.isolation import fresh_trunk
+from rledit.editors.base import Need, TargetModules
+from rledit.editors.isolation import fresh_prefix_cache
 from rledit.editors.locate_editor import LocateConfig, LocateEditor, measured
 from rledit.locate.contexts import Averaging
 from rledit.locate.keys import observe, subject_keys
@@ -49,7 +49,7 @@ class ROME(LocateEditor):
     name = "rome"
     Config = ROMEConfig
     config: ROMEConfig
-    linears: ClassVar[Linears] = "one_down"
+    target_modules: ClassVar[TargetModules] = "one_down"
     averaging: ClassVar[Averaging] = "uniform"
 
     def __init__(self, model: EditableModel, config: ROMEConfig) -> None:
@@ -61,13 +61,13 @@ class ROME(LocateEditor):
 
     @classmethod
     def needs_of(cls, config: Any) -> frozenset[Need]:
-        """Second moments only where they are used."""
+        """Key covariance only where they are used."""
         return cls.needs if config.second_moment else cls.needs - {"statistics"}
 
     def edit(self, batch: EditBatch) -> dict[str, float]:
         """Write the batch's edits one after another."""
         measurements: list[dict[str, float]] = []
-        with fresh_trunk(self.model):
+        with fresh_prefix_cache(self.model):
             for request in self.requests(batch):
                 values = self.value(request)
                 update = self.write(request, values)

@@ -1,8 +1,8 @@
 """StableEdit: UltraEdit with warmed-up moments and fully whitened gradients (arXiv 2605.11836).
 
-D = −η ‖k̂‖² v̂ and S = (KᵀK + α I)⁻¹ Kᵀ D, where k̂ is the z-scored key and v̂ = Σ_v^{-1/2} (v − v̄)
-with Σ_v the running covariance of the value gradients. Before the stream, the moments see batches
-of the train split on the unedited model.
+D = −η ‖k̂‖² v̂ and S = (KᵀK + α I)⁻¹ Kᵀ D, where k̂ is the z-scored key and v̂ = Σ_v^{-1/2} (v −
+v̄) with Σ_v the running covariance of the value gradients. Before the stream, the moments see
+batches of the train split on the unedited model.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from torch import Tensor
 from rledit.capture import Captured, capture
 from rledit.editors.base import Need, State, TrainingData, prefixed, unprefixed
 from rledit.editors.conventions import STABLEEDIT_BATCH, BatchConventions, UntrainedRecipe
-from rledit.editors.isolation import fresh_trunk
+from rledit.editors.isolation import fresh_prefix_cache
 from rledit.editors.moment_editor import MomentEditor, Shape
 from rledit.editors.whitening import RunningCovariance
 from rledit.model import EditableModel
@@ -30,9 +30,9 @@ class StableEditConfig:
     """StableEdit's settings.
 
     Attributes:
-        modules: Edited linears.
+        modules: Target modules.
         step: η; `auto` is calibrated, see `rledit.calibration`.
-        ridge: α; the article uses 1 to 10.
+        ridge: α; the paper uses 1 to 10.
         loss_group: Samples per loss group; it scales the value gradients. The published runs edit
             100 facts a batch in groups of 10.
         warmup_batches: Batches of the train split the moments see before the stream.
@@ -109,7 +109,7 @@ class StableEdit(MomentEditor):
                 f"editor {self.name!r} warms up on {self.config.warmup_batches} batches of "
                 "training data; call load_training_data, or set warmup_batches to 0"
             )
-        with fresh_trunk(self.model):
+        with fresh_prefix_cache(self.model):
             for batch in self._draw(self.config.warmup_batches, self.config.seed):
                 self._update_moments(capture(self.model, batch.edit, self.tokens))
         self._warm = True

@@ -10,8 +10,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from rledit.chunks import Chunk
 from rledit.finite import require_finite
+from rledit.micro_batches import MicroBatch
 from rledit.model import EditableModel
 from rledit.tokenization import IGNORED, Sample
 
@@ -24,8 +24,9 @@ class Objective(Protocol):
         """What to run."""
         ...
 
-    def loss(self, chunk: Chunk, logits: Tensor) -> Tensor:
-        """A chunk's part of the mini-batch's loss; the parts of all chunks add up to it."""
+    def loss(self, micro_batch: MicroBatch, logits: Tensor) -> Tensor:
+        """A micro-batch's part of the mini-batch's loss; the parts of all micro-batches add up to
+        it."""
         ...
 
 
@@ -36,9 +37,9 @@ class TargetLikelihood:
         self.samples = samples
         self._n_tokens = sum(len(s.answer_ids) for s in samples)
 
-    def loss(self, chunk: Chunk, logits: Tensor) -> Tensor:
-        """Sum over the chunk's answer tokens, divided by those of the mini-batch."""
-        labels = chunk.labels.to(logits.device)
+    def loss(self, micro_batch: MicroBatch, logits: Tensor) -> Tensor:
+        """Sum over the micro-batch's answer tokens, divided by those of the mini-batch."""
+        labels = micro_batch.labels.to(logits.device)
         return F.cross_entropy(logits, labels, reduction="sum") / self._n_tokens
 
 
@@ -56,10 +57,10 @@ class PromptEndLikelihood:
         self.targets = targets
         self.counted = counted
 
-    def loss(self, chunk: Chunk, logits: Tensor) -> Tensor:
+    def loss(self, micro_batch: MicroBatch, logits: Tensor) -> Tensor:
         """Mean over samples of the mean over the ids that count."""
         log_p = F.log_softmax(logits, dim=-1)
-        rows = chunk.row_sample
+        rows = micro_batch.row_sample
         picked = log_p.gather(1, self.targets[rows].to(logits.device))
         counted = self.counted[rows].to(picked)
         return -((picked * counted).sum(1) / counted.sum(1)).sum() / len(self.samples)
@@ -165,10 +166,10 @@ def _gradients(
     for p in parameters.values():
         p.requires_grad_()
     try:
-        for chunk in model.chunks(objective.samples):
+        for micro_batch in model.micro_batches(objective.samples):
             with torch.enable_grad():
-                logits = model.trunk.logits(chunk).to(model.compute_dtype)
-                loss = objective.loss(chunk, logits)
+                logits = model.prefix_cache.logits(micro_batch).to(model.compute_dtype)
+                loss = objective.loss(micro_batch, logits)
             found = torch.autograd.grad(loss, list(parameters.values()))
             total += float(loss.detach())
             for name, gradient in zip(parameters, found, strict=True):

@@ -21,7 +21,7 @@ class UltraEditConfig:
     """UltraEdit's settings.
 
     Attributes:
-        modules: Edited linears.
+        modules: Target modules.
         step: η; `auto` is calibrated, see `rledit.calibration`.
         ridge: λ of the normal equation.
         loss_group: Samples per loss group; it scales the value gradients. The published runs edit

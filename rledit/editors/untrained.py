@@ -21,7 +21,7 @@ class UntrainedConfig:
     """Settings of the identity hypernetwork.
 
     Attributes:
-        modules: Edited linears.
+        modules: Target modules.
         initial_step: η₀, RLEdit's step before training; `auto` is calibrated, see
             `rledit.calibration`.
         loss_group: Samples per loss group.

@@ -20,7 +20,7 @@ class RunningCovariance:
         self.products = torch.zeros(width, width, dtype=torch.float64, device=device)
 
     def update(self, rows: Tensor) -> None:
-        """Merge a chunk of rows (n, d)."""
+        """Merge a micro-batch of rows (n, d)."""
         rows = rows.detach().reshape(-1, rows.shape[-1]).to(self.mean)
         n = len(rows)
         if n == 0:

@@ -1,1 +1,2 @@
-"""What locate-then-edit methods share: subjects, keys, value vectors, second moments, spreading."""
+"""Shared parts of locate-then-edit methods: subjects, keys, value vectors, covariance,
+spreading."""

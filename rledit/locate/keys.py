@@ -1,4 +1,4 @@
-"""What a model shows at the subject's last token: inputs and outputs of its modules, batched."""
+"""Inputs and outputs of modules at the subject's last token, batched."""
 
 from __future__ import annotations
 
@@ -20,12 +20,13 @@ from rledit.tokenization import Sample
 def subject_keys(
     model: EditableModel, requests: Sequence[Request], modules: Sequence[str], weights: Tensor
 ) -> dict[str, Tensor]:
-    """Keys of edits at linears: their inputs at the subject's last token, averaged over contexts.
+    """Keys of edits at linear layers: their inputs at the subject's last token, averaged over
+    contexts.
 
     Args:
         model: The model, with the weights it has now.
         requests: The edits.
-        modules: The linears.
+        modules: The linear layers.
         weights: (contexts,), see `Contexts.weights`.
 
     Returns:
@@ -73,14 +74,14 @@ def stream_gain(model: EditableModel, requests: Sequence[Request], module: str) 
     order: list[Tensor] = []
     try:
         first = [request.keys[0] for request in requests]
-        for chunk in model.chunks(first, least=SINGLE_PASS_TOKENS):
+        for micro_batch in model.micro_batches(first, least=SINGLE_PASS_TOKENS):
             with stopping_after(model, layer):
-                model.trunk.logits(chunk, narrow=False)
-            rows = chunk.rows.to(model.device)
+                model.prefix_cache.logits(micro_batch, narrow=False)
+            rows = micro_batch.rows.to(model.device)
             before, after = (t.flatten(0, -2)[rows].to(model.compute_dtype) for t in taken[-1])
             # A zero stays zero under any gain.
             gains.append(torch.where(after == 0, 0.0, before / (scale * after)))
-            order.append(chunk.index)
+            order.append(micro_batch.index)
     finally:
         handle.remove()
     return torch.cat(gains)[torch.argsort(torch.cat(order)).to(model.device)]
@@ -113,23 +114,23 @@ def observe(
     Args:
         model: The model.
         samples: Samples with one labelled row each.
-        modules: Linears whose input and output are wanted.
+        modules: Linear layers whose input and output are wanted.
         block: A decoder layer whose output is wanted.
     """
     tops = [layer_index(model.family, name) for name in modules]
     tops += [] if block is None else [block]
     parts: dict[str, list[Tensor]] = {}
     order: list[Tensor] = []
-    for chunk in model.chunks(samples, least=SINGLE_PASS_TOKENS):
-        rows = chunk.rows.to(model.device)
+    for micro_batch in model.micro_batches(samples, least=SINGLE_PASS_TOKENS):
+        rows = micro_batch.rows.to(model.device)
         with ExitStack() as stack:
             stack.enter_context(stopping_after(model, max(tops)))
             taken = _hooks(model, modules, block, stack)
-            model.trunk.logits(chunk, narrow=False)
+            model.prefix_cache.logits(micro_batch, narrow=False)
         for name, tensor in taken.items():
             picked = tensor.flatten(0, -2)[rows].to(model.compute_dtype)
             parts.setdefault(name, []).append(picked)
-        order.append(chunk.index)
+        order.append(micro_batch.index)
     place = torch.argsort(torch.cat(order)).to(model.device)
     whole = {name: torch.cat(rows)[place] for name, rows in parts.items()}
     return Seen(

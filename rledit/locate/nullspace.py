@@ -25,7 +25,7 @@ class NullSpace:
 
 
 def null_space(moment: Tensor, threshold: float, name: str) -> NullSpace:
-    """The null-space projection of a second moment.
+    """The null-space projection of a key covariance.
 
     Args:
         moment: C (d_in, d_in), not normalised: the threshold is absolute.
@@ -40,7 +40,7 @@ def null_space(moment: Tensor, threshold: float, name: str) -> NullSpace:
     rank = int(kept.sum())
     if rank == 0:
         raise ValueError(
-            f"{name}: no eigenvalue of the second moment is under {threshold:g} (smallest "
+            f"{name}: no eigenvalue of the key covariance is under {threshold:g} (smallest "
             f"{float(values[0]):.2e}), so the null space is empty; raise the threshold"
         )
     above = f"{float(values[rank]):.3e}" if rank < len(values) else "none"

@@ -1,7 +1,7 @@
 """Passes that stop above a layer, or begin with given hidden states above one.
 
 Layers that need not run are swapped for pass-through modules during a call, so masks, rotary
-positions and soft caps stay those of the Hugging Face implementation (see `rledit.trunk`).
+positions and soft caps stay those of the Hugging Face implementation (see `rledit.prefix_cache`).
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from rledit.chunks import Chunk
+from rledit.micro_batches import MicroBatch
 from rledit.model import EditableModel
 
 
@@ -44,7 +44,7 @@ def stopping_after(model: EditableModel, layer: int) -> Iterator[None]:
 
 
 def states_above(
-    model: EditableModel, layer: int, hidden: Tensor, chunk: Chunk, **arguments: Any
+    model: EditableModel, layer: int, hidden: Tensor, micro_batch: MicroBatch, **arguments: Any
 ) -> Tensor:
     """What a pass that begins with the output of a layer ends with, before the output embedding.
 
@@ -53,24 +53,24 @@ def states_above(
     Args:
         model: The model.
         layer: The layer whose output is given.
-        hidden: (b, T, hidden), its output for the chunk's samples; may carry a graph.
-        chunk: The samples.
+        hidden: (b, T, hidden), its output for the micro-batch's samples; may carry a graph.
+        micro_batch: The samples.
         **arguments: More arguments of the model, such as positions and cached states.
 
     Returns:
-        (rows, hidden), for `Trunk.logits_of`.
+        (rows, hidden), for `PrefixCache.logits_of`.
     """
-    rows, real = chunk.rows.to(hidden.device), chunk.real_rows()[0].to(hidden.device)
+    rows, real = micro_batch.rows.to(hidden.device), micro_batch.real_rows()[0].to(hidden.device)
     layers = decoder_layers(model)
     as_tuple = model.family.layer_returns_tuple
     stand_ins: dict[int, nn.Module] = {i: _Emit(as_tuple) for i in range(layer)}
     stand_ins[layer] = _Emit(as_tuple, hidden)
     with ExitStack() as stack:
-        states = stack.enter_context(model.trunk.before_output(rows))
+        states = stack.enter_context(model.prefix_cache.before_output(rows))
         for i in range(layer + 1, len(layers) - 1):
-            stack.enter_context(model.trunk.narrow_mlp(i, real))
+            stack.enter_context(model.prefix_cache.narrow_mlp(i, real))
         if layer + 1 < len(layers):
-            stack.enter_context(model.trunk.narrow_last_mlp(rows))
+            stack.enter_context(model.prefix_cache.narrow_last_mlp(rows))
         stack.enter_context(_replaced(layers, stand_ins))
         use_cache = "past_key_values" in arguments
         model.model(inputs_embeds=hidden, use_cache=use_cache, **arguments)

@@ -1,4 +1,4 @@
-"""Where a value vector enters the model, and how little of the model runs above it.
+"""Sites where a value vector enters the model, and the part of the model that runs above them.
 
 A site adds δ at one position of every sample. What lies below is a constant of the sample while δ
 is optimised, so it runs once.
@@ -15,10 +15,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
 
-from rledit.chunks import Chunk
 from rledit.families import layer_index
 from rledit.locate.restart import decoder_layers, states_above, stopping_after
 from rledit.locate.suffix import Continuation, PrefixStates
+from rledit.micro_batches import MicroBatch
 from rledit.model import EditableModel
 from rledit.tokenization import Sample
 
@@ -32,13 +32,14 @@ class Site(Protocol):
 
     @property
     def parts(self) -> Sequence[Sample]:
-        """What of each sample passes run; to be cut into chunks."""
+        """What of each sample passes run; to be cut into micro-batches."""
         ...
 
-    def states(self, chunk: Chunk, deltas: Tensor) -> Tensor:
-        """(rows, hidden) of a pass with `deltas` (b, hidden) added; the chunk is of the parts.
+    def states(self, micro_batch: MicroBatch, deltas: Tensor) -> Tensor:
+        """(rows, hidden) of a pass with `deltas` (b, hidden) added; the micro-batch is of the
+        parts.
 
-        They are what the output embedding would see, see `Trunk.logits_of`.
+        They are what the output embedding would see, see `PrefixCache.logits_of`.
         """
         ...
 
@@ -56,7 +57,9 @@ class BlockOutput:
         self._layer = layer
         self._ends: list[Tensor] = []
         self._before: PrefixStates | None = None
-        self._known: WeakKeyDictionary[Chunk, tuple[Tensor, Continuation]] = WeakKeyDictionary()
+        self._known: WeakKeyDictionary[MicroBatch, tuple[Tensor, Continuation]] = (
+            WeakKeyDictionary()
+        )
         self.parts: Sequence[Sample] = ()
 
     @torch.no_grad()
@@ -71,21 +74,25 @@ class BlockOutput:
         self._before = PrefixStates(self._model, self._layer, hidden, positions)
         return torch.stack([end[0] for end in self._ends]).to(self._model.compute_dtype)
 
-    def states(self, chunk: Chunk, deltas: Tensor) -> Tensor:
+    def states(self, micro_batch: MicroBatch, deltas: Tensor) -> Tensor:
         """Run the layers above."""
-        if chunk not in self._known:
-            self._known[chunk] = self._continue(chunk)
-        hidden, continuation = self._known[chunk]
+        if micro_batch not in self._known:
+            self._known[micro_batch] = self._continue(micro_batch)
+        hidden, continuation = self._known[micro_batch]
         changed = _added(hidden, torch.zeros(len(hidden), dtype=torch.long), deltas)
-        return states_above(self._model, self._layer, changed, chunk, **continuation.arguments())
+        return states_above(
+            self._model, self._layer, changed, micro_batch, **continuation.arguments()
+        )
 
-    def _continue(self, chunk: Chunk) -> tuple[Tensor, Continuation]:
-        """(b, S, hidden) ends of a chunk, and how they follow what lies before."""
+    def _continue(self, micro_batch: MicroBatch) -> tuple[Tensor, Continuation]:
+        """(b, S, hidden) ends of a micro-batch, and how they follow what lies before."""
         if self._before is None:
             raise RuntimeError("begin comes before the first pass")
-        ends = [self._ends[i] for i in chunk.index.tolist()]
+        ends = [self._ends[i] for i in micro_batch.index.tolist()]
         lengths = torch.tensor([len(end) for end in ends])
-        return pad_sequence(ends, batch_first=True), self._before.continuation(chunk.index, lengths)
+        return pad_sequence(ends, batch_first=True), self._before.continuation(
+            micro_batch.index, lengths
+        )
 
     def _below(self, samples: Sequence[Sample]) -> list[Tensor]:
         """(T, hidden) output of the layer for each sample."""
@@ -99,12 +106,12 @@ class BlockOutput:
         handle = decoder_layers(model)[self._layer].register_forward_hook(keep)
         try:
             with stopping_after(model, self._layer):
-                for chunk in model.chunks(samples):
-                    model.trunk.states(chunk, narrow=False)
-                    # Recording the trunk may have run part of this layer before.
+                for micro_batch in model.micro_batches(samples):
+                    model.prefix_cache.states(micro_batch, narrow=False)
+                    # Recording the prefix cache may have run part of this layer before.
                     hidden = taken[-1]
                     taken.clear()
-                    for b, i in enumerate(chunk.index.tolist()):
+                    for b, i in enumerate(micro_batch.index.tolist()):
                         found[i] = hidden[b, : len(samples[i])].clone()
         finally:
             handle.remove()
@@ -112,7 +119,7 @@ class BlockOutput:
 
 
 class LinearOutput:
-    """The output of an edited linear: passes begin at its layer's MLP.
+    """The output of a target module: passes begin at its layer's MLP.
 
     Args:
         model: The model.
@@ -122,8 +129,8 @@ class LinearOutput:
     def __init__(self, model: EditableModel, module: str) -> None:
         self._model = model
         self._module = module
-        # The trunk may run the last MLP on answer rows only, which leaves δ's position out.
-        self._narrow = not module.startswith(model.trunk.narrow_prefix)
+        # The prefix cache may run the last MLP on answer rows only, which leaves δ's position out.
+        self._narrow = not module.startswith(model.prefix_cache.narrow_prefix)
         self._positions = torch.empty(0)
         self.parts: Sequence[Sample] = ()
 
@@ -140,21 +147,21 @@ class LinearOutput:
         with ExitStack() as stack:
             stack.callback(handle.remove)
             stack.enter_context(stopping_after(model, layer_index(model.family, self._module)))
-            for chunk in model.chunks(samples):
-                model.trunk.states(chunk, narrow=False)
+            for micro_batch in model.micro_batches(samples):
+                model.prefix_cache.states(micro_batch, narrow=False)
                 output = taken.pop()
-                for b, i in enumerate(chunk.index.tolist()):
+                for b, i in enumerate(micro_batch.index.tolist()):
                     values[i] = output[b, int(positions[i])]
         return torch.stack(values).to(model.compute_dtype)
 
-    def states(self, chunk: Chunk, deltas: Tensor) -> Tensor:
+    def states(self, micro_batch: MicroBatch, deltas: Tensor) -> Tensor:
         """Run from the linear's layer up."""
-        positions = self._positions[chunk.index]
+        positions = self._positions[micro_batch.index]
         handle = self._model.linear(self._module).register_forward_hook(
             lambda _, __, output: _added(output, positions, deltas)
         )
         try:
-            return self._model.trunk.states(chunk, narrow=self._narrow)
+            return self._model.prefix_cache.states(micro_batch, narrow=self._narrow)
         finally:
             handle.remove()
 

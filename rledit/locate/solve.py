@@ -53,7 +53,7 @@ def factorise(system: Tensor, name: str) -> Factor:
     else:
         raise ValueError(
             f"{name}: the system of the update is singular even with jitter {jitter * scale:.1e}; "
-            "its second moment or keys may hold non-finite values, or cover too few tokens"
+            "its key covariance or keys may hold non-finite values, or cover too few tokens"
         )
     diagonal = lower.diagonal()
     condition = float((diagonal.max() / diagonal.min()).square())

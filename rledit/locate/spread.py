@@ -26,7 +26,7 @@ class LayerUpdate:
     """The update of one layer.
 
     Attributes:
-        module: The edited linear.
+        module: The target module.
         keys: (edits, d_in), averaged keys before the update.
         shown: (edits, hidden), what the highest layer showed before it.
         residual: (edits, hidden), the share of what was missing.
@@ -73,7 +73,7 @@ def spread(
     weights: Tensor,
     solve: Solve,
 ) -> list[LayerUpdate]:
-    """Write the targets into the edited linears, lowest layer first.
+    """Write the targets into the target modules, lowest layer first.
 
     Args:
         model: The model; its weights change.
@@ -83,7 +83,7 @@ def spread(
         solve: The method's system.
 
     Returns:
-        One update per edited linear, in the order of writing.
+        One update per target module, in the order of writing.
     """
     modules = in_order(model)
     last = layer_index(model.family, modules[-1])
@@ -106,13 +106,13 @@ def spread(
 
 
 def in_order(model: EditableModel) -> list[str]:
-    """The edited linears, lowest layer first.
+    """The target modules, lowest layer first.
 
     Raises:
         ValueError: Two of them lie in one layer, or one does not write into the residual stream.
     """
     by_layer: dict[int, str] = {}
-    path = model.family.linears["down"]
+    path = model.family.target_modules["down"]
     for name in model.modules:
         layer = layer_index(model.family, name)
         if not name.endswith(f".{path}"):

@@ -1,4 +1,4 @@
-"""Where the subject of an edit ends, in tokens.
+"""Token position of an edit's subject.
 
 The contract, the same for every family: the position found is that of the last token that holds a
 character of the subject, counted in the ids `Encoder.prompt_ids` gives: BOS, and what a chat

@@ -82,14 +82,14 @@ class PrefixStates:
         """One pass over the beginnings."""
         lengths = self._lengths.tolist()
         begun = [_beginning(h, int(length)) for h, length in zip(hidden, lengths, strict=True)]
-        for chunk in model.chunks(begun):
+        for micro_batch in model.micro_batches(begun):
             padded = pad_sequence(
-                [hidden[i][: len(begun[i])] for i in chunk.index.tolist()], batch_first=True
+                [hidden[i][: len(begun[i])] for i in micro_batch.index.tolist()], batch_first=True
             )
             cache = DynamicCache()
-            states_above(model, self._layer, padded, chunk, past_key_values=cache)
+            states_above(model, self._layer, padded, micro_batch, past_key_values=cache)
             for i in range(self._layer + 1, self._n_layers):
-                self._keep(i, cache.layers[i].keys, cache.layers[i].values, chunk.index)
+                self._keep(i, cache.layers[i].keys, cache.layers[i].values, micro_batch.index)
 
     def _keep(self, layer: int, keys: Tensor, values: Tensor, index: Tensor) -> None:
         if layer not in self._states:
@@ -132,7 +132,7 @@ class PrefixStates:
 
 
 def _beginning(hidden: Tensor, length: int) -> Sample:
-    """A stand-in sample for the tokens before a position; never empty."""
+    """A proxy model sample for the tokens before a position; never empty."""
     width = min(max(1, length), len(hidden))
     labels = torch.full((width,), IGNORED)
     labels[-1] = 0

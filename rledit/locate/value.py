@@ -19,11 +19,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from rledit.chunks import Chunk
 from rledit.finite import NonFiniteError, origin
 from rledit.locate.losses import value_losses
 from rledit.locate.requests import Request
 from rledit.locate.sites import Site
+from rledit.micro_batches import MicroBatch
 from rledit.model import SINGLE_PASS_TOKENS, EditableModel
 from rledit.tokenization import Sample
 
@@ -180,11 +180,11 @@ class _Group:
                 delta.copy_(torch.where(norm > limit, delta * limit / norm, delta))
         return result
 
-    def _passes(self, active: Tensor) -> list[list[Chunk]]:
+    def _passes(self, active: Tensor) -> list[list[MicroBatch]]:
         """The prompts of the edits that go on: physical batches, and which share a loss."""
         chosen = active[self._edit_of].nonzero().flatten()
         parts = self._site.parts
-        chunks = self._model.chunks(
+        micro_batches = self._model.micro_batches(
             [parts[i] for i in chosen.tolist()],
             least=SINGLE_PASS_TOKENS,
             tokens_per_row=TOKENS_PER_ROW,
@@ -192,14 +192,14 @@ class _Group:
         budget = self._model.execution.tokens(self._model.device, SINGLE_PASS_TOKENS)
         return _pooled(
             [
-                Chunk(c.samples, chosen[c.index], c.rows, chosen[c.row_sample], c.labels)
-                for c in chunks
+                MicroBatch(c.samples, chosen[c.index], c.rows, chosen[c.row_sample], c.labels)
+                for c in micro_batches
             ],
             budget,
         )
 
     def _evaluate(
-        self, delta: Tensor, passes: Sequence[Sequence[Chunk]], active: Tensor, last: bool
+        self, delta: Tensor, passes: Sequence[Sequence[MicroBatch]], active: Tensor, last: bool
     ) -> tuple[Tensor, Tensor]:
         """Losses of all edits, and their gradient in `delta.grad` unless no step follows.
 
@@ -210,9 +210,9 @@ class _Group:
         n_edits = len(self._requests)
         terms = torch.zeros(n_edits, 4, dtype=torch.float64)
         first = torch.ones(n_edits, dtype=torch.bool)
-        for chunks in passes:
+        for micro_batches in passes:
             with torch.set_grad_enabled(not last):
-                loss = self._loss(delta, chunks, terms, first)
+                loss = self._loss(delta, micro_batches, terms, first)
             if not last:
                 loss.backward()
         with torch.set_grad_enabled(not last):
@@ -225,17 +225,19 @@ class _Group:
         self._require_finite(terms[:, 0], active)
         return terms, first
 
-    def _loss(self, delta: Tensor, chunks: Sequence[Chunk], terms: Tensor, first: Tensor) -> Tensor:
+    def _loss(
+        self, delta: Tensor, micro_batches: Sequence[MicroBatch], terms: Tensor, first: Tensor
+    ) -> Tensor:
         """Loss of one pass; its rows are added to `terms`, and failures to rank noted."""
-        states = [self._site.states(c, delta[self._edit_of[c.index]]) for c in chunks]
-        row_sample = torch.cat([c.row_sample for c in chunks])
+        states = [self._site.states(c, delta[self._edit_of[c.index]]) for c in micro_batches]
+        row_sample = torch.cat([c.row_sample for c in micro_batches])
         essence = self._is_essence[row_sample]
         order = essence.long().argsort(stable=True)
         edits = self._edit_of[row_sample[order]]
         n = len(order) - int(essence.sum())
-        logits = self._model.trunk.logits_of(torch.cat(states)[order.to(delta.device)])
+        logits = self._model.prefix_cache.logits_of(torch.cat(states)[order.to(delta.device)])
         logits = logits.to(self._model.compute_dtype)
-        labels = torch.cat([c.labels for c in chunks])[order[:n]].to(logits.device)
+        labels = torch.cat([c.labels for c in micro_batches])[order[:n]].to(logits.device)
         if self._config.stop_argmax is not None:
             wrong = (logits[:n].argmax(-1) != labels).cpu()
             first[edits[:n][wrong]] = False
@@ -275,20 +277,20 @@ class _Group:
             )
 
 
-def _pooled(chunks: Sequence[Chunk], token_budget: int) -> list[list[Chunk]]:
-    """Neighbouring chunks together, as long as they keep to the bounds of a single one.
+def _pooled(micro_batches: Sequence[MicroBatch], token_budget: int) -> list[list[MicroBatch]]:
+    """Neighbouring micro-batches together, as long as they keep to the bounds of a single one.
 
     They share a run of the output embedding, a matrix too large to be read for a few rows.
     """
-    pools: list[list[Chunk]] = []
+    pools: list[list[MicroBatch]] = []
     tokens = rows = 0
-    for chunk in chunks:
-        padded, own = len(chunk.samples) * chunk.width, len(chunk.rows)
+    for micro_batch in micro_batches:
+        padded, own = len(micro_batch.samples) * micro_batch.width, len(micro_batch.rows)
         full = max(tokens + padded, TOKENS_PER_ROW * (rows + own)) > token_budget
         if full or not pools:
             pools.append([])
             tokens = rows = 0
-        pools[-1].append(chunk)
+        pools[-1].append(micro_batch)
         tokens += padded
         rows += own
     return pools

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from rledit.finite import refuse, usable
 from rledit.model import EditableModel
-from rledit.ranks import dealt
+from rledit.ranks import shard
 from rledit.tokenization import IGNORED, Sample
 
 MAX_NEW_TOKENS = 30
@@ -66,7 +66,7 @@ def decode(
         raise ValueError("an empty prompt cannot be continued")
     written = torch.full((len(prompts), max_new_tokens), IGNORED)
     broken = torch.zeros(len(prompts), dtype=torch.long)
-    own = dealt([Sample(row, row) for row in ids], model.ranks)
+    own = shard([Sample(row, row) for row in ids], model.ranks)
     groups: dict[int, list[int]] = defaultdict(list)
     for place in own:
         groups[len(ids[place])].append(place)
@@ -82,8 +82,8 @@ def decode(
             broken[part] = failed.long()
     if model.ranks.size > 1 and prompts:
         written[sorted(set(range(len(prompts))) - set(own))] = 0
-        model.ranks.sum_(written)
-        model.ranks.sum_(broken)
+        model.ranks.all_reduce_(written)
+        model.ranks.all_reduce_(broken)
     if bool(broken.any()):
         places = broken.nonzero().flatten().tolist()
         texts = [torch.cat((ids[i], written[i][written[i] != IGNORED])) for i in places]

@@ -1,4 +1,4 @@
-"""What the model writes of its own accord behind the prompt alone (arXiv 2502.11177).
+"""Protocol of free generation: what the model writes behind the prompt (arXiv 2502.11177).
 
 Texts are compared as SQuAD's are (arXiv 1606.05250): lower case, without punctuation, articles and
 superfluous space; the wide punctuation of Chinese and Japanese goes with the rest.

@@ -1,4 +1,4 @@
-"""What a model answers: read once, judged by every protocol."""
+"""One reading of the model's answers, shared by every protocol."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from rledit.chunks import Chunk
 from rledit.finite import refuse
+from rledit.micro_batches import MicroBatch
 from rledit.model import SINGLE_PASS_TOKENS, EditableModel
-from rledit.ranks import dealt
+from rledit.ranks import shard
 from rledit.tokenization import Sample
 
 _NO_RIVAL = -1
@@ -103,23 +103,23 @@ def _run(
     predicted = [torch.zeros(n, dtype=torch.int64) for n in counts]
     preferred = [torch.zeros(n, dtype=torch.int64) for n in counts]
     nll = torch.zeros(len(samples), dtype=torch.float64)
-    own = dealt(samples, model.ranks)
-    for chunk in model.chunks([samples[i] for i in own], least=SINGLE_PASS_TOKENS):
-        places = [own[i] for i in chunk.index.tolist()]
+    own = shard(samples, model.ranks)
+    for micro_batch in model.micro_batches([samples[i] for i in own], least=SINGLE_PASS_TOKENS):
+        places = [own[i] for i in micro_batch.index.tolist()]
         rows = [counts[i] for i in places]
         against = [
             rival_labels[i] if i < len(rival_labels) else torch.full((n,), _NO_RIVAL)
             for i, n in zip(places, rows, strict=True)
         ]
-        guesses, wins, losses = _judge_rows(model, chunk, torch.cat(against))
+        guesses, wins, losses = _judge_rows(model, micro_batch, torch.cat(against))
         for i, guess, win, part in zip(
             places, guesses.split(rows), wins.split(rows), losses.split(rows), strict=True
         ):
             predicted[i], preferred[i], nll[i] = guess, win, part.mean()
     if model.ranks.size > 1 and samples:
         together = torch.stack((torch.cat(predicted), torch.cat(preferred)))
-        model.ranks.sum_(together)
-        model.ranks.sum_(nll)
+        model.ranks.all_reduce_(together)
+        model.ranks.all_reduce_(nll)
         predicted, preferred = (list(row.split(counts)) for row in together)
     # On every rank alike, of numbers that are there: NaN in any row, +inf or nothing but -inf makes
     # the loss of the row one that is not finite, as an answer that is impossible does.
@@ -130,11 +130,11 @@ def _run(
 
 
 def _judge_rows(
-    model: EditableModel, chunk: Chunk, against: Tensor
+    model: EditableModel, micro_batch: MicroBatch, against: Tensor
 ) -> tuple[Tensor, Tensor, Tensor]:
     """(rows,) each: the argmax, whether the label beats the rival's token, and the loss."""
-    logits = model.trunk.logits(chunk).to(model.compute_dtype)
-    labels = chunk.labels.to(logits.device)
+    logits = model.prefix_cache.logits(micro_batch).to(model.compute_dtype)
+    labels = micro_batch.labels.to(logits.device)
     guesses = logits.argmax(-1).cpu()
     losses = F.cross_entropy(logits, labels, reduction="none").cpu()
     if bool((against == _NO_RIVAL).all()):

@@ -1,4 +1,4 @@
-"""The embedded world: invented facts, and small models of real families that know them."""
+"""The synthetic world: invented facts, and small models of real families that know them."""
 
 from rledit.world.answers import fact_recall, world_recall
 from rledit.world.fact import Fact

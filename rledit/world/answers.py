@@ -1,4 +1,4 @@
-"""What a model answers: its logits where answers are, and how many facts it recalls."""
+"""Answers of a model to a world's facts: logits at answer positions, and recall."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""One fact of the embedded world."""
+"""One fact of the synthetic world."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The embedded world: invented facts in disjoint pools, and counterfactual edits of them.
+"""The synthetic world: invented facts in disjoint pools, and counterfactual edits of them.
 
 A fact is trained on four of its relation's six templates, drawn for each fact, and held out on
 the other two. Pools are cut between subjects, never within one, and the subjects whose facts probe
@@ -17,9 +17,14 @@ from functools import cached_property
 from typing import Any, get_args
 
 from rledit.records import Edit, Locality, Split
+from rledit.world.auxiliary import (
+    downstream_rows,
+    downstream_training_data,
+    passages,
+    text_training_data,
+)
 from rledit.world.claims import VERDICTS, claimed
 from rledit.world.fact import Fact
-from rledit.world.lessons import ability_lessons, ability_rows, passages, text_lessons
 from rledit.world.names import NameMaker
 from rledit.world.schema import (
     COMPANY_SUFFIXES,
@@ -39,7 +44,7 @@ _FIRST_NAMES = 24
 
 @dataclass(frozen=True, kw_only=True)
 class WorldConfig:
-    """Size and shares of an embedded world; the training pool takes what the shares leave.
+    """Size and shares of an synthetic world; the training pool takes what the shares leave.
 
     Attributes:
         seed: Seed of names, facts, template choices and pools.
@@ -49,8 +54,8 @@ class WorldConfig:
         evaluation_share: Share of the subjects in the evaluation pool.
         locality_share: Share of the subjects that are never edited, split in three parts.
         claims: Ask for verdicts on statements (see `rledit.world.claims`) instead of answers.
-        lessons: Teach running text and the general-ability tasks too (see
-            `rledit.world.lessons`), so that perplexity, consistency and ability can be measured.
+        lessons: Teach running text and the downstream tasks too (see
+            `rledit.world.auxiliary`), so that perplexity, consistency and ability can be measured.
     """
 
     seed: int = 0
@@ -191,20 +196,20 @@ class World:
         An ability item is shown as often as a fact, which each of its training prompts shows once.
         """
         return tuple(
-            lesson
+            example
             for lessons, times in (
-                (text_lessons(self.truths), 1),
-                (ability_lessons(self.ability_items), TRAINED_TEMPLATES),
+                (text_training_data(self.truths), 1),
+                (downstream_training_data(self.downstream_items), TRAINED_TEMPLATES),
             )
-            for lesson in lessons
+            for example in lessons
             for _ in range(times)
         )
 
     @cached_property
-    def ability_items(self) -> dict[str, list[dict[str, Any]]]:
-        """Rows of the six tasks of `rledit.ability`, about facts that are never edited."""
+    def downstream_items(self) -> dict[str, list[dict[str, Any]]]:
+        """Rows of the six tasks of `rledit.downstream`, about facts that are never edited."""
         unedited = {fact.fact_id for fact in self.pool("locality")}
-        return ability_rows([f for f in self.truths if f.fact_id in unedited], self.config.seed)
+        return downstream_rows([f for f in self.truths if f.fact_id in unedited], self.config.seed)
 
     @cached_property
     def unedited_texts(self) -> tuple[str, ...]:

@@ -1,4 +1,4 @@
-"""Architectures of the embedded world's models: five families at toy size, and their settings.
+"""Architectures of the synthetic world's models: five families at toy size, and their settings.
 
 Few layers with a wide MLP edit best at this size, so every preset has two layers and an MLP eight
 times its hidden size.
@@ -39,7 +39,7 @@ class WorldModelSpec:
         seed: Seed of the initial weights and of the order of the batches.
         threads: CPU threads; another number sums in another order. On a busy machine a second
             one waits more than it works.
-        chat: Give the tokenizer a chat template, and ask everything inside it: the stand-in of a
+        chat: Give the tokenizer a chat template, and ask everything inside it: the proxy of a
             model tuned on instructions.
         bos: Whether the tokenizer writes BOS before a text; None: as the family's released
             tokenizers do.

@@ -1,6 +1,6 @@
 """The world written as files in the schemas of the field's datasets.
 
-A stand-in for a dataset: the readers take these files as they take the real ones, and the world's
+A proxy for a dataset: the readers take these files as they take the real ones, and the world's
 models know what they ask for. Every pool becomes a file; all edits of a pool are in it, each with
 one new answer, so that a stream is drawn from a file as from the real one.
 """

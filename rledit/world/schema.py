@@ -1,4 +1,4 @@
-"""What the embedded world talks about: subject types, relations, templates and answer words.
+"""Schema of the synthetic world: subject types, relations, templates and answer words.
 
 Every relation has three question and three cloze templates. A template holds one ``{}`` for the
 subject and ends where the answer begins, so that ``prompt + " " + answer`` reads as a sentence.

@@ -76,11 +76,11 @@ def _prompts(tokenizer: PreTrainedTokenizerBase, prompts: Sequence[str]) -> list
 
 def epochs(lengths: Tensor, batch: int, generator: torch.Generator) -> Iterator[Tensor]:
     """Batches of row indices for ever, each epoch in a new order, rows of like length together."""
-    chunk = batch * _CHUNK_BATCHES
+    micro_batch = batch * _CHUNK_BATCHES
     while True:
         order = torch.randperm(len(lengths), generator=generator)
         batches = []
-        for part in order.split(chunk):
+        for part in order.split(micro_batch):
             batches += part[lengths[part].argsort(stable=True)].split(batch)
         for index in torch.randperm(len(batches), generator=generator).tolist():
             yield batches[index]

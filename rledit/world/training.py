@@ -4,7 +4,8 @@ Departures from a plain training loop, none of which changes the loss:
 
 - Only answers are learned, so the last layer's MLP and the output head, more than half of the
   arithmetic at two layers, run at the positions that predict an answer and nowhere else.
-- Batches are drawn from length-sorted chunks of the epoch, so that little padding is computed.
+- Batches are drawn from length-sorted micro-batches of the epoch, so that little padding is
+    computed.
 
 An answer is learned up to and including its end-of-sequence token, so that greedy generation from
 a prompt stops by itself.

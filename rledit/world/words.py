@@ -1,4 +1,4 @@
-"""A word-level tokenizer for the embedded world, in the form of a Hugging Face fast tokenizer.
+"""A word-level tokenizer for the synthetic world, in the form of a Hugging Face fast tokenizer.
 
 A word is a token and so is a question mark; a space only separates. So ``" answer"`` gives the
 tokens of the answer alone, and a prompt's tokens followed by an answer's are the tokens of the
@@ -18,7 +18,7 @@ from tokenizers.pre_tokenizers import Sequence, Split, WhitespaceSplit
 from tokenizers.processors import TemplateProcessing
 from transformers import PreTrainedTokenizerFast
 
-from rledit.ability.tasks import TASKS
+from rledit.downstream.tasks import TASKS
 from rledit.world.facts import World
 
 PAD, BOS, EOS, UNK = "<pad>", "<s>", "</s>", "<unk>"
@@ -42,7 +42,7 @@ def world_words(world: World) -> list[str]:
     for answers in world.answers.values():
         texts.update(answers)
     if world.config.lessons:
-        texts.update(text for lesson in world.lessons for text in lesson)
+        texts.update(text for example in world.lessons for text in example)
         texts.update(answer for task in TASKS.values() for answer in task.answers)
     return sorted({word for text in texts for word in text.replace("?", " ?").split()})
 

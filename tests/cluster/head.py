@@ -18,7 +18,7 @@ from pathlib import Path
 
 import psutil
 
-from pipeline.faults.starting import START_SECONDS, free_ports, without_ray
+from tests.chaos.cluster import START_SECONDS, free_ports, without_ray
 
 
 @dataclass(frozen=True, kw_only=True)

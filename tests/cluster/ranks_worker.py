@@ -14,13 +14,13 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from pipeline.run.ranks import ProcessRanks, joined
+from pipeline.run.fleet.process_group import ProcessRanks, joined
 from rledit.editors import EDITORS, TrainableEditor
 from rledit.metrics import read
 from rledit.model import EditableModel, Execution
-from rledit.ranks import Alone, Ranks
-from tests.unit.oracle import relative
-from tests.unit.tiny_models import double_arithmetic, random_batches, tiny_model, two_shapes
+from rledit.ranks import Ranks, SingleProcess
+from tests.unit.helpers.oracle import relative
+from tests.unit.helpers.tiny_models import double_arithmetic, random_batches, tiny_model, two_shapes
 
 SETTINGS: dict[str, Any] = {
     "rank": 4,
@@ -71,12 +71,12 @@ def run(case: str, ranks: Ranks) -> tuple[dict[str, Tensor], dict[str, float], i
     for batch in stream:
         editor.edit(batch)
     found |= {f"weight {k}": v for k, v in model.weights.state_dict().items()}
-    before = model.trunk.hits + model.trunk.misses
+    before = model.prefix_cache.hits + model.prefix_cache.misses
     samples = [s for batch in stream for s in batch.equivalent.samples]
     readings = read(model, samples)
     found["predicted"] = torch.cat([r.predicted for r in readings])
     found["nll"] = torch.tensor([r.nll for r in readings], dtype=torch.float64)
-    return found, measured, model.trunk.hits + model.trunk.misses - before
+    return found, measured, model.prefix_cache.hits + model.prefix_cache.misses - before
 
 
 def main(rank: int, size: int, folder: Path) -> None:
@@ -90,7 +90,7 @@ def main(rank: int, size: int, folder: Path) -> None:
         for case in (*SINGLE, *CASES):
             if case not in SINGLE:
                 double_arithmetic(pytest.MonkeyPatch())
-            alone, losses, n_read = run(case, Alone())
+            alone, losses, n_read = run(case, SingleProcess())
             for ranks_name, ranks in groups.items():
                 found, measured, own_read = run(case, ranks)
                 assert found.keys() == alone.keys()

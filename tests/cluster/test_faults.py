@@ -7,23 +7,23 @@ from pathlib import Path
 import pytest
 
 from jobs.faults import GRID
-from pipeline.faults.command import fault_run
-from pipeline.faults.schedule import KINDS, PHASES, Aim, schedule
+from tests.chaos.command import fault_run
+from tests.chaos.schedule import KINDS, PHASES, Fault, schedule
 
 pytestmark = pytest.mark.cluster
 
 # One of each kind, where it is quick and has much to spoil.
 QUICK = (
-    Aim(number=1, kind="worker", phase="commit", moment=0.5, delay=0.01, gentle=False),
-    Aim(number=2, kind="driver", phase="score", moment=0.5, delay=0.0, gentle=True),
-    Aim(number=3, kind="disk", phase="train", moment=0.5, delay=0.0, gentle=False),
-    Aim(number=4, kind="node", phase="edit", moment=0.5, delay=0.0, gentle=False),
+    Fault(number=1, kind="worker", phase="commit", moment=0.5, delay=0.01, gentle=False),
+    Fault(number=2, kind="driver", phase="score", moment=0.5, delay=0.0, gentle=True),
+    Fault(number=3, kind="disk", phase="train", moment=0.5, delay=0.0, gentle=False),
+    Fault(number=4, kind="node", phase="edit", moment=0.5, delay=0.0, gentle=False),
 )
 
 
 def test_one_fault_of_each_kind(tmp_path: Path) -> None:
     outcomes = list(fault_run(GRID, QUICK, tmp_path / "faults"))
-    assert {outcome.aim.kind for outcome in outcomes} == set(KINDS)
+    assert {outcome.fault.kind for outcome in outcomes} == set(KINDS)
     assert all(outcome.hit is not None for outcome in outcomes)
     assert [problem for outcome in outcomes for problem in outcome.problems] == []
 
@@ -31,6 +31,6 @@ def test_one_fault_of_each_kind(tmp_path: Path) -> None:
 @pytest.mark.slow
 def test_every_fault_in_every_phase(tmp_path: Path) -> None:
     outcomes = list(fault_run(GRID, schedule(30, seed=0), tmp_path / "faults"))
-    hit = {(o.aim.kind, o.hit.stage) for o in outcomes if o.hit is not None}
+    hit = {(o.fault.kind, o.hit.stage) for o in outcomes if o.hit is not None}
     assert len(hit) == len(KINDS) * len(PHASES)
     assert [problem for outcome in outcomes for problem in outcome.problems] == []

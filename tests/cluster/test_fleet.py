@@ -20,22 +20,22 @@ import ray
 import torch
 from safetensors.torch import load_file
 
-from pipeline.cells import Cell, cells_of
-from pipeline.config import load_grid
-from pipeline.locations import Locations
-from pipeline.results.lake import Lake
-from pipeline.run.board import Progress
+from pipeline.config.parse import load_grid
+from pipeline.errors import ConfigError
+from pipeline.plan.cache_names import trained_name
+from pipeline.plan.cells import Cell, cells_of
+from pipeline.results.lake.lake import Lake
 from pipeline.run.cache import LOCAL_FOLDER, Cache
-from pipeline.run.fleet import local_fleet, require_room, run_tasks
-from pipeline.run.operators import why_unavailable
-from pipeline.run.report import Stage, silent
+from pipeline.run.deepspeed_ops import why_unavailable
+from pipeline.run.fleet.fleet import local_fleet, require_room, run_tasks
+from pipeline.run.fleet.progress import Progress
+from pipeline.run.reporting import Stage, silent
 from pipeline.run.stages import edit
 from pipeline.run.stages.prepare import prepare_model
-from pipeline.run.stages.train import trained_name
 from pipeline.run.tasks import perform, tasks_of
-from pipeline.yaml_location import ConfigError
+from pipeline.storage.run_paths import RunPaths
 from tests.cluster.s3 import s3_bucket
-from tests.unit.oracle import relative
+from tests.unit.helpers.oracle import relative
 
 pytestmark = pytest.mark.cluster
 
@@ -91,7 +91,7 @@ def cells(*changes: str) -> list[Cell]:
     return cells_of(load_grid(GRID, [EDITORS, "streams=[{n_batches: 3, batch_size: 4}]", *changes]))
 
 
-def places(folder: Path, models: Path, chosen: list[Cell]) -> Locations:
+def places(folder: Path, models: Path, chosen: list[Cell]) -> RunPaths:
     """Locations below a folder; the models of the cells lie in its cache already."""
     cache = Cache(folder / "cache")
     cache.folder.mkdir(parents=True)
@@ -99,11 +99,11 @@ def places(folder: Path, models: Path, chosen: list[Cell]) -> Locations:
         made = prepare_model(cell, Cache(models), silent)
         if cell.model.checkpoint is None and not (cache.folder / "models").exists():
             (cache.folder / "models").symlink_to(made.parent)
-    return Locations(lake=str(folder / "lake"), cache=str(folder / "cache"), tracking="")
+    return RunPaths(lake=str(folder / "lake"), cache=str(folder / "cache"), tracking="")
 
 
-def left_by(chosen: list[Cell], locations: Locations) -> Run:
-    lake, cache = Lake(locations.lake), Cache(locations.cache)
+def left_by(chosen: list[Cell], run_paths: RunPaths) -> Run:
+    lake, cache = Lake(run_paths.lake), Cache(run_paths.cache)
     found = Run(rows={}, networks={}, execution={})
     for cell in chosen:
         record = lake.record(cell.key)
@@ -125,22 +125,22 @@ def left_by(chosen: list[Cell], locations: Locations) -> Run:
     return found
 
 
-def alone(chosen: list[Cell], locations: Locations) -> Run:
+def alone(chosen: list[Cell], run_paths: RunPaths) -> Run:
     """In this process."""
     for task in tasks_of(chosen).values():
-        perform(task, locations, silent)
-    return left_by(chosen, locations)
+        perform(task, run_paths, silent)
+    return left_by(chosen, run_paths)
 
 
-def together(chosen: list[Cell], locations: Locations, progress: Any = lambda _: None) -> Run:
+def together(chosen: list[Cell], run_paths: RunPaths, progress: Any = lambda _: None) -> Run:
     """On the fleet, with nothing left running."""
-    reasons = [f.reason for f in run_tasks(tasks_of(chosen), locations, progress) if f.reason]
+    reasons = [f.reason for f in run_tasks(tasks_of(chosen), run_paths, progress) if f.reason]
     assert not reasons
     deadline = time.monotonic() + 30
     while ray.available_resources().get("CPU") != 2 and time.monotonic() < deadline:
         time.sleep(0.2)
     assert ray.available_resources()["CPU"] == 2, "a gang holds cores after its end"
-    return left_by(chosen, locations)
+    return left_by(chosen, run_paths)
 
 
 def same(found: Run, expected: Run, tolerance: float) -> None:
@@ -280,7 +280,7 @@ def test_lake_and_cache_in_an_object_store(
     expected = alone(chosen, places(tmp_path / "here", models, chosen))
     # This process is another node: its copies lie elsewhere.
     monkeypatch.setenv(LOCAL_FOLDER, str(tmp_path / "driver"))
-    store = Locations(lake=f"{bucket}/lake", cache=f"{bucket}/cache", tracking="")
+    store = RunPaths(lake=f"{bucket}/lake", cache=f"{bucket}/cache", tracking="")
     prepare_model(chosen[0], Cache(store.cache), silent)
     found = together(chosen, store)
     assert found.rows.keys() == expected.rows.keys() == {"memit", "rledit"}

@@ -14,7 +14,7 @@ SCRIPT = """
 import json
 import psutil
 import ray
-from pipeline.run.fleet import local_fleet
+from pipeline.run.fleet.fleet import local_fleet
 
 with local_fleet(1):
     ray.get(ray.remote(lambda: 1).remote())  # a worker is up

@@ -10,10 +10,10 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.faults.cluster import SimulatedCluster
-from pipeline.run.board import Progress
-from pipeline.run.fleet import remote_fleet, run_tasks
+from pipeline.run.fleet.fleet import remote_fleet, run_tasks
+from pipeline.run.fleet.progress import Progress
 from pipeline.run.tasks import tasks_of
+from tests.chaos.cluster import SimulatedCluster
 from tests.cluster.conftest import GRID, rledit
 from tests.cluster.s3 import PLANTED, s3_bucket
 from tests.cluster.test_fleet import LONG, alone, cells, left_by, places, same
@@ -81,7 +81,7 @@ def test_a_gang_that_loses_a_node_is_tried_again(
     one, two = cells(LONG), cells(LONG, "resources={ranks: 2}")
     models = tmp_path / "models"
     expected = alone(one, places(tmp_path / "one", models, one))
-    locations = places(tmp_path / "two", models, two)
+    run_paths = places(tmp_path / "two", models, two)
     lost: list[str] = []
     with SimulatedCluster(tmp_path / "nodes", NODES, AS_INSTALLED) as cluster:
 
@@ -96,8 +96,8 @@ def test_a_gang_that_loses_a_node_is_tried_again(
         for name, value in cluster.client_environment.items():
             monkeypatch.setenv(name, value)
         with remote_fleet(cluster.address):
-            reasons = [f.reason for f in run_tasks(tasks_of(two), locations, lose_a_node)]
+            reasons = [f.reason for f in run_tasks(tasks_of(two), run_paths, lose_a_node)]
     assert lost and not any(reasons)
-    found = left_by(two, locations)
+    found = left_by(two, run_paths)
     assert found.execution["rledit"]["interruptions"]
     same(found, expected, 1e-3)

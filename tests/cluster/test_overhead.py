@@ -1,4 +1,4 @@
-"""What the pipeline costs beside the editors can be measured; its limits are the benchmark's."""
+"""The overhead benchmark of the pipeline runs; its limits are the benchmark's."""
 
 from __future__ import annotations
 

@@ -15,7 +15,7 @@ import duckdb
 import mlflow
 import pytest
 
-from pipeline.results.lake import Lake
+from pipeline.results.lake.lake import Lake
 from tests.cluster.conftest import GRID, TIMEOUT_SECONDS, rledit
 
 pytestmark = pytest.mark.cluster

@@ -1,4 +1,4 @@
-"""A published table end to end with stand-ins: run, printed beside the paper's, and checked."""
+"""A published table end to end with proxy models: run, printed beside the paper's, and checked."""
 
 from __future__ import annotations
 
@@ -49,8 +49,8 @@ def test_every_cell_has_its_figure_the_papers_and_a_verdict(results: Path) -> No
     }
     assert {place for place in there if place[3] in short.values()} == set(named)
     for editor, dataset, kind in (
-        ("rledit", "ZsRE", "stand-in; stream 1×10 instead of 400×20"),
-        ("ft", "FEVER", "stand-in; stream 1×10 instead of 400×20"),
+        ("rledit", "ZsRE", "proxy; stream 1×10 instead of 400×20"),
+        ("ft", "FEVER", "proxy; stream 1×10 instead of 400×20"),
         ("memit", "FEVER", "skipped: memit looks up subjects, and FEVER gives none"),
         ("rome", "ZsRE", "not run"),
     ):
@@ -71,9 +71,9 @@ def test_check_says_that_nothing_was_comparable(results: Path) -> None:
     assert rledit("table", "table2", "--results", results, "--check", check=False).returncode == 2
     shown = rledit("table", "table2", "--results", results).stdout
     assert "### Llama-3-8B · ZsRE · 400×20; read here: 1×10; protocol" in shown
-    assert "over the baselines: ours, not comparable (stand-in; stream 1×10 instead of" in shown
+    assert "over the baselines: ours, not comparable (proxy; stream 1×10 instead of" in shown
     assert "the paper's over all +66.22 points" in shown
-    assert "Figures of stand-ins show that the grid runs" in shown
+    assert "Figures of proxy models show that the grid runs" in shown
 
 
 def test_running_again_computes_nothing(results: Path) -> None:

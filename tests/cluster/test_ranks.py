@@ -9,12 +9,12 @@ import pytest
 from torch import Tensor
 
 from rledit.model import EditableModel
-from rledit.ranks import dealt
+from rledit.ranks import shard
 from rledit.weights import LocalAccess
 from tests.cluster.launch import launch
 from tests.cluster.ranks_worker import CASES
 from tests.golden.tolerances import LOSS, WEIGHT
-from tests.unit.tiny_models import random_batches, tiny_model
+from tests.unit.helpers.tiny_models import random_batches, tiny_model
 
 SIZE = 4
 
@@ -26,7 +26,7 @@ class Place:
     rank: int
     size: int
 
-    def sum_(self, tensor: Tensor) -> None:
+    def all_reduce_(self, tensor: Tensor) -> None:
         raise AssertionError("nothing is summed here")
 
 
@@ -85,11 +85,11 @@ def test_nothing_to_read_is_nothing(reports: list[dict[str, Any]]) -> None:
 def test_samples_are_dealt_completely_and_evenly(size: int, first: int) -> None:
     (batch,) = random_batches(1, 7)
     samples = batch.edit.samples
-    shares = [dealt(samples, Place(rank, size), first) for rank in range(size)]
+    shares = [shard(samples, Place(rank, size), first) for rank in range(size)]
     assert sorted(i for share in shares for i in share) == list(range(7))
     assert max(map(len, shares)) - min(map(len, shares)) <= 1
     longest = max(range(7), key=lambda i: len(samples[i]))
-    turned = [dealt(samples, Place(rank, size), first + 1) for rank in range(size)]
+    turned = [shard(samples, Place(rank, size), first + 1) for rank in range(size)]
     if size > 1:
         assert [longest in share for share in shares] != [longest in share for share in turned]
 

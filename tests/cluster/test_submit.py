@@ -19,7 +19,7 @@ import pytest
 from mlflow import MlflowClient
 from ray.job_submission import JobSubmissionClient
 
-from pipeline.faults.starting import free_ports
+from tests.chaos.cluster import free_ports
 from tests.cluster.conftest import GRID, rledit
 from tests.cluster.head import Head, ray_head
 
@@ -32,7 +32,9 @@ PLANTED = {
 }
 TRACKING_PASSWORD = "planted0tracking0password"
 EDITORS = "editors=[{editor: none}, {editor: ultraedit, settings: {step: 1.0e-3}}]"
-SLEEPER = "editors=[{editor: 'pipeline.scheduling.sleeper:SleepEditor', settings: {seconds: 60}}]"
+SLEEPER = (
+    "editors=[{editor: 'tests.benchmarks.scheduling.sleeper:SleepEditor', settings: {seconds: 60}}]"
+)
 WAIT_SECONDS = 120
 
 

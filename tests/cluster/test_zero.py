@@ -9,10 +9,10 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, LlamaConfig
 
-from pipeline.run.checkpoint import CheckpointFiles
-from pipeline.run.operators import building, why_unavailable
+from pipeline.run.deepspeed_ops import building, why_unavailable
+from pipeline.run.weight_files import CheckpointFiles
 from tests.cluster.launch import launch
-from tests.unit.tiny_models import tiny_model
+from tests.unit.helpers.tiny_models import tiny_model
 
 SIZE = 2
 EDITED = ("llama torch.float32", "gptj torch.float32", "mistral torch.float32")

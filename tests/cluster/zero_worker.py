@@ -21,18 +21,18 @@ import torch
 from torch import Tensor, nn
 from transformers import AutoModelForCausalLM
 
-from pipeline.run.memory import PeakMemory
-from pipeline.run.ranks import joined
+from pipeline.run.device import PeakMemory
+from pipeline.run.fleet.process_group import joined
 from pipeline.run.zero import Offload, ZeroSettings, held_share, open_sharded, shard
 from rledit.editors import EDITORS, TrainableEditor
 from rledit.finite import NonFiniteError
 from rledit.metrics import read
 from rledit.model import EditableModel
+from rledit.prefix_cache import PrefixCache
 from rledit.shift import LowRankShift, injected, traced
-from rledit.trunk import Trunk
 from tests.cluster.ranks_worker import SETTINGS, worst
-from tests.unit.oracle import relative
-from tests.unit.tiny_models import double_arithmetic, random_batches, tiny_model, two_shapes
+from tests.unit.helpers.oracle import relative
+from tests.unit.helpers.tiny_models import double_arithmetic, random_batches, tiny_model, two_shapes
 
 MIXED = ("llama", "gptj", "gemma2", "mistral", "qwen3", "gpt2")
 EDITED: dict[tuple[str, torch.dtype], Offload] = {
@@ -60,15 +60,21 @@ def full_pass(model: EditableModel, draw: random.Random) -> Results:
 def restart(model: EditableModel, draw: random.Random) -> Results:
     """Restart at the first edited layer, from cached hidden states where they are there."""
     samples = draw.choice(BATCHES).unrelated.samples
-    logits = [model.trunk.logits(chunk) for chunk in model.chunks(samples)]
+    logits = [
+        model.prefix_cache.logits(micro_batch) for micro_batch in model.micro_batches(samples)
+    ]
     return [("restart", [values.log_softmax(-1) for values in logits])]
 
 
 def restart_elsewhere(model: EditableModel, draw: random.Random) -> Results:
     """Restart at another layer, without and with cached hidden states."""
     samples = draw.choice(BATCHES).edit.samples
-    trunk = Trunk(model.model, model.family, draw.randrange(4))
-    logits = [trunk.logits(chunk) for chunk in model.chunks(samples) for _ in range(2)]
+    prefix_cache = PrefixCache(model.model, model.family, draw.randrange(4))
+    logits = [
+        prefix_cache.logits(micro_batch)
+        for micro_batch in model.micro_batches(samples)
+        for _ in range(2)
+    ]
     return [("restart elsewhere", logits)]
 
 
@@ -113,10 +119,10 @@ def scored(model: EditableModel, draw: random.Random, *, merged: bool) -> list[T
         if merged:
             model.weights.add(name, shifts[name])
     total = torch.zeros(())
-    for chunk in model.chunks(samples):
+    for micro_batch in model.micro_batches(samples):
         with torch.enable_grad(), (traced if merged else injected)(model, shifts):
-            log_p = model.trunk.logits(chunk).log_softmax(-1)
-            loss = -log_p.gather(1, chunk.labels[:, None]).sum()
+            log_p = model.prefix_cache.logits(micro_batch).log_softmax(-1)
+            loss = -log_p.gather(1, micro_batch.labels[:, None]).sum()
         loss.backward()
         total = total + loss.detach()
     factors = [t for s in shifts.values() for t in (s.left, s.right) if t is not None]

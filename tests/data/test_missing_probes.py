@@ -19,8 +19,8 @@ from rledit.scoring import Scorer
 from rledit.stream import StreamScored, run_stream
 from rledit.tokenization import TokenizationError
 from tests.data.test_scoring_rows import texts_of
-from tests.unit.knowing_model import byte_pair_tokenizer, small_model
-from tests.unit.text_edits import equip
+from tests.unit.helpers.knowing_model import byte_pair_tokenizer, small_model
+from tests.unit.helpers.text_edits import equip
 
 DATA = Path(os.environ.get("RLEDIT_DATA", ""))
 pytestmark = pytest.mark.skipif(

@@ -86,7 +86,7 @@ TRAP_COUNTS: dict[str, dict[str, int]] = {
     },
 }
 
-ABILITY_FILES = {
+DOWNSTREAM_FILES = {
     "cola": 450,
     "dialogue": 620,
     "mmlu": 1_061,
@@ -170,8 +170,8 @@ def test_data_check_over_everything() -> None:
     lines, code = check_paths([DATA])
     text = "\n".join(lines)
     assert code == 0 and "ERROR" not in text
-    for task, count in ABILITY_FILES.items():
-        assert f"general-ability items of task {task}\n  rows      {count:,} items" in text
+    for task, count in DOWNSTREAM_FILES.items():
+        assert f"downstream items of task {task}\n  rows      {count:,} items" in text
     assert "known: facts for causal tracing" in text and "900 facts" in text
     assert "146 prompts carry more than one target" in text
     assert "share 408 items" in text

@@ -10,16 +10,22 @@ from pathlib import Path
 
 import pytest
 
-from rledit.ability import TASKS, items_of, measure_ability
-from rledit.ability.measure import answer_in, weighted_f1
 from rledit.datasets import open_rows, read_edits
+from rledit.downstream import TASKS, items_of, measure_downstream
+from rledit.downstream.measure import answer_in, weighted_f1
 from rledit.metrics import PROTOCOLS
 from rledit.model import EditableModel, Execution
 from rledit.records import Edit
 from rledit.scoring import Scorer
 from rledit.world import BOS_FAMILIES
-from tests.unit.knowing_model import LONGEST, Lesson, byte_pair_tokenizer, learn, small_model
-from tests.unit.plain_scoring import NAMES, PlainScorer
+from tests.unit.helpers.knowing_model import (
+    LONGEST,
+    TrainingExample,
+    byte_pair_tokenizer,
+    learn,
+    small_model,
+)
+from tests.unit.helpers.plain_scoring import NAMES, PlainScorer
 
 DATA = Path(os.environ.get("RLEDIT_DATA", ""))
 pytestmark = pytest.mark.skipif(
@@ -55,12 +61,12 @@ def texts_of(edits: list[Edit]) -> list[str]:
     return answers + rephrased + [f"{x.prompt} {x.answer}" for e in edits for x in e.locality]
 
 
-def half_right(edits: list[Edit], turned: bool = False) -> list[Lesson]:
+def half_right(edits: list[Edit], turned: bool = False) -> list[TrainingExample]:
     """Every prompt with an answer, every other one with a wrong one: the rival, if there is one.
 
     Turned, the prompts of every third edit have their other answer.
     """
-    lessons: list[Lesson] = []
+    examples: list[TrainingExample] = []
     for i, edit in enumerate(edits):
         other = edits[i - 1].target if edits[i - 1].target != edit.target else "none of these"
         old = edit.old_target if edit.old_target not in (None, edit.target) else other
@@ -68,8 +74,8 @@ def half_right(edits: list[Edit], turned: bool = False) -> list[Lesson]:
         asked = [(edit.prompt, right, wrong), *((r, right, wrong) for r in edit.rephrases)]
         asked += [(x.prompt, x.answer, edit.target) for x in edit.locality]
         turn = turned and i % 3 == 0
-        lessons += [(p, (a, b)[(i + j + turn) % 2]) for j, (p, a, b) in enumerate(asked)]
-    return lessons
+        examples += [(p, (a, b)[(i + j + turn) % 2]) for j, (p, a, b) in enumerate(asked)]
+    return examples
 
 
 @pytest.mark.parametrize(("family", "files", "n"), [("llama", FILES, 3), ("gptj", FILES[:1], 8)])
@@ -141,7 +147,7 @@ def test_ability_items_are_read_and_scored_as_a_plain_implementation_does() -> N
         bos=True,
         longest=LONGEST,
     )
-    scores = measure_ability(model, tasks)
+    scores = measure_downstream(model, tasks)
     for name, own in tasks.items():
         likeliest, written = [], []
         for item in own:

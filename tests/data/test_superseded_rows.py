@@ -11,12 +11,12 @@ from pathlib import Path
 import pytest
 
 from rledit.datasets import read_edits
-from rledit.measurements import Material, Measurements
+from rledit.measurements import EvalData, Measurements
 from rledit.metrics import PROTOCOLS
 from rledit.records import Edit
 from rledit.scoring import Scorer
 from rledit.superseded import Facts, Standing
-from tests.unit.test_superseded import knowing, means, texts_of
+from tests.unit.rledit.test_superseded import knowing, means, texts_of
 
 DATA = Path(os.environ.get("RLEDIT_DATA", ""))
 pytestmark = pytest.mark.skipif(
@@ -67,7 +67,7 @@ def test_the_last_word_scores_100(name: str) -> None:
     assert means(scores) == {100.0}
     superseded = {s.edit_index for s in scores if s.superseded}
     assert 0 < len(superseded) < len(stream)
-    measured = Measurements(model, stream, ["portability"], Material()).measure(len(stream))
+    measured = Measurements(model, stream, ["portability"], EvalData()).measure(len(stream))
     of_questions = {v for name, v in measured.items() if name.startswith("portability_")}
     assert of_questions <= {100.0}
 

@@ -1,4 +1,4 @@
-"""What of a golden set is deliberately not compared, each entry with its reason."""
+"""Exceptions of the golden comparison, each with its reason."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ VALUES: dict[str, str] = {
     "runs/*:hparams/*/model_name": "a name; the model is in the set",
     "runs/*:hparams/*/mom2_dataset": "a name; the corpus is in the set",
     "runs/*:hparams/*/mom2_n_samples": "the corpus is in the set",
-    "runs/*:hparams/AlphaEdit/mom2_update_weight": "the method weighs no second moment",
+    "runs/*:hparams/AlphaEdit/mom2_update_weight": "the method weighs no key covariance",
     "runs/*:hparams/*/context_template_length_params": "the contexts are in the set",
     "runs/*:P_f32_vs_f64_maxabs": "how well the recording reproduces itself; not a result",
 }

@@ -1,4 +1,4 @@
-"""What our editors do, under the names of a locate recording."""
+"""Results of our editors under the names of a locate recording."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ from rledit.editors.rect import RECT
 from rledit.editors.rome import ROME
 from rledit.editors.tuning import descend
 from rledit.families import layer_index
+from rledit.locate.covariance import CovarianceFingerprint, KeyCovariance, accumulate
 from rledit.locate.keys import subject_keys
 from rledit.locate.nullspace import null_space
 from rledit.locate.requests import Request
-from rledit.locate.statistics import MomentIdentity, SecondMoment, accumulate
 from rledit.locate.value import Values
 from rledit.model import EditableModel
 
@@ -221,7 +221,7 @@ def _rome(family: FamilySet, stem: str, plan: Plan) -> dict[str, Tensor]:
 
 
 class _WholeModules:
-    """Weights and biases of linears: what the common release tunes."""
+    """Weights and biases of linear layers: what the common release tunes."""
 
     def __init__(self, model: nn.Module, modules: Sequence[str]) -> None:
         self._parameters = {
@@ -264,8 +264,8 @@ def _statistics(family: FamilySet, recorded: Tensors) -> dict[str, Tensor]:
     template = family.entry["hparams"]["MEMIT"]["rewrite_module_tmp"]
     model = family.model(tuple(template.format(layer) for layer in layers))
     moments = {
-        name: SecondMoment(
-            MomentIdentity(model_hash="", module=name, corpus_hash=""),
+        name: KeyCovariance(
+            CovarianceFingerprint(model_hash="", module=name, corpus_hash=""),
             model.linear(name).in_features,
         )
         for name in model.modules

@@ -84,7 +84,7 @@ class FamilySet:
 
     @cached_property
     def stats(self) -> dict[str, Tensor]:
-        """Second moments and projections."""
+        """Key covariance and projections."""
         return self.load("stats")
 
     @cached_property
@@ -133,7 +133,7 @@ class FamilySet:
         return EditableModel(model, self.tokenizer, modules)
 
     def modules(self, hparams: dict[str, Any]) -> tuple[str, ...]:
-        """The edited linears of some hyperparameters."""
+        """The target modules of some hyperparameters."""
         return tuple(hparams["rewrite_module_tmp"].format(layer) for layer in hparams["layers"])
 
     def editor(self, stem: str, **changes: Any) -> Editor:
@@ -158,7 +158,7 @@ class FamilySet:
         editor = cls(self.model(modules), config)
         if isinstance(editor, LocateEditor) and "statistics" in cls.needs_of(config):
             for layer, module in zip(hparams["layers"], modules, strict=True):
-                editor.moments[module] = self.stats[f"mom2.l{layer}"]
+                editor.covariances[module] = self.stats[f"mom2.l{layer}"]
         return editor
 
     def contexts(self, name: str) -> tuple[str, ...]:
@@ -203,7 +203,7 @@ class FamilySet:
             "layer_selection": "all",
             "fact_token": "subject_last",
             "v_loss_layer": n_layers - 1,
-            "rewrite_module_tmp": f"{layers}.{{}}.{family.linears['down']}",
+            "rewrite_module_tmp": f"{layers}.{{}}.{family.target_modules['down']}",
             "layer_module_tmp": f"{layers}.{{}}",
             "mlp_module_tmp": f"{layers}.{{}}.{family.mlp}",
             "attn_module_tmp": f"{layers}.{{}}.{family.attention}",

@@ -103,7 +103,7 @@ def make_locate_set(root: Path) -> GoldenSet:
     manifest = {"env": {"attn": "eager"}, "tensor_meaning": {}, "families": {FAMILY: entry}}
     save_manifest(root, manifest)
     _write_requests(root)
-    _write_statistics(root, manifest)
+    _write_covariance(root, manifest)
     for stem, plan in _PLANS.items():
         family = FamilySet(GoldenSet(root, "locate"), FAMILY)
         write_tensors(root, manifest, stem, observe(family, stem, plan, {}))
@@ -184,7 +184,7 @@ def _write_requests(root: Path) -> None:
     path.write_text(json.dumps({"requests": requests, "batches": BATCHES}))
 
 
-def _write_statistics(root: Path, manifest: dict[str, Any]) -> None:
+def _write_covariance(root: Path, manifest: dict[str, Any]) -> None:
     """Moments of random texts, and a threshold between two of their eigenvalues."""
     mask = torch.ones(40, 12, dtype=torch.long)
     mask[::3, 9:] = 0

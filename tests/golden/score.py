@@ -36,12 +36,12 @@ def padded_logits(model: EditableModel, group: dict[str, Tensor]) -> Tensor:
     """(b, T, vocabulary) logits of a right-padded group, zeros off the answers."""
     labels = group["labels"]
     padded: Tensor | None = None
-    for chunk in model.chunks(samples_of(group)):
-        rows = model.trunk.logits(chunk)
+    for micro_batch in model.micro_batches(samples_of(group)):
+        rows = model.prefix_cache.logits(micro_batch)
         if padded is None:
             padded = rows.new_zeros(*labels.shape, rows.shape[-1])
-        counts = [len(sample.answer_ids) for sample in chunk.samples]
-        for i, values in zip(chunk.index.tolist(), rows.split(counts), strict=True):
+        counts = [len(sample.answer_ids) for sample in micro_batch.samples]
+        for i, values in zip(micro_batch.index.tolist(), rows.split(counts), strict=True):
             padded[i, labels[i] >= 0] = values
     assert padded is not None
     return padded

@@ -1,4 +1,4 @@
-"""How close each kind of value has to come: relative Frobenius errors, first pattern that fits.
+"""Tolerances of the golden comparison: relative Frobenius errors, first pattern that fits.
 
 Round-off grows along a run, so shifts have one limit for the first step and another for later ones.
 A squared norm errs twice as much as the norm.

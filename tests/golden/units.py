@@ -94,7 +94,7 @@ def _moments(units: Units, tensors: Tensors) -> None:
 
 
 def _refuses_one_row() -> bool:
-    """Where the release computes NaN from a one-row chunk, ours stops with an error."""
+    """Where the release computes NaN from a one-row micro-batch, ours stops with an error."""
     try:
         RunningMoments(2, "official").update(torch.ones(1, 2))
     except ValueError:

@@ -1,7 +1,7 @@
 """Plots of results from rows of the views; nothing is drawn that no row says.
 
-A figure is a file with `pictures(subject)`, which yields none where its data is not there, and a
-line in one of the two registries, in the order of the report.
+A figure is a file with `pictures(figure_data)`, which yields none where its data is not there, and
+a line in one of the two registries, in the order of the report.
 """
 
 from __future__ import annotations
@@ -9,12 +9,12 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 
 from pipeline.results.figures import (
-    abilities,
     ablation,
     along,
     batch_sizes,
     composite,
     curves,
+    downstream,
     frontier,
     heat_map,
     radar,
@@ -24,10 +24,10 @@ from pipeline.results.figures import (
     total_time,
 )
 from pipeline.results.figures.canvas import longest_stream, streams_of
-from pipeline.results.figures.look import Look, looks
-from pipeline.results.figures.subject import Picture, Subject
+from pipeline.results.figures.figure_data import FigureData, Picture
+from pipeline.results.figures.style import Style, styles
 
-Figure = Callable[[Subject], Iterable[Picture]]
+Figure = Callable[[FigureData], Iterable[Picture]]
 
 # Of one model on one dataset.
 FIGURES: dict[str, Figure] = {
@@ -39,7 +39,7 @@ FIGURES: dict[str, Figure] = {
     "batch_sizes": batch_sizes.pictures,
     "retention": retention.pictures,
     "heat_map": heat_map.pictures,
-    "abilities": abilities.pictures,
+    "abilities": downstream.pictures,
     "time": time_bars.pictures,
     "total_time": total_time.pictures,
     "curves": curves.pictures,
@@ -51,10 +51,10 @@ __all__ = [
     "FIGURES",
     "OVERVIEWS",
     "Figure",
-    "Look",
+    "FigureData",
     "Picture",
-    "Subject",
+    "Style",
     "longest_stream",
-    "looks",
     "streams_of",
+    "styles",
 ]

@@ -16,23 +16,23 @@ from pipeline.results.figures.canvas import (
     stream_title,
     streams_of,
 )
-from pipeline.results.figures.look import Row
+from pipeline.results.figures.figure_data import FigureData, Picture
 from pipeline.results.figures.score_bars import BAR_COLOURS, BAR_HATCHES
-from pipeline.results.figures.subject import Picture, Subject
+from pipeline.results.figures.style import Row
 from pipeline.results.protocols import SCORE_DEFINITIONS
 from pipeline.results.tables import Stream, editor_label
 
 
-def pictures(subject: Subject) -> Iterator[Picture]:
+def pictures(figure_data: FigureData) -> Iterator[Picture]:
     """A picture per editor that has several variants, a panel per stream."""
-    for editor in sorted({row["editor"] for row in subject.done}):
-        own = [row for row in subject.done if row["editor"] == editor]
+    for editor in sorted({row["editor"] for row in figure_data.done}):
+        own = [row for row in figure_data.done if row["editor"] == editor]
         compared = {s for s in streams_of(own) if len(_variants(own, s)) > 1}
         own = [row for row in own if stream_of(row) in compared]
         if own:
             yield Picture(
                 title=f"Variants of {editor}",
-                text=f"Efficacy, generalization and specificity by {subject.protocol}, and in "
+                text=f"Efficacy, generalization and specificity by {figure_data.protocol}, and in "
                 "brackets the difference to the first variant, in points. Mean over seeds; bars of "
                 "one standard deviation.",
                 svg=draw(own),

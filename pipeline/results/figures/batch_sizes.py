@@ -6,9 +6,9 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 
 from pipeline.results.figures.canvas import streams_of
+from pipeline.results.figures.figure_data import FigureData, Picture
 from pipeline.results.figures.lines import draw_lines
-from pipeline.results.figures.look import Look, Row, label_of
-from pipeline.results.figures.subject import Picture, Subject
+from pipeline.results.figures.style import Row, Style, label_of
 from pipeline.results.tables import UNEDITED
 
 PANELS = {
@@ -21,21 +21,21 @@ PANELS = {
 FEWEST_SIZES = 3
 
 
-def pictures(subject: Subject) -> Iterator[Picture]:
+def pictures(figure_data: FigureData) -> Iterator[Picture]:
     """Scores, time and memory against the batch size, for streams of equally many edits."""
-    sizes = Counter(n * m for n, m in streams_of(subject.done))
+    sizes = Counter(n * m for n, m in streams_of(figure_data.done))
     for n_edits, count in sorted(sizes.items()):
         if count >= FEWEST_SIZES:
-            rows = [r for r in subject.done if r["n_batches"] * r["batch_size"] == n_edits]
+            rows = [r for r in figure_data.done if r["n_batches"] * r["batch_size"] == n_edits]
             yield Picture(
                 title=f"{n_edits} edits in batches of different sizes",
-                text=f"Scores by {subject.protocol} after the stream, editing time (set-up "
+                text=f"Scores by {figure_data.protocol} after the stream, editing time (set-up "
                 "apart) and peak memory against edits per batch; mean over seeds.",
-                svg=draw(rows, subject.look),
+                svg=draw(rows, figure_data.style),
             )
 
 
-def draw(rows: Sequence[Row], look: Look, fmt: str = "svg") -> bytes:
+def draw(rows: Sequence[Row], style: Style, fmt: str = "svg") -> bytes:
     """A panel per quantity, a line per editor.
 
     Args:
@@ -50,7 +50,7 @@ def draw(rows: Sequence[Row], look: Look, fmt: str = "svg") -> bytes:
                 panel.append((row["batch_size"], row[column]))
     return draw_lines(
         lines,
-        look,
+        style,
         x_label="edits per batch",
         percent=list(PANELS.values())[:3],
         logarithmic=[PANELS["edit_ms"]],

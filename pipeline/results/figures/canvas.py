@@ -1,4 +1,4 @@
-"""The paper under every figure: panels, axes, legends, and the bytes of the picture."""
+"""Canvas shared by all figures: panels, axes, legends, and the bytes of the picture."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
-from pipeline.results.figures.look import Row, label_of
+from pipeline.results.figures.style import Row, label_of
 from pipeline.results.tables import Stream, stream_label
 
 TITLE_SIZE = 11

@@ -13,24 +13,24 @@ from pipeline.results.figures.canvas import (
     rendered,
     stream_of,
 )
-from pipeline.results.figures.look import Look, Row, label_of
-from pipeline.results.figures.subject import Picture, Subject
+from pipeline.results.figures.figure_data import FigureData, Picture
+from pipeline.results.figures.style import Row, Style, label_of
 from pipeline.results.tables import stream_label
 
 
-def pictures(subject: Subject) -> Iterator[Picture]:
+def pictures(figure_data: FigureData) -> Iterator[Picture]:
     """Bars on the longest stream, for a model with several datasets."""
-    datasets = sorted({row["dataset"] for row in subject.done})
+    datasets = sorted({row["dataset"] for row in figure_data.done})
     if len(datasets) < 2:
         return
-    longest = longest_stream(subject.done)
-    scores = composite([row for row in subject.done if stream_of(row) == longest])
+    longest = longest_stream(figure_data.done)
+    scores = composite([row for row in figure_data.done if stream_of(row) == longest])
     if scores:
         yield Picture(
             title=f"Over {' and '.join(datasets)}, {stream_label(longest)}",
-            text=f"(Eff + Gen + Spe/2) / 2.5 by {subject.protocol}, mean over the datasets, for "
-            "methods that finished on all of them. Bars: one standard deviation over seeds.",
-            svg=draw(scores, subject.look),
+            text=f"(Eff + Gen + Spe/2) / 2.5 by {figure_data.protocol}, mean over the datasets, "
+            "for methods that finished on all of them. Bars: one standard deviation over seeds.",
+            svg=draw(scores, figure_data.style),
         )
 
 
@@ -57,17 +57,17 @@ def composite(rows: Sequence[Row]) -> dict[str, tuple[float, float]]:
     }
 
 
-def draw(scores: Mapping[str, tuple[float, float]], look: Look, fmt: str = "svg") -> bytes:
+def draw(scores: Mapping[str, tuple[float, float]], style: Style, fmt: str = "svg") -> bytes:
     """A bar per method.
 
     Args:
         scores: What `composite` gives.
     """
-    labels = [name for name in look if name in scores]
+    labels = [name for name in style if name in scores]
     figure, (axis,) = panels(1, columns=1, width=7.2, height=0.9 + 0.3 * len(labels))
     means, spreads = [scores[n][0] for n in labels], [scores[n][1] for n in labels]
     axis.barh(range(len(labels)), means, xerr=[s or math.nan for s in spreads],
-              color=[look[name][0] for name in labels],
+              color=[style[name][0] for name in labels],
               error_kw={"elinewidth": 0.9, "capsize": 2})  # fmt: skip
     for place, (mean, spread) in enumerate(zip(means, spreads, strict=True)):
         axis.annotate(f"{mean:.1f}", (mean + spread, place), xytext=(3, 0),

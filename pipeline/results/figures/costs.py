@@ -1,23 +1,23 @@
 """Seconds per edit of every stream: set-up apart from editing, as the tables count them.
 
-Set-up is what comes before the first edit: training a network, and summing second moments of the
-linears that the method edits. A longer stream that was scored for a shorter one answers for it,
-with its whole set-up and the edits up to there.
+Set-up is what comes before the first edit: training a network, and summing key covariance of the
+linear layers that the method edits. A longer stream that was scored for a shorter one answers for
+it, with its whole set-up and the edits up to there.
 """
 
 from __future__ import annotations
 
 from typing import Any
 
-from pipeline.results.figures.look import label_of
-from pipeline.results.figures.subject import Subject
+from pipeline.results.figures.figure_data import FigureData
+from pipeline.results.figures.style import label_of
 
 SETUP, EDITING, TOTAL = "setup_per_edit", "editing_per_edit", "seconds_per_edit"
 
 
-def costs(subject: Subject) -> list[dict[str, Any]]:
+def costs(figure_data: FigureData) -> list[dict[str, Any]]:
     """Rows (editor, variant, n_batches, batch_size, seed, `SETUP`, `EDITING`, `TOTAL`)."""
-    rows = subject.ask(
+    rows = figure_data.ask(
         """
         WITH spent AS (
             SELECT c.*, coalesce(train_seconds, 0) + coalesce(moments, 0) AS setup

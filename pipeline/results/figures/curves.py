@@ -1,4 +1,4 @@
-"""What is measured with every batch, along the stream."""
+"""Figures of what is measured with every batch, along the stream."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ from pipeline.results.figures.canvas import (
     stream_title,
     streams_of,
 )
-from pipeline.results.figures.look import Look, Row, label_of, line_handles, line_style, shown_in
-from pipeline.results.figures.subject import Picture, Subject
+from pipeline.results.figures.figure_data import FigureData, Picture
+from pipeline.results.figures.style import Row, Style, label_of, line_handles, line_style, shown_in
 from pipeline.results.query import quoted
 
 METRICS = {
@@ -25,10 +25,10 @@ METRICS = {
 }
 
 
-def pictures(subject: Subject) -> Iterator[Picture]:
+def pictures(figure_data: FigureData) -> Iterator[Picture]:
     """A picture per metric that was recorded: a line per editor, a panel per stream."""
     for metric, label in METRICS.items():
-        rows = subject.ask(
+        rows = figure_data.ask(
             f"""SELECT editor, variant, n_batches, batch_size, step, metric, avg(value) AS value
             FROM curves WHERE {{here}} AND metric = {quoted(metric)} AND isfinite(value)
             GROUP BY ALL ORDER BY ALL"""
@@ -37,11 +37,11 @@ def pictures(subject: Subject) -> Iterator[Picture]:
             yield Picture(
                 title=f"Along the stream: {label}",
                 text="Per batch of edits, mean over seeds.",
-                svg=draw(rows, subject.look, metric, label),
+                svg=draw(rows, figure_data.style, metric, label),
             )
 
 
-def draw(rows: Sequence[Row], look: Look, metric: str, label: str, fmt: str = "svg") -> bytes:
+def draw(rows: Sequence[Row], style: Style, metric: str, label: str, fmt: str = "svg") -> bytes:
     """One per-batch quantity over the stream (mean over seeds), a panel per stream.
 
     Args:
@@ -54,7 +54,7 @@ def draw(rows: Sequence[Row], look: Look, metric: str, label: str, fmt: str = "s
     figure, axes = panels(len(streams), columns=2, width=3.6, height=2.7)
     for axis, stream in zip(axes, streams, strict=True):
         here = [row for row in rows if stream_of(row) == stream]
-        for name, (colour, marker) in look.items():
+        for name, (colour, marker) in style.items():
             steps: dict[int, list[float]] = {}
             for row in here:
                 if label_of(row) == name:
@@ -66,5 +66,5 @@ def draw(rows: Sequence[Row], look: Look, metric: str, label: str, fmt: str = "s
         axis.set_xlabel("edits applied")
         axis.set_ylabel(label)
         axis.set_title(stream_title(stream), fontsize=TITLE_SIZE, loc="left")
-    legend(figure, *line_handles(shown_in(rows, look), markers=False))
+    legend(figure, *line_handles(shown_in(rows, style), markers=False))
     return rendered(figure, fmt)

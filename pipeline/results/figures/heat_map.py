@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Sequence
 
-from pipeline.results.figures.ages import efficacy_by_age
 from pipeline.results.figures.canvas import (
     TITLE_SIZE,
     longest_stream,
@@ -14,16 +13,17 @@ from pipeline.results.figures.canvas import (
     stream_of,
     thinned,
 )
-from pipeline.results.figures.look import Look, Row, label_of
-from pipeline.results.figures.subject import Picture, Subject
+from pipeline.results.figures.figure_data import FigureData, Picture
+from pipeline.results.figures.retention import efficacy_by_age
+from pipeline.results.figures.style import Row, Style, label_of
 from pipeline.results.tables import stream_label
 
 _COLUMNS = 4
 
 
-def pictures(subject: Subject) -> Iterator[Picture]:
+def pictures(figure_data: FigureData) -> Iterator[Picture]:
     """A map per editor on the longest stream, where it was scored more than once."""
-    rows = efficacy_by_age(subject)
+    rows = efficacy_by_age(figure_data)
     if not rows:
         return
     longest = longest_stream(rows)
@@ -32,17 +32,17 @@ def pictures(subject: Subject) -> Iterator[Picture]:
         yield Picture(
             title=f"Retention along the stream, {stream_label(longest)}",
             text="Efficacy by stream position (across) and edit age (up); grey: no such age.",
-            svg=draw(mapped, subject.look),
+            svg=draw(mapped, figure_data.style),
         )
 
 
-def draw(rows: Sequence[Row], look: Look, fmt: str = "svg") -> bytes:
+def draw(rows: Sequence[Row], style: Style, fmt: str = "svg") -> bytes:
     """Efficacy over stream position and edit age, a panel per editor.
 
     Args:
         rows: (editor, variant, checkpoint, age, score) of one stream.
     """
-    labels = [name for name in look if any(label_of(row) == name for row in rows)]
+    labels = [name for name in style if any(label_of(row) == name for row in rows)]
     positions = sorted({row["checkpoint"] for row in rows})
     ages = sorted({row["age"] for row in rows})
     figure, axes = panels(len(labels), columns=_COLUMNS, width=1.8, height=1.9, share=True)

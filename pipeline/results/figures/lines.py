@@ -1,4 +1,4 @@
-"""Lines over a common axis, a panel per quantity: what several figures have in common."""
+"""Line plots over a common axis, one panel per quantity, shared by several figures."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from matplotlib.axes import Axes
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter
 
 from pipeline.results.figures.canvas import TITLE_SIZE, legend, panels, percent_axis, rendered
-from pipeline.results.figures.look import Look, line_handles, line_marker, line_style
+from pipeline.results.figures.style import Style, line_handles, line_marker, line_style
 
 _WIDTH, _COLUMNS = 7.2, 3
 
@@ -19,7 +19,7 @@ Lines = Mapping[str, Mapping[str, Sequence[tuple[float, float]]]]
 
 def draw_lines(
     lines: Lines,
-    look: Look,
+    style: Style,
     *,
     x_label: str,
     y_label: str = "",
@@ -37,7 +37,7 @@ def draw_lines(
     columns = min(len(lines), _COLUMNS)
     figure, axes = panels(len(lines), columns=columns, width=_WIDTH / columns, height=2.6)
     for i, (axis, (quantity, editors)) in enumerate(zip(axes, lines.items(), strict=False)):
-        for label, (colour, marker) in look.items():
+        for label, (colour, marker) in style.items():
             points = _means(editors.get(label, ()))
             if points:
                 axis.plot(*zip(*points, strict=True), color=colour, marker=line_marker(marker),
@@ -49,7 +49,7 @@ def draw_lines(
         axis.set_xlabel(x_label)
         few_ticks(axis)
     drawn = {label for editors in lines.values() for label in editors}
-    legend(figure, *line_handles({n: v for n, v in look.items() if n in drawn}))
+    legend(figure, *line_handles({n: v for n, v in style.items() if n in drawn}))
     return rendered(figure, fmt)
 
 

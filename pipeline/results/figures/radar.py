@@ -9,7 +9,6 @@ import matplotlib
 from matplotlib.lines import Line2D
 from matplotlib.projections.polar import PolarAxes
 
-from pipeline.results.figures.abilities import ABILITY, measured
 from pipeline.results.figures.canvas import (
     TITLE_SIZE,
     legend,
@@ -19,36 +18,37 @@ from pipeline.results.figures.canvas import (
     stream_title,
 )
 from pipeline.results.figures.costs import TOTAL, costs
-from pipeline.results.figures.look import Look, Row, label_of
-from pipeline.results.figures.subject import Picture, Subject
+from pipeline.results.figures.downstream import DOWNSTREAM, measured
+from pipeline.results.figures.figure_data import FigureData, Picture
+from pipeline.results.figures.style import Row, Style, label_of
 from pipeline.results.tables import UNEDITED, Stream
 
 # editor label -> stream -> axis -> percent
 Shapes = Mapping[str, Mapping[Stream, Mapping[str, float]]]
 SCORES = {"efficacy": "Eff", "generalization": "Gen", "specificity": "Spe"}
-SPEED, ABILITIES = "speed", "ability"
+SPEED, DOWNSTREAM_AXIS = "speed", "ability"
 LINE_STYLES = ("-", "--", "-.", ":")
 FEWEST_AXES = 3
 
 
-def pictures(subject: Subject) -> Iterator[Picture]:
+def pictures(figure_data: FigureData) -> Iterator[Picture]:
     """A panel per editor, a line per stream."""
-    shapes = shapes_of(subject.done, measured(subject), costs(subject))
+    shapes = shapes_of(figure_data.done, measured(figure_data), costs(figure_data))
     axes = _axes(shapes)
     if len(axes) < FEWEST_AXES:
         return
-    text = f"Eff, Gen and Spe in percent by {subject.protocol}"
+    text = f"Eff, Gen and Spe in percent by {figure_data.protocol}"
     if SPEED in axes:
         text += (
             "; speed: time per edit, set-up included, of the fastest editor over this one's, in "
             "percent"
         )
-    if ABILITIES in axes:
-        text += "; ability: mean F1 of the ability tasks after the stream"
+    if DOWNSTREAM_AXIS in axes:
+        text += "; ability: mean F1 of the downstream tasks after the stream"
     yield Picture(
         title="All scores at a glance",
         text=f"{text}. Larger is better; a shape that shrinks from stream to stream degrades.",
-        svg=draw(shapes, subject.look),
+        svg=draw(shapes, figure_data.style),
     )
 
 
@@ -76,17 +76,17 @@ def shapes_of(
             last = [
                 r for r in abilities
                 if label_of(r) == label and r["batch_size"] == stream[1]
-                and r["step"] == stream[0] * stream[1] and ABILITY.match(r["metric"])
+                and r["step"] == stream[0] * stream[1] and DOWNSTREAM.match(r["metric"])
             ]  # fmt: skip
             # A longer stream that was scored for this one answers where it was not run itself.
             last = [r for r in last if stream_of(r) == stream] or last
-            _put(shape, ABILITIES, [r["value"] for r in last])
+            _put(shape, DOWNSTREAM_AXIS, [r["value"] for r in last])
     return found
 
 
-def draw(shapes: Shapes, look: Look, fmt: str = "svg") -> bytes:
+def draw(shapes: Shapes, style: Style, fmt: str = "svg") -> bytes:
     """The radars."""
-    labels = [name for name in look if name in shapes]
+    labels = [name for name in style if name in shapes]
     names = _axes(shapes)
     streams = sorted({s for of in shapes.values() for s in of}, key=lambda s: (s[0] * s[1], s))
     angles = [2 * math.pi * i / len(names) for i in range(len(names))]
@@ -101,13 +101,13 @@ def draw(shapes: Shapes, look: Look, fmt: str = "svg") -> bytes:
         assert isinstance(axis, PolarAxes)
         axis.set_theta_zero_location("N")
         axis.set_theta_direction(-1)
-        for stream, (colour, style) in styles.items():
+        for stream, (colour, dashes) in styles.items():
             shape = shapes[label].get(stream, {})
             points = [(a, shape[name]) for a, name in zip(angles, names, strict=True)
                       if name in shape]  # fmt: skip
             if points:
                 around = [*points, points[0]]
-                axis.plot(*zip(*around, strict=True), color=colour, linestyle=style, linewidth=1.5)
+                axis.plot(*zip(*around, strict=True), color=colour, linestyle=dashes, linewidth=1.5)
                 axis.fill(*zip(*points, strict=True), color=colour, alpha=0.08)
         axis.set_xticks(angles, names, fontsize=9)
         axis.tick_params(axis="x", pad=1)
@@ -124,7 +124,7 @@ def draw(shapes: Shapes, look: Look, fmt: str = "svg") -> bytes:
 def _axes(shapes: Shapes) -> list[str]:
     """The axes that some editor has, in a fixed order."""
     found = {name for of in shapes.values() for shape in of.values() for name in shape}
-    return [name for name in (*SCORES.values(), ABILITIES, SPEED) if name in found]
+    return [name for name in (*SCORES.values(), DOWNSTREAM_AXIS, SPEED) if name in found]
 
 
 def _speeds(label: str, rivals: Sequence[Row]) -> list[float]:

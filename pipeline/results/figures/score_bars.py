@@ -17,8 +17,8 @@ from pipeline.results.figures.canvas import (
     streams_of,
     tilt_if_crowded,
 )
-from pipeline.results.figures.look import Look, Row, label_of
-from pipeline.results.figures.subject import Picture, Subject
+from pipeline.results.figures.figure_data import FigureData, Picture
+from pipeline.results.figures.style import Row, Style, label_of
 from pipeline.results.protocols import SCORE_DEFINITIONS
 
 # Greys: the colours of these figures mean editors.
@@ -26,17 +26,17 @@ BAR_COLOURS = {"efficacy": "#2b2b2b", "generalization": "#858585", "specificity"
 BAR_HATCHES = {"efficacy": "", "generalization": "", "specificity": "//"}
 
 
-def pictures(subject: Subject) -> Iterator[Picture]:
+def pictures(figure_data: FigureData) -> Iterator[Picture]:
     """Bars of Eff, Gen and Spe of every editor on every stream."""
     yield Picture(
         title="Scores at the end of the stream",
-        text=f"Efficacy, generalization and specificity by {subject.protocol}; mean over seeds, "
-        "bars of one standard deviation.",
-        svg=draw(subject.rows, subject.look),
+        text=f"Efficacy, generalization and specificity by {figure_data.protocol}; mean over "
+        "seeds, bars of one standard deviation.",
+        svg=draw(figure_data.rows, figure_data.style),
     )
 
 
-def draw(rows: Sequence[Row], look: Look, fmt: str = "svg") -> bytes:
+def draw(rows: Sequence[Row], style: Style, fmt: str = "svg") -> bytes:
     """Bars of Eff, Gen and Spe per editor, a panel per stream.
 
     Args:
@@ -46,7 +46,7 @@ def draw(rows: Sequence[Row], look: Look, fmt: str = "svg") -> bytes:
     figure, axes = panels(len(streams), columns=1, width=7.2, height=2.6)
     for axis, stream in zip(axes, streams, strict=True):
         here = [row for row in rows if stream_of(row) == stream and row["status"] == "done"]
-        labels = [name for name in look if any(label_of(row) == name for row in here)]
+        labels = [name for name in style if any(label_of(row) == name for row in here)]
         width = 0.8 / len(BAR_COLOURS)
         for i, (score, colour) in enumerate(BAR_COLOURS.items()):
             means, spreads = over_seeds(here, labels, score)

@@ -7,36 +7,36 @@ from collections.abc import Iterator, Sequence
 
 from pipeline.results.figures.canvas import longest_stream, over_seeds, panels, rendered, stream_of
 from pipeline.results.figures.costs import EDITING, SETUP, costs
-from pipeline.results.figures.look import Look, Row, label_of, shown_in
-from pipeline.results.figures.subject import Picture, Subject
+from pipeline.results.figures.figure_data import FigureData, Picture
+from pipeline.results.figures.style import Row, Style, label_of, shown_in
 from pipeline.results.tables import UNEDITED, stream_label
 
 PANELS = {EDITING: "editing (s per edit)", SETUP: "set-up (s per edit)"}
 
 
-def pictures(subject: Subject) -> Iterator[Picture]:
+def pictures(figure_data: FigureData) -> Iterator[Picture]:
     """Bars per editor on the longest stream."""
-    rows = costs(subject)
+    rows = costs(figure_data)
     if not rows:
         return
     longest = longest_stream(rows)
     yield Picture(
         title=f"Time, {stream_label(longest)}",
         text="Seconds of editing, and apart from them those of what comes before the first edit: "
-        "training a network, and summing second moments of the edited linears; both divided by "
+        "training a network, and summing key covariance of the target modules; both divided by "
         "the edits of the stream. Times depend on the machine and on what else it does.",
-        svg=draw([row for row in rows if stream_of(row) == longest], subject.look),
+        svg=draw([row for row in rows if stream_of(row) == longest], figure_data.style),
     )
 
 
-def draw(rows: Sequence[Row], look: Look, fmt: str = "svg") -> bytes:
+def draw(rows: Sequence[Row], style: Style, fmt: str = "svg") -> bytes:
     """Seconds per edit of editing, and apart from them those of set-up, per editor.
 
     Args:
         rows: Rows of `costs` of one stream.
     """
     edited = [row for row in rows if row["editor"] != UNEDITED]
-    labels = [name for name in shown_in(edited, look) if _costs_time(edited, name)]
+    labels = [name for name in shown_in(edited, style) if _costs_time(edited, name)]
     figure, axes = panels(2, columns=2, width=3.6, height=0.9 + 0.3 * max(len(labels), 2))
     for axis, (column, name) in zip(axes, PANELS.items(), strict=True):
         means, spreads = over_seeds(edited, labels, column)
@@ -44,7 +44,7 @@ def draw(rows: Sequence[Row], look: Look, fmt: str = "svg") -> bytes:
             range(len(labels)),
             means,
             xerr=[spread or math.nan for spread in spreads],
-            color=[look[label][0] for label in labels],
+            color=[style[label][0] for label in labels],
             error_kw={"elinewidth": 0.9, "capsize": 2},
         )
         axis.set_yticks(range(len(labels)), labels if axis is axes[0] else [""] * len(labels))

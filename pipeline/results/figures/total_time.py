@@ -5,19 +5,19 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 
 from pipeline.results.figures.canvas import longest_stream, stream_of
+from pipeline.results.figures.figure_data import FigureData, Picture
 from pipeline.results.figures.lines import draw_lines
-from pipeline.results.figures.look import Look, Row, label_of
-from pipeline.results.figures.subject import Picture, Subject
+from pipeline.results.figures.style import Row, Style, label_of
 from pipeline.results.tables import UNEDITED, stream_label
 
 TOTAL = "set-up and editing so far (s)"
 EACH = "editing (ms per edit)"
 
 
-def pictures(subject: Subject) -> Iterator[Picture]:
+def pictures(figure_data: FigureData) -> Iterator[Picture]:
     """Seconds spent and milliseconds per edit against edits made, on the longest stream."""
     # A twentieth of the stream is one point: single batches are as noisy as the machine.
-    rows = subject.ask(
+    rows = figure_data.ask(
         """
         WITH batches AS (
             SELECT e.cell, editor, variant, n_batches, batch_size, seed, step,
@@ -44,14 +44,14 @@ def pictures(subject: Subject) -> Iterator[Picture]:
     if kept:
         yield Picture(
             title=f"Cost against edits, {stream_label(longest)}",
-            text="Left: training and second moments before the first edit, plus all editing so "
+            text="Left: training and key covariance before the first edit, plus all editing so "
             "far. Right: what one edit takes at that point of the stream, set-up apart; a line "
             "that rises costs more the longer the stream. Logarithmic; mean over seeds.",
-            svg=draw(kept, subject.look),
+            svg=draw(kept, figure_data.style),
         )
 
 
-def draw(rows: Sequence[Row], look: Look, fmt: str = "svg") -> bytes:
+def draw(rows: Sequence[Row], style: Style, fmt: str = "svg") -> bytes:
     """Both panels.
 
     Args:
@@ -61,4 +61,4 @@ def draw(rows: Sequence[Row], look: Look, fmt: str = "svg") -> bytes:
     for row in rows:
         lines[TOTAL].setdefault(label_of(row), []).append((row["step"], row["total_seconds"]))
         lines[EACH].setdefault(label_of(row), []).append((row["step"], row["edit_ms"]))
-    return draw_lines(lines, look, x_label="edits applied", logarithmic=lines, fmt=fmt)
+    return draw_lines(lines, style, x_label="edits applied", logarithmic=lines, fmt=fmt)

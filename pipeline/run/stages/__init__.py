@@ -1,1 +1,1 @@
-"""What one rank does. Nothing here knows the scheduler or the tracker."""
+"""Stages of a cell, as one rank runs them; they know neither scheduler nor tracker."""

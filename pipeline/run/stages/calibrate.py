@@ -6,28 +6,28 @@ import json
 from functools import partial
 from pathlib import Path
 
-from pipeline.cells import Cell
+from pipeline.plan.cache_names import calibration_name
+from pipeline.plan.cells import Cell
 from pipeline.run.cache import Cache
-from pipeline.run.gang import ALONE, Gang
-from pipeline.run.report import Report
-from pipeline.run.stages.calibrated import calibration_name
+from pipeline.run.gang import SINGLE_PROCESS, Gang
+from pipeline.run.reporting import Report
 from pipeline.run.stages.prepare import open_model
 from pipeline.run.stages.train import training_batches
-from pipeline.storage import Storage
+from pipeline.storage.object_store import Storage
 from rledit.calibration import calibrate
 from rledit.editors import editor_class
 
 
 def calibrate_step(
-    cell: Cell, model_folder: Path, cache: Cache, report: Report, gang: Gang = ALONE
+    cell: Cell, model_folder: Path, cache: Cache, report: Report, gang: Gang = SINGLE_PROCESS
 ) -> None:
     """Calibrate the cell's step on a batch of its pool for that, unless the cache has it.
 
     All ranks of a gang make the same passes, the leader writes.
     """
     name = calibration_name(cell)
-    if gang.decide(gang.leads and cache.file(name) is not None):
-        if gang.leads:
+    if gang.broadcast(gang.is_rank_zero and cache.file(name) is not None):
+        if gang.is_rank_zero:
             cache.publish(name)
         return
     report("calibrate", 0, 1)
@@ -42,7 +42,7 @@ def calibrate_step(
         partial(training_batches, cell),
     )
     report("calibrate", 1, 1)
-    if gang.leads:
+    if gang.is_rank_zero:
         text = json.dumps({"pool": cell.calibration_pool, **found.record()}, indent=1)
         Storage(cache.folder).write_bytes(name, text.encode())
         cache.publish(name)

@@ -1,4 +1,4 @@
-"""What a calibration has found: its record in the cache, and the settings with the step in them."""
+"""Calibrated steps: their record in the cache, and settings with the step filled in."""
 
 from __future__ import annotations
 
@@ -7,13 +7,9 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
-from pipeline.cells import Cell
+from pipeline.plan.cache_names import calibration_name
+from pipeline.plan.cells import Cell
 from pipeline.run.cache import Cache
-
-
-def calibration_name(cell: Cell) -> str:
-    """The name of the record in the cache."""
-    return f"calibrated/{cell.calibration_key}.json"
 
 
 def require_calibrated(cell: Cell, cache: Cache) -> dict[str, Any]:

@@ -11,20 +11,16 @@ from typing import Any
 
 import torch
 
-from pipeline.cells import Cell
+from pipeline.plan.cells import Cell
 from pipeline.run.cache import Cache
-from pipeline.run.gang import ALONE, Gang
-from pipeline.run.report import Report
+from pipeline.run.gang import SINGLE_PROCESS, Gang
+from pipeline.run.reporting import Report
+from pipeline.run.resume import StateFolder, load_together, write_tensors
 from pipeline.run.stages.calibrated import calibration_facts, settings_with_step
+from pipeline.run.stages.covariance import covariance_metadata, load_covariance, statistics_seconds
 from pipeline.run.stages.measure import StreamMeasures
 from pipeline.run.stages.prepare import held_shares, open_model
-from pipeline.run.stages.statistics import (
-    load_statistics,
-    statistics_facts,
-    statistics_seconds,
-)
 from pipeline.run.stages.train import Trained, training_batches
-from pipeline.run.state import StateFolder, load_together, write_tensors
 from rledit.editors import Editor, editor_class
 from rledit.editors.base import prefixed, unprefixed
 from rledit.finite import NonFiniteError, require_finite
@@ -84,7 +80,7 @@ def edit_stream(
     cache: Cache,
     trained: Trained | None,
     report: Report,
-    gang: Gang = ALONE,
+    gang: Gang = SINGLE_PROCESS,
 ) -> StreamRows:
     """Run the cell's stream to its end, from the newest saved state if there is one.
 
@@ -102,7 +98,7 @@ def edit_stream(
     except NonFiniteError as error:
         raise error.at(after_batch(0, 0)) from None
     editor = editor_class(cell.editor.editor)(model, settings_with_step(cell, cache))
-    facts = {"prompt": _prompting(model.encoder, edits), **measures.facts}
+    facts = {"prompt": _prompting(model.encoder, edits), **measures.metadata}
     facts |= calibration_facts(cell, cache)
     facts |= _provide(editor, cell, cache)
     if trained is not None:
@@ -123,7 +119,7 @@ def edit_stream(
     if cell.keep_edited:
         _keep(cell, model, cache, gang)
     # Not a row: how often the cache helps depends on where a run was interrupted.
-    logger.info("%s: frozen trunk hit rate %.1f %%", cell.path, 100 * model.trunk.hit_rate)
+    logger.info("%s: frozen prefix hit rate %.1f %%", cell.path, 100 * model.prefix_cache.hit_rate)
     return rows
 
 
@@ -163,7 +159,7 @@ def _run(
             report("edit", rows.batches, total)
         due = time.perf_counter() - last_save > SAVE_EVERY_SECONDS
         between = not (isinstance(event, BatchEdited) and rows.batches in points)
-        if between and gang.decide(due):
+        if between and gang.broadcast(due):
             _save(editor, folder, rows, gang)
             last_save = time.perf_counter()
 
@@ -210,9 +206,9 @@ def _provide(editor: Editor, cell: Cell, cache: Cache) -> dict[str, Any]:
     """Give the editor what it needs beside the edits; returns how much that was."""
     facts: dict[str, Any] = {}
     if "statistics" in cell.needs:
-        moments = load_statistics(cell, cache, editor.model.modules)
-        facts["statistics"] = statistics_facts(cell, moments)
-        editor.load_statistics(moments)
+        covariances = load_covariance(cell, cache, editor.model.modules)
+        facts["statistics"] = covariance_metadata(cell, covariances)
+        editor.load_covariance(covariances)
     if "training_data" in cell.needs:
 
         def draw(n_batches: int, seed: int) -> list[EditBatch]:
@@ -230,7 +226,7 @@ def edited_name(cell: Cell) -> str:
 def _keep(cell: Cell, model: EditableModel, cache: Cache, gang: Gang) -> None:
     """Keep the edited matrices at full precision. Every rank reads them, the leader writes."""
     state = {k: v.cpu().contiguous() for k, v in model.weights.state_dict().items()}
-    if gang.leads:
+    if gang.is_rank_zero:
         write_tensors(cache.folder / edited_name(cell), state)
         # The name tells nothing of the code: a cell that is run again may be run by another.
         cache.publish(edited_name(cell), replace=True)
@@ -245,7 +241,7 @@ def _save(editor: Editor, folder: StateFolder, rows: StreamRows, gang: Gang) -> 
     # Every rank reads the weights, which a sharded model has to gather; the leader writes.
     tensors = prefixed("weights.", editor.model.weights.state_dict())
     tensors |= prefixed("editor.", editor.state_dict())
-    if gang.leads:
+    if gang.is_rank_zero:
         folder.save(tensors, {"rows": asdict(rows)}, version=rows.batches)
 
 
@@ -305,15 +301,15 @@ def _score_rows(event: StreamScored, cell: Cell) -> Iterator[dict[str, Any]]:
     """
     for name in cell.protocols:
         own = [s for s in event.scores if s.protocol == name]
-        standing = [s for s in own if not s.superseded]
+        current = [s for s in own if not s.superseded]
         yield {
             "checkpoint": event.n_edits,
             "n_edits": event.n_edits,
             "final": event.n_edits == cell.n_edits,
             "protocol": name,
-            **{score: _mean(standing, score) for score in SCORES},
-            "n_scored": len(standing),
-            "n_superseded": len(own) - len(standing),
+            **{score: _mean(current, score) for score in SCORES},
+            "n_scored": len(current),
+            "n_superseded": len(own) - len(current),
         }
 
 

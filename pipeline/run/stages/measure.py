@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from pipeline.cells import Cell
-from pipeline.material import HARNESS
+from pipeline.config.grid import HARNESS
+from pipeline.plan.cells import Cell
 from rledit.measurements import Measurements
 from rledit.model import EditableModel
 from rledit.records import Edit
@@ -32,20 +32,20 @@ class StreamMeasures:
         self._limit = cell.material.harness_limit if HARNESS in cell.measurements else None
         own = [name for name in cell.measurements if name != HARNESS]
         cheap = [name for name in own if name in EVERY_BATCH]
-        material = cell.open_material()
-        asked, found = cell.material.documents, len(material.text)
-        self._texts = {"documents": found, "asked_for": asked} if material.text else None
-        self._at_points = Measurements(model, edits, own, material)
-        self._every_batch = Measurements(model, edits, cheap, material)
+        eval_data = cell.open_eval_data()
+        asked, found = cell.material.documents, len(eval_data.text)
+        self._texts = {"documents": found, "asked_for": asked} if eval_data.text else None
+        self._at_points = Measurements(model, edits, own, eval_data)
+        self._every_batch = Measurements(model, edits, cheap, eval_data)
 
     @property
-    def facts(self) -> dict[str, Any]:
+    def metadata(self) -> dict[str, Any]:
         """How much text perplexity is of, where that was asked for."""
         return {} if self._texts is None else {"text": self._texts}
 
     @property
     def samples(self) -> list[Sample]:
-        """What of it the trunk's cache may come to hold."""
+        """What of it the prefix cache may come to hold."""
         return self._at_points.samples
 
     def rows(self, n_edits: int, checkpoint: bool) -> Iterator[dict[str, Any]]:
@@ -58,6 +58,8 @@ class StreamMeasures:
             yield {"step": n_edits, "metric": name, "value": float(value)}
 
     def _harness(self, limit: int) -> Mapping[str, float]:
-        from pipeline.harness import harness_scores  # an extra that few installations have
+        from pipeline.inputs.lm_harness import (
+            harness_scores,  # an extra that few installations have
+        )
 
         return harness_scores(self._model, limit)

@@ -7,26 +7,26 @@ from pathlib import Path
 import torch
 from transformers import AutoTokenizer
 
-from pipeline.cells import Cell
-from pipeline.checkpoints import fetch_whole, weight_files
-from pipeline.opening import load_model
-from pipeline.pickled import converted, is_pickled
+from pipeline.inputs.checkpoints import fetch_whole, weight_files
+from pipeline.inputs.model_loading import load_model
+from pipeline.inputs.pickled_weights import converted, is_pickled
+from pipeline.plan.cache_names import MODELS
+from pipeline.plan.cells import Cell
 from pipeline.run.cache import Cache
 from pipeline.run.device import device_of
-from pipeline.run.gang import ALONE, Gang
-from pipeline.run.report import Report
+from pipeline.run.gang import SINGLE_PROCESS, Gang
+from pipeline.run.reporting import Report
 from rledit.model import EditableModel
 from rledit.world import build_world_model, world_model_key
 from rledit.world.model import TRAINING_FILE
 
-MODELS = "models"
 CONVERTED = "converted"
 
 
 def prepare_model(cell: Cell, cache: Cache, report: Report) -> Path:
     """The folder of the cell's model, in safetensors.
 
-    One of the embedded world is trained on the spot when the cache does not have it, and pickled
+    One of the synthetic world is trained on the spot when the cache does not have it, and pickled
     weights are converted there.
     """
     if cell.model.checkpoint is not None:
@@ -44,8 +44,8 @@ def prepare_model(cell: Cell, cache: Cache, report: Report) -> Path:
     return made
 
 
-def open_model(cell: Cell, folder: Path, gang: Gang = ALONE) -> EditableModel:
-    """Load the model and mark the cell's edited linears; every rank of a gang makes this call."""
+def open_model(cell: Cell, folder: Path, gang: Gang = SINGLE_PROCESS) -> EditableModel:
+    """Load the model and mark the cell's target modules; every rank of a gang makes this call."""
     torch.set_num_threads(cell.threads)
     torch.manual_seed(cell.seed)
     if gang.sharding == "zero3":
@@ -79,4 +79,4 @@ def held_shares(model: EditableModel, gang: Gang) -> list[float]:
         return []
     from pipeline.run.zero import held_share
 
-    return gang.each(held_share(model.model))
+    return gang.all_gather(held_share(model.model))

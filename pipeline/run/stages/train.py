@@ -12,13 +12,14 @@ from safetensors import safe_open
 from safetensors.torch import load_file
 from torch import Tensor
 
-from pipeline.cells import Cell
+from pipeline.plan.cache_names import trained_name
+from pipeline.plan.cells import Cell
 from pipeline.run.cache import Cache
-from pipeline.run.gang import ALONE, Gang
-from pipeline.run.report import Report
+from pipeline.run.gang import SINGLE_PROCESS, Gang
+from pipeline.run.reporting import Report
+from pipeline.run.resume import StateFolder, load_together, write_tensors
 from pipeline.run.stages.calibrated import settings_with_step
 from pipeline.run.stages.prepare import open_model
-from pipeline.run.state import StateFolder, load_together, write_tensors
 from rledit.editors import Editor, TrainableEditor, editor_class
 from rledit.finite import NonFiniteError, require_finite
 from rledit.tokenization import EditBatch
@@ -41,11 +42,6 @@ class Trained:
     curve: list[dict[str, float]]
 
 
-def trained_name(cell: Cell) -> str:
-    """The name of the cell's trained network in the cache."""
-    return f"trained/{cell.editor_name}-{cell.train_key}.safetensors"
-
-
 def require_trained(cell: Cell, cache: Cache) -> Path:
     """The cell's trained network, which the task before has put into the cache.
 
@@ -62,7 +58,7 @@ def require_trained(cell: Cell, cache: Cache) -> Path:
 
 
 def train(
-    cell: Cell, model_folder: Path, cache: Cache, report: Report, gang: Gang = ALONE
+    cell: Cell, model_folder: Path, cache: Cache, report: Report, gang: Gang = SINGLE_PROCESS
 ) -> Path | None:
     """Train the cell's network unless it lies in the cache.
 
@@ -73,8 +69,8 @@ def train(
         NonFiniteError: A loss, a gradient or the network is not finite; names the batch.
     """
     name = trained_name(cell)
-    found = cache.file(name) if gang.leads else None
-    if gang.decide(found is not None):
+    found = cache.file(name) if gang.is_rank_zero else None
+    if gang.broadcast(found is not None):
         if found is not None:
             cache.publish(name)
         return found
@@ -107,23 +103,23 @@ def train(
             report("train", done, total)
             # A state holds networks and matrices: of a large model, saving takes its time too.
             wait = SAVE_EVERY_SECONDS * max(1.0, took)
-            if gang.decide(time.perf_counter() - last_save > wait):
+            if gang.broadcast(time.perf_counter() - last_save > wait):
                 last_save = time.perf_counter()
                 # Every rank reads the weights, which a sharded model has to gather.
                 state = editor.training_state_dict()
-                if gang.leads:
-                    facts = {"curve": curve, "seconds": seconds, "batches": done}
-                    folder.save(state, facts, version=done)
+                if gang.is_rank_zero:
+                    metadata = {"curve": curve, "seconds": seconds, "batches": done}
+                    folder.save(state, metadata, version=done)
                 took = time.perf_counter() - last_save
                 last_save += took
             began = time.perf_counter()
     state = {k: v.cpu().contiguous() for k, v in editor.state_dict().items()}
     _require_numbers(state, f"the network trained for {cell.label}")
-    if not gang.leads:
+    if not gang.is_rank_zero:
         return None
-    facts = {"seconds": seconds, "curve": curve, "identity": cell.identity}
+    metadata = {"seconds": seconds, "curve": curve, "identity": cell.identity}
     path = cache.folder / name
-    write_tensors(path, state, {"facts": json.dumps(facts)})
+    write_tensors(path, state, {"facts": json.dumps(metadata)})
     cache.publish(name)
     folder.clear()
     return path
@@ -163,7 +159,7 @@ def training_batches(cell: Cell, editor: Editor, n: int, seed: int) -> list[Edit
 def load_trained(path: Path) -> Trained:
     """Read a trained network."""
     with safe_open(path, framework="pt") as file:
-        facts = json.loads(file.metadata()["facts"])
+        metadata = json.loads(file.metadata()["facts"])
     state = load_file(path)
     _require_numbers(state, f"{path}: the trained network (delete the file to train it again)")
-    return Trained(state=state, seconds=facts["seconds"], curve=facts["curve"])
+    return Trained(state=state, seconds=metadata["seconds"], curve=metadata["curve"])

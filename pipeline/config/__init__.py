@@ -1,0 +1,1 @@
+"""Configuration: grids in YAML with their scale, presets and resources, validated."""

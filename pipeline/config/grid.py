@@ -1,0 +1,232 @@
+"""A grid as plain data: models, datasets, editors and streams, with every key a user may write."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from pipeline.config.resources import ResourcesEntry
+from rledit.chat import PromptStyle
+from rledit.measurements import MEASUREMENTS
+from rledit.names import nearest
+from rledit.records import Split
+from rledit.scoring import Probes
+from rledit.scripts import AnswerSpace
+
+HARNESS = "ability_harness"
+
+
+NAMES = (*MEASUREMENTS, HARNESS)
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvalDataEntry:
+    """What the measurements look at; what is not given is the synthetic world's own.
+
+    Attributes:
+        text: Running text for perplexity: a .txt, .jsonl or Parquet file, or a hub dataset's file,
+            as for `statistics.corpus`.
+        documents: Documents taken from the start of it; all where it has fewer, with a warning.
+        references: Reference texts for consistency: a JSON file in the schema of CounterFact's
+            attribute snippets, a list of ``{relation_id, target_id, samples: [{text}]}``.
+        ability: Folder of the downstream items: sst2, mmlu, mrpc, cola, rte and nli as .jsonl.
+        prompts: Prompts of the stream behind which texts are written.
+        harness_limit: Items per task that lm-evaluation-harness is given.
+    """
+
+    text: str | None = None
+    documents: int = 100
+    references: str | None = None
+    ability: str | None = None
+    prompts: int = 50
+    harness_limit: int = 100
+
+
+def check_measurements(names: Sequence[str]) -> str | None:
+    """What is wrong with a grid's measurements; None where nothing is."""
+    for name in names:
+        if name not in NAMES:
+            return f"unknown measurement {name!r}{nearest(name, NAMES)}"
+    return None
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelEntry:
+    """A model of the grid.
+
+    Attributes:
+        name: Name in tables and paths.
+        preset: A model of the published tables (see `pipeline.config.presets`): it brings the
+            checkpoint and every method's linear layers and settings, and below scale `full` a proxy
+            model.
+        world_model: Preset of the synthetic world's models to train on the spot, on the world of
+            the dataset.
+        checkpoint: A folder, or ``owner/name@revision`` on the hub, the revision a commit, to load
+            instead.
+        dtype: Precision the checkpoint is loaded in; where it is not given, float32, and bfloat16
+            for a model that names a preset, as the papers load theirs.
+        modules: Target modules, for editors that do not name their own; where they are not given,
+            ``down:upper`` of a checkpoint (three layers below the last one), and ``down:all`` of a
+            model of the synthetic world.
+        overrides: Settings of the world model to change.
+        prompt_style: Put every prompt `bare`, that is without a chat template, as the papers do, or
+            as a user's turn in the tokenizer's `chat` template.
+        bos: Begin every text with BOS, or never; where it is not given, the model's own tokenizer
+            decides, by what it makes of plain text.
+    """
+
+    name: str
+    preset: str | None = None
+    world_model: str = "llama"
+    checkpoint: str | None = None
+    dtype: Literal["float32", "bfloat16", "float64"] = None  # type: ignore[assignment]
+    modules: tuple[str, ...] = None  # type: ignore[assignment]
+    overrides: dict[str, Any] = field(default_factory=dict)
+    prompt_style: PromptStyle = "bare"
+    bos: bool | None = None
+
+    def __post_init__(self) -> None:
+        if self.dtype is None:
+            object.__setattr__(self, "dtype", "bfloat16" if self.preset else "float32")
+        if self.modules is None:
+            where = "all" if self.checkpoint is None else "upper"
+            object.__setattr__(self, "modules", (f"down:{where}",))
+
+
+@dataclass(frozen=True, kw_only=True)
+class DatasetEntry:
+    """A source of edits.
+
+    Attributes:
+        name: Name in tables and paths.
+        schema: The published dataset this is, a name in `rledit.world.SCHEMAS`: methods' settings
+            depend on it, and a proxy model is the synthetic world written in it.
+        world: Settings of the synthetic world.
+        files: Files of edits instead of the world's own: ``train``, ``evaluation``,
+            ``validation``, each of them that pool; and ``all``, which is cut into the pools that
+            have no file: JSON, JSONL or Parquet in any schema of `rledit.datasets`, as a path,
+            a URI, or ``hf://datasets/owner/name@revision/file``, the revision a commit; with
+            ``#sha256=…`` behind it the content must have that hash.
+        shares: How ``files.all`` is cut: share of its prompts by pool; 70 for train to 10 for
+            validation to 20 for evaluation where nothing is given.
+        format: Schema of the files, or `auto`.
+        order: Draw streams `shuffled` by seed, or in the order of the `file`.
+        on_overlap: `refuse` files that share prompts, or `drop` those from training.
+        strict: Refuse files with blank targets instead of skipping those rows.
+        split: Pool the stream is drawn from; `validation` is for tuning.
+        answer_space: Put a space before an answer as the scripts of prompt and answer have it
+            (`auto`: none in Chinese, Japanese, Thai and the like), `always`, or `never`. In a chat
+            template `auto` puts none.
+    """
+
+    name: str = "world"
+    schema: str | None = None
+    world: dict[str, Any] = field(default_factory=dict)
+    files: dict[Literal["all", "train", "evaluation", "validation"], str] = field(
+        default_factory=dict
+    )
+    shares: dict[Split, float] = field(default_factory=dict)
+    format: str = "auto"
+    order: Literal["shuffled", "file"] = "shuffled"
+    on_overlap: Literal["refuse", "drop"] = "refuse"
+    strict: bool = False
+    split: Literal["evaluation", "validation"] = "evaluation"
+    answer_space: AnswerSpace = "auto"
+
+
+@dataclass(frozen=True, kw_only=True)
+class EditorEntry:
+    """An editor with its settings; the variant tells two entries of one editor apart.
+
+    Attributes:
+        editor: Its name in the registry, or ``module:Class`` of one that lies elsewhere.
+        variant: Name of this entry among several of one editor.
+        settings: Its configuration; what is not given has the default.
+    """
+
+    editor: str
+    variant: str = ""
+    settings: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, kw_only=True)
+class StreamEntry:
+    """A stream of n_batches batches of batch_size edits."""
+
+    n_batches: int
+    batch_size: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class CovarianceEntry:
+    """Key covariance for the editors that need them.
+
+    Attributes:
+        corpus: None for the synthetic world's text; a .txt file (a document a line), or .jsonl or
+            Parquet (a document in ``text``); or such a file of a hub dataset as
+            ``hf://datasets/owner/name@revision/file.jsonl``, the revision a commit.
+        documents: Documents taken from the start of the corpus; all where it has fewer, with a
+            warning. The results say how many there were.
+        max_tokens: A document is cut to that many tokens.
+        dtype: Precision of the sums.
+        shards: Parts summed by separate workers. They add up to the same moments but for the order
+            of the sums, so the number is part of the identity.
+    """
+
+    corpus: str | None = None
+    documents: int = 100_000
+    max_tokens: int = 1024
+    dtype: Literal["float32", "float64"] = "float32"
+    shards: int = 1
+
+
+@dataclass(frozen=True, kw_only=True)
+class Grid:
+    """A benchmark: the product of models, datasets, editors, streams and seeds.
+
+    Attributes:
+        name: Name of the grid, of its MLflow experiment and of its table.
+        standins: Stream by stream, the one that takes its place below scale `full`; empty, or None
+            for a stream: itself. A file says so in the stream: ``standin: {n_batches: …}``.
+        title: One line for the report.
+        scale: What kind of models the numbers are about.
+        protocols: Evaluation protocols, all applied to the same edited model.
+        checkpoints: Points along a stream at which everything edited so far is scored.
+        share_prefixes: Let one run along the longest stream of each batch size answer for the
+            shorter ones, by a score taken at their length, where the editor allows it.
+        probes: Score the `first` rephrase and locality prompt of an edit, `all` of them, or one
+            `drawn` by the cell's seed.
+        threads: CPU threads of a cell; part of its identity, as it changes the order of sums.
+        statistics: Key covariance, for the editors that need them.
+        measurements: What is measured at every checkpoint, and before the first edit, beside the
+            protocols: ``perplexity``, ``fluency``, ``consistency``, ``ability``,
+            ``ability_harness``, ``portability``.
+        material: What the measurements look at.
+        resources: What each cell is given to run on.
+        keep_edited: Keep the edited matrices of every finished cell in the cache, so that
+            `rledit export` need not run the cell again.
+    """
+
+    name: str
+    models: tuple[ModelEntry, ...]
+    datasets: tuple[DatasetEntry, ...]
+    editors: tuple[EditorEntry, ...]
+    streams: tuple[StreamEntry, ...]
+    standins: tuple[StreamEntry | None, ...] = ()
+    seeds: tuple[int, ...] = (0,)
+    title: str = ""
+    scale: Literal["world", "standin", "full"] = "world"
+    protocols: tuple[str, ...] = ("token_accuracy",)
+    checkpoints: int = 1
+    share_prefixes: bool = False
+    probes: Probes = "first"
+    threads: int = 1
+    statistics: CovarianceEntry = field(default_factory=CovarianceEntry)
+    measurements: tuple[str, ...] = ()
+    material: EvalDataEntry = field(default_factory=EvalDataEntry)
+    resources: ResourcesEntry = field(default_factory=ResourcesEntry)
+    keep_edited: bool = False
+
+
+Scale = Literal["world", "standin", "full"]

@@ -1,0 +1,67 @@
+"""Presets of the published models: every method's settings, and the proxy models beside them."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from pipeline.config.presets.models import PRESETS, Preset
+from pipeline.config.presets.proxy import METHODS, mapped_modules, taught
+from pipeline.config.presets.settings import ANY, OWN, Setting
+from pipeline.config.presets.shape import Shape
+from rledit.names import look_up
+
+# Whose linear layers an editor takes that no preset knows: by the kind of linear layers it can
+# edit.
+_LIKE = {"any": "rledit", "down": "memit", "one_down": "rome"}
+
+
+def preset_setting(
+    preset: str, editor: str, schema: str | None, target_modules: str = "any"
+) -> Setting:
+    """A method's published settings on a model and dataset.
+
+    Args:
+        preset: Name of the model's preset.
+        editor: Name of the method; one that the preset does not know edits the linear layers of the
+            method most like it.
+        schema: Schema of the dataset; None, or one without settings of its own: those for any.
+        target_modules: `Editor.target_modules` of the method.
+
+    Raises:
+        ValueError: There is no such preset.
+    """
+    known = look_up(PRESETS, preset, "preset").settings
+    if editor in known:
+        return known[editor].get(schema or ANY) or known[editor][ANY]
+    like = known[_LIKE[target_modules]]
+    found = like.get(schema or ANY) or like[ANY]
+    return Setting(values={"modules": found.values["modules"]}, origin=OWN)
+
+
+def proxy_setting(
+    preset: str, editor: str, schema: str | None, target_modules: str = "any"
+) -> Setting:
+    """The settings of a model's proxy: linear layers at the same relative depth, steps to its
+    size."""
+    published = preset_setting(preset, editor, schema, target_modules)
+    depth = PRESETS[preset].shape.layers
+    values: dict[str, Any] = {
+        **published.values,
+        "modules": mapped_modules(published.values["modules"], depth),
+        **METHODS.get(editor, {}),
+    }
+    origin = f"proxy: layers of {depth} mapped to the same relative depth, sizes of a toy model"
+    return Setting(values=values, origin=origin)
+
+
+__all__ = [
+    "OWN",
+    "PRESETS",
+    "Preset",
+    "Setting",
+    "Shape",
+    "mapped_modules",
+    "preset_setting",
+    "proxy_setting",
+    "taught",
+]

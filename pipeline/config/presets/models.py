@@ -1,0 +1,253 @@
+"""The models of the published tables. A new one is one entry of `PRESETS`.
+
+Revisions are pinned: another one is other weights, and a figure measured on them is not compared.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from pipeline.config.presets.settings import (
+    ANY,
+    OWN,
+    ROME_GPTJ,
+    ROME_LLAMA,
+    ULTRAEDIT,
+    VALUE_GPTJ,
+    VALUE_LLAMA,
+    VALUE_MISTRAL,
+    Hyper,
+    Locate,
+    Setting,
+    Settings,
+    hypernetworks,
+    locating,
+    training_free,
+)
+from pipeline.config.presets.shape import Shape
+
+
+@dataclass(frozen=True, kw_only=True)
+class Preset:
+    """A model of the published tables.
+
+    Attributes:
+        hub: ``owner/name`` on the hub.
+        revision: Commit of that repository.
+        family: Key of `rledit.families.FAMILIES`, and of the proxy's architecture.
+        bos: Whether its tokenizer begins plain text with BOS at this revision, so that the hub need
+            not be asked. Llama-3's does by its post-processor (revisions before May 2024 did not),
+            those of Mistral and Gemma-2 by `add_bos_token`; those of GPT-J and Qwen2.5 do not. The
+            published runs of RLEdit and UltraEdit take what the tokenizer writes.
+        shape: Sizes of its configuration.
+        instruct: Whether it was tuned on instructions, so that it can be asked in a chat; it is
+            prompted without a chat template unless a grid says otherwise, as the published runs do.
+        gated: Whether the hub asks for a token with granted access.
+        remark: What to know before its weights are fetched, for the reader of a plan.
+        settings: Settings of the methods, by editor and dataset schema.
+    """
+
+    hub: str
+    revision: str
+    family: str
+    bos: bool
+    shape: Shape
+    instruct: bool = False
+    gated: bool = False
+    remark: str = ""
+    settings: Settings
+
+    @property
+    def checkpoint(self) -> str:
+        """What a grid loads: ``owner/name@revision``."""
+        return f"{self.hub}@{self.revision}"
+
+
+_LLAMA_ZSRE = ("gate:11-15", "up:18-24")
+_LLAMA_LATE = ("gate:22-30", "up:22-30")
+_LLAMA_3 = Shape(
+    layers=32, hidden=4096, intermediate=14336, heads=32, kv_heads=8, head_dim=128,
+    vocabulary=128256,
+)  # fmt: skip
+_LLAMA_3_SETTINGS: Settings = (
+    hypernetworks(
+        {
+            ANY: Hyper(modules=_LLAMA_ZSRE),
+            "counterfact": Hyper(modules=_LLAMA_LATE, rank=512),
+            "fever": Hyper(modules=_LLAMA_LATE),
+        }
+    )
+    | training_free({ANY: _LLAMA_ZSRE, "counterfact": _LLAMA_LATE, "fever": _LLAMA_LATE})
+    | locating(Locate(layers="4-8", value=VALUE_LLAMA, rome=ROME_LLAMA))
+    | {
+        "locft": {
+            ANY: Setting(
+                values={"modules": ("down:22",), "lr": 5e-4, "batch_size": 100},
+                origin="arXiv 2509.22072",
+            )
+        }
+    }
+)
+
+_MISTRAL_LAYERS = ("down:17,18",)
+_MISTRAL = Shape(
+    layers=32, hidden=4096, intermediate=14336, heads=32, kv_heads=8, head_dim=128,
+    vocabulary=32768,
+)  # fmt: skip
+_MISTRAL_SETTINGS: Settings = (
+    hypernetworks(
+        {
+            ANY: Hyper(modules=_MISTRAL_LAYERS, loc_coef=0.8),
+            "counterfact": Hyper(modules=("down:17,18,19",), loc_coef=0.8),
+            "fever": Hyper(modules=_MISTRAL_LAYERS),
+        }
+    )
+    | training_free({ANY: ("down:29,30",)}, stable=("down:28-31",))
+    | locating(Locate(layers="4-8", value=VALUE_MISTRAL, rome=ROME_LLAMA))
+    | {
+        "locft": {
+            ANY: Setting(
+                values={"modules": ("down:23",), "lr": 5e-5, "batch_size": 100},
+                origin="arXiv 2509.22072",
+            )
+        }
+    }
+)
+
+_GEMMA_LAYERS = ("gate:32-40", "up:32-40")
+_GEMMA_2 = Shape(
+    layers=42, hidden=3584, intermediate=14336, heads=16, kv_heads=8, head_dim=256,
+    vocabulary=256000, tied=True, norms=4,
+)  # fmt: skip
+_GEMMA_2_SETTINGS: Settings = (
+    hypernetworks(
+        {
+            ANY: Hyper(modules=_GEMMA_LAYERS, rank=512),
+            "counterfact": Hyper(modules=_GEMMA_LAYERS),
+            "fever": Hyper(modules=_GEMMA_LAYERS),
+        }
+    )
+    | training_free({ANY: _GEMMA_LAYERS}, origin=OWN)
+    # No paper gives these: Llama-3's, at the same relative depth.
+    | locating(
+        Locate(
+            layers="5-9",
+            rome_layer=7,
+            tuned_layer=28,
+            value=VALUE_LLAMA,
+            rome=ROME_LLAMA,
+            origin=OWN,
+        )
+    )
+)
+
+_GPTJ = Shape(
+    layers=28, hidden=4096, intermediate=16384, heads=16, kv_heads=16, head_dim=256,
+    vocabulary=50400, gated=False, mlp_bias=True, head_bias=True,
+)  # fmt: skip
+_GPTJ_LATE = ("down:18-26",)
+_QWEN = Shape(
+    layers=28, hidden=3584, intermediate=18944, heads=28, kv_heads=4, head_dim=128,
+    vocabulary=152064, qkv_bias=True,
+)  # fmt: skip
+_QWEN_LAYERS = ("gate:18-26", "up:18-26")
+
+PRESETS: Mapping[str, Preset] = {
+    "llama-3-8b": Preset(
+        hub="meta-llama/Meta-Llama-3-8B",
+        revision="8cde5ca8380496c9a6cc7ef3a8b46a0372a1d920",
+        family="llama",
+        bos=True,
+        shape=_LLAMA_3,
+        gated=True,
+        settings=_LLAMA_3_SETTINGS,
+    ),
+    "llama-3-8b-instruct": Preset(
+        hub="meta-llama/Meta-Llama-3-8B-Instruct",
+        revision="5f0b02c75b57c5855da9ae460ce51323ea669d8a",
+        family="llama",
+        bos=True,
+        shape=_LLAMA_3,
+        instruct=True,
+        gated=True,
+        settings=_LLAMA_3_SETTINGS,
+    ),
+    "mistral-7b-v0.3": Preset(
+        hub="mistralai/Mistral-7B-v0.3",
+        revision="caa1feb0e54d415e2df31207e5f4e273e33509b1",
+        family="mistral",
+        bos=True,
+        shape=_MISTRAL,
+        settings=_MISTRAL_SETTINGS,
+    ),
+    "mistral-7b-instruct-v0.3": Preset(
+        hub="mistralai/Mistral-7B-Instruct-v0.3",
+        revision="c170c708c41dac9275d15a8fff4eca08d52bab71",
+        family="mistral",
+        bos=True,
+        shape=_MISTRAL,
+        instruct=True,
+        settings=_MISTRAL_SETTINGS,
+    ),
+    "gemma-2-9b": Preset(
+        hub="google/gemma-2-9b",
+        revision="33c193028431c2fde6c6e51f29e6f17b60cbfac6",
+        family="gemma2",
+        bos=True,
+        shape=_GEMMA_2,
+        gated=True,
+        settings=_GEMMA_2_SETTINGS,
+    ),
+    "gemma-2-9b-it": Preset(
+        hub="google/gemma-2-9b-it",
+        revision="11c9b309abf73637e4b6f9a3fa1e92e615547819",
+        family="gemma2",
+        bos=True,
+        shape=_GEMMA_2,
+        instruct=True,
+        gated=True,
+        settings=_GEMMA_2_SETTINGS,
+    ),
+    "gpt-j-6b": Preset(
+        hub="EleutherAI/gpt-j-6b",
+        revision="47e169305d2e8376be1d31e765533382721b2cc1",
+        remark=(
+            "as far as we know its weights are there as pytorch_model.bin only, in float32 and "
+            "twice the size; it is read once as tensors alone and converted to safetensors in the "
+            "cache"
+        ),
+        family="gptj",
+        bos=False,
+        shape=_GPTJ,
+        # RLEdit was not published on GPT-J: UltraEdit's linear layers, RLEdit's other settings.
+        settings=hypernetworks(
+            {
+                ANY: Hyper(modules=_GPTJ_LATE, origin=OWN),
+                "wikibigedit": Hyper(modules=("down:19-26",), origin=OWN),
+                "fever": Hyper(modules=("down:25,26",), origin=OWN),
+            }
+        )
+        | training_free({ANY: _GPTJ_LATE, "wikibigedit": ("down:19-26",), "fever": ("down:25,26",)})
+        | locating(Locate(layers="3-8", value=VALUE_GPTJ, rome=ROME_GPTJ)),
+    ),
+    "qwen2.5-7b": Preset(
+        hub="Qwen/Qwen2.5-7B",
+        revision="d149729398750b98c0af14eb82c78cfe92750796",
+        family="qwen2",
+        bos=False,
+        shape=_QWEN,
+        settings=hypernetworks({ANY: Hyper(modules=_QWEN_LAYERS, origin=OWN)})
+        | training_free({ANY: _QWEN_LAYERS}, origin=ULTRAEDIT)
+        | locating(
+            Locate(
+                layers="4-7",
+                rome_layer=5,
+                tuned_layer=18,
+                value=VALUE_LLAMA,
+                rome=ROME_LLAMA,
+                origin=OWN,
+            )
+        ),
+    ),
+}

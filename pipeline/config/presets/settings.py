@@ -1,0 +1,141 @@
+"""Settings of the methods on a model: which linear layers they edit, with which hyper-parameters.
+
+A setting says where it comes from. What no paper gives is our own, and printed as such.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+OWN = "our own setting"
+TABLE_3 = "arXiv 2502.05759, table 3"
+RELEASE = "the methods' releases"
+ULTRAEDIT = "UltraEdit's release (arXiv 2505.14679)"
+
+STEP = 1e-6  # of RLEdit, UltraEdit and their relatives, in all published runs
+
+ANY = "any"  # where a setting does not depend on the dataset
+
+TRAINED = ("rledit", "mend", "malmen", "mend_star", "malmen_star", "mend_rledit", "malmen_rledit")
+_OWN_RANK = frozenset({"mend", "mend_star", "mend_rledit"})  # rank 1920, whatever RLEdit's is
+
+
+@dataclass(frozen=True, kw_only=True)
+class Setting:
+    """Settings of one method on one model and dataset.
+
+    Attributes:
+        values: What differs from the method's defaults, `modules` among it.
+        origin: Where the values come from.
+    """
+
+    values: Mapping[str, Any]
+    origin: str
+
+
+# Editor → schema of the dataset, or `ANY` → setting.
+Settings = Mapping[str, Mapping[str, Setting]]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Hyper:
+    """RLEdit's setting on one dataset: linear layers, rank of the network, and λ of locality."""
+
+    modules: tuple[str, ...]
+    rank: int = 1024
+    loc_coef: float = 0.6
+    origin: str = TABLE_3
+
+
+@dataclass(frozen=True, kw_only=True)
+class Locate:
+    """Layers and value optimisation of the locate-then-edit methods.
+
+    Attributes:
+        layers: Layers of MEMIT and its descendants.
+        rome_layer: ROME's.
+        tuned_layer: Layer of fine-tuning.
+        value: Value optimisation of MEMIT and its descendants.
+        rome: ROME's own settings.
+        origin: Where they come from.
+    """
+
+    layers: str
+    rome_layer: int = 5
+    tuned_layer: int = 21
+    value: Mapping[str, float] = field(default_factory=dict)
+    rome: Mapping[str, Any] = field(default_factory=dict)
+    origin: str = RELEASE
+
+
+# Llama-3 and Mistral edit with the bare key; GPT-J with the key covariance.
+ROME_LLAMA = {"value_lr": 0.5, "value_decay": 1e-3, "clamp": 4.0, "second_moment": False}
+ROME_GPTJ = {
+    "value_steps": 20,
+    "value_lr": 0.5,
+    "value_decay": 0.5,
+    "clamp": 4.0,
+    "second_moment": True,
+}
+VALUE_LLAMA = {"value_lr": 0.1, "value_decay": 0.5, "clamp": 0.75}
+VALUE_MISTRAL = {"value_lr": 0.5, "value_decay": 1e-3, "clamp": 4.0}
+VALUE_GPTJ = {"value_lr": 0.5, "value_decay": 0.5, "clamp": 0.75}
+
+
+def hypernetworks(by_schema: Mapping[str, Hyper]) -> dict[str, dict[str, Setting]]:
+    """RLEdit and the methods it is compared with, which edit the same linear layers.
+
+    MALMEN keeps rank 1024 and λ 0.6, MEND rank 1920 and λ 1: only RLEdit's follow the table.
+    """
+    found: dict[str, dict[str, Setting]] = {}
+    for editor in (*TRAINED, "untrained"):
+        found[editor] = {}
+        for schema, hyper in by_schema.items():
+            values: dict[str, Any] = {"modules": hyper.modules, "initial_step": STEP}
+            if editor == "rledit":
+                values |= {"rank": hyper.rank, "loc_coef": hyper.loc_coef}
+            elif editor in TRAINED and editor not in _OWN_RANK:
+                values |= {"rank": 1024, "loc_coef": 0.6}
+            if editor in ("mend", "mend_star", "malmen", "malmen_star"):
+                values["reg_coef"] = 1e-2
+            found[editor][schema] = Setting(values=values, origin=hyper.origin)
+    return found
+
+
+def training_free(
+    by_schema: Mapping[str, tuple[str, ...]],
+    origin: str = ULTRAEDIT,
+    stable: tuple[str, ...] | None = None,
+) -> dict[str, dict[str, Setting]]:
+    """UltraEdit and StableEdit; the latter on linear layers of its own where they are given."""
+    ultra = {
+        schema: Setting(values={"modules": modules, "step": STEP}, origin=origin)
+        for schema, modules in by_schema.items()
+    }
+    stable_values = {"modules": stable, "step": STEP}
+    own = {ANY: Setting(values=stable_values, origin="arXiv 2605.11836")} if stable else ultra
+    return {"ultraedit": ultra, "stableedit": own}
+
+
+def locating(locate: Locate) -> dict[str, dict[str, Setting]]:
+    """The locate-then-edit methods, and fine-tuning, which the same papers compare with."""
+    spread = {"modules": (f"down:{locate.layers}",), **locate.value}
+    tuned = {"modules": (f"down:{locate.tuned_layer}",)}
+    values: dict[str, dict[str, Any]] = {
+        "memit": spread,
+        "prune": spread,
+        "rect": spread,
+        "alphaedit": spread,
+        "nas": spread,
+        "encore": {**spread, "value_lr": 0.5},
+        "rome": {"modules": (f"down:{locate.rome_layer}",), **locate.rome},
+        "ft": tuned,
+        "ft_m": tuned,
+        "ft_l": {"modules": ("down:0",)},
+    }
+    return {
+        editor: {ANY: Setting(values=found, origin=locate.origin)}
+        for editor, found in values.items()
+    }

@@ -1,0 +1,82 @@
+"""Line numbers of YAML keys, for error messages that point at the place."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from pipeline.errors import ConfigError
+
+KeyPath = tuple[str | int, ...]
+
+
+class Located:
+    """A parsed YAML document that remembers the line of every key.
+
+    Args:
+        text: The document.
+        name: Its file name, for messages.
+
+    Raises:
+        ConfigError: The text is not YAML, or not a mapping.
+    """
+
+    def __init__(self, text: str, name: str) -> None:
+        self.name = name
+        try:
+            node = yaml.compose(text, Loader=yaml.SafeLoader)
+            self.data: dict[str, Any] = yaml.safe_load(text)
+        except yaml.YAMLError as error:
+            raise ConfigError(f"{name} is not valid YAML: {error}") from None
+        if self.data is None:
+            raise ConfigError(f"{name} is empty: expected a mapping of settings, key: value")
+        if not isinstance(self.data, dict):
+            kind = "a list" if isinstance(self.data, list) else "a single value"
+            raise ConfigError(f"{name}: expected a mapping of settings, key: value, found {kind}")
+        self._lines: dict[KeyPath, int] = {}
+        self._walk(node, ())
+
+    @classmethod
+    def read(cls, path: Path) -> Located:
+        """Read a file.
+
+        Raises:
+            ConfigError: The file is missing or not YAML.
+        """
+        if not path.is_file():
+            near = (
+                sorted(p.name for p in path.parent.glob("*.y*ml")) if path.parent.is_dir() else []
+            )
+            hint = f"; {path.parent} has {', '.join(near)}" if near else ""
+            raise ConfigError(f"no grid file at {path}{hint}")
+        try:
+            return cls(path.read_text(encoding="utf-8"), str(path))
+        except UnicodeDecodeError as error:
+            raise ConfigError(
+                f"{path} is not UTF-8 at its byte {error.start}: expected the YAML file of a grid"
+            ) from None
+        except OSError as error:
+            raise ConfigError(f"{path} cannot be read: {error.strerror}") from None
+
+    def place(self, path: KeyPath) -> str:
+        """``file:line (key.path)`` of the deepest known part of a path."""
+        known = path
+        while known and known not in self._lines:
+            known = known[:-1]
+        dotted = ".".join(str(part) for part in path)
+        line = f":{self._lines[known]}" if known in self._lines else ""
+        return f"{self.name}{line} ({dotted})" if dotted else self.name
+
+    def _walk(self, node: Any, path: KeyPath) -> None:
+        if isinstance(node, yaml.MappingNode):
+            for key, value in node.value:
+                inner = (*path, key.value)
+                self._lines[inner] = key.start_mark.line + 1
+                self._walk(value, inner)
+        elif isinstance(node, yaml.SequenceNode):
+            for i, value in enumerate(node.value):
+                inner = (*path, i)
+                self._lines[inner] = value.start_mark.line + 1
+                self._walk(value, inner)

@@ -1,0 +1,1 @@
+"""Inputs of cells: edit and text files, corpora, evaluation data, checkpoints, fingerprints."""

@@ -1,0 +1,45 @@
+"""Reference grids: the reference grid of a published table, as the standard for comparability.
+
+A row of the lake says how it was measured; what it should have been measured with is this grid at
+scale `full`, its presets resolved. Nothing is opened for it, neither weights nor data.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from functools import lru_cache
+from pathlib import Path
+
+from pipeline.config.parse import load_grid, parse_grid
+from pipeline.config.yaml_location import Located
+from pipeline.paper.layout import Stream
+from pipeline.plan.cells import Cell, cells_of
+
+_FOLDER = Path(__file__).resolve().parents[2] / "jobs" / "grids"
+
+Part = tuple[str, str, str, str]  # model, dataset, editor, variant
+
+
+def reference_grid(name: str) -> Path:
+    """The file of the grid of that name."""
+    return _FOLDER / f"{name}.yaml"
+
+
+@lru_cache(maxsize=16)
+def proxy_streams(name: str) -> Mapping[Stream, Stream]:
+    """The streams of a grid, each with the one that takes its place below scale `full`."""
+    grid = parse_grid(Located.read(reference_grid(name)))
+    return {
+        (own.n_batches, own.batch_size): (small.n_batches, small.batch_size)
+        for own, small in zip(grid.streams, grid.standins, strict=bool(grid.standins))
+        if small is not None
+    }
+
+
+@lru_cache(maxsize=16)
+def published_cells(name: str) -> Mapping[Part, Cell]:
+    """A cell of every model, dataset, editor and variant, of whichever stream and seed."""
+    return {
+        (cell.model.name, cell.dataset.name, cell.editor_name, cell.editor.variant): cell
+        for cell in cells_of(load_grid(reference_grid(name)))
+    }

@@ -1,0 +1,1 @@
+"""Plans: cells resolved from a grid, checks before a GPU is asked for, and cost estimates."""

@@ -1,0 +1,193 @@
+"""A model's modules without its weights, built on the meta device, for checks and estimates."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from functools import lru_cache
+from typing import Any
+
+from torch import nn
+from transformers import AutoConfig
+
+from pipeline.config.presets import PRESETS, Shape
+from pipeline.inputs.checkpoints import (
+    CheckpointError,
+    cached,
+    fetch_description,
+    hub_reachable,
+    read_config,
+)
+from pipeline.inputs.model_loading import configured, text_part_of
+from pipeline.inputs.quantised_weights import Quantised, quantised
+from pipeline.plan.cells import Cell
+from rledit.families import (
+    FAMILIES,
+    Family,
+    UneditableError,
+    blank_model,
+    edited_modules,
+    family_of,
+    layer_index,
+    linear_shape,
+)
+from rledit.world.presets import model_config
+
+_WORLD_LENGTH = 64
+
+
+@dataclass(frozen=True, kw_only=True)
+class Architecture:
+    """Sizes of a model, counted on its modules.
+
+    Attributes:
+        source: Where the configuration comes from, for the reader.
+        family: Its `model_type`.
+        description: Where its layers and linear layers lie.
+        part_of: The multimodal type whose text part it is; None: a model of its own.
+        quantised: How the checkpoint's weights are packed, which are loaded as plain matrices.
+        layers: Number of decoder layers.
+        parameters: Of the whole model.
+        layer_parameters: Of one decoder layer.
+        hidden: Width of the residual stream.
+        intermediate: Width of the MLP.
+        vocabulary: Rows of the output embedding.
+        model: The modules on the meta device: shapes without numbers.
+    """
+
+    source: str
+    family: str
+    description: Family
+    part_of: str | None
+    quantised: Quantised | None
+    layers: int
+    parameters: int
+    layer_parameters: int
+    hidden: int
+    intermediate: int
+    vocabulary: int
+    model: nn.Module
+
+    def target_modules(self, modules: Sequence[str]) -> dict[str, tuple[int, int]]:
+        """Target modules by name → (d_in, d_out).
+
+        Raises:
+            ValueError: A module does not exist in this model, or is no linear.
+        """
+        found = {}
+        for name in edited_modules(self.model, modules):
+            found[name] = linear_shape(self.model.get_submodule(name))
+        return found
+
+    def first_layer(self, modules: Sequence[str]) -> int:
+        """The lowest edited layer; passes for gradients go back no further."""
+        names = self.target_modules(modules)
+        return min((layer_index(self.description, name) for name in names), default=self.layers)
+
+
+def architecture_of(cell: Cell) -> Architecture:
+    """The architecture of a cell's model, without its weights.
+
+    The configuration is that of the checkpoint's folder or of the hub; where the hub cannot be
+    reached and the model names a preset, the preset's published sizes.
+
+    Raises:
+        CheckpointError: The checkpoint's configuration cannot be had, its weights are packed in a
+            way that is not undone, or its architecture cannot be edited.
+    """
+    checkpoint, preset = cell.model.checkpoint, cell.model.preset
+    if checkpoint is None:
+        return _of_world(json.dumps(asdict(cell.model_spec)), json.dumps(cell.dataset.world))
+    folder = cached(checkpoint)
+    if folder is None and not hub_reachable() and preset is not None:
+        return _of_preset(preset)
+    if folder is None:
+        folder = fetch_description(checkpoint)
+    return _of_config(json.dumps(read_config(folder)), checkpoint)
+
+
+@lru_cache(maxsize=8)
+def _of_config(text: str, checkpoint: str) -> Architecture:
+    values: dict[str, Any] = json.loads(text)
+    config = configured(values, checkpoint)
+    packed = quantised(values)
+    if packed is not None and packed.problem is not None:
+        raise CheckpointError(f"checkpoint {checkpoint!r}: {packed.problem}")
+    try:
+        return _built(config, "config.json", text_part_of(values), packed)
+    except UneditableError as error:
+        raise CheckpointError(
+            f"checkpoint {checkpoint!r}: model_type {config.model_type!r} cannot be edited: "
+            f"{error}. Edited are {', '.join(sorted(FAMILIES))}, and what is found to be a stack "
+            "of attention and dense MLPs"
+        ) from None
+
+
+@lru_cache(maxsize=8)
+def _of_preset(name: str) -> Architecture:
+    preset = PRESETS[name]
+    config = AutoConfig.for_model(preset.family, **_sizes(preset.family, preset.shape))
+    return _built(config, f"preset {name}")
+
+
+@lru_cache(maxsize=8)
+def _of_world(spec: str, world: str) -> Architecture:
+    from rledit.world import World, WorldConfig, WorldModelSpec, world_tokenizer
+
+    model = WorldModelSpec(**json.loads(spec))
+    tokenizer = world_tokenizer(World(WorldConfig(**json.loads(world))), model)
+    config = model_config(model, vocab_size=len(tokenizer), max_length=_WORLD_LENGTH, special={})
+    return _built(config, "trained on the spot")
+
+
+def _sizes(family: str, shape: Shape) -> Mapping[str, Any]:
+    """The keys of a family's configuration."""
+    if family == "gptj":
+        return {
+            "n_embd": shape.hidden,
+            "n_inner": shape.intermediate,
+            "n_layer": shape.layers,
+            "n_head": shape.heads,
+            "vocab_size": shape.vocabulary,
+            "tie_word_embeddings": shape.tied,
+        }
+    return {
+        "hidden_size": shape.hidden,
+        "intermediate_size": shape.intermediate,
+        "num_hidden_layers": shape.layers,
+        "num_attention_heads": shape.heads,
+        "num_key_value_heads": shape.kv_heads,
+        "head_dim": shape.head_dim,
+        "vocab_size": shape.vocabulary,
+        "tie_word_embeddings": shape.tied,
+    }
+
+
+def _built(
+    config: Any, source: str, part_of: str | None = None, packed: Quantised | None = None
+) -> Architecture:
+    model = blank_model(config)
+    family = family_of(model)
+    layers: Any = model.get_submodule(family.layers)
+    inner, hidden = linear_shape(layers[0].get_submodule(family.target_modules["down"]))
+    head: Any = model.get_output_embeddings()  # type: ignore[operator]
+    return Architecture(
+        source=source,
+        family=config.model_type,
+        description=family,
+        part_of=part_of,
+        quantised=packed,
+        layers=len(layers),
+        parameters=_count(model),
+        layer_parameters=_count(layers[0]),
+        hidden=hidden,
+        intermediate=inner,
+        vocabulary=head.weight.shape[0],
+        model=model,
+    )
+
+
+def _count(module: nn.Module) -> int:
+    return sum(math.prod(p.shape) for p in module.parameters())

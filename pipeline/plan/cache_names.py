@@ -1,0 +1,32 @@
+"""Names of files in the cache: for stages that write them, and for plans that ask what is there."""
+
+from __future__ import annotations
+
+from pipeline.plan.cells import Cell
+
+MODELS = "models"
+
+
+def trained_name(cell: Cell) -> str:
+    """The name of the cell's trained network in the cache."""
+    return f"trained/{cell.editor_name}-{cell.train_key}.safetensors"
+
+
+def covariance_folder(cell: Cell) -> str:
+    """Where in the cache the moments lie: one folder per model, corpus and precision."""
+    return f"statistics/{cell.covariance_key}"
+
+
+def shard_file(folder: str, module: str, shard: int) -> str:
+    """A linear's sum over one shard."""
+    return f"{folder}/{module}.shard{shard}.safetensors"
+
+
+def whole_file(folder: str, module: str) -> str:
+    """A linear's sum over the whole corpus, as it is shared."""
+    return f"{folder}/{module}.whole.safetensors"
+
+
+def calibration_name(cell: Cell) -> str:
+    """The name of the record in the cache."""
+    return f"calibrated/{cell.calibration_key}.json"

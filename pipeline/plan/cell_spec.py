@@ -1,0 +1,47 @@
+"""Cell specs as JSON beside the lake, so that a cell can be run again from its key."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict
+from typing import Any
+
+from pipeline.config.parse import build
+from pipeline.config.yaml_location import Located
+from pipeline.inputs.fingerprints import changed_fields
+from pipeline.plan.cells import Cell
+from pipeline.results.lake.layout import LakeError
+from pipeline.storage.object_store import Storage
+from pipeline.storage.redaction import redact_settings
+
+_FOLDER = "entries"
+
+
+def write_cell_spec(cell: Cell, lake: Storage) -> None:
+    """Keep what the cell was made from: its grid's entries, its files' places among them."""
+    entry = redact_settings({"identity": cell.identity, "cell": asdict(cell)})
+    lake.write_bytes(_name(cell.key), json.dumps(entry, sort_keys=True).encode())
+
+
+def read_cell_spec(key: str, lake: Storage) -> Cell:
+    """The cell of a key.
+
+    Raises:
+        LakeError: There is none, or the same entry gives another cell today.
+    """
+    try:
+        entry: dict[str, Any] = json.loads(lake.read_bytes(_name(key)))
+    except FileNotFoundError:
+        raise LakeError(
+            f"{lake} does not say what cell {key} was made from (it was written by an earlier "
+            "version); run its grid again with --replace"
+        ) from None
+    cell = build(Cell, entry["cell"], (), Located("{}", f"cell {key}"))
+    if cell.key != key:
+        changes = "; ".join(changed_fields(entry["identity"], cell.identity))
+        raise LakeError(f"cell {key} cannot be run again as it was: {changes}")
+    return cell
+
+
+def _name(key: str) -> str:
+    return f"{_FOLDER}/{key}.json"

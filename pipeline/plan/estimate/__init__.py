@@ -1,0 +1,225 @@
+"""Cost estimate of a grid before it runs: time, memory, disk and downloads.
+
+Times come from like cells of the lake where there are some, else from operations over a stated
+rate; memory from the model's shape. Both are estimates: the table says which is which.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+from pipeline.plan.cells import Cell
+from pipeline.plan.estimate.cached import Cached
+from pipeline.plan.estimate.memory import (
+    Device,
+    OutOfMemory,
+    Placement,
+    core,
+    gpu,
+    memory_of,
+    out_of_memory,
+    placed,
+)
+from pipeline.plan.estimate.needs import (
+    Need,
+    absent_files,
+    disk_gb,
+    file_needs,
+    model_needs,
+    network_place,
+    statistics_need,
+    unfetched_files,
+    unknowable,
+)
+from pipeline.plan.estimate.seconds import (
+    Measurements,
+    Seconds,
+    model_seconds,
+    modelled,
+    statistics_seconds,
+)
+from pipeline.plan.estimate.workload import Workload, check_modules, workload_of
+from pipeline.results.lake.records import CellRecord
+
+
+@dataclass(frozen=True, kw_only=True)
+class CellEstimate:
+    """What one cell costs.
+
+    Attributes:
+        seconds: Wall time; set-up that another cell shares is that one's.
+        shared: Seconds of what several cells need, on the first that does: training a model of
+            the synthetic world, key covariance.
+        memory_gb: Peak of a rank.
+        summed: Its linear layers whose key covariance are in the cache.
+        out_of_memory: Why it cannot run where it is to; None where it can.
+        trained: Batches that its network is trained on, as the display of the run counts them; 0
+            where an earlier cell trains the same one.
+    """
+
+    work: Workload
+    seconds: Seconds
+    trained: int
+    shared: float
+    memory_gb: float
+    summed: frozenset[str]
+    out_of_memory: OutOfMemory | None
+
+    @property
+    def total(self) -> float:
+        """Wall seconds."""
+        return self.seconds.total + self.shared
+
+
+@dataclass(frozen=True, kw_only=True)
+class Estimate:
+    """What the cells of a grid cost.
+
+    Attributes:
+        placement: What each cell is given.
+        shares: GPUs (or, without one, cores) that a cell occupies.
+        disk: GB by what takes it.
+    """
+
+    cells: tuple[CellEstimate, ...]
+    placement: Placement
+    shares: float
+    needs: tuple[Need, ...]
+    disk: dict[str, float]
+
+    @property
+    def out_of_memory_cells(self) -> tuple[OutOfMemory, ...]:
+        """Of the cells that cannot run where they are to run."""
+        return tuple(cell.out_of_memory for cell in self.cells if cell.out_of_memory is not None)
+
+    @property
+    def hours(self) -> float:
+        """GPU-hours, or core-hours without a GPU."""
+        return self.shares * sum(cell.total for cell in self.cells) / 3600
+
+    @property
+    def ready(self) -> bool:
+        """Whether nothing is missing and everything fits."""
+        return not self.out_of_memory_cells and not any(need.missing for need in self.needs)
+
+
+def estimate(
+    cells: Sequence[Cell],
+    records: Sequence[CellRecord],
+    gpu_memory_gb: float = 80.0,
+    cache: str | None = None,
+) -> Estimate:
+    """The cost of cells.
+
+    Args:
+        cells: Those to run.
+        records: Finished cells of the lake, whose costs are carried over to like ones.
+        gpu_memory_gb: Memory of the GPUs that cells with GPUs will run on, in GB (1e9 bytes).
+        cache: URI of the cache: what lies there is not made again; None: nothing is there.
+
+    Raises:
+        ConfigError: A model's configuration cannot be had, or modules do not exist.
+    """
+    check_modules(cells)
+    cached = Cached(cache)
+    away = [*absent_files(cells), *unfetched_files(cells)]
+    measurements = Measurements(records)
+    needs = file_needs(cells)
+    seen: set[tuple[object, ...]] = set()
+    found = []
+    place = _placement(cells, gpu_memory_gb)
+    for cell in cells:
+        readable = not unknowable(cell, away)
+        work = workload_of(cell, readable)
+        if (model := ("model", cell.model.name)) not in seen:
+            seen.add(model)
+            needs += model_needs(cell, work.architecture, cached.has_model(cell))
+        found.append(_cell(work, place, measurements, seen, cached if readable else Cached()))
+    works = [cell.work for cell in found]
+    for name in dict.fromkeys(cell.model.name for cell in cells):
+        own = [c for c in found if c.work.cell.model.name == name and c.work.documents]
+        needs += statistics_need([c.work for c in own], {m for c in own for m in c.summed})
+    return Estimate(
+        cells=tuple(found),
+        placement=place,
+        shares=_shares(cells, place),
+        needs=tuple(needs),
+        disk=disk_gb(works),
+    )
+
+
+def _cell(
+    work: Workload,
+    place: Placement,
+    measurements: Measurements,
+    seen: set[tuple[object, ...]],
+    cached: Cached,
+) -> CellEstimate:
+    cell = work.cell
+    seconds = measurements.seconds(cell) or modelled(work, place)
+    trained = cell.trained_batches
+    if cell.trains:
+        network = ("network", *network_place(cell))
+        if network in seen or cached.has_network(cell):
+            seconds, trained = replace(seconds, setup=0.0), 0
+        seen.add(network)
+    shared = 0.0
+    world = ("world", cell.model.name, str(cell.dataset.world))
+    if world not in seen:
+        seen.add(world)
+        if not cached.has_model(cell):
+            shared += model_seconds(cell, work.architecture, place.device)
+    statistics = ("statistics", cell.model.name, *sorted(work.target_modules))
+    summed = frozenset(
+        name for name in work.target_modules if work.documents and cached.has_moment(cell, name)
+    )
+    if "statistics" in cell.needs and statistics not in seen:
+        seen.add(statistics)
+        shared += statistics_seconds(work, place, work.target_modules.keys() - summed)
+    memory = memory_of(work, place)
+    measured = measurements.peak_gb(cell)
+    return CellEstimate(
+        work=work,
+        seconds=seconds,
+        trained=trained,
+        shared=shared,
+        memory_gb=memory.gigabytes if measured is None else measured,
+        summed=summed,
+        out_of_memory=out_of_memory(work, place, memory),
+    )
+
+
+def _placement(cells: Sequence[Cell], gpu_memory_gb: float) -> Placement:
+    """Where cells run: on GPUs where the grid gives them, or where only GPUs make sense."""
+    first = cells[0] if cells else None
+    if first is None or not on_gpu(first):
+        return placed(first.resources, core(first.threads)) if first else Placement(device=core())
+    return placed(first.resources, gpu(gpu_memory_gb))
+
+
+def on_gpu(cell: Cell) -> bool:
+    """Whether figures are stated for a GPU: where the grid gives one, and at full scale."""
+    return cell.resources.gpus > 0 or cell.scale == "full"
+
+
+def _shares(cells: Sequence[Cell], place: Placement) -> float:
+    if not cells:
+        return 0.0
+    resources = cells[0].resources
+    each = resources.gpus or 1.0
+    if place.device.memory_gb is None:
+        each = float(resources.cpus or cells[0].threads)
+    return each * resources.ranks
+
+
+__all__ = [
+    "CellEstimate",
+    "Device",
+    "Estimate",
+    "absent_files",
+    "estimate",
+    "on_gpu",
+    "unfetched_files",
+    "unknowable",
+]

@@ -1,0 +1,50 @@
+"""Cache contents that an estimate leaves out: models, networks and covariance that are there."""
+
+from __future__ import annotations
+
+from pipeline.plan.cache_names import (
+    MODELS,
+    covariance_folder,
+    shard_file,
+    trained_name,
+    whole_file,
+)
+from pipeline.plan.cells import Cell
+from pipeline.storage.object_store import Storage
+from rledit.world import world_model_key
+from rledit.world.model import TRAINING_FILE
+
+
+class Cached:
+    """Looks into a cache; a place that is not there holds nothing.
+
+    Args:
+        uri: The cache; None: none is looked into.
+    """
+
+    def __init__(self, uri: str | None = None) -> None:
+        self._storage = None if uri is None else Storage(uri)
+
+    def has_model(self, cell: Cell) -> bool:
+        """Whether the cell's model of the synthetic world is trained."""
+        if cell.model.checkpoint is not None:
+            return False
+        return self._has(
+            f"{MODELS}/{world_model_key(cell.world(), cell.model_spec)}/{TRAINING_FILE}"
+        )
+
+    def has_network(self, cell: Cell) -> bool:
+        """Whether the cell's hypernetwork is trained."""
+        return self._storage is not None and self._has(trained_name(cell))
+
+    def has_moment(self, cell: Cell, linear: str) -> bool:
+        """Whether the key covariance of a linear is summed, all shards of it."""
+        if self._storage is None:
+            return False
+        folder = covariance_folder(cell)
+        return self._has(whole_file(folder, linear)) or all(
+            self._has(shard_file(folder, linear, shard)) for shard in range(cell.statistics.shards)
+        )
+
+    def _has(self, name: str) -> bool:
+        return self._storage is not None and self._storage.exists(name)

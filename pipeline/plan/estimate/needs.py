@@ -1,0 +1,303 @@
+"""Prerequisites of a grid: files on disk or on the hub, weights, access, room on disk."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Collection, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from pipeline.config.hub_refs import HubFile, parse_hub_file
+from pipeline.config.presets import PRESETS
+from pipeline.inputs.checkpoints import (
+    cached,
+    hub_reachable,
+    is_folder,
+    missing_weights,
+    weight_files,
+)
+from pipeline.inputs.eval_data import eval_data_files
+from pipeline.inputs.pickled_weights import is_pickled
+from pipeline.plan.architecture import Architecture
+from pipeline.plan.cells import Cell
+from pipeline.plan.estimate.memory import GB
+from pipeline.plan.estimate.workload import BYTES, Workload
+
+
+@dataclass(frozen=True, kw_only=True)
+class Need:
+    """One thing a grid needs.
+
+    Attributes:
+        text: What, for the reader.
+        missing: Whether it is not there, so that the grid cannot run yet.
+        download_gb: What will be fetched for it; None: something, of a size that is not known.
+    """
+
+    text: str
+    missing: bool = False
+    download_gb: float | None = 0.0
+
+
+_ROW_BYTES = 48  # of an edit's row in Parquet, measured on the demo
+FLOAT = 4
+
+
+def model_needs(cell: Cell, architecture: Architecture, trained: bool = False) -> list[Need]:
+    """Weights of a model: there, to be fetched, or out of reach.
+
+    Args:
+        cell: A cell of the model.
+        architecture: Its sizes.
+        trained: Whether a model of the synthetic world lies in the cache.
+    """
+    checkpoint = cell.model.checkpoint
+    if checkpoint is None:
+        how = "trained before, and in the cache" if trained else "trained on the spot"
+        return [Need(text=f"{cell.model.name}: {how}")]
+    size = architecture.parameters * BYTES[cell.model.dtype] / GB
+    folder = cached(checkpoint)
+    if folder is not None and _whole(folder):
+        return [_here(cell, architecture, folder)]
+    if is_folder(checkpoint):
+        return [
+            Need(
+                text=f"{cell.model.name}: {checkpoint} has no weights; {size:.1f} GB are needed "
+                "there as *.safetensors",
+                missing=True,
+            )
+        ]
+    preset = PRESETS.get(cell.model.preset or "")
+    published = preset if preset is not None and preset.checkpoint == checkpoint else None
+    needs = [_fetched(cell, architecture, folder)]
+    if published is not None and published.remark:
+        needs.append(Need(text=f"{cell.model.name}: {published.remark}"))
+    if published is not None and published.gated and not _token():
+        needs.append(
+            Need(
+                text=f"{cell.model.name}: gated; accept its terms at https://huggingface.co/"
+                f"{checkpoint.partition('@')[0]} and set HF_TOKEN",
+                missing=True,
+            )
+        )
+    return needs
+
+
+def statistics_need(works: Sequence[Workload], summed: Collection[str]) -> list[Need]:
+    """The key covariance of one model's linear layers, in a line; nothing where no editor needs
+    them.
+
+    Args:
+        works: Cells of the model whose editors need key covariance.
+        summed: The linear layers whose moments are in the cache.
+    """
+    if not works:
+        return []
+    target_modules = {name for work in works for name in work.target_modules}
+    editors = ", ".join(dict.fromkeys(work.cell.label for work in works))
+    first = works[0]
+    there = f", {len(summed)} of them in the cache" if summed else ""
+    return [
+        Need(
+            text=f"{first.cell.model.name}: key covariance of {len(target_modules)} linear "
+            f"layers{there} "
+            f"({editors}), over {first.documents:,} documents of about "
+            f"{first.document_tokens:.0f} tokens"
+        )
+    ]
+
+
+def _here(cell: Cell, architecture: Architecture, folder: Path) -> Need:
+    """Weights that lie on this machine."""
+    files = weight_files(folder)
+    size = sum(path.stat().st_size for path in files) / GB
+    text = f"{cell.model.name}: weights are here ({_gb(size)}{_as(architecture)}, "
+    text += f"{cell.model.checkpoint}){_loading(cell, architecture)}"
+    return Need(text=text + (_converting(files[0].name, size) if is_pickled(files[0]) else ""))
+
+
+def _fetched(cell: Cell, architecture: Architecture, folder: Path | None) -> Need:
+    """Weights that the hub has: as large as it says, or else as the model is."""
+    checkpoint = str(cell.model.checkpoint)
+    sizes = missing_weights(checkpoint, folder) if folder is not None else None
+    known = [size for size in (sizes or {}).values() if size is not None]
+    size = architecture.parameters * BYTES[cell.model.dtype] / GB
+    if sizes and len(known) == len(sizes):
+        size = sum(known) / GB
+    text = f"{cell.model.name}: fetch {checkpoint}, {_gb(size)}{_as(architecture)}"
+    text += _loading(cell, architecture)
+    first = Path(next(iter(sizes or {"": None})))
+    return Need(
+        text=text + (_converting(first.name, size) if is_pickled(first) else ""), download_gb=size
+    )
+
+
+def _as(architecture: Architecture) -> str:
+    packed = architecture.quantised
+    return "" if packed is None else f" quantised by {packed.words}"
+
+
+def _loading(cell: Cell, architecture: Architecture) -> str:
+    """What loading makes of packed weights, and of a multimodal model."""
+    found = ""
+    if architecture.quantised is not None:
+        size = architecture.parameters * BYTES[cell.model.dtype] / GB
+        found += f"; they are dequantised while loading, to {_gb(size)} in {cell.model.dtype}"
+    if architecture.part_of is not None:
+        found += f"; of the {architecture.part_of} model the text part alone is loaded"
+    return found
+
+
+def _converting(name: str, size: float) -> str:
+    return (
+        f"; pickled ({name}): read once as tensors alone (weights_only) and converted to "
+        f"safetensors in the cache, {_gb(size)} more"
+    )
+
+
+def _gb(size: float) -> str:
+    return f"{size:.1f} GB" if size >= 0.05 else f"{size:.2g} GB"
+
+
+def disk_gb(works: Sequence[Workload]) -> dict[str, float]:
+    """GB that the results and the cache grow by."""
+    rows = sum(
+        sum(work.points) * work.cell.stream.batch_size * len(work.cell.protocols) for work in works
+    )
+    trained = {network_place(work.cell): work for work in works if work.cell.trains}
+    networks = sum(3 * FLOAT * work.network_parameters for work in trained.values())
+    located = {
+        (work.cell.model.name, name): d_in
+        for work in works
+        if "statistics" in work.cell.needs
+        for name, (d_in, _) in work.target_modules.items()
+    }
+    moments = sum(FLOAT * d_in * d_in for d_in in located.values())
+    # A cell's resume state: the edited matrices' masters and the editor's own.
+    states = [FLOAT * (w.edited_parameters + w.network_parameters) for w in works]
+    return {
+        "rows of the lake": _ROW_BYTES * rows / GB,
+        "trained networks": networks / GB,
+        "key covariance": moments / GB,
+        "resume state of a running cell (at most)": max(states, default=0) / GB,
+    }
+
+
+def network_place(cell: Cell) -> tuple[object, ...]:
+    """What cells that share a trained network have in common, told without reading their data."""
+    trained = (cell.trajectory_batches, cell.stream.batch_size, cell.seed)
+    return (cell.model.name, cell.dataset.name, cell.label, *trained)
+
+
+def _whole(folder: Path) -> bool:
+    files = weight_files(folder)
+    return bool(files) and all(path.is_file() for path in files)
+
+
+def _token() -> bool:
+    from huggingface_hub import get_token
+
+    return bool(os.environ.get("HF_TOKEN")) or get_token() is not None
+
+
+_PIN = "#sha256="
+
+
+def absent_files(cells: Iterable[Cell]) -> list[str]:
+    """Local files that the cells read and that are not there."""
+    return [name for name in _named(cells) if _is_absent(name)]
+
+
+def unfetched_files(cells: Iterable[Cell]) -> list[str]:
+    """Files of the hub that the cells read and that this machine has no copy of."""
+    hub = ((name, _hub_file(name)) for name in _named(cells))
+    return [name for name, file in hub if file is not None and _copy(file) is None]
+
+
+def unknowable(cell: Cell, away: Sequence[str]) -> bool:
+    """Whether a cell reads a file that is not here, so that its identity cannot be told."""
+    return any(name in away for _, name in _files(cell))
+
+
+def file_needs(cells: Iterable[Cell]) -> list[Need]:
+    """What is not there, what will be fetched from the hub, and what has been."""
+    needs = []
+    for name, kind in _named(cells).items():
+        if _is_absent(name):
+            text = f"{kind}: {name} is not there; put it there, or name another place with --set"
+            needs.append(Need(text=text, missing=True))
+        elif (file := _hub_file(name)) is not None:
+            needs.append(_hub_need(kind, name, file))
+    return needs
+
+
+def _hub_need(kind: str, name: str, file: HubFile) -> Need:
+    copy = _copy(file)
+    if copy is not None:
+        return Need(text=f"{kind}: {name} is here ({_file_gb(copy.stat().st_size)})")
+    size = _size_on_hub(file)
+    known = "of a size that the hub does not tell" if size is None else _file_gb(size)
+    return Need(
+        text=f"{kind}: fetch {name}, {known}; until it is here its cells count as missing (hf "
+        f"download {file.repository} {file.file} --repo-type dataset --revision {file.revision})",
+        download_gb=None if size is None else size / GB,
+    )
+
+
+def _named(cells: Iterable[Cell]) -> dict[str, str]:
+    """Every file once, with what it is for."""
+    return {name: kind for cell in cells for kind, name in _files(cell)}
+
+
+def _files(cell: Cell) -> Iterator[tuple[str, str]]:
+    """Files of edits, a corpus, and what the measurements look at, each with what it is for."""
+    for name in cell.dataset.files.values():
+        yield "data", name
+    if "statistics" in cell.needs and cell.statistics.corpus is not None:
+        yield "statistics corpus", cell.statistics.corpus
+    for name in eval_data_files(cell.material, cell.measurements):
+        yield "material", name
+
+
+def _is_absent(location: str) -> bool:
+    """Whether a path leads nowhere. What lies in a store is told by opening it."""
+    path, _, _ = location.partition(_PIN)
+    return "://" not in path and not Path(path).is_file()
+
+
+def _hub_file(location: str) -> HubFile | None:
+    """None for what is no file of the hub, or not written as one: opening it says what is wrong."""
+    try:
+        return parse_hub_file(location.partition(_PIN)[0])
+    except ValueError:
+        return None
+
+
+def _copy(file: HubFile) -> Path | None:
+    """The copy in this machine's cache. The hub is not asked."""
+    from huggingface_hub import try_to_load_from_cache
+
+    found = try_to_load_from_cache(
+        file.repository, file.file, revision=file.revision, repo_type="dataset"
+    )
+    return Path(found) if isinstance(found, str) else None
+
+
+def _size_on_hub(file: HubFile) -> int | None:
+    """Bytes; None where the hub does not answer, or not to us: fetching it then says why."""
+    if not hub_reachable():
+        return None
+    from huggingface_hub import HfApi, errors
+
+    try:
+        (found,) = HfApi().get_paths_info(
+            file.repository, file.file, revision=file.revision, repo_type="dataset"
+        )
+    except (errors.HfHubHTTPError, errors.HFValidationError, OSError, ValueError):
+        return None
+    size = getattr(found, "size", None)
+    return None if size is None else int(size)
+
+
+def _file_gb(size: int) -> str:
+    return f"{size / GB:.2g} GB"

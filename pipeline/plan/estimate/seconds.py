@@ -1,0 +1,298 @@
+"""Seconds of a cell: from cells like it in the lake, else from operations over a stated rate.
+
+A pass takes as long as its matrix products at the device's rate, or as reading the weights once
+per physical batch, whichever is longer; sharded weights are read from other ranks.
+"""
+
+from __future__ import annotations
+
+import math
+import statistics
+from collections.abc import Callable, Collection, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from pipeline.config.grid import HARNESS
+from pipeline.plan.architecture import Architecture
+from pipeline.plan.cells import Cell
+from pipeline.plan.estimate.memory import GB, Device, Placement
+from pipeline.plan.estimate.workload import DOCUMENT_TOKENS, Workload
+from pipeline.results.lake.records import CellRecord, scale_of
+from rledit.downstream import TASKS
+from rledit.downstream.tasks import ITEMS_PER_TASK
+from rledit.metrics import protocol
+from rledit.metrics.fluency import TEXT_TOKENS
+
+TERA = 1e12
+KINDS = 3  # edit, rephrase and locality prompt
+GENERATED_TOKENS = 16
+GPU_LAUNCH, CPU_LAUNCH = 2e-4, 5e-4  # seconds that a layer's operations take however small
+OPEN_SECONDS, OPEN_GB = 3.0, 1.0  # of a worker that opens a model, and GB it reads per second
+WORLD_TOKENS = 12  # of a sentence that a model of the synthetic world is trained on
+# An item of the ability tests: read once for what is written, once for each of its answers.
+ITEM_PASSES = 4
+ITEM_TOKENS = 100 * ITEM_PASSES
+
+
+@dataclass(frozen=True, kw_only=True)
+class Seconds:
+    """Wall time of one cell.
+
+    Attributes:
+        setup: Opening the model, and training before the first edit.
+        edit: The whole stream.
+        score: All points, and what is measured beside the edits.
+        measured: Whether they come from rows of the lake.
+    """
+
+    setup: float
+    edit: float
+    score: float
+    measured: bool = False
+
+    @property
+    def total(self) -> float:
+        """All of it."""
+        return self.setup + self.edit + self.score
+
+
+def modelled(work: Workload, placement: Placement) -> Seconds:
+    """The time of a cell by its operations."""
+    model = _Passes(work, placement)
+    cell = work.cell
+    # Ranks that hold the whole model share the prompts of training and scoring.
+    shared = 1 if placement.sharded else placement.ranks
+    return Seconds(
+        setup=_opening(work) + _training(model) / shared,
+        edit=cell.stream.n_batches * _edit_batch(model),
+        score=_scoring(model) / shared,
+    )
+
+
+def statistics_seconds(
+    work: Workload, placement: Placement, target_modules: Collection[str]
+) -> float:
+    """Key covariance of some target modules, once per model, corpus and linear layers; 0 for
+    none."""
+    if not target_modules:
+        return 0.0
+    tokens = work.documents * work.document_tokens
+    products = sum(2.0 * work.target_modules[name][0] ** 2 for name in target_modules) * tokens
+    last = work.architecture.layers  # the forward pass is run whole
+    return _Passes(work, placement).forward(tokens, last, 0) + products / (
+        placement.device.tflops * TERA
+    )
+
+
+def model_seconds(cell: Cell, architecture: Architecture, device: Device) -> float:
+    """Training of a model of the synthetic world; 0 for one that is loaded."""
+    if cell.model.checkpoint is not None:
+        return 0.0
+    spec = cell.model_spec
+    tokens = float(spec.steps * spec.batch * WORLD_TOKENS)
+    launch = 3 * CPU_LAUNCH * architecture.layers * spec.steps
+    return 6.0 * tokens * architecture.parameters / (device.tflops * TERA) + launch
+
+
+def _opening(work: Workload) -> float:
+    return OPEN_SECONDS + work.architecture.parameters * work.dtype_bytes / GB / OPEN_GB
+
+
+class _Passes:
+    """Times of passes of one model on one placement."""
+
+    def __init__(self, work: Workload, placement: Placement) -> None:
+        self.work, self.placement = work, placement
+        self.batch = work.cell.stream.batch_size
+        self.above = work.architecture.layers - work.first_layer
+
+    def forward(self, tokens: float, layers: float, back: float, answers: float = 0.0) -> float:
+        """Seconds of `tokens` through `layers` forward and `back` layers backward."""
+        architecture, device = self.work.architecture, self.placement.device
+        crossed = layers + back
+        operations = 2.0 * tokens * architecture.layer_parameters * crossed
+        operations += (
+            2.0 * answers * architecture.vocabulary * architecture.hidden * (2 if back else 1)
+        )
+        micro_batches = max(1, math.ceil(tokens / device.token_budget))
+        read = micro_batches * crossed * architecture.layer_parameters * self.work.dtype_bytes / GB
+        rate = device.gather_gb if self.placement.sharded else device.bandwidth_gb
+        launch = CPU_LAUNCH if device.memory_gb is None else GPU_LAUNCH
+        products = operations / (device.tflops * TERA)
+        return max(products, read / rate) + micro_batches * crossed * launch
+
+    def prompts(self, n: float, layers: float, back: float) -> float:
+        """Seconds of `n` prompts with their answers."""
+        return self.forward(n * self.work.tokens, layers, back, n * self.work.answer_tokens)
+
+    def network(self, passes: float) -> float:
+        """Seconds of the hypernetworks on the rows of a batch, `passes` forwards' worth."""
+        rows = self.batch * self.work.answer_tokens * max(1, len(self.work.target_modules))
+        shapes = max(1, len(set(self.work.target_modules.values())))
+        operations = 2.0 * passes * rows * self.work.network_parameters / shapes
+        # In float32: an eighth of the rate of bfloat16 on a GPU, the same on a CPU.
+        slower = 1.0 if self.placement.device.memory_gb is None else 8.0
+        return operations * slower / (self.placement.device.tflops * TERA)
+
+
+def _edit_batch(model: _Passes) -> float:
+    """One batch of the stream."""
+    work, settings = model.work, model.work.cell.settings
+    layers = work.architecture.layers
+    capture = model.prompts(model.batch, layers, model.above)
+    if work.kind == "none":
+        return 0.0
+    if work.kind == "tuned":
+        passes = getattr(settings, "steps", None) or settings.passes
+        return float(passes) * model.prompts(model.batch, layers, 2 * model.above)
+    if work.kind == "located":
+        return _located_batch(model, settings)
+    return capture + model.network(1.0)
+
+
+def _located_batch(model: _Passes, settings: Any) -> float:
+    """Value vectors, keys of every layer, and a solve in float64 for each."""
+    work = model.work
+    layers = work.architecture.layers
+    contexts = 1 + len(settings.contexts)
+    values = settings.value_steps * model.prompts(model.batch * contexts, model.above, model.above)
+    keys = len(work.target_modules) * model.prompts(model.batch * contexts, layers, 0)
+    solves = sum(8.0 / 3.0 * d_in**3 for d_in, _ in work.target_modules.values())
+    return values + keys + solves / (model.placement.device.double_tflops * TERA)
+
+
+def _training(model: _Passes) -> float:
+    """All batches of training: each one's own gradients, and the reward of its window."""
+    if not model.work.trained_batches:
+        return 0.0
+    settings: Any = model.work.cell.settings
+    layers = model.work.architecture.layers
+    window = min(getattr(settings, "depth", 1), model.work.cell.trajectory_batches)
+    own = model.prompts(model.batch, layers, model.above)
+    references = model.prompts(2 * model.batch, layers, 0)
+    reward = model.prompts(2 * model.batch * window, model.above, model.above)
+    return model.work.trained_batches * (own + references + reward + model.network(3.0))
+
+
+def _scoring(model: _Passes) -> float:
+    """Everything edited so far, at every point: teacher-forced in one pass, generation in more."""
+    cell = model.work.cell
+    layers = model.work.architecture.layers
+    scored = sum(point * model.batch for point in model.work.points)
+    # The layers below the first edited one are run once for the whole stream.
+    below = model.prompts(KINDS * cell.n_edits, model.work.first_layer, 0)
+    above = model.prompts(KINDS * scored, layers - model.work.first_layer, 0)
+    generated = 0.0
+    if any("text" in protocol(name).asks for name in cell.protocols):
+        generated = GENERATED_TOKENS * model.forward(KINDS * scored, layers, 0, KINDS * scored)
+    references = model.prompts(cell.n_edits, layers, 0)
+    return below + above + generated + references + _measuring(model)
+
+
+def _measuring(model: _Passes) -> float:
+    """Perplexity after every batch, the rest at every point, and all of it before the first edit.
+
+    Consequences of edits are left out: how many there are is in the rows.
+    """
+    cell = model.work.cell
+    names = frozenset(cell.measurements)
+    layers, points = model.work.architecture.layers, 1 + len(model.work.points)
+    seconds = 0.0
+    if "perplexity" in names:
+        tokens = cell.material.documents * (
+            WORLD_TOKENS if cell.model.checkpoint is None else DOCUMENT_TOKENS
+        )
+        seconds += (1 + cell.stream.n_batches) * model.forward(tokens, layers, 0, tokens)
+    if names & {"fluency", "consistency"}:
+        prompts = float(min(cell.material.prompts, cell.n_edits))
+        seconds += points * TEXT_TOKENS * model.forward(prompts, layers, 0, prompts)
+    items = float(len(TASKS) * ITEMS_PER_TASK)
+    for _ in names & {"ability", HARNESS}:
+        seconds += points * model.forward(items * ITEM_TOKENS, layers, 0, items * ITEM_PASSES)
+    return seconds
+
+
+# What two cells have in common for one's cost to stand for the other's: the closest first.
+_LIKENESS: tuple[tuple[str, ...], ...] = (
+    ("variant", "dataset", "batch_size", "n_batches"),
+    ("variant", "dataset", "batch_size"),
+    ("variant", "batch_size"),
+    ("variant",),
+    (),
+)
+
+
+_ALWAYS = ("scale", "model", "editor")
+
+
+class Measurements:
+    """What finished cells cost.
+
+    Args:
+        records: Cells of the lake, of any grid.
+    """
+
+    def __init__(self, records: Sequence[CellRecord]) -> None:
+        self._records = [r for r in records if r.done and r.values.get("edit_ms") is not None]
+
+    def seconds(self, cell: Cell) -> Seconds | None:
+        """Time of a cell by those most like it; None where there is none."""
+        alike = self.like(cell)
+        if not alike:
+            return None
+        n_edits = cell.n_edits
+        trained = _median(
+            alike, lambda r: (r.values["train_seconds"] or 0.0) / _measured_training(r)
+        )
+        return Seconds(
+            setup=trained * _steps(cell) if cell.trains else 0.0,
+            edit=_median(alike, lambda r: r.values["edit_ms"]) * n_edits / 1000,
+            score=_median(alike, _score_seconds) * n_edits,
+            measured=True,
+        )
+
+    def peak_gb(self, cell: Cell) -> float | None:
+        """Peak memory of the cells most like it."""
+        peaks = [r.values["peak_memory_gb"] for r in self.like(cell)]
+        return max((peak for peak in peaks if peak is not None), default=None)
+
+    def like(self, cell: Cell) -> list[CellRecord]:
+        """The finished cells that have most in common with this one."""
+        own = {
+            "scale": scale_of(cell.scale, cell.model.checkpoint),
+            "model": cell.model.name,
+            "editor": cell.editor_name,
+            "variant": cell.editor.variant,
+            "dataset": cell.dataset.name,
+            "batch_size": cell.stream.batch_size,
+            "n_batches": cell.stream.n_batches,
+        }
+        for names in _LIKENESS:
+            wanted = (*_ALWAYS, *names)
+            found = [
+                r for r in self._records
+                if all(getattr(r.address, n) == own[n] for n in wanted)
+            ]  # fmt: skip
+            if found:
+                return found
+        return []
+
+
+def _median(records: Sequence[CellRecord], value: Callable[[CellRecord], float]) -> float:
+    return statistics.median(value(record) for record in records)
+
+
+def _score_seconds(record: CellRecord) -> float:
+    return (record.values["score_seconds"] or 0.0) / max(record.values["n_edits"] or 1, 1)
+
+
+def _measured_training(record: CellRecord) -> float:
+    """Edits that a finished cell trained on, as far as its settings tell."""
+    settings: dict[str, Any] = record.values["identity"].get("settings", {})
+    batches = settings.get("trajectory_batches") or record.address.n_batches
+    steps = settings.get("train_steps", 1) * settings.get("trajectories_per_step", 1)
+    return float(max(batches * record.address.batch_size * steps, 1))
+
+
+def _steps(cell: Cell) -> float:
+    return float(cell.trained_batches * cell.stream.batch_size)

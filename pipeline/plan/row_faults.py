@@ -1,0 +1,144 @@
+"""Rows that a cell cannot use: every one of them, before anything is computed.
+
+A row concerns a cell where the cell draws it: for its stream, which is scored, or from the train
+pool, where its editor learns.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, cast
+
+import torch
+
+from pipeline.plan.cells import Cell
+from rledit.datasets.errors import SHOWN_ROWS
+from rledit.locate.contexts import Contexts
+from rledit.locate.requests import make_requests
+from rledit.metrics import protocol
+from rledit.records import Edit
+from rledit.scoring import questions
+from rledit.tokenization import Encoder, Sample, TokenizationError
+
+_NOTHING = Sample(torch.zeros(1, dtype=torch.long), torch.zeros(1, dtype=torch.long))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Faults:
+    """The rows that a cell cannot use.
+
+    Attributes:
+        what: Which edits were looked at, e.g. ``the stream``.
+        n_edits: How many these are.
+        rows: Place of a row, in the order of the draw → what is wrong with it.
+    """
+
+    what: str
+    n_edits: int
+    rows: Mapping[str, tuple[str, ...]]
+
+    @property
+    def count(self) -> str:
+        """How many rows of how many cannot be used."""
+        return f"{len(self.rows):,} of the {self.n_edits:,} edits of {self.what} cannot be used"
+
+    @property
+    def lines(self) -> list[str]:
+        """The first rows, what is wrong with each, and how many more there are."""
+        shown = ["; ".join(reasons) for reasons in list(self.rows.values())[:SHOWN_ROWS]]
+        left = len(self.rows) - len(shown)
+        return [*shown, f"... and {left:,} more rows"] if left else shown
+
+    def __str__(self) -> str:
+        return f"{self.count}: {'; '.join(self.lines)}"
+
+
+class _Collector:
+    """An encoder that notes what breaks the token contract, and goes on."""
+
+    def __init__(self, encoder: Encoder) -> None:
+        self._encoder = encoder
+        self.found: list[str] = []
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._encoder, name)
+
+    def sample(self, prompt: str, answer: str, where: str = "") -> Sample:
+        try:
+            return self._encoder.sample(prompt, answer, where)
+        except TokenizationError as error:
+            self.found.append(str(error))
+            return _NOTHING
+
+
+def stream_faults(cell: Cell, encoder: Encoder, edits: Sequence[Edit]) -> Faults:
+    """Rows of a cell's stream with a prompt or answer that breaks the token contract.
+
+    All are tokenised that editing, scoring and the cell's measurements look at.
+    """
+    protocols = [protocol(name) for name in cell.protocols]
+
+    def ask(collector: _Collector, edit: Edit) -> None:
+        asked = cast(Encoder, collector)
+        questions(asked, edit, protocols, cell.probes, cell.seed)  # type: ignore[arg-type]
+        if cell.probes == "drawn":
+            _batch(collector, edit)
+        if "portability" in cell.measurements:
+            for item in edit.consequences:
+                collector.sample(item.prompt, item.answers[0], edit.source or edit.edit_id)
+
+    return _faults("the stream", edits, lambda edit: _collected(encoder, edit, ask))
+
+
+def subject_faults(encoder: Encoder, edits: Sequence[Edit]) -> Faults:
+    """Rows of a stream whose subject cannot be found in their prompt."""
+
+    def found(edit: Edit) -> Iterator[str]:
+        try:
+            make_requests(encoder, [edit], Contexts())
+        except TokenizationError as error:
+            yield str(error)
+
+    return _faults("the stream", edits, found)
+
+
+def train_faults(encoder: Encoder, edits: Sequence[Edit]) -> Faults:
+    """Rows of the train pool with a prompt or answer that breaks the token contract."""
+    return _faults("the train pool", edits, lambda edit: _collected(encoder, edit, _batch))
+
+
+def together(what: str, parts: Sequence[Faults]) -> Faults | None:
+    """The faults of several looks at edits; None where there are none."""
+    rows: dict[str, tuple[str, ...]] = {}
+    for part in parts:
+        for place, reasons in part.rows.items():
+            rows[place] = tuple(dict.fromkeys((*rows.get(place, ()), *reasons)))
+    return Faults(what=what, n_edits=max(p.n_edits for p in parts), rows=rows) if rows else None
+
+
+def _batch(collector: _Collector, edit: Edit) -> None:
+    """What `Encoder.batch` takes of an edit."""
+    where = edit.source or edit.edit_id
+    collector.sample(edit.prompt, edit.target, where)
+    for rephrase in edit.rephrases[:1]:
+        collector.sample(rephrase, edit.target, where)
+    for probe in edit.locality[:1]:
+        collector.sample(probe.prompt, probe.answer, where)
+
+
+def _collected(
+    encoder: Encoder, edit: Edit, ask: Callable[[_Collector, Edit], None]
+) -> Sequence[str]:
+    collector = _Collector(encoder)
+    ask(collector, edit)
+    return collector.found
+
+
+def _faults(what: str, edits: Sequence[Edit], check: Callable[[Edit], Iterable[str]]) -> Faults:
+    rows = {
+        edit.source or edit.edit_id: reasons
+        for edit in edits
+        if (reasons := tuple(dict.fromkeys(check(edit))))
+    }
+    return Faults(what=what, n_edits=len(edits), rows=rows)

@@ -1,0 +1,1 @@
+"""The results lake: schemas, Parquet shards, and the protocol that commits them."""

@@ -1,0 +1,387 @@
+"""The results lake: Parquet shards of cells and the protocol by which they are committed.
+
+- One file per cell and table, `TABLE/model=…/editor=…/dataset=…/CELL_KEY.DIGEST.parquet`; a re-run
+  replaces its own files and touches no others.
+- A cell exists when its manifest, `cells/…/CELL_KEY.parquet`, says so. It is written last and
+  names the other files with their rows, bytes and sha256. Shards without a manifest, and manifests
+  whose shards are missing or cut short, are never read.
+- A shard's name carries the digest of its content, so nothing is ever changed under its name: two
+  writers of one cell cannot mix their shards, the later manifest decides between them, and until
+  then the earlier one stands. Shards that no manifest names are removed after the commit.
+- Everything here reads through the manifest. Plain readers may use
+  `read_parquet('LAKE/scores/**/*.parquet', hive_partitioning=true, union_by_name=true)`.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+from collections.abc import Collection, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, fields
+from typing import Any
+from urllib.parse import unquote
+
+from pipeline.results.lake.layout import (
+    SUFFIX,
+    CorruptShard,
+    LakeError,
+    as_json,
+    checked_files,
+    file_name,
+    shard_belongs,
+    shard_key,
+    shard_name,
+    utc,
+)
+from pipeline.results.lake.parquet import arrow_table, dataset, read_shard, shard_bytes
+from pipeline.results.lake.records import CellAddress, CellRecord, CellResult, Status, scale_of
+from pipeline.results.lake.schemas import ADDRESS, DATA_TABLES, JSON_COLUMNS, PARTITION, TABLES
+from pipeline.storage.object_store import Storage
+from pipeline.storage.redaction import redact
+
+logger = logging.getLogger(__name__)
+
+_WRITERS = 3  # of one cell at a time: more than ever happens
+_READERS = 16  # threads that read manifest rows; on an object store each read is a round trip
+
+
+class Lake:
+    """Results at a location.
+
+    Args:
+        location: a path, a URI, or an opened `Storage`. It need not exist yet.
+    """
+
+    def __init__(self, location: str | Storage) -> None:
+        self.storage = location if isinstance(location, Storage) else Storage(location)
+
+    def __repr__(self) -> str:
+        return f"Lake({str(self.storage)!r})"
+
+    def exists(self) -> bool:
+        """False if the lake is a local folder that is not there.
+
+        An object store has no empty folders, so a lake there always exists, if without cells.
+        """
+        root = self.storage.local_path()
+        return root is None or root.is_dir()
+
+    # Writing -----------------------------------------------------------------------------------
+
+    def commit(self, result: CellResult) -> CellRecord:
+        """Writes the shards of a finished cell, then its manifest row.
+
+        Raises:
+            LakeError: a row has an unknown, missing or ill-typed column, a row key repeats, or
+                there is no score to keep; nothing has been written then.
+        """
+        if result.status != "done":
+            raise LakeError(
+                f"cell {result.address.cell_key} has status {result.status!r}; commit takes "
+                "finished cells, record_failure the others"
+            )
+        shards = _shards(result)
+        if shards["scores"][1] == 0:
+            raise LakeError(f"cell {result.address.cell_key} is done but has no row of scores")
+        files = _files(shards, result.address)
+        manifest = self._manifest_bytes(result, files)
+        record = _record(read_shard(manifest, "cells", str(self.storage)), result.address)
+        for _ in range(_WRITERS):
+            for table in DATA_TABLES:
+                self.storage.write_bytes(files[table]["path"], shards[table][0])
+            self.storage.write_bytes(shard_name("cells", result.address), manifest)
+            # Another writer of the cell may have removed our shards before our manifest was there.
+            if self._whole(record):
+                self._remove_replaced(record)
+                return record
+        raise LakeError(
+            f"cell {result.address.cell_key}: other writers remove its shards; end all runs of "
+            f"grid {result.address.grid} but one"
+        )
+
+    def _whole(self, record: CellRecord) -> bool:
+        sizes = {f["path"]: self.storage.size(f["path"]) for f in record.files.values()}
+        return all(sizes[f["path"]] == f["bytes"] for f in record.files.values())
+
+    def _remove_replaced(self, record: CellRecord) -> None:
+        """Removes what an earlier attempt at the cell, or one cut short, has left behind."""
+        if self.record(record.address) != record:
+            return  # another writer was later: its shards are the ones that count
+        for table, file in record.files.items():
+            folder = file["path"].rsplit("/", 1)[0]
+            for name in self._siblings(folder, record.address.cell_key):
+                if name != file["path"]:
+                    logger.info("removing %s, which no manifest names (%s)", name, table)
+                    self.storage.delete(name)
+
+    def garbage_collect(self, grid: str) -> list[str]:
+        """Removes shards of a grid's finished cells that no manifest row names; returns them.
+
+        `commit` does so for its own cell, unless it is ended before it comes to it.
+        """
+        done = {r.address.cell_key: r for r in self.manifest(grid) if r.done}
+        removed = []
+        for table in DATA_TABLES:
+            for name in self.storage.list(table):
+                key = shard_key(name)
+                if key not in done or name == done[key].files[table]["path"]:
+                    continue
+                if self.record(key) == done[key]:  # nobody has written it meanwhile
+                    self.storage.delete(name)
+                    removed.append(name)
+        return removed
+
+    def _siblings(self, folder: str, cell_key: str) -> list[str]:
+        names = self.storage.starting(f"{folder}/{cell_key}")
+        return [name for name in names if shard_belongs(name, cell_key)]
+
+    def record_failure(
+        self,
+        address: CellAddress,
+        reason: str,
+        *,
+        identity: Mapping[str, Any],
+        code_version: str,
+        status: Status = "failed",
+        **rest: Any,
+    ) -> CellRecord:
+        """Records why a cell has no result; a later success replaces the row.
+
+        A cell that is already done stays done: losing a race is no reason to lose its rows. Rows
+        of the checkpoints it reached are kept beside the reason; a failure without rows that tells
+        the same reason, or the beginning of it, leaves them there.
+
+        Args:
+            rest: any other field of `CellResult`, rows among them.
+        """
+        known = self.record(address)
+        if known is not None and known.done:
+            logger.warning("cell %s is done; not recorded: %s", address.cell_key, redact(reason))
+            return known
+        if (
+            known is not None
+            and known.has_rows
+            and "scores" not in rest
+            and (known.reason or "").startswith(redact(reason))
+        ):
+            return known
+        result = CellResult(
+            address=address,
+            status=status,
+            reason=redact(reason),
+            identity=identity,
+            code_version=code_version,
+            **rest,
+        )
+        if status == "done":
+            raise LakeError(f"cell {address.cell_key}: a failure cannot have status 'done'")
+        shards = _shards(result) if result.scores else {}
+        files = _files(shards, address)
+        for table, (data, _) in shards.items():
+            self.storage.write_bytes(files[table]["path"], data)
+        manifest = self._manifest_bytes(result, files)
+        self.storage.write_bytes(shard_name("cells", address), manifest)
+        named = {file["path"] for file in files.values()}
+        for file in known.files.values() if known is not None else ():
+            if file["path"] not in named:
+                self.storage.delete(file["path"])
+        return _record(read_shard(manifest, "cells", str(self.storage)), address)
+
+    def forget(self, cell_key: str) -> None:
+        """Takes a cell out of the lake: its manifest row first, then its shards."""
+        record = self.record(cell_key)
+        for name in self._manifest_names(cell_key):
+            self.storage.delete(name)
+        for file in record.files.values() if record is not None else ():
+            self.storage.delete(file["path"])
+
+    def _manifest_bytes(self, result: CellResult, files: Mapping[str, Any]) -> bytes:
+        row: dict[str, Any] = {
+            name: getattr(result, name) for name in TABLES["cells"] if name != "files"
+        }
+        row |= {name: as_json(row[name], result.address) for name in JSON_COLUMNS[:-1]}
+        row |= {name: utc(row[name]) for name in ("started_at", "finished_at")}
+        row["protocols"] = list(result.protocols)
+        row["files"] = json.dumps(files, sort_keys=True)
+        return shard_bytes("cells", [row], result.address)[0]
+
+    # Reading -----------------------------------------------------------------------------------
+
+    def manifest(self, grid: str | None = None) -> list[CellRecord]:
+        """Every cell of the lake (of one grid), sorted by address.
+
+        A manifest row that cannot be read is a crash's remainder: it is reported and skipped, so
+        that the cell counts as missing and is run again.
+        """
+        sizes = {name: size for table in TABLES for name, size in self.storage.sizes(table).items()}
+        names = [name for name in sizes if name.startswith("cells/") and name.endswith(SUFFIX)]
+        with ThreadPoolExecutor(_READERS) as pool:
+            records = [record for record in pool.map(self._read_record, names) if record]
+        if grid is not None:
+            records = [record for record in records if record.address.grid == grid]
+        checked = (checked_files(record, sizes) for record in records)
+        return sorted(checked, key=lambda record: tuple(asdict(record.address).values()))
+
+    def grids(self) -> list[str]:
+        """Names of the grids that have cells here."""
+        return sorted({record.address.grid for record in self.manifest()})
+
+    def record(self, cell: str | CellAddress) -> CellRecord | None:
+        """One cell of the manifest, or None. For many cells call `manifest` once.
+
+        Args:
+            cell: Its key, which on an object store lists the whole manifest, or its address, which
+                is a handful of requests however large the lake is.
+        """
+        if isinstance(cell, CellAddress):
+            names = [shard_name("cells", cell)]
+        else:
+            names = self._manifest_names(cell)
+        for name in names:
+            record = self._read_record(name)
+            if record is not None:
+                sizes = {
+                    file["path"]: size
+                    for file in record.files.values()
+                    for size in [self.storage.size(file["path"])]
+                    if size is not None
+                }
+                return checked_files(record, sizes)
+        return None
+
+    def is_done(self, cell: str | CellAddress) -> bool:
+        """True if the manifest says done and every file it lists is there at its full size."""
+        record = self.record(cell)
+        return record is not None and record.done
+
+    def verify(self, cell_key: str) -> list[str]:
+        """Recomputes the sha256 of a cell's files; returns what is wrong, [] if nothing is."""
+        record = self.record(cell_key)
+        if record is None:
+            return [f"{self.storage}: no readable manifest row for cell {cell_key}"]
+        if not record.done:
+            return [f"cell {cell_key} is {record.status}: {record.reason}"]
+        problems = []
+        for table, file in record.files.items():
+            digest = hashlib.sha256(self.storage.read_bytes(file["path"])).hexdigest()
+            if digest != file["sha256"]:
+                problems.append(
+                    f"{file['path']}: the {table} shard has sha256 {digest}, the manifest says "
+                    f"{file['sha256']}; run the cell again"
+                )
+        return problems
+
+    def columns(self, table: str, record: CellRecord) -> dict[str, list[Any]]:
+        """One cell's shard of `table` as columns, in the order of its row key.
+
+        Raises:
+            LakeError: the cell is not done, or the shard is corrupt or of a newer schema.
+        """
+        if not record.has_rows:
+            raise LakeError(
+                f"cell {record.address.cell_key} is {record.status} ({record.reason}); "
+                "only done cells have rows, and failed ones those of what they reached"
+            )
+        path = record.files[table]["path"]
+        data = self.storage.read_bytes(path)
+        where = f"{self.storage}: {path}"
+        if hashlib.sha256(data).hexdigest() != record.files[table]["sha256"]:
+            raise LakeError(f"{where} is not what its manifest row describes; run the cell again")
+        return read_shard(data, table, where)
+
+    def result(self, record: CellRecord, tables: Collection[str] = ("scores",)) -> CellResult:
+        """The cell as it was committed, with the rows of `tables` only."""
+        names = {field.name for field in fields(CellResult)} - {"address", *DATA_TABLES}
+        values = {name: record.values[name] for name in names if name in record.values}
+        rows: dict[str, Any] = {}
+        if record.done:
+            for table in tables:
+                read = self.columns(table, record)
+                rows[table] = {name: read[name] for name in TABLES[table]}
+        return CellResult(
+            address=record.address,
+            **{**values, "status": record.status, "reason": record.reason, **rows},
+        )
+
+    def dataset(self, table: str, records: Sequence[CellRecord]) -> Any:
+        """The rows of `table` of all done cells among `records`, read lazily.
+
+        Of scores, those that failed cells reached are among them, none of them final.
+
+        Returns:
+            An Arrow dataset or table (duckdb scans either) with the columns of the table, those of
+            the folders included, as text whatever they look like.
+        """
+        if table == "cells":
+            return arrow_table(table, [_manifest_row(record) for record in records])
+        kept = (r for r in records if (r.has_rows if table == "scores" else r.done))
+        paths = [record.files[table]["path"] for record in kept]
+        return dataset(table, paths, self.storage)
+
+    def _manifest_names(self, cell_key: str) -> list[str]:
+        file = file_name(cell_key)
+        local = self.storage.local_path("cells")
+        if local is not None:
+            found = local.glob(f"{'*/' * len(PARTITION)}{file}")
+            return sorted(f"cells/{path.relative_to(local).as_posix()}" for path in found)
+        return [name for name in self.storage.list("cells") if name.endswith(f"/{file}")]
+
+    def _read_record(self, name: str) -> CellRecord | None:
+        try:
+            data = self.storage.read_bytes(name)
+            columns = read_shard(data, "cells", f"{self.storage}: {name}")
+        except FileNotFoundError:  # removed since it was listed: the cell is being written again
+            return None
+        except CorruptShard as error:
+            logger.warning("%s; the cell counts as missing", error)
+            return None
+        return _record(columns, _address(columns, name))
+
+
+def _shards(result: CellResult) -> dict[str, tuple[bytes, int]]:
+    """A cell's rows, by table: the shard's bytes and the number of rows."""
+    return {
+        table: shard_bytes(table, getattr(result, table), result.address) for table in DATA_TABLES
+    }
+
+
+def _files(
+    shards: Mapping[str, tuple[bytes, int]], address: CellAddress
+) -> dict[str, dict[str, Any]]:
+    """What the manifest says of shards."""
+    files = {}
+    for table, (data, rows) in shards.items():
+        digest = hashlib.sha256(data).hexdigest()
+        path = shard_name(table, address, digest)
+        files[table] = {"path": path, "rows": rows, "bytes": len(data), "sha256": digest}
+    return files
+
+
+def _address(columns: Mapping[str, list[Any]], name: str) -> CellAddress:
+    folders = dict(part.split("=", 1) for part in name.split("/")[1:-1])
+    values: dict[str, Any] = {key: columns[key][0] for key in ADDRESS if key not in PARTITION}
+    values |= {key: unquote(value) for key, value in folders.items()}
+    # Lakes of earlier versions say `world` of checkpoints as well.
+    model = json.loads(columns["identity"][0]).get("model")
+    checkpoint = model.get("checkpoint") if isinstance(model, dict) else None
+    return CellAddress(**values | {"scale": scale_of(values["scale"], checkpoint)})
+
+
+def _record(columns: Mapping[str, list[Any]], address: CellAddress) -> CellRecord:
+    values = {name: columns[name][0] for name in TABLES["cells"]}
+    values |= {name: json.loads(values[name]) for name in JSON_COLUMNS}
+    return CellRecord(
+        address=address,
+        status=values["status"],
+        reason=values["reason"],
+        files=values.pop("files"),
+        values=values,
+    )
+
+
+def _manifest_row(record: CellRecord) -> dict[str, Any]:
+    row = dict(record.values) | {"files": dict(record.files)}
+    row |= {name: json.dumps(row[name], sort_keys=True) for name in JSON_COLUMNS}
+    return asdict(record.address) | row | {"status": record.status, "reason": record.reason}

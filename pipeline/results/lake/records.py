@@ -1,0 +1,145 @@
+"""Records that a cell hands to the lake when it ends; plain Python, so any process can build
+them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import datetime
+from typing import Any, Literal
+
+Status = Literal["done", "failed", "skipped"]
+SCORES = ("efficacy", "generalization", "specificity", "specificity_self")
+
+# One row per cell, protocol and checkpoint: what tables are made of, whoever supplies the rows.
+RUN_COLUMNS = (
+    "grid", "cell", "editor", "variant", "model", "dataset", "scale", "seed", "batch_size",
+    "n_batches", "n_edits", "final", "protocol", "prompt", *SCORES, "train_seconds", "edit_ms",
+    "peak_memory_gb", "data_hash", "code_version", "status", "remark",
+)  # fmt: skip
+
+BARE = "bare"
+
+# A table is given as rows, or as columns of equal length.
+TableRows = Sequence[Mapping[str, Any]] | Mapping[str, Sequence[Any]]
+
+
+@dataclass(frozen=True, kw_only=True)
+class CellAddress:
+    """What names a cell; these columns stand in every row of every table.
+
+    Attributes:
+        cell_key: hash of the cell's identity; the file name of all its shards.
+        variant: a named departure from the editor's defaults, or "".
+        scale: "world", "standin" or "full": which kind of model the numbers are about, see
+            `scale_of`.
+        batch_size: edits per batch (m of a stream n×m).
+        n_batches: batches per stream (n of a stream n×m).
+    """
+
+    cell_key: str
+    grid: str
+    editor: str
+    variant: str = ""
+    model: str
+    dataset: str
+    scale: str
+    seed: int
+    batch_size: int
+    n_batches: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class CellResult:
+    """One finished or failed cell.
+
+    Attributes:
+        identity: the settings that change numbers, and nothing else.
+        resolved: the complete settings, identity and execution.
+        versions: of the libraries and the machine.
+        edits: rows (checkpoint, protocol, edit_index, batch_index, edit_id, efficacy,
+            generalization, specificity, specificity_self, superseded); scores in percent.
+        scores: rows (checkpoint, n_edits, final, protocol, the four mean scores in percent,
+            n_scored, n_superseded).
+        steps: rows (step, metric, value).
+        edit_ms: milliseconds per edit; `edit_seconds` is the whole stream's.
+        threads: CPU threads per rank. With `ranks` it decides whether two results can be
+            expected to agree bitwise.
+        started_at: in UTC, as `finished_at`.
+    """
+
+    address: CellAddress
+    status: Status = "done"
+    reason: str | None = None
+    identity: Mapping[str, Any]
+    key_version: int = 1
+    data_hash: str | None = None
+    model_hash: str | None = None
+    code_version: str
+    versions: Mapping[str, Any] = field(default_factory=dict)
+    resolved: Mapping[str, Any] = field(default_factory=dict)
+    protocols: Sequence[str] = ()
+    edits: TableRows = ()
+    scores: TableRows = ()
+    steps: TableRows = ()
+    train_seconds: float | None = None
+    edit_seconds: float | None = None
+    edit_ms: float | None = None
+    score_seconds: float | None = None
+    peak_memory_gb: float | None = None
+    n_edits: int | None = None
+    n_contradicting: int | None = None
+    threads: int = 1
+    ranks: int = 1
+    started_at: datetime | None = None
+    finished_at: datetime | None = None
+
+
+def prompt_of(identity: Mapping[str, Any]) -> str:
+    """How a cell's prompts were put, by its identity: ``bare``, or in a ``chat`` template."""
+    model = identity.get("model")
+    said = model.get("prompt") if isinstance(model, Mapping) else None
+    return str(said.get("template", BARE)) if isinstance(said, Mapping) else BARE
+
+
+def scale_of(scale: str, checkpoint: object) -> str:
+    """The scale of a cell's numbers: a model that was loaded is a real one, whatever its grid says.
+
+    Args:
+        scale: What the grid says; ``world`` is its default.
+        checkpoint: The model's checkpoint; None for a model that was trained on the spot.
+    """
+    return "full" if scale == "world" and checkpoint is not None else scale
+
+
+def remark_in(resolved: Mapping[str, Any]) -> str:
+    """What tables must say of a cell, by its complete settings; see `pipeline.results.effect`."""
+    return str(resolved.get("remark") or "")
+
+
+@dataclass(frozen=True, kw_only=True)
+class CellRecord:
+    """A cell as the lake's manifest knows it.
+
+    Attributes:
+        status: the recorded one, or "incomplete" where a shard that the manifest lists is
+            missing or has another size.
+        files: per table its name in the lake, rows, bytes and sha256.
+        values: the manifest row, with JSON columns decoded.
+    """
+
+    address: CellAddress
+    status: str
+    reason: str | None
+    files: Mapping[str, Mapping[str, Any]]
+    values: Mapping[str, Any]
+
+    @property
+    def done(self) -> bool:
+        """True if the cell's rows may be read."""
+        return self.status == "done"
+
+    @property
+    def has_rows(self) -> bool:
+        """True of a done cell, and of a failed one that had reached a checkpoint."""
+        return self.done or (self.status == "failed" and bool(self.files))

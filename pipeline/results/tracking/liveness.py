@@ -1,0 +1,70 @@
+"""Liveness of grid invocations: whether the process behind a tracked run may still be alive."""
+
+from __future__ import annotations
+
+import os
+import socket
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+
+HEARTBEAT = "heartbeat"
+STALE_MINUTES = 15.0  # an invocation on another machine is gone when it was silent for so long
+
+
+@dataclass(frozen=True, kw_only=True)
+class Invocation:
+    """A parent run: one call of `rledit run`, or one submitted job.
+
+    Attributes:
+        run_id: MLflow's id.
+        name: What it is called.
+        status: RUNNING, FINISHED, FAILED or KILLED.
+        started: When it began.
+        tags: Among them `submission_id` and `heartbeat`, where there are any.
+        metrics: The last numbers it gave to `Tracker.beat`.
+    """
+
+    run_id: str
+    name: str
+    status: str
+    started: datetime
+    tags: Mapping[str, str]
+    metrics: Mapping[str, float]
+
+
+def own_tags() -> dict[str, str]:
+    """What a later process needs to know of this one."""
+    return {
+        "host": socket.gethostname(),
+        "pid": str(os.getpid()),
+        "process_started": _process_start(os.getpid()),
+    }
+
+
+def process_alive(tags: Mapping[str, str]) -> bool:
+    """True if the process that opened a run may still be alive.
+
+    Certain on this host only; elsewhere one that gave signs of life counts as dead after
+    `STALE_MINUTES` without any.
+    """
+    if tags.get("host") != socket.gethostname():
+        beat = tags.get(HEARTBEAT)
+        return beat is None or minutes_since(beat) < STALE_MINUTES
+    started = _process_start(int(tags.get("pid", "0")))
+    return bool(started) and started == tags.get("process_started", started)
+
+
+def minutes_since(moment: str) -> float:
+    """Minutes since a moment in ISO format."""
+    return (datetime.now(UTC) - datetime.fromisoformat(moment)).total_seconds() / 60
+
+
+def _process_start(pid: int) -> str:
+    """The start time of a process in clock ticks, or "" if there is none."""
+    try:
+        stat = Path(f"/proc/{pid}/stat").read_text()
+    except OSError:
+        return ""
+    return stat.rpartition(")")[2].split()[19]  # field 22; the name before ")" may hold spaces

@@ -1,0 +1,407 @@
+"""MLflow as a view of the lake; the only file that imports mlflow.
+
+- Experiment = grid, parent run = one invocation, child run = one cell. The lake is the truth:
+  `Tracker.rebuild` recreates the runs from it, and logging the same cell twice changes nothing.
+- One process writes, with explicit run ids; workers return rows. The database schema is created
+  once, by that process, before anyone else opens it.
+- Metrics are named `{metric}_{protocol}` and their step is the number of edits applied, so the
+  latest value MLflow shows is the score at the end of the stream.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import math
+import os
+from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from datetime import UTC, datetime
+from typing import Any
+
+os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")  # read when mlflow is imported
+# It would print the address of every run, with the password that may be in it.
+os.environ.setdefault("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true")
+# A server that is away must not hold the driver up for long: the lake has the rows.
+os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "3")
+os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "20")
+
+import mlflow
+from mlflow import MlflowClient
+from mlflow.entities import Metric, Param, Run, RunTag, ViewType
+from mlflow.exceptions import MlflowException
+
+from pipeline.results.lake.lake import Lake
+from pipeline.results.lake.records import BARE, RUN_COLUMNS, SCORES, CellResult
+from pipeline.results.tracking.liveness import HEARTBEAT, Invocation, own_tags, process_alive
+from pipeline.results.tracking.logged_run import COSTS, STREAM, TAGS, Logged, metric_name
+from pipeline.results.tracking.uri import (
+    DEFAULT_URI,
+    TrackingError,
+    checked_uri,
+    schema_lock,
+    sqlite_path,
+)
+from pipeline.storage.redaction import redact
+
+logger = logging.getLogger(__name__)
+
+
+# MLflow's limits on one batch.
+_METRICS_PER_BATCH = 1000
+_PARAMS_PER_BATCH = 100
+_PAGE = 1000
+_READERS = 16
+
+_PARENT = "mlflow.parentRunId"
+_DIGEST = "content_digest"
+_ENDINGS = ("FINISHED", "FAILED", "KILLED")
+
+
+class Tracker:
+    """The one writer of an experiment.
+
+    Args:
+        uri: a database (`sqlite:///path.db`, `postgresql://…`) or an MLflow server.
+        experiment: the grid's name; created if new.
+
+    Raises:
+        TrackingError: the URI is a file store, or cannot be opened.
+    """
+
+    def __init__(self, uri: str, experiment: str) -> None:
+        self.uri = checked_uri(uri)
+        self.experiment = experiment
+        with _quiet_migrations(), schema_lock(self.uri):
+            try:
+                self._client = MlflowClient(self.uri)
+                self._experiment_id = self._open_experiment()
+            except MlflowException as error:
+                raise TrackingError(
+                    f"{redact(self.uri)}: cannot open the tracking store "
+                    f"({redact(str(error))}); expected a database such as {DEFAULT_URI}, or the "
+                    "address of an MLflow server"
+                ) from None
+
+    def __repr__(self) -> str:
+        return f"Tracker({redact(self.uri)!r}, {self.experiment!r})"
+
+    def start(self, name: str, tags: Mapping[str, str] | None = None) -> str:
+        """Opens the parent run of one invocation and returns its id.
+
+        Args:
+            tags: more tags, e.g. the submission id by which a job's state can be asked.
+        """
+        own = {"kind": "invocation", "grid": self.experiment, **own_tags()}
+        given = {key: redact(value) for key, value in (tags or {}).items()}
+        with _explained(self.uri):
+            run = self._client.create_run(self._experiment_id, run_name=name, tags=own | given)
+        return str(run.info.run_id)
+
+    def beat(self, parent: str, values: Mapping[str, float], step: int) -> None:
+        """Says that an invocation is alive and how far it is; one request.
+
+        Args:
+            values: numbers by name, shown as metrics of the invocation.
+            step: its age in seconds.
+
+        Raises:
+            TrackingError: the store did not take it.
+        """
+        now = datetime.now(UTC)
+        moment = int(now.timestamp() * 1000)
+        metrics = [Metric(metric_name(k), float(v), moment, step) for k, v in values.items()]
+        with _explained(self.uri):
+            self._client.log_batch(
+                parent, metrics, tags=[RunTag(HEARTBEAT, now.isoformat(timespec="seconds"))]
+            )
+
+    def log_cell(self, parent: str, result: CellResult) -> str:
+        """Logs a cell below `parent` and returns its run id.
+
+        A cell that is logged already, with the same content, keeps its run; with other content its
+        run is superseded (deleted in MLflow's sense), because parameters cannot be changed.
+
+        Raises:
+            TrackingError: the store did not take it; nothing is lost, `rebuild` adds it later.
+        """
+        with _explained(self.uri):
+            return self._log_cell(parent, result)
+
+    def _log_cell(self, parent: str, result: CellResult) -> str:
+        logged = Logged(result)
+        keep = None
+        for run in self._cell_runs(result.address.cell_key):
+            finished = run.info.status != "RUNNING"
+            if keep is None and finished and run.data.tags.get(_DIGEST) == logged.digest:
+                keep = str(run.info.run_id)
+            else:
+                self._client.delete_run(run.info.run_id)
+        return keep or self._create(parent, result, logged)
+
+    def finish(self, parent: str, status: str = "FINISHED") -> None:
+        """Ends an invocation as FINISHED, FAILED or KILLED."""
+        if status not in _ENDINGS:
+            raise ValueError(f"a run ends as one of {', '.join(_ENDINGS)}, not {status!r}")
+        with _explained(self.uri):
+            self._client.set_terminated(parent, status=status)
+
+    def close_stale_runs(
+        self, is_alive: Callable[[Mapping[str, str]], bool] | None = None
+    ) -> list[str]:
+        """Ends as KILLED every run left RUNNING by an invocation that is gone.
+
+        Args:
+            is_alive: decides by the tags of the parent run (`host`, `pid`, and those given to
+                `start`); by default `process_alive`.
+
+        Returns:
+            The ids of the runs that were ended.
+
+        Raises:
+            TrackingError: the store did not answer.
+        """
+        with _explained(self.uri):
+            return self._close_stale_runs(is_alive or process_alive)
+
+    def _close_stale_runs(self, alive: Callable[[Mapping[str, str]], bool]) -> list[str]:
+        running = self._search("attributes.status = 'RUNNING'")
+        parents = [run for run in running if _PARENT not in run.data.tags]
+        living = {run.info.run_id for run in parents if alive(run.data.tags)}
+        ended = []
+        for run in running:
+            if run.data.tags.get(_PARENT, run.info.run_id) not in living:
+                self._client.set_terminated(run.info.run_id, status="KILLED")
+                ended.append(str(run.info.run_id))
+        return ended
+
+    def rebuild(self, lake: Lake, parent: str | None = None) -> int:
+        """Makes the child runs equal to the lake's cells of this grid.
+
+        Cells that are logged already are left alone, so this is also how a run closes the gap that
+        a crash between lake and tracker leaves. Runs of cells that the lake does not have are
+        deleted.
+
+        Returns:
+            How many cells were logged anew.
+
+        Raises:
+            TrackingError: the store did not take it.
+        """
+        with _explained(self.uri):
+            return self._rebuild(lake, parent)
+
+    def invocations(self) -> list[Invocation]:
+        """The parent runs of this experiment, newest first."""
+        with _explained(self.uri):
+            runs = self._search("tags.kind = 'invocation'")
+        runs.sort(key=lambda run: -run.info.start_time)
+        return [
+            Invocation(
+                run_id=str(run.info.run_id),
+                name=str(run.info.run_name),
+                status=str(run.info.status),
+                started=datetime.fromtimestamp(run.info.start_time / 1000, UTC),
+                tags=dict(run.data.tags),
+                metrics=dict(run.data.metrics),
+            )
+            for run in runs
+        ]
+
+    def _rebuild(self, lake: Lake, parent: str | None) -> int:
+        records = [r for r in lake.manifest(self.experiment) if r.status != "incomplete"]
+        known: dict[str, list[Run]] = {}
+        for run in self._search("tags.kind = 'cell'"):
+            known.setdefault(run.data.tags.get("cell", ""), []).append(run)
+        for key in known.keys() - {record.address.cell_key for record in records}:
+            for run in known[key]:
+                self._client.delete_run(run.info.run_id)
+        opened = None
+        n_new = 0
+        with ThreadPoolExecutor(_READERS) as pool:  # on an object store each read is a round trip
+            results = list(pool.map(lake.result, records))
+        for record, result in zip(records, results, strict=True):
+            runs = known.get(record.address.cell_key, [])
+            finished = len(runs) == 1 and runs[0].info.status != "RUNNING"
+            if finished and runs[0].data.tags.get(_DIGEST) == Logged(result).digest:
+                continue
+            if parent is None:
+                parent = opened = self.start("rebuild")
+            self.log_cell(parent, result)
+            n_new += 1
+        if opened is not None:
+            self.finish(opened)
+        return n_new
+
+    def _open_experiment(self) -> str:
+        known = self._client.get_experiment_by_name(self.experiment)
+        if known is None:
+            database = sqlite_path(self.uri)
+            artifacts = None if database is None else (database.parent / "artifacts").as_uri()
+            return str(self._client.create_experiment(self.experiment, artifact_location=artifacts))
+        if known.lifecycle_stage == "deleted":
+            self._client.restore_experiment(known.experiment_id)
+        return str(known.experiment_id)
+
+    def _cell_runs(self, cell_key: str) -> list[Run]:
+        return self._search(f"tags.kind = 'cell' and tags.cell = '{cell_key}'")
+
+    def _search(self, condition: str) -> list[Run]:
+        found: list[Run] = []
+        token = None
+        while True:
+            page = self._client.search_runs(
+                [self._experiment_id],
+                condition,
+                ViewType.ACTIVE_ONLY,
+                max_results=_PAGE,
+                page_token=token,
+            )
+            found += page
+            token = page.token
+            if not token:
+                return found
+
+    def _create(self, parent: str, result: CellResult, logged: Logged) -> str:
+        run = self._client.create_run(
+            self._experiment_id,
+            start_time=_milliseconds(result.started_at),
+            run_name=_run_name(result),
+            tags={_PARENT: parent, **logged.tags},
+        )
+        run_id = str(run.info.run_id)
+        params = [Param(key, value) for key, value in logged.params.items()]
+        moment = _milliseconds(result.finished_at) or run.info.start_time
+        metrics = [Metric(key, value, moment, step) for key, value, step in logged.metrics]
+        first = metrics[: _METRICS_PER_BATCH - _PARAMS_PER_BATCH]
+        self._client.log_batch(run_id, first, params[:_PARAMS_PER_BATCH])
+        for i in range(len(first), len(metrics), _METRICS_PER_BATCH):
+            self._client.log_batch(run_id, metrics[i : i + _METRICS_PER_BATCH])
+        for i in range(_PARAMS_PER_BATCH, len(params), _PARAMS_PER_BATCH):
+            self._client.log_batch(run_id, params=params[i : i + _PARAMS_PER_BATCH])
+        # The digest comes last: a run without it is a crash's remainder and is superseded.
+        self._client.log_batch(run_id, tags=[RunTag(_DIGEST, logged.digest)])
+        ending = "FAILED" if result.status == "failed" else "FINISHED"
+        self._client.set_terminated(run_id, ending, _milliseconds(result.finished_at))
+        return run_id
+
+
+def runs_frame(tracking_uri: str, grid: str) -> list[dict[str, Any]]:
+    """Rows like those of the lake's view `runs`, from `mlflow.search_runs` alone.
+
+    One row per cell and protocol at the end of its stream; a cell without scores is one row with
+    its status.
+
+    Raises:
+        TrackingError: there is no such experiment.
+    """
+    before = mlflow.get_tracking_uri()
+    mlflow.set_tracking_uri(checked_uri(tracking_uri))
+    try:
+        if mlflow.get_experiment_by_name(grid) is None:
+            raise TrackingError(f"{redact(tracking_uri)}: there is no experiment {grid!r}")
+        frame = mlflow.search_runs(
+            experiment_names=[grid], filter_string="tags.kind = 'cell'", output_format="pandas"
+        )
+    finally:
+        mlflow.set_tracking_uri(before)
+    rows = [row for values in frame.to_dict("records") for row in _run_rows(values)]
+    return sorted(
+        rows,
+        key=lambda row: tuple(
+            (row[name] is not None, row[name])
+            for name in ("model", "dataset", "editor", "variant", "n_batches", "batch_size",
+                         "seed", "cell", "protocol")
+        ),
+    )  # fmt: skip
+
+
+def _run_rows(values: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """Splits one run into a row per protocol."""
+    tags = {name: _text(values.get(f"tags.{name}")) for name in TAGS}
+    metrics = {
+        name.removeprefix("metrics."): value
+        for name, value in values.items()
+        if name.startswith("metrics.") and value is not None and not math.isnan(value)
+    }
+    protocols = [name for name in _text(values.get("tags.protocols")).split(",") if name]
+    stream = {name: int(values[f"params.{name}"]) for name in STREAM}
+    done = tags["status"] == "done"
+    n_edits = metrics.get("n_edits")
+    rows = []
+    for protocol in protocols if done else [None]:
+        row: dict[str, Any] = tags | stream
+        row |= {name: metrics.get(name) for name in COSTS}
+        row |= {score: metrics.get(metric_name(f"{score}_{protocol}")) for score in SCORES}
+        row |= {
+            "n_edits": int(n_edits) if done and n_edits is not None else None,
+            "final": True if done else None,
+            "protocol": protocol,
+            "data_hash": tags["data_hash"] or None,
+            "prompt": tags["prompt"] or BARE,
+            "remark": _text(values.get("tags.remark")),
+        }
+        rows.append({name: row[name] for name in RUN_COLUMNS})
+    return rows
+
+
+def experiments(uri: str) -> list[str]:
+    """Names of the experiments of a store that hold runs of this project.
+
+    Raises:
+        TrackingError: the store cannot be opened.
+    """
+    database = sqlite_path(checked_uri(uri))
+    if database is not None and not database.is_file():
+        return []
+    with _quiet_migrations(), schema_lock(uri), _explained(uri):
+        client = MlflowClient(uri)
+        found = client.search_experiments()
+        return sorted(
+            experiment.name
+            for experiment in found
+            if client.search_runs(
+                [experiment.experiment_id], "tags.kind = 'invocation'", max_results=1
+            )
+        )
+
+
+def _text(value: Any) -> str:
+    return value if isinstance(value, str) else ""
+
+
+def _run_name(result: CellResult) -> str:
+    a = result.address
+    editor = f"{a.editor}-{a.variant}" if a.variant else a.editor
+    return f"{editor} {a.model} {a.dataset} {a.n_batches}x{a.batch_size} seed {a.seed}"
+
+
+def _milliseconds(moment: datetime | None) -> int | None:
+    if moment is None:
+        return None
+    aware = moment if moment.tzinfo else moment.replace(tzinfo=UTC)
+    return int(aware.timestamp() * 1000)
+
+
+@contextlib.contextmanager
+def _explained(uri: str) -> Iterator[None]:
+    """Turns MLflow's errors into one that names the store and hides its secrets."""
+    try:
+        yield
+    except MlflowException as error:
+        message = f"{redact(uri)}: the tracking store failed ({redact(str(error))})"
+        raise TrackingError(message) from None
+
+
+@contextlib.contextmanager
+def _quiet_migrations() -> Iterator[None]:
+    """Keeps forty lines of schema history out of the first run's output."""
+    loggers = [logging.getLogger(name) for name in ("alembic", "mlflow.store.db.utils")]
+    before = [log.level for log in loggers]
+    for log in loggers:
+        log.setLevel(logging.WARNING)
+    try:
+        yield
+    finally:
+        for log, level in zip(loggers, before, strict=True):
+            log.setLevel(level)

@@ -1,0 +1,58 @@
+"""Addresses of tracking stores, and what can be known of them without MLflow."""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+from collections.abc import Iterator
+from pathlib import Path
+from urllib.parse import urlsplit
+
+from pipeline.storage.redaction import redact
+
+DEFAULT_URI = "sqlite:///results/mlflow.db"
+
+
+class TrackingError(RuntimeError):
+    """The tracking store cannot be used as asked; the message says what would work."""
+
+
+def checked_uri(uri: str) -> str:
+    """Returns a tracking URI that can be used.
+
+    Raises:
+        TrackingError: it is a path or a `file:` URI, which MLflow no longer writes to.
+    """
+    scheme = urlsplit(uri).scheme
+    if scheme in ("", "file") or len(scheme) == 1:
+        path = urlsplit(uri).path.rstrip("/") or "results"
+        raise TrackingError(
+            f"{redact(uri)} is a file store, which MLflow no longer supports; use a database such "
+            f"as sqlite:///{path}/mlflow.db, or the address of an MLflow server"
+        )
+    database = sqlite_path(uri)
+    if database is not None:
+        database.parent.mkdir(parents=True, exist_ok=True)
+    return uri
+
+
+def sqlite_path(uri: str) -> Path | None:
+    """The file of a sqlite store, None for any other store."""
+    if not uri.startswith("sqlite:///"):
+        return None
+    return Path(uri.removeprefix("sqlite:///").partition("?")[0]).absolute()
+
+
+@contextlib.contextmanager
+def schema_lock(uri: str) -> Iterator[None]:
+    """Lets one process of this machine at a time open a sqlite file.
+
+    Processes that create the schema of one fresh file at once crash in each other's migration.
+    """
+    database = sqlite_path(uri)
+    if database is None:
+        yield
+        return
+    with open(database.with_name(f".{database.name}.lock"), "w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield

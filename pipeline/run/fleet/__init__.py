@@ -1,0 +1,1 @@
+"""Execution on Ray: workers, gangs, the task queue, progress, and stall reports."""

@@ -1,0 +1,281 @@
+"""Task attempts on Ray: one worker, or a gang of processes placed together."""
+
+from __future__ import annotations
+
+import logging
+import os
+import time
+import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import ray
+from ray.exceptions import RayError, RayTaskError
+from ray.util.placement_group import PlacementGroup, placement_group, remove_placement_group
+from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
+from torch.distributed import DistNetworkError, DistStoreError
+
+from pipeline.config.resources import ResourcesEntry
+from pipeline.run.device import hide_gpus
+from pipeline.run.fleet.process_group import (
+    find_rendezvous,
+    joined,
+    open_rendezvous,
+    use_network_of,
+)
+from pipeline.run.fleet.progress import Progress
+from pipeline.run.gang import SINGLE_PROCESS, Gang
+from pipeline.run.lease import LeaseLost
+from pipeline.run.reporting import Report, Stage, watched
+from pipeline.run.tasks import Task, perform
+from pipeline.storage.redaction import redact
+from pipeline.storage.run_paths import RunPaths
+
+logger = logging.getLogger(__name__)
+
+REPORT_SECONDS = 0.25
+MEETING_SECONDS = 120.0
+# How long the other ranks have to show whether the first error was only a consequence.
+# A survivor's connection breaks at once; that a node is gone, Ray says a quarter of a minute later.
+GRACE_SECONDS = 60.0
+# Errors that say nothing of the work: another process took it over, or did not answer in time.
+INTERRUPTIONS = (LeaseLost, TimeoutError, DistNetworkError, DistStoreError)
+
+
+@dataclass(frozen=True, kw_only=True)
+class WorkItem:
+    """What a worker is told.
+
+    Attributes:
+        task: The task.
+        run_paths: Where results and caches lie.
+        progress_actor: The actor that hears of progress.
+        run: Invocation of the driver.
+        interruptions: Why earlier attempts ended.
+    """
+
+    task: Task
+    run_paths: RunPaths
+    progress_actor: Any
+    run: str
+    interruptions: tuple[str, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Outcome:
+    """How an attempt ended: well (no reason), by an error, or because a process died."""
+
+    reason: str | None = None
+    died: bool = False
+
+
+class TaskAttempt(Protocol):
+    """An attempt under way.
+
+    Attributes:
+        item: What it is about.
+        references: What Ray is to be watched for.
+    """
+
+    item: WorkItem
+    references: list[Any]
+
+    def ended(self, reference: Any) -> Outcome | None:
+        """One of the references is there; returns how the attempt ended, once it has."""
+        ...
+
+    def overdue(self) -> Outcome | None:
+        """How the attempt ended, if there is nothing left to wait for."""
+        ...
+
+    def release(self) -> None:
+        """Free everything it holds."""
+        ...
+
+
+def begin(item: WorkItem) -> TaskAttempt:
+    """Start an attempt."""
+    return _Together(item) if item.task.resources.gang else _Single(item)
+
+
+class _Single:
+    """One task of a pooled worker."""
+
+    def __init__(self, item: WorkItem) -> None:
+        self.item = item
+        resources = item.task.resources
+        worker = _work_on_gpu if resources.gpus else _work
+        remote = worker.options(
+            **_options(resources), name=item.task.label, max_retries=0, retry_exceptions=False
+        )
+        self.references = [remote.remote(item)]
+
+    def ended(self, reference: Any) -> Outcome | None:
+        self.references.remove(reference)
+        return _outcome(reference)
+
+    def overdue(self) -> Outcome | None:
+        return None
+
+    def release(self) -> None:
+        for reference in self.references:
+            ray.cancel(reference, force=True)
+
+
+class _Together:
+    """Processes of their own on a placement group: all of them or none."""
+
+    def __init__(self, item: WorkItem) -> None:
+        self.item = item
+        self._resources = item.task.resources
+        self._group: PlacementGroup = placement_group(
+            [_bundle(self._resources)] * self._resources.ranks,
+            strategy="PACK",
+            name=item.task.label,
+        )
+        self._ranks: list[Any] = []
+        self._outcomes: list[Outcome] = []
+        self._first_error: float | None = None
+        self.references = [self._group.ready()]
+
+    def ended(self, reference: Any) -> Outcome | None:
+        self.references.remove(reference)
+        outcome = _outcome(reference)
+        if not self._ranks and outcome.reason is None:
+            self._start()
+            return None
+        self._outcomes.append(outcome)
+        if outcome.reason is not None and self._first_error is None:
+            self._first_error = time.monotonic()
+        return self._verdict() if not self.references or outcome.died else None
+
+    def overdue(self) -> Outcome | None:
+        if self._first_error is None or time.monotonic() - self._first_error < GRACE_SECONDS:
+            return None
+        return self._verdict()
+
+    def release(self) -> None:
+        for rank in self._ranks:
+            ray.kill(rank)
+        remove_placement_group(self._group)
+        self.references = []
+
+    def _start(self) -> None:
+        name = f"{self.item.task.key}-{uuid.uuid4().hex[:8]}"
+        for i in range(self._resources.ranks):
+            place = PlacementGroupSchedulingStrategy(self._group, placement_group_bundle_index=i)
+            options = _options(self._resources)
+            rank = _Rank.options(**options, scheduling_strategy=place).remote()  # type: ignore[attr-defined]
+            self._ranks.append(rank)
+            self.references.append(rank.work.remote(self.item, i, name))
+
+    def _verdict(self) -> Outcome:
+        """A death explains the errors of those that waited for the dead."""
+        errors = [o for o in self._outcomes if o.reason is not None]
+        return next((o for o in errors if o.died), errors[0] if errors else Outcome())
+
+
+def _outcome(reference: Any) -> Outcome:
+    try:
+        ray.get(reference)
+    except RayTaskError as error:
+        cause = error.cause if isinstance(error.cause, BaseException) else error
+        if not isinstance(cause, LeaseLost):
+            logger.error("%s", redact(str(error)))
+        reason = redact(f"{type(cause).__name__}: {cause}")
+        return Outcome(reason=reason, died=isinstance(cause, INTERRUPTIONS))
+    except RayError as error:
+        return Outcome(reason=f"{type(error).__name__}: {_first_line(error)}", died=True)
+    return Outcome()
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).strip().partition("\n")[0]
+
+
+def _bundle(resources: ResourcesEntry) -> dict[str, float]:
+    bundle = {"CPU": float(resources.cpus or 1)}
+    if resources.gpus:
+        bundle["GPU"] = resources.gpus
+    if resources.memory_gb:
+        bundle["memory"] = resources.memory_gb * 1e9
+    return bundle
+
+
+def _options(resources: ResourcesEntry) -> dict[str, Any]:
+    options: dict[str, Any] = {"num_cpus": resources.cpus, "num_gpus": resources.gpus}
+    if resources.memory_gb:
+        options["memory"] = int(resources.memory_gb * 1e9)
+    return options
+
+
+def _alone(item: WorkItem) -> str:
+    with _reported(item) as report:
+        return perform(
+            item.task, item.run_paths, report, SINGLE_PROCESS, item.run, item.interruptions
+        )
+
+
+_work = ray.remote(_alone)
+# A process that has used a GPU keeps memory on it, and the first one it was given: it ends then.
+_work_on_gpu = ray.remote(max_calls=1)(_alone)
+
+
+@ray.remote(max_restarts=0, max_task_retries=0)
+class _Rank:
+    """One rank of a gang, in a process of its own: sharding changes torch for a whole process."""
+
+    def work(self, item: WorkItem, rank: int, name: str) -> str:
+        """Do the rank's part."""
+        resources = item.task.resources
+        if not resources.gpus:
+            hide_gpus()
+        host = ray.util.get_node_ip_address()
+        use_network_of(host)
+        if rank == 0:
+            store, address = open_rendezvous(host)
+            ray.get(item.progress_actor.set_rendezvous.remote(name, address))
+        else:
+            store = find_rendezvous(_rendezvous(item, name))
+        with joined(rank, resources.ranks, store) as ranks, _reported(item, rank == 0) as report:
+            gang = Gang(together=ranks, sharding=resources.sharding, offload=resources.offload)
+            return perform(item.task, item.run_paths, report, gang, item.run, item.interruptions)
+
+
+def _rendezvous(item: WorkItem, name: str) -> str:
+    deadline = time.monotonic() + MEETING_SECONDS
+    while time.monotonic() < deadline:
+        address: str | None = ray.get(item.progress_actor.rendezvous.remote(name))
+        if address is not None:
+            return address
+        time.sleep(0.1)
+    raise TimeoutError(f"{item.task.label}: rank 0 did not say where to meet")
+
+
+@contextmanager
+def _reported(item: WorkItem, is_rank_zero: bool = True) -> Iterator[Report]:
+    """Where a worker's reports go: the leader's to the progress actor, the others' nowhere."""
+    key = item.task.key
+    started, node = time.time(), ray.get_runtime_context().get_node_id()
+    shown, last, sent = "", 0.0, None
+
+    def report(stage: Stage, done: int, total: int) -> None:
+        nonlocal shown, last, sent
+        now = time.monotonic()
+        if is_rank_zero and (stage != shown or now - last > REPORT_SECONDS or done == total):
+            if stage == shown and sent is not None and not ray.wait([sent], timeout=0)[0]:
+                return  # with very many workers, the actor has not come to the last report yet
+            shown, last = stage, now
+            progress = Progress(
+                done=done, total=total, started=started, stage=stage, pid=os.getpid(), node=node
+            )
+            sent = item.progress_actor.update.remote(key, progress)
+
+    report(item.task.kind, 0, 1)
+    try:
+        yield watched(report, key) if is_rank_zero else report
+    finally:
+        if is_rank_zero:
+            item.progress_actor.remove.remote(key)

@@ -1,0 +1,254 @@
+"""Runs tasks on a Ray cluster, or on a Ray of this machine."""
+
+from __future__ import annotations
+
+import logging
+import os
+import time
+import uuid
+from collections.abc import Callable, Generator, Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+# Nothing is reported home, and a Ray that lives and dies with this process needs no tokens.
+os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+
+import ray
+from ray._private import ray_constants
+from ray.exceptions import RayError
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+from pipeline.errors import ConfigError
+from pipeline.run.fleet.attempts import Outcome, TaskAttempt, WorkItem, begin
+from pipeline.run.fleet.progress import Progress, ProgressActor
+from pipeline.run.fleet.queue import Finished, Queue
+from pipeline.run.fleet.stall_monitor import StallMonitor
+from pipeline.run.signals import handler_kept
+from pipeline.run.tasks import Task
+from pipeline.storage.run_paths import RunPaths
+
+logger = logging.getLogger(__name__)
+
+OBJECT_STORE_BYTES = 128 << 20
+WORKER_RETRIES = 3
+START_ATTEMPTS = 3
+POLL_SECONDS = 0.5
+# Enough for a cluster to see what it could grow for; each costs memory on the driver's node.
+MOST_SUBMITTED = 2000
+_TOO_SLOW = "timed out during startup"
+_LOOPBACK = ("127.0.0.1", "localhost", "[::1]")
+
+
+@contextmanager
+def local_fleet(cpus: int | None = None) -> Iterator[int]:
+    """A Ray on this machine's loopback, for the length of the context.
+
+    Args:
+        cpus: Cores to use; None: all of them.
+
+    Yields:
+        The number of cores.
+    """
+    cores = cpus or os.cpu_count() or 1
+    os.environ.setdefault("RAY_AUTH_MODE", "disabled")
+    _stay_on_loopback()
+    for attempt in range(1, START_ATTEMPTS + 1):
+        try:
+            _start(cores)
+            break
+        except Exception as error:
+            # Ray has no class for it. It waits half a minute, too little on a very busy machine.
+            if _TOO_SLOW not in str(error) or attempt == START_ATTEMPTS:
+                raise
+            logger.warning("Ray took too long to start on this machine; trying again")
+    try:
+        yield cores
+    finally:
+        ray.shutdown()
+
+
+def _start(cores: int) -> None:
+    with handler_kept(block=False):
+        ray.init(
+            address="local",
+            num_cpus=cores,
+            include_dashboard=False,
+            log_to_driver=False,
+            logging_level=logging.ERROR,
+            object_store_memory=OBJECT_STORE_BYTES,
+            _node_ip_address="127.0.0.1",
+        )
+
+
+@contextmanager
+def remote_fleet(address: str) -> Iterator[int]:
+    """A Ray cluster that is already there, for the length of the context.
+
+    Args:
+        address: ``host:port``, ``ray://host:port``, or ``auto`` for the cluster this process is
+            part of.
+
+    Yields:
+        The number of cores it has now.
+    """
+    if address.removeprefix("ray://").rpartition(":")[0] in _LOOPBACK:
+        _stay_on_loopback()
+    with handler_kept(block=True):
+        ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR)
+    try:
+        yield max(1, int(ray.cluster_resources().get("CPU", 1)))
+    finally:
+        ray.shutdown()
+
+
+def _stay_on_loopback() -> None:
+    """Make Ray keep a loopback address; else it puts the machine's outer address in its place.
+
+    The setting is meant for systems on which every listening process asks the user, and is read
+    when Ray is imported; the processes it starts read it from the environment.
+    """
+    os.environ["RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"] = "0"
+    ray_constants.ENABLE_RAY_CLUSTER = False
+
+
+def run_tasks(
+    tasks: Mapping[str, Task],
+    run_paths: RunPaths,
+    on_progress: Callable[[Mapping[str, Progress]], None],
+) -> Generator[Finished, None, None]:
+    """Run tasks as their dependencies allow; yield each as it ends.
+
+    A task whose worker dies is tried again, up to `WORKER_RETRIES` times; where several processes
+    work together, the death of one ends them all. A task that raises is not tried again, and those
+    that need it are not begun.
+
+    Args:
+        tasks: By key, dependencies before dependants.
+        run_paths: Where results and caches lie.
+        on_progress: Called about twice a second with the running tasks.
+    """
+    queue = Queue(tasks, WORKER_RETRIES)
+    run = uuid.uuid4().hex
+    watched: dict[Any, TaskAttempt] = {}
+    shown = 0.0
+    stall_monitor = StallMonitor(ray.cluster_resources)
+    with _progress_actor() as progress_actor:
+        try:
+            while queue:
+                while len(watched) < MOST_SUBMITTED and (task := queue.next()) is not None:
+                    item = WorkItem(
+                        task=task,
+                        run_paths=run_paths,
+                        progress_actor=progress_actor,
+                        run=run,
+                        interruptions=queue.interruptions(task),
+                    )
+                    _watch(watched, begin(item))
+                ended = _ended(watched)
+                if time.monotonic() - shown > POLL_SECONDS:
+                    running = _snapshot(progress_actor)
+                    on_progress(running)
+                    stall_monitor.check(bool(running), (a.item.task for a in watched.values()))
+                    shown = time.monotonic()
+                for reference in ended:
+                    yield from _settled(reference, watched, queue)
+                yield from _given_up(watched, queue)
+        finally:
+            for attempt in set(watched.values()):
+                attempt.release()
+
+
+def require_room(tasks: Mapping[str, Task]) -> None:
+    """Check that this Ray can hold every task; one that cannot grow would wait for ever.
+
+    Raises:
+        ConfigError: It has too few cores, GPUs or too little memory for one; says what to change.
+    """
+    has = ray.cluster_resources()
+    for task in tasks.values():
+        for name, amount in task.resources.demand().items():
+            if amount > has.get(name, 0.0):
+                raise ConfigError(
+                    f"{task.label} needs {amount:g} {name}, and there are {has.get(name, 0.0):g} "
+                    "here; lower the grid's resources or threads, raise --workers, or run on a "
+                    "cluster with --address"
+                )
+
+
+def _watch(watched: dict[Any, TaskAttempt], attempt: TaskAttempt) -> None:
+    watched.update(dict.fromkeys(attempt.references, attempt))
+
+
+def _ended(watched: Mapping[Any, TaskAttempt]) -> list[Any]:
+    """References that are there; waits a moment for the first one."""
+    references = list(watched)
+    ended, rest = ray.wait(references, num_returns=1, timeout=POLL_SECONDS)
+    if ended and rest:
+        more, _ = ray.wait(rest, num_returns=len(rest), timeout=0)
+        ended += more
+    return ended
+
+
+def _settled(reference: Any, watched: dict[Any, TaskAttempt], queue: Queue) -> Iterator[Finished]:
+    attempt = watched.pop(reference, None)
+    if attempt is None:
+        return  # another of its references has ended the attempt
+    outcome = attempt.ended(reference)
+    if outcome is None:
+        _watch(watched, attempt)
+    else:
+        yield from _end(attempt, outcome, watched, queue)
+
+
+def _given_up(watched: dict[Any, TaskAttempt], queue: Queue) -> Iterator[Finished]:
+    for attempt in set(watched.values()):
+        outcome = attempt.overdue()
+        if outcome is not None:
+            yield from _end(attempt, outcome, watched, queue)
+
+
+def _end(
+    attempt: TaskAttempt, outcome: Outcome, watched: dict[Any, TaskAttempt], queue: Queue
+) -> Iterator[Finished]:
+    for reference in attempt.references:
+        watched.pop(reference, None)
+    attempt.release()
+    task = attempt.item.task
+    if outcome.died:
+        attempt.item.progress_actor.remove.remote(task.key)
+    if outcome.reason is None:
+        yield from queue.done(task)
+    elif outcome.died:
+        logger.warning("%s: %s", task.label, outcome.reason)
+        yield from queue.died(task, outcome.reason)
+    else:
+        yield from queue.failed(task, outcome.reason)
+
+
+@contextmanager
+def _progress_actor() -> Iterator[Any]:
+    """The progress actor, on the node of the driver: other nodes may go."""
+    # A soft affinity would put it anywhere: a head without cores is none that Ray likes to choose.
+    here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
+    progress_actor = (
+        ray.remote(ProgressActor)
+        .options(num_cpus=0, scheduling_strategy=here, max_restarts=-1)
+        .remote()
+    )
+    try:
+        yield progress_actor
+    finally:
+        ray.kill(progress_actor)
+
+
+def _snapshot(progress_actor: Any) -> dict[str, Progress]:
+    try:
+        found: dict[str, Progress] = ray.get(
+            progress_actor.snapshot.remote(), timeout=10 * POLL_SECONDS
+        )
+    except RayError as error:
+        # A display that stands still for a while is no reason to stop the work.
+        logger.warning("no progress is known: %s", type(error).__name__)
+        return {}
+    return found

@@ -1,0 +1,56 @@
+"""Progress of running tasks: an actor that workers write to and the driver reads."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from pipeline.run.reporting import Stage
+
+
+@dataclass(frozen=True, kw_only=True)
+class Progress:
+    """How far a running task is.
+
+    Attributes:
+        done: Units of its stage that are finished.
+        total: Units of its stage.
+        started: When the task began, in seconds since the epoch.
+        stage: What it is doing now.
+        pid: Its process; the leader's, where several work together.
+        node: Ray's id of the node it is on.
+    """
+
+    done: int
+    total: int
+    started: float
+    stage: Stage
+    pid: int
+    node: str
+
+
+class ProgressActor:
+    """What running tasks have written."""
+
+    def __init__(self) -> None:
+        self._running: dict[str, Progress] = {}
+        self._places: dict[str, str] = {}
+
+    def update(self, key: str, progress: Progress) -> None:
+        """Say how far a task is."""
+        self._running[key] = progress
+
+    def remove(self, key: str) -> None:
+        """A task runs no more."""
+        self._running.pop(key, None)
+
+    def snapshot(self) -> dict[str, Progress]:
+        """All running tasks."""
+        return dict(self._running)
+
+    def set_rendezvous(self, gang: str, address: str) -> None:
+        """Say where the ranks of a gang meet."""
+        self._places[gang] = address
+
+    def rendezvous(self, gang: str) -> str | None:
+        """Where the ranks of a gang meet, once the leader has said it."""
+        return self._places.get(gang)

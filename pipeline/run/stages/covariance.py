@@ -1,0 +1,238 @@
+"""Stage that sums key covariance: one corpus shard per worker, resumable.
+
+Each file holds one linear's sum over one shard, with its identity; the sums of all shards add up.
+A linear is summed once, whichever cells need it. A file of the whole corpus, such as another user
+has shared, stands for all shards.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import load_file
+
+from pipeline.errors import ConfigError
+from pipeline.inputs.corpus import open_corpus
+from pipeline.inputs.fingerprints import fingerprint
+from pipeline.plan.cache_names import covariance_folder, shard_file, whole_file
+from pipeline.plan.cells import Cell
+from pipeline.run.cache import Cache
+from pipeline.run.gang import SINGLE_PROCESS, Gang
+from pipeline.run.reporting import Report
+from pipeline.run.resume import StateFolder, load_together, write_tensors
+from pipeline.run.stages.prepare import open_model
+from pipeline.storage.object_store import Storage
+from rledit.locate.covariance import (
+    CovarianceError,
+    CovarianceFingerprint,
+    KeyCovariance,
+    accumulate,
+)
+from rledit.model import EditableModel
+from rledit.tokenization import TokenizationError
+
+SAVE_EVERY_SECONDS = 20.0
+SECONDS = "seconds"  # in a file's metadata: its share of the passes, of all attempts
+DOCUMENTS_PER_PASS = 64
+PROGRESS = ".progress"
+
+
+def collect(
+    cell: Cell,
+    shard: int,
+    model_folder: Path,
+    cache: Cache,
+    report: Report,
+    gang: Gang = SINGLE_PROCESS,
+) -> None:
+    """Sum one shard of the corpus; all ranks of a gang make the same passes, the leader writes."""
+    folder = covariance_folder(cell)
+    model = open_model(cell, model_folder, gang)
+    lacking = [
+        name
+        for name in model.modules
+        if gang.broadcast(gang.is_rank_zero and not _there(folder, name, shard, cache))
+    ]
+    if not lacking:
+        return
+    texts = shard_of(cell, model, shard)
+    covariances = {
+        name: KeyCovariance(identity, model.shape(name)[0])
+        for name, identity in covariance_fingerprints(cell, lacking).items()
+    }
+    # Other cells may be summing other linear layers of the same shard.
+    place = f"shard{shard}-{fingerprint({'modules': lacking})}{PROGRESS}"
+    progress = StateFolder(cache.storage.join(*folder.split("/"), place))
+    done, before = _resume(covariances, progress, gang)
+    began = last_save = time.perf_counter()
+    for first in range(done, len(texts), DOCUMENTS_PER_PASS):
+        report("statistics", first, len(texts))
+        # A sum depends on no earlier document through a cache's last bits.
+        model.prefix_cache.clear()
+        accumulate(model, texts[first : first + DOCUMENTS_PER_PASS], covariances)
+        if gang.is_rank_zero and time.perf_counter() - last_save > SAVE_EVERY_SECONDS:
+            seconds = before + time.perf_counter() - began
+            _save(covariances, progress, min(first + DOCUMENTS_PER_PASS, len(texts)), seconds)
+            last_save = time.perf_counter()
+    report("statistics", len(texts), len(texts))
+    if not gang.is_rank_zero:
+        return
+    seconds = (before + time.perf_counter() - began) / len(covariances)
+    for name, moment in covariances.items():
+        file = shard_file(folder, name, shard)
+        metadata = {**moment.metadata(), SECONDS: str(seconds)}
+        write_tensors(cache.folder / file, moment.tensors(), metadata)
+        cache.publish(file)
+    progress.clear()
+
+
+def load_covariance(cell: Cell, cache: Cache, modules: Sequence[str]) -> dict[str, KeyCovariance]:
+    """The moments of a cell's linear layers, all shards added up.
+
+    Raises:
+        CovarianceError: A file is missing, or was made from something else.
+    """
+    folder = covariance_folder(cell)
+    found: dict[str, KeyCovariance] = {}
+    for name, identity in covariance_fingerprints(cell, modules).items():
+        whole = cache.file(whole_file(folder, name))
+        if whole is not None:
+            found[name] = read_covariance(whole, identity)
+            continue
+        for shard in range(cell.statistics.shards):
+            file = shard_file(folder, name, shard)
+            path = cache.file(file)
+            if path is None:
+                raise CovarianceError(f"{cache.storage} has no {file}; run the grid again")
+            moment = read_covariance(path, identity)
+            if name in found:
+                found[name].merge(moment)
+            else:
+                found[name] = moment
+    return found
+
+
+def covariance_metadata(cell: Cell, covariances: Mapping[str, KeyCovariance]) -> dict[str, Any]:
+    """How much text a cell's moments are of: a corpus may be shorter than was asked for."""
+    return {
+        "corpus": cell.statistics.corpus or "the synthetic world's text",
+        "documents": cell.corpus_documents,
+        "asked_for": cell.statistics.documents,
+        "tokens": min((moment.count for moment in covariances.values()), default=0),
+    }
+
+
+def statistics_seconds(cell: Cell, cache: Cache, modules: Sequence[str]) -> float:
+    """Seconds that the sums of a cell's linear layers took, whoever made them; 0 for imported
+    ones."""
+    folder, seconds = covariance_folder(cell), 0.0
+    for name in modules:
+        for shard in range(cell.statistics.shards):
+            path = cache.file(shard_file(folder, name, shard))
+            if path is not None:
+                with safe_open(path, framework="pt") as file:
+                    seconds += float((file.metadata() or {}).get(SECONDS, 0.0))
+    return seconds
+
+
+def read_covariance(path: Path, identity: CovarianceFingerprint | None = None) -> KeyCovariance:
+    """The moment in a file.
+
+    Raises:
+        CovarianceError: It is broken, or made from something else than `identity`; names the file
+            and both.
+    """
+    try:
+        with safe_open(path, framework="pt") as file:
+            moment = KeyCovariance.load(load_file(path), file.metadata() or {})
+        if identity is not None:
+            identity.require(moment.identity)
+    except (SafetensorError, CovarianceError) as error:
+        raise CovarianceError(f"{path}: {error}") from None
+    return moment
+
+
+def covariance_fingerprints(cell: Cell, modules: Sequence[str]) -> dict[str, CovarianceFingerprint]:
+    """What each target module's moment has to be made from."""
+    return {
+        name: CovarianceFingerprint(
+            model_hash=cell.model_hash,
+            module=name,
+            corpus_hash=cell.corpus_hash,
+            dtype=cell.statistics.dtype,
+        )
+        for name in modules
+    }
+
+
+def shard_of(cell: Cell, model: EditableModel, shard: int) -> list[Sequence[int]]:
+    """Token ids of a shard's documents, cut to the model's length."""
+    entry = cell.statistics
+    corpus = open_corpus(
+        entry.corpus, entry.documents, None if cell.model.checkpoint else cell.world()
+    )
+    limit = model.encoder.max_length or entry.max_tokens
+    # Whole passes are sharded, so that a pass holds the same documents, and gives the same
+    # rounding, whatever the number of shards.
+    passes = range(
+        shard * DOCUMENTS_PER_PASS, len(corpus.documents), entry.shards * DOCUMENTS_PER_PASS
+    )
+    documents = [
+        text for first in passes for text in corpus.documents[first : first + DOCUMENTS_PER_PASS]
+    ]
+    most = min(limit, entry.max_tokens)
+    try:
+        return [model.encoder.text_ids(text)[:most] for text in documents]
+    except TokenizationError as error:
+        raise ConfigError(f"statistics.corpus {entry.corpus!r}: a document: {error}") from None
+
+
+def finished_sums(storage: Storage) -> list[str]:
+    """Resume states of shards whose sums are all there, left by who was killed before clearing."""
+    names = set(storage.list("statistics"))
+    found: list[str] = []
+    for place in {name.rpartition("/")[0] for name in names if f"{PROGRESS}/" in name}:
+        summed = StateFolder(storage.join(*place.split("/"))).metadata().get("counts", {})
+        folder, _, state = place.rpartition("/")
+        shard = int(state.partition("-")[0].removeprefix("shard"))
+        if summed and all(
+            {shard_file(folder, m, shard), whole_file(folder, m)} & names for m in summed
+        ):
+            found += sorted(name for name in names if name.startswith(f"{place}/"))
+    return found
+
+
+def _there(folder: str, module: str, shard: int, cache: Cache) -> bool:
+    """Whether a linear need not be summed; what is there is handed to all other nodes."""
+    for file in (whole_file(folder, module), shard_file(folder, module, shard)):
+        if cache.file(file) is not None:
+            cache.publish(file)
+            return True
+    return False
+
+
+def _resume(
+    covariances: dict[str, KeyCovariance], progress: StateFolder, gang: Gang
+) -> tuple[int, float]:
+    """Documents that are summed already, and the seconds that took."""
+    saved = load_together(progress, gang)
+    if saved is None:
+        return 0, 0.0
+    tensors, metadata = saved
+    for name, moment in covariances.items():
+        moment.total.copy_(tensors[name])
+        moment.count = metadata["counts"][name]
+    return int(metadata["documents"]), float(metadata.get(SECONDS, 0.0))
+
+
+def _save(
+    covariances: dict[str, KeyCovariance], progress: StateFolder, documents: int, seconds: float
+) -> None:
+    tensors = {name: moment.total for name, moment in covariances.items()}
+    counts = {name: moment.count for name, moment in covariances.items()}
+    metadata = {"documents": documents, "counts": counts, SECONDS: seconds}
+    progress.save(tensors, metadata, version=documents)

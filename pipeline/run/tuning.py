@@ -1,0 +1,118 @@
+"""Tune every editor on the validation pool with the same number of trials, and record it all."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+
+from pipeline.config.grid import Grid
+from pipeline.config.parse import check_asked_for, parse_grid
+from pipeline.config.yaml_location import Located
+from pipeline.errors import ConfigError
+from pipeline.plan.grid_plan import make_plan
+from pipeline.plan.versions import code_version
+from pipeline.results.lake.lake import Lake
+from pipeline.results.query import runs
+from pipeline.run.driver import run_plan
+from pipeline.storage.run_paths import RunPaths
+
+OBJECTIVE = ("efficacy", "generalization", "specificity")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Search:
+    """Candidates of every editor, and the grid they are tried on.
+
+    Attributes:
+        grid: The base grid; one stream, one seed, the validation pool.
+        trials: Editor → candidate settings, as many for each editor.
+    """
+
+    grid: Grid
+    trials: Mapping[str, tuple[dict[str, Any], ...]]
+
+
+def load_search(path: Path) -> Search:
+    """Read a search file: a grid whose editors list `candidates` beside common `settings`.
+
+    Raises:
+        ConfigError: The editors do not have equal numbers of trials, or the grid does not tune on
+            the validation pool.
+    """
+    located = Located.read(path)
+    trials: dict[str, tuple[dict[str, Any], ...]] = {}
+    entries: list[dict[str, Any]] = []
+    for i, entry in enumerate(located.data.get("editors", [])):
+        candidates = entry.pop("candidates", None)
+        if not candidates:
+            raise ConfigError(f"{located.place(('editors', i))}: a search needs `candidates`")
+        common = entry.pop("settings", {})
+        trials[entry["editor"]] = tuple({**common, **c} for c in candidates)
+        for number, settings in enumerate(trials[entry["editor"]]):
+            entries.append({**entry, "variant": f"trial{number}", "settings": settings})
+    located.data["editors"] = entries
+    counts = {name: len(candidates) for name, candidates in trials.items()}
+    if len(set(counts.values())) != 1:
+        raise ConfigError(f"{path}: every editor gets the same number of trials, not {counts}")
+    grid = parse_grid(located)
+    check_asked_for(located, small=grid.scale != "full" and "scale" in located.data)
+    if any(dataset.split != "validation" for dataset in grid.datasets):
+        raise ConfigError(f"{path}: tuning draws its streams from `split: validation` only")
+    if len(grid.streams) != 1 or len(grid.datasets) != 1 or len(grid.models) != 1:
+        raise ConfigError(f"{path}: a search tunes on one model, one dataset and one stream")
+    return Search(grid=grid, trials=trials)
+
+
+def tune(
+    search: Search, run_paths: RunPaths, console: Console, workers: int | None = None
+) -> dict[str, Any]:
+    """Run all trials and pick the best of each editor by the mean of Eff, Gen and Spe.
+
+    A score that the data has no prompts for is none of any editor's.
+
+    Returns:
+        The record: objective, budget, every trial with its scores, and the winners.
+    """
+    grid = search.grid
+    failed = run_plan(grid, make_plan(grid, Lake(run_paths.lake)), run_paths, console, workers)
+    if failed:
+        raise ConfigError(f"{failed} trials failed; `rledit query` on view runs tells why")
+    rows = [r for r in runs(run_paths.lake, grid.name) if r["protocol"] == grid.protocols[0]]
+    record: dict[str, Any] = {
+        "objective": f"mean of {', '.join(OBJECTIVE)} ({grid.protocols[0]}), mean over seeds",
+        "pool": "validation",
+        "stream": f"{grid.streams[0].n_batches}x{grid.streams[0].batch_size}",
+        "seeds": list(grid.seeds),
+        "trials_per_editor": len(next(iter(search.trials.values()))),
+        "code_version": code_version(),
+        "editors": {},
+    }
+    for editor, candidates in search.trials.items():
+        tried = [_trial(rows, editor, i, settings) for i, settings in enumerate(candidates)]
+        best = max(tried, key=lambda t: t["objective"])
+        record["editors"][editor] = {"best": best["settings"], "trials": tried}
+    return record
+
+
+def _trial(
+    rows: list[dict[str, Any]], editor: str, number: int, settings: dict[str, Any]
+) -> dict[str, Any]:
+    own = [r for r in rows if r["editor"] == editor and r["variant"] == f"trial{number}"]
+    scored = [name for name in OBJECTIVE if all(r[name] is not None for r in own)]
+    means = {name: sum(r[name] for r in own) / len(own) for name in scored}
+    return {
+        "settings": settings,
+        **{name: round(value, 2) for name, value in means.items()},
+        "objective": round(sum(means.values()) / len(means), 3),
+        "train_seconds": round(sum(r["train_seconds"] for r in own) / len(own), 1),
+    }
+
+
+def write_record(record: Mapping[str, Any], path: Path) -> None:
+    """Write the record as JSON."""
+    path.write_text(json.dumps(record, indent=1, sort_keys=False) + "\n")

@@ -1,0 +1,1 @@
+"""Storage: local paths and object stores behind one interface, and redaction of credentials."""

@@ -1,0 +1,164 @@
+"""Status of submissions and grids: from the job server, the lake and the tracking store."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+
+from pipeline.results.lake.lake import Lake
+from pipeline.results.tracking.liveness import Invocation, minutes_since
+from pipeline.results.tracking.tracker import Tracker, experiments
+from pipeline.results.tracking.uri import TrackingError
+from pipeline.storage.redaction import redact
+from pipeline.storage.run_paths import RunPaths
+from pipeline.submit.ray_cluster import Job
+from pipeline.submit.submission import read_record
+
+_SHOWN_FAILURES = 5
+
+
+@dataclass(frozen=True, kw_only=True)
+class Cells:
+    """Cells of a submission or a grid by what the lake says of them.
+
+    Attributes:
+        total: How many there are; None: only the lake's own are known.
+        done: How many have their rows.
+        failed: Path and reason of those that failed.
+    """
+
+    total: int | None
+    done: int
+    failed: Mapping[str, str]
+
+    def __str__(self) -> str:
+        known = f"{self.total} cells: " if self.total is not None else "cells: "
+        left = (
+            f", {self.total - self.done - len(self.failed)} to run"
+            if self.total is not None
+            else ""
+        )
+        return f"{known}{self.done} done, {len(self.failed)} failed{left}"
+
+
+def cells_of_grid(lake: str, grid: str, submission: str | None = None) -> Cells:
+    """Count the cells of a grid in a lake; with a submission, only those it asked for."""
+    store = Lake(lake)
+    records = store.manifest(grid) if store.exists() else []
+    keys = read_record(lake, submission) if submission and store.exists() else None
+    if keys is not None:
+        records = [record for record in records if record.address.cell_key in set(keys)]
+    failed = {}
+    for record in records:
+        if record.status == "failed":
+            a = record.address
+            editor = f"{a.editor}/{a.variant}" if a.variant else a.editor
+            path = f"{a.model}/{a.dataset}/{editor}/{a.n_batches}x{a.batch_size}/seed{a.seed}"
+            failed[path] = record.reason or "no reason recorded"
+    return Cells(
+        total=len(keys) if keys is not None else None,
+        done=sum(record.done for record in records),
+        failed=failed,
+    )
+
+
+def job_lines(job: Job, lake: str | None = None, tracking: str | None = None) -> Iterator[str]:
+    """A job, its cells and its tracked run.
+
+    Args:
+        job: The job.
+        lake: Where to look instead of where the job was told to write.
+        tracking: Likewise.
+    """
+    moment = f", since {job.started:%Y-%m-%d %H:%M} UTC" if job.started else ""
+    ended = f", ended {job.ended:%H:%M}" if job.ended else ""
+    yield f"{job.name}: {job.status}{moment}{ended}"
+    if job.status in ("FAILED", "PENDING") and job.message:
+        yield f"  {job.message.splitlines()[0]}"
+    grid = job.metadata.get("grid")
+    if grid is None:
+        return
+    lake = lake or job.metadata.get("lake", "")
+    if Lake(lake).exists():
+        yield from _cell_lines(cells_of_grid(lake, grid, job.name))
+    else:
+        yield f"  {redact(lake)} is not there (yet), seen from here; say with --lake where it is"
+    tracking = tracking or job.metadata.get("tracking")
+    if tracking and not job.over:
+        yield from _tracked_lines(tracking, grid, job.name)
+
+
+def ended_lines(job: Job, before: bool, waited: float) -> Iterator[str]:
+    """A job that was told to end: how it ended, what is kept, and how to go on.
+
+    Args:
+        job: As it is now.
+        before: Whether it had ended before it was told to.
+        waited: Seconds that it was given.
+    """
+    if not job.over:
+        yield (
+            f"{job.name}: told to end, and still {job.status} after {waited:.0f} s; follow it with "
+            f"rledit status {job.name}, or wait longer with --wait"
+        )
+        return
+    yield f"{job.name}: {job.status}" + (" (it had ended before)" if before else ", the job ended")
+    grid, lake = job.metadata.get("grid"), job.metadata.get("lake", "")
+    if grid is not None and Lake(lake).exists():
+        cells = cells_of_grid(lake, grid, job.name)
+        yield f"  {cells}; submitting the grid again goes on from here"
+
+
+def nothing_line(run_paths: RunPaths, grid: str | None = None) -> str:
+    """There is no grid, or not this one; says where was looked and what there is."""
+    store = Lake(run_paths.lake)
+    known = sorted({*(store.grids() if store.exists() else ()), *experiments(run_paths.tracking)})
+    there = f"; there are {', '.join(known)}" if known else ""
+    what = "no grid" if grid is None else f"no grid {grid!r}"
+    return f"{what} in {redact(run_paths.lake)} or {redact(run_paths.tracking)}{there}"
+
+
+def grids_lines(run_paths: RunPaths, grid: str | None = None) -> Iterator[str]:
+    """The grids of a lake or a tracking store, without asking any cluster."""
+    store = Lake(run_paths.lake)
+    in_lake = store.grids() if store.exists() else []
+    for name in sorted({*in_lake, *experiments(run_paths.tracking)}):
+        if grid in (None, name):
+            yield name
+            yield from _cell_lines(cells_of_grid(run_paths.lake, name))
+            yield from _tracked_lines(run_paths.tracking, name)
+
+
+def _cell_lines(cells: Cells) -> Iterator[str]:
+    yield f"  {cells}"
+    for path, reason in list(cells.failed.items())[:_SHOWN_FAILURES]:
+        yield f"  failed {path}: {redact(reason).splitlines()[0]}"
+    if len(cells.failed) > _SHOWN_FAILURES:
+        yield f"  and {len(cells.failed) - _SHOWN_FAILURES} more"
+
+
+def _tracked_lines(uri: str, grid: str, submission: str | None = None) -> Iterator[str]:
+    """The newest invocation of a grid, or of a submission; a store that is away is no error."""
+    try:
+        if grid not in experiments(uri):
+            return
+        invocations = Tracker(uri, grid).invocations()
+    except TrackingError as error:
+        yield f"  {error}"
+        return
+    for invocation in invocations:
+        if submission in (None, invocation.tags.get("submission_id")):
+            yield _invocation_line(invocation)
+            return
+
+
+def _invocation_line(invocation: Invocation) -> str:
+    m = invocation.metrics
+    live = ""
+    if invocation.status == "RUNNING":
+        if {"cells", "cells_ended", "tasks_running"} <= m.keys():
+            live += f", {m['cells_ended']:.0f} of {m['cells']:.0f} missing cells ended"
+            live += f", {m['tasks_running']:.0f} tasks running"
+        beat = invocation.tags.get("heartbeat")
+        live += f", heard of {minutes_since(beat):.1f} min ago" if beat else ""
+    return f"  tracking: {invocation.name} {invocation.status}{live}"

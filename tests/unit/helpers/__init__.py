@@ -1,0 +1,1 @@
+"""Fixtures and tiny models that several unit tests share."""

@@ -1,0 +1,308 @@
+"""What commands say to somebody who meets them for the first time, mistakes included."""
+
+from __future__ import annotations
+
+import os
+import re
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import typer
+from typer.testing import CliRunner
+
+from pipeline.cli import app, cluster
+from pipeline.cli.errors import errors_as_help
+from pipeline.config.parse import load_grid
+from pipeline.plan.cells import cells_of
+from pipeline.results.lake.lake import Lake
+from pipeline.results.tables import EDITOR_ORDER
+from pipeline.results.tracking.tracker import Tracker
+from pipeline.run.cell import record_failure
+from pipeline.submit.ray_cluster import Job
+from rledit.editors import EDITORS
+from rledit.world import WORLD_MODELS, World, WorldConfig, world_model_key
+from rledit.world.model import TRAINING_FILE
+from tests.unit.helpers.lake_fixtures import address, cell, demo_cells
+
+GRID = """\
+name: small
+models: [{name: m, world_model: tiny}]
+datasets: [{name: world, world: {n_subjects: 60}}]
+editors: [{editor: rledit}, {editor: ultraedit}, {editor: none}]
+streams: [{n_batches: 2, batch_size: 2}]
+"""
+
+
+@pytest.fixture
+def grid(tmp_path: Path) -> Path:
+    path = tmp_path / "small.yaml"
+    path.write_text(GRID)
+    return path
+
+
+@pytest.fixture(autouse=True)
+def handlers() -> Iterator[None]:
+    """Commands set signal handlers; no other test meets them."""
+    before = signal.getsignal(signal.SIGINT)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+def typed(*words: Any) -> tuple[int, str]:
+    """Exit code and what is read, as from a shell."""
+    done = CliRunner().invoke(app, [str(word) for word in words])
+    if done.exception is None or isinstance(done.exception, SystemExit):
+        return done.exit_code, done.output
+    told = CliRunner().invoke(_raising(done.exception), [])
+    return told.exit_code, done.output + told.output
+
+
+def _raising(error: BaseException) -> Any:
+    def main() -> None:
+        with errors_as_help():
+            raise error
+
+    shell = typer.Typer(pretty_exceptions_enable=False)
+    shell.command()(main)
+    return shell
+
+
+def lake_at(folder: Path, *results: Any) -> Lake:
+    lake = Lake(str(folder / "lake"))
+    for result in results:
+        lake.commit(result)
+    return lake
+
+
+def test_the_version_is_the_one_that_results_carry() -> None:
+    code, text = typed("--version")
+    assert code == 0 and re.fullmatch(r"rledit \d+\.\d+\.\d+\+[0-9a-f]{12}\n", text)
+
+
+# Order -------------------------------------------------------------------------------------------
+
+
+def test_tables_list_methods_in_the_order_of_the_registry() -> None:
+    """One that the order does not name yet follows, by its name."""
+    assert tuple(name for name in EDITORS if name in EDITOR_ORDER) == EDITOR_ORDER
+
+
+def test_run_and_table_print_the_same_lines(
+    grid: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The grid lists its editors the other way round."""
+    results = tmp_path / "results"
+    editors = ("rledit", "ultraedit", "none")
+    lake_at(results, *[cell(grid="small", model="m", editor=name) for name in editors])
+    monkeypatch.setattr("pipeline.run.driver.run_plan", lambda *_: 0)
+    ran = CliRunner().invoke(app, ["run", str(grid), "--results", str(results)])
+    assert ran.exit_code == 0, ran.exception
+    code, table = typed("table", "small", "--results", results)
+    assert code == 0 and ran.stdout == table
+    rows = [line.split("|")[1].strip() for line in table.splitlines() if line.startswith("|")]
+    assert rows[2:5] == ["unedited", "ultraedit", "rledit"]
+
+
+# Names -------------------------------------------------------------------------------------------
+
+
+def test_a_grid_without_results_is_answered_with_those_that_have_some(tmp_path: Path) -> None:
+    lake = lake_at(tmp_path, cell(), cell(grid="mine"))
+    code, text = typed("table", "dmo", "--results", tmp_path)
+    assert code == 2 and text.startswith(
+        "error: no results of grid 'dmo'; did you mean 'demo'? Grids with results in "
+        f"{lake.storage}: demo, mine. Published tables, shown without results too: table2"
+    )
+    code, text = typed("table", "demo", "--scale", "full", "--results", tmp_path)
+    assert code == 2 and text.endswith("has no results at scale full; it has some at world\n")
+    code, text = typed("table", "demo", "--format", "pdf", "--results", tmp_path)
+    assert code == 2 and "--format pdf: unknown format; Valid: md, latex, html, csv" in text
+
+
+def test_diff_of_one_grid(tmp_path: Path) -> None:
+    lake_at(tmp_path / "a", cell(), cell(grid="mine"))
+    lake_at(tmp_path / "b", cell(), cell(grid="mine", noise=1), cell(grid="theirs"))
+    lakes = [tmp_path / name / "lake" for name in "ab"]
+    assert typed("diff", *lakes)[0] == 1
+    code, text = typed("diff", *lakes, "--grid", "demo")
+    assert code == 0 and "bitwise for 1 cells" in text and text.endswith("equal\n")
+    assert typed("diff", *lakes, "--grid", "mine")[0] == 1
+    code, text = typed("diff", *lakes, "--grid", "theirs")
+    assert code == 1 and "A (" in text and "has no finished cell of grid 'theirs'" in text
+    code, text = typed("diff", *lakes, "--grid", "dmo")
+    assert code == 2
+    assert "neither lake has a cell of grid 'dmo'; did you mean 'demo'? Grids: A (" in text
+    assert text.endswith("has demo, mine, theirs\n")
+
+
+def test_status_says_where_it_looked(tmp_path: Path) -> None:
+    code, text = typed("status", "--results", tmp_path)
+    assert code == 0 and text.startswith(f"no grid in {tmp_path}/lake or sqlite:///{tmp_path}")
+    lake_at(tmp_path, cell())
+    code, text = typed("status", "dmo", "--results", tmp_path)
+    assert text.startswith("no grid 'dmo' in ") and text.endswith("; there are demo\n")
+
+
+def test_rebuild_makes_no_experiment_of_a_grid_that_is_not_there(tmp_path: Path) -> None:
+    code, text = typed("rebuild", "--results", tmp_path)
+    assert code == 2 and text.endswith(
+        "no cells of grid any in " + f"{tmp_path}/lake; grids there: none\n"
+    )
+    lake_at(tmp_path, cell())
+    code, text = typed("rebuild", "dmo", "--results", tmp_path)
+    assert code == 2 and "no cells of grid dmo in " in text and text.endswith("there: demo\n")
+    assert not (tmp_path / "mlflow.db").exists()
+
+
+# Plan --------------------------------------------------------------------------------------------
+
+
+def test_why_cells_are_left_out_is_said_without_the_cells_too(grid: Path, tmp_path: Path) -> None:
+    fever = "datasets=[{name: fever, schema: fever, world: {n_subjects: 60, claims: true}}]"
+    sets = ("--set", fever, "--set", "editors=[{editor: none}, {editor: memit}]")
+    plain = (grid, *sets, "--results", tmp_path)
+    none = cells_of(load_grid(grid, [sets[1], sets[3]]))[0]
+    record_failure(none, Lake(str(tmp_path / "lake")), "OutOfMemoryError: 3 GB")
+    listed, short = typed("plan", *plain)[1], typed("plan", *plain, "--no-cells")[1]
+    reason = "memit looks up subjects, and fever gives none"
+    assert f"({reason})" in listed and "(OutOfMemoryError: 3 GB)" in listed
+    assert f"skipped: {reason}\n" in short and "\nskipped " not in short
+    assert "failed before, 1 of the cells to run: OutOfMemoryError: 3 GB\n" in short
+
+
+def test_what_lies_in_the_cache_is_not_reckoned_again(grid: Path, tmp_path: Path) -> None:
+    """A model of the synthetic world that another run has trained."""
+    plan = ("plan", grid, "--no-cells", "--results", tmp_path / "r", "--cache", tmp_path / "c")
+    first = typed(*plan)[1]
+    assert "needs: m: trained on the spot" in first
+    world = World(WorldConfig(n_subjects=60))
+    made = tmp_path / "c" / "models" / world_model_key(world, WORLD_MODELS["tiny"])
+    made.mkdir(parents=True)
+    (made / TRAINING_FILE).write_text("{}")
+    second = typed(*plan)[1]
+    assert "needs: m: trained before, and in the cache" in second
+    assert _hours(second) < _hours(first)
+    elsewhere = typed("plan", grid, "--no-cells", "--results", tmp_path / "r")[1]
+    assert elsewhere == first
+
+
+def _hours(text: str) -> float:
+    found = re.search(r"total: ([\d.e-]+) core-hours", text)
+    assert found is not None, text
+    return float(found[1])
+
+
+# Places ------------------------------------------------------------------------------------------
+
+
+def test_a_file_in_the_place_of_the_results_folder(grid: Path, tmp_path: Path) -> None:
+    taken = tmp_path / "results"
+    taken.write_text("")
+    for words in (
+        ("report", "demo", "--lake", str(lake_at(tmp_path, cell()).storage), "--results", taken),
+        ("run", grid, "--results", taken, "--set", "editors=[{editor: none}]"),
+    ):
+        code, text = typed(*words)
+        assert code == 2 and "Traceback" not in text
+        assert "a file stands where a folder is needed: choose another place" in text, text
+
+
+def test_what_the_system_refuses_is_a_message_with_its_place() -> None:
+    told = CliRunner().invoke(_raising(PermissionError(13, "Permission denied", "/srv/lake")), [])
+    assert told.exit_code == 2
+    assert told.output.startswith("error: /srv/lake: Permission denied; you may not write or read")
+
+
+# Ctrl-C ------------------------------------------------------------------------------------------
+
+
+def test_ctrl_c_says_how_to_go_on_and_exits_as_shells_expect(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    with pytest.raises(SystemExit) as ended, errors_as_help():
+        os.kill(os.getpid(), signal.SIGINT)
+    assert ended.value.code == 130
+    assert "interrupted; nothing is half-written" in capsys.readouterr().err
+
+
+PREPARING = """
+import signal, sys, time
+signal.signal(signal.SIGINT, signal.default_int_handler)
+import pipeline.plan.preflight
+def checked(plan):
+    print("preparing", flush=True)
+    while True:
+        try:
+            time.sleep(60)
+        except Exception:
+            pass
+        finally:
+            if {slow}:
+                print("closing", flush=True)
+                time.sleep(60)
+pipeline.plan.preflight.checked = checked
+sys.argv = ["rledit", "run", {grid!r}, "--results", {results!r}]
+from pipeline.cli import main
+main()
+"""
+
+
+@pytest.mark.parametrize("slow", [False, True])
+def test_ctrl_c_while_the_run_is_prepared(grid: Path, tmp_path: Path, slow: bool) -> None:
+    """Once it says what is kept; twice it does not wait for what is being closed."""
+    script = PREPARING.format(slow=slow, grid=str(grid), results=str(tmp_path / "r"))
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    with subprocess.Popen([sys.executable, "-c", script], **pipes) as process:  # type: ignore[call-overload]
+        assert process.stdout.readline() == "preparing\n"
+        process.send_signal(signal.SIGINT)
+        if slow:
+            assert process.stdout.readline() == "closing\n"
+            process.send_signal(signal.SIGINT)
+        _, said = process.communicate(timeout=60)
+    assert process.returncode == 130 and "Traceback" not in said
+    if slow:
+        assert "left at once; finished cells are kept, and the same command goes on" in said
+    else:
+        assert f"interrupted; 0 of 3 cells are done and kept in {tmp_path}/r/lake." in said
+        assert f"kept in {tmp_path}/r/cache: the same command goes on from there" in said
+
+
+# Jobs --------------------------------------------------------------------------------------------
+
+
+def test_cancel_says_that_it_ended_the_job(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The driver closes its own run, or is killed before it can."""
+    lake = lake_at(tmp_path, *demo_cells(seeds=1, streams=(4,)))
+    lake.record_failure(address(editor="ft", variant="big"), "x", identity={}, code_version="1")
+    uri = f"sqlite:///{tmp_path / 'mlflow.db'}"
+    metadata = {"grid": "demo", "lake": str(lake.storage), "tracking": uri}
+    states = ["RUNNING", "STOPPED"]
+
+    def job(name: str) -> Job:
+        return Job(name=name, status=states[0], metadata=metadata)
+
+    def stop(_: str) -> None:
+        states.pop(0)
+
+    server = SimpleNamespace(job=job, stop=stop, session=lambda: "s", wait=lambda n, *_: job(n))
+    monkeypatch.setattr(cluster, "_server", lambda _: server)
+    tracker = Tracker(uri, "demo")
+    tracker.finish(tracker.start("run demo"), "KILLED")
+    code, text = typed("cancel", "demo-1")
+    assert code == 0 and text.splitlines() == [
+        "demo-1: STOPPED, the job ended",
+        "  cells: 7 done, 1 failed; submitting the grid again goes on from here",
+        "tracking: the job's run is closed by its driver",
+    ]
+    tracker.start("run demo", {"submission_id": "demo-1", "ray_session": "s"})
+    code, text = typed("cancel", "demo-1")
+    assert "demo-1: STOPPED (it had ended before)" in text
+    assert text.endswith("tracking: the job's run is closed here\n")
+    assert "0 runs" not in text

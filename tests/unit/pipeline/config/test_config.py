@@ -1,0 +1,212 @@
+"""Grids: what they accept, and that a refusal names the place and what would do."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from pipeline.config.parse import load_grid
+from pipeline.errors import ConfigError
+from pipeline.inputs.fingerprints import changed_fields
+from pipeline.plan.cells import Cell, cells_of
+
+GRID = """\
+name: tiny
+models:
+  - name: m
+    world_model: llama
+datasets:
+  - name: world
+editors:
+  - editor: none
+  - editor: rledit
+    variant: small
+    settings: {rank: 4, meta_lr: 1e-5}
+streams:
+  - {n_batches: 2, batch_size: 5}
+"""
+SMALL = "batch_size: 5, standin: {{n_batches: {}, batch_size: 2}}"
+
+
+@pytest.fixture
+def grid_file(tmp_path: Path) -> Path:
+    path = tmp_path / "tiny.yaml"
+    path.write_text(GRID)
+    return path
+
+
+def with_line(path: Path, old: str, new: str) -> Path:
+    text = path.read_text()
+    assert old in text
+    path.write_text(text.replace(old, new))
+    return path
+
+
+def cell(path: Path, *overrides: str) -> Cell:
+    """The one rledit cell of the grid."""
+    return next(c for c in cells_of(load_grid(path, overrides)) if c.editor.editor == "rledit")
+
+
+def test_a_grid_is_the_product_of_its_lists(grid_file: Path) -> None:
+    cells = cells_of(load_grid(grid_file, ["seeds=[0, 1, 2]"]))
+    assert len(cells) == 6
+    assert len({c.key for c in cells}) == 6
+
+
+def test_yaml_floats_without_a_point_are_numbers(grid_file: Path) -> None:
+    assert cell(grid_file).settings.meta_lr == 1e-5
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "message"),
+    [
+        (
+            "name: tiny",
+            "nmae: tiny",
+            r"tiny.yaml:1 \(nmae\): unknown key 'nmae'; did you mean 'name'",
+        ),
+        (
+            "editor: rledit",
+            "editor: rlediit",
+            r"tiny.yaml:9 .*unknown editor.*did you mean 'rledit'",
+        ),
+        ("rank: 4", "rnk: 4", r"tiny.yaml:11 \(editors.1.settings.rnk\).*did you mean 'rank'"),
+        ("rank: 4", "rank: four", r"tiny.yaml:11 \(editors.1.settings.rank\): .*integer"),
+        ("world_model: llama", "world_model: lama", r"tiny.yaml:4 .*did you mean 'llama'"),
+        (
+            "n_batches: 2",
+            "n_batches: 0",
+            r"tiny.yaml:13 \(streams.0.n_batches\): expected at least 1, found 0",
+        ),
+        (
+            "batch_size: 5",
+            "batch_size: 5, standin: {n_batches: 0, batch_size: 1}",
+            r"streams.0.standin.n_batches\): expected at least 1, found 0",
+        ),
+        (
+            "batch_size: 5",
+            "batch_size: 5, standin: {n_batch: 1}",
+            r"tiny.yaml:13 .*standin.n_batch",
+        ),
+        ("variant: small", "editor_variant: a", r"tiny.yaml:10 .*unknown key"),
+        ("name: world", "name: world\n    world: {sed: 1}", r"world.sed\).*did you mean 'seed'"),
+    ],
+)
+def test_what_is_unknown_is_named_with_its_place(
+    grid_file: Path, old: str, new: str, message: str
+) -> None:
+    with pytest.raises(ConfigError, match=message):
+        load_grid(with_line(grid_file, old, new))
+
+
+def test_an_unknown_protocol_is_named(grid_file: Path) -> None:
+    with pytest.raises(ConfigError, match="did you mean 'exact_match'"):
+        load_grid(grid_file, ["protocols=[exact_mtch]"])
+
+
+def test_two_entries_of_one_editor_need_variants(grid_file: Path) -> None:
+    with pytest.raises(ConfigError, match="occurs twice"):
+        load_grid(with_line(grid_file, "editor: none", "editor: rledit\n    variant: small"))
+
+
+def test_a_missing_file_names_those_that_are_there(grid_file: Path) -> None:
+    with pytest.raises(ConfigError, match=r"no grid file at .*other.yaml; .* has tiny.yaml"):
+        load_grid(grid_file.with_name("other.yaml"))
+
+
+@pytest.mark.parametrize("entry", ["editors.rledit", "editors.small", "editors.1"])
+def test_set_finds_entries_by_name_variant_or_number(grid_file: Path, entry: str) -> None:
+    assert cell(grid_file, f"{entry}.settings.rank=9").settings.rank == 9
+
+
+@pytest.mark.parametrize("text", ["rank", "editors.rledti.settings.rank=1", "name.x=1"])
+def test_a_set_that_fits_nothing_is_refused(grid_file: Path, text: str) -> None:
+    with pytest.raises(ConfigError, match="--set"):
+        load_grid(grid_file, [text])
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        "editors.rledit.settings.rank=5",
+        "threads=2",
+        "seeds=[1]",
+        "protocols=[exact_match]",
+        "datasets.world.world={seed: 1}",
+        "datasets.world.split=validation",
+        "models.m.overrides={steps: 700}",
+        "checkpoints=2",
+    ],
+)
+def test_whatever_changes_numbers_changes_the_key(grid_file: Path, change: str) -> None:
+    before, after = cell(grid_file), cell(grid_file, change)
+    assert before.key != after.key
+    assert changed_fields(before.identity, after.identity)
+
+
+def test_defaults_spelled_out_do_not_change_the_key(grid_file: Path) -> None:
+    assert cell(grid_file).key == cell(grid_file, "editors.rledit.settings.depth=10").key
+
+
+def test_networks_are_shared_unless_the_stream_matters(grid_file: Path) -> None:
+    longer = "streams=[{n_batches: 4, batch_size: 5}]"
+    fixed = "editors.rledit.settings.trajectory_batches=2"
+    assert cell(grid_file).train_key != cell(grid_file, longer).train_key
+    assert cell(grid_file, fixed).train_key == cell(grid_file, fixed, longer).train_key
+
+
+def test_a_field_that_only_one_identity_has_is_a_change() -> None:
+    assert changed_fields({"a": 1}, {"a": 1, "b": None}) == ["b: absent → None"]
+    assert changed_fields({"m": {"a": [1]}}, {"m": {"a": [2]}}) == ["m.a: [1] → [2]"]
+
+
+def test_a_streams_stand_in_takes_its_place_below_full_scale_and_is_no_part_of_a_cell(
+    grid_file: Path,
+) -> None:
+    with_line(grid_file, "batch_size: 5", SMALL.format(3))
+    with_line(grid_file, "world_model: llama", "preset: llama-3-8b-instruct")
+    with_line(grid_file, "name: tiny", "name: tiny\nscale: full")
+    full, small = (load_grid(grid_file, (), scale) for scale in (None, "standin"))
+    assert [(s.n_batches, s.batch_size) for s in full.streams] == [(2, 5)]
+    assert [(s.n_batches, s.batch_size) for s in small.streams] == [(3, 2)]
+    assert [(s.n_batches, s.batch_size) for s in load_grid(grid_file, (), "world").streams] == [
+        (3, 2)
+    ]
+    assert load_grid(grid_file, (), "standin", 2).streams[0].n_batches == 2
+    cells = cells_of(small)
+    assert all(c.identity["stream"] == {"n_batches": 3, "batch_size": 2} for c in cells)
+    # Whoever gives streams of their own gets these, at every scale.
+    own = load_grid(grid_file, ["streams=[{n_batches: 1, batch_size: 4}]"], "standin")
+    assert [(s.n_batches, s.batch_size) for s in own.streams] == [(1, 4)]
+
+
+@pytest.mark.parametrize(
+    ("editor", "message"),
+    [
+        (
+            "{editor: ultraedit, settings: {reference: official}}",
+            r"grid.yaml:\d+ \(editors.1.settings\): a batch of 3 edits has no complete loss group "
+            r"of 10, .* use batches of at least 10 edits, a smaller loss_group, or reference: pap",
+        ),
+        (
+            "{editor: ultraedit, settings: {reference: converged}}",
+            r"\(editors.1.settings.reference\): Input should be 'official' or 'paper'",
+        ),
+        (
+            "{editor: rledit, settings: {reference: offical}}",
+            r"\(editors.1.settings.reference\): Input should be 'official', 'paper' or 'converged'",
+        ),
+    ],
+)
+def test_a_recipe_that_cannot_be_had_is_answered_with_its_place(
+    editor: str, message: str, tmp_path: Path
+) -> None:
+    path = tmp_path / "grid.yaml"
+    path.write_text(
+        "name: g\nmodels: [{name: m, modules: ['down:all']}]\ndatasets: [{name: world}]\n"
+        f"editors:\n  - {{editor: none}}\n  - {editor}\n"
+        "streams: [{n_batches: 2, batch_size: 3}]\n"
+    )
+    with pytest.raises(ConfigError, match=message):
+        load_grid(path)

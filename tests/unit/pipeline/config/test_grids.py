@@ -1,0 +1,80 @@
+"""The reference grids are valid, and the demo runs with the settings that tuning chose."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from pipeline.config.parse import load_grid
+from pipeline.errors import ConfigError
+from pipeline.plan.cells import cells_of
+from pipeline.plan.grid_plan import check_cell
+from pipeline.run.tuning import load_search
+from rledit.editors import EDITORS
+
+GRIDS = Path(__file__).parents[4] / "jobs" / "grids"
+RECORDS = ("demo", "methods")
+SEARCHES = sorted(GRIDS.glob("*.search.yaml"))
+PLAIN = sorted(set(GRIDS.glob("*.yaml")) - set(SEARCHES))
+
+
+@pytest.mark.parametrize("path", PLAIN, ids=lambda p: p.stem)
+def test_a_grid_is_valid_and_has_the_unedited_row(path: Path) -> None:
+    published = "preset:" in path.read_text()  # as itself it needs files that nobody ships
+    cells = cells_of(load_grid(path, (), *(("standin", 1) if published else ())))
+    assert any(cell.editor.editor == "none" for cell in cells)
+    for cell in cells:
+        check_cell(cell)
+
+
+@pytest.mark.parametrize("path", SEARCHES, ids=lambda p: p.stem)
+def test_every_editor_of_a_search_has_as_many_trials_on_the_validation_pool(path: Path) -> None:
+    search = load_search(path)
+    assert len({len(trials) for trials in search.trials.values()}) == 1
+    assert search.grid.datasets[0].split == "validation"
+
+
+@pytest.mark.parametrize("name", ["demo.yaml", "demo-full.yaml"])
+def test_the_demo_runs_with_the_tuned_settings(name: str) -> None:
+    record = json.loads((GRIDS / "demo.tuned.json").read_text())
+    settings = {entry.editor: entry.settings for entry in load_grid(GRIDS / name).editors}
+    tuned = {editor: found["best"] for editor, found in record["editors"].items()}
+    assert {editor: settings[editor] for editor in tuned} == tuned
+    assert set(settings) == {*tuned, "none"}
+
+
+def test_every_editor_of_the_registry_runs_with_settings_of_one_budget() -> None:
+    grid = load_grid(GRIDS / "methods.yaml")
+    assert [entry.editor for entry in grid.editors if not entry.variant] == list(EDITORS)
+    records = [json.loads((GRIDS / f"{name}.tuned.json").read_text()) for name in RECORDS]
+    budget = ("objective", "pool", "stream", "seeds", "trials_per_editor")
+    assert len({json.dumps([record[key] for key in budget]) for record in records}) == 1
+    tuned = {e: found["best"] for record in records for e, found in record["editors"].items()}
+    # The same method under another name, or one that goes on training during the stream.
+    tuned |= {"none": {}, "ft_m": tuned["ft"], "malmen_rledit": tuned["rledit"]}
+    tuned |= {f"{name}_star": tuned[name] for name in ("mend", "malmen")}
+    assert {entry.editor: entry.settings for entry in grid.editors} == tuned
+
+
+@pytest.mark.parametrize("name", RECORDS)
+def test_the_record_names_the_best_of_the_listed_trials(name: str) -> None:
+    record = json.loads((GRIDS / f"{name}.tuned.json").read_text())
+    search = load_search(GRIDS / f"{name}.search.yaml")
+    assert list(record["editors"]) == list(search.trials)
+    for editor, found in record["editors"].items():
+        assert [t["settings"] for t in found["trials"]] == list(search.trials[editor])
+        best = max(found["trials"], key=lambda t: t["objective"])
+        assert found["best"] == best["settings"]
+
+
+def test_a_search_with_unequal_budgets_is_refused(tmp_path: Path) -> None:
+    text = SEARCHES[0].read_text()
+    path = tmp_path / "unequal.yaml"
+    path.write_text(text.replace("      - {initial_step: 5.0e-3}\n", ""))
+    with pytest.raises(ConfigError, match="the same number of trials"):
+        load_search(path)
+    path.write_text(text.replace("split: validation", "split: evaluation"))
+    with pytest.raises(ConfigError, match="split: validation"):
+        load_search(path)

@@ -1,0 +1,447 @@
+"""Estimates of a grid: hours, memory, disk, downloads; and what is refused."""
+
+from __future__ import annotations
+
+import json
+import math
+import shlex
+from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import yaml
+from typer.testing import CliRunner
+
+from pipeline.cli import app
+from pipeline.config.parse import load_grid
+from pipeline.config.presets import PRESETS
+from pipeline.errors import ConfigError
+from pipeline.plan.architecture import architecture_of
+from pipeline.plan.cache_names import covariance_folder, shard_file
+from pipeline.plan.cells import Cell, cells_of
+from pipeline.plan.estimate import absent_files, estimate
+from pipeline.plan.estimate.memory import Placement, gpu, memory_of, out_of_memory, smallest_fit
+from pipeline.plan.estimate.seconds import Measurements, modelled, statistics_seconds
+from pipeline.plan.estimate.summary import aligned, duration, remedies
+from pipeline.plan.estimate.workload import Workload, workload_of
+from pipeline.plan.grid_plan import check_corpus
+from pipeline.results.lake.lake import Lake
+from pipeline.results.lake.records import CellRecord
+from pipeline.run.cell import record_failure
+from rledit.world import World, WorldConfig, render_schema
+from tests.unit.helpers.lake_fixtures import cell as finished
+
+GRIDS = Path(__file__).parents[4] / "jobs" / "grids"
+TINY = Path(__file__).parents[3] / "cluster" / "tiny.yaml"
+ON_80 = Placement(device=gpu(80))
+
+
+@pytest.fixture(autouse=True)
+def offline(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Presets, not the hub."""
+    from pipeline.inputs.checkpoints import hub_reachable
+
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    monkeypatch.delenv("HF_TOKEN", raising=False)
+    monkeypatch.setenv("HF_TOKEN_PATH", str(tmp_path / "no-token"))
+    hub_reachable.cache_clear()
+
+
+def table2(editor: str, model: str = "Llama-3-8B", *more: str) -> Workload:
+    cells = cells_of(load_grid(GRIDS / "table2.yaml", more))
+    found = next(c for c in cells if c.label == editor and c.model.name == model)
+    return workload_of(found, readable=False)
+
+
+@pytest.mark.parametrize("name", PRESETS)
+def test_the_modules_counted_are_the_presets_own(name: str) -> None:
+    """Two independent counts: of the classes' modules, and by the preset's formula."""
+    cell = cells_of(load_grid(GRIDS / "table2.yaml", [f"models.Llama-3-8B.preset={name}"]))[0]
+    architecture, shape = architecture_of(cell), PRESETS[name].shape
+    assert architecture.parameters == shape.parameters
+    assert architecture.layer_parameters == shape.layer_parameters
+    assert (architecture.hidden, architecture.intermediate) == (shape.hidden, shape.intermediate)
+
+
+def test_memory_part_by_part() -> None:
+    work = table2("rledit")
+    parts = memory_of(work, ON_80).parts
+    assert parts["weights"] == 2 * 8_030_261_248
+    matrix = 4096 * 14336
+    modules = len(work.target_modules)
+    assert parts["edited matrices"] == modules * matrix * (2 + 4)
+    width, rank = 4096 + 14336, work.cell.settings.rank
+    block = 2 * width * rank + width + 2 * modules * width
+    assert parts["hypernetwork"] == 4 * 4 * work.cell.settings.n_blocks * block
+    sharded = memory_of(work, replace(ON_80, sharded=True, ranks=4)).parts
+    assert sharded["weights"] == parts["weights"] / 4
+    assert sharded["edited matrices"] == parts["edited matrices"]
+
+
+def test_a_deeper_window_and_more_layers_cost_more() -> None:
+    shallow = table2("rledit", "Llama-3-8B", "editors.rledit.settings={depth: 1}")
+    deep = table2("rledit")
+    assert modelled(shallow, ON_80).setup < modelled(deep, ON_80).setup
+    assert memory_of(shallow, ON_80).gigabytes < memory_of(deep, ON_80).gigabytes
+    late = table2("rledit", "Llama-3-8B", "editors.rledit.settings={modules: ['down:31']}")
+    assert modelled(late, ON_80).edit < modelled(deep, ON_80).edit
+
+
+def test_published_costs_are_of_the_right_order() -> None:
+    """0.145 s of training and 0.028 s of editing per edit on an A100 (arXiv 2502.05759)."""
+    seconds = modelled(table2("rledit"), ON_80)
+    assert 0.01 < seconds.setup / 8000 < 0.3
+    assert 0.002 < seconds.edit / 8000 < 0.06
+    assert modelled(table2("memit"), ON_80).edit > 10 * seconds.edit
+
+
+def test_what_does_not_fit_is_refused_with_what_would() -> None:
+    work = table2("memit", "Mistral-7B-v0.3")
+    small = Placement(device=gpu(24))
+    found = out_of_memory(work, small, memory_of(work, small))
+    assert found is not None and found.part == "weights"
+    assert out_of_memory(work, ON_80, memory_of(work, ON_80)) is None
+    other = smallest_fit([work], small)
+    assert other is not None and memory_of(work, other).gigabytes <= 24
+    tuned = table2("ft", "Gemma-2-9B")
+    assert smallest_fit([work, tuned], small) is None
+    like = table2("rect", "Mistral-7B-v0.3")
+    both, whole = remedies([work, like, tuned], small)
+    assert [e.editor for e in both.editors] == ["memit", "rect"]
+    assert (both.resources.ranks, both.resources.sharding) == (other.ranks, "zero3")
+    assert [e.editor for e in whole.editors] == ["ft"] and whole.resources.sharding == "none"
+    assert whole.gpu_memory_gb == math.ceil(memory_of(tuned, small).gigabytes)
+    assert "no sharding helps, take GPUs of at least" in whole.words
+    (larger,) = remedies([work], Placement(device=gpu(4)))
+    assert larger.gpu_memory_gb is not None and larger.resources.sharding == "none"
+    # A model that no GPU holds whole.
+    huge = replace(work, architecture=replace(work.architecture, parameters=175_000_000_000))
+    (hopeless,) = remedies([huge], Placement(device=gpu(4)))
+    assert (hopeless.resources.ranks, hopeless.resources.offload) == (16, True)
+    assert hopeless.gpu_memory_gb == math.ceil(
+        memory_of(huge, replace(ON_80, sharded=True, ranks=16, offload=True)).gigabytes
+    )
+    assert remedies([work, tuned], Placement(device=gpu(120))) == []
+
+
+FOLLOWED: dict[str, tuple[Path, tuple[str, ...]]] = {
+    "one model, many kinds of editors": (
+        GRIDS / "table2.yaml",
+        ("--gpu-memory-gb", "24", "--set", "models=[{name: Mistral-7B-v0.3, preset: "
+         "mistral-7b-v0.3}]", "--set", "resources={gpus: 1, cpus: 3, memory_gb: 30}"),
+    ),
+    "three models, of which one fits": (GRIDS / "table2.yaml", ("--gpu-memory-gb", "40")),
+    "no sharding helps": (GRIDS / "table4.yaml", ("--gpu-memory-gb", "8")),
+    "settings and variants": (
+        TINY,
+        ("--gpu-memory-gb", "1", "--set", "resources={gpus: 0.5}", "--set",
+         "editors=[{editor: ft, settings: {lr: 1.0e-05, modules: ['down:1']}}, {editor: ft, "
+         "variant: it's}, {editor: ultraedit, settings: {step: 1.0e-3}}]"),
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", FOLLOWED)
+def test_a_remedy_works_when_it_is_followed(case: str, tmp_path: Path) -> None:
+    """Every printed line, by the command that printed it; together they are the whole grid."""
+    grid, given = FOLLOWED[case]
+    common = (grid, *given, "--results", tmp_path)
+    code, text = run(*common)
+    assert code == 1 and "DOES NOT FIT" in text
+    _, _, below = text.partition("WOULD FIT")
+    lines = [line.strip() for line in below.splitlines()[1:] if line.startswith("  ")]
+    assert lines
+    cells: list[str] = []
+    for line in lines:
+        options = shlex.split(line[line.index(": --") + 2 :])
+        done = CliRunner().invoke(app, ["plan", *map(str, common), *options])
+        assert isinstance(done.exception, SystemExit | None), (line, done.exception)
+        assert "FIT" not in done.output, line
+        missing = [x for x in done.output.splitlines() if x.startswith("MISSING")]
+        assert done.exit_code == bool(missing), line
+        cells += _cells(done.output)
+        assert line.startswith(", ".join(dict.fromkeys(_editors(options))))
+    assert sorted(cells) == sorted(_cells(text)) and len(cells) == len(set(cells))
+
+
+def _cells(text: str) -> list[str]:
+    """Keys and paths of the cells that `plan` lists."""
+    return [" ".join(x.split()[1:3]) for x in text.splitlines() if x.startswith("missing")]
+
+
+def _editors(options: list[str]) -> list[str]:
+    (given,) = [o for o in options if o.startswith("editors=")]
+    entries = yaml.safe_load(given.partition("=")[2])
+    return [e["editor"] + (f"/{e['variant']}" if "variant" in e else "") for e in entries]
+
+
+def test_a_remedy_keeps_the_rest_of_the_resources(tmp_path: Path) -> None:
+    grid, given = FOLLOWED["one model, many kinds of editors"]
+    _, text = run(grid, *given, "--results", tmp_path, "--no-cells")
+    sharded = [line for line in text.splitlines() if "sharding: zero3" in line]
+    assert sharded and all("gpus: 1, cpus: 3, memory_gb: 30, ranks: " in x for x in sharded)
+
+
+def _records(lake: Lake) -> list[CellRecord]:
+    return lake.manifest()
+
+
+def test_finished_cells_cost_what_they_cost(tmp_path: Path) -> None:
+    lake = Lake(str(tmp_path / "lake"))
+    lake.commit(finished(editor="ultraedit", grid="other", model="llama-tiny", batch_size=4,
+                         n_batches=8))  # fmt: skip
+    lake.commit(finished(editor="ft", grid="other", model="llama-tiny"))
+    cells = cells_of(load_grid(TINY))
+    measurements = Measurements(_records(lake))
+    ultra = next(c for c in cells if c.label == "ultraedit")
+    found = measurements.seconds(ultra)
+    assert found is not None and found.measured
+    assert found.edit == pytest.approx(1.5 * ultra.n_edits / 1000)
+    assert found.score == pytest.approx(0.5 / 32 * ultra.n_edits)
+    assert measurements.peak_gb(ultra) == 0.75
+    rledit = next(c for c in cells if c.label == "rledit")
+    assert measurements.seconds(rledit) is None
+    costs = {c.work.cell.label: c for c in estimate(cells, _records(lake)).cells}
+    assert costs["ultraedit"].seconds.measured and not costs["rledit"].seconds.measured
+
+
+def test_a_network_is_trained_once_for_all_who_share_it() -> None:
+    editors = "editors=[{editor: rledit, settings: {trajectory_batches: 2, train_steps: 5}}]"
+    streams = "streams=[{n_batches: 2, batch_size: 4}, {n_batches: 3, batch_size: 4}]"
+    cells = cells_of(load_grid(TINY, [editors, streams]))
+    found = estimate(cells, []).cells
+    assert found[0].seconds.setup > 0 and found[1].seconds.setup == 0
+    assert [c.trained for c in found] == [10, 0]
+
+
+def test_a_plan_tells_the_batches_that_a_run_will_show(tmp_path: Path) -> None:
+    several = "editors.rledit.settings.trajectories_per_step=2"
+    args = ["plan", str(TINY), "--results", str(tmp_path), "--no-cells", "--set", several]
+    lines = CliRunner().invoke(app, args).output.splitlines()
+    rows = {line.split()[0]: line for line in lines if line.startswith("  ")}
+    # Two optimiser steps on two trajectories of three batches; MALMEN's are one of two batches.
+    assert " 12 batches " in rows["rledit"] and " 4 batches " in rows["malmen"]
+    assert "trained on" in rows["editor"] and "batches" not in rows["ultraedit"]
+    cells = {c.label: c for c in cells_of(load_grid(TINY, [several]))}
+    assert cells["rledit"].trained_batches == 12 and cells["none"].trained_batches == 0
+
+
+def test_files_that_are_not_there_do_not_hide_the_rest() -> None:
+    cells = cells_of(load_grid(GRIDS / "table2.yaml"))
+    assert "data/zsre_eval.json" in absent_files(cells)
+    found = estimate(cells[:3], [])
+    assert not found.ready and found.hours > 0
+    text = "\n".join(need.text for need in found.needs)
+    assert "data/fever_train.json is not there" in text
+    assert "gated; accept its terms at https://huggingface.co/meta-llama/" in text
+
+
+def test_only_local_files_can_be_seen_to_be_absent(tmp_path: Path) -> None:
+    """A pinned file is looked for without its pin; a store or a hub is asked when it is opened."""
+    here = tmp_path / "zsre.json"
+    here.write_text("[]")
+    pin = f"#sha256={'0' * 64}"
+    files = {
+        "train": f"{here}{pin}",
+        "validation": f"{tmp_path / 'gone.json'}{pin}",
+        "evaluation": "hf://datasets/owner/name@abc/zsre_eval.json",
+    }
+    one = f"datasets=[{{name: ZsRE, schema: zsre, files: {json.dumps(files)}}}]"
+    cells = cells_of(load_grid(GRIDS / "table2.yaml", [one]))
+    assert absent_files(cells) == [files["validation"], "data/wikipedia.jsonl"]
+
+
+def test_absent_material_of_measurements_is_named_and_not_opened(tmp_path: Path) -> None:
+    cells = cells_of(load_grid(GRIDS / "protocols.yaml"))
+    absent = absent_files(cells)
+    assert {"data/attribute_snippets.json", "data/ability/rte.jsonl"} <= set(absent)
+    code, text = run(GRIDS / "protocols.yaml", "--results", tmp_path, "--no-cells")
+    assert code == 1 and "MISSING: material: data/ability/rte.jsonl is not there" in text
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        "protocols=[token_accuracy, generation_contains]",
+        "measurements=[perplexity]",
+        "measurements=[fluency]",
+        "measurements=[ability]",
+    ],
+)
+def test_what_is_measured_beside_token_accuracy_costs_time(change: str) -> None:
+    ability = "material={ability: data/ability, text: data/text.txt}"
+    plain, more = table2("rledit"), table2("rledit", "Llama-3-8B", change, ability)
+    assert modelled(more, ON_80).score > 1.01 * modelled(plain, ON_80).score
+    assert modelled(more, ON_80).edit == modelled(plain, ON_80).edit
+
+
+def run(*arguments: str | Path) -> tuple[int, str]:
+    done = CliRunner().invoke(app, ["plan", *map(str, arguments)])
+    return done.exit_code, done.output + str(done.exception or "")
+
+
+def test_an_editor_that_cannot_be_sharded_is_named(tmp_path: Path) -> None:
+    """Even where the data is not there yet."""
+    code, text = run(GRIDS / "table2.yaml", "--results", tmp_path, "--set",
+                     "resources={gpus: 1, ranks: 2, sharding: zero3}")  # fmt: skip
+    assert code == 1 and "table2/Llama-3-8B/FEVER/ft" in text
+
+
+def test_the_command_refuses_by_its_exit_code(tmp_path: Path) -> None:
+    code, text = run(GRIDS / "table2.yaml", "--results", tmp_path, "--gpu-memory-gb", "16")
+    assert code == 1
+    assert "DOES NOT FIT: Llama-3-8B × " in text and "sharding: zero3" in text
+    code, text = run(TINY, "--results", tmp_path)
+    assert code == 0, text
+    assert "missing" in text and "4 cells, 4 to run" in text
+    assert not [line for line in text.splitlines() if line.endswith("the lake")]
+    like = finished(editor="ultraedit", grid="other", model="llama-tiny")
+    Lake(str(tmp_path / "lake")).commit(like)
+    _, measured = run(TINY, "--results", tmp_path)
+    (line,) = [line for line in measured.splitlines() if line.endswith("the lake")]
+    assert line.split()[0] == "ultraedit"
+    assert "needs: llama-tiny: trained on the spot" in text
+
+
+HUB_REVISION = "0" * 40
+HUB_DATA = f"hf://datasets/owner/edits@{HUB_REVISION}/zsre_eval.json"
+HUB_CORPUS = f"hf://datasets/owner/texts@{HUB_REVISION}/wiki/first.jsonl"
+
+
+def _cached(folder: Path, repository: str, name: str, content: bytes) -> None:
+    """A file in a hub cache, where the hub's library looks for it."""
+    owner = f"datasets--{repository.replace('/', '--')}"
+    path = folder / owner / "snapshots" / HUB_REVISION / name
+    path.parent.mkdir(parents=True)
+    path.write_bytes(content)
+
+
+@pytest.fixture
+def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """An empty cache of a hub from which nothing can be fetched; its folder."""
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "hub"))
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    return tmp_path / "hub"
+
+
+def _on_the_hub(*editors: str) -> tuple[str, ...]:
+    entries = ", ".join(f"{{editor: {name}}}" for name in editors)
+    return (
+        "--set", f"datasets=[{{name: world, files: {{evaluation: '{HUB_DATA}'}}}}]",
+        "--set", f"statistics={{corpus: '{HUB_CORPUS}'}}",
+        "--set", f"editors=[{entries}]",
+    )  # fmt: skip
+
+
+def test_files_of_the_hub_are_among_the_downloads(hub: Path, tmp_path: Path) -> None:
+    """Without the hub: what is to be fetched is named, and fetched by nobody."""
+    code, text = run(TINY, "--results", tmp_path, *_on_the_hub("none", "memit"))
+    assert code == 0, text
+    assert f"needs: data: fetch {HUB_DATA}, of a size that the hub does not tell" in text
+    assert (
+        "hf download owner/edits zsre_eval.json --repo-type dataset --revision " + HUB_REVISION
+    ) in text
+    assert f"needs: statistics corpus: fetch {HUB_CORPUS}" in text
+    assert "downloads 0 GB and 2 files of unknown size" in text
+    assert text.count("(its data is not fetched)") == 2
+    _, none = run(TINY, "--results", tmp_path, *_on_the_hub("none"))
+    assert HUB_CORPUS not in none and "and 1 files of unknown size" in none
+
+
+def test_what_the_hub_tells_of_sizes_is_added_up(
+    hub: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sizes = {"zsre_eval.json": 250_000_000, "wiki/first.jsonl": 1_750_000_000}
+
+    def info(_: Any, repository: str, name: str, **where: Any) -> list[Any]:
+        assert where == {"revision": HUB_REVISION, "repo_type": "dataset"}
+        return [SimpleNamespace(size=sizes[name])]
+
+    monkeypatch.setattr("pipeline.plan.estimate.needs.hub_reachable", lambda: True)
+    monkeypatch.setattr("huggingface_hub.HfApi.get_paths_info", info)
+    _, text = run(TINY, "--results", tmp_path, *_on_the_hub("memit"))
+    assert f"data: fetch {HUB_DATA}, 0.25 GB;" in text
+    assert f"statistics corpus: fetch {HUB_CORPUS}, 1.8 GB;" in text
+    assert "downloads 2 GB\n" in text
+
+
+def test_files_that_have_been_fetched_are_read_and_said_to_be_here(
+    hub: Path, tmp_path: Path
+) -> None:
+    files = render_schema(World(WorldConfig(n_subjects=60)), "zsre", tmp_path)
+    _cached(hub, "owner/edits", "zsre_eval.json", files["evaluation"].read_bytes())
+    _, text = run(TINY, "--results", tmp_path, *_on_the_hub("none", "memit"), "--set",
+                  "streams=[{n_batches: 1, batch_size: 4}]")  # fmt: skip
+    assert f"needs: data: {HUB_DATA} is here (" in text
+    assert f"statistics corpus: fetch {HUB_CORPUS}" in text
+    assert text.count("(its data is not fetched)") == 1  # memit's, for its corpus
+    assert "1 files of unknown size" in text
+
+
+def test_a_cell_that_failed_says_why(tmp_path: Path) -> None:
+    cell: Cell = cells_of(load_grid(TINY))[0]
+    record_failure(cell, Lake(str(tmp_path / "lake")), "ValueError: too warm")
+    _, text = run(TINY, "--results", tmp_path)
+    assert "(ValueError: too warm)" in text
+
+
+def test_numbers_for_people() -> None:
+    assert [duration(s) for s in (0, 0.06, 3, 59, 90, 7200, 90_000)] == [
+        "0", "0.1 s", "3.0 s", "59 s", "1.5 min", "2.0 h", "25 h"
+    ]  # fmt: skip
+    assert aligned([("a", "bb"), ("ccc", "d")]) == ["  a    bb", "  ccc   d"]
+
+
+def test_second_moments_are_reckoned_from_the_corpus_that_is_there(tmp_path: Path) -> None:
+    """Short sentences are no full windows, and a file that ends early is not the number asked."""
+    short, long = tmp_path / "short.txt", tmp_path / "long.txt"
+    sentences = [f"Sentence {i} says where the river rises." for i in range(2500)]
+    short.write_text("\n".join(sentences))
+    long.write_text("\n".join(" ".join(sentences[:200]) for _ in range(2500)))
+    works = {}
+    for path in (short, long, tmp_path / "away.txt"):
+        sets = [f"statistics={{corpus: {path}, documents: 8000, max_tokens: 300}}"]
+        grid = load_grid(TINY, [*sets, "editors=[{editor: memit}]"])
+        works[path.stem] = workload_of(cells_of(grid)[0], readable=path.is_file())
+    assert works["short"].documents == works["long"].documents == 2500
+    mean = sum(len(text) for text in sentences) / len(sentences)
+    assert works["short"].document_tokens == pytest.approx(1 + mean / 4, rel=0.01)
+    assert works["long"].document_tokens == 300
+    assert (works["away"].documents, works["away"].document_tokens) == (8000, 300)
+    seconds = {n: statistics_seconds(w, ON_80, list(w.target_modules)) for n, w in works.items()}
+    assert seconds["short"] < 0.1 * seconds["long"] < 0.1 * seconds["away"]
+    assert statistics_seconds(works["long"], ON_80, ()) == 0.0
+
+
+def test_plan_says_what_the_moments_are_of_and_which_are_there(tmp_path: Path) -> None:
+    corpus = tmp_path / "corpus.txt"
+    corpus.write_text("\n".join(f"Fact {i} is short." for i in range(40)))
+    words = (TINY, "--no-cells", "--results", tmp_path, "--cache", tmp_path / "cache", "--set",
+             f"statistics={{corpus: {corpus}}}", "--set",
+             "editors=[{editor: none}, {editor: memit}]")  # fmt: skip
+    line = (
+        "needs: llama-tiny: key covariance of 2 linear layers{} (memit), over 40 documents "
+        "of about 5 "
+    )
+    assert line.format("") in run(*words)[1]
+    cell = next(c for c in cells_of(load_grid(TINY, words[7::2])) if c.label == "memit")
+    name = next(iter(workload_of(cell).target_modules))
+    summed = tmp_path / "cache" / shard_file(covariance_folder(cell), name, 0)
+    summed.parent.mkdir(parents=True)
+    summed.touch()
+    assert line.format(", 1 of them in the cache") in run(*words)[1]
+
+
+def test_a_missing_corpus_names_the_editors_that_need_one() -> None:
+    editors = "editors=[{editor: none}, {editor: memit}, {editor: ft}, {editor: alphaedit}]"
+    grid = load_grid(TINY, [editors, "models.llama-tiny.checkpoint=/models/mine"])
+    with pytest.raises(ConfigError) as caught:
+        check_corpus(cells_of(grid))
+    assert str(caught.value) == (
+        "statistics.corpus is not given, and the grid's memit, alphaedit need key covariance of "
+        "running text on llama-tiny: give a .txt, .jsonl or Parquet file with --set "
+        "statistics.corpus=wiki.jsonl, or leave these editors out"
+    )
+    check_corpus(cells_of(load_grid(TINY, [editors])))

@@ -1,0 +1,266 @@
+"""Figures: each is drawn where its data is in the lake, from the numbers that are there."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import re
+from pathlib import Path
+from xml.etree import ElementTree
+
+import pytest
+
+from pipeline.paper.table import paper_table
+from pipeline.results import figures
+from pipeline.results.figures import (
+    FigureData,
+    ablation,
+    batch_sizes,
+    composite,
+    costs,
+    downstream,
+    heat_map,
+    radar,
+    time_bars,
+    total_time,
+)
+from pipeline.results.lake.lake import Lake
+from pipeline.results.lake.records import CellResult
+from pipeline.results.query import Connection, connect, runs
+from tests.unit.helpers.lake_fixtures import address, cell
+
+PROTOCOL = "token_accuracy"
+
+
+def measured(result: CellResult) -> CellResult:
+    """The cell with ability, perplexity, fluency and consistency before and along the stream."""
+    rows = [
+        {"step": step, "metric": metric, "value": start * (1 - fall * step / 40)}
+        for step in (0, 20, 40)
+        for metric, start, fall in (
+            ("ability_sst_f1", 90.0, 0.3),
+            ("ability_rte_f1", 28.0, -0.5),
+            ("perplexity", 12.0, -4.0),
+            ("fluency", 600.0, 0.1),
+            ("consistency", 30.0, 0.2),
+        )
+    ]
+    return dataclasses.replace(result, steps=[*result.steps, *rows])
+
+
+def subject(lake: Lake, dataset: str | None = "world") -> FigureData:
+    connection: Connection = connect(lake)
+    rows = [r for r in runs(connection, "demo") if r["protocol"] in (PROTOCOL, None)]
+    rows = [r for r in rows if dataset in (None, r["dataset"])]
+    return FigureData(connection=connection, grid="demo", scale="world", model="tiny-llama",
+                   dataset=dataset, protocol=PROTOCOL, rows=rows,
+                   style=figures.styles(rows))  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def rich(tmp_path_factory: pytest.TempPathFactory) -> Lake:
+    """Variants, several streams of one length, two datasets, abilities: all figures at once."""
+    lake = Lake(str(tmp_path_factory.mktemp("figures") / "lake"))
+    for editor in ("none", "ft", "rledit"):
+        for dataset in ("world", "other"):
+            key = f"{editor}-{dataset}"
+            result = cell(editor=editor, dataset=dataset, checkpoints=4, cell_key=key)
+            lake.commit(measured(result) if dataset == "world" else result)
+    for variant in ("no backtracking", "no regularisation"):
+        lake.commit(cell(variant=variant, cell_key=variant.replace(" ", "-")))
+    for n_batches, size in ((2, 20), (8, 5)):
+        for editor in ("ft", "rledit"):
+            lake.commit(cell(editor=editor, n_batches=n_batches, batch_size=size))
+    lake.commit(cell(editor="rledit", dataset="elsewhere", grid="other grid", cell_key="foreign"))
+    return lake
+
+
+def words(svg: bytes) -> str:
+    """The text of a picture: matplotlib keeps it in comments beside the outlines."""
+    ElementTree.fromstring(svg)
+    return " ".join(re.findall(r"<!-- (.*?) -->", svg.decode()))
+
+
+def test_every_figure_is_drawn_where_its_data_is(rich: Lake) -> None:
+    here = subject(rich)
+    drawn = {name: list(figure(here)) for name, figure in figures.FIGURES.items()}
+    assert [name for name, pictures in drawn.items() if not pictures] == []
+    overall = subject(rich, dataset=None)
+    assert [len(list(figure(overall))) for figure in figures.OVERVIEWS.values()] == [1]
+    titles = [p.title for pictures in drawn.values() for p in pictures]
+    assert len(set(titles)) == len(titles)
+    for pictures in drawn.values():
+        for picture in pictures:
+            assert words(picture.svg) and picture.text and 300 < picture.width < 1200
+
+
+def test_and_not_where_it_is_not(tmp_path: Path) -> None:
+    lake = Lake(str(tmp_path / "lake"))
+    lake.commit(cell(editor="ft", checkpoints=1))
+    here = subject(lake)
+    absent = {name for name, figure in figures.FIGURES.items() if not list(figure(here))}
+    assert absent == {"ablation", "along", "batch_sizes", "heat_map", "abilities"}
+    assert not list(composite.pictures(here))
+
+
+def test_another_grids_rows_are_not_drawn(rich: Lake) -> None:
+    here = subject(rich)
+    assert here.ask("SELECT count(*) AS n FROM cells WHERE {here}")[0]["n"] == 9
+    assert "other grid" not in here.where
+
+
+def test_radar_axes_are_the_numbers(rich: Lake) -> None:
+    here = subject(rich)
+    shapes = radar.shapes_of(here.done, downstream.measured(here), costs.costs(here))
+    shape = shapes["rledit"][4, 10]
+    (row,) = [
+        r for r in here.done
+        if r["editor"] == "rledit" and not r["variant"] and r["n_batches"] == 4
+    ]  # fmt: skip
+    assert shape["Eff"] == row["efficacy"] and shape["Spe"] == row["specificity"]
+    assert shape["ability"] == pytest.approx((90 * 0.7 + 28 * 1.5) / 2)
+    # Set-up counts: 52 s of training over 40 edits, where fine-tuning needs none.
+    assert shapes["ft"][4, 10]["speed"] == pytest.approx(100)
+    assert shape["speed"] == pytest.approx(100 * 0.007 / (0.0017 + 52 / 40))
+    assert "unedited" not in shapes
+
+
+def test_a_radar_has_the_lengths_that_a_longer_stream_was_scored_for(tmp_path: Path) -> None:
+    lake = Lake(str(tmp_path / "lake"))
+    result = measured(cell(editor="ft", checkpoints=2))
+    identity = {**result.identity, "also_after": [2]}
+    lake.commit(dataclasses.replace(result, identity=identity))
+    here = subject(lake)
+    shapes = radar.shapes_of(here.done, downstream.measured(here))["ft"]
+    assert set(shapes) == {(2, 10), (4, 10)}
+    assert shapes[4, 10]["ability"] == pytest.approx((90 * 0.7 + 28 * 1.5) / 2)
+    assert shapes[2, 10]["ability"] == pytest.approx((90 * 0.85 + 28 * 1.25) / 2)
+    half = next(s for s in result.scores if s["n_edits"] == 20 and s["protocol"] == PROTOCOL)
+    assert shapes[2, 10]["Eff"] == half["efficacy"]
+
+
+def test_abilities_are_drawn_per_task_from_the_unedited_model_on(rich: Lake) -> None:
+    here = subject(rich)
+    ability, text = list(downstream.pictures(here))
+    assert "SST" in words(ability.svg) and "RTE" in words(ability.svg)
+    assert "perplexity" in words(text.svg) and "fluency" in words(text.svg)
+    assert {row["step"] for row in downstream.measured(here)} == {0, 20, 40}
+
+
+def test_an_ablation_states_the_difference_to_the_whole(rich: Lake) -> None:
+    here = subject(rich)
+    rows = [r for r in here.done if r["editor"] == "rledit" and r["n_batches"] == 4]
+    by = {row["variant"]: row["efficacy"] for row in rows}
+    shown = words(ablation.draw(rows))
+    assert f"{by['']:.1f}" in shown
+    assert f"({by['no backtracking'] - by['']:+.1f})" in shown
+
+
+def test_the_composite_is_the_papers_formula(rich: Lake) -> None:
+    """(Eff + Gen + 0.5 Spe) / 2.5 over all datasets; who misses one is left out."""
+    rows = [r for r in subject(rich, None).done if (r["n_batches"], r["batch_size"]) == (4, 10)]
+    scores = composite.composite(rows)
+    own = [r for r in rows if r["editor"] == "rledit" and not r["variant"]]
+    assert len(own) == 2
+    expected = sum(
+        (r["efficacy"] + r["generalization"] + 0.5 * r["specificity"]) / 2.5 for r in own
+    )
+    assert scores["rledit"] == (pytest.approx(expected / 2), 0.0)
+    assert "rledit (no backtracking)" not in scores
+
+
+def test_equal_streams_are_compared_by_batch_size(rich: Lake) -> None:
+    (picture,) = batch_sizes.pictures(subject(rich))
+    assert picture.title.startswith("40 edits")
+    assert "peak memory (GB)" in words(picture.svg)
+
+
+def test_time_keeps_set_up_apart(rich: Lake) -> None:
+    (picture,) = time_bars.pictures(subject(rich))
+    shown = words(picture.svg)
+    assert "set-up (s per edit)" in shown and "1.3" in shown and "none" in shown
+    assert "unedited" not in shown
+
+
+def with_moments(result: CellResult, seconds: float) -> CellResult:
+    """The cell of a method for which key covariance were summed first."""
+    moments = {"step": 0, "metric": "statistics_seconds", "value": seconds}
+    return dataclasses.replace(result, steps=[*result.steps, moments])
+
+
+def test_second_moments_are_set_up_in_plots_as_in_tables(tmp_path: Path) -> None:
+    """Figure 4's table and its plot give the same seconds, of each method on its own."""
+    lake = Lake(str(tmp_path / "lake"))
+    where = {"grid": "fig4", "model": "Llama-3-8B", "dataset": "ZsRE", "scale": "standin",
+             "n_batches": 3, "batch_size": 20}  # fmt: skip
+    lake.commit(with_moments(cell(editor="ft", cell_key="a", **where), 6.0))
+    located = dataclasses.replace(
+        cell(editor="ft", cell_key="b", **where),
+        address=address(editor="memit", cell_key="b", **where),
+    )
+    lake.commit(with_moments(located, 12.0))
+    lake.commit(cell(editor="rledit", cell_key="c", **where))
+    connection = connect(lake)
+    rows = runs(connection, "fig4")
+    here = FigureData(connection=connection, grid="fig4", scale="standin", model="Llama-3-8B",
+                   dataset="ZsRE", protocol=PROTOCOL, rows=rows,
+                   style=figures.styles(rows))  # fmt: skip
+    plotted = {row["editor"]: row for row in costs.costs(here)}
+    assert plotted["memit"][costs.SETUP] == pytest.approx(12 / 60)
+    assert plotted["rledit"][costs.SETUP] == pytest.approx(52 / 60)
+    (block,) = paper_table(lake, "fig4").blocks
+    for line in block.lines:
+        row = plotted.get(str(line.method.editor))
+        if row is not None and not line.method.variant:
+            setup, editing = (figure.ours.mean for figure in line.figures)
+            assert setup == pytest.approx(row[costs.SETUP])
+            assert editing == pytest.approx(row[costs.EDITING])
+    (bars,) = time_bars.pictures(here)
+    shown = words(bars.svg)
+    assert "0.2" in shown.split() and "0.867" in shown.split() and "none" not in shown
+    (spent,) = total_time.pictures(here)
+    assert "key covariance" in spent.text
+
+
+def test_a_longer_streams_seconds_are_those_up_to_there(tmp_path: Path) -> None:
+    """As the paper's tables count them: the whole set-up, over the shorter stream's edits."""
+    lake = Lake(str(tmp_path / "lake"))
+    result = with_moments(cell(editor="ft", checkpoints=2), 8.0)
+    identity = {**result.identity, "also_after": [2]}
+    lake.commit(dataclasses.replace(result, identity=identity))
+    half, whole = sorted(costs.costs(subject(lake)), key=lambda row: row["n_batches"])
+    assert (half["n_batches"], whole["n_batches"]) == (2, 4)
+    first = [r["value"] for r in result.steps if r["metric"] == "edit_seconds" and r["step"] <= 20]
+    assert half[costs.SETUP] == pytest.approx(8 / 20)
+    assert half[costs.EDITING] == pytest.approx(sum(first) / 20)
+    assert whole[costs.TOTAL] == pytest.approx((8 + result.edit_seconds) / 40)
+
+
+def test_total_time_begins_with_set_up(tmp_path: Path) -> None:
+    """RLEdit's line starts above its 52 seconds of training, fine-tuning's at its first edits."""
+    captured: list[dict[str, float]] = []
+
+    class Spy(FigureData):
+        def ask(self, sql: str) -> list[dict[str, float]]:
+            captured.extend(super().ask(sql))
+            return captured
+
+    located = cell(editor="ft", cell_key="located")
+    own = address(editor="alphaedit", cell_key="located")
+    lake = Lake(str(tmp_path / "lake"))
+    lake.commit(with_moments(dataclasses.replace(located, address=own), 30.0))
+    for editor in ("ft", "rledit"):
+        lake.commit(cell(editor=editor))
+    here = subject(lake)
+    spy = Spy(**{f.name: getattr(here, f.name) for f in dataclasses.fields(here)})
+    assert len(list(total_time.pictures(spy))) == 1
+    first = {r["editor"]: r["total_seconds"] for r in reversed(captured) if r["n_batches"] == 4}
+    assert 52 < first["rledit"] < 53 and first["ft"] < 1
+    assert first["alphaedit"] > 30  # key covariance
+    assert all(math.isfinite(r["edit_ms"]) and r["edit_ms"] > 0 for r in captured)
+
+
+def test_the_heat_map_spans_positions_and_ages(rich: Lake) -> None:
+    (picture,) = heat_map.pictures(subject(rich))
+    shown = words(picture.svg)
+    assert "edit age (edits)" in shown and "efficacy (%)" in shown

@@ -1,0 +1,215 @@
+"""The report: one file that needs no other, and says what the lake says."""
+
+from __future__ import annotations
+
+import base64
+import html
+import json
+import re
+from html.parser import HTMLParser
+from pathlib import Path
+from xml.etree import ElementTree
+
+import pytest
+
+from pipeline.results import figures
+from pipeline.results.lake.lake import Lake
+from pipeline.results.query import query, runs
+from pipeline.results.rendering import render_table
+from pipeline.results.report import ReportError, write_report
+from pipeline.results.tables import build_table
+from tests.unit.helpers.lake_fixtures import address, cell, demo_cells
+
+SHORT = {"efficacy": "eff", "generalization": "gen", "specificity": "spe",
+         "specificity_self": "spe_self"}  # fmt: skip
+REASON = "CUDA out of memory <script>alert(1)</script>"
+
+
+class Page(HTMLParser):
+    """Collects what a browser would fetch, and what it would show."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.fetched: list[str] = []
+        self.tags: list[str] = []
+        self.shown: list[str] = []
+        self.feed(text)
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append(tag)
+        self.fetched += [v or "" for name, v in attrs if name in ("src", "href", "data", "srcset")]
+
+    def handle_data(self, data: str) -> None:
+        self.shown.append(data)
+
+
+@pytest.fixture(scope="module")
+def lake(tmp_path_factory: pytest.TempPathFactory) -> Lake:
+    lake = Lake(str(tmp_path_factory.mktemp("report") / "lake"))
+    for result in demo_cells(seeds=2, streams=(4, 8), checkpoints=4):
+        lake.commit(result)
+    lake.record_failure(address(editor="ft", variant="big"), REASON, identity={}, code_version="1")
+    return lake
+
+
+@pytest.fixture(scope="module")
+def page(lake: Lake, tmp_path_factory: pytest.TempPathFactory) -> str:
+    out = tmp_path_factory.mktemp("out") / "below" / "demo.html"
+    assert write_report(lake, "demo", out) == str(out)
+    return out.read_text()
+
+
+def test_the_file_needs_no_other(page: str) -> None:
+    parsed = Page(page)
+    assert parsed.fetched and all(
+        uri.startswith(("data:image/svg+xml;", "#")) for uri in parsed.fetched
+    )
+    assert "script" not in parsed.tags and "link" not in parsed.tags
+    assert not re.search(r"url\(|@import", page)
+    assert 'name="viewport"' in page
+
+
+def test_it_shows_what_the_lake_says(page: str, lake: Lake) -> None:
+    assert render_table(build_table(runs(lake, "demo")), "html", bold_best=True).strip() in page
+    shown = " ".join(Page(page).shown)
+    for expected in (REASON, "0.1.0+abc1234", "world " + "d" * 12, "torch 2.13.0", "0, 1",
+                     "4×10, 8×10", "28 done", "1 failed", "teacher-forced; share of answer tokens",
+                     "rledit query"):  # fmt: skip
+        assert expected in shown, expected
+    settings = json.dumps(cell().resolved, indent=1, sort_keys=True)
+    assert settings in shown
+
+
+def test_the_headline_ranks_by_efficacy(page: str, lake: Lake) -> None:
+    entries = re.findall(r"<li>(.*?)</li>", page)
+    assert len(entries) == 7
+    values = [float(re.search(r" (\d+\.\d) ±", entry).group(1)) for entry in entries]  # type: ignore[union-attr]
+    assert values == sorted(values, reverse=True)
+    rows = [row for row in runs(lake, "demo")
+            if row["editor"] == "ft" and row["n_batches"] == 8
+            and row["protocol"] == "token_accuracy"]  # fmt: skip
+    mean = sum(row["efficacy"] for row in rows) / len(rows)
+    assert any(entry.startswith(f"ft {mean:.1f} ") for entry in entries)
+
+
+def test_pictures_are_whole_and_repeatable(page: str, lake: Lake) -> None:
+    uris = [uri for uri in Page(page).fetched]
+    assert len(uris) == 10
+    for uri in uris:
+        ElementTree.fromstring(base64.b64decode(uri.partition(",")[2]))
+    rows = [row for row in runs(lake, "demo") if row["protocol"] == "exact_match"]
+    look = figures.styles(rows)
+    assert figures.frontier.draw(rows, look) == figures.frontier.draw(rows, look)
+
+
+def test_every_editor_has_a_look_of_its_own() -> None:
+    rows = [{"editor": f"e{i:02}", "variant": v} for i in range(10) for v in ("", "x")]
+    look = figures.styles([*rows, {"editor": "none", "variant": ""}])
+    assert len(look) == 21 and len(set(look.values())) == 21
+
+
+@pytest.mark.parametrize("fmt", ["svg", "png"])
+def test_figures_accept_failures_and_missing_costs(fmt: str) -> None:
+    row = {"editor": "none", "variant": "", "n_batches": 4, "batch_size": 10, "status": "done",
+           "efficacy": None, "generalization": None, "specificity": None,
+           figures.costs.SETUP: None, figures.costs.EDITING: None}  # fmt: skip
+    rows = [row, row | {"editor": "ft", "status": "failed"}]
+    look = figures.styles(rows)
+    for draw in (figures.score_bars.draw, figures.frontier.draw, figures.time_bars.draw):
+        assert draw(rows, look, fmt)[:5] in (b"<?xml", b"\x89PNG\r")
+
+
+def test_a_grid_with_failures_only_still_has_a_report(tmp_path: Path) -> None:
+    lake = Lake(str(tmp_path / "lake"))
+    lake.record_failure(address(), REASON, identity={}, code_version="1")
+    write_report(lake, "demo", tmp_path / "r.html")
+    text = (tmp_path / "r.html").read_text()
+    assert "no cell finished" in text and "CUDA out of memory" in text
+
+
+def test_each_dataset_is_drawn_by_the_protocol_of_its_table(tmp_path: Path) -> None:
+    """Figures of a paper's table show what the table shows, and every title says what that is."""
+    lake = Lake(str(tmp_path / "lake"))
+    protocols = ("token_accuracy", "choice_official", "choice")
+    for dataset in ("CounterFact", "ZsRE"):
+        for editor in ("none", "mend", "malmen"):
+            where = {"grid": "fig6", "model": "Llama-3-8B", "dataset": dataset, "n_batches": 20,
+                     "batch_size": 2, "scale": "standin"}  # fmt: skip
+            lake.commit(cell(editor=editor, protocols=protocols, checkpoints=1,
+                             cell_key=f"{editor}-{dataset}", **where))  # fmt: skip
+    rows = {(r["editor"], r["dataset"], r["protocol"]): r for r in runs(lake, "fig6")}
+    shown = {"CounterFact": "choice_official", "ZsRE": "token_accuracy"}
+    write_report(lake, "fig6", tmp_path / "r.html", protocols=shown,
+                 figures_folder=tmp_path / "figures")  # fmt: skip
+    text = (tmp_path / "r.html").read_text()
+    for title in ("CounterFact on Llama-3-8B (choice_official)",
+                  "ZsRE on Llama-3-8B (token_accuracy)",
+                  "all datasets on Llama-3-8B (choice_official on CounterFact, "
+                  "token_accuracy on ZsRE)"):  # fmt: skip
+        assert title in text
+    assert "by choice_official, highest efficacy first" in text
+    parts = [rows["mend", dataset, protocol] for dataset, protocol in shown.items()]
+    expected = sum(
+        (r["efficacy"] + r["generalization"] + r["specificity"] / 2) / 2.5 for r in parts
+    )
+    (picture,) = (tmp_path / "figures").glob("all-datasets*")
+    assert f"<!-- {expected / 2:.1f} -->" in picture.read_text()
+
+
+def test_a_dataset_without_scores_by_the_tables_protocol_shows_the_first(tmp_path: Path) -> None:
+    lake = Lake(str(tmp_path / "lake"))
+    lake.commit(cell(editor="ft"))
+    write_report(lake, "demo", tmp_path / "r.html", protocols={"world": "choice"})
+    assert "world on tiny-llama (token_accuracy)" in (tmp_path / "r.html").read_text()
+
+
+def test_no_curves_no_picture(tmp_path: Path) -> None:
+    lake = Lake(str(tmp_path / "lake"))
+    lake.commit(cell(editor="none"))
+    write_report(lake, "demo", tmp_path / "r.html")
+    assert "Along the stream" not in (tmp_path / "r.html").read_text()
+
+
+def test_an_unknown_grid_names_the_known(lake: Lake, tmp_path: Path) -> None:
+    with pytest.raises(ReportError, match=r"'dmo'.*Did you mean 'demo'"):
+        write_report(lake, "dmo", tmp_path / "r.html")
+    with pytest.raises(ReportError, match="is a folder"):
+        write_report(lake, "demo", f"{tmp_path}/")
+
+
+def test_the_queries_it_hands_out_give_the_figures_of_its_table(page: str, lake: Lake) -> None:
+    """As they stand in the page, asked of the lake: every mean of the table, and no other."""
+    (block,) = re.findall(r"<pre>(rledit table .*?)</pre>", page, re.S)
+    told = html.unescape(block)
+    asked = re.findall(r'rledit query --lake \S+ "(.*?)"', told)
+    assert len(asked) == 3 == told.count("rledit query")
+    table = build_table(runs(lake, "demo"))
+    shown = {}
+    for panel in table.panels:
+        for line in table.lines:
+            for column in panel.columns:
+                mean = panel.value(line, column).mean
+                if column.metric in SHORT and mean is not None:
+                    place = (panel.protocol, line.editor, line.variant, column.stream)
+                    shown[*place, SHORT[column.metric]] = round(mean, 9)
+    answered = {
+        (r["protocol"], r["editor"], r["variant"], (r["n_batches"], r["batch_size"]), short): round(
+            r[short], 9
+        )
+        for r in query(asked[0], lake).dicts()
+        for short in SHORT.values()
+    }
+    assert answered == shown and len(shown) == 7 * 2 * 2 * 4
+
+    edits = query(asked[1], lake).dicts()
+    (cell_key,) = re.findall(r"cell = '(.*?)'", asked[1])
+    (own,) = [
+        row
+        for row in runs(lake, "demo")
+        if row["cell"] == cell_key and f"protocol = '{row['protocol']}'" in asked[1]
+    ]
+    assert own["n_batches"] == 8 and len(edits) == own["n_edits"] - 1  # one is superseded
+    mean = sum(edit["efficacy"] for edit in edits) / len(edits)
+    assert mean == pytest.approx(own["efficacy"])
+    metrics = {row["metric"] for row in query(asked[2], lake).dicts()}
+    assert "shift_norm" in metrics and f"cell = '{cell_key}'" in asked[2]

@@ -1,0 +1,250 @@
+"""Tables: figures, order, statuses and escapes, and one table from three sources."""
+
+from __future__ import annotations
+
+import csv
+import dataclasses
+import io
+import statistics
+from pathlib import Path
+from typing import Any
+
+import duckdb
+import pytest
+
+from pipeline.results.lake.lake import Lake
+from pipeline.results.lake.records import RUN_COLUMNS
+from pipeline.results.query import runs
+from pipeline.results.rendering import FORMATS, render_table
+from pipeline.results.tables import TableError, build_table
+from pipeline.results.tracking.tracker import Tracker, runs_frame
+from tests.unit.helpers.lake_fixtures import address, cell, demo_cells
+
+
+def row(**changes: Any) -> dict[str, Any]:
+    values: dict[str, Any] = {
+        "grid": "g", "cell": "", "editor": "ft", "variant": "", "model": "m", "dataset": "d",
+        "scale": "world", "seed": 0, "batch_size": 10, "n_batches": 20, "n_edits": 200,
+        "final": True, "protocol": "exact_match", "prompt": "bare", "efficacy": 50.0,
+        "generalization": 40.0, "specificity": 30.0, "specificity_self": 20.0,
+        "train_seconds": None, "edit_ms": 2.0, "peak_memory_gb": 1.0, "data_hash": "h",
+        "code_version": "v", "status": "done", "remark": "",
+    } | changes  # fmt: skip
+    assert tuple(values) == RUN_COLUMNS
+    place = ("editor", "variant", "model", "seed", "batch_size", "n_batches")
+    return values | {"cell": values["cell"] or "-".join(str(values[name]) for name in place)}
+
+
+def failed(**changes: Any) -> dict[str, Any]:
+    nothing = dict.fromkeys(("n_edits", "final", "protocol", "efficacy", "generalization",
+                             "specificity", "specificity_self", "edit_ms"))  # fmt: skip
+    return row(**(nothing | {"status": "failed"} | changes))
+
+
+def lines(rows: list[dict[str, Any]], **options: Any) -> list[list[str]]:
+    text = render_table(build_table(rows, **options), "md")
+    return [
+        [part.strip() for part in line.strip("|").split(" | ")]
+        for line in text.splitlines()
+        if line.startswith("|")
+    ]
+
+
+def test_seeds_give_mean_and_sample_deviation() -> None:
+    values = [50.0, 52.0, 57.5]
+    head, _, body = lines([row(seed=i, efficacy=v) for i, v in enumerate(values)])
+    assert head == ["exact_match", "20×10 Eff", "20×10 Gen", "20×10 Spe", "20×10 Spe(self)",
+                    "20×10 ms/edit", "20×10 train s"]  # fmt: skip
+    mean, std = statistics.mean(values), statistics.stdev(values)
+    assert body == ["ft", f"{mean:.1f} ± {std:.1f}", "40.0 ± 0.0", "30.0 ± 0.0", "20.0 ± 0.0",
+                    "2.00 ± 0.00", "–"]  # fmt: skip
+    text = render_table(build_table([row(seed=i) for i in range(3)]), "md")
+    assert "over 3 seeds (0, 1, 2)" in text
+    assert "One seed (0)" in render_table(build_table([row()]), "md")
+
+
+def test_failed_and_absent_cells_show_as_such() -> None:
+    rows = [
+        row(editor="a"),
+        row(editor="a", seed=1),
+        row(editor="b", n_batches=40),
+        failed(editor="b"),
+        failed(editor="c", seed=1),
+        row(editor="c", efficacy=70.0),
+        row(editor="none", efficacy=None),
+    ]
+    body = {line[0]: line[1:] for line in lines(rows)[2:]}
+    assert body["a"][0] == "50.0 ± 0.0" and body["a"][6] == "–"
+    assert body["b"][0] == "failed" and body["b"][6] == "50.0 (n=1)"
+    assert body["c"][0] == "70.0 (n=1, 1 failed)"
+    assert body["unedited"][0] == "–"
+    assert "2 cells failed." in render_table(build_table(rows), "md")
+    only = render_table(build_table([failed()]), "md")
+    assert only.count("| failed") + only.count(" failed |") > 0 and "1 cell failed." in only
+
+
+def test_the_references_come_first_then_names_or_the_order_given() -> None:
+    names = [("rledit", ""), ("ft", "fast"), ("untrained", ""), ("none", ""), ("ft", "")]
+    rows = [row(editor=editor, variant=variant) for editor, variant in names]
+    assert [line[0] for line in lines(rows)[2:]] == [
+        "unedited", "untrained", "ft", "ft (fast)", "rledit"]  # fmt: skip
+    assert [line[0] for line in lines(rows, editors=["rledit", "none"])[2:]] == [
+        "rledit", "unedited", "ft", "ft (fast)", "untrained"]  # fmt: skip
+
+
+def test_streams_and_protocols_stand_in_the_header() -> None:
+    rows = [row(n_batches=n, protocol=p) for n in (100, 20) for p in ("choice", "token_accuracy")]
+    heads = [line for line in lines(rows) if "Eff" in line[1]]
+    assert [head[0] for head in heads] == ["token_accuracy", "choice"]
+    assert [heads[0][1], heads[0][7]] == ["20×10 Eff", "100×10 Eff"]
+    assert lines(rows, protocols=["choice"])[0][0] == "choice"
+    for fmt in ("html", "latex"):
+        text = render_table(build_table(rows), fmt)
+        assert "token" in text and "100" in text and text.count("ft") >= 2
+
+
+def test_what_varies_has_a_column_and_kinds_of_model_never_mix() -> None:
+    rows = [row(), row(scale="full"), row(dataset="e")]
+    head, _, *body = lines(rows)
+    assert head[:3] == ["scale", "dataset", "exact_match"]
+    assert [line[:3] for line in body] == [
+        ["full", "d", "ft"], ["world", "d", "ft"], ["world", "e", "ft"]]  # fmt: skip
+    assert all(line[3] == "50.0" for line in body)
+
+
+def test_two_cells_at_one_place_are_refused() -> None:
+    with pytest.raises(TableError, match=r"cells one and two .*seed=0.*variant"):
+        build_table([row(cell="one"), row(cell="two")])
+
+
+def test_only_the_end_of_the_stream_counts() -> None:
+    rows = [row(), row(final=False, n_edits=100, efficacy=99.0)]
+    assert lines(rows)[2][1] == "50.0"
+    with pytest.raises(TableError, match="run the grid first"):
+        build_table([row(final=False)])
+
+
+def test_mixed_versions_are_said() -> None:
+    text = render_table(build_table([row(), row(seed=1, code_version="w")]), "md")
+    assert "Mixed code versions: v, w." in text
+
+
+def test_the_best_edited_model_is_bold_and_the_unedited_does_not_compete() -> None:
+    rows = [row(editor="none", specificity=100.0), row(editor="a", specificity=60.0, edit_ms=9.0),
+            row(editor="b", specificity=70.0)]  # fmt: skip
+    text = render_table(build_table(rows), "md", bold_best=True)
+    assert "**70.0**" in text and "**100.0**" not in text
+    assert "**2.00**" in text and "**9.00**" not in text
+    assert r"\textbf{70.0}" in render_table(build_table(rows), "latex", bold_best=True)
+
+
+def test_names_are_escaped() -> None:
+    rows = [row(editor="a_b&<c|d>", variant="50%")]
+    table = build_table(rows, title="x_y & <z>")
+    assert r"a\_b\&\textless{}c|d\textgreater{} (50\%)" in render_table(table, "latex")
+    assert "a_b&amp;&lt;c|d&gt; (50%)" in render_table(table, "html")
+    assert r"a_b&\<c\|d> (50%)" in render_table(table, "md")
+
+
+def test_markdown_lines_up() -> None:
+    text = render_table(build_table([row(), row(editor="a-long-name", efficacy=100.0)]), "md")
+    widths = {len(line) for line in text.splitlines() if line.startswith("|")}
+    assert len(widths) == 1
+
+
+def test_prompts_in_a_chat_are_named_in_the_header() -> None:
+    def text(*rows: dict[str, Any], fmt: str = "md") -> str:
+        return render_table(build_table(list(rows)), fmt)
+
+    assert "prompt" not in text(row())
+    assert "Grid g, scale world, model m, dataset d, prompt chat; protocol" in text(
+        row(prompt="chat")
+    )
+    assert "prompt chat" in text(row(prompt="chat"), fmt="latex")
+    head, _, *body = lines([row(), row(prompt="chat", model="n")])
+    assert head[:3] == ["model", "prompt", "exact_match"]
+    assert [line[:2] for line in body] == [["m", "bare"], ["n", "chat"]]
+    parsed = list(csv.DictReader(io.StringIO(text(row(prompt="chat"), fmt="csv"))))
+    assert {line["prompt"] for line in parsed} == {"chat"}
+
+
+def test_csv_is_unrounded() -> None:
+    rows = [row(seed=i, efficacy=v) for i, v in enumerate([1 / 3, 2 / 3])] + [failed(editor="b")]
+    parsed = list(csv.DictReader(io.StringIO(render_table(build_table(rows), "csv"))))
+    (found,) = [r for r in parsed if r["metric"] == "efficacy" and r["editor"] == "ft"]
+    assert float(found["mean"]) == 0.5 and float(found["std"]) == statistics.stdev([1 / 3, 2 / 3])
+    assert (found["n_batches"], found["protocol"], found["n_seeds"]) == ("20", "exact_match", "2")
+    assert {r["status"] for r in parsed if r["editor"] == "b"} == {"failed"}
+
+
+def test_unknown_names_list_the_known() -> None:
+    with pytest.raises(TableError, match=r"'choice'; there are: exact_match"):
+        build_table([row()], protocols=["choice"])
+    with pytest.raises(TableError, match="md, latex, html, csv"):
+        render_table(build_table([row()]), "pdf")
+
+
+@pytest.fixture(scope="module")
+def sources(tmp_path_factory: pytest.TempPathFactory) -> tuple[Lake, str]:
+    """A lake and the tracking database that was written beside it, with failures and variants."""
+    folder = tmp_path_factory.mktemp("sources")
+    lake = Lake(str(folder / "lake"))
+    tracking = f"sqlite:///{folder}/mlflow.db"
+    tracker = Tracker(tracking, "demo")
+    parent = tracker.start("run")
+    results = [*demo_cells(seeds=2), cell(variant="official", model="a/b_c")]
+    for result in results:
+        lake.commit(result)
+        tracker.log_cell(parent, result)
+    for where in (address(editor="ft", seed=2), address(editor="mend", variant="big")):
+        record = lake.record_failure(where, "out of memory", identity={}, code_version="1")
+        tracker.log_cell(parent, lake.result(record))
+    tracker.finish(parent)
+    return lake, tracking
+
+
+def parquet_rows(root: str) -> list[dict[str, Any]]:
+    """Rows of `runs` by plain duckdb, from nothing but the files."""
+    read = "read_parquet('{}/{}/**/*.parquet', hive_partitioning=true, union_by_name=true)"
+    sql = f"""
+        SELECT c.grid, c.cell_key AS cell, c.editor, c.variant, c.model, c.dataset, c.scale,
+               c.seed, c.batch_size, c.n_batches, s.n_edits, s.final, s.protocol,
+               coalesce(c.identity->>'$.model.prompt.template', 'bare') AS prompt, s.efficacy,
+               s.generalization, s.specificity, s.specificity_self, c.train_seconds, c.edit_ms,
+               c.peak_memory_gb, c.data_hash, c.code_version, c.status,
+               coalesce(c.resolved->>'$.remark', '') AS remark
+        FROM {read.format(root, "cells")} c
+        LEFT JOIN {read.format(root, "scores")} s USING (cell_key)"""
+    answer = duckdb.sql(sql)
+    return [dict(zip(answer.columns, values, strict=True)) for values in answer.fetchall()]
+
+
+@pytest.mark.parametrize("fmt", FORMATS)
+def test_one_table_from_lake_parquet_and_mlflow(sources: tuple[Lake, str], fmt: str) -> None:
+    lake, tracking = sources
+    expected = render_table(build_table(runs(lake, "demo")), fmt)
+    assert "failed" in expected and ("official" in expected)
+    assert render_table(build_table(parquet_rows(str(lake.storage))), fmt) == expected
+    assert render_table(build_table(runs_frame(tracking, "demo")), fmt) == expected
+
+
+def test_rows_from_mlflow_are_those_of_the_lake(sources: tuple[Lake, str]) -> None:
+    lake, tracking = sources
+
+    def order(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+        return sorted(rows, key=lambda row: (row["cell"], row["protocol"] or ""))
+
+    tracked = runs_frame(tracking, "demo")
+    assert order(tracked) == order(runs(lake, "demo"))
+    assert tuple(tracked[0]) == RUN_COLUMNS
+
+
+def test_a_changed_score_changes_the_table(sources: tuple[Lake, str], tmp_path: Path) -> None:
+    """Guards the equalities above against comparing constants."""
+    lake = Lake(str(tmp_path))
+    result = cell()
+    for seed in range(2):
+        lake.commit(dataclasses.replace(result, address=address(seed=seed)))
+    before = render_table(build_table(runs(lake, "demo")), "csv")
+    lake.commit(cell(noise=1))
+    assert render_table(build_table(runs(lake, "demo")), "csv") != before

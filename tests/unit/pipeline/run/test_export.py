@@ -1,0 +1,133 @@
+"""The exported model is the one the stream ended with, bit by bit."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors import safe_open
+from safetensors.torch import load_file
+from torch import Tensor
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from pipeline.config.parse import load_grid
+from pipeline.plan.cells import Cell, cells_of
+from pipeline.results.lake.lake import Lake, LakeError
+from pipeline.run.cache import Cache
+from pipeline.run.export import export
+from pipeline.run.reporting import silent
+from pipeline.run.stages import edit
+from pipeline.run.stages.prepare import open_model, prepare_model
+from pipeline.run.tasks import perform, tasks_of
+from pipeline.storage.run_paths import RunPaths
+from rledit.model import EditableModel
+
+GRID = Path(__file__).parents[3] / "cluster" / "tiny.yaml"
+EDITOR = "editors=[{editor: ultraedit, settings: {step: 1.0e-2}}]"
+
+
+@pytest.fixture(scope="module")
+def models(tmp_path_factory: pytest.TempPathFactory) -> Cache:
+    cache = Cache(tmp_path_factory.mktemp("models"))
+    prepare_model(cells_of(load_grid(GRID, [EDITOR]))[0], cache, silent)
+    return cache
+
+
+def done(
+    models: Cache, folder: Path, *changes: str, patch: pytest.MonkeyPatch
+) -> tuple[Cell, RunPaths, EditableModel]:
+    """A finished cell, where it lies, and its model as its stream has left it."""
+    opened: list[EditableModel] = []
+
+    def opening(*arguments: Any) -> EditableModel:
+        opened.append(open_model(*arguments))
+        return opened[-1]
+
+    patch.setattr(edit, "open_model", opening)
+    (cell,) = cells_of(load_grid(GRID, [EDITOR, *changes]))
+    cache = folder / "cache"
+    cache.mkdir()
+    (cache / "models").symlink_to(models.folder / "models")
+    run_paths = RunPaths(lake=str(folder / "lake"), cache=str(cache), tracking="")
+    for task in tasks_of([cell]).values():
+        perform(task, run_paths, silent)
+    return cell, run_paths, opened[-1]
+
+
+def logits(model: Any, tokenizer: Any, cell: Cell) -> Tensor:
+    prompts = [e.prompt for e in cell.source().draw("evaluation", 6, seed=0)]
+    with torch.no_grad():
+        return torch.cat(
+            [model(**tokenizer(p, return_tensors="pt")).logits[0, -1:] for p in prompts]
+        )
+
+
+@pytest.mark.parametrize("kept", [True, False], ids=["kept", "run again"])
+def test_an_exported_checkpoint_is_the_model_at_the_streams_end(
+    kept: bool, models: Cache, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    change = f"keep_edited={str(kept).lower()}"
+    cell, run_paths, ours = done(models, tmp_path, change, patch=monkeypatch)
+    assert (Cache(run_paths.cache).file(edit.edited_name(cell)) is not None) == kept
+    folder = export(cell.key[:6], run_paths, tmp_path / "out")
+    model: Any = AutoModelForCausalLM.from_pretrained(folder)
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    assert torch.equal(logits(model, tokenizer, cell), logits(ours.model, tokenizer, cell))
+    with ours.weights.unedited():
+        assert not torch.equal(logits(model, tokenizer, cell), logits(ours.model, tokenizer, cell))
+    assert json.loads((folder / "edited.json").read_text())["cell"] == cell.key
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_the_change_alone_gives_the_edited_matrices_exactly(
+    dtype: str, models: Cache, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source = prepare_model(cells_of(load_grid(GRID, [EDITOR]))[0], models, silent)
+    checkpoint = f"models=[{{name: m, checkpoint: {source}, dtype: {dtype}}}]"
+    cell, run_paths, ours = done(
+        models, tmp_path, checkpoint, "keep_edited=true", patch=monkeypatch
+    )
+    path = export(cell.key, run_paths, tmp_path / "out", delta=True)
+    assert [p.name for p in (tmp_path / "out").iterdir()] == ["delta.safetensors"]
+    changes = load_file(path)
+    assert changes.keys() == {f"{name}.weight" for name in ours.modules}
+    for name in ours.modules:
+        change = changes[f"{name}.weight"]
+        original = ours.weights.original(name)
+        now = ours.linear(name).weight
+        assert torch.equal((original.double() + change).float().to(now.dtype), now)
+        assert float(change.norm()) > 0
+    with safe_open(path, framework="pt") as file:
+        assert json.loads(file.metadata()["facts"])["cell"] == cell.key
+
+
+def test_a_run_that_comes_out_otherwise_is_no_export(
+    models: Cache, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cell, run_paths, _ = done(models, tmp_path, patch=monkeypatch)
+    lake = Lake(run_paths.lake)
+    record = lake.record(cell.key)
+    assert record is not None
+    result = lake.result(record, tables=("edits", "scores", "steps"))
+    scores = dict(result.edits)  # type: ignore[arg-type]
+    scores["efficacy"] = [100 - v for v in scores["efficacy"]]
+    object.__setattr__(result, "edits", scores)
+    lake.commit(result)
+    with pytest.raises(LakeError, match="other scores than those in the lake.*keep_edited"):
+        export(cell.key, run_paths, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+    assert Cache(run_paths.cache).file(edit.edited_name(cell)) is None
+
+
+def test_what_cannot_be_exported_says_why(
+    models: Cache, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cell, run_paths, _ = done(models, tmp_path, patch=monkeypatch)
+    with pytest.raises(LakeError, match=f"0 cells .* 'zz'; keys there: {cell.key}"):
+        export("zz", run_paths, tmp_path / "out")
+    Lake(run_paths.lake).storage.delete(f"entries/{cell.key}.json")
+    with pytest.raises(LakeError, match="does not say what cell"):
+        export(cell.key, run_paths, tmp_path / "out")
