@@ -147,8 +147,8 @@ def test_a_change_through_the_mlp_moves_the_stream_as_asked(family: str) -> None
 def test_what_is_found_of_the_listed_families_is_what_the_list_says(family: str) -> None:
     found, listed = describe(tiny_model(family).config), FAMILIES[family]
     for name in (
-        "layers", "linears", "attention", "mlp", "final_norm", "norm_after_mlp", "residual_scale",
-        "attention_returns", "layer_returns_tuple",
+        "layers", "target_modules", "attention", "mlp", "final_norm", "norm_after_mlp",
+        "residual_scale", "attention_returns", "layer_returns_tuple",
     ):  # fmt: skip
         assert getattr(found, name) == getattr(listed, name), name
 

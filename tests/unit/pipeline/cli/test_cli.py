@@ -237,16 +237,13 @@ import signal, sys, time
 signal.signal(signal.SIGINT, signal.default_int_handler)
 import pipeline.plan.preflight
 def checked(plan):
-    print("preparing", flush=True)
-    while True:
-        try:
+    try:
+        print("preparing", flush=True)
+        time.sleep(60)
+    finally:
+        if {slow}:
+            print("closing", flush=True)
             time.sleep(60)
-        except Exception:
-            pass
-        finally:
-            if {slow}:
-                print("closing", flush=True)
-                time.sleep(60)
 pipeline.plan.preflight.checked = checked
 sys.argv = ["rledit", "run", {grid!r}, "--results", {results!r}]
 from pipeline.cli import main

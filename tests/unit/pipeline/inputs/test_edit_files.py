@@ -175,8 +175,9 @@ def test_arrows_threads_hold_nothing_of_pythons(
 
     A bytearray tells whether anybody holds its memory: it cannot grow then.
     """
-    from pipeline.results.lake import parquet as module
+    from pipeline.results.lake import parquet as shards
     from pipeline.results.lake.lake import Lake
+    from pipeline.storage import parquet as users
     from tests.unit.helpers.lake_fixtures import cell
 
     if read == "read_shard":
@@ -196,11 +197,11 @@ def test_arrows_threads_hold_nothing_of_pythons(
 
         return instead
 
-    monkeypatch.setattr(module.pq, "ParquetFile", looking(module.pq.ParquetFile))
-    monkeypatch.setattr(module.pq, "read_table", looking(module.pq.read_table))
+    monkeypatch.setattr(pq, "ParquetFile", looking(pq.ParquetFile))
+    monkeypatch.setattr(pq, "read_table", looking(pq.read_table))
     given: Any = content
     if read == "foreign_rows":
-        assert module.foreign_rows(given) == [{"a": 1}, {"a": 2}]
+        assert users.foreign_rows(given) == [{"a": 1}, {"a": 2}]
     else:
-        assert module.read_shard(given, "cells", "here")["status"] == ["done"]
+        assert shards.read_shard(given, "cells", "here")["status"] == ["done"]
     assert seen and seen[0] == len(content) - len(seen)

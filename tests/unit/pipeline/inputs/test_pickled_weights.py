@@ -101,7 +101,7 @@ def test_the_identity_is_that_of_the_files(folder: Path) -> None:
     name = next(iter(tensors))
     torch.save({**tensors, name: tensors[name] + 1}, folder / "pytorch_model.bin")
     assert checkpoint_fingerprint(str(folder)) != first
-    assert list(cell(folder).facts["weights"]["pickled"]) == ["pytorch_model.bin"]
+    assert list(cell(folder).metadata["weights"]["pickled"]) == ["pytorch_model.bin"]
 
 
 class Code:

@@ -86,7 +86,7 @@ def test_fp8_is_dequantised_while_loading(folder: Path, dtype: str) -> None:
 
 def test_plan_identity_and_results_say_it(folder: Path) -> None:
     before = cell(folder)
-    assert "dequantised" not in before.identity["model"] and "weights" not in before.facts
+    assert "dequantised" not in before.identity["model"] and "weights" not in before.metadata
     in_fp8(folder)
     chosen = cell(folder)
     assert chosen.identity["model"]["dequantised"] == "fp8, 8 bits"

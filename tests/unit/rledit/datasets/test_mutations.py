@@ -170,7 +170,8 @@ def changed_once(row: Any, name: str, data: st.DataObject) -> str:
     elif action == "absent":
         owner[last] = data.draw(st.sampled_from(ABSENT))
     elif action == "kind":
-        owner[last] = data.draw(st.sampled_from(WRONG_KIND))
+        # A copy: what is put in here may be changed by the next draw.
+        owner[last] = copy.deepcopy(data.draw(st.sampled_from(WRONG_KIND)))
     return action
 
 
