@@ -133,7 +133,8 @@ class _Trace(torch.autograd.Function):
     ) -> Tensor:
         ctx.input_gradient = input_gradient
         ctx.save_for_backward(x, left, right)
-        return output.view_as(output)
+        # A copy, not a view: some layers (Falcon's) add to their MLP's output in place.
+        return output.clone()
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
