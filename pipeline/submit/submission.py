@@ -16,13 +16,14 @@ from pipeline.config.yaml_location import Located
 from pipeline.inputs.fingerprints import fingerprint
 from pipeline.storage.object_store import Storage
 from pipeline.storage.redaction import names_a_secret, redact
+from rledit.errors import UserError
 
 FILE = "submission.json"
 _HUB = re.compile(r"[\w.-]+/[\w.-]+@[\w.-]+")
 _LONGEST_NAME = 32  # characters of the grid's name in an id; KubeRay allows 47 in all
 
 
-class SubmitError(RuntimeError):
+class SubmitError(UserError, RuntimeError):
     """A grid cannot be submitted as asked; the message says what would work."""
 
 
