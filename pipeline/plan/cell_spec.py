@@ -34,7 +34,7 @@ def read_cell_spec(key: str, lake: Storage) -> Cell:
     except FileNotFoundError:
         raise LakeError(
             f"{lake} does not say what cell {key} was made from (it was written by an earlier "
-            "version); run its grid again with --replace"
+            "version); run its grid again with --rerun-other-code"
         ) from None
     cell = build(Cell, entry["cell"], (), Located("{}", f"cell {key}"))
     if cell.key != key:

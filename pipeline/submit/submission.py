@@ -39,6 +39,7 @@ class Submission:
         cache: URI of what can be made again, the same place for every node.
         tracking: MLflow URI for the driver; None: the cluster's own ``MLFLOW_TRACKING_URI``.
         replace: Drop finished cells whose settings have changed.
+        rerun_other_code: Run finished cells again that other code than the cluster's made.
         session: Ray's name of the cluster's life, by which its jobs are told from another's.
     """
 
@@ -48,6 +49,7 @@ class Submission:
     cache: str
     tracking: str | None = None
     replace: bool = False
+    rerun_other_code: bool = False
     session: str = ""
 
     def parsed(self) -> Grid:
