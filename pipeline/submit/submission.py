@@ -54,9 +54,8 @@ class Submission:
 
     def parsed(self) -> Grid:
         """The grid."""
-        located = Located("{}", f"submission {self.name}")
-        located.data = self.grid  # through YAML, 1e-06 would become text
-        return parse_grid(located)
+        # As data: through YAML, 1e-06 would become text.
+        return parse_grid(Located.of_data(self.grid, f"submission {self.name}"))
 
     def write(self, path: Path) -> None:
         """Write everything as JSON; there is no secret in it."""
