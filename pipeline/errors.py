@@ -1,8 +1,9 @@
-"""Errors that a user can mend: one class, so that commands show them as one message without a
-trace."""
+"""The error of a configuration; the base of all errors that users can mend is `UserError`."""
 
 from __future__ import annotations
 
+from rledit.errors import UserError
 
-class ConfigError(ValueError):
+
+class ConfigError(UserError, ValueError):
     """A configuration that cannot be used; the message says where, why and what would do."""

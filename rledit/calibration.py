@@ -27,6 +27,7 @@ from rledit.editors import editor_class
 from rledit.editors.base import Editor
 from rledit.editors.isolation import fresh_prefix_cache
 from rledit.editors.moment_editor import MomentEditor, Proposal
+from rledit.errors import UserError
 from rledit.metrics import protocol
 from rledit.metrics.reading import Reading, read
 from rledit.model import EditableModel
@@ -65,7 +66,7 @@ _TRAINING = frozenset(
 )  # fmt: skip
 
 
-class CalibrationError(ValueError):
+class CalibrationError(UserError, ValueError):
     """A step that cannot be calibrated, with what to do instead."""
 
 

@@ -13,6 +13,8 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
+from rledit.errors import UserError
+
 SPELLINGS = re.compile(
     r"""
       <[|｜][^<>|｜\s]{1,60}[|｜]>
@@ -30,7 +32,7 @@ _MARKED = re.compile(r"[<\[◁⟨【|｜]")
 _SHOWN = 80  # characters of a text in a message
 
 
-class TokenizationError(ValueError):
+class TokenizationError(UserError, ValueError):
     """A text, or a tokenizer, that breaks the token contract (see `rledit.tokenization`)."""
 
 

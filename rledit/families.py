@@ -18,8 +18,10 @@ from torch import nn
 from transformers import AutoModelForCausalLM
 from transformers.pytorch_utils import Conv1D
 
+from rledit.errors import UserError
 
-class UneditableError(ValueError):
+
+class UneditableError(UserError, ValueError):
     """A model whose architecture cannot be edited, with the architecture's own reason."""
 
 

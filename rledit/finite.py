@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
+from rledit.errors import UserError
 from rledit.tokenization import Sample
 
 if TYPE_CHECKING:
@@ -26,7 +27,7 @@ if TYPE_CHECKING:
 _LONGEST_PROMPT = 80
 
 
-class NonFiniteError(ValueError):
+class NonFiniteError(UserError, ValueError):
     """A number that is not finite where an answer is needed; says which, where and why."""
 
     def at(self, when: str) -> NonFiniteError:

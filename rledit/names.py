@@ -6,7 +6,13 @@ import difflib
 from collections.abc import Iterable, Mapping
 from typing import TypeVar
 
+from rledit.errors import UserError
+
 T = TypeVar("T")
+
+
+class UnknownNameError(UserError, ValueError):
+    """A name that stands for nothing that can be used; the message says what there is."""
 
 
 def look_up(registry: Mapping[str, T], name: str, kind: str) -> T:
@@ -18,10 +24,10 @@ def look_up(registry: Mapping[str, T], name: str, kind: str) -> T:
         kind: What the registry holds, for the message.
 
     Raises:
-        ValueError: There is none; names the nearest and all others.
+        UnknownNameError: There is none; names the nearest and all others.
     """
     if name not in registry:
-        raise ValueError(f"unknown {kind} {name!r}{nearest(name, registry)}")
+        raise UnknownNameError(f"unknown {kind} {name!r}{nearest(name, registry)}")
     return registry[name]
 
 

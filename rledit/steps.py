@@ -5,11 +5,13 @@ from __future__ import annotations
 import math
 from typing import Any, Literal
 
+from rledit.errors import UserError
+
 AUTO: Literal["auto"] = "auto"
 Step = float | Literal["auto"]
 
 
-class SettingError(ValueError):
+class SettingError(UserError, ValueError):
     """A setting that cannot be used.
 
     Attributes:

@@ -14,6 +14,7 @@ from pipeline.cli.options import (
     LakeUri,
     Limit,
     Replace,
+    RerunOtherCode,
     Results,
     Scale,
     Sets,
@@ -48,6 +49,7 @@ def submit(
     ] = "ray",
     address: Address = None,
     replace: Replace = False,
+    rerun_other_code: RerunOtherCode = False,
     env: Annotated[
         list[str],
         typer.Option(help="Name of a variable to take along (no secrets). May be repeated."),
@@ -113,6 +115,7 @@ def submit(
         cache=cache,
         tracking=tracking,
         replace=replace,
+        rerun_other_code=rerun_other_code,
     )
     if backend == "kuberay":
         from pipeline.submit.manifest import SecretVariable, Shape, render

@@ -9,28 +9,16 @@ from contextlib import contextmanager
 
 import typer
 
-from pipeline.run.signals import INTERRUPTED, Interrupted, interruptible, leave_on_interrupt
+from pipeline.run.signals import (
+    INTERRUPTED,
+    Interrupted,
+    Terminated,
+    interruptible,
+    leave_on_interrupt,
+)
+from rledit.errors import UserError
 
 logger = logging.getLogger(__name__)
-
-# Errors that are answers to the user, by name: importing their modules here would cost seconds.
-_EXPECTED = frozenset(
-    {
-        "ConfigError",
-        "DatasetError",
-        "LakeError",
-        "QueryError",
-        "ReportError",
-        "CovarianceError",
-        "StorageError",
-        "SubmitError",
-        "TableError",
-        "Terminated",
-        "TokenizationError",
-        "TrackingError",
-    }
-)
-
 
 _GO_ON = "interrupted; nothing is half-written, and the same command may be given again"
 
@@ -39,8 +27,9 @@ _GO_ON = "interrupted; nothing is half-written, and the same command may be give
 def errors_as_help() -> Iterator[None]:
     """Print an expected error as one message; anything else is a bug and keeps its trace.
 
-    A file or folder that the system refuses is an answer, too. Ctrl-C says what is kept, and exits
-    with 130; a second one ends the process at once.
+    Expected are `UserError` and all below it, a file or folder that the system refuses, and the end
+    that the process was told to come to. Ctrl-C says what is kept, and exits with 130; a second one
+    ends the process at once.
     """
     try:
         with interruptible():
@@ -49,21 +38,17 @@ def errors_as_help() -> Iterator[None]:
         leave_on_interrupt()
         typer.echo(f"\n{str(interrupted) or _GO_ON}", err=True)
         raise SystemExit(INTERRUPTED) from None
+    except (UserError, Terminated) as error:
+        typer.echo(f"error: {error}", err=True)
+        raise SystemExit(2) from None
     except OSError as error:
         logger.debug("refused by the system", exc_info=error)
         typer.echo(f"error: {_refused(error)}", err=True)
-        raise SystemExit(2) from None
-    except Exception as error:
-        if not _EXPECTED & {cls.__name__ for cls in type(error).__mro__}:
-            raise
-        typer.echo(f"error: {error}", err=True)
         raise SystemExit(2) from None
 
 
 def _refused(error: OSError) -> str:
     """What the system refused, where, and what to do about it."""
-    if _EXPECTED & {cls.__name__ for cls in type(error).__mro__}:
-        return str(error)
     if error.filename is None or error.strerror is None:
         return f"{type(error).__name__}: {error}"
     remedy = {

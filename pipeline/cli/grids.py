@@ -14,6 +14,7 @@ from pipeline.cli.options import (
     LakeUri,
     Limit,
     Replace,
+    RerunOtherCode,
     Results,
     Scale,
     Sets,
@@ -45,13 +46,14 @@ def run(
         ),
     ] = None,
     replace: Replace = False,
+    rerun_other_code: RerunOtherCode = False,
 ) -> None:
     """Run what is missing of a grid, then print its table and write its report.
 
     A run that was interrupted goes on from where it stopped: give the same command again.
     """
     from pipeline.config.parse import load_grid
-    from pipeline.plan.grid_plan import make_plan, pool_lines, skip_lines
+    from pipeline.plan.grid_plan import code_lines, make_plan, pool_lines, skip_lines
     from pipeline.results.lake.lake import Lake
     from pipeline.run.driver import run_plan
 
@@ -60,8 +62,9 @@ def run(
     found: Plan | None = None
     console = Console(stderr=True)
     try:
-        found = make_plan(parsed, Lake(run_paths.lake), replace)
-        for line in [*pool_lines(found.cells), *skip_lines(found.missing)]:
+        found = make_plan(parsed, Lake(run_paths.lake), replace, rerun_other_code=rerun_other_code)
+        said = [*pool_lines(found.cells), *skip_lines(found.missing), *code_lines(found)]
+        for line in said:
             console.print(line, highlight=False, markup=False, soft_wrap=True)
         console.print(f"{len(found.cells)} cells, {len(found.missing)} to run", highlight=False)
         if found.missing:

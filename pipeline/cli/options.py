@@ -43,6 +43,14 @@ TrackingUri = Annotated[
 Replace = Annotated[
     bool, typer.Option("--replace", help="Drop finished cells whose settings have changed.")
 ]
+RerunOtherCode = Annotated[
+    bool,
+    typer.Option(
+        "--rerun-other-code",
+        help="Run finished cells again that another version of the code made; their rows are "
+        "dropped.",
+    ),
+]
 Scale = Annotated[
     str | None,
     typer.Option(

@@ -14,6 +14,7 @@ from pipeline.cli.options import (
     LakeUri,
     Limit,
     Replace,
+    RerunOtherCode,
     Results,
     Scale,
     Sets,
@@ -40,6 +41,7 @@ def plan(
         bool, typer.Option("--cells/--no-cells", help="List every cell with its state.")
     ] = True,
     replace: Replace = False,
+    rerun_other_code: RerunOtherCode = False,
 ) -> None:
     """Tell what a grid needs: cells done and missing, hours, memory, disk, downloads. Runs nothing.
 
@@ -53,6 +55,7 @@ def plan(
     from pipeline.plan.estimate.summary import summary
     from pipeline.plan.grid_plan import (
         check_sharded,
+        code_lines,
         failed_lines,
         make_plan,
         pool_lines,
@@ -70,7 +73,7 @@ def plan(
     unknown = [cell for cell in every if unknowable(cell, away)]
     for cell in unknown:
         check_sharded(cell)
-    found = make_plan(parsed, store, replace, known)
+    found = make_plan(parsed, store, replace, known, rerun_other_code)
     skipped = {cell.key for cell in found.missing if cell.skip_reason is not None}
     states = {True: "done", False: "missing"}
     for cell in found.cells if cells else ():
@@ -81,7 +84,7 @@ def plan(
         reason = "not there" if unknowable(cell, absent) else "not fetched"
         typer.echo(f"{'missing':8}{'-' * 16}  {cell.path}  (its data is {reason})")
     reasons = () if cells else (*skip_lines(found.missing), *failed_lines(found))
-    for line in (*pool_lines(found.cells), *reasons):
+    for line in (*pool_lines(found.cells), *reasons, *code_lines(found)):
         typer.echo(line)
     to_run = [cell for cell in found.missing if cell.key not in skipped] + unknown
     done = Counter((c.model.name, c.label) for c in found.cells if c.key in found.done)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -37,6 +38,13 @@ class Located:
             raise ConfigError(f"{name}: expected a mapping of settings, key: value, found {kind}")
         self._lines: dict[KeyPath, int] = {}
         self._walk(node, ())
+
+    @classmethod
+    def of_data(cls, data: Mapping[str, Any], name: str) -> Located:
+        """Settings that stand in no file: places are their keys behind a name, without lines."""
+        located = cls("{}", name)
+        located.data = dict(data)
+        return located
 
     @classmethod
     def read(cls, path: Path) -> Located:

@@ -34,9 +34,10 @@ def read_cell_spec(key: str, lake: Storage) -> Cell:
     except FileNotFoundError:
         raise LakeError(
             f"{lake} does not say what cell {key} was made from (it was written by an earlier "
-            "version); run its grid again with --replace"
+            "version); run its grid again with --rerun-other-code"
         ) from None
-    cell = build(Cell, entry["cell"], (), Located("{}", f"cell {key}"))
+    given = entry["cell"]
+    cell = build(Cell, given, (), Located.of_data(given, f"cell {key}"))
     if cell.key != key:
         changes = "; ".join(changed_fields(entry["identity"], cell.identity))
         raise LakeError(f"cell {key} cannot be run again as it was: {changes}")

@@ -113,7 +113,7 @@ class Cell:
             given["modules"] = ()
         if any(f.name == "seed" for f in fields(cls)):
             given.setdefault("seed", self.seed)
-        settings: Any = build(cls, given, (), Located("{}", f"editor {self.label}"))
+        settings: Any = build(cls, given, (), Located.of_data(given, f"editor {self.label}"))
         problem = editor_class(self.editor.editor).batch_problem(settings, self.stream.batch_size)
         if problem is not None:
             raise ConfigError(f"editor {self.label}, stream {self._stream_name}: {problem}")

@@ -13,6 +13,7 @@ from pipeline.inputs.checkpoints import check_weights, is_folder
 from pipeline.inputs.datasets import lacking, pool_origin, pool_remedy, source_of, unread
 from pipeline.inputs.fingerprints import changed_fields
 from pipeline.plan.cells import Cell, cells_of
+from pipeline.plan.versions import code_version
 from pipeline.results.lake.lake import Lake
 from pipeline.results.lake.records import SCORES, CellAddress
 from rledit.datasets import RowError, RowErrors
@@ -31,6 +32,8 @@ class Plan:
         failed: Reasons of those that failed before, by key; they are run again.
         outdated: Keys in the lake that stand at a cell's path with another identity.
         refused: Why cells cannot run, by key, as preflight found out.
+        other_code: Version of the code by key, of cells with rows in the lake that other code
+            than this made. They are done, or outdated where they are to be run again.
     """
 
     cells: tuple[Cell, ...]
@@ -38,6 +41,7 @@ class Plan:
     failed: dict[str, str]
     outdated: tuple[str, ...]
     refused: Mapping[str, str] = field(default_factory=dict)
+    other_code: Mapping[str, str] = field(default_factory=dict)
 
     def reason(self, cell: Cell) -> str | None:
         """Why a cell is left out; None where it can run."""
@@ -50,7 +54,11 @@ class Plan:
 
 
 def make_plan(
-    grid: Grid, lake: Lake, replace: bool = False, cells: Sequence[Cell] | None = None
+    grid: Grid,
+    lake: Lake,
+    replace: bool = False,
+    cells: Sequence[Cell] | None = None,
+    rerun_other_code: bool = False,
 ) -> Plan:
     """Compare a grid with the lake.
 
@@ -60,6 +68,8 @@ def make_plan(
         replace: Accept that finished cells at the same path have another identity; they are
             listed in `Plan.outdated` instead of stopping.
         cells: Those of its cells to look at; None: all.
+        rerun_other_code: Finished cells that another version of the code made are not done; they
+            are listed in `Plan.outdated`, too.
 
     Raises:
         ConfigError: A finished cell stands at a cell's path with another identity, or a stream
@@ -90,15 +100,24 @@ def make_plan(
             )
         outdated.append(record.address.cell_key)
     known = {record.address.cell_key: record for record in records}
+    asked = {cell.key for cell in cells}
+    other_code = {
+        key: str(record.values["code_version"])
+        for key, record in known.items()
+        if record.done and key in asked and record.values["code_version"] != code_version()
+    }
+    again = tuple(other_code) if rerun_other_code else ()
+    outdated += again
     return Plan(
         cells=cells,
-        done=frozenset(key for key, record in known.items() if record.done),
+        done=frozenset(key for key, record in known.items() if record.done) - {*again},
         failed={
             key: record.reason or record.status
             for key, record in known.items()
-            if not record.done and any(cell.key == key for cell in cells)
+            if not record.done and key in asked
         },
         outdated=tuple(outdated),
+        other_code=other_code,
     )
 
 
@@ -229,6 +248,22 @@ def failed_lines(plan: Plan) -> list[str]:
     counts = Counter(plan.failed[key] for cell in plan.missing if (key := cell.key) in plan.failed
                      and cell.skip_reason is None)  # fmt: skip
     return [f"failed before, {n} of the cells to run: {reason}" for reason, n in counts.items()]
+
+
+def code_lines(plan: Plan) -> list[str]:
+    """That done cells were made by other code than this, in one line; none where none were."""
+    if not plan.other_code:
+        return []
+    versions = Counter(plan.other_code.values())
+    made = ", ".join(f"{n} by {version}" for version, n in sorted(versions.items()))
+    of = len({cell.key for cell in plan.cells} & (plan.done | {*plan.other_code}))
+    lead = f"{len(plan.other_code)} of {of} done cells are of other code than {code_version()}"
+    if plan.done.isdisjoint(plan.other_code):
+        return [f"{lead} ({made}): run again, their old rows are dropped"]
+    return [
+        f"{lead} ({made}) and kept: where a change of the code since changes numbers, theirs are "
+        "the old ones; --rerun-other-code runs them again"
+    ]
 
 
 def skip_lines(cells: Sequence[Cell]) -> list[str]:

@@ -1,4 +1,11 @@
-"""Versions of the code and of the libraries, recorded with every result."""
+"""Versions of the code and of the libraries, recorded with every result.
+
+A version is a record and decides nothing: no key and no fingerprint is made from it, so that a new
+version runs nothing again. Where a change to the code is meant to change the numbers of given
+settings, it changes `pipeline.plan.cells.KEY_VERSION` or adds to the identity of the cells
+concerned. Of all other changes plans say how many done cells older or newer code made
+(`pipeline.plan.grid_plan.Plan.other_code`), and ``--rerun-other-code`` runs these again.
+"""
 
 from __future__ import annotations
 
@@ -10,20 +17,40 @@ from pathlib import Path
 
 LIBRARIES = ("torch", "transformers", "ray", "mlflow", "pyarrow", "deepspeed", "numpy")
 
+SOURCES = (
+    "rledit",
+    "pipeline/config",
+    "pipeline/inputs",
+    "pipeline/plan",
+    "pipeline/results/lake",
+    "pipeline/run",
+    "pipeline/storage",
+)
+"""What a cell's numbers can depend on. Commands, submission, tables, figures, reports and estimates
+read numbers or ask for them; tests, benchmarks and fault runs are no product."""
+_BESIDE = ("pipeline/plan/estimate",)
+
 
 @lru_cache(maxsize=1)
 def code_version() -> str:
-    """Package version and a hash of the sources that run a cell.
+    """Package version and a hash of `SOURCES`.
 
     The hash needs no repository, so it is right on a cluster worker and with uncommitted changes.
     """
     root = Path(__file__).resolve().parents[2]
+    return f"{metadata.version('rledit-at-scale')}+{sources_hash(root)}"
+
+
+def sources_hash(root: Path) -> str:
+    """Hash of the names and contents of the sources of a cell below a checkout, 12 hex digits."""
     total = hashlib.sha256()
-    for package in ("rledit", "pipeline"):
+    for package in SOURCES:
         for path in sorted((root / package).rglob("*.py")):
-            total.update(path.relative_to(root).as_posix().encode())
-            total.update(path.read_bytes())
-    return f"{metadata.version('rledit-at-scale')}+{total.hexdigest()[:12]}"
+            name = path.relative_to(root).as_posix()
+            if not name.startswith(_BESIDE):
+                total.update(name.encode())
+                total.update(path.read_bytes())
+    return total.hexdigest()[:12]
 
 
 @lru_cache(maxsize=1)

@@ -21,6 +21,7 @@ import duckdb
 
 from pipeline.results.lake.lake import Lake
 from pipeline.results.lake.records import CellRecord
+from rledit.errors import UserError
 
 Connection: TypeAlias = duckdb.DuckDBPyConnection  # for annotations elsewhere
 
@@ -59,7 +60,7 @@ _VIEWS = {
 VIEWS = tuple(_VIEWS)
 
 
-class QueryError(ValueError):
+class QueryError(UserError, ValueError):
     """A statement that cannot be answered, with what could have been asked."""
 
 

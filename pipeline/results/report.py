@@ -32,13 +32,14 @@ from pipeline.results.tables import (
     stream_label,
 )
 from pipeline.storage.object_store import Storage
+from rledit.errors import UserError
 
 logger = logging.getLogger(__name__)
 
 Row = Mapping[str, Any]
 
 
-class ReportError(ValueError):
+class ReportError(UserError, ValueError):
     """A report that cannot be written, with what there is instead."""
 
 

@@ -16,6 +16,7 @@ from typing import Any
 
 from pipeline.results.lake.records import BARE, SCORES
 from pipeline.results.protocols import SCORE_DEFINITIONS, sorted_protocols
+from rledit.errors import UserError
 
 Row = Mapping[str, Any]
 Stream = tuple[int, int]  # (batches, edits per batch)
@@ -38,7 +39,7 @@ PROMPT = "prompt"  # an address field where a prompt is not bare
 _SEED = (*ADDRESS_FIELDS, PROMPT, "editor", "variant", "n_batches", "batch_size", "seed")
 
 
-class TableError(ValueError):
+class TableError(UserError, ValueError):
     """Rows from which no honest table can be made."""
 
 

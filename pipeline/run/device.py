@@ -8,9 +8,10 @@ from pathlib import Path
 import torch
 
 from pipeline.config.resources import ResourcesEntry
+from rledit.errors import UserError
 
 
-class NoGpuError(RuntimeError):
+class NoGpuError(UserError, RuntimeError):
     """A cell was given a GPU that PyTorch cannot use."""
 
 

@@ -67,8 +67,10 @@ def run_plan(
         try:
             with signals.shielded():
                 parent = tracker.start(f"run {grid.name}", tags)
+            left_out = {cell.key for cell in plan.missing if plan.reason(cell) is not None}
             for key in plan.outdated:
-                lake.forget(key)
+                if key not in left_out:  # what other code could run and this cannot keeps its rows
+                    lake.forget(key)
             for cell in plan.missing:
                 reason = plan.reason(cell)
                 if reason is not None and plan.failed.get(cell.key) != reason:

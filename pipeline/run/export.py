@@ -113,7 +113,7 @@ def _run_again(cell: Cell, record: CellRecord, run_paths: RunPaths, report: Repo
         raise LakeError(
             f"cell {cell.key} came out with {changed} other scores than those in the lake, so this "
             "is another model; machine or versions differ from those of the run. Run its grid "
-            "there with keep_edited: true and --replace, then export"
+            "there with keep_edited: true into another lake (--lake), then export from that"
         )
 
 

@@ -9,6 +9,7 @@ from pathlib import Path
 from safetensors import safe_open
 from torch import Tensor
 
+from pipeline.inputs.checkpoint_files import CheckpointError
 from pipeline.inputs.model_loading import stored_name
 
 _SINGLE = "model.safetensors"
@@ -22,7 +23,7 @@ class CheckpointFiles:
         folder: A checkpoint in safetensors, in one file or in several with an index.
 
     Raises:
-        ValueError: The folder holds no such checkpoint.
+        CheckpointError: The folder holds no such checkpoint.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -35,7 +36,7 @@ class CheckpointFiles:
             index = json.loads((folder / _INDEX).read_text())
             self._files = index["weight_map"]
         else:
-            raise ValueError(
+            raise CheckpointError(
                 f"{folder} has neither {_INDEX} nor {_SINGLE}; open the model with transformers "
                 "and save it with save_pretrained to convert it"
             )
@@ -44,11 +45,11 @@ class CheckpointFiles:
         """Check that the checkpoint has these tensors.
 
         Raises:
-            ValueError: Some are missing; names the first few.
+            CheckpointError: Some are missing; names the first few.
         """
         missing = [name for name in names if stored_name(name, self._files) not in self._files]
         if missing:
-            raise ValueError(
+            raise CheckpointError(
                 f"{self._folder} lacks {len(missing)} of the model's tensors ({missing[0]}, ...); "
                 "open the model with transformers and save it with save_pretrained to convert it"
             )

@@ -27,12 +27,17 @@ from urllib.parse import unquote, urlsplit
 import fsspec
 
 from pipeline.storage.redaction import redact
+from rledit.errors import UserError
 
 logger = logging.getLogger(__name__)
 
 TEMPORARY_PREFIX = ".tmp-"
 
 _SCHEME = re.compile(r"^[A-Za-z][A-Za-z0-9+.-]*://")
+
+
+class StorageError(UserError, ValueError):
+    """A location, or a name inside one, that cannot be used; the message says what would do."""
 
 
 class Storage:
@@ -44,20 +49,20 @@ class Storage:
             used, and hidden in every message.
 
     Raises:
-        ValueError: the scheme is unknown, or its driver is not installed.
+        StorageError: the scheme is unknown, or its driver is not installed.
     """
 
     def __init__(self, uri: str | os.PathLike[str]) -> None:
         self.uri = os.fspath(uri)
         if not self.uri:
-            raise ValueError("an empty string is not a location; give a path or a URI")
+            raise StorageError("an empty string is not a location; give a path or a URI")
         self._root: Path | None = None
         if not _SCHEME.match(self.uri):
             self._root = Path(os.path.abspath(os.path.expanduser(self.uri)))
         elif urlsplit(self.uri).scheme in ("file", "local"):
             parts = urlsplit(self.uri)
             if parts.netloc not in ("", "localhost"):
-                raise ValueError(
+                raise StorageError(
                     f"{redact(self.uri)}: a file URI names an absolute path after three slashes, "
                     f"as in file:///{parts.netloc}{parts.path}"
                 )
@@ -273,11 +278,11 @@ def _remote(uri: str) -> tuple[Any, str]:
     try:
         filesystem, path = fsspec.core.url_to_fs(uri, use_listings_cache=False)
     except ImportError as error:
-        raise ValueError(
+        raise StorageError(
             f"{redact(uri)}: the driver for {scheme}:// is not installed ({error})"
         ) from None
     except ValueError as error:
-        raise ValueError(
+        raise StorageError(
             f"{redact(uri)}: cannot open this location ({redact(str(error))}); give a local path, "
             "file:///… or a scheme with an fsspec driver such as s3://bucket/prefix"
         ) from None
@@ -290,7 +295,7 @@ def _checked(name: str, *, allow_empty: bool = False) -> str:
         return name
     parts = name.split("/")
     if "" in parts or "." in parts or ".." in parts or "\\" in name:
-        raise ValueError(
+        raise StorageError(
             f"{redact(name)!r} is not a name inside a location: expected a relative path with "
             "forward slashes and without empty, '.' or '..' parts"
         )

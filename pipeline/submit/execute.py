@@ -9,7 +9,7 @@ from uuid import uuid4
 
 from rich.console import Console
 
-from pipeline.plan.grid_plan import make_plan, pool_lines, skip_lines
+from pipeline.plan.grid_plan import code_lines, make_plan, pool_lines, skip_lines
 from pipeline.plan.preflight import checked
 from pipeline.results.lake.lake import Lake
 from pipeline.run.driver import run_plan
@@ -52,10 +52,16 @@ def _execute(submission: Submission, address: str) -> int:
     if not _probed(submission, run_paths, address):
         return UNUSABLE
     grid = submission.parsed()
-    plan = make_plan(grid, Lake(run_paths.lake), submission.replace)
+    plan = make_plan(
+        grid,
+        Lake(run_paths.lake),
+        submission.replace,
+        rerun_other_code=submission.rerun_other_code,
+    )
     write_record(run_paths.lake, submission.name, grid.name, [cell.key for cell in plan.cells])
     counts = f"{len(plan.cells)} cells, {len(plan.missing)} to run"
-    for line in (*pool_lines(plan.cells), *skip_lines(plan.missing), counts):
+    said = [*pool_lines(plan.cells), *skip_lines(plan.missing), *code_lines(plan)]
+    for line in (*said, counts):
         logger.info("%s", line)
     if plan.missing:
         plan, refused = checked(plan)

@@ -15,8 +15,6 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-
 import ray
 from ray.exceptions import AuthenticationError, GetTimeoutError, RayError
 from ray.job_submission import JobStatus, JobSubmissionClient
@@ -200,6 +198,7 @@ def on_every_node(
     Returns:
         What is wrong, by node.
     """
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # nothing is reported home
     with handler_kept(block=True):
         ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR)
     try:

@@ -16,13 +16,14 @@ from pipeline.config.yaml_location import Located
 from pipeline.inputs.fingerprints import fingerprint
 from pipeline.storage.object_store import Storage
 from pipeline.storage.redaction import names_a_secret, redact
+from rledit.errors import UserError
 
 FILE = "submission.json"
 _HUB = re.compile(r"[\w.-]+/[\w.-]+@[\w.-]+")
 _LONGEST_NAME = 32  # characters of the grid's name in an id; KubeRay allows 47 in all
 
 
-class SubmitError(RuntimeError):
+class SubmitError(UserError, RuntimeError):
     """A grid cannot be submitted as asked; the message says what would work."""
 
 
@@ -38,6 +39,7 @@ class Submission:
         cache: URI of what can be made again, the same place for every node.
         tracking: MLflow URI for the driver; None: the cluster's own ``MLFLOW_TRACKING_URI``.
         replace: Drop finished cells whose settings have changed.
+        rerun_other_code: Run finished cells again that other code than the cluster's made.
         session: Ray's name of the cluster's life, by which its jobs are told from another's.
     """
 
@@ -47,13 +49,13 @@ class Submission:
     cache: str
     tracking: str | None = None
     replace: bool = False
+    rerun_other_code: bool = False
     session: str = ""
 
     def parsed(self) -> Grid:
         """The grid."""
-        located = Located("{}", f"submission {self.name}")
-        located.data = self.grid  # through YAML, 1e-06 would become text
-        return parse_grid(located)
+        # As data: through YAML, 1e-06 would become text.
+        return parse_grid(Located.of_data(self.grid, f"submission {self.name}"))
 
     def write(self, path: Path) -> None:
         """Write everything as JSON; there is no secret in it."""

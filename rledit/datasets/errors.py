@@ -5,11 +5,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from rledit.errors import UserError
+
 SHOWN_ROWS = 10
 """How many row errors a message lists before it only counts the rest."""
 
 
-class DatasetError(ValueError):
+class DatasetError(UserError, ValueError):
     """A data file or row that cannot be used as it is."""
 
 

@@ -26,7 +26,7 @@ from rledit.editors.stableedit import StableEdit
 from rledit.editors.trajectory_relatives import MALMENRLEdit, MENDRLEdit
 from rledit.editors.ultraedit import UltraEdit
 from rledit.editors.untrained import Untrained
-from rledit.names import look_up
+from rledit.names import UnknownNameError, look_up
 
 EDITORS: dict[str, type[Editor]] = {
     "none": Unedited,
@@ -58,7 +58,7 @@ def editor_class(name: str) -> type[Editor]:
     """The editor of that name, or the class at ``module:Class``.
 
     Raises:
-        ValueError: No such editor; names the nearest, or what is wrong with the class.
+        UnknownNameError: No such editor; names the nearest, or what is wrong with the class.
     """
     if ":" not in name:
         return look_up(EDITORS, name, "editor")
@@ -66,14 +66,16 @@ def editor_class(name: str) -> type[Editor]:
     try:
         found = getattr(importlib.import_module(module), attribute)
     except (ImportError, AttributeError) as error:
-        raise ValueError(
+        raise UnknownNameError(
             f"editor {name!r}: {error}; expected module:Class of an importable module"
         ) from None
     if not (isinstance(found, type) and issubclass(found, Editor)):
-        raise ValueError(f"editor {name!r} is no subclass of rledit.editors.Editor")
+        raise UnknownNameError(f"editor {name!r} is no subclass of rledit.editors.Editor")
     known = EDITORS.get(getattr(found, "name", ""))
     if known is not None and known is not found:
-        raise ValueError(f"editor {name!r}: its name {found.name!r} belongs to another editor")
+        raise UnknownNameError(
+            f"editor {name!r}: its name {found.name!r} belongs to another editor"
+        )
     return found
 
 

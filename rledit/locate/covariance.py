@@ -15,6 +15,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
+from rledit.errors import UserError
 from rledit.families import layer_index
 from rledit.finite import NonFiniteError, origin
 from rledit.locate.restart import stopping_after
@@ -25,7 +26,7 @@ MomentType = Literal["float32", "float64"]
 _TYPES: dict[str, torch.dtype] = {"float32": torch.float32, "float64": torch.float64}
 
 
-class CovarianceError(ValueError):
+class CovarianceError(UserError, ValueError):
     """Key covariance that do not fit what is asked for."""
 
 

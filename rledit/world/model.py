@@ -28,6 +28,7 @@ import transformers
 from transformers import AutoModelForCausalLM, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 from rledit.chat import PromptStyle
+from rledit.errors import UserError
 from rledit.scripts import AnswerSpace
 from rledit.tokenization import Encoder
 from rledit.world.answers import world_recall
@@ -47,6 +48,10 @@ TRAINING_FILE = "training.json"
 _MAX_LENGTH = 64
 _MAX_LENGTH_WITH_TEXT = 192
 _LOW_RECALL = 0.95
+
+
+class WorldModelError(UserError, RuntimeError):
+    """A cached world model that is not what was written."""
 
 
 def world_model_key(world: World, spec: WorldModelSpec) -> str:
@@ -75,7 +80,7 @@ def build_world_model(
             current loss and learning rate; not called for a model that is there already.
 
     Raises:
-        RuntimeError: A file of the cached model is missing or is not what was written.
+        WorldModelError: A file of the cached model is missing or is not what was written.
     """
     path = Path(cache_dir) / world_model_key(world, spec)
     if path.is_dir():
@@ -194,18 +199,20 @@ def _recalls(
 
 
 def _verify(path: Path) -> None:
-    """Raise `RuntimeError` unless every file is as it was written."""
+    """Raise `WorldModelError` unless every file is as it was written."""
     remedy = f"delete {path} and it is trained again"
     try:
         digests = training_record(path)["sha256"]
     except (OSError, ValueError, KeyError) as error:
-        raise RuntimeError(f"{path / TRAINING_FILE} cannot be read ({error}); {remedy}") from error
+        raise WorldModelError(
+            f"{path / TRAINING_FILE} cannot be read ({error}); {remedy}"
+        ) from error
     for name, digest in digests.items():
         file = path / name
         if not file.is_file():
-            raise RuntimeError(f"{file} is missing; {remedy}")
+            raise WorldModelError(f"{file} is missing; {remedy}")
         if _sha256(file) != digest:
-            raise RuntimeError(f"{file} is not as it was written; {remedy}")
+            raise WorldModelError(f"{file} is not as it was written; {remedy}")
 
 
 def _sha256(file: Path) -> str:

@@ -14,6 +14,7 @@ from urllib.parse import quote
 from pipeline.results.lake.records import CellAddress, CellRecord, TableRows
 from pipeline.results.lake.schemas import DATA_TABLES, PARTITION, Columns
 from pipeline.storage.redaction import redact_settings
+from rledit.errors import UserError
 
 logger = logging.getLogger(__name__)
 
@@ -23,7 +24,7 @@ _DIGITS = 16
 _LONGEST_FOLDER = 200  # bytes; file systems stop at 255
 
 
-class LakeError(ValueError):
+class LakeError(UserError, ValueError):
     """A row, file or location that the lake cannot accept, and what was expected instead."""
 
 

@@ -295,7 +295,8 @@ def runs_frame(tracking_uri: str, grid: str) -> list[dict[str, Any]]:
     Raises:
         TrackingError: there is no such experiment.
     """
-    before = mlflow.get_tracking_uri()
+    # MLflow keeps it in the environment, too, and its own default must not come to stand there.
+    before = mlflow.get_tracking_uri() if mlflow.is_tracking_uri_set() else None
     mlflow.set_tracking_uri(checked_uri(tracking_uri))
     try:
         if mlflow.get_experiment_by_name(grid) is None:

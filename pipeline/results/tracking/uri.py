@@ -9,11 +9,12 @@ from pathlib import Path
 from urllib.parse import urlsplit
 
 from pipeline.storage.redaction import redact
+from rledit.errors import UserError
 
 DEFAULT_URI = "sqlite:///results/mlflow.db"
 
 
-class TrackingError(RuntimeError):
+class TrackingError(UserError, RuntimeError):
     """The tracking store cannot be used as asked; the message says what would work."""
 
 

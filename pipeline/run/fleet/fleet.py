@@ -10,10 +10,6 @@ from collections.abc import Callable, Generator, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
-# Nothing is reported home, and a Ray that lives and dies with this process needs no tokens.
-os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
-
 import ray
 from ray._private import ray_constants
 from ray.exceptions import RayError
@@ -51,7 +47,8 @@ def local_fleet(cpus: int | None = None) -> Iterator[int]:
         The number of cores.
     """
     cores = cpus or os.cpu_count() or 1
-    os.environ.setdefault("RAY_AUTH_MODE", "disabled")
+    _set_environment()
+    os.environ.setdefault("RAY_AUTH_MODE", "disabled")  # it lives and dies with this process
     _stay_on_loopback()
     for attempt in range(1, START_ATTEMPTS + 1):
         try:
@@ -94,12 +91,22 @@ def remote_fleet(address: str) -> Iterator[int]:
     """
     if address.removeprefix("ray://").rpartition(":")[0] in _LOOPBACK:
         _stay_on_loopback()
+    _set_environment()
     with handler_kept(block=True):
         ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR)
     try:
         yield max(1, int(ray.cluster_resources().get("CPU", 1)))
     finally:
         ray.shutdown()
+
+
+def _set_environment() -> None:
+    """What Ray and the processes it starts read from the environment, unless the user says else.
+
+    Nothing is reported home, and a task without a GPU keeps `CUDA_VISIBLE_DEVICES` as it finds it.
+    """
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
 
 
 def _stay_on_loopback() -> None:

@@ -74,8 +74,7 @@ class Measured:
 
 def sleeping_grid(cells: int, seconds: float) -> Grid:
     """Cells that differ by their seed and sleep once."""
-    located = Located("{}", "sleeping grid")
-    located.data = {
+    data = {
         "name": "sleep",
         "models": [{"name": "llama-tiny", "world_model": "tiny"}],
         "datasets": [{"name": "world", "world": {"n_subjects": 60}}],
@@ -83,7 +82,7 @@ def sleeping_grid(cells: int, seconds: float) -> Grid:
         "streams": [{"n_batches": 1, "batch_size": 1}],
         "seeds": list(range(cells)),
     }
-    return parse_grid(located)
+    return parse_grid(Located.of_data(data, "sleeping grid"))
 
 
 def measure(cells: int, seconds: float, nodes: int, slots: int, folder: Path) -> Measured:

@@ -6,7 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.config.parse import load_grid
+from pipeline.config.parse import load_grid, parse_grid
+from pipeline.config.yaml_location import Located
 from pipeline.errors import ConfigError
 from pipeline.inputs.fingerprints import changed_fields
 from pipeline.plan.cells import Cell, cells_of
@@ -210,3 +211,11 @@ def test_a_recipe_that_cannot_be_had_is_answered_with_its_place(
     )
     with pytest.raises(ConfigError, match=message):
         load_grid(path)
+
+
+def test_settings_that_stand_in_no_file_are_named_without_a_line() -> None:
+    located = Located.of_data({"step": "much"}, "editor mine")
+    assert located.place(("step",)) == "editor mine (step)" and located.place(()) == "editor mine"
+    misspelt = Located(GRID, "x").data | {"scael": "full"}
+    with pytest.raises(ConfigError, match=r"^cell 1a2b \(scael\): unknown key 'scael'"):
+        parse_grid(Located.of_data(misspelt, "cell 1a2b"))

@@ -245,6 +245,22 @@ def test_an_unknown_experiment_is_named_and_the_global_uri_kept(uri: str) -> Non
     assert mlflow.get_tracking_uri() == before
 
 
+@pytest.mark.parametrize("users", [None, "sqlite:///users.db"])
+def test_reading_runs_leaves_the_environment_as_it_was(
+    users: str | None, uri: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    mlflow.set_tracking_uri(None)
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "put back after the test")
+    monkeypatch.delenv("MLFLOW_TRACKING_URI")
+    if users:
+        monkeypatch.setenv("MLFLOW_TRACKING_URI", users)
+    Tracker(uri, "demo")
+    assert runs_frame(uri, "demo") == []
+    left = os.environ.get("MLFLOW_TRACKING_URI")
+    mlflow.set_tracking_uri(None)
+    assert left == users
+
+
 def test_finish_takes_endings_only(uri: str) -> None:
     tracker = Tracker(uri, "demo")
     with pytest.raises(ValueError, match="FINISHED, FAILED, KILLED"):
