@@ -37,7 +37,12 @@ class GoldenSet:
 
     @cached_property
     def files(self) -> dict[str, Any]:
-        """Manifest entries by file name; in a locate set, by family and file name."""
+        """Manifest entries by file name; in a locate set, by family and file name.
+
+        A whole run on a real model has no manifest, so none.
+        """
+        if self.kind == "real":
+            return {}
         if self.kind == "hypernet":
             return self.manifest["files"]
         found: dict[str, Any] = {}
@@ -78,9 +83,7 @@ class GoldenSet:
         return whole.flatten()[:: entry["every"]]
 
     def _listed(self, file: str, name: str) -> dict[str, Any]:
-        """The manifest's entry of a tensor; empty for no such tensor, and where no manifest is."""
-        if self.kind == "real":
-            return {}
+        """The manifest's entry of a tensor; empty for no such tensor."""
         return (self.files.get(file) or {}).get("tensors", {}).get(name, {})
 
     def leaves(self, run: str) -> dict[str, Any]:

@@ -25,7 +25,7 @@ from .drawn import departures, drawn, sums
 from .judge import Judge
 from .ledger import Ledger
 from .locate_judge import LocateJudge
-from .sets import RECORDED, GoldenSet, integrity
+from .sets import REAL_FILE, RECORDED, GoldenSet, integrity
 from .tolerances import UNIT
 
 PARTS = {
@@ -217,6 +217,16 @@ def test_a_sample_is_compared_with_the_same_entries(copied: Callable[[str], Path
     ledger.check("turned", file, name, whole.T.contiguous(), recorded, UNIT)
     assert list(ledger.failures) == ["turned"]
     assert "shape [160, 64]" in ledger.failures["turned"][0]
+
+
+def test_a_set_without_a_manifest_holds_whole_tensors(tmp_path: Path) -> None:
+    given = {"final/a": torch.arange(6.0)}
+    save_file(given, tmp_path / REAL_FILE)
+    golden = GoldenSet(tmp_path, "real")
+    assert torch.equal(golden.load(REAL_FILE)["final/a"], given["final/a"])
+    ledger = Ledger(golden)
+    ledger.check("part", REAL_FILE, "final/a", torch.arange(6.0), given["final/a"], UNIT)
+    assert ledger.failures == {} and ledger.consumed == {(REAL_FILE, "final/a")}
 
 
 def test_a_model_that_does_not_follow_from_its_seed_is_not_chosen() -> None:
