@@ -13,7 +13,7 @@ import torch
 from .judge import Judge
 from .locate_judge import LocateJudge
 from .real_judge import RealJudge
-from .sets import GoldenSet, find_sets
+from .sets import RECORDED, GoldenSet, find_sets
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -21,7 +21,8 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         "--golden",
         metavar="DIR",
         default=os.environ.get("RLEDIT_GOLDEN"),
-        help="golden vectors: one set or a parent of sets (default: $RLEDIT_GOLDEN)",
+        help="full golden vectors beside the project's own: one set or a parent of sets "
+        "(default: $RLEDIT_GOLDEN)",
     )
 
 
@@ -32,10 +33,21 @@ def judge_of(golden: GoldenSet) -> Judge | LocateJudge | RealJudge:
     return judges[golden.kind](golden)
 
 
-def directory(config: pytest.Config) -> Path | None:
-    """Where the golden vectors are; the option exists only if this file was loaded early."""
-    found = config.getoption("golden", default=None) or os.environ.get("RLEDIT_GOLDEN")
-    return Path(found) if found else None
+def sets_of(config: pytest.Config) -> list[tuple[str, GoldenSet]]:
+    """The project's own sets, then those given, by a name of each.
+
+    The option exists only if this file was loaded early.
+
+    Raises:
+        ValueError: A directory was given that holds no set.
+    """
+    found = [(f"recorded-{golden.root.name}", golden) for golden in find_sets(RECORDED)]
+    given = config.getoption("golden", default=None) or os.environ.get("RLEDIT_GOLDEN")
+    if given:
+        own = {golden.root.resolve() for _, golden in found}
+        others = [g for g in find_sets(Path(given)) if g.root.resolve() not in own]
+        found += [(golden.root.name, golden) for golden in others]
+    return found
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
@@ -46,17 +58,12 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
 
 
 def _cases(config: pytest.Config, by_part: bool) -> list[object]:
-    root = directory(config)
-    if root is None:
-        reason = "no golden vectors: give --golden DIR or set RLEDIT_GOLDEN"
-        return [pytest.param(None, id="none", marks=pytest.mark.skip(reason=reason))]
     try:
-        sets = find_sets(root)
+        sets = sets_of(config)
     except ValueError as error:
         raise pytest.UsageError(str(error)) from None
     cases: list[object] = []
-    for golden in sets:
-        name = golden.root.name
+    for name, golden in sets:
         if by_part:
             judge = judge_of(golden)
             cases += [pytest.param((judge, p), id=f"{name}-{p}") for p in judge.parts]
@@ -75,13 +82,12 @@ def one_thread() -> Iterator[None]:
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
-    root = directory(terminalreporter.config)
-    if root is None or judge_of.cache_info().currsize == 0:
+    if judge_of.cache_info().currsize == 0:
         return
-    for golden in find_sets(root):
+    for name, golden in sets_of(terminalreporter.config):
         worst = judge_of(golden).ledger.worst
         if not worst:
             continue
-        terminalreporter.section(f"{golden.root.name}: worst relative errors")
+        terminalreporter.section(f"{name}: worst relative errors")
         for kind, (error, limit, where) in sorted(worst.items()):
             terminalreporter.write_line(f"{kind:32} {error:8.1e} of {limit:6.0e}  {where}")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import torch
@@ -80,11 +81,13 @@ class Ledger:
             if ours != theirs:
                 self.fail(part, f"{where}: {ours!r}, recorded {theirs!r}")
             return
-        mine, recorded = torch.as_tensor(ours), torch.as_tensor(theirs)
+        sampled = partial(self.golden.sampled, source, name)
+        mine, recorded = sampled(torch.as_tensor(ours)), torch.as_tensor(theirs)
         if mine.shape != recorded.shape:
             self.fail(part, f"{where}: shape {list(mine.shape)}, recorded {list(recorded.shape)}")
             return
         if origin is not None:
+            origin = sampled(origin)
             mine, recorded = mine.double() - origin.double(), recorded.double() - origin.double()
         if tolerance.absolute:
             error = float((mine.double() - recorded.double()).abs().max())
@@ -92,7 +95,7 @@ class Ledger:
             error = relative_error(mine, recorded)
         if oracle is not None and not error <= tolerance.limit:
             true, uncertainty = oracle()
-            true = true.reshape(mine.shape).double()
+            true = sampled(true).reshape(mine.shape).double()
             true = true if origin is None else true - origin.double()
             doubt = relative_error(recorded, true)
             kind = f"{tolerance.kind}, recording uncertain"

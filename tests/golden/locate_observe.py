@@ -18,9 +18,7 @@ from rledit.editors.rect import RECT
 from rledit.editors.rome import ROME
 from rledit.editors.tuning import descend
 from rledit.families import layer_index
-from rledit.locate.covariance import CovarianceFingerprint, KeyCovariance, accumulate
 from rledit.locate.keys import subject_keys
-from rledit.locate.nullspace import null_space
 from rledit.locate.requests import Request
 from rledit.locate.value import Values
 from rledit.model import EditableModel
@@ -258,31 +256,13 @@ def _finetuning(family: FamilySet, stem: str, plan: Plan) -> dict[str, Tensor]:
 
 
 def _statistics(family: FamilySet, recorded: Tensors) -> dict[str, Tensor]:
-    """Moments of the recorded corpus; projections and inverses of the recorded moments."""
-    found: dict[str, Tensor] = {}
-    layers = sorted(int(n.rpartition(".l")[2]) for n in recorded if n.startswith("mom2."))
-    template = family.entry["hparams"]["MEMIT"]["rewrite_module_tmp"]
-    model = family.model(tuple(template.format(layer) for layer in layers))
-    moments = {
-        name: KeyCovariance(
-            CovarianceFingerprint(model_hash="", module=name, corpus_hash=""),
-            model.linear(name).in_features,
-        )
-        for name in model.modules
-    }
-    masks = recorded["corpus_mask"].bool()
-    texts = [ids[mask].tolist() for ids, mask in zip(recorded["corpus_ids"], masks, strict=True)]
-    accumulate(model, texts, moments)
-    for layer, moment in zip(layers, moments.values(), strict=True):
-        found[f"mom2.l{layer}"] = moment.mean()
-        found["count"] = torch.tensor(moment.count)
-        if f"inv_mom2.l{layer}" in recorded:
-            saved = recorded[f"mom2.l{layer}"].double()
-            found[f"inv_mom2.l{layer}"] = torch.linalg.inv(saved)
-    threshold = family.entry["hparams"]["AlphaEdit"]["nullspace_threshold"]
-    spaces = [
-        null_space(recorded[f"mom2.l{layer}"], threshold, f"layer {layer}")
-        for layer in family.entry["layers"]
-    ]
-    found["P"] = torch.stack([space.projection for space in spaces])
+    """Moments of the recorded corpus; projections and inverses of the recorded moments.
+
+    Of ours, where the recorded moments are sampled.
+    """
+    found = family.moments(recorded)
+    given = found if family.samples_statistics else recorded
+    for name in [n for n in found if n.startswith("mom2.") and f"inv_{n}" in recorded]:
+        found[f"inv_{name}"] = torch.linalg.inv(given[name].double())
+    found["P"] = family.projections(given)
     return found

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -11,15 +12,17 @@ from typing import Any
 import torch
 from safetensors.torch import load_file
 from torch import Tensor
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
 from rledit.editors import Editor, editor_class
 from rledit.editors.locate_editor import LocateEditor
+from rledit.locate.covariance import CovarianceFingerprint, KeyCovariance, accumulate
+from rledit.locate.nullspace import null_space
 from rledit.model import EditableModel
 from rledit.records import Edit
 from rledit.tokenization import EditBatch, Encoder, Phase
 
-from .sets import GoldenSet
+from .sets import GoldenSet, drawn_of
 from .spec import SettingsError
 
 # File of a family → (our editor, its hyperparameters in the manifest, settings of our own).
@@ -84,8 +87,47 @@ class FamilySet:
 
     @cached_property
     def stats(self) -> dict[str, Tensor]:
-        """Key covariance and projections."""
-        return self.load("stats")
+        """Key covariance and projections; ours, of the recorded corpus, where they are sampled."""
+        recorded = self.load("stats")
+        if self.samples_statistics:
+            recorded |= self.moments(recorded)
+            recorded["P"] = self.projections(recorded)
+        return recorded
+
+    @property
+    def samples_statistics(self) -> bool:
+        """Whether the set holds a part only of the moments and projections."""
+        names = self.golden.names(self.file("stats"))
+        return any(self.golden.is_sampled(self.file("stats"), name) for name in names)
+
+    def moments(self, recorded: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Our moments of the recorded corpus, and the count of its keys."""
+        layers = sorted(int(n.rpartition(".l")[2]) for n in recorded if n.startswith("mom2."))
+        template = self.entry["hparams"]["MEMIT"]["rewrite_module_tmp"]
+        model = self.model(tuple(template.format(layer) for layer in layers))
+        moments = {
+            name: KeyCovariance(
+                CovarianceFingerprint(model_hash="", module=name, corpus_hash=""),
+                model.linear(name).in_features,
+            )
+            for name in model.modules
+        }
+        masks = recorded["corpus_mask"].bool()
+        rows = zip(recorded["corpus_ids"], masks, strict=True)
+        accumulate(model, [ids[mask].tolist() for ids, mask in rows], moments)
+        (count,) = {moment.count for moment in moments.values()}
+        by_layer = zip(layers, moments.values(), strict=True)
+        found = {f"mom2.l{layer}": moment.mean() for layer, moment in by_layer}
+        return found | {"count": torch.tensor(count)}
+
+    def projections(self, moments: Mapping[str, Tensor]) -> Tensor:
+        """Our projections of some moments, one a layer."""
+        threshold = self.entry["hparams"]["AlphaEdit"]["nullspace_threshold"]
+        spaces = [
+            null_space(moments[f"mom2.l{layer}"], threshold, f"layer {layer}")
+            for layer in self.entry["layers"]
+        ]
+        return torch.stack([space.projection for space in spaces])
 
     @cached_property
     def tokenizer(self) -> Any:
@@ -124,12 +166,17 @@ class FamilySet:
         return EditBatch(phase, phase, phase, edits)
 
     def model(self, modules: tuple[str, ...]) -> EditableModel:
-        """The unedited model, fresh from disk."""
-        model = AutoModelForCausalLM.from_pretrained(
-            self._path("model_dir"),
-            attn_implementation=self.golden.manifest["env"]["attn"],
-            dtype=torch.float32,
-        )
+        """The unedited model, fresh from disk or from its seed."""
+        folder, weights = self._path("model_dir"), drawn_of(self.entry)
+        made: dict[str, Any] = {
+            "attn_implementation": self.golden.manifest["env"]["attn"],
+            "dtype": torch.float32,
+        }
+        if weights:
+            model = AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(folder), **made)
+            model.load_state_dict(weights)
+        else:
+            model = AutoModelForCausalLM.from_pretrained(folder, **made)
         return EditableModel(model, self.tokenizer, modules)
 
     def modules(self, hparams: dict[str, Any]) -> tuple[str, ...]:

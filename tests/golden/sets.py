@@ -14,7 +14,11 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
+from .drawn import departures, drawn
+
 Kind = Literal["hypernet", "locate", "real"]
+# Chosen from the full recordings, for a checkout without them: see the README there.
+RECORDED = Path(__file__).parent / "recorded"
 REAL_FILE = "rledit_smollm2.safetensors"
 DTYPES = {torch.float32: "F32", torch.float64: "F64", torch.int64: "I64", torch.bool: "BOOL"}
 
@@ -33,7 +37,12 @@ class GoldenSet:
 
     @cached_property
     def files(self) -> dict[str, Any]:
-        """Manifest entries by file name; in a locate set, by family and file name."""
+        """Manifest entries by file name; in a locate set, by family and file name.
+
+        A whole run on a real model has no manifest, so none.
+        """
+        if self.kind == "real":
+            return {}
         if self.kind == "hypernet":
             return self.manifest["files"]
         found: dict[str, Any] = {}
@@ -51,15 +60,31 @@ class GoldenSet:
         if self.kind == "hypernet":
             return self.manifest["runs"]
         families = self.manifest["families"].items()
-        return {name: {k: v for k, v in f.items() if k != "files"} for name, f in families}
+        apart = ("files", "drawn")
+        return {name: {k: v for k, v in f.items() if k not in apart} for name, f in families}
 
     def names(self, file: str) -> set[str]:
         """Tensor names the manifest lists for a file; empty for no such file."""
         return set((self.files.get(file) or {}).get("tensors", {}))
 
     def load(self, file: str) -> dict[str, Tensor]:
-        """All tensors of a file."""
-        return load_file(self.root / file)
+        """All tensors of a file, with those that are drawn."""
+        return load_file(self.root / file) | drawn_of(self.files.get(file))
+
+    def is_sampled(self, file: str, name: str) -> bool:
+        """Whether a file holds a part of a tensor's entries only."""
+        return "every" in self._listed(file, name)
+
+    def sampled(self, file: str, name: str, whole: Tensor) -> Tensor:
+        """Of a whole tensor the entries that a file holds: every n-th of it, flattened."""
+        entry = self._listed(file, name)
+        if "every" not in entry or list(whole.shape) != entry["of"]:
+            return whole
+        return whole.flatten()[:: entry["every"]]
+
+    def _listed(self, file: str, name: str) -> dict[str, Any]:
+        """The manifest's entry of a tensor; empty for no such tensor."""
+        return (self.files.get(file) or {}).get("tensors", {}).get(name, {})
 
     def leaves(self, run: str) -> dict[str, Any]:
         """Every number and list of numbers of a run's manifest entry, by path."""
@@ -107,13 +132,27 @@ def integrity(golden: GoldenSet) -> list[str]:
         elif "tensors" in entry:
             if entry.get("sha256", _sha256(path)) != _sha256(path):
                 problems.append(f"{file}: its SHA-256 is not the manifest's")
-            problems += _compare(file, golden.load(file), entry["tensors"])
+            problems += _compare(file, load_file(path), entry["tensors"])
+            problems += [f"{file}:{problem}" for problem in departures_of(entry)]
         elif json.loads(path.read_text()) != entry:
             problems.append(f"{file}: differs from the manifest's copy")
+    if golden.kind == "locate":
+        for family, entry in golden.manifest["families"].items():
+            problems += [f"{family}:{problem}" for problem in departures_of(entry)]
     on_disk = _on_disk(golden)
     for file in sorted(on_disk - set(golden.files) - {"manifest.json"}):
         problems.append(f"{file}: on disk, not in the manifest")
     return problems
+
+
+def drawn_of(entry: dict[str, Any] | None) -> dict[str, Tensor]:
+    """The drawn tensors of a file's or a family's entry; none where it lists no draws."""
+    return drawn(entry["drawn"]) if entry and "drawn" in entry else {}
+
+
+def departures_of(entry: dict[str, Any]) -> list[str]:
+    """What is drawn otherwise than recorded."""
+    return list(departures(entry["drawn"])) if "drawn" in entry else []
 
 
 def _on_disk(golden: GoldenSet) -> set[str]:
