@@ -61,6 +61,10 @@ streams: [{n_batches: 3, batch_size: 4}]
 ```
 """
 
+EDITORS_NOTE = """\
+What an entry of `editors` may have under `settings`. Presets fill them in for the models of
+published tables; [methods](methods.md) says what they do."""
+
 # The groups of a grid: the title of a section, the class behind it, the key that it stands under.
 GROUPS: tuple[tuple[str, type, str], ...] = (
     ("The grid", Grid, ""),
@@ -202,9 +206,7 @@ def summary(cls: type) -> str:
 
 def editors() -> Iterator[str]:
     """A section for each editor: what it has beside the settings that its kind shares."""
-    yield from ("## Settings of editors", "",
-                "What an entry of `editors` may have under `settings`. Presets fill them in for "
-                "the models of published tables; [methods](methods.md) says what they do.", "")  # fmt: skip
+    yield from ("## Settings of editors", "", EDITORS_NOTE, "")
     sections: dict[type, str] = {
         HypernetworkConfig: "Settings of hypernetwork methods",
         LocateConfig: "Settings of locate-then-edit methods",
