@@ -12,6 +12,7 @@ import types
 from collections.abc import Iterable, Iterator
 from dataclasses import MISSING, Field, fields, is_dataclass
 from pathlib import Path
+from textwrap import fill
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 from pipeline.config.grid import (
@@ -65,6 +66,10 @@ EDITORS_NOTE = """\
 What an entry of `editors` may have under `settings`. Presets fill them in for the models of
 published tables; [methods](methods.md) says what they do."""
 
+STREAMS_NOTE = """\
+A list, one entry per stream. `standin`, in the same form, is the stream that takes its place below
+scale `full`."""
+
 # The groups of a grid: the title of a section, the class behind it, the key that it stands under.
 GROUPS: tuple[tuple[str, type, str], ...] = (
     ("The grid", Grid, ""),
@@ -73,7 +78,7 @@ GROUPS: tuple[tuple[str, type, str], ...] = (
     ("datasets", DatasetEntry, "A list, one entry per dataset."),
     ("datasets: world", WorldConfig, ""),
     ("editors", EditorEntry, "A list, one entry per editor."),
-    ("streams", StreamEntry, "A list, one entry per stream."),
+    ("streams", StreamEntry, STREAMS_NOTE),
     ("statistics", CovarianceEntry, ""),
     ("material", EvalDataEntry, ""),
     ("resources", ResourcesEntry, ""),
@@ -244,7 +249,7 @@ def page() -> str:
     """The whole page."""
     lines = [INTRODUCTION]
     for title, cls, where in GROUPS:
-        lines += [f"## {title}", "", f"{summary(cls)} {where}".strip(), ""]
+        lines += [f"## {title}", "", fill(f"{summary(cls)} {where}".strip(), 100), ""]
         lines += table(rows(cls).values())
     return "\n".join([*lines, *editors(), *names()]) + "\n"
 
