@@ -6,7 +6,7 @@ TABLES := table2 table4 table5 fig3 fig4 fig5 fig6 fig7 fig8 gptj steps protocol
 # Batches per stream; empty: the proxy streams as the grids have them, which every figure needs.
 LIMIT ?=
 
-.PHONY: demo demo-full tables-standin test test-all lint install clean
+.PHONY: demo demo-full tables-standin test test-all lint docs install clean
 
 install: $(VENV)/.installed
 
@@ -29,6 +29,10 @@ tables-standin: install
 	  $(BIN)/rledit run jobs/grids/$$grid.yaml --scale standin $(if $(LIMIT),--limit $(LIMIT)) \
 	    --results $(RESULTS) || exit 1; \
 	done
+
+# The reference of grid keys, docs/grid.md, from the code.
+docs: install
+	$(BIN)/python -m tests.unit.docs.grid_page
 
 lint: install
 	$(BIN)/ruff check .

@@ -1,0 +1,1 @@
+"""Runs experiments in model editing: grids planned, run on Ray, recorded in a lake, tabulated."""

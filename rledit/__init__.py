@@ -1,0 +1,1 @@
+"""Edits language models: editors, scoring, data formats; needs torch and transformers only."""

@@ -1,7 +1,7 @@
-"""A family's description found from a model itself: for types that `FAMILIES` does not list.
+"""Discovery of a model's layout from its classes, for types that `FAMILIES` does not list.
 
-The classes of the model are built on the meta device and run once without numbers. Taken is what
-leaves no doubt: one stack of decoder layers, each of one attention block and one MLP of plain
+The classes of the model are built on the meta device and run once without numbers. Accepted is one
+unambiguous layout: one stack of decoder layers, each of one attention block and one MLP of plain
 matrices, whose output joins the residual stream as it is, scaled, or through a norm. Everything
 else is refused with the reason.
 """

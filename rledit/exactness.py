@@ -1,4 +1,4 @@
-"""A check that passes from the middle of a model's stack give what the whole model gives.
+"""Check that passes restarted in the middle of a model's layers give what the whole model gives.
 
 Run once on a model whose family was found from its classes: those tell the layout, and not whether
 layers also hand things on beside the hidden states (shared keys and values, embeddings per layer).

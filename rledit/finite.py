@@ -1,6 +1,6 @@
-"""A number that is not finite is never an answer: what is refused, and where it came from.
+"""Checks for NaN and infinities in weights, logits, losses and shifts; errors name the place.
 
-What counts: a row of logits with NaN or +inf in it, or with nothing but -inf; a token that is asked
+Refused are: a row of logits with NaN or +inf in it, or with nothing but -inf; a token that is asked
 for and whose logit is -inf; NaN or an infinity in a weight, a loss, a shift or a measured value,
 infinities of a narrow type (float16, bfloat16) among them. A logit of -inf at a token that nobody
 asks for is what models mask tokens with; it changes no answer and is let through.

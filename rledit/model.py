@@ -37,7 +37,7 @@ class Execution:
         token_budget: Padded tokens of one physical batch. None: 320 on a CPU in the steps of a
             trajectory, which keeps their memory small, and `SINGLE_PASS_TOKENS` elsewhere; 8,192
             on an accelerator.
-        cache_bytes: Memory for the frozen prefix's prefixes.
+        cache_bytes: Memory for the hidden states of the frozen prefix.
         cache_on_device: Keep the prefixes on the model's device instead of host memory.
     """
 

@@ -1,4 +1,4 @@
-"""The records every part of the system speaks: edits, their probes, and where edits come from."""
+"""Records that all parts of the system share: edits, their probes, and sources of edits."""
 
 from __future__ import annotations
 

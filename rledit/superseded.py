@@ -1,4 +1,4 @@
-"""Superseded questions: those of a stream that a later edit answers anew are not scored.
+"""Superseded questions: those that a later edit of the stream answers otherwise; not scored.
 
 Everything that judges edits asks here: the protocols, the measurements, the counts of the results
 and of ``rledit data check``. What is superseded depends on the edits made so far, never on those

@@ -1,4 +1,4 @@
-"""One run of a model without numbers: what its layers are given and hand on, seen by hooks.
+"""Trace of a model without weights: what each layer takes and returns, for finding its layout.
 
 On the meta device operations give shapes alone, so a model of any size runs in a second or so.
 """

@@ -137,7 +137,7 @@ class DatasetEntry:
 
 @dataclass(frozen=True, kw_only=True)
 class EditorEntry:
-    """An editor with its settings; the variant tells two entries of one editor apart.
+    """An editor with its settings.
 
     Attributes:
         editor: Its name in the registry, or ``module:Class`` of one that lies elsewhere.
@@ -152,7 +152,12 @@ class EditorEntry:
 
 @dataclass(frozen=True, kw_only=True)
 class StreamEntry:
-    """A stream of n_batches batches of batch_size edits."""
+    """A stream of edits, one batch after another, without a reset between them.
+
+    Attributes:
+        n_batches: Batches of the stream.
+        batch_size: Edits per batch.
+    """
 
     n_batches: int
     batch_size: int
@@ -160,18 +165,18 @@ class StreamEntry:
 
 @dataclass(frozen=True, kw_only=True)
 class CovarianceEntry:
-    """Key covariance for the editors that need them.
+    """Key covariance, for the editors that need it.
 
     Attributes:
-        corpus: None for the synthetic world's text; a .txt file (a document a line), or .jsonl or
+        corpus: None: the synthetic world's text; a .txt file (a document a line), or .jsonl or
             Parquet (a document in ``text``); or such a file of a hub dataset as
             ``hf://datasets/owner/name@revision/file.jsonl``, the revision a commit.
         documents: Documents taken from the start of the corpus; all where it has fewer, with a
             warning. The results say how many there were.
         max_tokens: A document is cut to that many tokens.
         dtype: Precision of the sums.
-        shards: Parts summed by separate workers. They add up to the same moments but for the order
-            of the sums, so the number is part of the identity.
+        shards: Parts summed by separate workers. They add up to the same covariance but for the
+            order of the sums, so the number is part of the identity.
     """
 
     corpus: str | None = None
@@ -187,18 +192,24 @@ class Grid:
 
     Attributes:
         name: Name of the grid, of its MLflow experiment and of its table.
-        standins: Stream by stream, the one that takes its place below scale `full`; empty, or None
-            for a stream: itself. A file says so in the stream: ``standin: {n_batches: …}``.
+        models: The models, each edited by every editor.
+        datasets: Where edits come from.
+        editors: The methods; `none` is the unedited model.
+        streams: Lengths of streams: batches, and edits per batch.
+        standins: Stream by stream, the one that takes its place below scale `full`; the stream
+            itself where there is none. A file says so in the stream: ``standin: {n_batches: …}``.
+        seeds: Seeds of a stream's draw; every cell is run once for each.
         title: One line for the report.
-        scale: What kind of models the numbers are about.
-        protocols: Evaluation protocols, all applied to the same edited model.
+        scale: What kind of models the numbers are about: the published ones (`full`), proxy models
+            of them (`standin`), or models of the synthetic world (`world`).
+        protocols: Names of evaluation protocols, all applied to the same edited model.
         checkpoints: Points along a stream at which everything edited so far is scored.
         share_prefixes: Let one run along the longest stream of each batch size answer for the
             shorter ones, by a score taken at their length, where the editor allows it.
         probes: Score the `first` rephrase and locality prompt of an edit, `all` of them, or one
             `drawn` by the cell's seed.
         threads: CPU threads of a cell; part of its identity, as it changes the order of sums.
-        statistics: Key covariance, for the editors that need them.
+        statistics: Key covariance, for the editors that need it.
         measurements: What is measured at every checkpoint, and before the first edit, beside the
             protocols: ``perplexity``, ``fluency``, ``consistency``, ``ability``,
             ``ability_harness``, ``portability``.

@@ -62,7 +62,7 @@ def open_corpus(
     if location is None:
         if world is None:
             raise ConfigError(
-                f"{setting}: without an synthetic world a corpus file is needed, e.g. "
+                f"{setting}: without a synthetic world a corpus file is needed, e.g. "
                 "statistics: {corpus: wiki.jsonl}"
             )
         documents = tuple(_world_text(world))[:limit]

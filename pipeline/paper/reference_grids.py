@@ -1,7 +1,7 @@
-"""Reference grids: the reference grid of a published table, as the standard for comparability.
+"""Reference grids: the published settings of a table, against which a cell's are compared.
 
-A row of the lake says how it was measured; what it should have been measured with is this grid at
-scale `full`, its presets resolved. Nothing is opened for it, neither weights nor data.
+A row of the lake says how it was measured; the reference is the grid that ships under the table's
+name, at scale `full` with its presets resolved. Nothing is opened for it, neither weights nor data.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Published figures, shipped as data in ``values.csv``, and what is known about their worth.
+"""Published figures, shipped as data in ``values.csv``, with their source and reliability.
 
 A row gives paper, table, model, dataset, method, setting, metric, value and spread as published.
 ``primary`` was read in the paper's own table, ``secondary`` is quoted by another source;

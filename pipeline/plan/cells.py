@@ -398,7 +398,7 @@ class Cell:
 
     @property
     def corpus_documents(self) -> int:
-        """Documents that the key covariance are of."""
+        """Documents that the key covariance is of."""
         return self._corpus.documents
 
     @property

@@ -1,4 +1,4 @@
-"""Rows that a cell cannot use: every one of them, before anything is computed.
+"""Rows that a cell cannot use, all of them found before anything is computed.
 
 A row concerns a cell where the cell draws it: for its stream, which is scored, or from the train
 pool, where its editor learns.

@@ -1,4 +1,4 @@
-"""Whether a cell's edits left the model as it was: what tables, reports and tracking must say."""
+"""Detection of cells whose edits changed nothing, for a remark in tables, reports and tracking."""
 
 from __future__ import annotations
 

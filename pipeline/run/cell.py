@@ -1,4 +1,4 @@
-"""Run one cell from its model to its rows in the lake."""
+"""Runs one cell on a worker, from its model to its committed rows in the lake."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Count what a set of edits hides: duplicates, contradictions, and the known traps of the field."""
+"""Audit of a set of edits: counts of duplicates, contradictions and known traps."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Ask the items and score the answers."""
+"""Scores of downstream tasks: items asked of the model zero-shot, and their answers counted."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The registry of editors. A new method is one file and one line here.
+"""The registry of editors, by the names that grids use. A new method is one file and one line here.
 
 An editor that is not part of this package is named by where it lies: ``my_package.mine:MyEditor``.
 """

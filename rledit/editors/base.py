@@ -36,7 +36,7 @@ class Editor(ABC):
         Config: The editor's settings, a frozen keyword-only dataclass.
         needs: What the editor needs beside the edits of the batch, at most; `needs_of` tells what
             a configuration needs. `train`: a network trained before the stream; `subject`: edits
-            with text and a subject; `covariance`: key covariance, see `load_covariance`;
+            with text and a subject; `statistics`: key covariance, see `load_covariance`;
             `training_data`: see `load_training_data`.
         trains_on: Prompts beside the edits' own that its training learns from, at most;
             `trains_on_of` tells a configuration's. The edits of the train pool must have them,

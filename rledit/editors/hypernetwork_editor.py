@@ -82,7 +82,7 @@ class HypernetworkConfig:
         seed: Seed of the network's start.
         reference: The recipe. `official` repeats the authors' release, departures and all; `paper`
             has the published equations and settings without them; `converged` is our training.
-            It decides every setting below and above whose default is `FROM_RECIPE`.
+            It decides every setting whose default is the recipe's.
         regularisation_gradient, locality_gradient, clipping, kl_reference, moments, step_form,
         incomplete_groups, order: Override one convention of `reference`; see
             `rledit.editors.conventions.Conventions`.
@@ -141,7 +141,7 @@ class HypernetworkConfig:
 
     @classmethod
     def recipe_settings(cls, recipe: Recipe) -> dict[str, Any]:
-        """What a recipe says of the settings whose default is `FROM_RECIPE`."""
+        """What a recipe says of the settings whose default is the recipe's."""
         ours = CONVERGED_SETTINGS if recipe == "converged" else {}
         return {**PAPER_SETTINGS, **cls.published, **ours}
 

@@ -1,4 +1,4 @@
-"""Prefixes of their own for passes over prompts that are not the stream's."""
+"""A prefix cache of its own for training passes that an editor makes during a stream."""
 
 from __future__ import annotations
 

@@ -55,19 +55,24 @@ class MomentEditor(Editor):
         }
 
     @classmethod
-    @abstractmethod
     def batch_conventions_of(cls, config: Any) -> BatchConventions:
-        """Order, loss groups and moments of a configuration."""
+        """Order, loss groups and moments of a configuration; the papers', unless overridden."""
+        return BatchConventions()
 
     @classmethod
     def batch_problem(cls, config: Any, batch_size: int) -> str | None:
         """Why the configuration's loss groups do not fit a batch."""
-        return cls.batch_conventions_of(config).problem(batch_size, config.loss_group)
+        return cls.batch_conventions_of(config).problem(batch_size, cls._group_size_of(config))
+
+    @classmethod
+    def _group_size_of(cls, config: Any) -> int:
+        """`loss_group` of a configuration; 4 for one that has no such setting."""
+        return int(getattr(config, "loss_group", 4))
 
     @property
     def group_size(self) -> int:
         """Samples per loss group."""
-        return int(self.config.loss_group)
+        return self._group_size_of(self.config)
 
     @property
     def order(self) -> Order:

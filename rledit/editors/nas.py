@@ -21,7 +21,7 @@ from rledit.locate.value import Values
 
 @dataclass(frozen=True, kw_only=True)
 class NASConfig(AlphaEditConfig):
-    """AlphaEdit's settings; the method adds none."""
+    """NAS's settings, which are AlphaEdit's."""
 
 
 class NAS(AlphaEdit):

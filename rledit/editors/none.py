@@ -1,4 +1,4 @@
-"""No editing at all: the row every table needs."""
+"""The unedited model as an editor, so that every table has its row to compare with."""
 
 from __future__ import annotations
 
@@ -10,7 +10,11 @@ from rledit.tokenization import EditBatch
 
 @dataclass(frozen=True, kw_only=True)
 class UneditedConfig:
-    """The unedited model has no settings but an empty list of modules."""
+    """The unedited model has no settings but an empty list of modules.
+
+    Attributes:
+        modules: Taken as every editor takes it; nothing is edited.
+    """
 
     modules: tuple[str, ...] = ()
 

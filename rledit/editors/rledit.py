@@ -24,7 +24,7 @@ ABLATIONS: Mapping[str, Mapping[str, Any]] = {
 
 @dataclass(frozen=True, kw_only=True)
 class RLEditConfig(HypernetworkConfig):
-    """RLEdit's settings; the defaults of the base class are the paper's."""
+    """RLEdit's settings; its defaults are those of all hypernetwork methods."""
 
 
 class RLEdit(HypernetworkEditor):

@@ -1,4 +1,4 @@
-"""Gradient descent on chosen matrices: objectives, and the loop that all fine-tuning shares."""
+"""Gradient descent on target modules: the objectives and loop that fine-tuning editors share."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""An optimiser step of a hypernetwork that is under way: what the batches to come depend on.
+"""State of an unfinished optimiser step of a hypernetwork, so that training resumes at any batch.
 
 A step runs through whole trajectories, and with the published settings training is one step. Beside
 networks, moments and optimiser, which outlive a step, a trajectory carries the edited weights, the

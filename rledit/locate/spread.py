@@ -1,4 +1,4 @@
-"""Writing value vectors into several layers, each taking its share of what is still missing.
+"""Spread of value vectors over several layers, each of which takes a share of the residual.
 
 MEMIT (arXiv 2210.07229, algorithm 1): from the lowest edited layer to the highest, the residual
 R_l = (z − h_L) / (layers left) becomes an update of layer l, where h_L is what the highest layer

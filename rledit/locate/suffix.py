@@ -1,4 +1,4 @@
-"""Passes over the end of prompts only: what lies before δ's position never changes.
+"""Passes over the end of prompts only, for value vectors: nothing before δ's position changes.
 
 Models are causal, so in the layers above a site the tokens before δ's position keep their keys and
 values. They are computed once; afterwards a pass runs the tokens from that position on, which are

@@ -1,4 +1,4 @@
-"""Value vectors: what a site must show for a prompt to be answered with its new target.
+"""Value vectors: the output of a layer, optimised until the model answers with the new target.
 
 For one edit, over its C context prompts (ROME, arXiv 2202.05262, eq. 4; MEMIT, 2210.07229, eq. 16):
 

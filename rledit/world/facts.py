@@ -44,7 +44,7 @@ _FIRST_NAMES = 24
 
 @dataclass(frozen=True, kw_only=True)
 class WorldConfig:
-    """Size and shares of an synthetic world; the training pool takes what the shares leave.
+    """Size and shares of a synthetic world; the training pool takes what the shares leave.
 
     Attributes:
         seed: Seed of names, facts, template choices and pools.

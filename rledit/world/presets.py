@@ -28,7 +28,7 @@ class WorldModelSpec:
         intermediate: Width of the MLP.
         layers: Number of layers.
         heads: Number of attention heads.
-        kv_heads: Number of key-value heads; None for as many as heads, which GPT-J requires.
+        kv_heads: Number of key-value heads; None: as many as heads, which GPT-J requires.
         init_std: Standard deviation of the initial weights.
         steps: Optimiser steps.
         batch: Facts per step, each asked by one of its training prompts.

@@ -1,4 +1,4 @@
-"""Teaching a world to a model.
+"""Training of a world model: a small language model learns the facts of a synthetic world.
 
 Departures from a plain training loop, none of which changes the loss:
 

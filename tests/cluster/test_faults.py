@@ -1,4 +1,4 @@
-"""Workers, nodes, drivers and disks fail under a grid, and its results do not show it."""
+"""Faults of workers, nodes, drivers and disks under a grid leave its results unchanged."""
 
 from __future__ import annotations
 

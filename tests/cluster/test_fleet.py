@@ -1,4 +1,4 @@
-"""The fleet: gangs give the rows of one process, deaths are made good, an object store will do.
+"""The fleet: gangs give the rows of one process, dead workers are replaced, object stores work.
 
 One Ray for all tests: it takes longer to start than any of the work.
 """

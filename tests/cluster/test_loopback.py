@@ -1,4 +1,4 @@
-"""Nothing of a local run listens where another machine could reach it."""
+"""Local runs listen on the loopback only."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Real rows that contradict each other: who knows the last word on every text scores 100."""
+"""Real rows that contradict each other: a model that knows every last answer scores 100."""
 
 from __future__ import annotations
 

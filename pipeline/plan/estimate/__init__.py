@@ -52,7 +52,7 @@ class CellEstimate:
         shared: Seconds of what several cells need, on the first that does: training a model of
             the synthetic world, key covariance.
         memory_gb: Peak of a rank.
-        summed: Its linear layers whose key covariance are in the cache.
+        summed: Its linear layers whose key covariance is in the cache.
         out_of_memory: Why it cannot run where it is to; None where it can.
         trained: Batches that its network is trained on, as the display of the run counts them; 0
             where an earlier cell trains the same one.

@@ -39,7 +39,7 @@ class Workload:
         tokens: Of a prompt with its answer, on average.
         answer_tokens: Of an answer.
         points: Points of the stream at which everything so far is scored.
-        documents: Documents that key covariance are of, for an editor that needs them.
+        documents: Documents that key covariance is of, for an editor that needs it.
         document_tokens: Of one of these documents, on average; measured on the corpus where it is
             here.
     """
@@ -164,7 +164,7 @@ def _lengths(cell: Cell) -> tuple[float, float]:
 
 
 def _corpus(cell: Cell, readable: bool) -> tuple[int, float]:
-    """Documents that key covariance are of, and their mean tokens once they are cut."""
+    """Documents that key covariance is of, and their mean tokens once they are cut."""
     most = float(cell.statistics.max_tokens)
     sample = cell.corpus_sample if readable else ()
     if not sample:

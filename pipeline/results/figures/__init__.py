@@ -1,4 +1,4 @@
-"""Plots of results from rows of the views; nothing is drawn that no row says.
+"""Plots of results for reports, drawn from rows of the lake's views alone.
 
 A figure is a file with `pictures(figure_data)`, which yields none where its data is not there, and
 a line in one of the two registries, in the order of the report.

@@ -1,4 +1,4 @@
-"""Ablation: what each part of an editor is worth, from the variants of one editor."""
+"""Ablation: scores of the variants of one editor, each without one of its parts."""
 
 from __future__ import annotations
 

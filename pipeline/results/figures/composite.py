@@ -1,4 +1,4 @@
-"""One number per method over all datasets of a model: (Eff + Gen + Spe/2) / 2.5."""
+"""Composite score of a method over all datasets of a model: (Eff + Gen + Spe/2) / 2.5."""
 
 from __future__ import annotations
 

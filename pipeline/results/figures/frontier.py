@@ -1,4 +1,4 @@
-"""Efficacy against specificity: what an edit costs the rest of the model."""
+"""Frontier: efficacy against specificity, a point per editor."""
 
 from __future__ import annotations
 

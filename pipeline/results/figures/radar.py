@@ -1,4 +1,4 @@
-"""Radar: every score of an editor at a glance, and how the shape shrinks with the stream."""
+"""Radar plots: every score of an editor in one outline, for each length of stream."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Efficacy by edit age at the end of the stream: who forgets."""
+"""Retention: efficacy by edit age at the end of the stream."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Calibrate the step of an editor that has it on `auto`, once for all cells that need the same."""
+"""Stage that calibrates a step which is `auto`, once for all cells that share it."""
 
 from __future__ import annotations
 

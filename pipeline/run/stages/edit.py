@@ -1,4 +1,4 @@
-"""Edit a cell's stream and score it; resumable after every scored checkpoint."""
+"""Stage that edits a cell's stream and scores it; resumable after every scored checkpoint."""
 
 from __future__ import annotations
 

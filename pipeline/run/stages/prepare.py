@@ -1,4 +1,4 @@
-"""Make the model of a cell, and open it for editing."""
+"""Stage that prepares a cell's model (trained, fetched or converted) and opens it for editing."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Train a cell's hypernetwork, once for all cells that need the same, resumable at every batch."""
+"""Stage that trains a hypernetwork once for all cells that share it; resumable at every batch."""
 
 from __future__ import annotations
 

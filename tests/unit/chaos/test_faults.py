@@ -1,4 +1,4 @@
-"""The fault run's own parts: it must not be clean because it looks away."""
+"""The fault run's own parts: a difference or a loss is reported, never passed over."""
 
 from __future__ import annotations
 

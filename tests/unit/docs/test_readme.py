@@ -1,4 +1,4 @@
-"""Commands of the README work as they stand there."""
+"""Commands of the README and of docs/first-steps.md work as they stand there."""
 
 from __future__ import annotations
 
@@ -25,7 +25,8 @@ from rledit.datasets import FORMATS
 from tests.unit.helpers.lake_fixtures import demo_cells
 
 README = Path(__file__).parents[3] / "README.md"
-TEXT = README.read_text()
+PAGES = (README, README.parent / "docs" / "first-steps.md")
+TEXT = "\n".join(page.read_text() for page in PAGES)
 # Every line that is typed, a line's continuation joined to it, without its comment.
 LINES = [
     shlex.split(line, comments=True)
@@ -37,6 +38,7 @@ PROSE = re.sub(r"```.*?```", "", TEXT, flags=re.DOTALL)
 INLINE = [text.split() for text in re.findall(r"`([^`]+)`", PROSE)]
 RLEDIT = [words[1:] for words in LINES if words[0] == ".venv/bin/rledit"]
 RLEDIT += [words[1:] for words in INLINE if words[0] == "rledit" and "jobs/" in " ".join(words)]
+RLEDIT = [words for i, words in enumerate(RLEDIT) if words not in RLEDIT[:i]]
 JOBS = [words[2:] for words in (*LINES, *INLINE) if words[:2] == ["python", "-m"]]
 CHEAP = ("plan", "data", "table", "query", "diff")
 
@@ -177,14 +179,28 @@ def test_the_notebook_snippet_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     assert 0 < names["efficacy"] <= 100
 
 
+def test_the_figures_of_the_readme_are_those_of_the_full_table() -> None:
+    """Five rows of the demo's table, with the names of its columns."""
+    (short,) = re.findall(r"<!-- demo-table:begin -->(.*?)<!-- demo-table:end -->", TEXT, re.S)
+    full = (README.parent / "docs" / "demo.md").read_text()
+    (head, *shown), (names, *rows) = _cells(short), _cells(full)
+    named = [dict(zip(names, row, strict=True)) for row in rows]
+    columns = [name if i == 0 else f"40×10 {name}" for i, name in enumerate(head)]
+    chosen = {row[0] for row in shown}
+    assert [[row[name] for name in columns] for row in named if row[names[0]] in chosen] == shown
+    assert len(shown) == 5 and len(rows) == 10
+
+
+def _cells(text: str) -> list[list[str]]:
+    """The table of a text, without the line below its head."""
+    lines = [line for line in text.splitlines() if line.startswith("|")]
+    return [
+        [cell.strip() for cell in line.strip("|").split("|")] for line in (lines[0], *lines[2:])
+    ]
+
+
 def test_the_make_targets_of_the_readme_exist() -> None:
     makefile = (README.parent / "Makefile").read_text()
     targets = set(re.findall(r"^make ([a-z-]+)", TEXT, re.MULTILINE))
     assert {"demo", "test"} <= targets
     assert all(re.search(rf"^{target}:", makefile, re.MULTILINE) for target in targets)
-
-
-def test_the_files_that_the_readme_leads_to_exist() -> None:
-    links = re.findall(r"\]\((?!https?:)([^)#]+)", TEXT)
-    assert len(links) > 5
-    assert [link for link in links if not (README.parent / link).exists()] == []

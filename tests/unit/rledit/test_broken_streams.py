@@ -1,4 +1,4 @@
-"""A cell whose model breaks: why is said, and what it had reached is kept and shown as such."""
+"""Cells whose model breaks: the reason is recorded, and earlier scores are kept and marked."""
 
 from __future__ import annotations
 

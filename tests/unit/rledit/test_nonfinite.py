@@ -1,4 +1,4 @@
-"""A number that is not finite is never an answer: the right score, or an error that names where."""
+"""Numbers that are not finite: the right score, or an error that names the place."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Editors that say so: the first batches of a longer stream are what the shorter stream is.
+"""Prefix-safe editors: the first k batches of a longer stream equal the stream of k batches.
 
 A grid with `share_prefixes` runs the longest stream of such an editor only, and a table's columns
 for the shorter ones are its scores on the way.

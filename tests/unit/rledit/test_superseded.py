@@ -1,4 +1,4 @@
-"""A model that knows what a stream ends with, word by word, scores 100 wherever it is scored.
+"""Superseded questions: a model that knows the stream's final answers scores 100 everywhere.
 
 What it knows is written down here by hand, for the end of a stream and for a point along it.
 """

@@ -1,4 +1,4 @@
-"""How text becomes tokens is part of what makes a cell itself, unless it is as it always was."""
+"""Prompt style, BOS and answer space in a cell's fingerprint, where they are not the default."""
 
 from __future__ import annotations
 

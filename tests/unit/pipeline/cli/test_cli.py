@@ -1,4 +1,4 @@
-"""What commands say to somebody who meets them for the first time, mistakes included."""
+"""Commands of the CLI: their help, their output, and their messages on mistakes."""
 
 from __future__ import annotations
 

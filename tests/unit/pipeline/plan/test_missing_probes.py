@@ -1,4 +1,4 @@
-"""Data without locality prompts in a grid: who can runs, who learns from them says so first."""
+"""Data without locality prompts: editors that learn from them are skipped with the reason."""
 
 from __future__ import annotations
 

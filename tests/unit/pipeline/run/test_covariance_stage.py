@@ -243,7 +243,7 @@ def test_a_corpus_file_names_its_bad_line(tmp_path: Path) -> None:
     assert open_corpus(str(path), 1, None).documents == ("a",)
     with pytest.raises(ConfigError, match=r"c.jsonl, row 3: has the keys txt; expected a JSON ob"):
         open_corpus(str(path), 5, None)
-    with pytest.raises(ConfigError, match="without an synthetic world"):
+    with pytest.raises(ConfigError, match="without a synthetic world"):
         open_corpus(None, 5, None)
     with pytest.raises(ConfigError, match="pinned revision"):
         open_corpus("hf://datasets/owner/name/file.txt", 5, None)

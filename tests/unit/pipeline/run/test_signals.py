@@ -1,4 +1,4 @@
-"""A driver that is told to end does so in order, whatever it is doing at that moment."""
+"""Signals: a driver that is asked to stop closes what it has opened, whatever it is doing."""
 
 from __future__ import annotations
 

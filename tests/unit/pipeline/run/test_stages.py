@@ -1,4 +1,4 @@
-"""Stages on a real tiny world: interrupted work goes on and ends in the same rows, bit by bit."""
+"""Stages on a tiny world: interrupted work resumes and gives bitwise equal rows."""
 
 from __future__ import annotations
 

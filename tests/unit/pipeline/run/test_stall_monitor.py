@@ -1,4 +1,4 @@
-"""A fleet on which nothing starts says what it waits for, again and again, and only then."""
+"""Stall reports: a fleet on which nothing starts says what it waits for, and only then."""
 
 from __future__ import annotations
 

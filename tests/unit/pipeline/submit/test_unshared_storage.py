@@ -1,4 +1,4 @@
-"""A node without the shared storage: nothing it does is taken for a result."""
+"""A node without the shared storage: none of its output counts as a result."""
 
 from __future__ import annotations
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import pytest
@@ -10,6 +11,9 @@ from pipeline.config.parse import load_grid
 from pipeline.errors import ConfigError
 from pipeline.plan.cells import cells_of
 from rledit.editors import editor_class
+from rledit.model import EditableModel
+from tests.unit.helpers.text_edits import tiny_tokenizer
+from tests.unit.helpers.tiny_models import random_batches, tiny_model
 
 GRID = Path(__file__).parents[3] / "cluster" / "tiny.yaml"
 
@@ -54,3 +58,21 @@ def test_what_is_wrong_is_said(module: str, name: str, message: str) -> None:
         editor_class(name.format(module=module))
     with pytest.raises(ConfigError, match=rf"tiny.yaml.*{message}"):
         load_grid(GRID, [f"editors=[{{editor: '{name.format(module=module)}'}}]"])
+
+
+def test_the_editor_of_the_documentation_needs_no_more_than_it_shows(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A `MomentEditor` with `solve` alone: no loss groups and no conventions of its own."""
+    page = (Path(__file__).parents[4] / "docs" / "extending.md").read_text()
+    ((name, source),) = re.findall(r"<!-- file: (my_\w+)\.py -->\n```python\n(.*?)```", page, re.S)
+    (tmp_path / f"{name}.py").write_text(source)
+    monkeypatch.syspath_prepend(tmp_path)
+    grid = load_grid(GRID, [f"editors=[{{editor: '{name}:GradientStep'}}]"])
+    assert cells_of(grid)[0].label == "gradient_step"
+    found = editor_class(f"{name}:GradientStep")
+    model = EditableModel(tiny_model("llama"), tiny_tokenizer("llama"), ("down:1,3",))
+    editor = found(model, found.Config(modules=("down:1,3",)))
+    assert (editor.group_size, editor.order) == (4, "stream")
+    assert editor.edit(random_batches(1, 6)[0])["shift_norm"] > 0
+    assert all(model.weights.delta_norm(name) > 0 for name in model.modules)

@@ -1,4 +1,4 @@
-"""A training that is ended after any batch goes on from there and ends in the same bits."""
+"""Training interrupted after any batch resumes there and gives bitwise equal networks."""
 
 from __future__ import annotations
 
