@@ -9,28 +9,10 @@ from contextlib import contextmanager
 
 import typer
 
+from pipeline.errors import is_answer
 from pipeline.run.signals import INTERRUPTED, Interrupted, interruptible, leave_on_interrupt
 
 logger = logging.getLogger(__name__)
-
-# Errors that are answers to the user, by name: importing their modules here would cost seconds.
-_EXPECTED = frozenset(
-    {
-        "ConfigError",
-        "DatasetError",
-        "LakeError",
-        "QueryError",
-        "ReportError",
-        "CovarianceError",
-        "StorageError",
-        "SubmitError",
-        "TableError",
-        "Terminated",
-        "TokenizationError",
-        "TrackingError",
-    }
-)
-
 
 _GO_ON = "interrupted; nothing is half-written, and the same command may be given again"
 
@@ -54,7 +36,7 @@ def errors_as_help() -> Iterator[None]:
         typer.echo(f"error: {_refused(error)}", err=True)
         raise SystemExit(2) from None
     except Exception as error:
-        if not _EXPECTED & {cls.__name__ for cls in type(error).__mro__}:
+        if not is_answer(error):
             raise
         typer.echo(f"error: {error}", err=True)
         raise SystemExit(2) from None
@@ -62,7 +44,7 @@ def errors_as_help() -> Iterator[None]:
 
 def _refused(error: OSError) -> str:
     """What the system refused, where, and what to do about it."""
-    if _EXPECTED & {cls.__name__ for cls in type(error).__mro__}:
+    if is_answer(error):
         return str(error)
     if error.filename is None or error.strerror is None:
         return f"{type(error).__name__}: {error}"

@@ -18,6 +18,7 @@ from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 from torch.distributed import DistNetworkError, DistStoreError
 
 from pipeline.config.resources import ResourcesEntry
+from pipeline.errors import is_answer
 from pipeline.run.device import hide_gpus
 from pipeline.run.fleet.process_group import (
     find_rendezvous,
@@ -183,7 +184,9 @@ def _outcome(reference: Any) -> Outcome:
     except RayTaskError as error:
         cause = error.cause if isinstance(error.cause, BaseException) else error
         if not isinstance(cause, LeaseLost):
-            logger.error("%s", redact(str(error)))
+            # The reason is logged with the task's name; the trace helps where it may be a bug.
+            level = logging.DEBUG if is_answer(cause) else logging.ERROR
+            logger.log(level, "%s", redact(str(error)))
         reason = redact(f"{type(cause).__name__}: {cause}")
         return Outcome(reason=reason, died=isinstance(cause, INTERRUPTIONS))
     except RayError as error:
