@@ -43,7 +43,12 @@ def configured(values: Mapping[str, Any], checkpoint: str) -> Any:
     Raises:
         CheckpointError: transformers does not know its type, or its sizes make no model.
     """
-    name = str(values.get("model_type"))
+    if not values.get("model_type"):
+        raise CheckpointError(
+            f"checkpoint {checkpoint!r}: config.json names no model_type, so nothing tells what "
+            "kind of model it is; take the config.json that the model was published with"
+        )
+    name = str(values["model_type"])
     if name not in CONFIG_MAPPING:
         raise CheckpointError(
             f"checkpoint {checkpoint!r}: config.json says model_type {name!r}, which the installed "
