@@ -226,7 +226,7 @@ def _entries(name: str, parameters: Mapping[str, Tensor]) -> str:
 
 
 def _listed(broken: Sequence[str]) -> str:
-    more = f", and {len(broken) - 1} more" if broken[1:] else ""
+    more = f" ({len(broken) - 1} more like it)" if broken[1:] else ""
     return f"{broken[0]}{more}"
 
 

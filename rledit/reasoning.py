@@ -19,6 +19,7 @@ _STEMS = (
     "think", "thought", "reason", "reflect", "ponder", "deliberat", "contemplat", "introspect",
     "scratchpad", "monologue", "rationale", "brainstorm", "analysis", "思考", "推理", "思维",
 )  # fmt: skip
+_NONE = ("none", "off", "no_think", "nothink", "no_thinking", "disabled", "chat")
 _CLOSING = ("end", "stop", "close")
 # Names of blocks and turns in which an answer may stand.
 _ANSWERS = frozenset({
@@ -39,7 +40,8 @@ def switches(template: str) -> dict[str, Any]:
     """The variables of a chat template that leave the thinking out, with the values that do.
 
     They are called `enable_thinking` (Qwen3 and others), `thinking` (DeepSeek-V3.1, Granite),
-    `reasoning`, `thinking_budget` and alike.
+    `reasoning`, `thinking_budget` and alike; `reasoning_effort`, `thinking_mode` and alike where
+    the template compares them with a word for none.
     """
     found: dict[str, Any] = {}
     for name in sorted(_variables(template)):
@@ -52,7 +54,18 @@ def switches(template: str) -> dict[str, Any]:
             found[name] = True
         elif not {"content", "effort", "mode", "level", "text", "prompt", "history"} & set(words):
             found[name] = False
+        elif (word := _word_for_none(template, name)) is not None:
+            found[name] = word
     return found
+
+
+def _word_for_none(template: str, name: str) -> str | None:
+    """The text for "no thinking" that a template compares a variable with."""
+    words = "|".join(_NONE)
+    literal, variable = rf"(['\"])(?P<word>{words})\1", rf"\b{re.escape(name)}\b"
+    compared = re.search(rf"{variable}\s*[!=]=\s*{literal}", template)
+    compared = compared or re.search(rf"{literal}\s*[!=]=\s*{variable}", template)
+    return compared["word"] if compared else None
 
 
 @lru_cache(maxsize=32)

@@ -17,10 +17,11 @@ from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
+from pipeline.inputs.checkpoint_files import safetensors_header
 from pipeline.inputs.checkpoints import CheckpointError, cached, read_config, weight_files
 from pipeline.inputs.file_hashes import sha256_of
 from pipeline.inputs.pickled_weights import is_pickled
-from pipeline.inputs.quantised_weights import quantised
+from pipeline.inputs.quantised_weights import quantised, unscaled
 
 logger = logging.getLogger(__name__)
 
@@ -43,7 +44,12 @@ def configured(values: Mapping[str, Any], checkpoint: str) -> Any:
     Raises:
         CheckpointError: transformers does not know its type, or its sizes make no model.
     """
-    name = str(values.get("model_type"))
+    if not values.get("model_type"):
+        raise CheckpointError(
+            f"checkpoint {checkpoint!r}: config.json names no model_type, so nothing tells what "
+            "kind of model it is; take the config.json that the model was published with"
+        )
+    name = str(values["model_type"])
     if name not in CONFIG_MAPPING:
         raise CheckpointError(
             f"checkpoint {checkpoint!r}: config.json says model_type {name!r}, which the installed "
@@ -121,6 +127,7 @@ def load_model(folder: Path, dtype: Any) -> nn.Module:
         CheckpointError: Its weights lack a tensor, or are packed in a way that is not undone here.
     """
     values = read_config(folder)
+    require_scales(folder)
     options: dict[str, Any] = {}
     if (packed := quantised(values)) is not None:
         if packed.problem is not None:
@@ -145,6 +152,26 @@ def load_model(folder: Path, dtype: Any) -> nn.Module:
         model = model.to(getattr(torch, dtype) if isinstance(dtype, str) else dtype)
     plain: nn.Module = model
     return plain
+
+
+def require_scales(folder: Path) -> None:
+    """Refuse a checkpoint with an FP8 matrix whose scales are not in its files.
+
+    Raises:
+        CheckpointError: Names the matrix; loaded without a word, it would be another one.
+    """
+    types = {
+        name: str(entry["dtype"])
+        for path in weight_files(folder)
+        if path.is_file() and not is_pickled(path)
+        for name, entry in safetensors_header(path).items()
+    }
+    if (name := unscaled(types, quantised(read_config(folder)))) is not None:
+        raise CheckpointError(
+            f"checkpoint {str(folder)!r}: {name!r} is stored in FP8, and no scales by which it is "
+            "turned back are where its quantization_config lets one look for them; fetch the "
+            "checkpoint again, or take the unquantised one that it was made from"
+        )
 
 
 def _packing(values: Mapping[str, Any]) -> Any:

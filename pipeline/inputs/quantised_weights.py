@@ -28,6 +28,12 @@ _COMPANIONS = (
     ".qweight", ".qzeros", ".weight.absmax", ".weight.quant_map", ".SCB", ".weight_packed",
     ".weight_scale", ".weight_scale_inv", ".weight_scale_2", ".weight_shape",
 )  # fmt: skip
+# FP8 matrices and the names under which a method's loader looks for a matrix's scales.
+_FP8 = ("F8_E4M3", "F8_E5M2")
+_SCALES: Mapping[str, tuple[str, ...]] = {
+    "fp8": (".weight_scale_inv", ".scale", ".qscale_weight"),
+    "compressed-tensors": (".weight_scale",),
+}
 _PLAIN = re.compile(r"[\w.-]+/[\w.-]+")
 
 
@@ -86,10 +92,12 @@ def quantised(config: Mapping[str, Any]) -> Quantised | None:
     for place in (config, inner):
         for key in ("quantization_config", "compression_config"):
             found = place.get(key)
-            if isinstance(found, Mapping) and found:
-                return Quantised(
-                    method=_method(found), bits=_bits(found), origin=_origin(config, found)
-                )
+            if found is None:
+                continue
+            named = found if isinstance(found, Mapping) else {}
+            return Quantised(
+                method=_method(named), bits=_bits(named), origin=_origin(config, named)
+            )
     return None
 
 
@@ -98,11 +106,28 @@ def packed_tensor(names: Iterable[str]) -> str | None:
     return next((name for name in names if name.endswith(_COMPANIONS)), None)
 
 
+def unscaled(types: Mapping[str, str], packed: Quantised | None) -> str | None:
+    """A matrix in FP8 without its scales: read as it lies, it is another matrix. None if none.
+
+    Args:
+        types: Tensor name → type, as headers of safetensors write it.
+        packed: How the configuration says they are packed.
+    """
+    scales = _SCALES.get(packed.method, ()) if packed else ()
+    for name, kind in types.items():
+        base = name.removesuffix(".weight")
+        if kind in _FP8 and name != base and not any(base + end in types for end in scales):
+            return name
+    return None
+
+
 def _method(found: Mapping[str, Any]) -> str:
     named = found.get("quant_method")
     if named is None and (found.get("load_in_4bit") or found.get("load_in_8bit")):
         return "bitsandbytes"
-    return str(named or found.get("quant_algo") or found.get("format") or "of an unnamed method")
+    return str(
+        named or found.get("quant_algo") or found.get("format") or "by a method it does not name"
+    )
 
 
 def _bits(found: Mapping[str, Any]) -> int | None:

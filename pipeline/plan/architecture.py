@@ -171,6 +171,8 @@ def _built(
     model = blank_model(config)
     family = family_of(model)
     layers: Any = model.get_submodule(family.layers)
+    if not len(layers):
+        raise UneditableError("its config.json gives it no layers")
     inner, hidden = linear_shape(layers[0].get_submodule(family.target_modules["down"]))
     head: Any = model.get_output_embeddings()  # type: ignore[operator]
     return Architecture(

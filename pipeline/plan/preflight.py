@@ -18,6 +18,7 @@ from pipeline.config.grid import HARNESS
 from pipeline.errors import ConfigError
 from pipeline.inputs.checkpoints import (
     CheckpointError,
+    cached,
     check_weights,
     fetch_description,
     is_folder,
@@ -26,7 +27,7 @@ from pipeline.inputs.checkpoints import (
     weight_files,
 )
 from pipeline.inputs.lm_harness import require_harness
-from pipeline.inputs.model_loading import configured, stored_name
+from pipeline.inputs.model_loading import configured, require_scales, stored_name
 from pipeline.inputs.quantised_weights import packed_tensor
 from pipeline.inputs.tokenizer_files import load_tokenizer
 from pipeline.plan.architecture import Architecture, architecture_of
@@ -202,6 +203,8 @@ def check_modules(cell: Cell, stored: dict[str, tuple[int, ...]] | None = None) 
             f"{odd!r} shows, though config.json has no quantization_config; edits are written into "
             "plain matrices: take the unquantised checkpoint that it was made from"
         )
+    if stored and (folder := cached(str(cell.model.checkpoint))) is not None:
+        require_scales(folder)
     # Packed weights have other shapes; loading them holds names and shapes against the model.
     for name in target_modules if stored and architecture.quantised is None else ():
         weight = f"{name}.weight"

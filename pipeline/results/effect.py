@@ -72,7 +72,24 @@ def _weights_stayed(steps: Iterable[Row]) -> bool:
     return change <= NEGLIGIBLE * norm
 
 
-def warning_of(remark: str) -> str:
-    """The remark for the one who runs the cell, with what to do."""
-    advice = "set it to auto, or to a larger number" if "step" in remark else "check its settings"
-    return f"{remark}; the edited model answers as the unedited one does: {advice}"
+def warning_of(remark: str, calibration: Mapping[str, Any] | None = None) -> str:
+    """The remark for the one who runs the cell, with what to do.
+
+    Args:
+        remark: What `remark_of` found.
+        calibration: The record of the step's calibration, where the step was on `auto`.
+    """
+    said = f"{remark}; the edited model answers as the unedited one does: "
+    if "step" not in remark:
+        return f"{said}check its settings"
+    if calibration is None:
+        return f"{said}set it to auto, or to a larger number"
+    known, pool = calibration["unedited"]["efficacy"], calibration.get("pool", "validation")
+    reason = calibration.get("warning") or (
+        f"calibrated on {calibration['edits']} edits of the {pool} pool, of which "
+        f"the unedited model knows {known:.1f} %"
+    )
+    return (
+        f"{said}{reason}; where the model knows the edits already there is nothing to change, "
+        f"otherwise give {calibration['setting']} a larger number"
+    )

@@ -173,8 +173,10 @@ def _settle(
             logger.error("%s: %s; not recorded: %s", task.label, finished.reason, error)
     record = lake.record(task.cell.address)
     if record is not None:
-        if remark := remark_in(record.values["resolved"]):
-            logger.warning("%s: %s", task.cell.path, warning_of(remark))
+        resolved = record.values["resolved"]
+        if remark := remark_in(resolved):
+            warning = warning_of(remark, resolved.get("calibration"))
+            logger.warning("%s: %s", task.cell.path, warning)
         _warned(
             signals,
             lambda: tracker.log_cell(parent, lake.result(record)),

@@ -7,9 +7,21 @@ template writes before the prompt, included.
 
 from __future__ import annotations
 
+import unicodedata
+
 from rledit.occurrences import Span, inside_words, is_at, occurrences
 from rledit.records import Edit
 from rledit.tokenization import Encoder, TokenizationError
+
+# Quotes and dashes that look like plain ones, and characters that show as nothing.
+_LOOK_ALIKE = str.maketrans(
+    {
+        **dict.fromkeys("\u2018\u2019\u02bc\u2032`\u00b4", "'"),
+        **dict.fromkeys("\u201c\u201d\u2033", '"'),
+        **dict.fromkeys("\u2010\u2011\u2012\u2013\u2014\u2212", "-"),
+        **dict.fromkeys("\u200b\u200c\u200d\u2060\ufeff\u00ad"),
+    }
+)
 
 
 def subject_of(edit: Edit) -> str:
@@ -60,7 +72,14 @@ def _why_not(prompt: str, subject: str) -> str:
         return "occurs only inside other words of"
     if occurrences(prompt.casefold(), subject.casefold()):
         return "does not occur in, but for its upper and lower case,"
+    if occurrences(_plain_look(prompt), _plain_look(subject)):
+        return "does not occur in, but for look-alike characters (spaces, quotes, dashes, widths),"
     return "does not occur in"
+
+
+def _plain_look(text: str) -> str:
+    """The text with plain characters for those that look alike, without what shows as nothing."""
+    return " ".join(unicodedata.normalize("NFKC", text).translate(_LOOK_ALIKE).split())
 
 
 def last_token(encoder: Encoder, text: str, end: int, where: str = "") -> int:

@@ -257,7 +257,10 @@ class Measurements:
         return max((peak for peak in peaks if peak is not None), default=None)
 
     def like(self, cell: Cell) -> list[CellRecord]:
-        """The finished cells that have most in common with this one."""
+        """The finished cells that have most in common with this one.
+
+        A model's name is what a grid calls it: of checkpoints, those with the same content count.
+        """
         own = {
             "scale": scale_of(cell.scale, cell.model.checkpoint),
             "model": cell.model.name,
@@ -271,11 +274,19 @@ class Measurements:
             wanted = (*_ALWAYS, *names)
             found = [
                 r for r in self._records
-                if all(getattr(r.address, n) == own[n] for n in wanted)
+                if all(getattr(r.address, n) == own[n] for n in wanted) and _same_weights(r, cell)
             ]  # fmt: skip
             if found:
                 return found
         return []
+
+
+def _same_weights(record: CellRecord, cell: Cell) -> bool:
+    """Whether both edit one checkpoint in one type; a model of the world goes by its name."""
+    if cell.model.checkpoint is None:
+        return True
+    own, other = cell.identity["model"], record.values["identity"].get("model", {})
+    return all(own.get(key) == other.get(key) for key in ("checkpoint", "dtype"))
 
 
 def _median(records: Sequence[CellRecord], value: Callable[[CellRecord], float]) -> float:

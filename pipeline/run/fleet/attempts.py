@@ -32,6 +32,7 @@ from pipeline.run.reporting import Report, Stage, watched
 from pipeline.run.tasks import Task, perform
 from pipeline.storage.redaction import redact
 from pipeline.storage.run_paths import RunPaths
+from rledit.errors import UserError
 
 logger = logging.getLogger(__name__)
 
@@ -183,7 +184,9 @@ def _outcome(reference: Any) -> Outcome:
     except RayTaskError as error:
         cause = error.cause if isinstance(error.cause, BaseException) else error
         if not isinstance(cause, LeaseLost):
-            logger.error("%s", redact(str(error)))
+            # The reason is logged with the task's name; the trace helps where it may be a bug.
+            level = logging.DEBUG if isinstance(cause, UserError) else logging.ERROR
+            logger.log(level, "%s", redact(str(error)))
         reason = redact(f"{type(cause).__name__}: {cause}")
         return Outcome(reason=reason, died=isinstance(cause, INTERRUPTIONS))
     except RayError as error:

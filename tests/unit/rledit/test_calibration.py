@@ -345,6 +345,20 @@ def test_a_cell_without_effect_is_marked_wherever_it_is_shown(lake: Lake, tmp_pa
     assert "set it to auto" in warning_of(remark)
 
 
+def test_the_warning_of_a_calibrated_step_does_not_advise_to_calibrate_it() -> None:
+    record = {
+        "edits": 10,
+        "pool": "train",
+        "setting": "initial_step",
+        "unedited": {"efficacy": 93.57},
+    }
+    said = warning_of("no effect: step 0.0001", record)
+    assert "auto" not in said and "give initial_step a larger number" in said
+    assert "10 edits of the train pool, of which the unedited model knows 93.6 %" in said
+    told = warning_of("no effect: step 0.0001", record | {"warning": "no step from 1 to 2 gains"})
+    assert "no step from 1 to 2 gains; where the model knows the edits already" in told
+
+
 def rows(before: float, after: float, change: float) -> tuple[list[Any], list[Any]]:
     scores = [
         {"checkpoint": at, "final": at > 0, "protocol": "exact_match", "efficacy": value,

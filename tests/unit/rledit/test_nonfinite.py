@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from rledit.downstream import Item
 from rledit.editors import editor_class
 from rledit.editors.hypernetwork_editor import HypernetworkEditor
-from rledit.finite import NonFiniteError, usable
+from rledit.finite import NonFiniteError, _listed, usable
 from rledit.locate.covariance import CovarianceError, KeyCovariance, accumulate
 from rledit.measurements import EvalData, Measurements
 from rledit.metrics import PROTOCOLS, generate, read
@@ -358,3 +358,9 @@ def test_a_mutated_checkpoint_gives_the_right_scores_or_an_error(
         assert "model." in str(error) or "lm_head" in str(error)
         return
     assert found == RIGHT
+
+
+def test_several_broken_matrices_are_said_as_one_and_how_many_more() -> None:
+    broken = ["down:0 holds weights that are no numbers", "down:1 holds the same", "down:2 too"]
+    assert _listed(broken) == "down:0 holds weights that are no numbers (2 more like it)"
+    assert _listed(broken[:1]) == "down:0 holds weights that are no numbers"

@@ -103,6 +103,8 @@ def test_a_template_is_asked_to_leave_the_thinking_out() -> None:
         ("thinking_budget", "thinking_budget is not defined or thinking_budget > 0"),
         ("disable_thinking", "not disable_thinking"),
         ("no_think", "not no_think"),
+        ("reasoning_effort", "reasoning_effort is not defined or reasoning_effort != 'none'"),
+        ("thinking_mode", 'not "off" == thinking_mode'),
     ],
 )
 def test_the_switch_has_many_names(variable: str, test: str) -> None:

@@ -126,6 +126,8 @@ def test_a_decomposed_subject_is_edited_at_its_last_mark() -> None:
          "write it as it stands there, or leave the row out"),
         (edit("OBAN lies in", "Oban"),
          "the subject 'Oban' does not occur in, but for its upper and lower case, the prompt"),
+        (edit("Oban’s Isle 6 lies in", "Oban's Isle\u00a06"),
+         "the subject \"Oban's Isle\\xa06\" does not occur in, but for look-alike characters"),
         (edit("It lies in", "Oban"), "the subject 'Oban' does not occur in the prompt"),
         (edit("In Oban lies", "Oban", subject_span=(0, 4)),
          "the subject 'Oban' does not stand at characters 0 to 4 of the prompt 'In Oban lies'"),

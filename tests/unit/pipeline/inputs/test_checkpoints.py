@@ -209,9 +209,10 @@ def test_no_weights_and_weights_in_another_layout(folder: Path) -> None:
         ("t5", "cannot be edited: it is an encoder-decoder model.*take a decoder-only model"),
         ("mamba", "cannot be edited: it is a state-space, recurrent or hybrid model"),
         ("qwen9", "model_type 'qwen9', which the installed transformers does not know"),
+        (None, "config.json names no model_type.*the model was published with"),
     ],
 )
-def test_a_family_that_cannot_be_edited(folder: Path, family: str, message: str) -> None:
+def test_a_family_that_cannot_be_edited(folder: Path, family: str | None, message: str) -> None:
     """By the architecture's own reason: nobody typed a family, so no spelling is guessed."""
     config = json.loads((folder / "config.json").read_text()) | {"model_type": family}
     (folder / "config.json").write_text(json.dumps(config))
@@ -219,6 +220,13 @@ def test_a_family_that_cannot_be_edited(folder: Path, family: str, message: str)
         preflight([cell(folder)])
     assert "did you mean" not in str(refused.value)
     assert str(refused.value).count("gemma2, gptj") <= 1
+
+
+def test_a_model_without_layers_cannot_be_edited(folder: Path) -> None:
+    config = json.loads((folder / "config.json").read_text()) | {"num_hidden_layers": 0}
+    (folder / "config.json").write_text(json.dumps(config))
+    with pytest.raises(CheckpointError, match="cannot be edited: its config.json gives it no"):
+        preflight([cell(folder)])
 
 
 @pytest.mark.parametrize(

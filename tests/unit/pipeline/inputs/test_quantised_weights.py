@@ -185,6 +185,41 @@ def test_compressed_tensors_are_dequantised_where_the_package_is(folder: Path) -
     assert all(torch.allclose(model.get_parameter(n), v) for n, v in plain.items())
 
 
+def _stored_anew(folder: Path, drop: str) -> None:
+    """Write a folder's weights without the tensors whose names end so."""
+    for path in weight_files(folder):
+        kept = {n: v for n, v in load_file(path).items() if not n.endswith(drop)}
+        save_file(kept, path, metadata={"format": "pt"})
+    index = {n: p.name for p in weight_files(folder) for n in load_file(p)}
+    said = json.dumps({"metadata": {}, "weight_map": index})
+    (folder / "model.safetensors.index.json").write_text(said)
+
+
+@pytest.mark.parametrize("named", [True, False])
+def test_an_fp8_matrix_without_its_scales_is_refused(folder: Path, named: bool) -> None:
+    """Read as it lies it would be another matrix, and the model another model, without a word."""
+    in_fp8(folder)
+    if not named:
+        values = json.loads((folder / "config.json").read_text())
+        del values["quantization_config"]
+        (folder / "config.json").write_text(json.dumps(values))
+    _stored_anew(folder, drop="layers.1.mlp.down_proj.weight_scale_inv" if named else "_scale_inv")
+    message = "_proj.weight' is stored in FP8, and no scales by which it is turned back"
+    with pytest.raises(CheckpointError, match=message):
+        preflight([cell(folder)])
+    with pytest.raises(CheckpointError, match=message):
+        load_model(folder, torch.float32)
+
+
+@pytest.mark.parametrize("packing", [{}, "fp8", {"quant_method": None}])
+def test_a_packing_that_names_no_method_is_said(folder: Path, packing: Any) -> None:
+    say(folder, packing)
+    with pytest.raises(CheckpointError, match=r"quantised \(by a method it does not name; quantiz"):
+        preflight([cell(folder)])
+    say(folder, None)  # type: ignore[arg-type]
+    preflight([cell(folder)])
+
+
 def test_a_packed_checkpoint_whose_configuration_does_not_say_so(folder: Path) -> None:
     in_fp8(folder)
     values = json.loads((folder / "config.json").read_text())

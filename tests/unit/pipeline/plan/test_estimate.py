@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 import yaml
+from transformers import LlamaConfig
 from typer.testing import CliRunner
 
 from pipeline.cli import app
@@ -205,6 +206,27 @@ def test_finished_cells_cost_what_they_cost(tmp_path: Path) -> None:
     assert measurements.seconds(rledit) is None
     costs = {c.work.cell.label: c for c in estimate(cells, _records(lake)).cells}
     assert costs["ultraedit"].seconds.measured and not costs["rledit"].seconds.measured
+
+
+def _ultraedit_on(folder: Path, layers: int) -> Cell:
+    """The tiny grid's cell of ultraedit on a model `m` of so many layers, by its config.json."""
+    LlamaConfig(
+        hidden_size=64, intermediate_size=128, num_hidden_layers=layers, num_attention_heads=2,
+        vocab_size=300, architectures=["LlamaForCausalLM"],
+    ).save_pretrained(folder)  # fmt: skip
+    model = json.dumps({"name": "m", "modules": ["down:1"], "checkpoint": str(folder)})
+    cells = cells_of(load_grid(TINY, [f"models=[{model}]"]))
+    return next(cell for cell in cells if cell.label == "ultraedit")
+
+
+def test_a_checkpoint_does_not_cost_what_another_of_its_name_cost(tmp_path: Path) -> None:
+    small, large = (_ultraedit_on(tmp_path / str(n), layers=n) for n in (2, 30))
+    lake = Lake(str(tmp_path / "lake"))
+    result = finished(editor="ultraedit", grid="other", model="m", scale="full")
+    lake.commit(replace(result, identity=small.identity))
+    measurements = Measurements(_records(lake))
+    assert measurements.seconds(small) is not None and measurements.peak_gb(small) == 0.75
+    assert measurements.seconds(large) is None and measurements.peak_gb(large) is None
 
 
 def test_a_network_is_trained_once_for_all_who_share_it() -> None:

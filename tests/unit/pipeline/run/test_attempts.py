@@ -11,6 +11,8 @@ from torch.distributed import DistNetworkError
 from pipeline.run.fleet import attempts
 from pipeline.run.fleet.attempts import Outcome
 from pipeline.run.lease import LeaseLost
+from rledit.calibration import CalibrationError
+from rledit.finite import NonFiniteError
 
 PLANTED = "hunter2-planted-secret"
 
@@ -31,6 +33,15 @@ def test_an_error_of_the_work_shows_no_secret(
     assert outcome == Outcome(reason="PermissionError: s3://***@bucket/lake")
     assert "trace: s3://***@bucket/lake" in caplog.text
     assert PLANTED not in caplog.text
+
+
+def test_an_answer_to_the_user_leaves_no_trace(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    for cause in (NonFiniteError("down:1 holds nan"), CalibrationError("no step gains")):
+        outcome = ended_by(RayTaskError("work", "trace", cause), monkeypatch)
+        assert outcome.reason == f"{type(cause).__name__}: {cause}"
+    assert not caplog.messages
 
 
 def test_a_death_and_a_lost_lease_are_tried_again(
