@@ -15,12 +15,19 @@ from rich.text import Text
 
 from pipeline.run.fleet.progress import Progress
 from pipeline.run.fleet.queue import Finished
+from pipeline.run.reporting import Stage
 from pipeline.run.tasks import Task
 
 logger = logging.getLogger(__name__)
 
 LOG_EVERY_SECONDS = 15.0
 CERTAIN_FRACTION = 0.03
+# Stages in which a run may be for minutes without an edit, as the status line names them.
+_BEFORE_EDITING: Mapping[Stage, str] = {
+    "prepare": "preparing models",
+    "statistics": "summing key covariance",
+    "calibrate": "calibrating steps",
+}
 
 
 class Pace:
@@ -190,11 +197,16 @@ class Display:
         """What is being done, and how fast: training in batches, the streams in edits."""
         training = {k: p for k, p in self._running.items() if p.stage == "train" and p.total > 1}
         parts = []
+        for stage, doing in _BEFORE_EDITING.items():
+            at = [p for p in self._running.values() if p.stage == stage]
+            if at:
+                done, total = sum(p.done for p in at), sum(p.total for p in at)
+                parts.append(f"{doing}{f' {done} of {total}' if total > len(at) else ''}, ")
         if training:
             done = sum(p.done for p in training.values())
             total = sum(p.total for p in training.values())
             parts.append(f"training batch {done} of {total}{self._rates(list(training))}, ")
-        if (edits := self._edits()) or not training:
+        if (edits := self._edits()) or not parts:
             parts.append(f"{edits / max(1e-9, now - self._began):.2g} edits/s, ")
         return "".join(parts)
 

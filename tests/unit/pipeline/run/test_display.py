@@ -101,3 +101,17 @@ def test_a_pace_begins_anew_with_a_stage() -> None:
     assert pace.rate("a") == pytest.approx(1.0)
     pace.look({}, now + 22)
     assert pace.rate("a") is None
+
+
+def test_what_is_done_before_the_first_edit_is_named(
+    tasks: dict[str, Task], monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Minutes of calibration or summing are no "0 edits/s"."""
+    monkeypatch.setattr(module, "LOG_EVERY_SECONDS", -1.0)
+    caplog.set_level(logging.INFO)
+    _, none, ultra, _ = tasks
+    with Display(tasks, 1, Console(quiet=True, force_terminal=False)) as shown:
+        shown.progress({none: at(0, 1, 5.0, "calibrate"), ultra: at(3, 8, 5.0, "statistics")})
+    line = caplog.messages[-1]
+    assert "summing key covariance 3 of 8, calibrating steps, " in line
+    assert "edits/s" not in line
