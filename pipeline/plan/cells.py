@@ -131,8 +131,9 @@ class Cell:
         """The entry's own settings, its linear layers mapped where the model is a proxy model."""
         own = dict(self.editor.settings)
         if self.model.preset is not None and self.scale != "full" and "modules" in own:
-            depth = PRESETS[self.model.preset].shape.layers
-            own["modules"] = mapped_modules(tuple(own["modules"]), depth)
+            preset = PRESETS[self.model.preset]
+            depth, family = preset.shape.layers, preset.family
+            own["modules"] = mapped_modules(tuple(own["modules"]), depth, family)
         return own
 
     @cached_property

@@ -44,10 +44,10 @@ def proxy_setting(
     """The settings of a model's proxy: linear layers at the same relative depth, steps to its
     size."""
     published = preset_setting(preset, editor, schema, target_modules)
-    depth = PRESETS[preset].shape.layers
+    depth, family = PRESETS[preset].shape.layers, PRESETS[preset].family
     values: dict[str, Any] = {
         **published.values,
-        "modules": mapped_modules(published.values["modules"], depth),
+        "modules": mapped_modules(published.values["modules"], depth, family),
         **METHODS.get(editor, {}),
     }
     origin = f"proxy: layers of {depth} mapped to the same relative depth, sizes of a toy model"

@@ -13,7 +13,13 @@ from transformers import AutoConfig, AutoModelForCausalLM
 
 from pipeline.config.grid import Grid
 from pipeline.config.parse import load_grid
-from pipeline.config.presets import OWN, PRESETS, preset_setting, proxy_setting
+from pipeline.config.presets import (
+    OWN,
+    PRESETS,
+    mapped_modules,
+    preset_setting,
+    proxy_setting,
+)
 from pipeline.config.presets.proxy import LAYERS
 from pipeline.config.presets.shape import layer_numbers
 from pipeline.errors import ConfigError
@@ -94,6 +100,12 @@ def test_every_method_has_linears_of_the_model_and_of_its_stand_in(name: str) ->
                     assert all(item.startswith("down:") for item in modules), editor
                 if target_modules == "one_down":
                     assert len(layer_numbers(modules[0], depth)) == 1
+
+
+def test_a_proxy_that_normalises_its_mlps_output_is_edited_in_all_layers() -> None:
+    """Gates and ups of its last layer alone turn no answer; what writes there keeps its place."""
+    assert mapped_modules(("gate:32-40", "down:5-9"), 42, "gemma2") == ("gate:0,1,2,3", "down:0")
+    assert mapped_modules(("gate:22-30",), 32, "llama") == ("gate:2,3",)
 
 
 def test_an_editor_no_preset_knows_takes_the_linears_of_the_one_most_like_it() -> None:
