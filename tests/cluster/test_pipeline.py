@@ -29,8 +29,8 @@ def partly_failed(finished: Path, tmp_path_factory: pytest.TempPathFactory) -> P
     results = tmp_path_factory.mktemp("partly-failed")
     shutil.copytree(finished / "cache" / "models", results / "cache" / "models")
     editors = (
-        "editors=[{editor: none}, {editor: ultraedit, settings: {moments: official, "
-        "loss_group: 1}}]"
+        "editors=[{editor: none}, {editor: ultraedit, settings: {reference: official, "
+        "loss_group: 1, step: 1.0e-3}}]"
     )
     done = rledit("run", GRID, "--results", results, "--set", editors, check=False)
     assert done.returncode == 1

@@ -200,7 +200,7 @@ def moment_editors(model: EditableModel) -> dict[str, dict[str, Tensor]]:
     for name in ("untrained", "ultraedit", "mend", "malmen"):
         cls = EDITORS[name]
         known = {f.name for f in dataclasses.fields(cls.Config)}
-        settings = {k: v for k, v in (SETTINGS | {"depth": 1}).items() if k in known}
+        settings = {k: v for k, v in (SETTINGS | {"depth": 1, "step": 1e-3}).items() if k in known}
         editor = cls(model, cls.Config(modules=model.modules, **settings))
         for batch in random_batches(2, 6):
             editor.edit(batch)
