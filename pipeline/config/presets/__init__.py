@@ -9,6 +9,7 @@ from pipeline.config.presets.proxy import METHODS, mapped_modules, taught
 from pipeline.config.presets.settings import ANY, OWN, Setting
 from pipeline.config.presets.shape import Shape
 from rledit.names import look_up
+from rledit.world import SCHEMAS
 
 # Whose linear layers an editor takes that no preset knows: by the kind of linear layers it can
 # edit.
@@ -45,9 +46,10 @@ def proxy_setting(
     size."""
     published = preset_setting(preset, editor, schema, target_modules)
     depth, family = PRESETS[preset].shape.layers, PRESETS[preset].family
+    claims = target_modules == "any" and schema is not None and SCHEMAS[schema].claims
     values: dict[str, Any] = {
         **published.values,
-        "modules": mapped_modules(published.values["modules"], depth, family),
+        "modules": mapped_modules(published.values["modules"], depth, family, claims),
         **METHODS.get(editor, {}),
     }
     origin = f"proxy: layers of {depth} mapped to the same relative depth, sizes of a toy model"

@@ -82,22 +82,26 @@ def taught(spec: WorldModelSpec, world: Mapping[str, Any]) -> WorldModelSpec:
     return replace(spec, steps=2 * spec.steps // 5) if world.get("claims") else spec
 
 
-def mapped_modules(modules: Sequence[str], n_layers: int, family: str) -> tuple[str, ...]:
+def mapped_modules(
+    modules: Sequence[str], n_layers: int, family: str, claims: bool = False
+) -> tuple[str, ...]:
     """Target modules of a proxy model: the layers at the same relative depth.
 
-    Gates and ups in all layers where the family normalises an MLP's output before it joins the
-    residual stream: those of the last of four layers alone turn no answer, whatever the step.
+    All layers where those alone turn no answer in a model of four, whatever the step: gates and ups
+    of a family that normalises an MLP's output before it joins the residual stream, and everything
+    where claims are judged by one of two verdicts.
 
     Args:
         modules: Shorthands for the model stood for, e.g. ``gate:11-15``.
         n_layers: Layers of that model.
         family: Its family.
+        claims: Whether the data asks for verdicts, as FEVER does.
     """
     found = []
     for item in modules:
         kind = item.partition(":")[0]
         layers = sorted({LAYERS * n // n_layers for n in layer_numbers(item, n_layers)})
-        if FAMILIES[family].norm_after_mlp is not None and kind != "down":
+        if claims or (FAMILIES[family].norm_after_mlp is not None and kind != "down"):
             layers = list(range(LAYERS))
         found.append(f"{kind}:{','.join(map(str, layers))}")
     return tuple(found)

@@ -1,7 +1,4 @@
-"""Proxy models of the main table are edited: their rows are no row of the unedited model.
-
-Not so FEVER on the proxies of Llama-3 and Mistral: no step turns their verdicts (docs/tables.md).
-"""
+"""Proxy models of the main table are edited: their rows are no row of the unedited model."""
 
 from __future__ import annotations
 
@@ -22,12 +19,7 @@ from rledit.metrics import protocol
 from rledit.scoring import EditScore, Scorer
 
 GRID = Path(__file__).parents[4] / "jobs" / "grids" / "table2.yaml"
-EDITED = [
-    ("Llama-3-8B", "ZsRE"),
-    ("Gemma-2-9B", "ZsRE"),
-    ("Gemma-2-9B", "FEVER"),
-    ("Mistral-7B-v0.3", "ZsRE"),
-]
+MODELS = ("Llama-3-8B", "Gemma-2-9B", "Mistral-7B-v0.3")
 
 
 def efficacy(scores: list[EditScore]) -> float:
@@ -35,7 +27,8 @@ def efficacy(scores: list[EditScore]) -> float:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("model", "dataset"), EDITED)
+@pytest.mark.parametrize("dataset", ["FEVER", "ZsRE"])
+@pytest.mark.parametrize("model", MODELS)
 def test_rledit_edits_the_proxies_of_table_2(model: str, dataset: str, tmp_path: Path) -> None:
     planned = cells_of(load_grid(GRID, (), "standin", 2))
     (cell,) = [
