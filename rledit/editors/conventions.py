@@ -44,7 +44,7 @@ class BatchConventions:
     def problem(self, batch_size: int, loss_group: int) -> str | None:
         """Why batches of `batch_size` edits cannot be edited in loss groups; None where they can.
 
-        Raises nothing: the caller knows where the two numbers were given.
+        The caller knows where the two numbers were given, and raises.
         """
         if self.incomplete_groups == "zero_values" and batch_size < loss_group:
             return (
@@ -116,8 +116,8 @@ PAPER_SETTINGS: Mapping[str, Any] = {
     "depth": 10,
     "moments_scope": "lifelong",
 }
-# A start of scale 1/√d and a learning rate of their own for steps and ridges: with these the
-# network learns for as long as it is trained; with the published ones it stays near the identity.
+# A start of scale 1/√d, so that the network can learn at a higher rate than the published one, and
+# a rate of their own for steps and ridges. A first choice, not tuned.
 CONVERGED_SETTINGS: Mapping[str, Any] = {
     "rank": 256,
     "n_blocks": 2,
