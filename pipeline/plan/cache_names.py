@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 from pipeline.plan.cells import Cell
+from pipeline.plan.fingerprint import calibration_key_of, covariance_key_of, train_key_of
 
 MODELS = "models"
 
 
 def trained_name(cell: Cell) -> str:
     """The name of the cell's trained network in the cache."""
-    return f"trained/{cell.editor_name}-{cell.train_key}.safetensors"
+    return f"trained/{cell.editor_name}-{train_key_of(cell)}.safetensors"
 
 
 def covariance_folder(cell: Cell) -> str:
     """Where in the cache the moments lie: one folder per model, corpus and precision."""
-    return f"statistics/{cell.covariance_key}"
+    return f"statistics/{covariance_key_of(cell)}"
 
 
 def shard_file(folder: str, module: str, shard: int) -> str:
@@ -29,4 +30,4 @@ def whole_file(folder: str, module: str) -> str:
 
 def calibration_name(cell: Cell) -> str:
     """The name of the record in the cache."""
-    return f"calibrated/{cell.calibration_key}.json"
+    return f"calibrated/{calibration_key_of(cell)}.json"

@@ -10,6 +10,7 @@ from pipeline.config.parse import build
 from pipeline.config.yaml_location import Located
 from pipeline.inputs.fingerprints import changed_fields
 from pipeline.plan.cells import Cell
+from pipeline.plan.fingerprint import identity_of, key_of
 from pipeline.results.lake.layout import LakeError
 from pipeline.storage.object_store import Storage
 from pipeline.storage.redaction import redact_settings
@@ -19,8 +20,8 @@ _FOLDER = "entries"
 
 def write_cell_spec(cell: Cell, lake: Storage) -> None:
     """Keep what the cell was made from: its grid's entries, its files' places among them."""
-    entry = redact_settings({"identity": cell.identity, "cell": asdict(cell)})
-    lake.write_bytes(_name(cell.key), json.dumps(entry, sort_keys=True).encode())
+    entry = redact_settings({"identity": identity_of(cell), "cell": asdict(cell)})
+    lake.write_bytes(_name(key_of(cell)), json.dumps(entry, sort_keys=True).encode())
 
 
 def read_cell_spec(key: str, lake: Storage) -> Cell:
@@ -38,8 +39,8 @@ def read_cell_spec(key: str, lake: Storage) -> Cell:
         ) from None
     given = entry["cell"]
     cell = build(Cell, given, (), Located.of_data(given, f"cell {key}"))
-    if cell.key != key:
-        changes = "; ".join(changed_fields(entry["identity"], cell.identity))
+    if key_of(cell) != key:
+        changes = "; ".join(changed_fields(entry["identity"], identity_of(cell)))
         raise LakeError(f"cell {key} cannot be run again as it was: {changes}")
     return cell
 

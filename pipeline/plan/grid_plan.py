@@ -10,15 +10,16 @@ from pathlib import Path
 from pipeline.config.grid import DatasetEntry, Grid
 from pipeline.errors import ConfigError
 from pipeline.inputs.checkpoints import check_weights, is_folder
-from pipeline.inputs.datasets import lacking, pool_origin, pool_remedy, source_of, unread
+from pipeline.inputs.datasets import lacking, pool_origin, source_of, unread
 from pipeline.inputs.fingerprints import changed_fields
+from pipeline.plan.cell_data import read_not_measured
 from pipeline.plan.cells import Cell, cells_of
+from pipeline.plan.checks import check_cell, check_corpus, check_rows, skip_reason
+from pipeline.plan.fingerprint import address_of, identity_of, key_of
 from pipeline.plan.versions import code_version
 from pipeline.results.lake.lake import Lake
 from pipeline.results.lake.records import SCORES, CellAddress
-from rledit.datasets import RowError, RowErrors
 from rledit.datasets.check import unread_keys
-from rledit.editors import editor_class
 from rledit.records import PROBES, SPLITS
 
 
@@ -45,12 +46,12 @@ class Plan:
 
     def reason(self, cell: Cell) -> str | None:
         """Why a cell is left out; None where it can run."""
-        return cell.skip_reason or self.refused.get(cell.key)
+        return skip_reason(cell) or self.refused.get(key_of(cell))
 
     @property
     def missing(self) -> tuple[Cell, ...]:
         """Cells still to run."""
-        return tuple(cell for cell in self.cells if cell.key not in self.done)
+        return tuple(cell for cell in self.cells if key_of(cell) not in self.done)
 
 
 def make_plan(
@@ -85,14 +86,14 @@ def make_plan(
     for cell in cells:
         check_cell(cell)
     records = lake.manifest(grid.name) if lake.exists() else []
-    by_path: dict[tuple[object, ...], Cell] = {_path(cell.address): cell for cell in cells}
+    by_path: dict[tuple[object, ...], Cell] = {_path(address_of(cell)): cell for cell in cells}
     outdated: list[str] = []
     for record in records:
         stands = by_path.get(_path(record.address))
-        if stands is None or stands.key == record.address.cell_key or not record.done:
+        if stands is None or key_of(stands) == record.address.cell_key or not record.done:
             continue
         if not replace:
-            changes = changed_fields(record.values["identity"], stands.identity)
+            changes = changed_fields(record.values["identity"], identity_of(stands))
             raise ConfigError(
                 f"{stands.path} is in the lake with other settings: {'; '.join(changes)}. Give the "
                 "editor another variant or the grid another name, or replace the old rows with "
@@ -100,7 +101,7 @@ def make_plan(
             )
         outdated.append(record.address.cell_key)
     known = {record.address.cell_key: record for record in records}
-    asked = {cell.key for cell in cells}
+    asked = {key_of(cell) for cell in cells}
     other_code = {
         key: str(record.values["code_version"])
         for key, record in known.items()
@@ -119,95 +120,6 @@ def make_plan(
         outdated=tuple(outdated),
         other_code=other_code,
     )
-
-
-def check_rows(cells: Sequence[Cell]) -> None:
-    """Read the edits of every dataset.
-
-    Raises:
-        RowErrors: Rows cannot be mapped, of all datasets together.
-        DatasetError: A dataset cannot be read for another reason.
-    """
-    errors: list[RowError] = []
-    for dataset in {cell.dataset.name: cell.dataset for cell in cells}.values():
-        try:
-            source_of(dataset)
-        except RowErrors as error:
-            errors += error.errors
-    if errors:
-        raise RowErrors(errors)
-
-
-def check_cell(cell: Cell) -> None:
-    """Find what would fail later, before anything expensive starts.
-
-    Raises:
-        ConfigError: The data holds too few edits for the stream or for a training trajectory, or
-            the model of this cell cannot be sharded.
-    """
-    check_sharded(cell)
-    if cell.skip_reason is None and cell.insufficient_data is not None:
-        raise ConfigError(f"{cell.path}: {cell.insufficient_data}; {_enlarge(cell)}")
-
-
-def _enlarge(cell: Cell) -> str:
-    """What to do about a pool that is too small."""
-    split = cell.dataset.split
-    if cell.source().sizes()[split] >= cell.n_edits:  # it is the train pool
-        return f"shorten the trajectory, or {pool_remedy(cell.dataset, 'train')}"
-    return f"shorten the stream, or {pool_remedy(cell.dataset, split)}"
-
-
-def check_corpus(cells: Sequence[Cell]) -> None:
-    """Ask for running text where an editor needs key covariance of a model that has no world.
-
-    Raises:
-        ConfigError: There is none; names the editors and models, and what to give.
-    """
-    lacking = [
-        cell
-        for cell in cells
-        if "statistics" in cell.needs
-        and cell.model.checkpoint is not None
-        and cell.statistics.corpus is None
-    ]
-    if lacking:
-        editors = ", ".join(dict.fromkeys(cell.label for cell in lacking))
-        models = ", ".join(dict.fromkeys(cell.model.name for cell in lacking))
-        raise ConfigError(
-            f"statistics.corpus is not given, and the grid's {editors} need key covariance of "
-            f"running text on {models}: give a .txt, .jsonl or Parquet file with --set "
-            "statistics.corpus=wiki.jsonl, or leave these editors out"
-        )
-
-
-def check_sharded(cell: Cell) -> None:
-    """Refuse a sharded model for an editor or precision that cannot have one.
-
-    Raises:
-        ConfigError: The cell's grid shards its model, and it cannot be.
-    """
-    reason = unshardable(cell)
-    if cell.resources.sharding != "none" and reason is not None:
-        raise ConfigError(f"{cell.path}: {reason}")
-
-
-def unshardable(cell: Cell) -> str | None:
-    """Why a cell's model cannot be sharded, with the remedy; None where it can."""
-    if not editor_class(cell.editor.editor).shardable:
-        return (
-            f"{cell.label} differentiates with respect to whole matrices, which no "
-            "rank of a sharded model holds; set resources.sharding: none for it, in a grid of its "
-            "own, with `ranks` to share out the scoring"
-        )
-    if cell.model.checkpoint is not None and cell.model.dtype == "float64":
-        return "a float64 model cannot be sharded; load it in float32 or bfloat16"
-    if cell.model.checkpoint is not None and cell.quantised is not None:
-        return (
-            f"a quantised checkpoint ({cell.quantised.words}) is turned back into plain matrices "
-            "while it is loaded whole, so it cannot be sharded; set resources.sharding: none"
-        )
-    return None
 
 
 def pool_lines(cells: Sequence[Cell]) -> list[str]:
@@ -235,9 +147,11 @@ def _unmeasured(cells: Sequence[Cell], dataset: DatasetEntry) -> Iterator[str]:
     streams = {
         (cell.dataset.split, cell.n_edits, cell.seed): cell
         for cell in cells
-        if cell.dataset == dataset and cell.skip_reason is None
+        if cell.dataset == dataset and skip_reason(cell) is None
     }
-    found = dict.fromkeys(item for cell in streams.values() for item in cell.not_measured.items())
+    found = dict.fromkeys(
+        item for cell in streams.values() for item in read_not_measured(cell).items()
+    )
     for what, why in found:
         if what not in SCORES:
             yield f"{what}: asked for and not measured, {why}"
@@ -245,8 +159,8 @@ def _unmeasured(cells: Sequence[Cell], dataset: DatasetEntry) -> Iterator[str]:
 
 def failed_lines(plan: Plan) -> list[str]:
     """Why cells failed before, a line for each reason."""
-    counts = Counter(plan.failed[key] for cell in plan.missing if (key := cell.key) in plan.failed
-                     and cell.skip_reason is None)  # fmt: skip
+    missing = [cell for cell in plan.missing if skip_reason(cell) is None]
+    counts = Counter(plan.failed[key] for key in map(key_of, missing) if key in plan.failed)
     return [f"failed before, {n} of the cells to run: {reason}" for reason, n in counts.items()]
 
 
@@ -256,7 +170,7 @@ def code_lines(plan: Plan) -> list[str]:
         return []
     versions = Counter(plan.other_code.values())
     made = ", ".join(f"{n} by {version}" for version, n in sorted(versions.items()))
-    of = len({cell.key for cell in plan.cells} & (plan.done | {*plan.other_code}))
+    of = len({key_of(cell) for cell in plan.cells} & (plan.done | {*plan.other_code}))
     lead = f"{len(plan.other_code)} of {of} done cells are of other code than {code_version()}"
     if plan.done.isdisjoint(plan.other_code):
         return [f"{lead} ({made}): run again, their old rows are dropped"]
@@ -268,7 +182,7 @@ def code_lines(plan: Plan) -> list[str]:
 
 def skip_lines(cells: Sequence[Cell]) -> list[str]:
     """Why cells cannot be run on their data, a line for each reason."""
-    reasons = dict.fromkeys(cell.skip_reason for cell in cells if cell.skip_reason is not None)
+    reasons = dict.fromkeys(skip_reason(cell) for cell in cells if skip_reason(cell) is not None)
     return [f"skipped: {reason}" for reason in reasons]
 
 

@@ -32,6 +32,8 @@ from pipeline.inputs.quantised_weights import packed_tensor
 from pipeline.inputs.tokenizer_files import load_tokenizer
 from pipeline.plan.architecture import Architecture, architecture_of
 from pipeline.plan.cells import Cell
+from pipeline.plan.checks import skip_reason
+from pipeline.plan.fingerprint import key_of
 from pipeline.plan.grid_plan import Plan
 from pipeline.plan.row_faults import Faults, stream_faults, subject_faults, together, train_faults
 from rledit.chat import PromptStyle
@@ -71,9 +73,9 @@ def preflight(cells: Sequence[Cell], others: bool = False) -> dict[str, Refusal]
         if what not in checked:
             checked.add(what)
             check_modules(cell, _shapes(cell))
-    able = [cell for cell in cells if cell.skip_reason is None]
+    able = [cell for cell in cells if skip_reason(cell) is None]
     checks = _Checks()
-    refused = {cell.key: found for cell in able if (found := checks.refusal(cell)) is not None}
+    refused = {key_of(cell): found for cell in able if (found := checks.refusal(cell)) is not None}
     if refused and len(refused) == len(able) and not others:
         raise ConfigError("\n".join(refusal_lines(able, refused)))
     return refused
@@ -116,7 +118,7 @@ def refusal_lines(
     """
     alike: dict[tuple[str, ...], list[Cell]] = {}
     for own in _by_editor(cells, refused):
-        lines = tuple(_lines([refused[cell.key] for cell in own]))
+        lines = tuple(_lines([refused[key_of(cell)] for cell in own]))
         alike.setdefault((own[0].model.name, own[0].dataset.name, *lines), []).extend(own)
     said = []
     for (_, _, first, *rest), concerned in alike.items():
@@ -130,7 +132,7 @@ def refusal_lines(
 def _by_editor(cells: Sequence[Cell], refused: Mapping[str, Refusal]) -> list[list[Cell]]:
     groups: dict[tuple[str, ...], list[Cell]] = {}
     for cell in cells:
-        if cell.key in refused:
+        if key_of(cell) in refused:
             key = (cell.model.name, cell.dataset.name, cell.label)
             groups.setdefault(key, []).append(cell)
     return list(groups.values())

@@ -10,6 +10,7 @@ from contextlib import closing
 from rich.console import Console
 
 from pipeline.config.grid import Grid
+from pipeline.plan.fingerprint import address_of, key_of
 from pipeline.plan.grid_plan import Plan
 from pipeline.results.effect import warning_of
 from pipeline.results.lake.lake import Lake
@@ -67,13 +68,13 @@ def run_plan(
         try:
             with signals.shielded():
                 parent = tracker.start(f"run {grid.name}", tags)
-            left_out = {cell.key for cell in plan.missing if plan.reason(cell) is not None}
+            left_out = {key_of(cell) for cell in plan.missing if plan.reason(cell) is not None}
             for key in plan.outdated:
                 if key not in left_out:  # what other code could run and this cannot keeps its rows
                     lake.forget(key)
             for cell in plan.missing:
                 reason = plan.reason(cell)
-                if reason is not None and plan.failed.get(cell.key) != reason:
+                if reason is not None and plan.failed.get(key_of(cell)) != reason:
                     record_skip(cell, lake, reason)
             tasks = tasks_of([cell for cell in plan.missing if plan.reason(cell) is None])
             failed = len(plan.refused)
@@ -146,7 +147,7 @@ def unseen(done: Sequence[Task], lake: Lake, wait: float = LOOKUP_SECONDS) -> li
     """
     deadline = time.monotonic() + wait
     missing = list(done)
-    while missing := [task for task in missing if lake.record(task.cell.address) is None]:
+    while missing := [task for task in missing if lake.record(address_of(task.cell)) is None]:
         if time.monotonic() > deadline:
             break
         time.sleep(min(1.0, wait))
@@ -171,7 +172,7 @@ def _settle(
         except OSError as error:
             # The reason may be that this disk is full; the cell counts as missing then.
             logger.error("%s: %s; not recorded: %s", task.label, finished.reason, error)
-    record = lake.record(task.cell.address)
+    record = lake.record(address_of(task.cell))
     if record is not None:
         resolved = record.values["resolved"]
         if remark := remark_in(resolved):

@@ -27,6 +27,7 @@ from pipeline.plan.architecture import architecture_of
 from pipeline.plan.cache_names import trained_name
 from pipeline.plan.cell_spec import read_cell_spec
 from pipeline.plan.cells import Cell
+from pipeline.plan.fingerprint import identity_of, key_of
 from pipeline.plan.versions import code_version
 from pipeline.results.lake.lake import Lake, LakeError
 from pipeline.results.lake.records import CellRecord
@@ -75,7 +76,7 @@ def export(
     kept = cache.file(edited_name(cell))
     assert kept is not None
     model = prepare_model(cell, cache, report)
-    metadata = {"cell": cell.key, "code_version": code_version(), "identity": cell.identity}
+    metadata = {"cell": key_of(cell), "code_version": code_version(), "identity": identity_of(cell)}
     folder.mkdir(parents=True, exist_ok=True)
     write = _write_delta if delta else _write_checkpoint
     return write(cell, model, load_file(kept), folder, metadata)
@@ -111,8 +112,8 @@ def _run_again(cell: Cell, record: CellRecord, run_paths: RunPaths, report: Repo
     if changed:
         cache.delete(edited_name(cell))
         raise LakeError(
-            f"cell {cell.key} came out with {changed} other scores than those in the lake, so this "
-            "is another model; machine or versions differ from those of the run. Run its grid "
+            f"cell {key_of(cell)} came out with {changed} other scores than those in the lake, so "
+            "this is another model; machine or versions differ from those of the run. Run its grid "
             "there with keep_edited: true into another lake (--lake), then export from that"
         )
 

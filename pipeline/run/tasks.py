@@ -10,7 +10,16 @@ from typing import Literal
 
 from pipeline.config.resources import ResourcesEntry
 from pipeline.inputs.fingerprints import fingerprint
+from pipeline.plan.cell_data import calibration_edits
 from pipeline.plan.cells import Cell
+from pipeline.plan.checks import skip_reason
+from pipeline.plan.fingerprint import (
+    calibration_key_of,
+    covariance_key_of,
+    identity_of,
+    key_of,
+    train_key_of,
+)
 from pipeline.results.lake.lake import Lake
 from pipeline.run.cache import Cache
 from pipeline.run.cell import record_skip, run_cell
@@ -66,7 +75,7 @@ class Task:
         if self.kind == "statistics":
             return f"statistics {self.cell.model.name} shard {self.shard}"
         if self.kind == "calibrate":
-            name, size = self.cell.label, self.cell.calibration_edits
+            name, size = self.cell.label, calibration_edits(self.cell)
             return f"calibrate {name} {self.cell.model.name} {self.cell.dataset.name} {size} edits"
         stream = f"{self.cell.stream.n_batches}x{self.cell.stream.batch_size}"
         return f"{self.kind} {self.cell.label} {stream} seed {self.cell.seed}"
@@ -76,23 +85,23 @@ def tasks_of(cells: Sequence[Cell]) -> dict[str, Task]:
     """Tasks of some cells by key, dependencies before dependants; shared work occurs once."""
     tasks: dict[str, Task] = {}
     for cell in map(_located, cells):
-        if cell.skip_reason is not None:
-            key = f"edit:{cell.key}"
+        if skip_reason(cell) is not None:
+            key = f"edit:{key_of(cell)}"
             tasks[key] = Task(kind="edit", key=key, cell=cell, needs=(), threads=cell.threads)
             continue
-        model = f"prepare:{fingerprint(cell.identity['model'])}"
+        model = f"prepare:{fingerprint(identity_of(cell)['model'])}"
         add = [
             Task(kind="prepare", key=model, cell=cell, needs=(), threads=cell.model_spec.threads)
         ]
         needs = [model]
         if cell.calibrates:
-            step = f"calibrate:{cell.calibration_key}"
+            step = f"calibrate:{calibration_key_of(cell)}"
             add.append(
                 Task(kind="calibrate", key=step, cell=cell, needs=(model,), threads=cell.threads)
             )
             needs.append(step)
         if cell.trains:
-            network = f"train:{cell.train_key}"
+            network = f"train:{train_key_of(cell)}"
             add.append(
                 Task(kind="train", key=network, cell=cell, needs=tuple(needs), threads=cell.threads)
             )
@@ -100,7 +109,7 @@ def tasks_of(cells: Sequence[Cell]) -> dict[str, Task]:
         if "statistics" in cell.needs:
             for shard in range(cell.statistics.shards):
                 target_modules = fingerprint({"modules": cell.settings.modules})
-                moments = f"statistics:{cell.covariance_key}:{target_modules}:{shard}"
+                moments = f"statistics:{covariance_key_of(cell)}:{target_modules}:{shard}"
                 add.append(
                     Task(
                         kind="statistics",
@@ -115,7 +124,7 @@ def tasks_of(cells: Sequence[Cell]) -> dict[str, Task]:
         add.append(
             Task(
                 kind="edit",
-                key=f"edit:{cell.key}",
+                key=f"edit:{key_of(cell)}",
                 cell=cell,
                 needs=tuple(needs),
                 threads=cell.threads,
@@ -176,8 +185,8 @@ def perform(
         How it ended: `done` or `skipped`.
     """
     cell, lake = task.cell, Lake(run_paths.lake)
-    if cell.skip_reason is not None:
-        return record_skip(cell, lake, cell.skip_reason)
+    if (reason := skip_reason(cell)) is not None:
+        return record_skip(cell, lake, reason)
     cache = Cache(run_paths.cache)
     with leased(cache.storage, task.key, run, gang, report) as report:
         model = prepare_model(cell, cache, report)

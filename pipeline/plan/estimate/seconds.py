@@ -17,6 +17,7 @@ from pipeline.plan.architecture import Architecture
 from pipeline.plan.cells import Cell
 from pipeline.plan.estimate.memory import GB, Device, Placement
 from pipeline.plan.estimate.workload import DOCUMENT_TOKENS, Workload
+from pipeline.plan.fingerprint import identity_of
 from pipeline.results.lake.records import CellRecord, scale_of
 from rledit.downstream import TASKS
 from rledit.downstream.tasks import ITEMS_PER_TASK
@@ -285,7 +286,7 @@ def _same_weights(record: CellRecord, cell: Cell) -> bool:
     """Whether both edit one checkpoint in one type; a model of the world goes by its name."""
     if cell.model.checkpoint is None:
         return True
-    own, other = cell.identity["model"], record.values["identity"].get("model", {})
+    own, other = identity_of(cell)["model"], record.values["identity"].get("model", {})
     return all(own.get(key) == other.get(key) for key in ("checkpoint", "dtype"))
 
 

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 
 from pipeline.plan.cells import Cell
+from pipeline.plan.fingerprint import key_of
 from pipeline.run.cache import Cache
 from pipeline.run.gang import SINGLE_PROCESS, Gang
 from pipeline.run.reporting import Report
@@ -220,7 +221,7 @@ def _provide(editor: Editor, cell: Cell, cache: Cache) -> dict[str, Any]:
 
 def edited_name(cell: Cell) -> str:
     """The name in the cache of the matrices that a cell has edited."""
-    return f"edited/{cell.key}.safetensors"
+    return f"edited/{key_of(cell)}.safetensors"
 
 
 def _keep(cell: Cell, model: EditableModel, cache: Cache, gang: Gang) -> None:
@@ -234,7 +235,7 @@ def _keep(cell: Cell, model: EditableModel, cache: Cache, gang: Gang) -> None:
 
 def state_folder(cell: Cell, cache: Cache) -> StateFolder:
     """Where the cell's resume state lies."""
-    return StateFolder(cache.storage.join("states", cell.key))
+    return StateFolder(cache.storage.join("states", key_of(cell)))
 
 
 def _save(editor: Editor, folder: StateFolder, rows: StreamRows, gang: Gang) -> None:

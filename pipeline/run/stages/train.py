@@ -14,6 +14,7 @@ from torch import Tensor
 
 from pipeline.plan.cache_names import trained_name
 from pipeline.plan.cells import Cell
+from pipeline.plan.fingerprint import identity_of
 from pipeline.run.cache import Cache
 from pipeline.run.gang import SINGLE_PROCESS, Gang
 from pipeline.run.reporting import Report
@@ -117,7 +118,7 @@ def train(
     _require_numbers(state, f"the network trained for {cell.label}")
     if not gang.is_rank_zero:
         return None
-    metadata = {"seconds": seconds, "curve": curve, "identity": cell.identity}
+    metadata = {"seconds": seconds, "curve": curve, "identity": identity_of(cell)}
     path = cache.folder / name
     write_tensors(path, state, {"facts": json.dumps(metadata)})
     cache.publish(name)

@@ -19,6 +19,7 @@ from pipeline.errors import ConfigError
 from pipeline.inputs.eval_data import eval_data_hash, load_eval_data
 from pipeline.inputs.lm_harness import harness_scores, percentages
 from pipeline.plan.cells import cells_of
+from pipeline.plan.fingerprint import identity_of, key_of
 from rledit.datasets import DatasetError
 from rledit.datasets.downstream import find_schema, map_downstream
 from rledit.datasets.reading import rows_given
@@ -334,12 +335,12 @@ def test_broken_reference_texts_name_file_row_and_key(
 
 def test_measurements_are_part_of_the_identity_only_where_there_are_some() -> None:
     plain_cell = cells_of(load_grid(GRID))[0]
-    assert "measurements" not in plain_cell.identity
+    assert "measurements" not in identity_of(plain_cell)
     overrides = ["measurements=[perplexity]", "datasets.0.world.lessons=true"]
     one = cells_of(load_grid(GRID, overrides))[0]
     two = cells_of(load_grid(GRID, [*overrides, "material={documents: 3}"]))[0]
-    assert one.identity["measurements"]["names"] == ["perplexity"]
-    assert len({plain_cell.key, one.key, two.key}) == 3
+    assert identity_of(one)["measurements"]["names"] == ["perplexity"]
+    assert len({key_of(plain_cell), key_of(one), key_of(two)}) == 3
 
 
 def test_the_harness_is_an_extra(world: World, monkeypatch: pytest.MonkeyPatch) -> None:

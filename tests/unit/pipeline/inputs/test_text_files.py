@@ -18,6 +18,7 @@ from pipeline.config.parse import load_grid
 from pipeline.errors import ConfigError
 from pipeline.inputs.corpus import open_corpus
 from pipeline.inputs.eval_data import load_eval_data
+from pipeline.plan.cell_data import read_corpus
 from pipeline.plan.cells import cells_of
 
 GRID = Path(__file__).parents[3] / "cluster" / "tiny.yaml"
@@ -108,7 +109,7 @@ def test_a_short_file_is_used_with_a_warning(
     sets = ["editors=[{editor: memit}, {editor: alphaedit}]"]
     with caplog.at_level(logging.WARNING):
         cells = cells_of(load_grid(GRID, [*sets, f"statistics={{corpus: {path}, documents: 5}}"]))
-        assert [cell.corpus_documents for cell in cells] == [2] * len(cells)
+        assert [read_corpus(cell).documents for cell in cells] == [2] * len(cells)
     message = f"statistics.corpus: {path} holds 2 documents, not the 5 that were asked for"
     assert caplog.text.count(message) == 1  # once, however many cells
     caplog.clear()
@@ -117,4 +118,4 @@ def test_a_short_file_is_used_with_a_warning(
     assert f"material.text: {path} holds 2 documents, not the 3" in caplog.text
     # The world's own text is as long as it is, and nobody asked for a number of it.
     caplog.clear()
-    assert cells_of(load_grid(GRID, sets))[0].corpus_documents > 5 and not caplog.text
+    assert read_corpus(cells_of(load_grid(GRID, sets))[0]).documents > 5 and not caplog.text

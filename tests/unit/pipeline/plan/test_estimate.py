@@ -22,12 +22,13 @@ from pipeline.errors import ConfigError
 from pipeline.plan.architecture import architecture_of
 from pipeline.plan.cache_names import covariance_folder, shard_file
 from pipeline.plan.cells import Cell, cells_of
+from pipeline.plan.checks import check_corpus
 from pipeline.plan.estimate import absent_files, estimate
 from pipeline.plan.estimate.memory import Placement, gpu, memory_of, out_of_memory, smallest_fit
 from pipeline.plan.estimate.seconds import Measurements, modelled, statistics_seconds
 from pipeline.plan.estimate.summary import aligned, duration, remedies
 from pipeline.plan.estimate.workload import Workload, workload_of
-from pipeline.plan.grid_plan import check_corpus
+from pipeline.plan.fingerprint import identity_of
 from pipeline.results.lake.lake import Lake
 from pipeline.results.lake.records import CellRecord
 from pipeline.run.cell import record_failure
@@ -223,7 +224,7 @@ def test_a_checkpoint_does_not_cost_what_another_of_its_name_cost(tmp_path: Path
     small, large = (_ultraedit_on(tmp_path / str(n), layers=n) for n in (2, 30))
     lake = Lake(str(tmp_path / "lake"))
     result = finished(editor="ultraedit", grid="other", model="m", scale="full")
-    lake.commit(replace(result, identity=small.identity))
+    lake.commit(replace(result, identity=identity_of(small)))
     measurements = Measurements(_records(lake))
     assert measurements.seconds(small) is not None and measurements.peak_gb(small) == 0.75
     assert measurements.seconds(large) is None and measurements.peak_gb(large) is None

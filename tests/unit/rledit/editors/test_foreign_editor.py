@@ -10,6 +10,7 @@ import pytest
 from pipeline.config.parse import load_grid
 from pipeline.errors import ConfigError
 from pipeline.plan.cells import cells_of
+from pipeline.plan.fingerprint import address_of, identity_of
 from rledit.editors import editor_class
 from rledit.model import EditableModel
 from tests.unit.helpers.text_edits import tiny_tokenizer
@@ -38,10 +39,10 @@ def module(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, request: pytest.Fixt
 
 def test_it_is_a_cell_like_any_other(module: str) -> None:
     cell = cells_of(load_grid(GRID, [f"editors=[{{editor: '{module}:Mine'}}]"]))[0]
-    assert cell.label == cell.address.editor == "mine"
-    assert cell.identity["editor"] == "mine"
-    assert len(cell.identity["editor_source"]) == 16
-    assert "editor_source" not in cells_of(load_grid(GRID))[0].identity
+    assert cell.label == address_of(cell).editor == "mine"
+    assert identity_of(cell)["editor"] == "mine"
+    assert len(identity_of(cell)["editor_source"]) == 16
+    assert "editor_source" not in identity_of(cells_of(load_grid(GRID))[0])
 
 
 @pytest.mark.parametrize(
