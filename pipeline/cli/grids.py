@@ -54,7 +54,13 @@ def run(
     """
     from pipeline.config.parse import load_grid
     from pipeline.plan.fingerprint import address_of
-    from pipeline.plan.grid_plan import code_lines, make_plan, pool_lines, skip_lines
+    from pipeline.plan.grid_plan import (
+        code_lines,
+        make_plan,
+        pool_lines,
+        shared_lines,
+        skip_lines,
+    )
     from pipeline.results.lake.lake import Lake
     from pipeline.run.driver import run_plan
 
@@ -64,7 +70,8 @@ def run(
     console = Console(stderr=True)
     try:
         found = make_plan(parsed, Lake(run_paths.lake), replace, rerun_other_code=rerun_other_code)
-        said = [*pool_lines(found.cells), *skip_lines(found.missing), *code_lines(found)]
+        said = [*pool_lines(found.cells), *skip_lines(found.missing)]
+        said += [*shared_lines(found), *code_lines(found)]
         for line in said:
             console.print(line, highlight=False, markup=False, soft_wrap=True)
         console.print(f"{len(found.cells)} cells, {len(found.missing)} to run", highlight=False)

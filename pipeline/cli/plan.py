@@ -57,9 +57,11 @@ def plan(
     from pipeline.plan.fingerprint import key_of
     from pipeline.plan.grid_plan import (
         code_lines,
+        double_lines,
         failed_lines,
         make_plan,
         pool_lines,
+        shared_lines,
         skip_lines,
     )
     from pipeline.results.lake.lake import Lake
@@ -85,7 +87,8 @@ def plan(
         reason = "not there" if unknowable(cell, absent) else "not fetched"
         typer.echo(f"{'missing':8}{'-' * 16}  {cell.path}  (its data is {reason})")
     reasons = () if cells else (*skip_lines(found.missing), *failed_lines(found))
-    for line in (*pool_lines(found.cells), *reasons, *code_lines(found)):
+    shared = (*shared_lines(found), *double_lines(found, store))
+    for line in (*pool_lines(found.cells), *reasons, *shared, *code_lines(found)):
         typer.echo(line)
     to_run = [cell for cell in found.missing if key_of(cell) not in skipped] + unknown
     done = Counter((c.model.name, c.label) for c in found.cells if key_of(c) in found.done)

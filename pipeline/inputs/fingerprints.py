@@ -12,6 +12,7 @@ from pipeline.config.hub_refs import unpinned_checkpoint
 from pipeline.errors import ConfigError
 from pipeline.inputs.checkpoints import CheckpointError, weight_files
 from pipeline.inputs.file_hashes import sha256_of
+from pipeline.results.lake.identity import identity_hash
 
 _ABSENT = "absent"
 _DESCRIBING = (".json", ".txt", ".model")  # files of a checkpoint's folder beside its weights
@@ -19,8 +20,7 @@ _DESCRIBING = (".json", ".txt", ".model")  # files of a checkpoint's folder besi
 
 def fingerprint(content: Mapping[str, Any]) -> str:
     """Sixteen hex digits of the SHA-256 of canonical JSON."""
-    text = json.dumps(content, sort_keys=True, separators=(",", ":"))
-    return hashlib.sha256(text.encode()).hexdigest()[:16]
+    return identity_hash(content)
 
 
 def changed_fields(old: Mapping[str, Any], new: Mapping[str, Any], prefix: str = "") -> list[str]:

@@ -10,7 +10,12 @@ MODELS = "models"
 
 def trained_name(cell: Cell) -> str:
     """The name of the cell's trained network in the cache."""
-    return f"trained/{cell.editor_name}-{train_key_of(cell)}.safetensors"
+    return network_name(cell.editor_name, train_key_of(cell))
+
+
+def network_name(editor: str, train_key: str) -> str:
+    """The name of a trained network in the cache, by its key."""
+    return f"trained/{editor}-{train_key}.safetensors"
 
 
 def covariance_folder(cell: Cell) -> str:

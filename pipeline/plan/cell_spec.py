@@ -11,7 +11,9 @@ from pipeline.config.yaml_location import Located
 from pipeline.inputs.fingerprints import changed_fields
 from pipeline.plan.cells import Cell
 from pipeline.plan.fingerprint import identity_of, key_of
+from pipeline.results.lake.identity import without_labels
 from pipeline.results.lake.layout import LakeError
+from pipeline.results.lake.records import CellRecord
 from pipeline.storage.object_store import Storage
 from pipeline.storage.redaction import redact_settings
 
@@ -24,14 +26,15 @@ def write_cell_spec(cell: Cell, lake: Storage) -> None:
     lake.write_bytes(_name(key_of(cell)), json.dumps(entry, sort_keys=True).encode())
 
 
-def read_cell_spec(key: str, lake: Storage) -> Cell:
-    """The cell of a key.
+def read_cell_spec(record: CellRecord, lake: Storage) -> Cell:
+    """The cell of a manifest row.
 
     Raises:
         LakeError: There is none, or the same entry gives another cell today.
     """
+    key = record.address.cell_key
     try:
-        entry: dict[str, Any] = json.loads(lake.read_bytes(_name(key)))
+        entry: dict[str, Any] = json.loads(lake.read_bytes(_name(record.stored_key)))
     except FileNotFoundError:
         raise LakeError(
             f"{lake} does not say what cell {key} was made from (it was written by an earlier "
@@ -40,7 +43,7 @@ def read_cell_spec(key: str, lake: Storage) -> Cell:
     given = entry["cell"]
     cell = build(Cell, given, (), Located.of_data(given, f"cell {key}"))
     if key_of(cell) != key:
-        changes = "; ".join(changed_fields(entry["identity"], identity_of(cell)))
+        changes = "; ".join(changed_fields(without_labels(entry["identity"]), identity_of(cell)))
         raise LakeError(f"cell {key} cannot be run again as it was: {changes}")
     return cell
 

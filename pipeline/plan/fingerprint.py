@@ -1,8 +1,10 @@
 """Fingerprints of a cell: hashes of what changes its numbers, by which results and caches are kept.
 
-A cell's identity is what changes its numbers; where and how it runs is not part of it. Every
-function here reads the cell's data, and the weights of a checkpoint in a folder, unless that has
-been done for the same cell: what is found stays with it, and goes with it to the workers.
+A cell's identity is what changes its numbers. Where and how it runs is no part of it, nor is what
+it is called: names of grid, model, dataset and variant are its address (`address_of`), and cells of
+several addresses with one key are one cell. Every function here reads the cell's data, and the
+weights of a checkpoint in a folder, unless that has been done for the same cell: what is found
+stays with it, and goes with it to the workers.
 """
 
 from __future__ import annotations
@@ -32,12 +34,13 @@ from pipeline.plan.cell_data import (
 )
 from pipeline.plan.cells import Cell
 from pipeline.plan.spec import once
+from pipeline.results.lake.identity import KEY_VERSION, with_labels
 from pipeline.results.lake.records import CellAddress, scale_of
 from rledit.calibration import RULE, shift_settings
 from rledit.editors import editor_class
 from rledit.world import BOS_FAMILIES
 
-KEY_VERSION = 1
+_CALIBRATION_VERSION = 1  # keys of calibrations never held labels
 
 
 @once
@@ -46,14 +49,8 @@ def identity_of(cell: Cell) -> dict[str, Any]:
     return plain(
         {
             "key_version": KEY_VERSION,
-            "grid": cell.grid,
-            "model": {
-                "name": cell.model.name,
-                "scale": cell.scale,
-                **_model(cell),
-            },
+            "model": _model(cell),
             "dataset": {
-                "name": cell.dataset.name,
                 "split": cell.dataset.split,
                 "order": cell.dataset.order,
                 "data_hash": cell.source().data_hash,
@@ -61,7 +58,6 @@ def identity_of(cell: Cell) -> dict[str, Any]:
             },
             "editor": cell.editor_name,
             **_foreign_source(cell),
-            "variant": cell.editor.variant,
             "settings": asdict(cell.settings),
             **_calibration(cell),
             "stream": asdict(cell.stream),
@@ -84,7 +80,7 @@ def key_of(cell: Cell) -> str:
 
 
 def address_of(cell: Cell) -> CellAddress:
-    """The columns that name this cell in the lake."""
+    """The columns under which this cell's results are shown, and its key."""
     return CellAddress(
         cell_key=key_of(cell),
         grid=cell.grid,
@@ -102,8 +98,27 @@ def address_of(cell: Cell) -> CellAddress:
 @once
 def train_key_of(cell: Cell) -> str:
     """Hash of what the trained network depends on: cells that agree in it share it."""
+    return _train_key(cell, identity_of(cell))
+
+
+def former_keys_of(cell: Cell) -> tuple[str, str | None]:
+    """The keys that version 1 knew the cell and its trained network by; None without a network.
+
+    Its identities held labels: they are those of this cell.
+    """
+    identity = with_labels(
+        identity_of(cell),
+        grid=cell.grid,
+        model=cell.model.name,
+        dataset=cell.dataset.name,
+        variant=cell.editor.variant,
+        scale=cell.scale,
+    )
+    return fingerprint(identity), _train_key(cell, identity) if cell.trains else None
+
+
+def _train_key(cell: Cell, known: dict[str, Any]) -> str:
     kept = ("key_version", "model", "dataset", "editor", "editor_source", "settings", "seed")
-    known = identity_of(cell)
     identity = {name: known[name] for name in (*kept, "calibration", "threads") if name in known}
     # Training draws from the train pool only, whatever the stream is drawn from.
     identity["dataset"] = {k: v for k, v in identity["dataset"].items() if k != "split"}
@@ -118,14 +133,13 @@ def calibration_key_of(cell: Cell) -> str:
     The batch is drawn with seed 0, whatever the cell's seed, so that seeds share their step.
     """
     identity = identity_of(cell)
-    model = {k: v for k, v in identity["model"].items() if k not in ("name", "scale")}
     dataset = {name: identity["dataset"][name] for name in ("order", "data_hash")}
     cls = editor_class(cell.editor.editor)
     return fingerprint(
         plain(
             {
-                "key_version": KEY_VERSION,
-                "model": model,
+                "key_version": _CALIBRATION_VERSION,
+                "model": identity["model"],
                 "dataset": dataset,
                 "settings": shift_settings(cls, cell.unseeded.settings),
                 "threads": cell.threads,

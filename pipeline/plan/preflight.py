@@ -88,7 +88,7 @@ def checked(plan: Plan) -> tuple[Plan, list[str]]:
         ConfigError: As for `preflight`.
         DatasetError: As for `preflight`.
     """
-    refused = preflight(plan.missing, others=len(plan.missing) < len(plan.cells))
+    refused = preflight(plan.missing, others=bool(plan.done))
     lines = refusal_lines(plan.missing, refused, lead="skipped: ")
     return replace(plan, refused={key: str(found) for key, found in refused.items()}), lines
 

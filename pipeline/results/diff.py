@@ -1,6 +1,7 @@
 """Comparison of two lakes: same results, times aside, bitwise where that can be asked.
 
-- Cells are matched by key. Thread and rank counts are part of a cell's key, so cells left over are
+- Cells are matched by key, whatever their grids call them; those of earlier versions by the key
+  they have today. Thread and rank counts are part of a cell's key, so cells left over are
   matched by the rest of their identity.
 - Where both cells ran with equal threads and ranks, floats must agree bitwise; otherwise to 1e-5
   (relative, or absolute below 1).
@@ -14,21 +15,22 @@ import json
 import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from difflib import get_close_matches
 from typing import Any
 
 import numpy as np
 
+from pipeline.results.lake.identity import without_labels
 from pipeline.results.lake.lake import Lake, LakeError
 from pipeline.results.lake.records import CellRecord
-from pipeline.results.lake.schemas import ADDRESS, DATA_TABLES, ROW_KEYS, TABLES
+from pipeline.results.lake.schemas import DATA_TABLES, ROW_KEYS, TABLES
 
 TOLERANCE = 1e-5
 SHOWN = 20
 ASIDE_SUFFIXES = ("_seconds", "_ms", "_gb")  # of metric names in `steps`: times and memory
 
-_CELL_COLUMNS = ("data_hash", "model_hash", "key_version", "n_edits", "n_contradicting")
+_CELL_COLUMNS = ("data_hash", "model_hash", "n_edits", "n_contradicting")
 _EXECUTION = ("threads", "ranks")
 
 
@@ -165,9 +167,8 @@ def _by_signature(records: Sequence[CellRecord]) -> dict[tuple[str, int], CellRe
 
 
 def _signature(record: CellRecord) -> str:
-    address = {k: v for k, v in asdict(record.address).items() if k != "cell_key"}
-    identity = _without_execution(record.values["identity"])
-    return json.dumps([address, identity], sort_keys=True)
+    identity = _without_execution(without_labels(record.values["identity"]))
+    return json.dumps(identity, sort_keys=True)
 
 
 def _without_execution(settings: Any) -> Any:
@@ -188,11 +189,6 @@ def _named(record: CellRecord) -> str:
 
 
 def _compare_manifest(left: CellRecord, right: CellRecord, findings: _Findings) -> None:
-    for name in ADDRESS:
-        if name != "cell_key":
-            _compare_value(
-                name, getattr(left.address, name), getattr(right.address, name), left, findings
-            )
     _compare_value("status", left.status, right.status, left, findings)
     if not (left.done and right.done):
         return
@@ -207,8 +203,8 @@ def _compare_manifest(left: CellRecord, right: CellRecord, findings: _Findings) 
     )
     _compare_value(
         "identity",
-        _without_execution(left.values["identity"]),
-        _without_execution(right.values["identity"]),
+        _without_execution(without_labels(left.values["identity"])),
+        _without_execution(without_labels(right.values["identity"])),
         left,
         findings,
     )

@@ -102,7 +102,7 @@ def _page(
 ) -> tuple[str, list[Section]]:
     """The report of a grid as HTML text, and the sections in it."""
     lake = lake if isinstance(lake, Lake) else Lake(lake)
-    records = lake.manifest()
+    records = lake.shown()
     if not any(record.address.grid == grid for record in records):
         raise ReportError(_no_grid(lake, grid, {record.address.grid for record in records}))
     records = [record for record in records if record.address.grid == grid]

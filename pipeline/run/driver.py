@@ -6,6 +6,7 @@ import logging
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import closing
+from dataclasses import replace
 
 from rich.console import Console
 
@@ -22,6 +23,7 @@ from pipeline.run.display import Display
 from pipeline.run.fleet.fleet import local_fleet, remote_fleet, require_room, run_tasks
 from pipeline.run.fleet.progress import Progress
 from pipeline.run.fleet.queue import Finished
+from pipeline.run.former import adopt_former
 from pipeline.run.garbage import garbage_collect
 from pipeline.run.heartbeat import Heartbeat
 from pipeline.run.signals import SignalHandler, ended_by_signal
@@ -72,6 +74,8 @@ def run_plan(
             for key in plan.outdated:
                 if key not in left_out:  # what other code could run and this cannot keeps its rows
                     lake.forget(key)
+            lake.show(address_of(cell) for cell in plan.cells)
+            adopt_former(plan.missing, run_paths.cache)
             for cell in plan.missing:
                 reason = plan.reason(cell)
                 if reason is not None and plan.failed.get(key_of(cell)) != reason:
@@ -172,7 +176,8 @@ def _settle(
         except OSError as error:
             # The reason may be that this disk is full; the cell counts as missing then.
             logger.error("%s: %s; not recorded: %s", task.label, finished.reason, error)
-    record = lake.record(address_of(task.cell))
+    address = address_of(task.cell)
+    record = lake.record(address)
     if record is not None:
         resolved = record.values["resolved"]
         if remark := remark_in(resolved):
@@ -180,7 +185,7 @@ def _settle(
             logger.warning("%s: %s", task.cell.path, warning)
         _warned(
             signals,
-            lambda: tracker.log_cell(parent, lake.result(record)),
+            lambda: tracker.log_cell(parent, replace(lake.result(record), address=address)),
             "the end of the run adds the cell",
         )
     return record is not None

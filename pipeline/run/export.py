@@ -32,6 +32,7 @@ from pipeline.plan.versions import code_version
 from pipeline.results.lake.lake import Lake, LakeError
 from pipeline.results.lake.records import CellRecord
 from pipeline.run.cache import Cache
+from pipeline.run.former import adopt_former
 from pipeline.run.reporting import Report, silent
 from pipeline.run.resume import write_tensors
 from pipeline.run.stages.edit import StreamRows, edit_stream, edited_name, state_folder
@@ -70,7 +71,8 @@ def export(
     """
     lake, cache = Lake(run_paths.lake), Cache(run_paths.cache)
     record = _record(key, lake)
-    cell = read_cell_spec(record.address.cell_key, lake.storage)
+    cell = read_cell_spec(record, lake.storage)
+    adopt_former([cell], run_paths.cache)
     if cache.file(edited_name(cell)) is None:
         _run_again(cell, record, run_paths, report)
     kept = cache.file(edited_name(cell))
@@ -84,7 +86,7 @@ def export(
 
 def _record(key: str, lake: Lake) -> CellRecord:
     records = lake.manifest()
-    found = [r for r in records if r.address.cell_key.startswith(key)]
+    found = [r for r in records if r.address.cell_key.startswith(key) or r.stored_key == key]
     if len(found) != 1:
         known = ", ".join(r.address.cell_key for r in (found or records)[:5]) or "none"
         raise LakeError(

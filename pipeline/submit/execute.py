@@ -10,7 +10,7 @@ from uuid import uuid4
 from rich.console import Console
 
 from pipeline.plan.fingerprint import key_of
-from pipeline.plan.grid_plan import code_lines, make_plan, pool_lines, skip_lines
+from pipeline.plan.grid_plan import code_lines, make_plan, pool_lines, shared_lines, skip_lines
 from pipeline.plan.preflight import checked
 from pipeline.results.lake.lake import Lake
 from pipeline.run.driver import run_plan
@@ -61,7 +61,8 @@ def _execute(submission: Submission, address: str) -> int:
     )
     write_record(run_paths.lake, submission.name, grid.name, [key_of(cell) for cell in plan.cells])
     counts = f"{len(plan.cells)} cells, {len(plan.missing)} to run"
-    said = [*pool_lines(plan.cells), *skip_lines(plan.missing), *code_lines(plan)]
+    said = [*pool_lines(plan.cells), *skip_lines(plan.missing)]
+    said += [*shared_lines(plan), *code_lines(plan)]
     for line in (*said, counts):
         logger.info("%s", line)
     if plan.missing:

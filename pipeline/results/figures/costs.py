@@ -24,15 +24,15 @@ def costs(figure_data: FigureData) -> list[dict[str, Any]]:
             FROM (SELECT cell, editor, variant, n_batches AS whole, batch_size, seed, identity,
                          train_seconds, edit_seconds
                   FROM cells WHERE {here} AND status = 'done') AS c
-            LEFT JOIN (SELECT cell, sum(value) AS moments FROM curves
+            LEFT JOIN (SELECT cell, max(value) AS moments FROM curves
                        WHERE metric = 'statistics_seconds' GROUP BY cell) AS m USING (cell)),
         streams AS (
             SELECT cell, whole AS n_batches FROM spent
-            UNION ALL
+            UNION
             SELECT cell, unnest(CAST(identity->'$.also_after' AS INTEGER[])) FROM spent),
         so_far AS (
             SELECT cell, n_batches, sum(value) AS seconds
-            FROM streams JOIN (SELECT cell, step, batch_size, value FROM curves
+            FROM streams JOIN (SELECT DISTINCT cell, step, batch_size, value FROM curves
                                WHERE metric = 'edit_seconds') AS e USING (cell)
             WHERE step <= n_batches * batch_size GROUP BY cell, n_batches)
         SELECT editor, variant, n_batches, batch_size, seed, n_batches = whole AS own, setup,

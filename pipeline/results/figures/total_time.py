@@ -22,12 +22,12 @@ def pictures(figure_data: FigureData) -> Iterator[Picture]:
         WITH batches AS (
             SELECT e.cell, editor, variant, n_batches, batch_size, seed, step,
                    value AS seconds,
-                   sum(value) OVER (PARTITION BY e.cell ORDER BY step) AS so_far,
+                   sum(value) OVER (PARTITION BY e.cell, variant, dataset ORDER BY step) AS so_far,
                    coalesce(c.train_seconds, 0) + coalesce(m.moments, 0) AS setup,
                    CAST(ceil(n_batches / 20) AS INTEGER) * batch_size AS width
             FROM (SELECT * FROM curves WHERE {here} AND metric = 'edit_seconds') AS e
-            JOIN (SELECT cell, train_seconds FROM cells) AS c ON c.cell = e.cell
-            LEFT JOIN (SELECT cell, sum(value) AS moments FROM curves
+            JOIN (SELECT DISTINCT cell, train_seconds FROM cells) AS c ON c.cell = e.cell
+            LEFT JOIN (SELECT cell, max(value) AS moments FROM curves
                        WHERE metric = 'statistics_seconds' GROUP BY cell) AS m
                 ON m.cell = e.cell)
         SELECT editor, variant, n_batches, batch_size, max(step) AS step,

@@ -29,6 +29,12 @@ ADDRESS: Columns = {
     "n_batches": ("int32", True),
 }
 
+# A file of addresses: where results are shown beside the columns they were written with.
+ADDRESS_ROWS: Columns = ADDRESS | {"since": ("timestamp", True)}
+
+# Of cells in memory alone: the key in a cell's own files, see `pipeline.results.lake.identity`.
+STORED_KEY: Columns = {"stored_key": ("string", True)}
+
 _SCORES: Columns = {  # percent, 0-100; null where a score is undefined
     "efficacy": ("float64", False),
     "generalization": ("float64", False),

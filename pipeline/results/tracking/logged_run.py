@@ -10,14 +10,20 @@ from collections.abc import Iterator, Mapping
 from dataclasses import asdict
 from typing import Any
 
-from pipeline.results.lake.records import SCORES, CellResult, prompt_of, remark_in
+from pipeline.results.lake.records import SCORES, CellAddress, CellResult, prompt_of, remark_in
 from pipeline.storage.redaction import redact, redact_settings
 
-TAGS = ("grid", "cell", "editor", "variant", "model", "dataset", "scale", "status", "data_hash",
-        "code_version", "prompt")  # fmt: skip
+ADDRESS_TAGS = ("cell", "editor", "variant", "model", "dataset", "scale")
+TAGS = ("grid", *ADDRESS_TAGS, "status", "data_hash", "code_version", "prompt")
 STREAM = ("seed", "batch_size", "n_batches")
 COSTS = ("train_seconds", "edit_ms", "peak_memory_gb", "n_edits")
 _LONGEST_VALUE = 5900  # characters; MLflow cuts parameters at 6,000
+
+
+def address_tags(address: CellAddress) -> dict[str, str]:
+    """The tags by which a cell's run at an address is found."""
+    named = {**asdict(address), "cell": address.cell_key}
+    return {name: str(named[name] or "") for name in ADDRESS_TAGS}
 
 
 class Logged:

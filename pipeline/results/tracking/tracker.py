@@ -32,9 +32,17 @@ from mlflow.entities import Metric, Param, Run, RunTag, ViewType
 from mlflow.exceptions import MlflowException
 
 from pipeline.results.lake.lake import Lake
-from pipeline.results.lake.records import BARE, RUN_COLUMNS, SCORES, CellResult
+from pipeline.results.lake.records import BARE, RUN_COLUMNS, SCORES, CellAddress, CellResult
 from pipeline.results.tracking.liveness import HEARTBEAT, Invocation, own_tags, process_alive
-from pipeline.results.tracking.logged_run import COSTS, STREAM, TAGS, Logged, metric_name
+from pipeline.results.tracking.logged_run import (
+    ADDRESS_TAGS,
+    COSTS,
+    STREAM,
+    TAGS,
+    Logged,
+    address_tags,
+    metric_name,
+)
 from pipeline.results.tracking.uri import (
     DEFAULT_URI,
     TrackingError,
@@ -131,7 +139,7 @@ class Tracker:
     def _log_cell(self, parent: str, result: CellResult) -> str:
         logged = Logged(result)
         keep = None
-        for run in self._cell_runs(result.address.cell_key):
+        for run in self._cell_runs(result.address):
             finished = run.info.status != "RUNNING"
             if keep is None and finished and run.data.tags.get(_DIGEST) == logged.digest:
                 keep = str(run.info.run_id)
@@ -176,7 +184,9 @@ class Tracker:
         return ended
 
     def rebuild(self, lake: Lake, parent: str | None = None) -> int:
-        """Makes the child runs equal to the lake's cells of this grid.
+        """Makes the child runs equal to the lake's cells that are shown under this grid.
+
+        One that another grid has run is logged here as well, with the same values and key.
 
         Cells that are logged already are left alone, so this is also how a run closes the gap that
         a crash between lake and tracker leaves. Runs of cells that the lake does not have are
@@ -210,18 +220,18 @@ class Tracker:
 
     def _rebuild(self, lake: Lake, parent: str | None) -> int:
         records = [r for r in lake.manifest(self.experiment) if r.status != "incomplete"]
-        known: dict[str, list[Run]] = {}
+        known: dict[tuple[str, ...], list[Run]] = {}
         for run in self._search("tags.kind = 'cell'"):
-            known.setdefault(run.data.tags.get("cell", ""), []).append(run)
-        for key in known.keys() - {record.address.cell_key for record in records}:
-            for run in known[key]:
+            known.setdefault(_tagged(run.data.tags), []).append(run)
+        for place in known.keys() - {_tagged(address_tags(r.address)) for r in records}:
+            for run in known[place]:
                 self._client.delete_run(run.info.run_id)
         opened = None
         n_new = 0
         with ThreadPoolExecutor(_READERS) as pool:  # on an object store each read is a round trip
             results = list(pool.map(lake.result, records))
         for record, result in zip(records, results, strict=True):
-            runs = known.get(record.address.cell_key, [])
+            runs = known.get(_tagged(address_tags(record.address)), [])
             finished = len(runs) == 1 and runs[0].info.status != "RUNNING"
             if finished and runs[0].data.tags.get(_DIGEST) == Logged(result).digest:
                 continue
@@ -243,8 +253,10 @@ class Tracker:
             self._client.restore_experiment(known.experiment_id)
         return str(known.experiment_id)
 
-    def _cell_runs(self, cell_key: str) -> list[Run]:
-        return self._search(f"tags.kind = 'cell' and tags.cell = '{cell_key}'")
+    def _cell_runs(self, address: CellAddress) -> list[Run]:
+        """The runs of a cell at one of its addresses; a grid may have it at several."""
+        found = self._search(f"tags.kind = 'cell' and tags.cell = '{address.cell_key}'")
+        return [run for run in found if _tagged(run.data.tags) == _tagged(address_tags(address))]
 
     def _search(self, condition: str) -> list[Run]:
         found: list[Run] = []
@@ -365,6 +377,11 @@ def experiments(uri: str) -> list[str]:
                 [experiment.experiment_id], "tags.kind = 'invocation'", max_results=1
             )
         )
+
+
+def _tagged(tags: Mapping[str, str]) -> tuple[str, ...]:
+    """Which cell a run is of, and at which address."""
+    return tuple(tags.get(name, "") for name in ADDRESS_TAGS)
 
 
 def _text(value: Any) -> str:

@@ -11,6 +11,8 @@ from transformers import AutoTokenizer
 
 from pipeline.config.parse import load_grid
 from pipeline.errors import ConfigError
+from pipeline.inputs.fingerprints import fingerprint
+from pipeline.plan.cell_data import read_corpus
 from pipeline.plan.cells import Cell
 from pipeline.plan.fingerprint import (
     corpus_hash_of,
@@ -77,7 +79,9 @@ def test_moments_of_a_corpus_read_otherwise_are_others(folder: Path, tmp_path: P
     statistics = f"statistics={{corpus: {tmp_path / 'corpus.txt'}}}"
     usual = checkpoint_cell(folder, statistics)
     other = checkpoint_cell(folder, statistics, f"{WORLD}.bos=false")
-    assert usual._unusual_bos() == {} and other._unusual_bos() == {"bos": False}
+    content = read_corpus(usual).content_hash
+    max_tokens = usual.statistics.max_tokens
+    assert corpus_hash_of(usual) == fingerprint({"content": content, "max_tokens": max_tokens})
     assert corpus_hash_of(usual) != corpus_hash_of(other)
     assert covariance_key_of(usual) != covariance_key_of(other)
 
