@@ -7,6 +7,7 @@ its writer knew; a grid's files together, the latest row of each address, are wh
 several writers lose nothing. Plain readers may join
 `read_parquet('LAKE/addresses/*/*.parquet')` to any table by `cell_key`.
 
+Its rows are written under the names of whoever wrote it first, which `homes/CELL_KEY.json` keeps.
 Rows of a lake without such files, or written before there were any, are shown at the address in
 their own columns. That also holds beside addresses of other grids, unless another cell has taken
 the place.
@@ -15,6 +16,7 @@ the place.
 from __future__ import annotations
 
 import hashlib
+import json
 from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, replace
@@ -30,6 +32,7 @@ from pipeline.storage.object_store import Storage
 
 FOLDER = "addresses"
 _READERS = 16
+_LABELS = ("grid", "variant", "model", "dataset", "scale")
 _WRITERS = 5  # of one grid's addresses at a time: more than ever happens
 
 Place = tuple[Any, ...]  # an address without the cell's key
@@ -106,6 +109,34 @@ class Addresses:
             return None
         columns = read_shard(data, "addresses", f"{self._storage}: {name}")
         return [dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True)]
+
+
+def home_name(cell_key: str) -> str:
+    """The file that keeps a cell's home."""
+    return f"homes/{cell_key}.json"
+
+
+def claim_home(storage: Storage, address: CellAddress) -> CellAddress:
+    """The address in a cell's own files: that of its first writer, which may be this one.
+
+    With one home for a key, writers that call the cell by other names write one manifest row.
+    """
+    labels = json.dumps({label: getattr(address, label) for label in _LABELS}, sort_keys=True)
+    name = home_name(address.cell_key)
+    try:
+        storage.create_bytes(name, labels.encode())
+    except OSError:  # some mounts cannot create a file only where there is none
+        if not storage.exists(name):
+            storage.write_bytes(name, labels.encode())
+    return home_of(storage, address)
+
+
+def home_of(storage: Storage, address: CellAddress) -> CellAddress:
+    """The address in a cell's own files; the given one where nobody has written it."""
+    try:
+        return replace(address, **json.loads(storage.read_bytes(home_name(address.cell_key))))
+    except FileNotFoundError:
+        return address
 
 
 def shown(

@@ -18,14 +18,21 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import logging
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, fields, replace
 from typing import Any
 
-from pipeline.results.lake.addresses import Addresses, Place, chosen, shown
+from pipeline.results.lake.addresses import (
+    Addresses,
+    Place,
+    chosen,
+    claim_home,
+    home_name,
+    home_of,
+    shown,
+)
 from pipeline.results.lake.layout import (
     SUFFIX,
     CorruptShard,
@@ -51,8 +58,6 @@ from pipeline.storage.redaction import redact
 
 logger = logging.getLogger(__name__)
 
-_HOMES = "homes"
-_LABELS = ("grid", "variant", "model", "dataset", "scale")
 _WRITERS = 3  # of one cell at a time: more than ever happens
 _READERS = 16  # threads that read manifest rows; on an object store each read is a round trip
 
@@ -97,7 +102,7 @@ class Lake:
             raise LakeError(f"cell {result.address.cell_key} is done but has no row of scores")
         files = files_of(shards, result.address)
         manifest = manifest_bytes(result, files)
-        if (home := self._home(result.address)) != result.address:
+        if (home := claim_home(self.storage, result.address)) != result.address:
             result = replace(result, address=home)
             shards = shards_of(result)
             files = files_of(shards, home)
@@ -120,20 +125,6 @@ class Lake:
     def show(self, addresses: Iterable[CellAddress]) -> None:
         """Lets cells be shown at addresses, whoever ran them and whether or not they are there."""
         Addresses(self.storage).add(addresses)
-
-    def _home(self, address: CellAddress, claim: bool = True) -> CellAddress:
-        """The address in a cell's files: that of its first writer, which is this one if it claims.
-
-        One home for a key keeps writers that call the cell by other names to one manifest row.
-        """
-        name = f"{_HOMES}/{address.cell_key}.json"
-        labels = {label: getattr(address, label) for label in _LABELS}
-        if claim and self.storage.create_bytes(name, json.dumps(labels, sort_keys=True).encode()):
-            return address
-        try:
-            return replace(address, **json.loads(self.storage.read_bytes(name)))
-        except FileNotFoundError:  # nobody has claimed it, or it was forgotten just now
-            return address
 
     def _whole(self, record: CellRecord) -> bool:
         sizes = {f["path"]: self.storage.size(f["path"]) for f in record.files.values()}
@@ -205,7 +196,7 @@ class Lake:
         if status == "done":
             raise LakeError(f"cell {address.cell_key}: a failure cannot have status 'done'")
         result = CellResult(
-            address=self._home(address),
+            address=claim_home(self.storage, address),
             status=status,
             reason=redact(reason),
             identity=identity,
@@ -235,7 +226,7 @@ class Lake:
                 self.storage.delete(name)
         for file in (file for record in stored for file in record.files.values()):
             self.storage.delete(file["path"])
-        self.storage.delete(f"{_HOMES}/{cell_key}.json")
+        self.storage.delete(home_name(cell_key))
 
     # Reading -----------------------------------------------------------------------------------
 
@@ -281,7 +272,7 @@ class Lake:
                 is a handful of requests however large the lake is.
         """
         if isinstance(cell, CellAddress):
-            return self._first([shard_name("cells", self._home(cell, claim=False))])
+            return self._first([shard_name("cells", home_of(self.storage, cell))])
         found = self._first(self._manifest_names(cell))
         if found is not None:
             return found

@@ -76,10 +76,10 @@ def test_columns_and_rows_give_the_same_bytes(tmp_path: Path) -> None:
 def test_a_rerun_replaces_its_own_files_only(lake: Lake) -> None:
     lake.commit(cell())
     lake.commit(cell(seed=1))
-    names = lake.storage.list()
+    names = files(lake)
     before = {name: lake.storage.read_bytes(name) for name in names}
     lake.commit(cell(noise=1))
-    after = lake.storage.list()
+    after = files(lake)
     assert len(after) == len(names) == 8
     changed = {n for n in after if lake.storage.read_bytes(n) != before.get(n)}
     assert changed and all(n.rsplit("/", 1)[-1].startswith(KEY) for n in changed)
