@@ -13,6 +13,7 @@ from dataclasses import asdict, dataclass, field, fields, replace
 from functools import cached_property
 from typing import Any
 
+from pipeline.config.gguf_refs import gguf_reference
 from pipeline.config.grid import (
     CovarianceEntry,
     DatasetEntry,
@@ -53,6 +54,7 @@ from pipeline.inputs.fingerprints import (
     plain,
     template_fingerprint,
 )
+from pipeline.inputs.gguf_checkpoints import known_preset, packed_words
 from pipeline.inputs.model_loading import weight_facts
 from pipeline.inputs.quantised_weights import Quantised, quantised
 from pipeline.inputs.tokenizer_files import thinking_switches, writes_bos
@@ -183,6 +185,8 @@ class Cell:
         # The hub need not be asked what a published model is.
         if checkpoint is None or (published is not None and published.checkpoint == checkpoint):
             return None
+        if gguf_reference(checkpoint) is not None:
+            return None  # dequantised before it is loaded
         return quantised(read_config(cached(checkpoint) or fetch_description(checkpoint)))
 
     @property
@@ -559,11 +563,19 @@ class Cell:
             return {
                 "checkpoint": self._checkpoint,
                 "dtype": self.model.dtype,
-                **({"dequantised": self.quantised.words} if self.quantised else {}),
+                **({"dequantised": words} if (words := self._packed) else {}),
                 **self._prompting(),
             }
         world = {"world_hash": self.world().data_hash}
         return {**self.model_spec.identity, **world, **self._prompting()}
+
+    @property
+    def _packed(self) -> str | None:
+        """How the checkpoint's weights are packed; None where they are plain."""
+        gguf = gguf_reference(str(self.model.checkpoint))
+        if gguf is not None:
+            return packed_words(gguf)
+        return self.quantised.words if self.quantised else None
 
     def _prompting(self) -> dict[str, Any]:
         """How the model is prompted: in which template, and whether texts begin with BOS.
@@ -589,7 +601,10 @@ class Cell:
     def _published(self) -> Preset | None:
         """The preset whose own checkpoint the model is: the hub need not be asked what it is."""
         preset = None if self.model.preset is None else PRESETS[self.model.preset]
-        return preset if preset and preset.checkpoint == self.model.checkpoint else None
+        if preset and preset.checkpoint == self.model.checkpoint:
+            return preset
+        known = known_preset(str(self.model.checkpoint))
+        return None if known is None else PRESETS[known]
 
     @cached_property
     def _bos(self) -> bool | None:
