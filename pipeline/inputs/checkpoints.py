@@ -269,7 +269,7 @@ def _no_weights(what: str, names: Sequence[str]) -> CheckpointError:
     if packed := [name for name in names if name.endswith(".gguf")]:
         return CheckpointError(
             f"{what}: its weights are in {packed[0]}, the format of llama.cpp, and a folder's are "
-            "loaded from *.safetensors; name the GGUF file itself as the checkpoint (one of the hub "
+            "loaded from *.safetensors; name the GGUF file itself as the checkpoint (of the hub, "
             "after hf download), and it is dequantised once"
         )
     others = [name for name in names if name.endswith(".safetensors")]

@@ -22,6 +22,8 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+from safetensors import SafetensorError
+
 from pipeline.config.gguf_refs import FORMS, GgufReference, Wheel, gguf_reference
 from pipeline.config.presets import PRESETS, PackedFile
 from pipeline.inputs.checkpoint_files import CheckpointError
@@ -366,11 +368,8 @@ def _made_once(
         made.mkdir()
         try:
             write(made)
-        except Exception as error:
-            # safetensors has errors of its own for what the disk refuses.
-            if "No space left" in str(error) and not isinstance(error, OSError):
-                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC)) from None
-            raise
+        except SafetensorError as error:  # of the disk: what is written is in order
+            raise OSError(errno.EIO, str(error)) from None
         _flush(made)
         if target.exists():  # without its record: by hand, or by another program
             shutil.rmtree(target)

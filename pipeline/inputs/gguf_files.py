@@ -147,12 +147,19 @@ def dequantise(path: Path, folder: Path, progress: Progress) -> None:
     Raises:
         CheckpointError: The file lacks tensors, or cannot be read as a model.
     """
-    with _told(progress):
-        loaded, found = _made(
-            path, AutoModelForCausalLM, dtype=torch.float32, output_loading_info=True
-        )
-    config = loaded.config
-    missing = set(found["missing_keys"])
+    with _quiet():
+        with _told(progress):
+            loaded, found = _made(
+                path, AutoModelForCausalLM, dtype=torch.float32, output_loading_info=True
+            )
+        _whole_model(path, loaded, found["missing_keys"]).save_pretrained(folder)
+    _made(path, AutoTokenizer).save_pretrained(folder)
+
+
+def _whole_model(path: Path, loaded: Any, missing_keys: Iterable[str]) -> Any:
+    """A model of the same numbers that can be saved."""
+    config = _plain(loaded.config)
+    missing = set(missing_keys)
     if getattr(config, "tie_word_embeddings", False):
         missing.discard("lm_head.weight")
     if missing:
@@ -160,15 +167,13 @@ def dequantise(path: Path, folder: Path, progress: Progress) -> None:
             f"{path}: the GGUF file lacks {len(missing)} of the model's tensors "
             f"({', '.join(sorted(missing)[:3])}); it is no whole language model: {AGAIN}"
         )
-    config = _plain(config)
     try:
         model: Any = blank_model(config)
     except UneditableError as error:
         raise CheckpointError(f"{path}: {error}") from None
     model.load_state_dict(loaded.state_dict(), assign=True)
     model.tie_weights()
-    model.save_pretrained(folder)
-    _made(path, AutoTokenizer).save_pretrained(folder)
+    return model
 
 
 def _made(path: Path, cls: Any, **options: Any) -> Any:
@@ -216,13 +221,21 @@ def _told(progress: Progress) -> Iterator[None]:
             progress(i, len(every))
 
     modeling_gguf_pytorch_utils.tqdm = counted
-    bars = transformers.utils.logging.is_progress_bar_enabled()
-    transformers.utils.logging.disable_progress_bar()
     try:
         yield
     finally:
         modeling_gguf_pytorch_utils.tqdm = bar
-        if bars:
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Without transformers' bars, which would be printed into a run's log."""
+    shown = transformers.utils.logging.is_progress_bar_enabled()
+    transformers.utils.logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if shown:
             transformers.utils.logging.enable_progress_bar()
 
 

