@@ -11,7 +11,6 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -65,11 +64,16 @@ def read_header(path: Path) -> GgufHeader:
             architecture is none that transformers reads.
     """
     stat = path.stat()
-    return _read_header(path, stat.st_size, stat.st_mtime_ns)
+    key = (stat.st_dev, stat.st_ino, stat.st_size, stat.st_mtime_ns)  # also after it was moved
+    if key not in _known:
+        _known[key] = _read_header(path, stat.st_size)
+    return _known[key]
 
 
-@lru_cache(maxsize=8)
-def _read_header(path: Path, size: int, _: int) -> GgufHeader:
+_known: dict[tuple[int, int, int, int], GgufHeader] = {}
+
+
+def _read_header(path: Path, size: int) -> GgufHeader:
     with path.open("rb") as file:
         magic = file.read(len(_MAGIC))
     if magic != _MAGIC:
