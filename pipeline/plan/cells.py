@@ -61,7 +61,7 @@ from rledit.calibration import FEWEST_EDITS, LEAST_EDITS, RULE, needs_calibratio
 from rledit.datasets import FileEditSource
 from rledit.datasets.errors import SHOWN_ROWS
 from rledit.editors import editor_class
-from rledit.editors.base import Need
+from rledit.editors.base import Need, Stopping, TrainableEditor
 from rledit.measurements import EvalData, not_measured
 from rledit.metrics import protocol
 from rledit.records import EditSource, Probe, Split, has_probe
@@ -69,6 +69,8 @@ from rledit.stream import checkpoints
 from rledit.world import BOS_FAMILIES, WORLD_MODELS, World, WorldModelSpec
 
 KEY_VERSION = 1
+VALIDATED_BATCHES = 10
+"""Batches that a training is validated on at most, where its settings name no number."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -227,20 +229,63 @@ class Cell:
         """What the editor needs beside the edits of its batches."""
         return editor_class(self.editor.editor).needs_of(self.settings)
 
+    @property
+    def edits_wanted(self) -> dict[tuple[Split, str], int]:
+        """Edits that each pool has to hold at least, by what they are for."""
+        size = self.stream.batch_size
+        wanted: dict[tuple[Split, str], int] = {(self.dataset.split, "stream"): self.n_edits}
+        if self.trains:
+            wanted["train", "trajectory"] = self.trajectory_batches * size
+        if self.stopping is not None:
+            wanted["validation", "validation"] = (self.stopping.batches or 1) * size
+        return wanted
+
+    @property
+    def short_pool(self) -> tuple[Split, str] | None:
+        """The first pool that holds too few edits, and what for; None where all hold enough."""
+        sizes = self.source().sizes()
+        return next((key for key, n in self.edits_wanted.items() if sizes[key[0]] < n), None)
+
     @cached_property
     def insufficient_data(self) -> str | None:
-        """Which pool holds too few edits for the stream or for a training trajectory."""
-        sizes = self.source().sizes()
-        wanted: dict[Split, int] = {self.dataset.split: self.n_edits}
-        if self.trains:
-            wanted["train"] = self.trajectory_batches * self.stream.batch_size
-        for split, n in wanted.items():
-            if sizes[split] < n:
-                return (
-                    f"needs {n} edits of the {split} pool, which has {sizes[split]} "
-                    f"({pool_origin(self.dataset, split)})"
-                )
-        return None
+        """Which pool holds too few edits for the stream, a trajectory or the validation."""
+        if self.short_pool is None:
+            return None
+        split, use = self.short_pool
+        why = f" to validate {self.label} while it trains" if use == "validation" else ""
+        return (
+            f"needs {self.edits_wanted[split, use]} edits of the {split} pool{why}, which has "
+            f"{self.source().sizes()[split]} ({pool_origin(self.dataset, split)})"
+        )
+
+    @property
+    def pool_advice(self) -> str:
+        """What to do about the pool that holds too few edits; "" where all hold enough."""
+        if self.short_pool is None:
+            return ""
+        split, use = self.short_pool
+        settings = {
+            "stream": "shorten the stream",
+            "trajectory": "shorten the trajectory",
+            "validation": "lower validation_batches, or set patience: 0 to train without it",
+        }
+        return f"{settings[use]}, or {pool_remedy(self.dataset, split)}"
+
+    @property
+    def stopping(self) -> Stopping | None:
+        """When the cell's training ends before its limit; None where it does not."""
+        cls = editor_class(self.editor.editor)
+        if not issubclass(cls, TrainableEditor) or not self.trains:
+            return None
+        return cls.stopping_of(self.settings)
+
+    @property
+    def validation_batches(self) -> int:
+        """Batches of the stream that training is validated on; 0 where it is not."""
+        if self.stopping is None:
+            return 0
+        held = self.source().sizes()["validation"] // self.stream.batch_size
+        return self.stopping.batches or min(self.trajectory_batches, VALIDATED_BATCHES, held)
 
     @property
     def _uncalibrated(self) -> str | None:
@@ -269,7 +314,8 @@ class Cell:
             and self.model.preset is not None
             and self.insufficient_data is not None
         ):
-            return self.insufficient_data  # a published table runs as far as the data goes
+            # A published table runs as far as the data goes.
+            return f"{self.insufficient_data}; {self.pool_advice}"
         if self._untaught is not None:
             return self._untaught
         if self.calibrates and self._uncalibrated is not None:
@@ -448,7 +494,10 @@ class Cell:
 
     @property
     def trained_batches(self) -> int:
-        """Batches that training runs through before the stream; 0 where nothing is trained."""
+        """Batches that training runs through before the stream, at most where it may end early.
+
+        0 where nothing is trained.
+        """
         if not self.trains:
             return 0
         steps = int(getattr(self.settings, "train_steps", 1))
@@ -477,7 +526,7 @@ class Cell:
                 "editor": self.editor_name,
                 **self._foreign_source(),
                 "variant": self.editor.variant,
-                "settings": asdict(self.settings),
+                "settings": self._settings_identity(),
                 **self._calibration(),
                 "stream": asdict(self.stream),
                 "seed": self.seed,
@@ -490,6 +539,12 @@ class Cell:
                 **({"measurements": self._measured()} if self.measurements else {}),
             }
         )
+
+    def _settings_identity(self) -> dict[str, Any]:
+        """The settings, without younger ones that are as everything was before there were any."""
+        younger = getattr(type(self.settings), "younger", {})
+        given = asdict(self.settings)
+        return {k: v for k, v in given.items() if k not in younger or v != younger[k]}
 
     def _measured(self) -> dict[str, Any]:
         content = eval_data_hash(self.material, self.measurements, self._own_world())

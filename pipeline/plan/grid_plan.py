@@ -10,7 +10,7 @@ from pathlib import Path
 from pipeline.config.grid import DatasetEntry, Grid
 from pipeline.errors import ConfigError
 from pipeline.inputs.checkpoints import check_weights, is_folder
-from pipeline.inputs.datasets import lacking, pool_origin, pool_remedy, source_of, unread
+from pipeline.inputs.datasets import lacking, pool_origin, source_of, unread
 from pipeline.inputs.fingerprints import changed_fields
 from pipeline.plan.cells import Cell, cells_of
 from pipeline.plan.versions import code_version
@@ -147,15 +147,7 @@ def check_cell(cell: Cell) -> None:
     """
     check_sharded(cell)
     if cell.skip_reason is None and cell.insufficient_data is not None:
-        raise ConfigError(f"{cell.path}: {cell.insufficient_data}; {_enlarge(cell)}")
-
-
-def _enlarge(cell: Cell) -> str:
-    """What to do about a pool that is too small."""
-    split = cell.dataset.split
-    if cell.source().sizes()[split] >= cell.n_edits:  # it is the train pool
-        return f"shorten the trajectory, or {pool_remedy(cell.dataset, 'train')}"
-    return f"shorten the stream, or {pool_remedy(cell.dataset, split)}"
+        raise ConfigError(f"{cell.path}: {cell.insufficient_data}; {cell.pool_advice}")
 
 
 def check_corpus(cells: Sequence[Cell]) -> None:
