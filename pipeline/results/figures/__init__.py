@@ -22,6 +22,7 @@ from pipeline.results.figures import (
     score_bars,
     time_bars,
     total_time,
+    training,
 )
 from pipeline.results.figures.canvas import longest_stream, streams_of
 from pipeline.results.figures.figure_data import FigureData, Picture
@@ -43,6 +44,7 @@ FIGURES: dict[str, Figure] = {
     "time": time_bars.pictures,
     "total_time": total_time.pictures,
     "curves": curves.pictures,
+    "training": training.pictures,
 }
 # Of one model on all its datasets.
 OVERVIEWS: dict[str, Figure] = {"composite": composite.pictures}

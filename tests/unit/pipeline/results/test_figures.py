@@ -43,6 +43,7 @@ def measured(result: CellResult) -> CellResult:
             ("perplexity", 12.0, -4.0),
             ("fluency", 600.0, 0.1),
             ("consistency", 30.0, 0.2),
+            ("validation_score", 60.0, 0.2),
         )
     ]
     return dataclasses.replace(result, steps=[*result.steps, *rows])
@@ -99,7 +100,7 @@ def test_and_not_where_it_is_not(tmp_path: Path) -> None:
     lake.commit(cell(editor="ft", checkpoints=1))
     here = subject(lake)
     absent = {name for name, figure in figures.FIGURES.items() if not list(figure(here))}
-    assert absent == {"ablation", "along", "batch_sizes", "heat_map", "abilities"}
+    assert absent == {"ablation", "along", "batch_sizes", "heat_map", "abilities", "training"}
     assert not list(composite.pictures(here))
 
 
