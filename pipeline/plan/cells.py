@@ -64,7 +64,7 @@ from rledit.editors import editor_class
 from rledit.editors.base import Need, Stopping, TrainableEditor
 from rledit.measurements import EvalData, not_measured
 from rledit.metrics import protocol
-from rledit.records import EditSource, Probe, Split, has_probe
+from rledit.records import Edit, EditSource, Probe, Split, has_probe
 from rledit.stream import checkpoints
 from rledit.world import BOS_FAMILIES, WORLD_MODELS, World, WorldModelSpec
 
@@ -286,6 +286,11 @@ class Cell:
             return 0
         held = self.source().sizes()["validation"] // self.stream.batch_size
         return self.stopping.batches or min(self.trajectory_batches, VALIDATED_BATCHES, held)
+
+    def validation_edits(self) -> list[Edit]:
+        """The stream that training is validated on, of the validation pool whatever is scored."""
+        n = self.validation_batches * self.stream.batch_size
+        return self.source().draw("validation", n, seed=self.seed)
 
     @property
     def _uncalibrated(self) -> str | None:

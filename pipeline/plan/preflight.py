@@ -168,6 +168,11 @@ class _Checks:
         if cell.learns:
             pool: Faults = self._once(_check_train_pool, "train pool", model, data)(cell)
             found.append(together(f"the train pool, which {cell.label} learns from,", [pool]))
+        if n := cell.validation_batches:
+            held = ("validation", model, data, n * cell.stream.batch_size, cell.seed)
+            held_out: Faults = self._once(_check_validation, *held)(cell)
+            what = f"the validation pool, which decides when the training of {cell.label} ends,"
+            found.append(together(what, [held_out]))
         faults = tuple(item for item in found if item is not None)
         return Refusal(faults=faults) if faults else None
 
@@ -261,6 +266,10 @@ def _check_train_pool(cell: Cell) -> Faults:
     if pool >= _MANY:
         logger.info("%s: tokenising the train pool, %d edits", cell.dataset.name, pool)
     return train_faults(_encoder(cell), cell.source().draw("train", pool, seed=cell.seed))
+
+
+def _check_validation(cell: Cell) -> Faults:
+    return train_faults(_encoder(cell), cell.validation_edits())
 
 
 def _shapes(cell: Cell) -> dict[str, tuple[int, ...]] | None:

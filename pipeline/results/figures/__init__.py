@@ -17,6 +17,7 @@ from pipeline.results.figures import (
     downstream,
     frontier,
     heat_map,
+    optimiser_steps,
     radar,
     retention,
     score_bars,
@@ -45,6 +46,7 @@ FIGURES: dict[str, Figure] = {
     "total_time": total_time.pictures,
     "curves": curves.pictures,
     "training": training.pictures,
+    "optimiser_steps": optimiser_steps.pictures,
 }
 # Of one model on all its datasets.
 OVERVIEWS: dict[str, Figure] = {"composite": composite.pictures}

@@ -130,12 +130,10 @@ def _version(event: TrainingEvent, training: Training) -> int:
 
 def _validation(cell: Cell, editor: TrainableEditor) -> ValidationStream | None:
     """The stream of the validation pool that tells when the training has to end."""
-    n = cell.validation_batches
-    if not n:
+    if not cell.validation_batches:
         return None
-    size = cell.stream.batch_size
-    edits = cell.source().draw("validation", n * size, seed=cell.seed)
-    return ValidationStream(editor, edits, size, getattr(cell.settings, "loc_coef", 1.0))
+    loc_coef = getattr(cell.settings, "loc_coef", 1.0)
+    return ValidationStream(editor, cell.validation_edits(), cell.stream.batch_size, loc_coef)
 
 
 def _outcome(training: Training) -> dict[str, Any]:

@@ -10,7 +10,7 @@ from typing import Any
 from mlflow import MlflowClient
 
 from pipeline.results import figures
-from pipeline.results.figures import FigureData, training
+from pipeline.results.figures import FigureData, optimiser_steps, training
 from pipeline.results.lake.lake import Lake
 from pipeline.results.lake.records import CellResult
 from pipeline.results.query import connect
@@ -39,12 +39,15 @@ def validated(**changes: Any) -> CellResult:
     return dataclasses.replace(result, steps=[*result.steps, *rows])
 
 
-def pictures(lake: Lake) -> list[figures.Picture]:
-    figure_data = FigureData(
+def data_of(lake: Lake) -> FigureData:
+    return FigureData(
         connection=connect(lake), grid="demo", scale="world", model="tiny-llama",
         dataset="world", protocol="token_accuracy", rows=[], style={},
     )  # fmt: skip
-    return list(training.pictures(figure_data))
+
+
+def pictures(lake: Lake) -> list[figures.Picture]:
+    return list(training.pictures(data_of(lake)))
 
 
 def words(svg: bytes) -> list[str]:
@@ -105,3 +108,41 @@ def test_tracking_has_the_learning_curve_by_training_step(tmp_path: Path) -> Non
     assert not client.get_metric_history(run, "shift_norm")
     # The lake gives the same run again.
     assert tracker.rebuild(lake) == 0
+
+
+def steps_of(recipe: str, steps: int, optimise: str = "trajectory", **changes: Any) -> CellResult:
+    """A cell whose network was trained for so many training steps by a recipe."""
+    result = cell(variant=f"{recipe}_{steps}", **changes)
+    settings = {"reference": recipe, "optimise": optimise, "trajectory_batches": None}
+    rows: Any = [row for row in result.steps if row["metric"] != "train_loss"]  # type: ignore[index]
+    rows += [{"step": i + 1, "metric": "train_loss", "value": 1.0} for i in range(steps)]
+    return dataclasses.replace(result, steps=rows, resolved={"settings": settings})
+
+
+def test_what_training_buys_is_drawn_over_optimiser_steps(tmp_path: Path) -> None:
+    lake = Lake(str(tmp_path / "lake"))
+    for steps in (0, 1, 10):
+        for seed in (0, 1):
+            lake.commit(steps_of("official", steps, seed=seed))
+        lake.commit(steps_of("converged", steps, "batch"))
+    for steps in (0, 1):
+        lake.commit(steps_of("paper", steps))
+    lake.commit(cell(editor="ft"))
+    rows = optimiser_steps._rows(data_of(lake))
+    made = {(row["reference"], row["optimiser_steps"]) for row in rows}
+    # A step per batch of a trajectory as long as the stream, which has four.
+    assert made == {
+        *(("official", n) for n in (0, 1, 10)), *(("converged", n) for n in (0, 4, 40)),
+        *(("paper", n) for n in (0, 1)),
+    }  # fmt: skip
+    (picture,) = optimiser_steps.pictures(data_of(lake))
+    said = words(picture.svg)
+    assert {"rledit, official", "rledit, converged", "optimiser steps", "40"} <= set(said)
+    assert "rledit, paper" not in said  # two points are no curve
+
+
+def test_no_curve_of_what_training_buys_for_one_number_of_steps(tmp_path: Path) -> None:
+    lake = Lake(str(tmp_path / "lake"))
+    lake.commit(steps_of("official", 1))
+    lake.commit(cell(editor="malmen"))
+    assert not list(optimiser_steps.pictures(data_of(lake)))
