@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
+from threading import Barrier
 from typing import Any
 
 import pytest
@@ -17,6 +19,7 @@ from rledit.editors import TrainableEditor, editor_class
 from rledit.finite import NonFiniteError
 from rledit.metrics import protocol
 from rledit.model import EditableModel, Execution
+from rledit.ranks import Ranks, SingleProcess
 from rledit.scoring import Scorer
 from rledit.stream import StreamScored, run_stream
 from rledit.tokenization import EditBatch, Sample
@@ -45,11 +48,16 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
 }
 
 
-def make(case: str, execution: Execution | None = None, **more: Any) -> TrainableEditor:
+def make(
+    case: str, execution: Execution | None = None, ranks: Ranks | None = None, **more: Any
+) -> TrainableEditor:
     name, settings = CASES[case]
     whole = tiny_model("llama").float()
     modules = two_shapes(whole)
-    model = EditableModel(whole, tiny_tokenizer("llama"), modules, execution or Execution())
+    model = EditableModel(
+        whole, tiny_tokenizer("llama"), modules, execution or Execution(),
+        ranks=ranks or SingleProcess(),
+    )  # fmt: skip
     cls = editor_class(name)
     editor = cls(model, cls.Config(modules=modules, **(SMALL | settings | more)))
     assert isinstance(editor, TrainableEditor)
@@ -273,3 +281,45 @@ def test_a_validation_that_breaks_says_where() -> None:
         stream(editor, 4)
     weights = editor.model.weights
     assert all(weights.read(name).equal(weights.original(name)) for name in editor.model.modules)
+
+
+class Together:
+    """Two ranks as two threads: a sum is there once both have brought their part."""
+
+    size = 2
+
+    def __init__(self, rank: int, barrier: Barrier, parts: list[Tensor | None]) -> None:
+        self.rank = rank
+        self._barrier, self._parts = barrier, parts
+
+    def all_reduce_(self, tensor: Tensor) -> None:
+        self._parts[self.rank] = tensor.clone()
+        self._barrier.wait(60)
+        total = sum(part for part in self._parts if part is not None)
+        self._barrier.wait(60)
+        tensor.copy_(torch.as_tensor(total))
+
+
+def test_every_rank_finds_the_same_and_what_one_process_finds() -> None:
+    """All have to end at the same step, so not a bit may differ between them."""
+    settings = {"patience": 2, "validate_every": 1, "train_steps": 2}
+    alone = training_of(make("batch by batch", **settings))
+    list(alone.run())
+    barrier, parts = Barrier(2), [None, None]
+    # Made one after another: threads share a random state, processes do not.
+    editors = [
+        make("batch by batch", ranks=Together(rank, barrier, parts), **settings) for rank in (0, 1)
+    ]
+
+    def work(editor: TrainableEditor) -> Training:
+        training = training_of(editor)
+        list(training.run())
+        return training
+
+    with ThreadPoolExecutor(2) as pool:
+        one, other = pool.map(work, editors)
+    assert without_times(one) == without_times(other)
+    assert equal(one.state_dict(), other.state_dict())
+    for found, expected in zip(one.validations, alone.validations, strict=True):
+        assert found.score == pytest.approx(expected.score, abs=1e-9)
+        assert found.reward == pytest.approx(expected.reward, rel=1e-4)
