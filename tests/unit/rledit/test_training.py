@@ -209,7 +209,7 @@ class Killed(Exception):
 
 @pytest.mark.parametrize("case", ["lifelong moments", "converged", "averaged"])
 def test_training_resumes_at_every_event(case: str, tmp_path: Path) -> None:
-    settings = {"patience": 2, "validate_every": 2, "train_steps": 3}
+    settings: dict[str, Any] = {"patience": 2, "validate_every": 2, "train_steps": 3}
     straight = training_of(make(case, **settings))
     events = list(straight.run())
     expected = straight.state_dict()
@@ -229,7 +229,7 @@ def test_training_resumes_at_every_event(case: str, tmp_path: Path) -> None:
 
 
 def test_a_validation_that_was_killed_is_made_again(tmp_path: Path) -> None:
-    settings = {"patience": 3, "validate_every": 1, "train_steps": 2}
+    settings: dict[str, Any] = {"patience": 3, "validate_every": 1, "train_steps": 2}
     straight = training_of(make("lifelong moments", **settings))
     list(straight.run())
     editor = make("lifelong moments", **settings)
@@ -302,10 +302,11 @@ class Together:
 
 def test_every_rank_finds_the_same_and_what_one_process_finds() -> None:
     """All have to end at the same step, so not a bit may differ between them."""
-    settings = {"patience": 2, "validate_every": 1, "train_steps": 2}
+    settings: dict[str, Any] = {"patience": 2, "validate_every": 1, "train_steps": 2}
     alone = training_of(make("batch by batch", **settings))
     list(alone.run())
-    barrier, parts = Barrier(2), [None, None]
+    barrier = Barrier(2)
+    parts: list[Tensor | None] = [None, None]
     # Made one after another: threads share a random state, processes do not.
     editors = [
         make("batch by batch", ranks=Together(rank, barrier, parts), **settings) for rank in (0, 1)

@@ -70,10 +70,11 @@ def test_a_trained_cell_has_a_figure_with_a_panel_per_seed(tmp_path: Path) -> No
 
 def test_the_best_state_is_marked_where_it_is(tmp_path: Path) -> None:
     """One star for each cell, and another picture where another state was the best."""
+    steps: Any = validated().steps
     rows = [
         {"n_batches": 4, "batch_size": 10, "seed": 0, **row}
-        for row in validated().steps
-        if str(row["metric"]).startswith("validation_")  # type: ignore[index]
+        for row in steps
+        if row["metric"].startswith("validation_")
     ]
     last = training.draw(rows)
     first = training.draw(
