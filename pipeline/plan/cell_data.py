@@ -19,8 +19,11 @@ from rledit.calibration import FEWEST_EDITS, LEAST_EDITS
 from rledit.datasets import FileEditSource
 from rledit.measurements import EvalData, not_measured
 from rledit.metrics import protocol
-from rledit.records import Split
+from rledit.records import Edit, Split
 from rledit.world import World
+
+VALIDATED_BATCHES = 10
+"""Batches that a training is validated on at most, where its settings name no number."""
 
 
 def available_edits(cell: Cell) -> int:
@@ -44,6 +47,20 @@ def calibration_edits(cell: Cell) -> int:
     """Edits of the batch that the step is calibrated on."""
     wanted = max(cell.stream.batch_size, LEAST_EDITS)
     return min(wanted, cell.source().sizes()[calibration_pool(cell)])
+
+
+def validation_batches(cell: Cell) -> int:
+    """Batches of the stream that training is validated on; 0 where it is not."""
+    if cell.stopping is None:
+        return 0
+    held = cell.source().sizes()["validation"] // cell.stream.batch_size
+    return cell.stopping.batches or min(cell.trajectory_batches, VALIDATED_BATCHES, held)
+
+
+def validation_edits(cell: Cell) -> list[Edit]:
+    """The stream that training is validated on, of the validation pool whatever is scored."""
+    n = validation_batches(cell) * cell.stream.batch_size
+    return cell.source().draw("validation", n, seed=cell.seed)
 
 
 @once

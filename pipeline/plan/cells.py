@@ -29,7 +29,7 @@ from pipeline.inputs.gguf_checkpoints import known_preset
 from pipeline.plan.spec import CellSpec
 from rledit.calibration import needs_calibration
 from rledit.editors import editor_class
-from rledit.editors.base import Need
+from rledit.editors.base import Need, Stopping, TrainableEditor
 from rledit.records import EditSource
 from rledit.world import WORLD_MODELS, World, WorldModelSpec
 
@@ -140,13 +140,24 @@ class Cell(CellSpec):
         return "train" in self.needs and self.settings.train_steps > 0
 
     @property
+    def stopping(self) -> Stopping | None:
+        """When the cell's training ends before its limit; None where it does not."""
+        cls = editor_class(self.editor.editor)
+        if not issubclass(cls, TrainableEditor) or not self.trains:
+            return None
+        return cls.stopping_of(self.settings)
+
+    @property
     def trajectory_batches(self) -> int:
         """Batches of a training trajectory."""
         return int(self.settings.trajectory_batches or self.stream.n_batches)
 
     @property
     def trained_batches(self) -> int:
-        """Batches that training runs through before the stream; 0 where nothing is trained."""
+        """Batches that training runs through before the stream, at most where it may end early.
+
+        0 where nothing is trained.
+        """
         if not self.trains:
             return 0
         steps = int(getattr(self.settings, "train_steps", 1))

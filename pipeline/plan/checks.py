@@ -25,7 +25,8 @@ def skip_reason(cell: Cell) -> str | None:
     """Why the cell cannot be run on its data at all; None where it can."""
     of_table = cell.scale == "full" and cell.model.preset is not None
     if of_table and (lack := insufficient_data(cell)) is not None:
-        return lack  # a published table runs as far as the data goes
+        # A published table runs as far as the data goes.
+        return f"{lack}; {_pool_advice(cell)}"
     if (untaught := _untaught(cell)) is not None:
         return untaught
     if cell.calibrates and (uncalibrated := _uncalibrated(cell)) is not None:
@@ -35,18 +36,40 @@ def skip_reason(cell: Cell) -> str | None:
 
 @once
 def insufficient_data(cell: Cell) -> str | None:
-    """Which pool holds too few edits for the stream or for a training trajectory."""
-    sizes = cell.source().sizes()
-    wanted: dict[Split, int] = {cell.dataset.split: cell.n_edits}
+    """Which pool holds too few edits for the stream, a trajectory or the validation."""
+    if (short := _short_pool(cell)) is None:
+        return None
+    (split, use), wanted = short
+    why = f" to validate {cell.label} while it trains" if use == "validation" else ""
+    return (
+        f"needs {wanted} edits of the {split} pool{why}, which has "
+        f"{cell.source().sizes()[split]} ({pool_origin(cell.dataset, split)})"
+    )
+
+
+def _pool_advice(cell: Cell) -> str:
+    """What to do about the pool that holds too few edits; "" where all hold enough."""
+    if (short := _short_pool(cell)) is None:
+        return ""
+    (split, use), _ = short
+    settings = {
+        "stream": "shorten the stream",
+        "trajectory": "shorten the trajectory",
+        "validation": "lower validation_batches, or set patience: 0 to train without it",
+    }
+    return f"{settings[use]}, or {pool_remedy(cell.dataset, split)}"
+
+
+def _short_pool(cell: Cell) -> tuple[tuple[Split, str], int] | None:
+    """The first pool that holds too few edits, what for, and how many that needs."""
+    size = cell.stream.batch_size
+    wanted: dict[tuple[Split, str], int] = {(cell.dataset.split, "stream"): cell.n_edits}
     if cell.trains:
-        wanted["train"] = cell.trajectory_batches * cell.stream.batch_size
-    for split, n in wanted.items():
-        if sizes[split] < n:
-            return (
-                f"needs {n} edits of the {split} pool, which has {sizes[split]} "
-                f"({pool_origin(cell.dataset, split)})"
-            )
-    return None
+        wanted["train", "trajectory"] = cell.trajectory_batches * size
+    if cell.stopping is not None:
+        wanted["validation", "validation"] = (cell.stopping.batches or 1) * size
+    sizes = cell.source().sizes()
+    return next(((key, n) for key, n in wanted.items() if sizes[key[0]] < n), None)
 
 
 def _uncalibrated(cell: Cell) -> str | None:
@@ -141,15 +164,7 @@ def check_cell(cell: Cell) -> None:
     """
     check_sharded(cell)
     if skip_reason(cell) is None and insufficient_data(cell) is not None:
-        raise ConfigError(f"{cell.path}: {insufficient_data(cell)}; {_enlarge(cell)}")
-
-
-def _enlarge(cell: Cell) -> str:
-    """What to do about a pool that is too small."""
-    split = cell.dataset.split
-    if cell.source().sizes()[split] >= cell.n_edits:  # it is the train pool
-        return f"shorten the trajectory, or {pool_remedy(cell.dataset, 'train')}"
-    return f"shorten the stream, or {pool_remedy(cell.dataset, split)}"
+        raise ConfigError(f"{cell.path}: {insufficient_data(cell)}; {_pool_advice(cell)}")
 
 
 def check_corpus(cells: Sequence[Cell]) -> None:

@@ -60,7 +60,7 @@ def identity_of(cell: Cell) -> dict[str, Any]:
             },
             "editor": cell.editor_name,
             **_foreign_source(cell),
-            "settings": asdict(cell.settings),
+            "settings": _settings(cell),
             **_calibration(cell),
             "stream": asdict(cell.stream),
             "seed": cell.seed,
@@ -198,6 +198,13 @@ def _calibration(cell: Cell) -> dict[str, Any]:
     chosen = calibration_pool(cell)
     pool = {} if chosen == "validation" else {"pool": chosen}
     return {"calibration": {"rule": RULE, "edits": calibration_edits(cell), **pool}}
+
+
+def _settings(cell: Cell) -> dict[str, Any]:
+    """The settings, without younger ones that are as everything was before there were any."""
+    younger = getattr(type(cell.settings), "younger", {})
+    given = asdict(cell.settings)
+    return {k: v for k, v in given.items() if k not in younger or v != younger[k]}
 
 
 def _measured(cell: Cell) -> dict[str, Any]:

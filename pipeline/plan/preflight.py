@@ -31,6 +31,7 @@ from pipeline.inputs.model_loading import configured, require_scales, stored_nam
 from pipeline.inputs.quantised_weights import packed_tensor
 from pipeline.inputs.tokenizer_files import load_tokenizer
 from pipeline.plan.architecture import Architecture, architecture_of
+from pipeline.plan.cell_data import validation_batches, validation_edits
 from pipeline.plan.cells import Cell
 from pipeline.plan.checks import skip_reason
 from pipeline.plan.fingerprint import key_of
@@ -170,6 +171,11 @@ class _Checks:
         if cell.learns:
             pool: Faults = self._once(_check_train_pool, "train pool", model, data)(cell)
             found.append(together(f"the train pool, which {cell.label} learns from,", [pool]))
+        if n := validation_batches(cell):
+            held = ("validation", model, data, n * cell.stream.batch_size, cell.seed)
+            held_out: Faults = self._once(_check_validation, *held)(cell)
+            what = f"the validation pool, which decides when the training of {cell.label} ends,"
+            found.append(together(what, [held_out]))
         faults = tuple(item for item in found if item is not None)
         return Refusal(faults=faults) if faults else None
 
@@ -263,6 +269,10 @@ def _check_train_pool(cell: Cell) -> Faults:
     if pool >= _MANY:
         logger.info("%s: tokenising the train pool, %d edits", cell.dataset.name, pool)
     return train_faults(_encoder(cell), cell.source().draw("train", pool, seed=cell.seed))
+
+
+def _check_validation(cell: Cell) -> Faults:
+    return train_faults(_encoder(cell), validation_edits(cell))
 
 
 def _shapes(cell: Cell) -> dict[str, tuple[int, ...]] | None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 from datetime import UTC, datetime
 from pathlib import Path
@@ -151,6 +151,8 @@ def _result(
         for step, metrics in enumerate(network.curve if network else [])
         for name, value in metrics.items()
     ]
+    if network is not None:
+        training += list(_validation_rows(network))
     remark = remark_of(cell.editor_name, _used(cell, rows), rows.scores, rows.steps)
     return CellResult(
         address=address_of(cell),
@@ -160,6 +162,7 @@ def _result(
             **read_metadata(cell),
             **rows.facts,
             **({"remark": remark} if remark else {}),
+            **({"training": network.outcome} if network and network.outcome else {}),
             "execution": _execution(cell, rows, interruptions),
         },
         data_hash=identity_of(cell)["dataset"]["data_hash"],
@@ -180,6 +183,16 @@ def _result(
         finished_at=datetime.now(UTC),
         **metadata,
     )
+
+
+def _validation_rows(network: Trained) -> Iterator[dict[str, Any]]:
+    """What was found of a network while it was trained, by training steps; the best one marked."""
+    for found in network.validations:
+        for name, value in found.metrics.items():
+            yield {"step": found.step, "metric": f"validation_{name}", "value": value}
+    if network.outcome:
+        step, score = network.outcome["best_step"], network.outcome["best_score"]
+        yield {"step": step, "metric": "validation_best", "value": score}
 
 
 def _used(cell: Cell, rows: StreamRows) -> dict[str, Any]:

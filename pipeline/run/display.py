@@ -206,6 +206,8 @@ class Display:
             done = sum(p.done for p in training.values())
             total = sum(p.total for p in training.values())
             parts.append(f"training batch {done} of {total}{self._rates(list(training))}, ")
+            details = [p.detail for p in training.values() if p.detail]
+            parts += [f"{details[0]}, "] if len(training) == len(details) == 1 else []
         if (edits := self._edits()) or not parts:
             parts.append(f"{edits / max(1e-9, now - self._began):.2g} edits/s, ")
         return "".join(parts)
@@ -234,8 +236,10 @@ class Display:
         if p.stage != "train":
             return f"{p.done}/{p.total}"
         left = self._pace.seconds_left(key, p, time.time())
-        yet = f", {_duration(left)} left" if left is not None else ""
-        return f"{p.done}/{p.total} batches{self._rates([key])}{yet}"
+        most = "at most " if p.detail else ""
+        yet = f", {most}{_duration(left)} left" if left is not None else ""
+        more = f", {p.detail}" if p.detail else ""
+        return f"{p.done}/{p.total} batches{self._rates([key])}{yet}{more}"
 
 
 def _duration(seconds: float) -> str:

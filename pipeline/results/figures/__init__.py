@@ -17,11 +17,13 @@ from pipeline.results.figures import (
     downstream,
     frontier,
     heat_map,
+    optimiser_steps,
     radar,
     retention,
     score_bars,
     time_bars,
     total_time,
+    training,
 )
 from pipeline.results.figures.canvas import longest_stream, streams_of
 from pipeline.results.figures.figure_data import FigureData, Picture
@@ -43,6 +45,8 @@ FIGURES: dict[str, Figure] = {
     "time": time_bars.pictures,
     "total_time": total_time.pictures,
     "curves": curves.pictures,
+    "training": training.pictures,
+    "optimiser_steps": optimiser_steps.pictures,
 }
 # Of one model on all its datasets.
 OVERVIEWS: dict[str, Figure] = {"composite": composite.pictures}

@@ -333,8 +333,13 @@ class Lake:
             raise LakeError(f"{where} is not what its manifest row describes; run the cell again")
         return read_shard(data, table, where)
 
-    def result(self, record: CellRecord, tables: Collection[str] = ("scores",)) -> CellResult:
-        """The cell as it was committed, with the rows of `tables` only."""
+    def result(self, record: CellRecord, tables: Collection[str] | None = None) -> CellResult:
+        """The cell as it was committed, with the rows of `tables` only.
+
+        None stands for what tracking shows: scores, and the steps of a cell that was trained.
+        """
+        if tables is None:
+            tables = ("scores", "steps") if record.values.get("train_seconds") else ("scores",)
         names = {field.name for field in fields(CellResult)} - {"address", *DATA_TABLES}
         values = {name: record.values[name] for name in names if name in record.values}
         rows: dict[str, Any] = {}

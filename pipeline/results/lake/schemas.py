@@ -54,7 +54,8 @@ TABLES: dict[str, Columns] = {
         "superseded": ("bool", True),  # a later edit of the stream rewrites the same fact
     },
     "steps": {
-        "step": ("int32", True),  # edits applied; optimiser step for metrics named train_*
+        # Edits applied; training steps for metrics named train_* and validation_*.
+        "step": ("int32", True),
         "metric": ("string", True),
         "value": ("float64", False),
     },

@@ -17,6 +17,8 @@ ADDRESS_TAGS = ("cell", "editor", "variant", "model", "dataset", "scale")
 TAGS = ("grid", *ADDRESS_TAGS, "status", "data_hash", "code_version", "prompt")
 STREAM = ("seed", "batch_size", "n_batches")
 COSTS = ("train_seconds", "edit_ms", "peak_memory_gb", "n_edits")
+LEARNING = ("train_", "validation_")
+"""Beginnings of the metrics of a learning curve, whose step is the training step."""
 _LONGEST_VALUE = 5900  # characters; MLflow cuts parameters at 6,000
 
 
@@ -62,6 +64,10 @@ def _metrics(result: CellResult) -> Iterator[tuple[str, float, int]]:
                     float(value),
                     int(row["checkpoint"]),
                 )
+    for row in _rows(result.steps):
+        name, value = str(row["metric"]), row["value"]
+        if name.startswith(LEARNING) and value is not None and math.isfinite(value):
+            yield metric_name(name), float(value), int(row["step"])
     for name in COSTS:
         value = getattr(result, name)
         if value is not None:

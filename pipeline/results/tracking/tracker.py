@@ -5,7 +5,8 @@
 - One process writes, with explicit run ids; workers return rows. The database schema is created
   once, by that process, before anyone else opens it.
 - Metrics are named `{metric}_{protocol}` and their step is the number of edits applied, so the
-  latest value MLflow shows is the score at the end of the stream.
+  latest value MLflow shows is the score at the end of the stream. Those of learning curves are
+  named `train_{metric}` and `validation_{metric}`, and their step is the training step.
 """
 
 from __future__ import annotations

@@ -31,7 +31,7 @@ from pipeline.config.resources import ResourcesEntry
 from rledit.datasets import FORMATS
 from rledit.editors import EDITORS
 from rledit.editors.conventions import Conventions
-from rledit.editors.hypernetwork_editor import HypernetworkConfig
+from rledit.editors.hypernetwork_config import HypernetworkConfig
 from rledit.editors.locate_editor import LocateConfig
 from rledit.metrics import PROTOCOLS
 from rledit.steps import Step

@@ -136,6 +136,29 @@ def test_training_data_keeps_the_token_contract(
         preflight([chosen])
 
 
+@pytest.mark.parametrize("patience", [0, 2])
+def test_edits_that_validate_a_training_keep_the_token_contract(
+    tmp_path: Path, rows: Rows, patience: int
+) -> None:
+    rows[7]["ans"] = "Xyzzyx"
+    pools = {"evaluation": rows[:6], "validation": rows[6:10], "train": rows[10:]}
+    for split, own in pools.items():
+        (tmp_path / f"{split}.json").write_text(json.dumps(own))
+    files = {split: str(tmp_path / f"{split}.json") for split in pools}
+    settings = f"{{initial_step: 0.001, patience: {patience}, validation_batches: 2}}"
+    editor = f"editors=[{{editor: rledit, settings: {settings}}}]"
+    chosen = cell(tmp_path, rows, f"datasets.world.files={json.dumps(files)}", editor)
+    if not patience:
+        assert preflight([chosen]) == {}
+        return
+    message = (
+        r"1 of the 4 edits of the validation pool, which decides when the training of rledit ends, "
+        r"cannot be used:\n  validation.json:2: .*no token for a part of the answ"
+    )
+    with pytest.raises(ConfigError, match=message):
+        preflight([chosen])
+
+
 def grid_of(tmp_path: Path, rows: Rows, editors: str, *more: str) -> Grid:
     """A grid that edits all rows, in the order of the file."""
     (tmp_path / "mine.json").write_text(json.dumps(rows))
