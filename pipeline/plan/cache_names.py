@@ -27,6 +27,11 @@ def whole_file(folder: str, module: str) -> str:
     return f"{folder}/{module}.whole.safetensors"
 
 
+def known_name(cell: Cell) -> str:
+    """The name of the record of real facts that the cell's model knows, in the cache."""
+    return f"known/{cell.known_key}.json"
+
+
 def calibration_name(cell: Cell) -> str:
     """The name of the record in the cache."""
     return f"calibrated/{cell.calibration_key}.json"

@@ -78,6 +78,8 @@ class Cell:
     Attributes:
         also_after: Batches of the stream after which it is scored as well, because a shorter
             stream of the grid ends there.
+        known: Of real facts, the file that says which of them the unedited model knows; empty until
+            the model is asked. No part of the identity: model and data say it already.
     """
 
     grid: str
@@ -97,6 +99,7 @@ class Cell:
     material: EvalDataEntry = field(default_factory=EvalDataEntry)
     resources: ResourcesEntry = field(default_factory=ResourcesEntry)
     keep_edited: bool = False
+    known: str = ""
 
     @property
     def n_edits(self) -> int:
@@ -369,6 +372,23 @@ class Cell:
             )
         )
 
+    @cached_property
+    def known_key(self) -> str:
+        """Hash of what the real facts that the model knows depend on."""
+        model = {k: v for k, v in self.identity["model"].items() if k not in ("name", "scale")}
+        data = {"data_hash": self.source().data_hash, "threads": self.threads}
+        return fingerprint(plain({"model": model, **data}))
+
+    def knowing(self, path: str) -> Cell:
+        """The cell whose model was asked which real facts it knows, with the file of its answers.
+
+        What was found out about the cell before still holds, but for what it is scored on.
+        """
+        found = replace(self, known=path)
+        kept = {k: v for k, v in vars(self).items() if k not in (*vars(found), "not_measured")}
+        vars(found).update(kept)
+        return found
+
     @property
     def unseeded(self) -> Cell:
         """The cell with seed 0, for what all seeds share."""
@@ -548,7 +568,7 @@ class Cell:
 
     def source(self) -> EditSource:
         """The data the cell's edits come from."""
-        return source_of(self.dataset)
+        return source_of(self.dataset, self.known)
 
     def world(self) -> World:
         """The synthetic world the cell's model is trained on."""

@@ -143,9 +143,15 @@ def check_cell(cell: Cell) -> None:
 
     Raises:
         ConfigError: The data holds too few edits for the stream or for a training trajectory, or
-            the model of this cell cannot be sharded.
+            the model of this cell cannot be sharded or knows no real facts.
     """
     check_sharded(cell)
+    if cell.dataset.real_facts and cell.model.checkpoint is None:
+        raise ConfigError(
+            f"{cell.path}: at scale {cell.scale} the model is a proxy trained on the synthetic "
+            "world, which knows no real facts; run the grid at scale full, or give the model a "
+            "checkpoint"
+        )
     if cell.skip_reason is None and cell.insufficient_data is not None:
         raise ConfigError(f"{cell.path}: {cell.insufficient_data}; {_enlarge(cell)}")
 
@@ -218,6 +224,10 @@ def pool_lines(cells: Sequence[Cell]) -> list[str]:
         sizes = source_of(dataset).sizes()
         pools = ", ".join(f"{pool} {size}" for pool, size in sizes.items())
         lines.append(f"facts of {name}: {pools}")
+        if dataset.real_facts:
+            lines.append(
+                "  locality: of those, the facts that the unedited model knows; it is asked first"
+            )
         if dataset.files:
             lines += [f"  {split}: {pool_origin(dataset, split)}" for split in SPLITS]
         total = sum(sizes[split] for split in SPLITS)
