@@ -111,7 +111,7 @@ RELATIONS: Mapping[str, Relation] = {
         ),
         questions=(
             "In which US state is the city of {}? It is in",
-            "Which state does the city of {} belong to? It belongs to",
+            "Which state does the city of {} belong to? It belongs to the state of",
         ),
     ),
     "element_symbol": Relation(
@@ -141,7 +141,7 @@ RELATIONS: Mapping[str, Relation] = {
     "element_family": Relation(
         title="family of an element",
         statements=(
-            "{} belongs to the group of elements called the",
+            "The element {} belongs to the group of elements called the",
             "The element {} belongs to the family of the",
             "In the periodic table, {} is counted among the",
         ),
