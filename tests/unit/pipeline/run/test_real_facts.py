@@ -46,10 +46,10 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A small model that says the same answer everywhere, and so knows the facts it is true of."""
     folder = tmp_path_factory.mktemp("small")
     source = RealFacts()
-    prompts = [edit.prompt for edit in source.draw("evaluation", 40, seed=0)]
-    tokenizer = byte_pair_tokenizer([f"{prompt} euro Africa English" for prompt in prompts], 400)
+    prompts = [edit.prompt for edit in source.draw("evaluation", 16, seed=0)]
+    tokenizer = byte_pair_tokenizer([f"{prompt} euro Africa English" for prompt in prompts], 320)
     model: Any = small_model("llama", tokenizer)
-    learn(model, tokenizer, [(prompt, "Africa") for prompt in prompts], steps=25)
+    learn(model, tokenizer, [(prompt, "Africa") for prompt in prompts], steps=15)
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     return folder
@@ -102,10 +102,11 @@ def test_cells_draw_locality_from_what_the_model_knows(checkpoint: Path, tmp_pat
     plain, edited = cells(checkpoint, tmp_path)
     run_paths = RunPaths.under(tmp_path / "results")
     tasks = tasks_of([plain, edited])
-    assert [task.kind for task in tasks.values()] == ["prepare", "ask", "edit", "edit"]
+    kinds = [task.kind for task in tasks.values()]
+    assert kinds == ["prepare", "ask", "edit", "calibrate", "edit"]
     asked = next(task for task in tasks.values() if task.kind == "ask")
-    assert all(asked.key in t.needs for t in tasks.values() if t.kind == "edit")
-    assert [perform(task, run_paths, silent) for task in tasks.values()] == ["done"] * 4
+    assert all(asked.key in t.needs for t in tasks.values() if t.kind in ("calibrate", "edit"))
+    assert [perform(task, run_paths, silent) for task in tasks.values()] == ["done"] * 5
     knows = record(plain, Path(run_paths.cache))
     lake = Lake(run_paths.lake)
     for cell in (plain, edited):
@@ -116,13 +117,13 @@ def test_cells_draw_locality_from_what_the_model_knows(checkpoint: Path, tmp_pat
         assert facts["pools"]["evaluation"] == RealFacts().sizes()["evaluation"]
 
 
-@pytest.mark.usefixtures("few")
 def test_what_is_known_is_no_part_of_a_cells_identity(checkpoint: Path, tmp_path: Path) -> None:
     cell = cells(checkpoint, tmp_path)[1]
     cache = Cache(tmp_path / "cache")
     with pytest.raises(FileNotFoundError, match=r"known/\w+\.json, which the model was asked for"):
         ask.with_known(cell, cache)
-    ask.ask_model(cell, checkpoint, cache, silent)
+    known = {fact.fact_id: [1] for fact in RealFacts().to_ask()}
+    Storage(cache.folder).write_bytes(known_name(cell), json.dumps({"known": known}).encode())
     knowing = ask.with_known(cell, cache)
     assert knowing.key == cell.key and knowing.known
     probes = [p for e in knowing.source().draw("evaluation", 9, seed=0) for p in e.locality]

@@ -25,14 +25,14 @@ def asked(fact: RealFact) -> list[str]:
 def taught() -> EditableModel:
     """A model that has learnt every other fact, in one of two phrasings, and the rest wrong."""
     texts = [f"{prompt} {fact.answer}" for fact in FACTS for prompt in asked(fact)]
-    tokenizer = byte_pair_tokenizer(texts)
+    tokenizer = byte_pair_tokenizer(texts, 400)
     model = small_model("llama", tokenizer)
     examples = [
         (prompt, fact.answer if (i + j) % 2 else FACTS[i - 1].answer)
-        for i, fact in enumerate(FACTS[:24])
+        for i, fact in enumerate(FACTS[:12])
         for j, prompt in enumerate(asked(fact))
     ]
-    learn(model, tokenizer, examples, steps=60)
+    learn(model, tokenizer, examples, steps=50)
     return EditableModel(model, tokenizer, ())
 
 
@@ -50,10 +50,10 @@ def straight(model: EditableModel, prompt: str, answer: str) -> bool:
 
 
 def test_known_is_what_greedy_decoding_writes(taught: EditableModel) -> None:
-    known = known_facts(taught, FACTS[:24])
+    known = known_facts(taught, FACTS[:12])
     expected = {
         fact.fact_id: [j for j, p in enumerate(asked(fact)) if straight(taught, p, fact.answer)]
-        for fact in FACTS[:24]
+        for fact in FACTS[:12]
     }
     assert known == expected
     found = [len(places) for places in known.values()]
