@@ -24,9 +24,9 @@ from rledit.records import SPLITS, Consequence, Edit, Locality, Premise, Split
 Known = Mapping[str, Sequence[int]]
 """By a fact's id: in which of the asked statements a model gives its answer."""
 
-SHARES: Mapping[Split, float] = {"train": 0.62, "validation": 0.13, "evaluation": 0.25}
-PROBE_SHARE = 0.24
-"""Share of a pool's subjects that are never edited: their facts probe locality."""
+SHARES: Mapping[Split, float] = {"train": 0.58, "validation": 0.15, "evaluation": 0.27}
+PROBE_SHARES: Mapping[Split, float] = {"train": 0.24, "validation": 0.34, "evaluation": 0.32}
+"""Share of a pool's facts whose subjects are never edited, so that they may probe locality."""
 FEWEST_KNOWN = 20
 """Known facts of a pool with which it can probe locality; with fewer, it takes unknown ones too."""
 # Part of the content hash: raised when the same content would give other draws.
@@ -222,7 +222,7 @@ def _pools() -> Mapping[tuple[Split, bool], tuple[RealFact, ...]]:
     for fact in real_facts():
         kinds[_kind(fact)][fact.group].append(fact)
     shares = {
-        (split, probes): share * (PROBE_SHARE if probes else 1 - PROBE_SHARE)
+        (split, probes): share * (PROBE_SHARES[split] if probes else 1 - PROBE_SHARES[split])
         for split, share in SHARES.items()
         for probes in (False, True)
     }
@@ -255,7 +255,7 @@ def _data_hash() -> str:
             "draw_version": DRAW_VERSION,
             "facts": [asdict(fact) for fact in real_facts()],
             "relations": {name: asdict(relation) for name, relation in RELATIONS.items()},
-            "shares": [dict(SHARES), PROBE_SHARE, FEWEST_KNOWN, ASKED],
+            "shares": [dict(SHARES), dict(PROBE_SHARES), FEWEST_KNOWN, ASKED],
         }
     )
 

@@ -177,5 +177,5 @@ def test_the_command_describes_the_facts(checkpoint: Path) -> None:
     found = CliRunner().invoke(app, ["data", "facts"])
     assert found.exit_code == 0, found.output
     assert "2,405 facts in 9 relations" in found.output
-    assert "pools: train 1140" in found.output
+    assert "pools: train 1063" in found.output
     assert "GeoNames (CC-BY 4.0), CLDR (Unicode licence), mendeleev (MIT)" in found.output

@@ -10,7 +10,7 @@ from rledit.facts import FEWEST_KNOWN, RealFacts, real_facts, untrue
 from rledit.records import SPLITS, Edit, EditSource, Split
 from rledit.superseded import Facts, Standing
 
-DATA_HASH = "75c1cb515273176e32d9c09ba19fd0e2e1af3e0d1efd2a501dae80aaf4fa05c6"
+DATA_HASH = "c7f78bc3a06e992f940c91dc299399ca907d882c061b187f4a13d9d694899252"
 FACTS = {fact.fact_id: fact for fact in real_facts()}
 
 
@@ -142,7 +142,7 @@ def test_a_locality_prompt_is_a_phrasing_in_which_the_fact_is_known() -> None:
 
 
 def test_a_model_that_knows_too_little_is_asked_everything_and_that_is_said() -> None:
-    few = {f.fact_id: [] for f in RealFacts().to_ask()}
+    few: dict[str, list[int]] = {f.fact_id: [] for f in RealFacts().to_ask()}
     cities = [f for f in RealFacts().pool("train", True) if f.relation.startswith("city_")]
     for fact in cities[:FEWEST_KNOWN]:
         few[fact.fact_id] = [0]
