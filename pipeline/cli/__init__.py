@@ -60,8 +60,9 @@ for command in (
 ):
     app.command()(command)
 
-data_app = typer.Typer(help="Look at files of edits before anything runs.", no_args_is_help=True)
+data_app = typer.Typer(help="Look at edits before anything runs.", no_args_is_help=True)
 data_app.command("check")(data.data_check)
+data_app.command("facts")(data.data_facts)
 app.add_typer(data_app, name="data")
 
 covariance_app = typer.Typer(help="Share key covariance between users.", no_args_is_help=True)

@@ -106,6 +106,9 @@ class DatasetEntry:
         name: Name in tables and paths.
         schema: The published dataset this is, a name in `rledit.world.SCHEMAS`: methods' settings
             depend on it, and a proxy model is the synthetic world written in it.
+        real_facts: Take the real facts that the package ships (countries, cities, elements) instead
+            of the world's: for models that know them. Which of them a model knows is asked before
+            anything is edited; what it does not know is no probe of locality.
         world: Settings of the synthetic world.
         files: Files of edits instead of the world's own: ``train``, ``evaluation``,
             ``validation``, each of them that pool; and ``all``, which is cut into the pools that
@@ -126,6 +129,7 @@ class DatasetEntry:
 
     name: str = "world"
     schema: str | None = None
+    real_facts: bool = False
     world: dict[str, Any] = field(default_factory=dict)
     files: dict[Literal["all", "train", "evaluation", "validation"], str] = field(
         default_factory=dict

@@ -134,7 +134,7 @@ def check_asked_for(located: Located, small: bool) -> None:
     """Refuse to take the synthetic world for data that nobody has given.
 
     The world is asked for by the name `world`, by the key ``world``, or by a schema at a scale that
-    was chosen. Any other dataset has files.
+    was chosen. Any other dataset has files, or the facts that the package ships.
 
     Args:
         located: The grid as its file has it.
@@ -142,11 +142,13 @@ def check_asked_for(located: Located, small: bool) -> None:
             world.
 
     Raises:
-        ConfigError: A dataset names neither files nor the world; says what to give.
+        ConfigError: A dataset names no files, facts or world; says what to give.
     """
     for i, entry in enumerate(located.data["datasets"]):
         name, schema = entry.get("name", "world"), entry.get("schema")
         if "world" in entry or entry.get("files") or (small and schema is not None):
+            continue
+        if entry.get("real_facts"):
             continue
         if name == "world" and schema is None:
             continue
@@ -154,7 +156,8 @@ def check_asked_for(located: Located, small: bool) -> None:
         scales = "" if schema is None else ", or choose proxy models with --scale standin"
         raise ConfigError(
             f"{located.place(('datasets', i))}: dataset {name!r}{of} has no files. Give them, e.g. "
-            f"files: {{evaluation: {name}-edit.json, train: {name}-train.json}}; the embedded "
+            f"files: {{evaluation: {name}-edit.json, train: {name}-train.json}}, or take the "
+            f"shipped facts with real_facts: true; the embedded "
             f"synthetic world is taken under this name only if you ask for it with world: {{}}"
             f"{scales}"
         )
@@ -244,6 +247,8 @@ def _check_names(grid: Grid, located: Located) -> None:
             raise ConfigError(f"{place}: expected at most 1, found {spec.init_std}")
     for i, dataset in enumerate(grid.datasets):
         build(WorldConfig, dataset.world, ("datasets", i, "world"), located)
+        if dataset.real_facts:
+            _check_real_facts(dataset, grid, ("datasets", i), located)
         if dataset.schema is not None:
             _known(dataset.schema, SCHEMAS, ("datasets", i, "schema"), located, "schema")
         if dataset.format != "auto":
@@ -261,6 +266,24 @@ def _check_names(grid: Grid, located: Located) -> None:
     _unique([(e.editor, e.variant) for e in grid.editors], "editors", located)
     _unique([m.name for m in grid.models], "models", located)
     _unique([d.name for d in grid.datasets], "datasets", located)
+
+
+def _check_real_facts(dataset: DatasetEntry, grid: Grid, path: KeyPath, located: Located) -> None:
+    """Refuse settings that the shipped facts have no use for, and models that know none."""
+    plain = DatasetEntry()
+    for key in ("schema", "world", "files", "shares", "format", "order"):
+        if getattr(dataset, key) != getattr(plain, key):
+            raise ConfigError(
+                f"{located.place((*path, key))}: real_facts are shipped with the package, and have "
+                f"no use for {key}; leave one of the two out"
+            )
+    for model in grid.models:
+        if model.checkpoint is None and model.preset is None:
+            raise ConfigError(
+                f"{located.place((*path, 'real_facts'))}: model {model.name} is trained on the "
+                "synthetic world and knows no real facts; give it a `checkpoint` or a `preset`, or "
+                "leave real_facts out"
+            )
 
 
 def _check_pools(dataset: DatasetEntry, path: KeyPath, located: Located) -> None:

@@ -3,7 +3,12 @@
 from __future__ import annotations
 
 from pipeline.plan.cells import Cell
-from pipeline.plan.fingerprint import calibration_key_of, covariance_key_of, train_key_of
+from pipeline.plan.fingerprint import (
+    calibration_key_of,
+    covariance_key_of,
+    known_key_of,
+    train_key_of,
+)
 
 MODELS = "models"
 
@@ -31,6 +36,11 @@ def shard_file(folder: str, module: str, shard: int) -> str:
 def whole_file(folder: str, module: str) -> str:
     """A linear's sum over the whole corpus, as it is shared."""
     return f"{folder}/{module}.whole.safetensors"
+
+
+def known_name(cell: Cell) -> str:
+    """The name of the record of real facts that the cell's model knows, in the cache."""
+    return f"known/{known_key_of(cell)}.json"
 
 
 def calibration_name(cell: Cell) -> str:

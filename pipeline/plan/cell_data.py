@@ -5,6 +5,7 @@ Every function here opens files, or asks the hub; what is costly is read once fo
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 from pipeline.config.gguf_refs import gguf_reference
@@ -61,6 +62,18 @@ def validation_edits(cell: Cell) -> list[Edit]:
     """The stream that training is validated on, of the validation pool whatever is scored."""
     n = validation_batches(cell) * cell.stream.batch_size
     return cell.source().draw("validation", n, seed=cell.seed)
+
+
+def knowing(cell: Cell, path: str) -> Cell:
+    """The cell whose model was asked which real facts it knows, with the file of its answers.
+
+    What was found out about the cell before still holds, but for what it is scored on.
+    """
+    found = replace(cell, known=path)
+    known = vars(found)
+    stale = f"_{__name__}.{read_not_measured.__name__}"
+    known.update({k: v for k, v in vars(cell).items() if k not in known and k != stale})
+    return found
 
 
 @once

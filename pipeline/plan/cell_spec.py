@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from typing import Any
 
 from pipeline.config.parse import build
@@ -22,7 +22,9 @@ _FOLDER = "entries"
 
 def write_cell_spec(cell: Cell, lake: Storage) -> None:
     """Keep what the cell was made from: its grid's entries, its files' places among them."""
-    entry = redact_settings({"identity": identity_of(cell), "cell": asdict(cell)})
+    entry = redact_settings(
+        {"identity": identity_of(cell), "cell": asdict(replace(cell, known=""))}
+    )
     lake.write_bytes(_name(key_of(cell)), json.dumps(entry, sort_keys=True).encode())
 
 

@@ -166,7 +166,7 @@ class Cell(CellSpec):
 
     def source(self) -> EditSource:
         """Opens the data that the cell's edits come from, once per process."""
-        return source_of(self.dataset)
+        return source_of(self.dataset, self.known)
 
     def world(self) -> World:
         """Makes the synthetic world that the cell's model is trained on, once per process."""

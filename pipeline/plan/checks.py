@@ -160,9 +160,15 @@ def check_cell(cell: Cell) -> None:
 
     Raises:
         ConfigError: The data holds too few edits for the stream or for a training trajectory, or
-            the model of this cell cannot be sharded.
+            the model of this cell cannot be sharded or knows no real facts.
     """
     check_sharded(cell)
+    if cell.dataset.real_facts and cell.model.checkpoint is None:
+        raise ConfigError(
+            f"{cell.path}: at scale {cell.scale} the model is a proxy trained on the synthetic "
+            "world, which knows no real facts; run the grid at scale full, or give the model a "
+            "checkpoint"
+        )
     if skip_reason(cell) is None and insufficient_data(cell) is not None:
         raise ConfigError(f"{cell.path}: {insufficient_data(cell)}; {_pool_advice(cell)}")
 

@@ -153,6 +153,13 @@ def calibration_key_of(cell: Cell) -> str:
 
 
 @once
+def known_key_of(cell: Cell) -> str:
+    """Hash of what the real facts that the model knows depend on."""
+    data = {"data_hash": cell.source().data_hash, "threads": cell.threads}
+    return fingerprint(plain({"model": identity_of(cell)["model"], **data}))
+
+
+@once
 def covariance_key_of(cell: Cell) -> str:
     """Hash of what key covariance depend on, whichever linear layers they are of.
 

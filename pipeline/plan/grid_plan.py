@@ -200,6 +200,10 @@ def pool_lines(cells: Sequence[Cell]) -> list[str]:
         sizes = source_of(dataset).sizes()
         pools = ", ".join(f"{pool} {size}" for pool, size in sizes.items())
         lines.append(f"facts of {name}: {pools}")
+        if dataset.real_facts:
+            lines.append(
+                "  locality: of those, the facts that the unedited model knows; it is asked first"
+            )
         if dataset.files:
             lines += [f"  {split}: {pool_origin(dataset, split)}" for split in SPLITS]
         total = sum(sizes[split] for split in SPLITS)

@@ -33,6 +33,8 @@ class CellSpec:
     Attributes:
         also_after: Batches of the stream after which it is scored as well, because a shorter
             stream of the grid ends there.
+        known: Of real facts, the file that says which of them the unedited model knows; empty until
+            the model is asked. No part of the identity: model and data say it already.
     """
 
     grid: str
@@ -52,6 +54,7 @@ class CellSpec:
     material: EvalDataEntry = field(default_factory=EvalDataEntry)
     resources: ResourcesEntry = field(default_factory=ResourcesEntry)
     keep_edited: bool = False
+    known: str = ""
 
     @property
     def n_edits(self) -> int:

@@ -25,6 +25,7 @@ CERTAIN_FRACTION = 0.03
 # Stages in which a run may be for minutes without an edit, as the status line names them.
 _BEFORE_EDITING: Mapping[Stage, str] = {
     "prepare": "preparing models",
+    "ask": "asking models what they know",
     "statistics": "summing key covariance",
     "calibrate": "calibrating steps",
 }
@@ -114,7 +115,7 @@ class Estimate:
 
 
 def _kind(task: Task) -> tuple[str, str]:
-    return task.kind, task.cell.label if task.kind != "prepare" else ""
+    return task.kind, task.cell.label if task.kind not in ("prepare", "ask") else ""
 
 
 class Display:

@@ -35,6 +35,7 @@ from pipeline.run.cache import Cache
 from pipeline.run.former import adopt_former
 from pipeline.run.reporting import Report, silent
 from pipeline.run.resume import write_tensors
+from pipeline.run.stages.ask import with_known
 from pipeline.run.stages.edit import StreamRows, edit_stream, edited_name, state_folder
 from pipeline.run.stages.prepare import prepare_model
 from pipeline.run.stages.train import load_trained
@@ -108,6 +109,7 @@ def _run_again(cell: Cell, record: CellRecord, run_paths: RunPaths, report: Repo
             perform(task, run_paths, report)
     network = cache.file(trained_name(cell)) if cell.trains else None
     trained = load_trained(network) if network else None
+    cell = with_known(cell, cache)
     rows = edit_stream(cell, prepare_model(cell, cache, report), cache, trained, report)
     state_folder(cell, cache).clear()
     changed = _changed(rows, Lake(run_paths.lake).columns("edits", record))

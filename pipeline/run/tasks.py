@@ -1,5 +1,5 @@
-"""The work of a grid as tasks with dependencies: prepare a model, calibrate a step, train a
-network, run a cell."""
+"""The work of a grid as tasks with dependencies: prepare a model, ask it what it knows, calibrate a
+step, train a network, run a cell."""
 
 from __future__ import annotations
 
@@ -19,6 +19,7 @@ from pipeline.plan.fingerprint import (
     covariance_key_of,
     identity_of,
     key_of,
+    known_key_of,
     train_key_of,
 )
 from pipeline.results.lake.lake import Lake
@@ -27,13 +28,14 @@ from pipeline.run.cell import record_skip, run_cell
 from pipeline.run.gang import SINGLE_PROCESS, Gang
 from pipeline.run.lease import leased
 from pipeline.run.reporting import Report
+from pipeline.run.stages.ask import ask_model, with_known
 from pipeline.run.stages.calibrate import calibrate_step
 from pipeline.run.stages.covariance import collect
 from pipeline.run.stages.prepare import prepare_model
 from pipeline.run.stages.train import require_trained, train
 from pipeline.storage.run_paths import RunPaths
 
-Kind = Literal["prepare", "statistics", "calibrate", "train", "edit"]
+Kind = Literal["prepare", "ask", "statistics", "calibrate", "train", "edit"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -73,6 +75,8 @@ class Task:
         """What a person calls it."""
         if self.kind == "prepare":
             return f"model {self.cell.model.name}"
+        if self.kind == "ask":
+            return f"known facts {self.cell.model.name} {self.cell.dataset.name}"
         if self.kind == "statistics":
             return f"statistics {self.cell.model.name} shard {self.shard}"
         if self.kind == "calibrate":
@@ -95,10 +99,16 @@ def tasks_of(cells: Sequence[Cell]) -> dict[str, Task]:
             Task(kind="prepare", key=model, cell=cell, needs=(), threads=cell.model_spec.threads)
         ]
         needs = [model]
+        if cell.dataset.real_facts:
+            known = f"ask:{known_key_of(cell)}"
+            add.append(Task(kind="ask", key=known, cell=cell, needs=(model,), threads=cell.threads))
+            needs.append(known)
         if cell.calibrates:
             step = f"calibrate:{calibration_key_of(cell)}"
             add.append(
-                Task(kind="calibrate", key=step, cell=cell, needs=(model,), threads=cell.threads)
+                Task(
+                    kind="calibrate", key=step, cell=cell, needs=tuple(needs), threads=cell.threads
+                )
             )
             needs.append(step)
         if cell.trains:
@@ -191,6 +201,10 @@ def perform(
     cache = Cache(run_paths.cache)
     with leased(cache.storage, task.key, run, gang, report) as report:
         model = prepare_model(cell, cache, report)
+        if task.kind == "ask":
+            ask_model(cell, model, cache, report, gang)
+        if task.kind in ("calibrate", "train", "edit"):
+            cell = with_known(cell, cache)
         if task.kind == "calibrate":
             calibrate_step(cell, model, cache, report, gang)
         elif task.kind == "train":

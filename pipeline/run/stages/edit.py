@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 
+from pipeline.inputs.datasets import known_metadata
 from pipeline.plan.cells import Cell
 from pipeline.plan.fingerprint import key_of
 from pipeline.run.cache import Cache
@@ -101,6 +102,7 @@ def edit_stream(
     editor = editor_class(cell.editor.editor)(model, settings_with_step(cell, cache))
     facts = {"prompt": _prompting(model.encoder, edits), **measures.metadata}
     facts |= calibration_facts(cell, cache)
+    facts |= known_metadata(cell.dataset, cell.known)
     facts |= _provide(editor, cell, cache)
     if trained is not None:
         editor.load_state_dict(trained.state)
