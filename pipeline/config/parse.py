@@ -13,6 +13,7 @@ import yaml
 from pydantic import TypeAdapter, ValidationError
 
 from pipeline.config.grid import (
+    AnswersEntry,
     CovarianceEntry,
     DatasetEntry,
     EditorEntry,
@@ -80,6 +81,8 @@ def parse_grid(located: Located) -> Grid:
         data["statistics"] = build(CovarianceEntry, data["statistics"], ("statistics",), located)
     if "material" in data:
         data["material"] = build(EvalDataEntry, data["material"], ("material",), located)
+    if "answers" in data:
+        data["answers"] = build(AnswersEntry, data["answers"], ("answers",), located)
     if "resources" in data:
         data["resources"] = build(ResourcesEntry, data["resources"], ("resources",), located)
     grid = build(Grid, data, (), located)

@@ -14,6 +14,7 @@ from functools import cached_property
 from typing import Any
 
 from pipeline.config.grid import (
+    AnswersEntry,
     CovarianceEntry,
     DatasetEntry,
     EditorEntry,
@@ -97,6 +98,7 @@ class Cell:
     material: EvalDataEntry = field(default_factory=EvalDataEntry)
     resources: ResourcesEntry = field(default_factory=ResourcesEntry)
     keep_edited: bool = False
+    answers: AnswersEntry = field(default_factory=AnswersEntry)
 
     @property
     def n_edits(self) -> int:
@@ -647,6 +649,7 @@ def cells_of(grid: Grid) -> list[Cell]:
             material=grid.material,
             resources=grid.resources,
             keep_edited=grid.keep_edited,
+            answers=grid.answers,
         )
         for seed in grid.seeds
         for model in grid.models

@@ -14,7 +14,7 @@ from pipeline.plan.grid_plan import Plan
 from pipeline.results.effect import warning_of
 from pipeline.results.lake.lake import Lake
 from pipeline.results.lake.records import remark_in
-from pipeline.results.tracking.tracker import Tracker
+from pipeline.results.tracking.tracker import LOGGED_TABLES, Tracker
 from pipeline.results.tracking.uri import TrackingError
 from pipeline.run.cell import record_failure, record_skip
 from pipeline.run.display import Display
@@ -179,7 +179,7 @@ def _settle(
             logger.warning("%s: %s", task.cell.path, warning)
         _warned(
             signals,
-            lambda: tracker.log_cell(parent, lake.result(record)),
+            lambda: tracker.log_cell(parent, lake.result(record, LOGGED_TABLES)),
             "the end of the run adds the cell",
         )
     return record is not None

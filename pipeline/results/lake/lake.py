@@ -33,11 +33,19 @@ from pipeline.results.lake.layout import (
     shard_belongs,
     shard_key,
     shard_name,
+    tables_of,
     utc,
 )
 from pipeline.results.lake.parquet import arrow_table, dataset, read_shard, shard_bytes
 from pipeline.results.lake.records import CellAddress, CellRecord, CellResult, Status, scale_of
-from pipeline.results.lake.schemas import ADDRESS, DATA_TABLES, JSON_COLUMNS, PARTITION, TABLES
+from pipeline.results.lake.schemas import (
+    ADDRESS,
+    DATA_TABLES,
+    JSON_COLUMNS,
+    OPTIONAL_TABLES,
+    PARTITION,
+    TABLES,
+)
 from pipeline.storage.object_store import Storage
 from pipeline.storage.redaction import redact
 
@@ -89,8 +97,8 @@ class Lake:
         manifest = self._manifest_bytes(result, files)
         record = _record(read_shard(manifest, "cells", str(self.storage)), result.address)
         for _ in range(_WRITERS):
-            for table in DATA_TABLES:
-                self.storage.write_bytes(files[table]["path"], shards[table][0])
+            for table, (data, _) in shards.items():
+                self.storage.write_bytes(files[table]["path"], data)
             self.storage.write_bytes(shard_name("cells", result.address), manifest)
             # Another writer of the cell may have removed our shards before our manifest was there.
             if self._whole(record):
@@ -109,10 +117,10 @@ class Lake:
         """Removes what an earlier attempt at the cell, or one cut short, has left behind."""
         if self.record(record.address) != record:
             return  # another writer was later: its shards are the ones that count
-        for table, file in record.files.items():
-            folder = file["path"].rsplit("/", 1)[0]
+        for table in (*DATA_TABLES, *OPTIONAL_TABLES):
+            folder = shard_name(table, record.address).rsplit("/", 1)[0]
             for name in self._siblings(folder, record.address.cell_key):
-                if name != file["path"]:
+                if name != record.files.get(table, {}).get("path"):
                     logger.info("removing %s, which no manifest names (%s)", name, table)
                     self.storage.delete(name)
 
@@ -123,10 +131,10 @@ class Lake:
         """
         done = {r.address.cell_key: r for r in self.manifest(grid) if r.done}
         removed = []
-        for table in DATA_TABLES:
+        for table in (*DATA_TABLES, *OPTIONAL_TABLES):
             for name in self.storage.list(table):
                 key = shard_key(name)
-                if key not in done or name == done[key].files[table]["path"]:
+                if key not in done or name == done[key].files.get(table, {}).get("path"):
                     continue
                 if self.record(key) == done[key]:  # nobody has written it meanwhile
                     self.storage.delete(name)
@@ -276,6 +284,8 @@ class Lake:
     def columns(self, table: str, record: CellRecord) -> dict[str, list[Any]]:
         """One cell's shard of `table` as columns, in the order of its row key.
 
+        Of an optional table that the cell has no shard of: all columns, empty.
+
         Raises:
             LakeError: the cell is not done, or the shard is corrupt or of a newer schema.
         """
@@ -284,6 +294,8 @@ class Lake:
                 f"cell {record.address.cell_key} is {record.status} ({record.reason}); "
                 "only done cells have rows, and failed ones those of what they reached"
             )
+        if table in OPTIONAL_TABLES and table not in record.files:
+            return {name: [] for name in ADDRESS | TABLES[table] if name not in PARTITION}
         path = record.files[table]["path"]
         data = self.storage.read_bytes(path)
         where = f"{self.storage}: {path}"
@@ -293,7 +305,8 @@ class Lake:
 
     def result(self, record: CellRecord, tables: Collection[str] = ("scores",)) -> CellResult:
         """The cell as it was committed, with the rows of `tables` only."""
-        names = {field.name for field in fields(CellResult)} - {"address", *DATA_TABLES}
+        tabular = (*DATA_TABLES, *OPTIONAL_TABLES)
+        names = {field.name for field in fields(CellResult)} - {"address", *tabular}
         values = {name: record.values[name] for name in names if name in record.values}
         rows: dict[str, Any] = {}
         if record.done:
@@ -317,7 +330,7 @@ class Lake:
         if table == "cells":
             return arrow_table(table, [_manifest_row(record) for record in records])
         kept = (r for r in records if (r.has_rows if table == "scores" else r.done))
-        paths = [record.files[table]["path"] for record in kept]
+        paths = [r.files[table]["path"] for r in kept if table in tables_of(r)]
         return dataset(table, paths, self.storage)
 
     def _manifest_names(self, cell_key: str) -> list[str]:
@@ -342,9 +355,11 @@ class Lake:
 
 def _shards(result: CellResult) -> dict[str, tuple[bytes, int]]:
     """A cell's rows, by table: the shard's bytes and the number of rows."""
-    return {
-        table: shard_bytes(table, getattr(result, table), result.address) for table in DATA_TABLES
+    shards = {
+        table: shard_bytes(table, getattr(result, table), result.address)
+        for table in (*DATA_TABLES, *OPTIONAL_TABLES)
     }
+    return {t: shard for t, shard in shards.items() if t in DATA_TABLES or shard[1]}
 
 
 def _files(

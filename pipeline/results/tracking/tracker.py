@@ -33,6 +33,7 @@ from mlflow.exceptions import MlflowException
 
 from pipeline.results.lake.lake import Lake
 from pipeline.results.lake.records import BARE, RUN_COLUMNS, SCORES, CellResult
+from pipeline.results.tracking.answers_table import ARTIFACT, answers_table
 from pipeline.results.tracking.liveness import HEARTBEAT, Invocation, own_tags, process_alive
 from pipeline.results.tracking.logged_run import COSTS, STREAM, TAGS, Logged, metric_name
 from pipeline.results.tracking.uri import (
@@ -52,6 +53,9 @@ _METRICS_PER_BATCH = 1000
 _PARAMS_PER_BATCH = 100
 _PAGE = 1000
 _READERS = 16
+
+LOGGED_TABLES = ("scores", "answers")
+"""The tables of the lake that a cell's run is made from."""
 
 _PARENT = "mlflow.parentRunId"
 _DIGEST = "content_digest"
@@ -219,7 +223,7 @@ class Tracker:
         opened = None
         n_new = 0
         with ThreadPoolExecutor(_READERS) as pool:  # on an object store each read is a round trip
-            results = list(pool.map(lake.result, records))
+            results = list(pool.map(lambda r: lake.result(r, LOGGED_TABLES), records))
         for record, result in zip(records, results, strict=True):
             runs = known.get(record.address.cell_key, [])
             finished = len(runs) == 1 and runs[0].info.status != "RUNNING"
@@ -279,11 +283,26 @@ class Tracker:
             self._client.log_batch(run_id, metrics[i : i + _METRICS_PER_BATCH])
         for i in range(_PARAMS_PER_BATCH, len(params), _PARAMS_PER_BATCH):
             self._client.log_batch(run_id, params=params[i : i + _PARAMS_PER_BATCH])
+        self._log_answers(run_id, result)
         # The digest comes last: a run without it is a crash's remainder and is superseded.
         self._client.log_batch(run_id, tags=[RunTag(_DIGEST, logged.digest)])
         ending = "FAILED" if result.status == "failed" else "FINISHED"
         self._client.set_terminated(run_id, ending, _milliseconds(result.finished_at))
         return run_id
+
+    def _log_answers(self, run_id: str, result: CellResult) -> None:
+        """Keep the answers with the run; a store of artifacts that is away costs only a warning."""
+        table = answers_table(result)
+        if not table:
+            return
+        try:
+            self._client.log_table(run_id, table, ARTIFACT)
+        except Exception as error:  # each kind of store has errors of its own library
+            logger.warning(
+                "%s: the answers of cell %s could not be stored with its run (%s); the lake has "
+                "them, and `rledit answers` shows them",
+                redact(self.uri), result.address.cell_key, redact(str(error)),
+            )  # fmt: skip
 
 
 def runs_frame(tracking_uri: str, grid: str) -> list[dict[str, Any]]:
