@@ -25,7 +25,7 @@ from rledit.model import SINGLE_PASS_TOKENS, EditableModel
 from rledit.prefix_cache import PrefixCache
 from rledit.ranks import shard
 from rledit.records import Consequence, Edit
-from rledit.scoring import Probes, questions
+from rledit.scoring import Probes, Question, questions
 from rledit.superseded import Facts, Standing
 from rledit.tokenization import Sample, TokenizationError
 
@@ -183,8 +183,10 @@ class Answers:
         return [self._cut(lines.get(one.prompt), one.most_tokens) for one in asked]
 
     def _cut(self, line: Line | None, most: int) -> Line | None:
-        if line is None or most == 0 or len(line.tokens) <= most:
-            return line if most else None
+        if line is None or most == 0:
+            return None
+        if len(line.tokens) <= most:
+            return line
         tokens = line.tokens[:most]
         return Line(tokens=tokens, text=line_of(self._model, tokens))
 
@@ -222,22 +224,21 @@ def _questions_of(
 ) -> Iterator[_Asked]:
     """The questions of one edit, in the order of `KINDS`."""
     scored = questions(model.encoder, edit, (), probes, seed)
-    kinds: tuple[Kind, ...] = (
-        "edit",
-        *("rephrase" for _ in scored.equivalent),
-        *("locality" for _ in scored.unrelated),
+    groups: tuple[tuple[Kind, Sequence[Question]], ...] = (
+        ("edit", (scored.edit,)),
+        ("rephrase", scored.equivalent),
+        ("locality", scored.unrelated),
     )
-    counts = dict.fromkeys(KINDS, 0)
-    for kind, question in zip(kinds, scored.all, strict=True):
-        yield _Asked(
-            edit_index=i,
-            probe=kind,
-            probe_index=counts[kind],
-            prompt=question.prompt,
-            wordings=(question.answer,),
-            sample=question.sample,
-        )
-        counts[kind] += 1
+    for kind, own in groups:
+        for n, question in enumerate(own):
+            yield _Asked(
+                edit_index=i,
+                probe=kind,
+                probe_index=n,
+                prompt=question.prompt,
+                wordings=(question.answer,),
+                sample=question.sample,
+            )
     for n, item in enumerate(_consequences(edit, probes)):
         yield _Asked(
             edit_index=i,

@@ -83,7 +83,6 @@ def _where(asked: Asked) -> str:
 
 def _methods(asked: Asked) -> list[MethodAnswers]:
     """Every method with the same questions; the one that holds most of its edits is open."""
-    chosen = _chosen(asked.questions)
     edits = [q for q in asked.questions if q.probe == "edit"]
     held = {name: _held(edits, name) for name in asked.editors}
     best = max(held, key=lambda name: held[name][0] / max(held[name][1], 1))
@@ -91,15 +90,16 @@ def _methods(asked: Asked) -> list[MethodAnswers]:
         MethodAnswers(
             editor=name,
             summary=f"{held[name][0]} of {held[name][1]} edit prompts say the target",
-            lines=tuple(_lines(chosen, name)),
+            lines=tuple(_lines(_chosen(asked.questions, name), name)),
             opened=name == best,
         )
         for name in asked.editors
     ]
 
 
-def _chosen(questions: Sequence[Question]) -> list[Question]:
+def _chosen(questions: Sequence[Question], editor: str) -> list[Question]:
     """At most `SHOWN_ROWS` questions: edits spread over the stream, each with all its prompts."""
+    questions = [q for q in questions if any(said.editor == editor for said in q.said)]
     edits = sorted({q.edit_index for q in questions})
     each = max(1, -(-len(questions) // max(len(edits), 1)))
     places = set(spread(edits, max(1, SHOWN_ROWS // each)))

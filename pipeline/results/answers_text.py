@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from typing import Any
 
 from rich.cells import cell_len, chop_cells
 
@@ -50,7 +51,7 @@ def ten_edits(
     Raises:
         QueryError: There are no such answers; says what there is.
     """
-    only = {
+    only: dict[str, Any] = {
         "models": [model] if model else [],
         "datasets": [dataset] if dataset else [],
         "probes": ["edit"],
