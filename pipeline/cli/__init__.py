@@ -9,7 +9,7 @@ from typing import Annotated, Any
 
 import typer
 
-from pipeline.cli import cluster, covariance, data, export, grids, plan, results
+from pipeline.cli import answers, cluster, covariance, data, export, grids, plan, results
 from pipeline.cli.errors import errors_as_help
 from pipeline.run.logs import configure_logging
 
@@ -49,6 +49,7 @@ for command in (
     grids.run,
     results.table,
     results.query,
+    answers.answers,
     results.diff,
     results.report,
     export.export,

@@ -44,7 +44,9 @@ def table(
 
 
 def query(
-    sql: Annotated[str, typer.Argument(help="SQL over the views runs, edits, curves, cells.")],
+    sql: Annotated[
+        str, typer.Argument(help="SQL over the views runs, edits, answers, curves, cells.")
+    ],
     results: Results = DEFAULT_RESULTS,
     lake: LakeUri = None,
     format_: Annotated[str, typer.Option("--format", help="table, csv or json.")] = "table",

@@ -172,6 +172,21 @@ class StreamEntry:
 
 
 @dataclass(frozen=True, kw_only=True)
+class AnswersEntry:
+    """Edits of which the model's answers are kept in words; changes no score, and no cell's key.
+
+    Attributes:
+        sample: Edits asked, spread over the stream and the same for every editor: a number, `all`,
+            or 0 for none.
+        at: Keep them after the `end` of a stream, or at all its `checkpoints`; always before the
+            first edit too.
+    """
+
+    sample: int | Literal["all"] = 10
+    at: Literal["end", "checkpoints"] = "end"
+
+
+@dataclass(frozen=True, kw_only=True)
 class CovarianceEntry:
     """Key covariance, for the editors that need it.
 
@@ -225,6 +240,7 @@ class Grid:
         resources: What each cell is given to run on.
         keep_edited: Keep the edited matrices of every finished cell in the cache, so that
             `rledit export` need not run the cell again.
+        answers: What the model says of some edits, before and after, in words.
     """
 
     name: str
@@ -246,6 +262,7 @@ class Grid:
     material: EvalDataEntry = field(default_factory=EvalDataEntry)
     resources: ResourcesEntry = field(default_factory=ResourcesEntry)
     keep_edited: bool = False
+    answers: AnswersEntry = field(default_factory=AnswersEntry)
 
 
 Scale = Literal["world", "standin", "full"]

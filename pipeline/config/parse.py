@@ -14,6 +14,7 @@ from pydantic import TypeAdapter, ValidationError
 
 from pipeline.config.gguf_refs import gguf_reference
 from pipeline.config.grid import (
+    AnswersEntry,
     CovarianceEntry,
     DatasetEntry,
     EditorEntry,
@@ -83,6 +84,8 @@ def parse_grid(located: Located) -> Grid:
         data["statistics"] = build(CovarianceEntry, data["statistics"], ("statistics",), located)
     if "material" in data:
         data["material"] = build(EvalDataEntry, data["material"], ("material",), located)
+    if "answers" in data:
+        data["answers"] = build(AnswersEntry, data["answers"], ("answers",), located)
     if "resources" in data:
         data["resources"] = build(ResourcesEntry, data["resources"], ("resources",), located)
     grid = build(Grid, data, (), located)

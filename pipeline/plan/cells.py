@@ -197,6 +197,7 @@ def cells_of(grid: Grid) -> list[Cell]:
             material=grid.material,
             resources=grid.resources,
             keep_edited=grid.keep_edited,
+            answers=grid.answers,
         )
         for seed in grid.seeds
         for model in grid.models

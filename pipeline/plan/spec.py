@@ -14,6 +14,7 @@ from functools import wraps
 from typing import TypeVar
 
 from pipeline.config.grid import (
+    AnswersEntry,
     CovarianceEntry,
     DatasetEntry,
     EditorEntry,
@@ -54,6 +55,7 @@ class CellSpec:
     material: EvalDataEntry = field(default_factory=EvalDataEntry)
     resources: ResourcesEntry = field(default_factory=ResourcesEntry)
     keep_edited: bool = False
+    answers: AnswersEntry = field(default_factory=AnswersEntry)
     known: str = ""
 
     @property

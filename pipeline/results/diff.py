@@ -24,7 +24,7 @@ import numpy as np
 from pipeline.results.lake.identity import without_labels
 from pipeline.results.lake.lake import Lake, LakeError
 from pipeline.results.lake.records import CellRecord
-from pipeline.results.lake.schemas import DATA_TABLES, ROW_KEYS, TABLES
+from pipeline.results.lake.schemas import DATA_TABLES, OPTIONAL_TABLES, ROW_KEYS, TABLES
 
 TOLERANCE = 1e-5
 SHOWN = 20
@@ -106,7 +106,7 @@ def diff_lakes(a: str | Lake, b: str | Lake, grid: str | None = None) -> DiffRep
         exact += bitwise
         _compare_manifest(left, right, findings)
         if left.done and right.done:
-            for table in DATA_TABLES:
+            for table in _compared(left, right, findings):
                 _compare_rows(table, (lakes[0], left), (lakes[1], right), bitwise, findings)
     _note_code_versions(pairs, findings)
     return DiffReport(
@@ -115,6 +115,19 @@ def diff_lakes(a: str | Lake, b: str | Lake, grid: str | None = None) -> DiffRep
         lines=findings.report(),
         n_differences=findings.total,
     )
+
+
+def _compared(left: CellRecord, right: CellRecord, findings: _Findings) -> list[str]:
+    """The tables that both cells have; that one has more to look at is noted, not judged."""
+    tables = list(DATA_TABLES)
+    for table in OPTIONAL_TABLES:
+        has = [table in record.files for record in (left, right)]
+        if all(has):
+            tables.append(table)
+        elif any(has):
+            name = "A" if has[0] else "B"
+            findings.notes.append(f"note: {_named(left)}: only {name} has {table}; not judged")
+    return tables
 
 
 def _no_grid(grid: str, lakes: Sequence[Lake]) -> str:

@@ -71,6 +71,16 @@ _VIEWS = {
         SELECT {_ADDRESS}, checkpoint, protocol, edit_index, batch_index, edit_id, {_SCORES},
                superseded
         FROM {_placed("lake_edits")}""",
+    "answers": f"""
+        SELECT {_ADDRESS}, checkpoint, edit_index, edit_id, probe, probe_index, prompt, target,
+               before, answer, before_logprob, target_logprob, had_target, has_target, is_target,
+               superseded, tokens
+        FROM {_placed("lake_answers")} LEFT JOIN (
+            SELECT cell_key AS stored_key, edit_index, probe, probe_index, answer AS before,
+                   target_logprob AS before_logprob, has_target AS had_target
+            FROM lake_answers WHERE checkpoint = 0
+        ) USING (stored_key, edit_index, probe, probe_index)
+        WHERE checkpoint > 0""",
     "curves": f"SELECT {_ADDRESS}, step, metric, value FROM {_placed('lake_steps')}",
     "cells": f"""
         SELECT {_ADDRESS}, * EXCLUDE (cell_key, grid, editor, variant, model, dataset, scale, seed,
@@ -118,7 +128,7 @@ def connect(lake: str | Lake, records: Sequence[CellRecord] | None = None) -> Co
 
 def _open(lake: Lake, records: Sequence[CellRecord]) -> Connection:
     connection = duckdb.connect()
-    for table in ("cells", "scores", "edits", "steps"):
+    for table in ("cells", "scores", "edits", "steps", "answers"):
         connection.register(f"lake_{table}", lake.dataset(table, records))
     for name, sql in _VIEWS.items():
         connection.execute(f"CREATE VIEW {name} AS {sql}")

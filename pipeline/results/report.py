@@ -14,6 +14,7 @@ from typing import Any
 from markupsafe import Markup
 
 from pipeline.results import figures
+from pipeline.results.answers_html import answers_html
 from pipeline.results.lake.lake import Lake
 from pipeline.results.lake.records import CellRecord, prompt_of, remark_in
 from pipeline.results.protocols import (
@@ -123,6 +124,7 @@ def _page(
         protocols=[(name, definition(name)) for name in protocols],
         scores=SCORE_DEFINITIONS.values(),
         sections=sections,
+        answers=answers_html(connection, grid),
         provenance=provenance(records),
         settings=_settings(records),
         failures=[r for r in records if not r.done],

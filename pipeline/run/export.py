@@ -19,6 +19,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 from transformers import AutoTokenizer
 
+from pipeline.config.grid import AnswersEntry
 from pipeline.config.resources import ResourcesEntry
 from pipeline.inputs.checkpoints import read_config
 from pipeline.inputs.model_loading import load_model
@@ -102,7 +103,9 @@ def _record(key: str, lake: Lake) -> CellRecord:
 def _run_again(cell: Cell, record: CellRecord, run_paths: RunPaths, report: Report) -> None:
     """Run a cell in this process, with its model whole, and keep what it has edited."""
     logger.info("%s: its edited matrices were not kept; running it again", cell.path)
-    cell = replace(cell, resources=ResourcesEntry(), keep_edited=True)
+    cell = replace(
+        cell, resources=ResourcesEntry(), keep_edited=True, answers=AnswersEntry(sample=0)
+    )
     cache = Cache(run_paths.cache)
     for task in tasks_of([cell]).values():
         if task.kind != "edit":

@@ -56,6 +56,7 @@ def load_search(path: Path) -> Search:
         for number, settings in enumerate(trials[entry["editor"]]):
             entries.append({**entry, "variant": f"trial{number}", "settings": settings})
     located.data["editors"] = entries
+    located.data.setdefault("answers", {"sample": 0})  # trials are compared by their scores
     counts = {name: len(candidates) for name, candidates in trials.items()}
     if len(set(counts.values())) != 1:
         raise ConfigError(f"{path}: every editor gets the same number of trials, not {counts}")

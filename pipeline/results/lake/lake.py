@@ -42,6 +42,7 @@ from pipeline.results.lake.layout import (
     shard_belongs,
     shard_key,
     shard_name,
+    tables_of,
 )
 from pipeline.results.lake.manifest import (
     files_of,
@@ -52,7 +53,13 @@ from pipeline.results.lake.manifest import (
 )
 from pipeline.results.lake.parquet import arrow_table, dataset, read_shard
 from pipeline.results.lake.records import CellAddress, CellRecord, CellResult, Status
-from pipeline.results.lake.schemas import DATA_TABLES, PARTITION, TABLES
+from pipeline.results.lake.schemas import (
+    ADDRESS,
+    DATA_TABLES,
+    OPTIONAL_TABLES,
+    PARTITION,
+    TABLES,
+)
 from pipeline.storage.object_store import Storage
 from pipeline.storage.redaction import redact
 
@@ -110,8 +117,8 @@ class Lake:
         name = shard_name("cells", home)
         record = record_of(read_shard(manifest, "cells", str(self.storage)), name)
         for _ in range(_WRITERS):
-            for table in DATA_TABLES:
-                self.storage.write_bytes(files[table]["path"], shards[table][0])
+            for table, (data, _) in shards.items():
+                self.storage.write_bytes(files[table]["path"], data)
             self.storage.write_bytes(name, manifest)
             # Another writer of the cell may have removed our shards before our manifest was there.
             if self._whole(record):
@@ -134,10 +141,10 @@ class Lake:
         """Removes what an earlier attempt at the cell, or one cut short, has left behind."""
         if self.record(record.address) != record:
             return  # another writer was later: its shards are the ones that count
-        for table, file in record.files.items():
-            folder = file["path"].rsplit("/", 1)[0]
+        for table in (*DATA_TABLES, *OPTIONAL_TABLES):
+            folder = shard_name(table, record.address).rsplit("/", 1)[0]
             for name in self._siblings(folder, record.address.cell_key):
-                if name != file["path"]:
+                if name != record.files.get(table, {}).get("path"):
                     logger.info("removing %s, which no manifest names (%s)", name, table)
                     self.storage.delete(name)
 
@@ -148,10 +155,10 @@ class Lake:
         """
         done = {r.stored_key: r for r in self.manifest(grid) if r.done}
         removed = []
-        for table in DATA_TABLES:
+        for table in (*DATA_TABLES, *OPTIONAL_TABLES):
             for name in self.storage.list(table):
                 key = shard_key(name)
-                if key not in done or name == done[key].files[table]["path"]:
+                if key not in done or name == done[key].files.get(table, {}).get("path"):
                     continue
                 now = self.record(key)
                 if now is not None and now.files == done[key].files:  # not written meanwhile
@@ -318,6 +325,8 @@ class Lake:
     def columns(self, table: str, record: CellRecord) -> dict[str, list[Any]]:
         """One cell's shard of `table` as columns, in the order of its row key.
 
+        Of an optional table that the cell has no shard of: all columns, empty.
+
         Raises:
             LakeError: the cell is not done, or the shard is corrupt or of a newer schema.
         """
@@ -326,6 +335,8 @@ class Lake:
                 f"cell {record.address.cell_key} is {record.status} ({record.reason}); "
                 "only done cells have rows, and failed ones those of what they reached"
             )
+        if table in OPTIONAL_TABLES and table not in record.files:
+            return {name: [] for name in ADDRESS | TABLES[table] if name not in PARTITION}
         path = record.files[table]["path"]
         data = self.storage.read_bytes(path)
         where = f"{self.storage}: {path}"
@@ -336,11 +347,14 @@ class Lake:
     def result(self, record: CellRecord, tables: Collection[str] | None = None) -> CellResult:
         """The cell as it was committed, with the rows of `tables` only.
 
-        None stands for what tracking shows: scores, and the steps of a cell that was trained.
+        None stands for what tracking shows: scores, answers, and the steps of a cell that was
+        trained.
         """
         if tables is None:
-            tables = ("scores", "steps") if record.values.get("train_seconds") else ("scores",)
-        names = {field.name for field in fields(CellResult)} - {"address", *DATA_TABLES}
+            trained = ("steps",) if record.values.get("train_seconds") else ()
+            tables = ("scores", "answers", *trained)
+        tabular = (*DATA_TABLES, *OPTIONAL_TABLES)
+        names = {field.name for field in fields(CellResult)} - {"address", *tabular}
         values = {name: record.values[name] for name in names if name in record.values}
         rows: dict[str, Any] = {}
         if record.done:
@@ -365,7 +379,7 @@ class Lake:
         if table == "cells":
             return arrow_table(table, [manifest_row(record) for record in records])
         kept = (r for r in records if (r.has_rows if table == "scores" else r.done))
-        paths = dict.fromkeys(record.files[table]["path"] for record in kept)
+        paths = dict.fromkeys(r.files[table]["path"] for r in kept if table in tables_of(r))
         return dataset(table, list(paths), self.storage)
 
     def _manifest_names(self, cell_key: str) -> list[str]:

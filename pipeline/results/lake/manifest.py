@@ -13,16 +13,25 @@ from pipeline.results.lake.identity import current_key
 from pipeline.results.lake.layout import as_json, shard_name, utc
 from pipeline.results.lake.parquet import shard_bytes
 from pipeline.results.lake.records import CellAddress, CellRecord, CellResult, scale_of
-from pipeline.results.lake.schemas import ADDRESS, DATA_TABLES, JSON_COLUMNS, PARTITION, TABLES
+from pipeline.results.lake.schemas import (
+    ADDRESS,
+    DATA_TABLES,
+    JSON_COLUMNS,
+    OPTIONAL_TABLES,
+    PARTITION,
+    TABLES,
+)
 
 Shards = Mapping[str, tuple[bytes, int]]  # by table: the shard's bytes and the number of rows
 
 
 def shards_of(result: CellResult) -> Shards:
     """A cell's rows as shards."""
-    return {
-        table: shard_bytes(table, getattr(result, table), result.address) for table in DATA_TABLES
+    shards = {
+        table: shard_bytes(table, getattr(result, table), result.address)
+        for table in (*DATA_TABLES, *OPTIONAL_TABLES)
     }
+    return {t: shard for t, shard in shards.items() if t in DATA_TABLES or shard[1]}
 
 
 def files_of(shards: Shards, address: CellAddress) -> dict[str, dict[str, Any]]:

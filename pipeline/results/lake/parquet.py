@@ -34,6 +34,7 @@ _TYPES = {
     "bool": pa.bool_(),
     "timestamp": pa.timestamp("us"),
     "list<string>": pa.list_(pa.string()),
+    "list<int32>": pa.list_(pa.int32()),
 }
 
 

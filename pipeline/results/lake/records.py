@@ -67,6 +67,8 @@ class CellResult:
         scores: rows (checkpoint, n_edits, final, protocol, the four mean scores in percent,
             n_scored, n_superseded).
         steps: rows (step, metric, value).
+        answers: rows of what the model says in words (see `pipeline.results.lake.schemas`); none
+            where nothing was asked.
         edit_ms: milliseconds per edit; `edit_seconds` is the whole stream's.
         threads: CPU threads per rank. With `ranks` it decides whether two results can be
             expected to agree bitwise.
@@ -87,6 +89,7 @@ class CellResult:
     edits: TableRows = ()
     scores: TableRows = ()
     steps: TableRows = ()
+    answers: TableRows = ()
     train_seconds: float | None = None
     edit_seconds: float | None = None
     edit_ms: float | None = None

@@ -68,6 +68,21 @@ TABLES: dict[str, Columns] = {
         "n_scored": ("int32", True),
         "n_superseded": ("int32", True),
     },
+    "answers": {  # in words, of a sample of the edits
+        "checkpoint": ("int32", True),  # edits applied when asked; 0: the unedited model
+        "edit_index": ("int32", True),
+        "edit_id": ("string", True),
+        "probe": ("string", True),  # edit, rephrase, locality or portability
+        "probe_index": ("int32", True),
+        "prompt": ("string", True),
+        "target": ("string", True),  # what should be said
+        "answer": ("string", False),  # what is said; null where the model gives no numbers
+        "tokens": ("list<int32>", True),
+        "target_logprob": ("float64", False),  # nats, of all its tokens; null: not finite
+        "is_target": ("bool", True),
+        "has_target": ("bool", True),
+        "superseded": ("bool", True),
+    },
     "cells": {
         "status": ("string", True),
         "reason": ("string", False),
@@ -95,6 +110,8 @@ TABLES: dict[str, Columns] = {
 }
 
 DATA_TABLES = ("edits", "steps", "scores")  # in the order in which they are written
+# Tables of which a cell may have no shard, as it has none where it was asked for no such rows.
+OPTIONAL_TABLES = ("answers",)
 JSON_COLUMNS = ("identity", "versions", "resolved", "files")
 
 # Within one cell these columns name a row.
@@ -102,5 +119,6 @@ ROW_KEYS: dict[str, tuple[str, ...]] = {
     "edits": ("checkpoint", "protocol", "edit_index"),
     "steps": ("metric", "step"),
     "scores": ("checkpoint", "protocol"),
+    "answers": ("checkpoint", "edit_index", "probe", "probe_index"),
     "cells": (),
 }

@@ -34,6 +34,7 @@ from mlflow.exceptions import MlflowException
 
 from pipeline.results.lake.lake import Lake
 from pipeline.results.lake.records import BARE, RUN_COLUMNS, SCORES, CellAddress, CellResult
+from pipeline.results.tracking.answers_table import ARTIFACT, answers_table
 from pipeline.results.tracking.liveness import HEARTBEAT, Invocation, own_tags, process_alive
 from pipeline.results.tracking.logged_run import (
     ADDRESS_TAGS,
@@ -292,11 +293,26 @@ class Tracker:
             self._client.log_batch(run_id, metrics[i : i + _METRICS_PER_BATCH])
         for i in range(_PARAMS_PER_BATCH, len(params), _PARAMS_PER_BATCH):
             self._client.log_batch(run_id, params=params[i : i + _PARAMS_PER_BATCH])
+        self._log_answers(run_id, result)
         # The digest comes last: a run without it is a crash's remainder and is superseded.
         self._client.log_batch(run_id, tags=[RunTag(_DIGEST, logged.digest)])
         ending = "FAILED" if result.status == "failed" else "FINISHED"
         self._client.set_terminated(run_id, ending, _milliseconds(result.finished_at))
         return run_id
+
+    def _log_answers(self, run_id: str, result: CellResult) -> None:
+        """Keep the answers with the run; a store of artifacts that is away costs only a warning."""
+        table = answers_table(result)
+        if not table:
+            return
+        try:
+            self._client.log_table(run_id, table, ARTIFACT)
+        except Exception as error:  # each kind of store has errors of its own library
+            logger.warning(
+                "%s: the answers of cell %s could not be stored with its run (%s); the lake has "
+                "them, and `rledit answers` shows them",
+                redact(self.uri), result.address.cell_key, redact(str(error)),
+            )  # fmt: skip
 
 
 def runs_frame(tracking_uri: str, grid: str) -> list[dict[str, Any]]:

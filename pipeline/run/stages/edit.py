@@ -18,6 +18,7 @@ from pipeline.run.cache import Cache
 from pipeline.run.gang import SINGLE_PROCESS, Gang
 from pipeline.run.reporting import Report
 from pipeline.run.resume import StateFolder, load_together, write_tensors
+from pipeline.run.stages.answers import StreamAnswers
 from pipeline.run.stages.calibrated import calibration_facts, settings_with_step
 from pipeline.run.stages.covariance import covariance_metadata, load_covariance, statistics_seconds
 from pipeline.run.stages.measure import StreamMeasures
@@ -54,6 +55,7 @@ class StreamRows:
     edits: list[dict[str, Any]] = field(default_factory=list)
     scores: list[dict[str, Any]] = field(default_factory=list)
     steps: list[dict[str, Any]] = field(default_factory=list)
+    answers: list[dict[str, Any]] = field(default_factory=list)
     batches: int = 0
     edit_seconds: float = 0.0
     score_seconds: float = 0.0
@@ -114,10 +116,14 @@ def edit_stream(
             spent = statistics_seconds(cell, cache, model.modules)
             rows.steps.append({"step": 0, "metric": "statistics_seconds", "value": spent})
     rows.facts = facts
+    answers = StreamAnswers(cell, model, edits)
+    rows.score_seconds += answers.add_missing(rows.answers, 0)
     try:
-        _run(cell, editor, edits, scorer, measures, rows, folder, report, gang)
+        _run(cell, editor, edits, scorer, measures, answers, rows, folder, report, gang)
     except (ValueError, ArithmeticError, torch.linalg.LinAlgError) as error:
         raise StreamBroken(error, rows) from error
+    # There already, unless the state that was resumed is one of an earlier release.
+    rows.score_seconds += answers.add_missing(rows.answers, len(edits))
     rows.held_shares = held_shares(model, gang)
     if cell.keep_edited:
         _keep(cell, model, cache, gang)
@@ -132,6 +138,7 @@ def _run(
     edits: list[Edit],
     scorer: Scorer,
     measures: StreamMeasures,
+    answers: StreamAnswers,
     rows: StreamRows,
     folder: StateFolder,
     report: Report,
@@ -159,6 +166,7 @@ def _run(
             rows.edits += _edit_rows(event, edits, cell)
             rows.scores += _score_rows(event, cell)
             rows.steps += _left_out_rows(event)
+            rows.score_seconds += answers.add_missing(rows.answers, event.n_edits)
             report("edit", rows.batches, total)
         due = time.perf_counter() - last_save > SAVE_EVERY_SECONDS
         between = not (isinstance(event, BatchEdited) and rows.batches in points)

@@ -17,6 +17,7 @@ from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 from pipeline.config.grid import (
     NAMES,
+    AnswersEntry,
     CovarianceEntry,
     DatasetEntry,
     EditorEntry,
@@ -81,6 +82,7 @@ GROUPS: tuple[tuple[str, type, str], ...] = (
     ("streams", StreamEntry, STREAMS_NOTE),
     ("statistics", CovarianceEntry, ""),
     ("material", EvalDataEntry, ""),
+    ("answers", AnswersEntry, ""),
     ("resources", ResourcesEntry, ""),
 )
 SECTION_OF = {cls: title for title, cls, _ in GROUPS}
