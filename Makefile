@@ -17,7 +17,7 @@ install-plain: $(VENV)/.installed-plain
 
 # One install of everything in the versions of the lock, each file checked by its hash; repeated only
 # when the dependencies change. What is published as source is built by what the lock has for that.
-# A build of torch with CUDA needs libraries that a CPU build does not have.
+# A CPU build of torch is taken where pip finds one that the lock knows; one with CUDA needs more.
 LOCKED := install --quiet --no-deps --no-build-isolation
 $(VENV)/.installed: LOCK := dev
 $(VENV)/.installed: PROJECT := -e .
@@ -26,6 +26,8 @@ $(VENV)/.installed-plain: PROJECT := .
 $(VENV)/.installed $(VENV)/.installed-plain: pyproject.toml $(wildcard requirements/*.txt)
 	@sh requirements/venv.sh $(VENV) $(PYTHON)
 	$(BIN)/python -m pip $(LOCKED) --require-hashes -r requirements/build.txt
+	@$(BIN)/python -m pip $(LOCKED) --require-hashes -r requirements/torch-cpu.txt 2>/dev/null || \
+	  echo 'no CPU build of torch in the places of pip: the one of PyPI is taken'
 	$(BIN)/python -m pip $(LOCKED) --require-hashes -r requirements/$(LOCK).txt
 	@if $(BIN)/python -c 'from importlib import metadata; import sys; \
 	  sys.exit("nvidia" not in str(metadata.requires("torch")))'; then \

@@ -3,14 +3,15 @@
 For whoever changes a dependency in pyproject.toml (`make lock`) or wants newer versions
 (`make lock ARGS=--upgrade`). One resolution by uv holds for Python 3.11 to 3.13 on Linux and macOS.
 
-    dev.txt    the project with its tests and tools
-    plain.txt  the project alone, in the same versions
-    cuda.txt   the libraries that PyPI's CUDA build of torch needs on Linux; a CPU build needs none
-    build.txt  pip and what builds the project (from build.in)
+    dev.txt        the project with its tests and tools
+    plain.txt      the project alone, in the same versions
+    cuda.txt       the libraries that PyPI's CUDA build of torch needs on Linux; a CPU build needs none
+    torch-cpu.txt  CPU builds of torch that are taken where pip finds them
+    build.txt      pip and what builds the project (from build.in)
 
-A build of torch from elsewhere than PyPI is installed from the same lock when its hash is there:
-`make lock ARGS='--wheel torch-2.13.0+cpu-….whl'` adds it. Such hashes are kept until the version
-changes.
+PyPI has no CPU build of torch for Linux. Where pip finds one in a place of its own (`find-links`,
+PyTorch's index) whose hash is in torch-cpu.txt, it is taken: `make lock ARGS='--wheel
+torch-2.13.0+cpu-….whl'` adds that of a file. They stay there until the version changes.
 """
 
 from __future__ import annotations
@@ -59,26 +60,16 @@ def version(entry: str) -> str:
     return pin["version"]
 
 
-def with_hashes(entry: str, more: Iterable[str]) -> str:
-    """The entry with further hashes that it may be installed by."""
-    known = hashes(entry)
-    added = "".join(f"    --hash={each} \\\n" for each in more if each not in known)
-    first, rest = entry.split("\n", 1)
-    return f"{first}\n{added}{rest}"
-
-
-def elsewhere(old: Mapping[str, str], new: Mapping[str, str], wheels: Iterable[Path]) -> list[str]:
-    """Hashes of builds of torch that the index does not have: given ones, and those locked before.
-
-    Those locked before count while the version is the same.
-    """
-    pinned = version(new["torch"])
-    kept = hashes(old["torch"]) if "torch" in old and version(old["torch"]) == pinned else []
+def cpu_builds(pinned: str, old: Mapping[str, str], wheels: Iterable[Path]) -> str:
+    """The entry of torch's CPU builds: given files, and those locked before for the same version."""
+    label = f"{pinned}+cpu"
+    kept = hashes(old["torch"]) if "torch" in old and version(old["torch"]) == label else []
     for wheel in wheels:
-        if not wheel.name.startswith((f"torch-{pinned}-", f"torch-{pinned}+")):
-            raise SystemExit(f"{wheel.name} is no build of torch {pinned}, which the lock has")
+        if not wheel.name.startswith(f"torch-{label}-"):
+            raise SystemExit(f"{wheel.name} is no CPU build of torch {pinned}, which the lock has")
         kept.append("sha256:" + hashlib.sha256(wheel.read_bytes()).hexdigest())
-    return kept
+    lines = [f"torch=={label}", *(f"    --hash={each}" for each in dict.fromkeys(kept))]
+    return " \\\n".join(lines) + "\n" if kept else ""
 
 
 def compiled(out: Path, source: Path, *options: str) -> dict[str, str]:
@@ -101,7 +92,7 @@ def main() -> None:
     """Resolve, split, write."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--upgrade", action="store_true", help="take the newest allowed versions")
-    parser.add_argument("--wheel", action="append", type=Path, default=[], help="a build of torch")
+    parser.add_argument("--wheel", action="append", type=Path, default=[], help="a CPU build of torch")
     parser.add_argument("-c", "--constraint", help="versions to take where they fit")
     asked = parser.parse_args()
     options = ["--upgrade"] if asked.upgrade else []
@@ -114,18 +105,17 @@ def main() -> None:
         tools = Path(folder) / "build.txt"
         tools.write_text(locked("build"))
         build = compiled(tools, FOLDER / "build.in", "-c", str(out), *options)
-    other_builds = elsewhere(blocks(locked("dev")), dev, asked.wheel)
-    for lock in (dev, plain):
-        lock["torch"] = with_hashes(lock["torch"], other_builds)
+    torch = cpu_builds(version(dev["torch"]), blocks(locked("torch-cpu")), asked.wheel)
     parts = {
         "dev": [entry for name, entry in dev.items() if not CUDA.match(name)],
         "plain": [entry for name, entry in plain.items() if not CUDA.match(name)],
         "cuda": [entry for name, entry in dev.items() if CUDA.match(name)],
+        "torch-cpu": [torch],
         "build": list(build.values()),
     }
     for name, entries in parts.items():
         (FOLDER / f"{name}.txt").write_text(HEAD + "".join(entries))
-        print(f"{len(entries)} packages: {FOLDER / name}.txt")
+        print(f"{len(entries)} in {FOLDER / name}.txt")
 
 
 if __name__ == "__main__":
