@@ -5,7 +5,7 @@ For whoever changes a dependency in pyproject.toml (`make lock`) or wants newer 
 
     dev.txt        the project with its tests and tools
     plain.txt      the project alone, in the same versions
-    cuda.txt       the libraries that PyPI's CUDA build of torch needs on Linux; a CPU build needs none
+    cuda.txt       what PyPI's CUDA build of torch needs on Linux; a CPU build does not
     torch-cpu.txt  CPU builds of torch that are taken where pip finds them
     build.txt      pip and what builds the project (from build.in)
 
@@ -61,7 +61,7 @@ def version(entry: str) -> str:
 
 
 def cpu_builds(pinned: str, old: Mapping[str, str], wheels: Iterable[Path]) -> str:
-    """The entry of torch's CPU builds: given files, and those locked before for the same version."""
+    """The entry of torch's CPU builds: given files, and those that the lock has of this version."""
     label = f"{pinned}+cpu"
     kept = hashes(old["torch"]) if "torch" in old and version(old["torch"]) == label else []
     for wheel in wheels:
@@ -92,7 +92,9 @@ def main() -> None:
     """Resolve, split, write."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--upgrade", action="store_true", help="take the newest allowed versions")
-    parser.add_argument("--wheel", action="append", type=Path, default=[], help="a CPU build of torch")
+    parser.add_argument(
+        "--wheel", action="append", type=Path, default=[], help="a CPU build of torch"
+    )
     parser.add_argument("-c", "--constraint", help="versions to take where they fit")
     asked = parser.parse_args()
     options = ["--upgrade"] if asked.upgrade else []

@@ -30,7 +30,9 @@ def differing(locked: Mapping[str, str], installed: Mapping[str, str]) -> list[s
     # A build's label is no other version: 2.13.0+cpu is 2.13.0.
     moved = [name for name in names if installed[name].partition("+")[0] != locked[name]]
     lines = [f"{name} {locked[name]} -> {installed[name]}" for name in moved]
-    return lines + [f"{name} {installed[name]} is new" for name in sorted(installed.keys() - locked)]
+    return lines + [
+        f"{name} {installed[name]} is new" for name in sorted(installed.keys() - locked)
+    ]
 
 
 def failures(report: Path) -> list[str]:
@@ -64,7 +66,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("tests", nargs="*", default=FAST, help="what pytest is given instead")
     asked = parser.parse_args()
-    locked = {name: version(entry) for name, entry in blocks((FOLDER / "dev.txt").read_text()).items()}
+    locked = {
+        name: version(entry) for name, entry in blocks((FOLDER / "dev.txt").read_text()).items()
+    }
     with tempfile.TemporaryDirectory(prefix="rledit-newest-") as folder:
         python = Path(folder) / "venv" / "bin" / "python"
         report = Path(folder) / "tests.xml"
@@ -74,7 +78,9 @@ def main() -> None:
         if ended([*install, "pip"]) or ended([*install, "-e", f"{PROJECT}[dev]"]):
             raise SystemExit("broken: the newest allowed versions cannot be installed, see above")
         moved = differing(locked, installed_versions(python))
-        code = ended([python, "-m", "pytest", f"--junitxml={report}", *asked.tests], OMP_NUM_THREADS="1")
+        code = ended(
+            [python, "-m", "pytest", f"--junitxml={report}", *asked.tests], OMP_NUM_THREADS="1"
+        )
         broken = failures(report) if report.exists() else [f"pytest ended with {code}, see above"]
     print(f"\n{len(moved)} versions differ from the lock" + (":" if moved else ""))
     print("".join(f"  {line}\n" for line in moved), end="")

@@ -10,8 +10,7 @@ from collections.abc import Mapping
 from functools import lru_cache
 from pathlib import Path
 
-from pipeline.config.parse import load_grid, parse_grid
-from pipeline.config.yaml_location import Located
+from pipeline.config.parse import load_grid, parse_grid, read_grid
 from pipeline.paper.layout import Stream
 from pipeline.plan.cells import Cell, cells_of
 
@@ -28,7 +27,7 @@ def reference_grid(name: str) -> Path:
 @lru_cache(maxsize=16)
 def proxy_streams(name: str) -> Mapping[Stream, Stream]:
     """The streams of a grid, each with the one that takes its place below scale `full`."""
-    grid = parse_grid(Located.read(reference_grid(name)))
+    grid = parse_grid(read_grid(reference_grid(name)))
     return {
         (own.n_batches, own.batch_size): (small.n_batches, small.batch_size)
         for own, small in zip(grid.streams, grid.standins, strict=bool(grid.standins))

@@ -98,7 +98,7 @@ def run_plan(
                 _warned(
                     signals,
                     lambda: tracker.finish(parent, status),
-                    "`rledit sweep` closes the run",
+                    "`rledit close-stale-runs` closes the run",
                 )
 
 

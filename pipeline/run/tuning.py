@@ -11,8 +11,8 @@ from typing import Any
 from rich.console import Console
 
 from pipeline.config.grid import Grid
-from pipeline.config.parse import check_asked_for, parse_grid
-from pipeline.config.yaml_location import Located
+from pipeline.config.parse import check_asked_for, parse_grid, read_grid
+from pipeline.config.words import stored_settings
 from pipeline.errors import ConfigError
 from pipeline.plan.grid_plan import make_plan
 from pipeline.plan.versions import code_version
@@ -44,15 +44,15 @@ def load_search(path: Path) -> Search:
         ConfigError: The editors do not have equal numbers of trials, or the grid does not tune on
             the validation pool.
     """
-    located = Located.read(path)
+    located = read_grid(path)
     trials: dict[str, tuple[dict[str, Any], ...]] = {}
     entries: list[dict[str, Any]] = []
     for i, entry in enumerate(located.data.get("editors", [])):
         candidates = entry.pop("candidates", None)
         if not candidates:
             raise ConfigError(f"{located.place(('editors', i))}: a search needs `candidates`")
-        common = entry.pop("settings", {})
-        trials[entry["editor"]] = tuple({**common, **c} for c in candidates)
+        common = stored_settings(entry.pop("settings", {}))
+        trials[entry["editor"]] = tuple({**common, **stored_settings(c)} for c in candidates)
         for number, settings in enumerate(trials[entry["editor"]]):
             entries.append({**entry, "variant": f"trial{number}", "settings": settings})
     located.data["editors"] = entries
