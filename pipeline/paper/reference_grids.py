@@ -8,13 +8,15 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from functools import lru_cache
+from importlib import resources
 from pathlib import Path
 
 from pipeline.config.parse import load_grid, parse_grid, read_grid
 from pipeline.paper.layout import Stream
 from pipeline.plan.cells import Cell, cells_of
 
-_FOLDER = Path(__file__).resolve().parents[2] / "jobs" / "grids"
+# Data of the package `jobs`, of a checkout as of an installed wheel; none of its code is used.
+_FOLDER = Path(str(resources.files("jobs"))) / "grids"
 
 Part = tuple[str, str, str, str]  # model, dataset, editor, variant
 
