@@ -11,6 +11,7 @@ import typer
 
 from pipeline.cli import answers, cluster, covariance, data, export, grids, plan, results
 from pipeline.cli.errors import errors_as_help
+from pipeline.cli.old_names import add_old_names
 from pipeline.run.logs import configure_logging
 
 app = typer.Typer(
@@ -56,7 +57,7 @@ for command in (
     cluster.submit,
     cluster.status,
     cluster.cancel,
-    cluster.sweep,
+    cluster.close_stale_runs,
     cluster.rebuild,
 ):
     app.command()(command)
@@ -69,7 +70,8 @@ app.add_typer(data_app, name="data")
 covariance_app = typer.Typer(help="Share key covariance between users.", no_args_is_help=True)
 covariance_app.command("export")(covariance.covariance_export)
 covariance_app.command("import")(covariance.covariance_import)
-app.add_typer(covariance_app, name="statistics")
+app.add_typer(covariance_app, name="covariance")
+add_old_names(app, covariance_app)
 
 
 def main() -> Any:

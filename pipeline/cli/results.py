@@ -21,7 +21,7 @@ def table(
         str | None,
         typer.Option(
             "--scale",
-            help="Show results at scale full, standin or world. Default: for a published table the "
+            help="Show results at scale full, proxy or world. Default: for a published table the "
             "first of these that there are, else all.",
         ),
     ] = None,

@@ -8,6 +8,7 @@ from typing import Any, Literal
 
 from pipeline.config.presets import PRESETS
 from pipeline.config.resources import ResourcesEntry
+from pipeline.config.words import documented_value
 from rledit.chat import PromptStyle
 from rledit.measurements import MEASUREMENTS
 from rledit.names import nearest
@@ -27,7 +28,7 @@ class EvalDataEntry:
 
     Attributes:
         text: Running text for perplexity: a .txt, .jsonl or Parquet file, or a hub dataset's file,
-            as for `statistics.corpus`.
+            as for `covariance.corpus`.
         documents: Documents taken from the start of it; all where it has fewer, with a warning.
         references: Reference texts for consistency: a JSON file in the schema of CounterFact's
             attribute snippets, a list of ``{relation_id, target_id, samples: [{text}]}``.
@@ -46,9 +47,10 @@ class EvalDataEntry:
 
 def check_measurements(names: Sequence[str]) -> str | None:
     """What is wrong with a grid's measurements; None where nothing is."""
+    known = [documented_value(name) for name in NAMES]
     for name in names:
-        if name not in NAMES:
-            return f"unknown measurement {name!r}{nearest(name, NAMES)}"
+        if name not in known and name not in NAMES:
+            return f"unknown measurement {name!r}{nearest(str(name), known)}"
     return None
 
 
@@ -73,8 +75,8 @@ class ModelEntry:
             ``down:upper`` of a checkpoint (three layers below the last one), and ``down:all`` of a
             model of the synthetic world.
         overrides: Settings of the world model to change.
-        prompt_style: Put every prompt `bare`, that is without a chat template, as the papers do, or
-            as a user's turn in the tokenizer's `chat` template.
+        prompt_style: Put every prompt `plain`, that is without a chat template, as the papers do,
+            or as a user's turn in the tokenizer's `chat` template.
         bos: Begin every text with BOS, or never; where it is not given, the model's own tokenizer
             decides, by what it makes of plain text.
     """
@@ -220,11 +222,11 @@ class Grid:
         editors: The methods; `none` is the unedited model.
         streams: Lengths of streams: batches, and edits per batch.
         standins: Stream by stream, the one that takes its place below scale `full`; the stream
-            itself where there is none. A file says so in the stream: ``standin: {n_batches: …}``.
+            itself where there is none. A file says so in the stream: ``proxy: {n_batches: …}``.
         seeds: Seeds of a stream's draw; every cell is run once for each.
         title: One line for the report.
         scale: What kind of models the numbers are about: the published ones (`full`), proxy models
-            of them (`standin`), or models of the synthetic world (`world`).
+            of them (`proxy`), or models of the synthetic world (`world`).
         protocols: Names of evaluation protocols, all applied to the same edited model.
         checkpoints: Points along a stream at which everything edited so far is scored.
         share_prefixes: Let one run along the longest stream of each batch size answer for the
@@ -234,8 +236,8 @@ class Grid:
         threads: CPU threads of a cell; part of its identity, as it changes the order of sums.
         statistics: Key covariance, for the editors that need it.
         measurements: What is measured at every checkpoint, and before the first edit, beside the
-            protocols: ``perplexity``, ``fluency``, ``consistency``, ``ability``,
-            ``ability_harness``, ``portability``.
+            protocols: ``perplexity``, ``fluency``, ``consistency``, ``downstream``,
+            ``downstream_harness``, ``portability``.
         material: What the measurements look at.
         resources: What each cell is given to run on.
         keep_edited: Keep the edited matrices of every finished cell in the cache, so that

@@ -8,6 +8,7 @@ from typing import get_args
 from pipeline.config.grid import CovarianceEntry, DatasetEntry, Grid, ModelEntry, Scale, StreamEntry
 from pipeline.config.presets import PRESETS
 from pipeline.config.presets.proxy import model_settings, world_settings
+from pipeline.config.words import SCALES, documented_value, stored_value, warn_of
 from pipeline.errors import ConfigError
 from rledit.names import nearest
 from rledit.world import BOS_FAMILIES, SCHEMAS
@@ -22,7 +23,7 @@ def scaled(grid: Grid, scale: str | None = None, limit: int | None = None) -> Gr
 
     Args:
         grid: As its file has it.
-        scale: `full`: the presets' checkpoints and the datasets' files; `standin`: models of the
+        scale: `full`: the presets' checkpoints and the datasets' files; `proxy`: models of the
             same architectures on the synthetic world written in the datasets' schemas; `world`: the
             same models on the plain world; both on the proxy streams. None: the grid's own.
         limit: Batches per stream; None: as the grid has them.
@@ -33,14 +34,14 @@ def scaled(grid: Grid, scale: str | None = None, limit: int | None = None) -> Gr
     """
     if limit is not None and limit < 1:
         raise ConfigError(f"--limit {limit}: a stream has at least one batch")
-    if scale is not None and scale not in get_args(Scale):
-        raise ConfigError(f"--scale {scale}: unknown scale{nearest(scale, get_args(Scale))}")
+    if scale is not None:
+        scale = known_scale(scale)
     chosen: Scale = grid.scale if scale is None else scale  # type: ignore[assignment]
     bare = [model.name for model in grid.models if model.preset is None]
     if scale is not None and scale != grid.scale and bare:
         raise ConfigError(
-            f"--scale {scale}: model {bare[0]!r} of grid {grid.name!r} names no preset, so there "
-            f"is nothing to choose between; valid presets: {', '.join(PRESETS)}"
+            f"--scale {documented_value(scale)}: model {bare[0]!r} of grid {grid.name!r} names no "
+            f"preset, so there is nothing to choose between; valid presets: {', '.join(PRESETS)}"
         )
     streams = tuple(dict.fromkeys(_cut(stream, limit) for stream in _streams(grid, chosen)))
     grid = replace(grid, scale=chosen, streams=streams, standins=())
@@ -63,6 +64,21 @@ def scaled(grid: Grid, scale: str | None = None, limit: int | None = None) -> Gr
             prompts=min(grid.material.prompts, PROXY_PROMPTS),
         ),
     )
+
+
+def known_scale(given: str) -> str:
+    """A scale of the command line, in the word that is stored; warns of an old word.
+
+    Raises:
+        ConfigError: There is no such scale.
+    """
+    if given in SCALES:
+        warn_of([f"--scale {given} is now --scale {SCALES[given]}"])
+    found = stored_value(given, SCALES)
+    if found not in get_args(Scale):
+        known = [documented_value(name) for name in get_args(Scale)]
+        raise ConfigError(f"--scale {given}: unknown scale{nearest(given, known)}")
+    return found
 
 
 def _streams(grid: Grid, scale: Scale) -> tuple[StreamEntry, ...]:

@@ -187,12 +187,13 @@ def check_corpus(cells: Sequence[Cell]) -> None:
         and cell.statistics.corpus is None
     ]
     if lacking:
-        editors = ", ".join(dict.fromkeys(cell.label for cell in lacking))
+        editors = list(dict.fromkeys(cell.label for cell in lacking))
+        need = "needs" if len(editors) == 1 else "need"
         models = ", ".join(dict.fromkeys(cell.model.name for cell in lacking))
         raise ConfigError(
-            f"statistics.corpus is not given, and the grid's {editors} need key covariance of "
+            f"covariance.corpus is not given, and {', '.join(editors)} {need} key covariance of "
             f"running text on {models}: give a .txt, .jsonl or Parquet file with --set "
-            "statistics.corpus=wiki.jsonl, or leave these editors out"
+            f"covariance.corpus=wiki.jsonl, or leave {', '.join(editors)} out"
         )
 
 

@@ -62,7 +62,7 @@ def render_table(table: Table, fmt: str = "md", *, bold_best: bool = False) -> s
     best = _best(table) if bold_best else set()
     panels = [
         {
-            "protocol": panel.protocol or "no protocol",
+            "protocol": panel.protocol or "none, as no cell is done",
             "definition": definition(panel.protocol),
             "groups": _groups(panel.columns),
             "columns": panel.columns,

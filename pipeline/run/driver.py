@@ -103,7 +103,7 @@ def run_plan(
                 _warned(
                     signals,
                     lambda: tracker.finish(parent, status),
-                    "`rledit sweep` closes the run",
+                    "`rledit close-stale-runs` closes the run",
                 )
 
 

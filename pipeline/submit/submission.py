@@ -13,6 +13,7 @@ from urllib.parse import urlsplit
 from pipeline.config.gguf_refs import in_wheel
 from pipeline.config.grid import Grid
 from pipeline.config.parse import parse_grid
+from pipeline.config.words import documented
 from pipeline.config.yaml_location import Located
 from pipeline.inputs.fingerprints import fingerprint
 from pipeline.storage.object_store import Storage
@@ -132,10 +133,10 @@ def _files(grid: Grid) -> Iterator[tuple[str, str]]:
         for pool, path in dataset.files.items():
             yield f"dataset {dataset.name}, {pool}", path
     if grid.statistics.corpus is not None:
-        yield "statistics, corpus", grid.statistics.corpus
+        yield "covariance, corpus", grid.statistics.corpus
     for name, path in asdict(grid.material).items():
         if isinstance(path, str):
-            yield f"material, {name}", path
+            yield f"eval_data, {documented(name)}", path
 
 
 def _not_shared(uri: str) -> str | None:

@@ -285,9 +285,9 @@ def _files(cell: Cell) -> Iterator[tuple[str, str]]:
     for name in cell.dataset.files.values():
         yield "data", name
     if "statistics" in cell.needs and cell.statistics.corpus is not None:
-        yield "statistics corpus", cell.statistics.corpus
+        yield "covariance corpus", cell.statistics.corpus
     for name in eval_data_files(cell.material, cell.measurements):
-        yield "material", name
+        yield "evaluation data", name
 
 
 def _is_absent(location: str) -> bool:

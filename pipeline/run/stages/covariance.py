@@ -190,7 +190,7 @@ def shard_of(cell: Cell, model: EditableModel, shard: int) -> list[Sequence[int]
     try:
         return [model.encoder.text_ids(text)[:most] for text in documents]
     except TokenizationError as error:
-        raise ConfigError(f"statistics.corpus {entry.corpus!r}: a document: {error}") from None
+        raise ConfigError(f"covariance.corpus {entry.corpus!r}: a document: {error}") from None
 
 
 def finished_sums(storage: Storage) -> list[str]:

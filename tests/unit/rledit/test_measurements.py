@@ -241,9 +241,9 @@ def test_everything_is_measured_under_its_name(world: World) -> None:
 
 def test_missing_material_names_the_setting(world: World) -> None:
     facts_only = World(replace(SMALL, lessons=False))
-    with pytest.raises(ConfigError, match="world.lessons=true, or give material.ability"):
+    with pytest.raises(ConfigError, match="world.auxiliary=true, or give eval_data.downstream"):
         load_eval_data(EvalDataEntry(), ["ability"], facts_only)
-    with pytest.raises(ConfigError, match="needs material.text, a path"):
+    with pytest.raises(ConfigError, match="needs eval_data.text, a path"):
         load_eval_data(EvalDataEntry(), ["perplexity"], None)
     with pytest.raises(ValueError, match="no evaluation data for the measurement 'ability'"):
         Measurements(model_of(world), [], ["ability"], EvalData())

@@ -47,7 +47,7 @@ def test_a_data_file_at_what_moves_is_refused(revision: str) -> None:
     location = f"hf://datasets/owner/name@{revision}/edits.jsonl"
     with pytest.raises(DataFileError, match="no commit hash.*40 hexadecimal digits"):
         open_data(location)
-    with pytest.raises(ConfigError, match="statistics.corpus.*no commit hash.*40 hexadecimal"):
+    with pytest.raises(ConfigError, match="covariance.corpus.*no commit hash.*40 hexadecimal"):
         open_corpus(location, 5, None)
 
 

@@ -165,8 +165,8 @@ def _zsre(kind: str, n: int) -> str:
 
 
 def test_scales_and_limits_that_make_no_sense_are_refused() -> None:
-    with pytest.raises(ConfigError, match="did you mean 'standin'"):
-        load_grid(GRIDS / "table2.yaml", (), "standins")
+    with pytest.raises(ConfigError, match="did you mean 'proxy'"):
+        load_grid(GRIDS / "table2.yaml", (), "proxys")
     with pytest.raises(ConfigError, match="names no preset"):
         load_grid(GRIDS / "demo.yaml", (), "full")
     with pytest.raises(ConfigError, match="at least one batch"):
