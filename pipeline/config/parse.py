@@ -14,6 +14,7 @@ from pydantic import TypeAdapter, ValidationError
 
 from pipeline.config.gguf_refs import gguf_reference
 from pipeline.config.grid import (
+    AnswersEntry,
     CovarianceEntry,
     DatasetEntry,
     EditorEntry,
