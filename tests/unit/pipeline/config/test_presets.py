@@ -147,7 +147,8 @@ def test_at_full_scale_a_preset_is_its_checkpoint_and_the_published_settings(
     assert set(cell.metadata["data_files"]) == {"train", "evaluation"}
     # The published stream is longer than this data: the cell says so instead of stopping the grid.
     assert cell.skip_reason == (
-        "needs 20 edits of the evaluation pool, which has 4 (all 4 edits of evaluation.json)"
+        "needs 20 edits of the evaluation pool, which has 4 (all 4 edits of evaluation.json); "
+        "shorten the stream, or enlarge the file"
     )
     check_cell(cell)
 
