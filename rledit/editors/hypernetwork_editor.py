@@ -287,9 +287,10 @@ class HypernetworkEditor(TrainableEditor, HypernetworkUpdate):
 
     def training_state_dict(self) -> State:
         """Networks, moments and the optimiser's moments, and the step under way."""
-        state = super().state_dict()
+        state = self.state_dict()
         if self._mean is not None:
-            state |= prefixed("mean.", self._mean.state_dict())
+            # The networks that are trained, and their mean apart.
+            state |= super().state_dict() | prefixed("mean.", self._mean.state_dict())
         if self._under_way is not None:
             state |= self._under_way.state_dict(self.model, self._parameters())
         state |= self._saved_step

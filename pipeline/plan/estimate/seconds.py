@@ -14,7 +14,7 @@ from typing import Any
 
 from pipeline.config.grid import HARNESS
 from pipeline.plan.architecture import Architecture
-from pipeline.plan.cell_data import validation_batches
+from pipeline.plan.cell_data import VALIDATED_BATCHES
 from pipeline.plan.cells import Cell
 from pipeline.plan.estimate.memory import GB, Device, Placement
 from pipeline.plan.estimate.workload import DOCUMENT_TOKENS, Workload
@@ -187,9 +187,11 @@ def _validating(model: _Passes, own: float) -> float:
     if cell.stopping is None:
         return 0.0
     count = 1 + -(-cell.settings.train_steps // cell.stopping.validate_every)
-    edits = validation_batches(cell) * model.batch
+    # What the pool holds may not be known yet: data that is away can be planned for.
+    batches = cell.stopping.batches or min(cell.trajectory_batches, VALIDATED_BATCHES)
+    edits = batches * model.batch
     # Every prompt kind is scored, and two of them count in the reward.
-    each = validation_batches(cell) * (own + model.network(1.0))
+    each = batches * (own + model.network(1.0))
     each += model.prompts((KINDS + 2) * edits, model.above, 0)
     return model.prompts(KINDS * edits, model.work.first_layer, 0) + count * each
 

@@ -207,7 +207,7 @@ class Killed(Exception):
     """Stands for a killed process."""
 
 
-@pytest.mark.parametrize("case", ["lifelong moments", "converged", "averaged"])
+@pytest.mark.parametrize("case", ["converged", "averaged", "retrained on the stream"])
 def test_training_resumes_at_every_event(case: str, tmp_path: Path) -> None:
     settings: dict[str, Any] = {"patience": 2, "validate_every": 2, "train_steps": 3}
     straight = training_of(make(case, **settings))

@@ -149,7 +149,8 @@ def test_at_full_scale_a_preset_is_its_checkpoint_and_the_published_settings(
     assert set(read_metadata(cell)["data_files"]) == {"train", "evaluation"}
     # The published stream is longer than this data: the cell says so instead of stopping the grid.
     assert skip_reason(cell) == (
-        "needs 20 edits of the evaluation pool, which has 4 (all 4 edits of evaluation.json)"
+        "needs 20 edits of the evaluation pool, which has 4 (all 4 edits of evaluation.json); "
+        "shorten the stream, or enlarge the file"
     )
     check_cell(cell)
 

@@ -223,3 +223,10 @@ def test_a_plan_says_that_training_may_end_early() -> None:
 def replace_patience(chosen: Cell, patience: int) -> Cell:
     settings = {**chosen.editor.settings, "patience": patience}
     return replace(chosen, editor=replace(chosen.editor, settings=settings))
+
+
+def test_a_training_is_planned_for_data_that_is_away() -> None:
+    away = "datasets.0.files={evaluation: not/here.json, train: nor/here.json, validation: n.json}"
+    chosen = cell("", away, "datasets.0.schema=zsre")
+    (found,) = estimate([chosen], []).cells
+    assert found.seconds.setup > 0 and found.trained == 12
