@@ -180,8 +180,9 @@ def test_a_dataset_without_files_is_not_made_up(grid_file: Path) -> None:
         load_grid(grid_file, ["datasets=[{name: zsre}]"])
     assert str(caught.value) == (
         f"{grid_file}:3 (datasets.0): dataset 'zsre' has no files. Give them, e.g. files: "
-        "{evaluation: zsre-edit.json, train: zsre-train.json}; the embedded synthetic world is "
-        "taken under this name only if you ask for it with world: {}"
+        "{evaluation: zsre-edit.json, train: zsre-train.json}, or take the shipped facts with "
+        "real_facts: true; the embedded synthetic world is taken under this name only if you ask "
+        "for it with world: {}"
     )
     for entry in ("{name: mine, schema: zsre}", "{name: world, schema: fever}"):
         with pytest.raises(ConfigError, match=r"has no files.*proxy models with --scale proxy"):
