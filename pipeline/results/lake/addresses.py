@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, replace
@@ -24,11 +25,13 @@ from datetime import UTC, datetime
 from typing import Any
 from urllib.parse import quote
 
-from pipeline.results.lake.layout import SUFFIX, utc
+from pipeline.results.lake.layout import SUFFIX, CorruptShard, utc
 from pipeline.results.lake.parquet import address_bytes, read_shard
 from pipeline.results.lake.records import CellAddress, CellRecord
 from pipeline.results.lake.schemas import ADDRESS
 from pipeline.storage.object_store import Storage
+
+logger = logging.getLogger(__name__)
 
 FOLDER = "addresses"
 _READERS = 16
@@ -107,7 +110,11 @@ class Addresses:
             data = self._storage.read_bytes(name)
         except FileNotFoundError:
             return None
-        columns = read_shard(data, "addresses", f"{self._storage}: {name}")
+        try:
+            columns = read_shard(data, "addresses", f"{self._storage}: {name}")
+        except CorruptShard as error:
+            logger.warning("%s; run the grid again to show its cells under all their names", error)
+            return []
         return [dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True)]
 
 

@@ -95,6 +95,20 @@ def test_identities_of_version_1_lose_their_labels_and_nothing_else() -> None:
     assert current_key(key, old | {"probes": "***"}) == key
 
 
+def test_keys_that_version_1_gave_to_cells_of_the_demo_are_known() -> None:
+    """As its lakes and caches have them; calibrations and key covariance are found as they were."""
+    demo = cells_of(load_grid(GRID.parents[2] / "jobs" / "grids" / "demo.yaml"))
+    kept = ("none", "ultraedit", "memit")
+    short = {c.label: c for c in demo if c.stream.n_batches == 20 and c.label in kept}
+    assert {label: former_keys_of(cell)[0] for label, cell in short.items()} == {
+        "none": "3d2327f195498fae",
+        "ultraedit": "7c0f4cbfc6063e70",
+        "memit": "f585fefa18c8af66",
+    }
+    assert calibration_key_of(short["ultraedit"]) == "bd745855762d4e73"
+    assert covariance_key_of(short["memit"]) == "3a6229f21668fcb0"
+
+
 # Lakes of version 1 -------------------------------------------------------------------------------
 
 

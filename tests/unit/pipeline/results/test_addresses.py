@@ -104,6 +104,18 @@ def test_a_file_that_is_replaced_while_it_is_read_is_looked_for_again(
     assert set(found) == {place_of(HERE), place_of(AGAIN)}
 
 
+def test_a_damaged_file_is_named_and_the_next_run_of_its_grid_mends_it(
+    lake: Lake, caplog: pytest.LogCaptureFixture
+) -> None:
+    lake.show([HERE, THERE])
+    (name,) = lake.storage.list("addresses/demo")
+    lake.storage.write_bytes(name, b"PAR1")
+    assert list(lake.addresses().values()) == [THERE]
+    assert name in caplog.text and "run the grid again" in caplog.text
+    lake.show([HERE])
+    assert set(lake.addresses().values()) == {HERE, THERE}
+
+
 def test_the_later_cell_at_an_address_stands_there(lake: Lake) -> None:
     lake.show([HERE])
     lake.show([replace(HERE, cell_key="later")])
