@@ -136,7 +136,7 @@ def build(cls: type[T], data: Any, path: KeyPath, located: Located) -> T:
     known = {f.name: f for f in fields(cls)}  # type: ignore[arg-type]
     words = {documented(name): name for name in known}
     for key, value in data.items():
-        field = known.get(words.get(key, key))
+        field = known.get(words.get(str(key), str(key)))
         if field is None:
             raise ConfigError(
                 f"{located.place((*path, key))}: unknown key {key!r}{nearest(str(key), words)}"
