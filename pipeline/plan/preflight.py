@@ -302,7 +302,7 @@ def _stored(folder: str) -> dict[str, tuple[int, ...]]:
 def _encoder(cell: Cell) -> Encoder:
     if cell.model.checkpoint is None:
         return _world_encoder(cell.world(), cell.model_spec, cell.dataset.answer_space)
-    return _checkpoint_encoder(cell.model.checkpoint, **cell.prompting)
+    return checkpoint_encoder(cell.model.checkpoint, **cell.prompting)
 
 
 @lru_cache(maxsize=4)
@@ -311,9 +311,10 @@ def _world_encoder(world: World, spec: WorldModelSpec, answer_space: AnswerSpace
 
 
 @lru_cache(maxsize=4)
-def _checkpoint_encoder(
+def checkpoint_encoder(
     checkpoint: str, prompt_style: PromptStyle, bos: bool | None, answer_space: AnswerSpace
 ) -> Encoder:
+    """The encoder of a checkpoint's tokenizer, with the model's longest input."""
     folder = fetch_description(checkpoint)
     return Encoder(
         load_tokenizer(checkpoint, folder),

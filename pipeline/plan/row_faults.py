@@ -91,8 +91,21 @@ def stream_faults(cell: Cell, encoder: Encoder, edits: Sequence[Edit]) -> Faults
     return _faults("the stream", edits, lambda edit: _collected(encoder, edit, ask))
 
 
-def subject_faults(encoder: Encoder, edits: Sequence[Edit]) -> Faults:
-    """Rows of a stream whose subject cannot be found in their prompt."""
+def edit_faults(what: str, encoder: Encoder, edits: Sequence[Edit]) -> Faults:
+    """Rows with any prompt or answer that breaks the token contract, whatever looks at them."""
+
+    def ask(collector: _Collector, edit: Edit) -> None:
+        where = edit.source or edit.edit_id
+        for prompt in (edit.prompt, *edit.rephrases):
+            collector.sample(prompt, edit.target, where)
+        for probe in edit.locality:
+            collector.sample(probe.prompt, probe.answer, where)
+
+    return _faults(what, edits, lambda edit: _collected(encoder, edit, ask))
+
+
+def subject_faults(encoder: Encoder, edits: Sequence[Edit], what: str = "the stream") -> Faults:
+    """Rows of a stream or a file whose subject cannot be found in their prompt."""
 
     def found(edit: Edit) -> Iterator[str]:
         try:
@@ -100,7 +113,7 @@ def subject_faults(encoder: Encoder, edits: Sequence[Edit]) -> Faults:
         except TokenizationError as error:
             yield str(error)
 
-    return _faults("the stream", edits, found)
+    return _faults(what, edits, found)
 
 
 def train_faults(encoder: Encoder, edits: Sequence[Edit]) -> Faults:

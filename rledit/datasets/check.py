@@ -51,7 +51,7 @@ def check_paths(
     """
     found = _Found()
     for path in paths:
-        for file in _expand(path):
+        for file in data_files(path):
             _check_file(file, found, opener)
     _compare_edits(found)
     _compare_downstream(found)
@@ -60,7 +60,8 @@ def check_paths(
     return found.lines, int(found.failed or (strict and found.n_traps > 0))
 
 
-def _expand(path: str | Path) -> Iterable[str]:
+def data_files(path: str | Path) -> Iterable[str]:
+    """A file, or the JSON, JSONL and Parquet files of a folder."""
     directory = Path(path)
     if not directory.is_dir():
         return [str(path)]

@@ -28,7 +28,7 @@ editors:
 streams:
   - {n_batches: 2, batch_size: 5}
 """
-SMALL = "batch_size: 5, standin: {{n_batches: {}, batch_size: 2}}"
+SMALL = "batch_size: 5, proxy: {{n_batches: {}, batch_size: 2}}"
 
 
 @pytest.fixture
@@ -83,13 +83,13 @@ def test_yaml_floats_without_a_point_are_numbers(grid_file: Path) -> None:
         ),
         (
             "batch_size: 5",
-            "batch_size: 5, standin: {n_batches: 0, batch_size: 1}",
-            r"streams.0.standin.n_batches\): expected at least 1, found 0",
+            "batch_size: 5, proxy: {n_batches: 0, batch_size: 1}",
+            r"streams.0.proxy.n_batches\): expected at least 1, found 0",
         ),
         (
             "batch_size: 5",
-            "batch_size: 5, standin: {n_batch: 1}",
-            r"tiny.yaml:13 .*standin.n_batch",
+            "batch_size: 5, proxy: {n_batch: 1}",
+            r"tiny.yaml:13 .*proxy.n_batch",
         ),
         ("variant: small", "editor_variant: a", r"tiny.yaml:10 .*unknown key"),
         ("name: world", "name: world\n    world: {sed: 1}", r"world.sed\).*did you mean 'seed'"),

@@ -31,7 +31,7 @@ from pipeline.inputs.fingerprints import checkpoint_fingerprint
 from pipeline.plan.cells import Cell, cells_of
 from pipeline.plan.fingerprint import address_of, identity_of, key_of, model_hash_of
 from pipeline.plan.grid_plan import make_plan
-from pipeline.plan.preflight import _checkpoint_encoder, preflight
+from pipeline.plan.preflight import checkpoint_encoder, preflight
 from pipeline.results.lake.lake import Lake
 from pipeline.results.query import runs
 from rledit.world import WORLD_MODELS, World, WorldConfig
@@ -92,7 +92,7 @@ def test_an_objective_that_scores_padding_needs_a_pad_token(folder: Path) -> Non
     preflight([cell(folder, padded)])
     del settings["pad_token"]
     path.write_text(json.dumps(settings))
-    _checkpoint_encoder.cache_clear()
+    checkpoint_encoder.cache_clear()
     preflight([cell(folder, target)])
     with pytest.raises(ConfigError, match=r"tiny/.*/ft/.*no padding token; name one.*or take obj"):
         preflight([cell(folder, padded)])
