@@ -97,14 +97,14 @@ def test_pictures_are_whole_and_repeatable(page: str, lake: Lake) -> None:
     assert len(uris) == 10
     for uri in uris:
         ElementTree.fromstring(base64.b64decode(uri.partition(",")[2]))
-    rows = [row for row in runs(lake, "demo") if row["protocol"] == "exact_match"]
-    look = figures.styles(rows)
-    assert figures.frontier.draw(rows, look) == figures.frontier.draw(rows, look)
+    rows = figures.framed([r for r in runs(lake, "demo") if r["protocol"] == "exact_match"])
+    style = figures.styles(rows)
+    assert figures.scores.draw_frontier(rows, style) == figures.scores.draw_frontier(rows, style)
 
 
 def test_every_editor_has_a_look_of_its_own() -> None:
     rows = [{"editor": f"e{i:02}", "variant": v} for i in range(10) for v in ("", "x")]
-    look = figures.styles([*rows, {"editor": "none", "variant": ""}])
+    look = figures.styles(figures.framed([*rows, {"editor": "none", "variant": ""}]))
     assert len(look) == 21 and len(set(look.values())) == 21
 
 
@@ -113,10 +113,11 @@ def test_figures_accept_failures_and_missing_costs(fmt: str) -> None:
     row = {"editor": "none", "variant": "", "n_batches": 4, "batch_size": 10, "status": "done",
            "efficacy": None, "generalization": None, "specificity": None,
            figures.costs.SETUP: None, figures.costs.EDITING: None}  # fmt: skip
-    rows = [row, row | {"editor": "ft", "status": "failed"}]
-    look = figures.styles(rows)
-    for draw in (figures.score_bars.draw, figures.frontier.draw, figures.time_bars.draw):
-        assert draw(rows, look, fmt)[:5] in (b"<?xml", b"\x89PNG\r")
+    rows = figures.framed([row, row | {"editor": "ft", "status": "failed"}])
+    style = figures.styles(rows)
+    scores, costs = figures.scores, figures.costs
+    for draw in (scores.draw_bars, scores.draw_frontier, costs.draw_times):
+        assert draw(rows, style, fmt)[:5] in (b"<?xml", b"\x89PNG\r")
 
 
 def test_a_grid_with_failures_only_still_has_a_report(tmp_path: Path) -> None:
