@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -12,34 +11,23 @@ import numpy as np
 from pipeline.paper.layout import Metric
 from pipeline.paper.measured import CellRows, Place
 from pipeline.results.protocols import sorted_protocols
+from pipeline.results.tables import OverSeeds
 
 RESAMPLES = 1000
 _SEED = 0
 
 
 @dataclass(frozen=True, kw_only=True)
-class Ours:
+class Ours(OverSeeds):
     """A figure of ours.
 
     Attributes:
-        values: One per seed.
         interval: 95 % bootstrap interval over the edits, for scores of one cell per seed.
         protocol: What it was scored by; "" for figures that are no scores.
     """
 
-    values: tuple[float, ...] = ()
     interval: tuple[float, float] | None = None
     protocol: str = ""
-
-    @property
-    def mean(self) -> float | None:
-        """Mean over seeds."""
-        return math.fsum(self.values) / len(self.values) if self.values else None
-
-    @property
-    def std(self) -> float | None:
-        """Sample standard deviation over seeds; None for one."""
-        return statistics.stdev(self.values) if len(self.values) > 1 else None
 
 
 def measure(metric: Metric, place: Place, protocol: str, edits_at: int | None = None) -> Ours:

@@ -17,7 +17,7 @@ from pipeline.paper.references import Reference, published
 from pipeline.paper.verdicts import Verdict, judge
 from pipeline.results.lake.lake import Lake
 from pipeline.results.lake.records import remark_in
-from pipeline.results.tables import MARK
+from pipeline.results.sheets import MARK
 from rledit.editors import editor_class
 
 

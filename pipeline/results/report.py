@@ -25,7 +25,8 @@ from pipeline.results.protocols import (
 )
 from pipeline.results.query import Connection, connect, runs
 from pipeline.results.questions import questions
-from pipeline.results.rendering import environment, format_value, render_table
+from pipeline.results.rendering import format_value, render_table
+from pipeline.results.sheets import render_page
 from pipeline.results.tables import Column, build_table, editor_label, stream_label
 from pipeline.storage.object_store import Storage
 from rledit.errors import UserError
@@ -33,8 +34,7 @@ from rledit.errors import UserError
 logger = logging.getLogger(__name__)
 
 Row = Mapping[str, Any]
-Subject = tuple[str, str, str]  # scale, model, dataset
-Overview = tuple[str, str, None]
+Subject = tuple[str, str, str | None]  # scale, model, dataset; None: all its datasets
 
 
 class ReportError(UserError, ValueError):
@@ -107,9 +107,11 @@ def _page(
     connection = connect(lake, records)
     rows = runs(connection, grid)
     protocols = sorted_protocols(row["protocol"] for row in rows if row["protocol"] is not None)
-    templates = environment("pipeline.results", html=True)
     sections = _sections(connection, grid, rows, preferred)
-    text = templates.get_template("report.html.j2").render(
+    text = render_page(
+        "pipeline.results",
+        "report",
+        "html",
         title=title or f"Lifelong model editing: {grid}",
         grid=grid,
         lake=str(lake.storage),
@@ -184,10 +186,10 @@ def summaries(rows: Sequence[Row], preferred: Mapping[str, str]) -> list[Summary
 
 
 def _subjects(rows: Sequence[Row]) -> list[Subject]:
-    return sorted({(row["scale"], row["model"], row["dataset"]) for row in rows})
+    return [*sorted({(row["scale"], row["model"], row["dataset"]) for row in rows})]
 
 
-def _of_subject(rows: Sequence[Row], subject: Subject | Overview) -> list[Row]:
+def _of_subject(rows: Sequence[Row], subject: Subject) -> list[Row]:
     """The rows of a model on a dataset, or on all its datasets."""
     scale, model, dataset = subject
     return [
@@ -206,10 +208,11 @@ def _sections(
     style = figures.styles(figures.framed(rows))
     subjects = _subjects([row for row in rows if row["status"] == "done"])
     models = sorted({(row["scale"], row["model"]) for row in rows})
-    overviews: list[Overview] = [(scale, model, None) for scale, model in models]
+    overviews: list[Subject] = [(scale, model, None) for scale, model in models]
     sections = []
-    for scale, model, dataset in (*subjects, *overviews):
-        here = _of_subject(rows, (scale, model, dataset))
+    for subject in (*subjects, *overviews):
+        scale, model, dataset = subject
+        here = _of_subject(rows, subject)
         shown = _shown_protocols(here, preferred)
         if not shown:
             continue

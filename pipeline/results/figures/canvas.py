@@ -21,7 +21,7 @@ from pipeline.results.protocols import SCORE_DEFINITIONS
 from pipeline.results.tables import Stream, stream_label
 
 TITLE_SIZE = 11
-ERROR_BARS = {"elinewidth": 0.9, "capsize": 2}
+ERROR_BARS: dict[str, Any] = {"elinewidth": 0.9, "capsize": 2}
 # Greys: the colours of these figures mean editors.
 _SCORE_BARS = {
     "efficacy": ("#2b2b2b", ""),
@@ -186,16 +186,18 @@ def score_bars(
         Places, means and standard deviations of the bars, score by score.
     """
     drawn = []
-    draw, thickness, error = (
-        (axis.barh, "height", "xerr") if horizontal else (axis.bar, "width", "yerr")
-    )
     for i, (score, (colour, hatch)) in enumerate(_SCORE_BARS.items()):
         means, spreads = over_seeds(rows, labels, score)
         places = [place + (i - 1) * width for place in range(len(labels))]
-        draw(places, means, **{thickness: width, error: [s or math.nan for s in spreads]},
-             color=colour, hatch=hatch, edgecolor="white", linewidth=0.5,
-             error_kw=ERROR_BARS | {"ecolor": "#D55E00"},
-             label=SCORE_DEFINITIONS[score][0])  # fmt: skip
+        errors = [spread or math.nan for spread in spreads]
+        look: dict[str, Any] = {
+            "color": colour, "hatch": hatch, "edgecolor": "white", "linewidth": 0.5,
+            "error_kw": ERROR_BARS | {"ecolor": "#D55E00"}, "label": SCORE_DEFINITIONS[score][0],
+        }  # fmt: skip
+        if horizontal:
+            axis.barh(places, means, width, xerr=errors, **look)
+        else:
+            axis.bar(places, means, width, yerr=errors, **look)
         drawn.append((places, means, spreads))
     return drawn
 

@@ -6,6 +6,7 @@ Okabe-Ito colours are told apart without colour vision; markers and line styles 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Any
 
 from matplotlib.lines import Line2D
 from pandas import DataFrame
@@ -52,7 +53,7 @@ def shown_in(rows: DataFrame, style: Style) -> Style:
     return {name: value for name, value in style.items() if name in names}
 
 
-def line_options(colour: str, marker: str, markers: bool = True) -> dict[str, object]:
+def line_options(colour: str, marker: str, markers: bool = True) -> dict[str, Any]:
     """How an editor's line is drawn; a reference is a bare line."""
     shown = marker if markers and marker != "_" else ""
     return {"color": colour, "marker": shown, "markersize": 4, "linewidth": 1.4,
