@@ -123,6 +123,6 @@ def _curve(metric: Metric, cell: CellRows, at: int | None) -> float | None:
     """Mean of the metric's curves after so many edits; None unless all have a value there."""
     if at is None:
         return None
-    values = [cell.curves.get(name, {}).get(at) for name in metric.curves]
+    values = [cell.curves.get(name, {}).get(at) for name in metric.curves or (metric.name,)]
     known = [value for value in values if value is not None]
     return math.fsum(known) / len(known) if len(known) == len(values) else None

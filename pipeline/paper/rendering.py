@@ -70,11 +70,11 @@ def _block(block: Block, reasons: _Reasons) -> dict[str, Any]:
     for metric in block.section.metrics:
         labels += [metric.label, "paper", "Δ", "verdict"]
     defined = [f"{name}: {definition(name)}" for name in block.protocol.split(" + ")]
-    rows = [
-        [line.label, line.figures[0].protocol]
-        + [cell for figure in line.figures for cell in _cells(figure, reasons)]
+    rows: list[list[Cell | str]] = [
+        [line.label, line.figures[0].protocol,
+         *(cell for figure in line.figures for cell in _cells(figure, reasons))]
         for line in block.lines
-    ]
+    ]  # fmt: skip
     return {
         "title": block.title,
         "protocol": block.protocol,
