@@ -14,6 +14,11 @@ from pipeline.results.protocols import sorted_protocols
 from pipeline.results.tables import OverSeeds
 
 RESAMPLES = 1000
+SECONDS = {  # metric → part of a cell's seconds
+    "seconds_per_edit": "total",
+    "setup_seconds_per_edit": "setup",
+    "edit_seconds_per_edit": "edit",
+}
 _SEED = 0
 
 
@@ -40,15 +45,16 @@ def measure(metric: Metric, place: Place, protocol: str, edits_at: int | None = 
             that it was scored by, which the caller has to say.
         edits_at: Edits of the published stream after which curves are read; None: at its end.
     """
-    cells = place.done
     if metric.basis in ("score", "composite"):
         return _scores(metric, place, protocol)
-    read = {
-        "seconds": lambda cell: _seconds(metric.name, cell, place.n_edits),
-        "memory": lambda cell: cell.peak_memory_gb,
-        "curve": lambda cell: _curve(metric, cell, place.edits_for(edits_at)),
-    }[metric.basis]
-    found = [read(cell) for cell in cells]
+    found: list[float | None]
+    if metric.basis == "seconds":
+        part = SECONDS[metric.name]
+        found = [seconds_per_edit(cell, place.n_edits, part) for cell in place.done]
+    elif metric.basis == "memory":
+        found = [cell.peak_memory_gb for cell in place.done]
+    else:
+        found = [_curve(metric, cell, place.edits_for(edits_at)) for cell in place.done]
     return Ours(values=tuple(value for value in found if value is not None))
 
 
@@ -112,11 +118,6 @@ def _composite(row: dict[str, float | None]) -> float | None:
         return None
     eff, gen, spe = (float(part) for part in parts if part is not None)
     return (eff + gen + 0.5 * spe) / 2.5
-
-
-def _seconds(name: str, cell: CellRows, n_edits: int) -> float:
-    part = {"seconds_per_edit": "total", "setup_seconds_per_edit": "setup"}.get(name, "edit")
-    return seconds_per_edit(cell, n_edits, part)
 
 
 def _curve(metric: Metric, cell: CellRows, at: int | None) -> float | None:

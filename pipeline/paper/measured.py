@@ -8,14 +8,13 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from pipeline.paper.layout import Method, Stream
+from pipeline.paper.layout import Method, Section, Stream
 from pipeline.results.lake.lake import Lake
 from pipeline.results.lake.records import SCORES
 from pipeline.results.query import Connection, connect, query, quoted
 
 # The best first: what a table shows when it is not told.
 SCALES = ("full", "standin", "world")
-Spread = Mapping[float, int]  # score → number of edits that have it
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -153,6 +152,22 @@ def read_cells(lake: str | Lake, grid: str, scale: str | None = None) -> list[Ce
     return list(cells.values())
 
 
+def places_of(
+    section: Section, method: Method, cells: Iterable[CellRows], proxies: Mapping[Stream, Stream]
+) -> dict[tuple[str, str], Place]:
+    """The cells that answer for a method in a section, by model and dataset.
+
+    Args:
+        proxies: Streams with what takes their place below scale `full`.
+    """
+    proxy = proxies.get(section.stream)
+    return {
+        (model, dataset): find(cells, model, dataset, method, section.stream, proxy)
+        for model in section.models
+        for dataset in section.datasets
+    }
+
+
 def find(
     cells: Iterable[CellRows],
     model: str,
@@ -211,21 +226,14 @@ def _ask(
 
 
 def _cell(row: Mapping[str, Any]) -> CellRows:
+    named = ("grid", "model", "dataset", "editor", "variant", "scale", "seed", "status", "reason",
+             "peak_memory_gb")  # fmt: skip
     return CellRows(
         key=row["cell"],
-        grid=row["grid"],
-        model=row["model"],
-        dataset=row["dataset"],
-        editor=row["editor"],
-        variant=row["variant"],
-        scale=row["scale"],
-        seed=row["seed"],
         stream=(row["n_batches"], row["batch_size"]),
-        status=row["status"],
-        reason=row["reason"],
         identity=json.loads(row["identity"]),
         resolved=json.loads(row["resolved"]),
         train_seconds=row["train_seconds"] or 0.0,
         edit_seconds=row["edit_seconds"] or 0.0,
-        peak_memory_gb=row["peak_memory_gb"],
+        **{name: row[name] for name in named},
     )

@@ -70,11 +70,12 @@ def _block(block: Block, reasons: _Reasons) -> dict[str, Any]:
     for metric in block.section.metrics:
         labels += [metric.label, "paper", "Δ", "verdict"]
     defined = [f"{name}: {definition(name)}" for name in block.protocol.split(" + ")]
-    rows: list[list[Cell | str]] = [
-        [line.label, line.figures[0].protocol,
-         *(cell for figure in line.figures for cell in _cells(figure, reasons))]
-        for line in block.lines
-    ]  # fmt: skip
+    rows = []
+    for line in block.lines:
+        row: list[Cell | str] = [line.label, line.figures[0].protocol]
+        for figure in line.figures:
+            row += _cells(figure, reasons)
+        rows.append(row)
     return {
         "title": block.title,
         "protocol": block.protocol,

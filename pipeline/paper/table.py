@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from pipeline.config.presets import OWN, preset_setting
@@ -10,7 +10,7 @@ from pipeline.paper.comparability import departures, stream_name
 from pipeline.paper.figures import Ours, measure, seconds_per_edit
 from pipeline.paper.layout import Layout, Method, Metric, Section
 from pipeline.paper.layouts import LAYOUTS
-from pipeline.paper.measured import CellRows, Place, find, read_cells
+from pipeline.paper.measured import CellRows, Place, places_of, read_cells
 from pipeline.paper.paper_claims import Sentence, sentences
 from pipeline.paper.reference_grids import proxy_streams
 from pipeline.paper.references import Reference, published
@@ -144,10 +144,18 @@ def paper_table(lake: str | Lake, name: str, scale: str | None = None) -> PaperT
 
 def _block(section: Section, layout: Layout, cells: Sequence[CellRows]) -> Block:
     protocols = {dataset: layout.protocols[dataset] for dataset in section.datasets}
-    fastest = _fastest(section, layout, cells)
+    proxies = proxy_streams(layout.name)
+    fastest = _fastest(
+        [
+            place
+            for method in layout.methods
+            if method.editor not in (None, "none")
+            for place in places_of(section, method, cells, proxies).values()
+        ]
+    )
     lines = []
     for method in layout.methods:
-        places = _places(section, layout, method, cells)
+        places = places_of(section, method, cells, proxies)
         figures = tuple(
             _figure(metric, section, method, places, protocols, fastest)
             for metric in section.metrics
@@ -155,17 +163,6 @@ def _block(section: Section, layout: Layout, cells: Sequence[CellRows]) -> Block
         lines.append(Line(method=method, own_setting=_is_own(method, section), figures=figures))
     named = " + ".join(dict.fromkeys(protocols.values()))
     return Block(section=section, protocol=named, lines=tuple(lines))
-
-
-def _places(
-    section: Section, layout: Layout, method: Method, cells: Sequence[CellRows]
-) -> dict[tuple[str, str], Place]:
-    proxy = proxy_streams(layout.name).get(section.stream)
-    return {
-        (model, dataset): find(cells, model, dataset, method, section.stream, proxy)
-        for model in section.models
-        for dataset in section.datasets
-    }
 
 
 def _figure(
@@ -177,12 +174,11 @@ def _figure(
     fastest: float | None,
 ) -> Figure:
     parts = {
-        where: measure(metric, place, protocols[where[1]], section.edits_at)
+        where: _ratio(place, fastest)
+        if metric.basis == "ratio"
+        else measure(metric, place, protocols[where[1]], section.edits_at)
         for where, place in places.items()
-        if metric.basis != "ratio"
     }
-    if metric.basis == "ratio":
-        parts = {where: _ratio(place, fastest) for where, place in places.items()}
     ours = _averaged(list(parts.values()))
     reference = section.published(method, metric)
     against: list[str] = []
@@ -221,15 +217,9 @@ def _averaged(parts: Sequence[Ours]) -> Ours:
     return Ours(values=means, protocol=protocol)
 
 
-def _fastest(section: Section, layout: Layout, cells: Sequence[CellRows]) -> float | None:
-    """Least seconds per edit of a section's methods, for ratios."""
-    found = [
-        seconds_per_edit(cell, place.n_edits)
-        for method in layout.methods
-        if method.editor not in (None, "none")
-        for place in _places(section, layout, method, cells).values()
-        for cell in place.done
-    ]
+def _fastest(places: Iterable[Place]) -> float | None:
+    """Least seconds per edit at some places, for ratios."""
+    found = (seconds_per_edit(cell, place.n_edits) for place in places for cell in place.done)
     return min(found, default=None)
 
 

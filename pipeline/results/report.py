@@ -62,7 +62,6 @@ def write_report(
     grid: str,
     out: str | os.PathLike[str],
     *,
-    title: str | None = None,
     published: str | None = None,
     protocols: Mapping[str, str] | None = None,
     figures_folder: str | os.PathLike[str] | None = None,
@@ -82,7 +81,7 @@ def write_report(
     folder, _, name = os.fspath(out).rpartition("/")
     if not name:
         raise ReportError(f"{os.fspath(out)!r} is a folder: name the HTML file to write")
-    page, sections = _page(lake, grid, title, published, protocols or {})
+    page, sections = _page(lake, grid, published, protocols or {})
     storage = Storage(folder or ("/" if os.fspath(out).startswith("/") else "."))
     storage.write_bytes(name, page.encode())
     if figures_folder is not None:
@@ -92,11 +91,7 @@ def write_report(
 
 
 def _page(
-    lake: str | Lake,
-    grid: str,
-    title: str | None,
-    published: str | None,
-    preferred: Mapping[str, str],
+    lake: str | Lake, grid: str, published: str | None, preferred: Mapping[str, str]
 ) -> tuple[str, list[Section]]:
     """The report of a grid as HTML text, and the sections in it."""
     lake = lake if isinstance(lake, Lake) else Lake(lake)
@@ -112,7 +107,7 @@ def _page(
         "pipeline.results",
         "report",
         "html",
-        title=title or f"Lifelong model editing: {grid}",
+        title=f"Lifelong model editing: {grid}",
         grid=grid,
         lake=str(lake.storage),
         summaries=summaries(rows, preferred),

@@ -19,13 +19,14 @@ from pipeline.submit.submission import FILE, Submission, SubmitError
 
 Kind = Literal["job", "cluster"]
 FOLDER = "/rledit"  # where the submission is mounted
-_TEMPLATES = jinja2.Environment(
+TEMPLATES = jinja2.Environment(
     loader=jinja2.PackageLoader("pipeline.submit"),
     trim_blocks=True,
     lstrip_blocks=True,
+    keep_trailing_newline=True,
     undefined=jinja2.StrictUndefined,
 )
-_TEMPLATES.policies["json.dumps_kwargs"] = {"sort_keys": False}
+TEMPLATES.policies["json.dumps_kwargs"] = {"sort_keys": False}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -97,7 +98,7 @@ def render(submission: Submission, shape: Shape, kind: Kind) -> str:
     worker = {"cpu": str(shape.cpus), "memory": f"{shape.memory_gb}Gi"}
     if shape.gpus:
         worker["nvidia.com/gpu"] = str(shape.gpus)
-    text = _TEMPLATES.get_template("kuberay.yaml.j2").render(
+    text = TEMPLATES.get_template("kuberay.yaml.j2").render(
         submission=submission,
         shape=shape,
         kind=kind,

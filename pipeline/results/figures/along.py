@@ -78,7 +78,7 @@ def curves(figure_data: FigureData) -> Iterator[Picture]:
         yield Picture(
             title=f"Along the stream: {label}",
             text="Per batch of edits, mean over seeds.",
-            svg=rendered(figure, "svg"),
+            svg=rendered(figure),
         )
 
 

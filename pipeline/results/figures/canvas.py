@@ -138,7 +138,6 @@ def draw_lines(
     y_label: str = "",
     percent: Collection[str] = (),
     logarithmic: Collection[str] = (),
-    fmt: str = "svg",
 ) -> bytes:
     """A panel per quantity, a line per editor.
 
@@ -162,7 +161,7 @@ def draw_lines(
         axis.xaxis.set_major_formatter(FuncFormatter(lambda number, _: thousands(number)))
     drawn = rows[rows[list(titles)].notna().any(axis=1)]
     legend(figure, *line_handles(shown_in(drawn, style)))
-    return rendered(figure, fmt)
+    return rendered(figure)
 
 
 def thousands(number: float) -> str:
@@ -246,17 +245,9 @@ def legend(figure: Figure, handles: Sequence[Any], labels: Sequence[str]) -> Non
     )
 
 
-def rendered(figure: Figure, fmt: str) -> bytes:
-    """The picture as `svg` or `png`; the same figure gives the same bytes.
-
-    Raises:
-        ValueError: The format is another.
-    """
-    if fmt not in ("svg", "png"):
-        raise ValueError(f"unknown figure format {fmt!r}; choose svg or png")
+def rendered(figure: Figure) -> bytes:
+    """The picture as SVG; the same figure gives the same bytes, without a date or random ids."""
     out = io.BytesIO()
-    # No date and no random ids in the file.
-    metadata = {"Date": None} if fmt == "svg" else {}
     with matplotlib.rc_context({"svg.hashsalt": "rledit"}):
-        figure.savefig(out, format=fmt, dpi=150, metadata=metadata)
+        figure.savefig(out, format="svg", dpi=150, metadata={"Date": None})
     return out.getvalue()

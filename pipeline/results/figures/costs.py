@@ -69,7 +69,7 @@ def time_bars(figure_data: FigureData) -> Iterator[Picture]:
     )
 
 
-def draw_times(rows: DataFrame, style: Style, fmt: str = "svg") -> bytes:
+def draw_times(rows: DataFrame, style: Style) -> bytes:
     """A panel for editing and one for set-up, from rows of `costs` of one stream."""
     edited = rows[rows["editor"] != UNEDITED]
     timed = edited[edited[list(PANELS)].fillna(0).any(axis=1)]
@@ -84,7 +84,7 @@ def draw_times(rows: DataFrame, style: Style, fmt: str = "svg") -> bytes:
         axis.set_xlim(0, top * 1.22 or 1)
         axis.set_xlabel(name)
         axis.grid(axis="x", color="#dddddd", linewidth=0.6)
-    return rendered(figure, fmt)
+    return rendered(figure)
 
 
 def total_time(figure_data: FigureData) -> Iterator[Picture]:

@@ -76,7 +76,7 @@ def shapes_of(
     return found
 
 
-def draw(shapes: Shapes, style: Style, fmt: str = "svg") -> bytes:
+def draw(shapes: Shapes, style: Style) -> bytes:
     """The radars."""
     labels = [name for name in style if name in shapes]
     names = _axes(shapes)
@@ -110,7 +110,7 @@ def draw(shapes: Shapes, style: Style, fmt: str = "svg") -> bytes:
         axis.set_title(label, fontsize=TITLE_SIZE)
     handles = [Line2D([], [], color=c, linestyle=s, linewidth=1.5) for c, s in styles.values()]
     legend(figure, handles, [stream_title(stream) for stream in styles])
-    return rendered(figure, fmt)
+    return rendered(figure)
 
 
 def _axes(shapes: Shapes) -> list[str]:

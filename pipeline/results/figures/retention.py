@@ -64,7 +64,7 @@ def by_age(figure_data: FigureData) -> Iterator[Picture]:
         title="Retention by age",
         text="Efficacy of the edits by how many edits came after them, at the end of the "
         "stream. A line that falls to the right forgets.",
-        svg=rendered(figure, "svg"),
+        svg=rendered(figure),
     )
 
 
@@ -103,7 +103,7 @@ def _draw_maps(rows: DataFrame, style: Style) -> bytes:
             axis.set_xlabel("edits applied")
             axis.tick_params(labelbottom=True)
     figure.colorbar(image, ax=list(axes), label="efficacy (%)", shrink=0.8)
-    return rendered(figure, "svg")
+    return rendered(figure)
 
 
 def _thinned(values: Sequence[int], most: int) -> tuple[list[int], list[str]]:

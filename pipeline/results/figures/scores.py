@@ -42,7 +42,7 @@ def bars(figure_data: FigureData) -> Iterator[Picture]:
     )
 
 
-def draw_bars(rows: DataFrame, style: Style, fmt: str = "svg") -> bytes:
+def draw_bars(rows: DataFrame, style: Style) -> bytes:
     """A panel per stream, from final rows of one model, dataset and protocol."""
     figure, drawn = stream_panels(rows, columns=1, width=7.2, height=2.6)
     for axis, here in drawn:
@@ -53,7 +53,7 @@ def draw_bars(rows: DataFrame, style: Style, fmt: str = "svg") -> bytes:
         tilt_if_crowded(axis, labels)
         percent_axis(axis, "y", "score (%)")
     legend(figure, *drawn[0][0].get_legend_handles_labels())
-    return rendered(figure, fmt)
+    return rendered(figure)
 
 
 def frontier(figure_data: FigureData) -> Iterator[Picture]:
@@ -66,7 +66,7 @@ def frontier(figure_data: FigureData) -> Iterator[Picture]:
     )
 
 
-def draw_frontier(rows: DataFrame, style: Style, fmt: str = "svg") -> bytes:
+def draw_frontier(rows: DataFrame, style: Style) -> bytes:
     """Points at the mean over seeds, with bars of one standard deviation."""
     figure, drawn = stream_panels(rows, columns=2, width=3.6, height=3.4)
     done = rows[rows["status"] == "done"]
@@ -81,7 +81,7 @@ def draw_frontier(rows: DataFrame, style: Style, fmt: str = "svg") -> bytes:
         percent_axis(axis, "x", "specificity (%)")
         percent_axis(axis, "y", "efficacy (%)")
     legend(figure, *point_handles(shown_in(done, style)))
-    return rendered(figure, fmt)
+    return rendered(figure)
 
 
 def ablation(figure_data: FigureData) -> Iterator[Picture]:
@@ -99,7 +99,7 @@ def ablation(figure_data: FigureData) -> Iterator[Picture]:
             )
 
 
-def draw_ablation(rows: DataFrame, fmt: str = "svg") -> bytes:
+def draw_ablation(rows: DataFrame) -> bytes:
     """Bars of an editor's variants; the one without a name, or else the first, is compared with."""
     variants = sorted(set(rows["variant"]))
     labels = [editor_label(rows["editor"].iloc[0], variant) for variant in variants]
@@ -118,7 +118,7 @@ def draw_ablation(rows: DataFrame, fmt: str = "svg") -> bytes:
         axis.set_ylim(len(names) - 0.4, -0.6)
         axis.grid(axis="y", visible=False)
     legend(figure, *drawn[0][0].get_legend_handles_labels())
-    return rendered(figure, fmt)
+    return rendered(figure)
 
 
 def composite(figure_data: FigureData) -> Iterator[Picture]:
@@ -166,4 +166,4 @@ def draw_composite(
     percent_axis(axis, "x", "composite score (%)")
     axis.set_xlim(0, 106)
     axis.grid(axis="y", visible=False)
-    return rendered(figure, fmt)
+    return rendered(figure)

@@ -108,8 +108,7 @@ def test_every_editor_has_a_look_of_its_own() -> None:
     assert len(look) == 21 and len(set(look.values())) == 21
 
 
-@pytest.mark.parametrize("fmt", ["svg", "png"])
-def test_figures_accept_failures_and_missing_costs(fmt: str) -> None:
+def test_figures_accept_failures_and_missing_costs() -> None:
     row = {"editor": "none", "variant": "", "n_batches": 4, "batch_size": 10, "status": "done",
            "efficacy": None, "generalization": None, "specificity": None,
            figures.costs.SETUP: None, figures.costs.EDITING: None}  # fmt: skip
@@ -117,7 +116,7 @@ def test_figures_accept_failures_and_missing_costs(fmt: str) -> None:
     style = figures.styles(rows)
     scores, costs = figures.scores, figures.costs
     for draw in (scores.draw_bars, scores.draw_frontier, costs.draw_times):
-        assert draw(rows, style, fmt)[:5] in (b"<?xml", b"\x89PNG\r")
+        assert draw(rows, style).startswith(b"<?xml")
 
 
 def test_a_grid_with_failures_only_still_has_a_report(tmp_path: Path) -> None:
