@@ -39,8 +39,6 @@ def measure(metric: Metric, place: Place, protocol: str, edits_at: int | None = 
     """A figure at one place.
 
     Args:
-        metric: Which.
-        place: The cells that answer.
         protocol: What scores are read by; where a cell was not scored by it, the first protocol
             that it was scored by, which the caller has to say.
         edits_at: Edits of the published stream after which curves are read; None: at its end.

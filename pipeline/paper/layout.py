@@ -44,7 +44,6 @@ class Method:
     Attributes:
         label: Its name among the published figures.
         editor: Its name here; None where it is not implemented.
-        variant: Variant of the entry in the grid.
         shown: What the line says, where that is not the label.
     """
 
@@ -102,10 +101,9 @@ class Section:
 
 @dataclass(frozen=True, kw_only=True)
 class Layout:
-    """A published table or figure as tables of figures.
+    """A published table or figure as tables of figures; it has the name of its grid.
 
     Attributes:
-        name: Name of its grid.
         protocols: Protocol of each dataset: what the published figures were measured by.
         notes: What a reader must know.
         paper_claims: Which of the paper's sentences are computed below the table.

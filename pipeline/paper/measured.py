@@ -94,12 +94,9 @@ class Place:
         return (self.n_edits // batch_size, batch_size)
 
     def edits_for(self, edits_at: int | None) -> int | None:
-        """Edits of ours that stand for so many of the stream asked for.
+        """Edits of ours that stand for so many of the stream asked for (None: all).
 
         That is the same share of the stream. None: no batch of ours ends there.
-
-        Args:
-            edits_at: Edits of the stream asked for; None: all.
         """
         if edits_at is None:
             return self.n_edits
@@ -118,12 +115,7 @@ class Place:
 
 
 def read_cells(lake: str | Lake, grid: str, scale: str | None = None) -> list[CellRows]:
-    """All cells of a grid at one scale.
-
-    Args:
-        lake: Where they lie.
-        grid: Name of the grid.
-        scale: Which; None: the best there is, published weights before proxy models.
+    """All cells of a grid at one scale; None: the best there is, published weights first.
 
     Raises:
         QueryError: There is no lake.
@@ -182,12 +174,7 @@ def find(
     the longest shorter ones, which a grid that was cut short leaves.
 
     Args:
-        cells: Of one scale.
-        model: Whose.
-        dataset: On which data.
-        method: Which editor and variant.
-        stream: The stream asked for.
-        proxy: What takes its place below scale `full`; None: nothing.
+        proxy: What takes the stream's place below scale `full`; None: nothing.
     """
     own = [
         cell

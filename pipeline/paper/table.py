@@ -23,12 +23,7 @@ from rledit.editors import editor_class
 
 @dataclass(frozen=True, kw_only=True)
 class Figure:
-    """One figure of the table.
-
-    Attributes:
-        places: Where it was read.
-        departures: What was otherwise there than in the published run.
-    """
+    """One figure of the table, where it was read, and what was otherwise there than published."""
 
     metric: Metric
     protocol: str
@@ -124,8 +119,6 @@ def paper_table(lake: str | Lake, name: str, scale: str | None = None) -> PaperT
     """The table of a grid that has a layout.
 
     Args:
-        lake: Where the results lie.
-        name: Name of the grid, a key of `LAYOUTS`.
         scale: Which results; None: the published weights' if there are any, else proxy models'.
     """
     layout = LAYOUTS[name]()

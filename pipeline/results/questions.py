@@ -24,7 +24,6 @@ def questions(grid: str, rows: Sequence[Row], preferred: Mapping[str, str]) -> l
     """SQL that answers with the figures of the tables: all of them, and where one comes from.
 
     Args:
-        grid: The grid.
         rows: Final rows of `runs`.
         preferred: dataset → protocol to ask by, where there are scores by it.
     """

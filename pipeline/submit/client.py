@@ -47,17 +47,11 @@ def send(
     include: Sequence[Path],
     tell: Callable[[str], None],
 ) -> Submission:
-    """Upload and start a submission.
+    """Upload and start a submission, of whose base name it gets a free one; returns it under that.
 
     Args:
-        server: The cluster's job server.
-        submission: Named by its base name.
-        environment: Variables of the job.
-        include: More files for its working directory.
+        include: More files for the job's working directory.
         tell: Takes lines for the user.
-
-    Returns:
-        The submission under the name it was given.
     """
     submission = dataclasses.replace(
         submission, name=free_name(server, submission.name), session=server.session()
@@ -96,10 +90,7 @@ def start_script(submitter: str, ray_version: str = "") -> str:
 
 
 def await_probe(server: JobServer, name: str, seconds: float) -> Job:
-    """Wait until a job has tried the storage from every node.
-
-    Returns:
-        The job's state; PENDING where the cluster has no room for it yet.
+    """Wait until a job has tried the storage from every node; it may still be PENDING after that.
 
     Raises:
         SubmitError: A node cannot use the storage; names it.

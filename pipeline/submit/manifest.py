@@ -61,12 +61,8 @@ class Shape:
     Attributes:
         image: Holds Ray, this project and what it needs, all pinned.
         max_workers: GPU workers the autoscaler may add; none stand idle.
-        gpus: GPUs of a worker.
-        cpus: Cores of a worker.
-        memory_gb: Memory of a worker.
+        gpus: GPUs of a worker, as `cpus` and `memory_gb`.
         claim: A persistent volume claim every pod mounts, as ``NAME:/path``.
-        secrets: Variables taken from secrets.
-        environment: Variables with plain values.
     """
 
     image: str
@@ -80,12 +76,7 @@ class Shape:
 
 
 def render(submission: Submission, shape: Shape, kind: Kind) -> str:
-    """The manifest as YAML.
-
-    Args:
-        submission: What is run; of a standing cluster only the name is used.
-        shape: The pods.
-        kind: A job with a cluster of its own, or a standing cluster.
+    """The manifest as YAML: a job with a cluster of its own, or a standing cluster.
 
     Raises:
         SubmitError: The image has no tag, or the claim no path.

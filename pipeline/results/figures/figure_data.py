@@ -20,13 +20,7 @@ _PIXELS_PER_POINT = 1.4
 
 @dataclass(frozen=True, kw_only=True)
 class Picture:
-    """A figure with what it shows.
-
-    Attributes:
-        title: A few words; with the section's title they name the file.
-        text: How to read it.
-        svg: The picture.
-    """
+    """A figure as SVG, with how to read it; its title and the section's name the file."""
 
     title: str
     text: str

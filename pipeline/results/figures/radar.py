@@ -55,13 +55,7 @@ def radar(figure_data: FigureData) -> Iterator[Picture]:
 def shapes_of(
     rows: DataFrame, abilities: DataFrame | None = None, times: DataFrame | None = None
 ) -> Shapes:
-    """Means over seeds by editor, stream and axis.
-
-    Args:
-        rows: final rows of `runs` of one protocol.
-        abilities: what `along.downstream_rows` gives.
-        times: rows of `costs`.
-    """
+    """Means over seeds by editor, stream and axis, from final rows of `runs` of one protocol."""
     found: dict[str, dict[Stream, dict[str, float]]] = {}
     edited = rows[rows["editor"] != UNEDITED]
     for (label, *where), here in edited.groupby(["label", "n_batches", "batch_size"]):

@@ -140,14 +140,11 @@ class Tracker:
     def close_stale_runs(
         self, is_alive: Callable[[Mapping[str, str]], bool] | None = None
     ) -> list[str]:
-        """Ends as KILLED every run left RUNNING by an invocation that is gone.
+        """Ends as KILLED every run left RUNNING by an invocation that is gone; returns their ids.
 
         Args:
             is_alive: decides by the tags of the parent run (`host`, `pid`, and those given to
                 `start`); by default `process_alive`.
-
-        Returns:
-            The ids of the runs that were ended.
 
         Raises:
             TrackingError: the store did not answer.
@@ -165,14 +162,11 @@ class Tracker:
         return ended
 
     def rebuild(self, lake: Lake, parent: str | None = None) -> int:
-        """Makes the child runs equal to the lake's cells of this grid.
+        """Makes the child runs equal to the lake's cells of this grid; returns how many are new.
 
         Cells that are logged already are left alone, so this is also how a run closes the gap that
         a crash between lake and tracker leaves. Runs of cells that the lake does not have are
         deleted.
-
-        Returns:
-            How many cells were logged anew.
 
         Raises:
             TrackingError: the store did not take it.

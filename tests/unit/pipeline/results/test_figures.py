@@ -137,9 +137,10 @@ def test_abilities_are_drawn_per_task_from_the_unedited_model_on(rich: Lake) -> 
 
 def test_an_ablation_states_the_difference_to_the_whole(rich: Lake) -> None:
     here = subject(rich)
+    (picture,) = scores.ablation(here)
     rows = here.done.query("editor == 'rledit' and n_batches == 4")
     by = dict(zip(rows["variant"], rows["efficacy"], strict=True))
-    shown = words(scores.draw_ablation(rows))
+    shown = words(picture.svg)
     assert f"{by['']:.1f}" in shown
     assert f"({by['no backtracking'] - by['']:+.1f})" in shown
 
