@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from pipeline.config.presets import OWN, preset_setting
@@ -138,20 +138,19 @@ def paper_table(lake: str | Lake, name: str, scale: str | None = None) -> PaperT
 def _block(section: Section, layout: Layout, cells: Sequence[CellRows]) -> Block:
     protocols = {dataset: layout.protocols[dataset] for dataset in section.datasets}
     proxies = proxy_streams(layout.name)
-    fastest = _fastest(
-        [
-            place
-            for method in layout.methods
-            if method.editor not in (None, "none")
-            for place in places_of(section, method, cells, proxies).values()
-        ]
+    places = {method: places_of(section, method, cells, proxies) for method in layout.methods}
+    edited = [own for method, own in places.items() if method.editor not in (None, "none")]
+    spent = (
+        seconds_per_edit(cell, place.n_edits)
+        for own in edited
+        for place in own.values()
+        for cell in place.done
     )
+    fastest = min(spent, default=None)
     lines = []
-    for method in layout.methods:
-        places = places_of(section, method, cells, proxies)
+    for method, own in places.items():
         figures = tuple(
-            _figure(metric, section, method, places, protocols, fastest)
-            for metric in section.metrics
+            _figure(metric, section, method, own, protocols, fastest) for metric in section.metrics
         )
         lines.append(Line(method=method, own_setting=_is_own(method, section), figures=figures))
     named = " + ".join(dict.fromkeys(protocols.values()))
@@ -210,13 +209,8 @@ def _averaged(parts: Sequence[Ours]) -> Ours:
     return Ours(values=means, protocol=protocol)
 
 
-def _fastest(places: Iterable[Place]) -> float | None:
-    """Least seconds per edit at some places, for ratios."""
-    found = (seconds_per_edit(cell, place.n_edits) for place in places for cell in place.done)
-    return min(found, default=None)
-
-
 def _ratio(place: Place, fastest: float | None) -> Ours:
+    """Seconds per edit over the least of the section's methods."""
     if not fastest or any(cell.editor == "none" for cell in place.done):
         return Ours()
     return Ours(
@@ -244,23 +238,21 @@ def _notes(blocks: Sequence[Block], scale: str) -> list[str]:
         notes.append(
             "Figures of proxy models show that the grid runs; they say nothing about the models."
         )
-    figures = [f for block in blocks for line in block.lines for f in line.figures]
+    lines = [(block, line) for block in blocks for line in block.lines]
+    figures = [figure for _, line in lines for figure in line.figures]
     if scale == "full" and any(f.departures for f in figures if f.ours.values):
         notes.append("Some figures were not measured as the published ones: the letters say how.")
-    starred = any(line.own_setting and not line.method.shown for b in blocks for line in b.lines)
-    if starred:
+    if any(line.own_setting and not line.method.shown for _, line in lines):
         notes.append("† our own setting: no paper gives the method's settings on this model.")
-    for block in blocks:
-        for line in block.lines:
-            notes += [
-                f"{MARK} {text}: {line.method.label}, {block.section.title}."
-                for text in line.remarks
-            ]
+    notes += [
+        f"{MARK} {text}: {line.method.label}, {block.section.title}."
+        for block, line in lines
+        for text in line.remarks
+    ]
     sources = dict.fromkeys(b.section.source.label for b in blocks if b.section.source)
     if sources:
         notes.append(f"Published figures: {'; '.join(sources)}.")
-    seeds = {len(f.ours.values) for b in blocks for line in b.lines for f in line.figures}
-    if max(seeds, default=0) > 1:
+    if max((len(figure.ours.values) for figure in figures), default=0) > 1:
         notes.append("± is the sample standard deviation over seeds.")
     notes.append("[low, high] is the 95 % bootstrap interval over edits.")
     return notes
