@@ -87,7 +87,9 @@ def framed(rows: Sequence[Mapping[str, Any]], columns: Sequence[str] | None = No
     if {"editor", "variant"} <= set(frame.columns):
         names = zip(frame["editor"], frame["variant"], strict=True)
         frame["label"] = [editor_label(editor, variant) for editor, variant in names]
-    return frame
+    # A number that no row has is NaN everywhere, as it is where some rows have it.
+    unknown = [name for name in frame.columns if len(frame) and frame[name].isna().all()]
+    return frame.astype(dict.fromkeys(unknown, float))
 
 
 def streams_of(frame: DataFrame) -> list[Stream]:

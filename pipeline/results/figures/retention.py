@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 
 from pandas import DataFrame
 
@@ -14,6 +14,7 @@ from pipeline.results.figures.canvas import (
     plot_lines,
     rendered,
     stream_panels,
+    thinned,
 )
 from pipeline.results.figures.figure_data import FigureData, Picture, longest_stream, of_stream
 from pipeline.results.figures.style import Style, line_handles, shown_in
@@ -93,8 +94,8 @@ def _draw_maps(rows: DataFrame, style: Style) -> bytes:
         grid = own.reindex(index=ages, columns=positions).to_numpy()
         image = axis.imshow(grid, origin="lower", aspect="auto", cmap="cividis", vmin=0, vmax=100)
         axis.set_facecolor("#eeeeee")  # an age that does not exist yet
-        axis.set_xticks(*_thinned(positions, 4))
-        axis.set_yticks(*_thinned(ages, 6))
+        axis.set_xticks(*thinned(positions, 4))
+        axis.set_yticks(*thinned(ages, 6))
         axis.set_title(label, fontsize=TITLE_SIZE, loc="left")
         axis.grid(False)
         if i % _COLUMNS == 0:
@@ -104,10 +105,3 @@ def _draw_maps(rows: DataFrame, style: Style) -> bytes:
             axis.tick_params(labelbottom=True)
     figure.colorbar(image, ax=list(axes), label="efficacy (%)", shrink=0.8)
     return rendered(figure)
-
-
-def _thinned(values: Sequence[int], most: int) -> tuple[list[int], list[str]]:
-    """At most `most` evenly spaced ticks, as (positions, labels)."""
-    step = max(1, -(-len(values) // most))
-    places = list(range(0, len(values), step))
-    return places, [str(values[i]) for i in places]

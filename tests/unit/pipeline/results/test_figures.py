@@ -158,6 +158,18 @@ def test_the_composite_is_the_papers_formula(rich: Lake) -> None:
     assert "rledit (no backtracking)" not in found
 
 
+def test_a_score_that_no_cell_has_is_left_out(rich: Lake) -> None:
+    """Data without rephrasings: nothing generalises, and no composite can be made."""
+    here = subject(rich, None)
+    rows = [row | {"generalization": None} for row in here.rows.to_dict("records")]
+    here = dataclasses.replace(here, rows=framed(rows))
+    assert list(scores.composite(here)) == []
+    assert "Gen" in words(next(scores.bars(here)).svg)
+    (picture,) = along.batch_sizes(dataclasses.replace(here, rows=framed(
+        [row for row in rows if row["dataset"] == "world"])))  # fmt: skip
+    assert "Gen (%)" not in words(picture.svg) and "Eff (%)" in words(picture.svg)
+
+
 def test_equal_streams_are_compared_by_batch_size(rich: Lake) -> None:
     (picture,) = along.batch_sizes(subject(rich))
     assert picture.title.startswith("40 edits")
