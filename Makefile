@@ -1,4 +1,5 @@
-PYTHON ?= python3.11
+# The Python of .venv; empty: 3.11, 3.12 or 3.13, whichever is there.
+PYTHON ?=
 VENV := .venv
 BIN := $(VENV)/bin
 RESULTS ?= results
@@ -6,15 +7,33 @@ TABLES := table2 table4 table5 fig3 fig4 fig5 fig6 fig7 fig8 gptj steps protocol
 # Batches per stream; empty: the proxy streams as the grids have them, which every figure needs.
 LIMIT ?=
 
-.PHONY: demo demo-full tables-standin test test-all lint docs install clean
+.PHONY: demo demo-full tables-proxy tables-standin test test-all test-newest lint lock docs install \
+  install-plain clean
 
 install: $(VENV)/.installed
 
-# One install of everything; repeated only when the dependencies change.
-$(VENV)/.installed: pyproject.toml
-	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --upgrade pip
-	$(BIN)/python -m pip install --quiet -e '.[dev]'
+# What users need and no more, in the same versions.
+install-plain: $(VENV)/.installed-plain
+
+# One install of everything in the versions of the lock, each file checked by its hash; repeated only
+# when the dependencies change. What is published as source is built by what the lock has for that.
+# A CPU build of torch is taken where pip finds one that the lock knows; one with CUDA needs more.
+LOCKED := install --quiet --no-deps --no-build-isolation
+$(VENV)/.installed: LOCK := dev
+$(VENV)/.installed: PROJECT := -e .
+$(VENV)/.installed-plain: LOCK := plain
+$(VENV)/.installed-plain: PROJECT := .
+$(VENV)/.installed $(VENV)/.installed-plain: pyproject.toml $(wildcard requirements/*.txt)
+	@sh requirements/venv.sh $(VENV) $(PYTHON)
+	$(BIN)/python -m pip $(LOCKED) --require-hashes -r requirements/build.txt
+	@$(BIN)/python -m pip $(LOCKED) --require-hashes -r requirements/torch-cpu.txt 2>/dev/null || \
+	  echo 'no CPU build of torch in the places of pip: the one of PyPI is taken'
+	$(BIN)/python -m pip $(LOCKED) --require-hashes -r requirements/$(LOCK).txt
+	@if $(BIN)/python -c 'from importlib import metadata; import sys; \
+	  sys.exit("nvidia" not in str(metadata.requires("torch")))'; then \
+	  $(BIN)/python -m pip $(LOCKED) --require-hashes -r requirements/cuda.txt; fi
+	$(BIN)/python -m pip $(LOCKED) $(PROJECT)
+	@$(BIN)/python -m pip check || echo 'warning: packages of your own in $(VENV) do not fit the lock'
 	touch $@
 
 demo: install
@@ -24,11 +43,15 @@ demo-full: install
 	$(BIN)/rledit run jobs/grids/demo-full.yaml --results $(RESULTS)
 
 # Every published table and figure with proxy models: nothing but weights and data files is missing.
-tables-standin: install
+tables-proxy: install
 	for grid in $(TABLES); do \
-	  $(BIN)/rledit run jobs/grids/$$grid.yaml --scale standin $(if $(LIMIT),--limit $(LIMIT)) \
+	  $(BIN)/rledit run jobs/grids/$$grid.yaml --scale proxy $(if $(LIMIT),--limit $(LIMIT)) \
 	    --results $(RESULTS) || exit 1; \
 	done
+
+tables-standin:
+	@echo 'make tables-standin is now make tables-proxy; the old name works in this version for the last time'
+	$(MAKE) tables-proxy
 
 # The reference of grid keys, docs/grid.md, from the code.
 docs: install
@@ -47,6 +70,14 @@ test: lint
 
 test-all: test
 	OMP_NUM_THREADS=1 $(BIN)/pytest tests -m slow
+
+# The versions and hashes of requirements/*.txt from pyproject.toml; ARGS=--upgrade: newer ones.
+lock: install
+	$(BIN)/python requirements/lock.py $(ARGS)
+
+# The newest allowed versions in an environment of their own: once a week.
+test-newest: install
+	$(BIN)/python requirements/newest.py $(ARGS)
 
 clean:
 	rm -rf $(RESULTS) .pytest_cache .mypy_cache .ruff_cache

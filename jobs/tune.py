@@ -11,15 +11,26 @@ import typer
 from rich.console import Console
 
 from pipeline.cli.errors import errors_as_help
+from pipeline.cli.options import RerunOtherCode
 from pipeline.run.logs import configure_logging
 from pipeline.run.tuning import load_search, tune, write_record
 from pipeline.storage.run_paths import RunPaths
 
 
-def main(search: Path, out: Path, results: Path = Path("results")) -> None:
+def main(
+    search: Path,
+    out: Path,
+    results: Path = Path("results"),
+    rerun_other_code: RerunOtherCode = False,
+) -> None:
     """Run the search; an interrupted one goes on from where it stopped."""
     configure_logging()
-    record = tune(load_search(search), RunPaths.under(results), Console(stderr=True))
+    record = tune(
+        load_search(search),
+        RunPaths.under(results),
+        Console(stderr=True),
+        rerun_other_code=rerun_other_code,
+    )
     write_record(record, out)
     typer.echo(f"tuned settings and all trials: {out}")
 

@@ -61,7 +61,8 @@ _TRAINING = frozenset(
         "max_grad_norm", "loc_coef", "reg_coef", "decay", "depth", "discount",
         "update_moments_while_editing", "moments_scope", "seed", "retrain_every",
         "retrain_batches", "regularisation_gradient", "locality_gradient", "clipping",
-        "kl_reference", "step_form",
+        "kl_reference", "step_form", "drawing", "patience", "validate_every", "min_improvement",
+        "validation_batches", "warmup_steps", "weight_decay", "average", "loc_warmup",
     }
 )  # fmt: skip
 

@@ -67,13 +67,13 @@ class ChatTemplate:
         if not tokenizer.chat_template:
             raise ChatTemplateError(
                 f"prompt_style chat: the tokenizer of {_name(tokenizer)} has no chat template; "
-                "take the instruction-tuned model, or prompt_style bare"
+                "take the instruction-tuned model, or prompt_style plain"
             )
         template = tokenizer.get_chat_template()
         if "strftime_now" in template and "date_string" not in template:
             raise ChatTemplateError(
                 f"prompt_style chat: the template of {_name(tokenizer)} writes the date of the day "
-                "into every prompt, so figures would change with it; take prompt_style bare, or a "
+                "into every prompt, so figures would change with it; take prompt_style plain, or a "
                 "checkpoint with a template that does not"
             )
         self.without_thinking = switches(template)
@@ -127,7 +127,7 @@ class ChatTemplate:
         except jinja2.TemplateError as error:
             raise ChatTemplateError(
                 f"prompt_style chat: the template of {_name(self._tokenizer)} refuses a single "
-                f"user's turn ({error}); take prompt_style bare"
+                f"user's turn ({error}); take prompt_style plain"
             ) from None
         return text
 
@@ -135,7 +135,7 @@ class ChatTemplate:
         return (
             f"prompt_style chat: the template of {_name(self._tokenizer)} does not hold the prompt "
             f"{content!r} as it is, but writes {text!r}, so no position in it can be found; take "
-            "prompt_style bare, or a checkpoint whose template leaves prompts alone"
+            "prompt_style plain, or a checkpoint whose template leaves prompts alone"
         )
 
 

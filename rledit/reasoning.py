@@ -164,6 +164,6 @@ def remedy(mark: str, tried: Mapping[str, Any]) -> str:
     return (
         f"opens a block of thinking behind the prompt ({mark!r}) and leaves it open, {switch}: "
         "every answer would be written and scored inside the model's thinking; take prompt_style "
-        "bare, a checkpoint whose template does not, or a copy of this one whose "
+        "plain, a checkpoint whose template does not, or a copy of this one whose "
         "chat_template.jinja closes the block (for <think>: </think> behind it)"
     )

@@ -118,11 +118,15 @@ class Reward:
     Args:
         model: The model being edited.
         config: What the reward is made of.
+
+    Attributes:
+        loc_coef: λ_loc from now on; the configuration's, unless somebody sets another.
     """
 
     def __init__(self, model: EditableModel, config: RewardConfig) -> None:
         self._model = model
         self._config = config
+        self.loc_coef = config.loc_coef
         self._window: deque[_Remembered] = deque(maxlen=config.depth)
         self._next_deal = 0
         self._recorded = (
@@ -289,7 +293,7 @@ class Reward:
         token_weights = torch.tensor([i.token_weight for i in items], dtype=torch.float64)
         ages = torch.tensor([i.age for i in items])
         is_kl = torch.tensor([i.reference is not None for i in items], dtype=torch.bool)
-        coefficients = [1.0 if i.reference is None else config.loc_coef for i in items]
+        coefficients = [1.0 if i.reference is None else self.loc_coef for i in items]
         factors = torch.tensor(coefficients, dtype=torch.float64) * config.decay ** ages.double()
         latest: dict[int, Tensor] = {}
         found: list[Tensor] = []

@@ -162,7 +162,7 @@ class Encoder:
         if bos is False and self._chat is not None and self._chat.writes_bos:
             raise TokenizationError(
                 "bos: false, but the chat template writes BOS itself; leave `bos` out of the "
-                "model's entry, or take prompt_style bare"
+                "model's entry, or take prompt_style plain"
             )
 
     def answer_lead(self, prompt: str, answer: str) -> str:
@@ -303,7 +303,7 @@ class Encoder:
             )
         return (
             f"the answer {answer!r} merges into one token with the end of the chat template, "
-            f"{self._chat.tail!r}; take prompt_style bare"
+            f"{self._chat.tail!r}; take prompt_style plain"
         )
 
     def sample(self, prompt: str, answer: str, where: str = "") -> Sample:

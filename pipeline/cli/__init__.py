@@ -9,8 +9,9 @@ from typing import Annotated, Any
 
 import typer
 
-from pipeline.cli import cluster, covariance, data, export, grids, plan, results
+from pipeline.cli import answers, cluster, covariance, data, export, grids, plan, results
 from pipeline.cli.errors import errors_as_help
+from pipeline.cli.old_names import add_old_names
 from pipeline.run.logs import configure_logging
 
 app = typer.Typer(
@@ -49,25 +50,28 @@ for command in (
     grids.run,
     results.table,
     results.query,
+    answers.answers,
     results.diff,
     results.report,
     export.export,
     cluster.submit,
     cluster.status,
     cluster.cancel,
-    cluster.sweep,
+    cluster.close_stale_runs,
     cluster.rebuild,
 ):
     app.command()(command)
 
-data_app = typer.Typer(help="Look at files of edits before anything runs.", no_args_is_help=True)
+data_app = typer.Typer(help="Look at edits before anything runs.", no_args_is_help=True)
 data_app.command("check")(data.data_check)
+data_app.command("facts")(data.data_facts)
 app.add_typer(data_app, name="data")
 
 covariance_app = typer.Typer(help="Share key covariance between users.", no_args_is_help=True)
 covariance_app.command("export")(covariance.covariance_export)
 covariance_app.command("import")(covariance.covariance_import)
-app.add_typer(covariance_app, name="statistics")
+app.add_typer(covariance_app, name="covariance")
+add_old_names(app, covariance_app)
 
 
 def main() -> Any:

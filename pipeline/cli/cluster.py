@@ -1,4 +1,5 @@
-"""Commands about clusters: submit, status, cancel; and about tracking: sweep, rebuild."""
+"""Commands about clusters: submit, status, cancel; and about tracking:
+close-stale-runs, rebuild."""
 
 from __future__ import annotations
 
@@ -208,7 +209,7 @@ def cancel(
             typer.echo("tracking: " + (str(swept) if swept.left else f"the job's run is {by}"))
 
 
-def sweep(
+def close_stale_runs(
     grids: Annotated[
         list[str] | None, typer.Argument(help="Names of grids (default: all).")
     ] = None,

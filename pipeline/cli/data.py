@@ -1,7 +1,8 @@
-"""Commands about files of edits."""
+"""Commands about edits: files of them, and the facts that the package ships."""
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -30,3 +31,38 @@ def data_check(
     for line in lines:
         typer.echo(line)
     raise typer.Exit(code)
+
+
+def data_facts(
+    checkpoint: Annotated[
+        Path | None,
+        typer.Option(
+            help="Folder of a model to ask which of the facts it knows; minutes, on a CPU.",
+            exists=True,
+            file_okay=False,
+        ),
+    ] = None,
+) -> None:
+    """Describe the real facts that the package ships: relations, pools, sources.
+
+    With a model, how many of them it knows, and what the pools of locality come to.
+    """
+    from pipeline.inputs.known_facts import ask_folder
+    from rledit.facts import RELATIONS, RealFacts, known_counts, real_facts, table_hash
+
+    facts = real_facts()
+    typer.echo(f"{len(facts):,} facts in {len(RELATIONS)} relations, sha256 {table_hash()}")
+    known = None if checkpoint is None else ask_folder(checkpoint, typer.echo)
+    counts = {} if known is None else known_counts(known)
+    for name, relation in RELATIONS.items():
+        own = [fact for fact in facts if fact.relation == name]
+        answers = len({fact.answer for fact in own})
+        says = f", {counts[name][0]} known" if name in counts else ""
+        typer.echo(f"  {name:18}{len(own):5} ({answers} answers){says}  {relation.title}")
+        typer.echo(f"    {relation.statements[0].format(own[0].named)} {own[0].answer}")
+    source = RealFacts(known=known)
+    typer.echo("pools: " + ", ".join(f"{pool} {size}" for pool, size in source.sizes().items()))
+    for split, why in source.unknowing.items():
+        typer.echo(f"  locality of {split}: {why}")
+    typer.echo("sources: GeoNames (CC-BY 4.0), CLDR (Unicode licence), mendeleev (MIT); see")
+    typer.echo("  SOURCES.md and LICENCES.txt in the folder rledit/facts")

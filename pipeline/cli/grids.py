@@ -53,7 +53,14 @@ def run(
     A run that was interrupted goes on from where it stopped: give the same command again.
     """
     from pipeline.config.parse import load_grid
-    from pipeline.plan.grid_plan import code_lines, make_plan, pool_lines, skip_lines
+    from pipeline.plan.fingerprint import address_of
+    from pipeline.plan.grid_plan import (
+        code_lines,
+        make_plan,
+        pool_lines,
+        shared_lines,
+        skip_lines,
+    )
     from pipeline.results.lake.lake import Lake
     from pipeline.run.driver import run_plan
 
@@ -63,7 +70,8 @@ def run(
     console = Console(stderr=True)
     try:
         found = make_plan(parsed, Lake(run_paths.lake), replace, rerun_other_code=rerun_other_code)
-        said = [*pool_lines(found.cells), *skip_lines(found.missing), *code_lines(found)]
+        said = [*pool_lines(found.cells), *skip_lines(found.missing)]
+        said += [*shared_lines(found), *code_lines(found)]
         for line in said:
             console.print(line, highlight=False, markup=False, soft_wrap=True)
         console.print(f"{len(found.cells)} cells, {len(found.missing)} to run", highlight=False)
@@ -77,7 +85,7 @@ def run(
     except Interrupted:
         raise Interrupted(_kept(found, run_paths)) from None
     print_table(
-        run_paths.lake, parsed.name, "md", among={cell.address.scale for cell in found.cells}
+        run_paths.lake, parsed.name, "md", among={address_of(cell).scale for cell in found.cells}
     )
     report_path = write_report_files(run_paths.lake, parsed.name, results / f"{parsed.name}.html")
     console.print(f"report: {report_path}\nlake:   {run_paths.lake}", highlight=False)
@@ -90,6 +98,7 @@ def run(
 
 def _kept(plan: Plan | None, run_paths: RunPaths) -> str:
     """What an interrupted run leaves, and how it goes on."""
+    from pipeline.plan.fingerprint import key_of
     from pipeline.results.lake.lake import Lake
 
     if plan is None:
@@ -98,7 +107,7 @@ def _kept(plan: Plan | None, run_paths: RunPaths) -> str:
             f"the "
             "same command goes on from there"
         )
-    keys = {cell.key for cell in plan.cells}
+    keys = {key_of(cell) for cell in plan.cells}
     lake = Lake(run_paths.lake)
     records = lake.manifest() if lake.exists() else []
     done = sum(record.done and record.address.cell_key in keys for record in records)

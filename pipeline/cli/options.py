@@ -28,8 +28,8 @@ CacheUri = Annotated[
     str | None,
     typer.Option(
         "--cache",
-        help="URI of models, trained networks, statistics and resume states (default: a folder in "
-        "the results folder). On a cluster: a shared mount or an object store.",
+        help="URI of models, trained networks, key covariance and resume states (default: a folder "
+        "in the results folder). On a cluster: a shared mount or an object store.",
     ),
 ]
 TrackingUri = Annotated[
@@ -55,7 +55,7 @@ Scale = Annotated[
     str | None,
     typer.Option(
         "--scale",
-        help="What the models' presets stand for: full (the published weights and data), standin "
+        help="What the models' presets stand for: full (the published weights and data), proxy "
         "(the same architectures at toy size, on the synthetic world in the datasets' schemas) or "
         "world (its plain form). Default: what the grid says.",
     ),

@@ -51,14 +51,17 @@ def plan(
     """
     from pipeline.config.parse import load_grid
     from pipeline.plan.cells import cells_of
+    from pipeline.plan.checks import check_sharded, skip_reason
     from pipeline.plan.estimate import absent_files, estimate, unfetched_files, unknowable
     from pipeline.plan.estimate.summary import summary
+    from pipeline.plan.fingerprint import key_of
     from pipeline.plan.grid_plan import (
-        check_sharded,
         code_lines,
+        double_lines,
         failed_lines,
         make_plan,
         pool_lines,
+        shared_lines,
         skip_lines,
     )
     from pipeline.results.lake.lake import Lake
@@ -74,20 +77,21 @@ def plan(
     for cell in unknown:
         check_sharded(cell)
     found = make_plan(parsed, store, replace, known, rerun_other_code)
-    skipped = {cell.key for cell in found.missing if cell.skip_reason is not None}
+    skipped = {key_of(cell) for cell in found.missing if skip_reason(cell) is not None}
     states = {True: "done", False: "missing"}
     for cell in found.cells if cells else ():
-        state = "skipped" if cell.key in skipped else states[cell.key in found.done]
-        reason = cell.skip_reason if cell.key in skipped else found.failed.get(cell.key)
-        typer.echo(f"{state:8}{cell.key}  {cell.path}" + (f"  ({reason})" if reason else ""))
+        state = "skipped" if key_of(cell) in skipped else states[key_of(cell) in found.done]
+        reason = skip_reason(cell) if key_of(cell) in skipped else found.failed.get(key_of(cell))
+        typer.echo(f"{state:8}{key_of(cell)}  {cell.path}" + (f"  ({reason})" if reason else ""))
     for cell in unknown if cells else ():
         reason = "not there" if unknowable(cell, absent) else "not fetched"
         typer.echo(f"{'missing':8}{'-' * 16}  {cell.path}  (its data is {reason})")
     reasons = () if cells else (*skip_lines(found.missing), *failed_lines(found))
-    for line in (*pool_lines(found.cells), *reasons, *code_lines(found)):
+    shared = (*shared_lines(found), *double_lines(found, store))
+    for line in (*pool_lines(found.cells), *reasons, *shared, *code_lines(found)):
         typer.echo(line)
-    to_run = [cell for cell in found.missing if cell.key not in skipped] + unknown
-    done = Counter((c.model.name, c.label) for c in found.cells if c.key in found.done)
+    to_run = [cell for cell in found.missing if key_of(cell) not in skipped] + unknown
+    done = Counter((c.model.name, c.label) for c in found.cells if key_of(c) in found.done)
     cost = estimate(to_run, _records(store), gpu_memory_gb, run_paths.cache)
     for line in summary(cost, done):
         typer.echo(line)

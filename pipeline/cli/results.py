@@ -21,7 +21,7 @@ def table(
         str | None,
         typer.Option(
             "--scale",
-            help="Show results at scale full, standin or world. Default: for a published table the "
+            help="Show results at scale full, proxy or world. Default: for a published table the "
             "first of these that there are, else all.",
         ),
     ] = None,
@@ -44,7 +44,9 @@ def table(
 
 
 def query(
-    sql: Annotated[str, typer.Argument(help="SQL over the views runs, edits, curves, cells.")],
+    sql: Annotated[
+        str, typer.Argument(help="SQL over the views runs, edits, answers, curves, cells.")
+    ],
     results: Results = DEFAULT_RESULTS,
     lake: LakeUri = None,
     format_: Annotated[str, typer.Option("--format", help="table, csv or json.")] = "table",

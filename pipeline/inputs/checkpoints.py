@@ -14,7 +14,8 @@ from functools import lru_cache
 from pathlib import Path
 from urllib.parse import urlsplit
 
-from pipeline.inputs import pickled_weights
+from pipeline.config.gguf_refs import gguf_reference
+from pipeline.inputs import gguf_checkpoints, pickled_weights
 from pipeline.inputs.checkpoint_files import (
     AGAIN,
     CheckpointError,
@@ -22,6 +23,7 @@ from pipeline.inputs.checkpoint_files import (
     safetensors_header,
     why_no_json,
 )
+from pipeline.inputs.gguf_files import Progress
 
 _SMALL_FILES = ["*.json", "*.model", "*.txt", "chat_template.jinja"]
 _SINGLE = "model.safetensors"
@@ -39,6 +41,8 @@ def cached(checkpoint: str) -> Path | None:
     """The folder of a checkpoint's configuration, if this machine has it without asking the hub."""
     if is_folder(checkpoint):
         return Path(checkpoint)
+    if (gguf := gguf_reference(checkpoint)) is not None:
+        return gguf_checkpoints.kept_folder(gguf)
     from huggingface_hub import try_to_load_from_cache
 
     repository, _, revision = checkpoint.partition("@")
@@ -63,22 +67,34 @@ def hub_reachable() -> bool:
 def fetch_description(checkpoint: str) -> Path:
     """The folder with a checkpoint's configuration and tokenizer; no weights are fetched.
 
+    Of a GGUF file, which has all in one, the whole file is.
+
     Raises:
         CheckpointError: There is no such checkpoint, or it is not handed out.
     """
+    if not is_folder(checkpoint) and (gguf := gguf_reference(checkpoint)) is not None:
+        return gguf_checkpoints.described(gguf)
     return _fetched(checkpoint, _SMALL_FILES)
 
 
-def fetch_whole(checkpoint: str) -> Path:
+def fetch_whole(checkpoint: str, progress: Progress | None = None) -> Path:
     """The folder of a whole checkpoint, its weights held against their headers.
 
     Of the hub's files only those are fetched that are loaded: some repositories hold the weights
-    twice, in shards and consolidated.
+    twice, in shards and consolidated. GGUF files are dequantised.
+
+    Args:
+        checkpoint: The checkpoint.
+        progress: Told how many tensors of a GGUF file are dequantised.
 
     Raises:
         CheckpointError: There is no such checkpoint, it is not handed out, it has no weights that
             are loaded, or a file is broken.
     """
+    if not is_folder(checkpoint) and (gguf := gguf_reference(checkpoint)) is not None:
+        folder = gguf_checkpoints.dequantised(gguf, *([progress] if progress else []))
+        check_weights(folder)
+        return folder
     folder = fetch_description(checkpoint)
     if (names := lacking_weights(checkpoint, folder)) is not None:
         folder = _fetched(checkpoint, [*_SMALL_FILES, *names])
@@ -106,7 +122,7 @@ def lacking_weights(checkpoint: str, folder: Path) -> list[str] | None:
 
 def missing_weights(checkpoint: str, folder: Path) -> dict[str, int | None] | None:
     """As `lacking_weights`, each with its size in bytes where the hub tells it."""
-    if is_folder(checkpoint) or not hub_reachable():
+    if is_folder(checkpoint) or gguf_reference(checkpoint) is not None or not hub_reachable():
         return None
     here = weight_files(folder)
     if here and all(path.is_file() for path in here):
@@ -252,9 +268,9 @@ def _no_weights(what: str, names: Sequence[str]) -> CheckpointError:
     """Why files that hold weights are not loaded, and what to do."""
     if packed := [name for name in names if name.endswith(".gguf")]:
         return CheckpointError(
-            f"{what}: its weights are in {packed[0]}, the format of llama.cpp, in most cases "
-            "quantised; edits are written into plain matrices: take the checkpoint that it was "
-            "made from, as *.safetensors"
+            f"{what}: its weights are in {packed[0]}, the format of llama.cpp, and a folder's are "
+            "loaded from *.safetensors; name the GGUF file itself as the checkpoint (of the hub, "
+            "after hf download), and it is dequantised once"
         )
     others = [name for name in names if name.endswith(".safetensors")]
     others += [name for name in names if _PICKLED.fullmatch(name)]

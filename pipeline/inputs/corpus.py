@@ -44,7 +44,7 @@ class CorpusMetadata:
 
 
 def open_corpus(
-    location: str | None, limit: int, world: World | None, setting: str = "statistics.corpus"
+    location: str | None, limit: int, world: World | None, setting: str = "covariance.corpus"
 ) -> Corpus:
     """The first `limit` documents of a corpus, or as many as it has.
 
@@ -63,7 +63,7 @@ def open_corpus(
         if world is None:
             raise ConfigError(
                 f"{setting}: without a synthetic world a corpus file is needed, e.g. "
-                "statistics: {corpus: wiki.jsonl}"
+                "covariance: {corpus: wiki.jsonl}"
             )
         documents = tuple(_world_text(world))[:limit]
     else:
@@ -91,7 +91,7 @@ def corpus_metadata(location: str | None, limit: int, world: World | None) -> Co
 @lru_cache(maxsize=8)
 def _file_metadata(location: str, limit: int, _: tuple[int, int] | None) -> CorpusMetadata:
     found = _metadata(open_corpus(location, limit, None))
-    warn_if_short("statistics.corpus", location, found.documents, limit)
+    warn_if_short("covariance.corpus", location, found.documents, limit)
     return found
 
 

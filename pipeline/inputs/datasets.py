@@ -14,13 +14,21 @@ from pipeline.config.grid import DatasetEntry
 from pipeline.inputs.edit_files import read_data
 from rledit.control_tokens import SPELLINGS
 from rledit.datasets import FileEditSource, RowError, RowErrors
+from rledit.facts import RealFacts
 from rledit.records import SPLITS, EditSource, Probe, Split, asked, has_probe
 from rledit.scripts import space_between
 from rledit.world import World, WorldConfig, render_schema
 
 
-def source_of(dataset: DatasetEntry) -> EditSource:
-    """The edits of a dataset entry; the same object for equal entries."""
+def source_of(dataset: DatasetEntry, known: str = "") -> EditSource:
+    """The edits of a dataset entry; the same object for equal entries.
+
+    Args:
+        dataset: The entry.
+        known: Of real facts, the file that says which of them the unedited model knows.
+    """
+    if known:
+        return _known_source(dataset.name, known)
     return _source(dataset.name, _entry(dataset))
 
 
@@ -40,11 +48,15 @@ def pool_origin(dataset: DatasetEntry, split: Split) -> str:
     source = source_of(dataset)
     if dataset.files and isinstance(source, FileEditSource):
         return source.origin(split)
+    if dataset.real_facts:
+        return "real facts that the package ships"
     return "facts of the synthetic world"
 
 
 def pool_remedy(dataset: DatasetEntry, split: Split) -> str:
     """What to do about a pool that holds too little."""
+    if dataset.real_facts:
+        return "give files of edits instead of real_facts"
     if not dataset.files:
         return "raise n_subjects of the world"
     if split in dataset.files:
@@ -52,6 +64,16 @@ def pool_remedy(dataset: DatasetEntry, split: Split) -> str:
     if "all" in dataset.files:
         return f"give files.{split} a file of its own, or a larger share by shares.{split}"
     return f"give files.{split}, or files.all, which is cut into the pools that have no file"
+
+
+def known_metadata(dataset: DatasetEntry, known: str) -> dict[str, Any]:
+    """What results say of the real facts that a model knows; nothing of other data."""
+    if not known:
+        return {}
+    source = source_of(dataset, known)
+    assert isinstance(source, RealFacts)
+    pools = {"pools": source.sizes(), "known": source.known_counts}
+    return {"real_facts": pools | ({"unknowing": source.unknowing} if source.unknowing else {})}
 
 
 def world_of(settings: Mapping[str, Any]) -> World:
@@ -103,6 +125,8 @@ def _entry(dataset: DatasetEntry) -> str:
 @lru_cache(maxsize=8)
 def _source(name: str, entry: str) -> EditSource:
     data = json.loads(entry)
+    if data["real_facts"]:
+        return RealFacts(name)
     if not data["files"]:
         world = world_of(data["world"])
         if data["schema"] is None:
@@ -126,6 +150,11 @@ def _source(name: str, entry: str) -> EditSource:
         shares=data["shares"] or None,
         name=name,
     )
+
+
+@lru_cache(maxsize=8)
+def _known_source(name: str, path: str) -> EditSource:
+    return RealFacts(name).knowing(json.loads(Path(path).read_text())["known"])
 
 
 @lru_cache(maxsize=64)

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.config.grid import HARNESS, EvalDataEntry
+from pipeline.config.words import documented, documented_value
 from pipeline.errors import ConfigError
 from pipeline.inputs.corpus import file_version, open_corpus, warn_if_short
 from rledit.datasets import open_rows
@@ -74,8 +75,8 @@ def _text(entry: EvalDataEntry, world: World | None) -> tuple[str, ...]:
 
 @lru_cache(maxsize=2)
 def _read_text(location: str, documents: int, _: tuple[int, int] | None) -> tuple[str, ...]:
-    found = open_corpus(location, documents, None, "material.text").documents
-    warn_if_short("material.text", location, len(found), documents)
+    found = open_corpus(location, documents, None, "eval_data.text").documents
+    warn_if_short("eval_data.text", location, len(found), documents)
     return found
 
 
@@ -95,7 +96,7 @@ def _read_references(path: str, _: tuple[int, int] | None) -> dict[str, tuple[st
             texts[key] = tuple(sample.answer("text") for sample in fields.children("samples"))
         except RowError as error:
             raise ConfigError(
-                f"material.references: {error}; expected objects with relation_id, target_id and "
+                f"eval_data.references: {error}; expected objects with relation_id, target_id and "
                 "samples, a list of objects with text"
             ) from None
     return texts
@@ -120,7 +121,7 @@ def _items(path: Path, _: tuple[int, int] | None) -> list[dict[str, Any]]:
     schema = find_schema(file.rows[0][1])
     if schema is None or path.stem not in schema.tasks:
         raise ConfigError(
-            f"material.ability: {path}: the first row has not the keys of a {path.stem} item; "
+            f"eval_data.downstream: {path}: the first row has not the keys of a {path.stem} item; "
             f"`rledit data check {path}` says what it is"
         )
     map_downstream(file, schema)
@@ -129,13 +130,12 @@ def _items(path: Path, _: tuple[int, int] | None) -> list[dict[str, Any]]:
 
 def _taught(world: World | None, setting: str, measurement: str) -> World:
     """The world, if its models were taught more than facts."""
+    said, needed = documented_value(measurement), f"eval_data.{documented(setting)}"
     if world is None:
-        raise ConfigError(
-            f"measurement {measurement!r} of a checkpoint needs material.{setting}, a path"
-        )
+        raise ConfigError(f"measurement {said!r} of a checkpoint needs {needed}, a path")
     if not world.config.lessons:
         raise ConfigError(
-            f"measurement {measurement!r}: the models of this world were taught facts only; set "
-            f"datasets.NAME.world.lessons=true, or give material.{setting}"
+            f"measurement {said!r}: the models of this world were taught facts only; set "
+            f"datasets.NAME.world.auxiliary=true, or give {needed}"
         )
     return world

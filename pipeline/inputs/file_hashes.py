@@ -102,13 +102,17 @@ def _read(path: Path, size: int) -> str:
     return found.hexdigest()
 
 
+def cache_home() -> Path:
+    """The folder for what this user's programs can make again."""
+    base = Path(os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache"))
+    # A user may have no home, as in some containers.
+    return base if base.is_absolute() else Path(tempfile.gettempdir())
+
+
 def _note(stamp: _Stamp) -> Path:
     """The file that remembers a path's content."""
-    base = Path(os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache"))
-    if not base.is_absolute():  # a user without a home, as in some containers
-        base = Path(tempfile.gettempdir())
     name = hashlib.sha256(stamp.path.encode()).hexdigest()[:32]
-    return base / "rledit" / "digests" / f"{name}.json"
+    return cache_home() / "rledit" / "digests" / f"{name}.json"
 
 
 def _recall(stamp: _Stamp) -> str | None:

@@ -8,10 +8,13 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from pipeline.config.gguf_refs import gguf_reference
 from pipeline.config.hub_refs import unpinned_checkpoint
 from pipeline.errors import ConfigError
 from pipeline.inputs.checkpoints import CheckpointError, weight_files
 from pipeline.inputs.file_hashes import sha256_of
+from pipeline.inputs.gguf_checkpoints import content_of
+from pipeline.results.lake.identity import identity_hash
 
 _ABSENT = "absent"
 _DESCRIBING = (".json", ".txt", ".model")  # files of a checkpoint's folder beside its weights
@@ -19,8 +22,7 @@ _DESCRIBING = (".json", ".txt", ".model")  # files of a checkpoint's folder besi
 
 def fingerprint(content: Mapping[str, Any]) -> str:
     """Sixteen hex digits of the SHA-256 of canonical JSON."""
-    text = json.dumps(content, sort_keys=True, separators=(",", ":"))
-    return hashlib.sha256(text.encode()).hexdigest()[:16]
+    return identity_hash(content)
 
 
 def changed_fields(old: Mapping[str, Any], new: Mapping[str, Any], prefix: str = "") -> list[str]:
@@ -36,10 +38,10 @@ def changed_fields(old: Mapping[str, Any], new: Mapping[str, Any], prefix: str =
 
 
 def checkpoint_fingerprint(checkpoint: str) -> str:
-    """What tells one checkpoint from another: its commit on the hub, or its folder's content.
+    """What tells one checkpoint from another: its commit on the hub, or its content.
 
-    Of a folder that is its weights, and the files that describe model and tokenizer. Weights are
-    read once (see `pipeline.inputs.file_hashes`).
+    Of a folder that is its weights, and the files that describe model and tokenizer; of a GGUF
+    file all of it, wherever it lies. Weights are read once (see `pipeline.inputs.file_hashes`).
 
     Raises:
         ConfigError: Neither a folder with a config.json nor a model of the hub at a commit.
@@ -47,6 +49,8 @@ def checkpoint_fingerprint(checkpoint: str) -> str:
     """
     folder = Path(checkpoint)
     if not folder.is_dir():
+        if (gguf := gguf_reference(checkpoint)) is not None:
+            return f"gguf:{content_of(gguf)}"
         if (problem := unpinned_checkpoint(checkpoint)) is not None:
             raise ConfigError(problem)
         return checkpoint

@@ -28,8 +28,8 @@ def require_harness() -> None:
     """
     if find_spec("lm_eval") is None:
         raise ConfigError(
-            "measurement 'ability_harness' needs lm-evaluation-harness, which is not installed: "
-            "pip install 'rledit-at-scale[harness]', or take 'ability' instead"
+            "measurement 'downstream_harness' needs lm-evaluation-harness, which is not installed: "
+            "pip install 'rledit-at-scale[harness]', or take 'downstream' instead"
         )
 
 

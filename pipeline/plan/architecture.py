@@ -20,6 +20,7 @@ from pipeline.inputs.checkpoints import (
     hub_reachable,
     read_config,
 )
+from pipeline.inputs.gguf_checkpoints import known_preset
 from pipeline.inputs.model_loading import configured, text_part_of
 from pipeline.inputs.quantised_weights import Quantised, quantised
 from pipeline.plan.cells import Cell
@@ -91,7 +92,8 @@ def architecture_of(cell: Cell) -> Architecture:
     """The architecture of a cell's model, without its weights.
 
     The configuration is that of the checkpoint's folder or of the hub; where the hub cannot be
-    reached and the model names a preset, the preset's published sizes.
+    reached and the model names a preset, the preset's published sizes. Neither is a GGUF file
+    fetched that a preset knows.
 
     Raises:
         CheckpointError: The checkpoint's configuration cannot be had, its weights are packed in a
@@ -101,6 +103,8 @@ def architecture_of(cell: Cell) -> Architecture:
     if checkpoint is None:
         return _of_world(json.dumps(asdict(cell.model_spec)), json.dumps(cell.dataset.world))
     folder = cached(checkpoint)
+    if folder is None and (known := known_preset(checkpoint)) is not None:
+        return _of_preset(known)
     if folder is None and not hub_reachable() and preset is not None:
         return _of_preset(preset)
     if folder is None:

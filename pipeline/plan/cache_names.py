@@ -3,18 +3,29 @@
 from __future__ import annotations
 
 from pipeline.plan.cells import Cell
+from pipeline.plan.fingerprint import (
+    calibration_key_of,
+    covariance_key_of,
+    known_key_of,
+    train_key_of,
+)
 
 MODELS = "models"
 
 
 def trained_name(cell: Cell) -> str:
     """The name of the cell's trained network in the cache."""
-    return f"trained/{cell.editor_name}-{cell.train_key}.safetensors"
+    return network_name(cell.editor_name, train_key_of(cell))
+
+
+def network_name(editor: str, train_key: str) -> str:
+    """The name of a trained network in the cache, by its key."""
+    return f"trained/{editor}-{train_key}.safetensors"
 
 
 def covariance_folder(cell: Cell) -> str:
     """Where in the cache the moments lie: one folder per model, corpus and precision."""
-    return f"statistics/{cell.covariance_key}"
+    return f"statistics/{covariance_key_of(cell)}"
 
 
 def shard_file(folder: str, module: str, shard: int) -> str:
@@ -27,6 +38,11 @@ def whole_file(folder: str, module: str) -> str:
     return f"{folder}/{module}.whole.safetensors"
 
 
+def known_name(cell: Cell) -> str:
+    """The name of the record of real facts that the cell's model knows, in the cache."""
+    return f"known/{known_key_of(cell)}.json"
+
+
 def calibration_name(cell: Cell) -> str:
     """The name of the record in the cache."""
-    return f"calibrated/{cell.calibration_key}.json"
+    return f"calibrated/{calibration_key_of(cell)}.json"

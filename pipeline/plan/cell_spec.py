@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import json
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from typing import Any
 
 from pipeline.config.parse import build
 from pipeline.config.yaml_location import Located
 from pipeline.inputs.fingerprints import changed_fields
 from pipeline.plan.cells import Cell
+from pipeline.plan.fingerprint import identity_of, key_of
+from pipeline.results.lake.identity import without_labels
 from pipeline.results.lake.layout import LakeError
+from pipeline.results.lake.records import CellRecord
 from pipeline.storage.object_store import Storage
 from pipeline.storage.redaction import redact_settings
 
@@ -19,18 +22,21 @@ _FOLDER = "entries"
 
 def write_cell_spec(cell: Cell, lake: Storage) -> None:
     """Keep what the cell was made from: its grid's entries, its files' places among them."""
-    entry = redact_settings({"identity": cell.identity, "cell": asdict(cell)})
-    lake.write_bytes(_name(cell.key), json.dumps(entry, sort_keys=True).encode())
+    entry = redact_settings(
+        {"identity": identity_of(cell), "cell": asdict(replace(cell, known=""))}
+    )
+    lake.write_bytes(_name(key_of(cell)), json.dumps(entry, sort_keys=True).encode())
 
 
-def read_cell_spec(key: str, lake: Storage) -> Cell:
-    """The cell of a key.
+def read_cell_spec(record: CellRecord, lake: Storage) -> Cell:
+    """The cell of a manifest row.
 
     Raises:
         LakeError: There is none, or the same entry gives another cell today.
     """
+    key = record.address.cell_key
     try:
-        entry: dict[str, Any] = json.loads(lake.read_bytes(_name(key)))
+        entry: dict[str, Any] = json.loads(lake.read_bytes(_name(record.stored_key)))
     except FileNotFoundError:
         raise LakeError(
             f"{lake} does not say what cell {key} was made from (it was written by an earlier "
@@ -38,8 +44,8 @@ def read_cell_spec(key: str, lake: Storage) -> Cell:
         ) from None
     given = entry["cell"]
     cell = build(Cell, given, (), Located.of_data(given, f"cell {key}"))
-    if cell.key != key:
-        changes = "; ".join(changed_fields(entry["identity"], cell.identity))
+    if key_of(cell) != key:
+        changes = "; ".join(changed_fields(without_labels(entry["identity"]), identity_of(cell)))
         raise LakeError(f"cell {key} cannot be run again as it was: {changes}")
     return cell
 

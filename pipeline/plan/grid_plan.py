@@ -3,22 +3,25 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from pipeline.config.grid import DatasetEntry, Grid
 from pipeline.errors import ConfigError
 from pipeline.inputs.checkpoints import check_weights, is_folder
-from pipeline.inputs.datasets import lacking, pool_origin, pool_remedy, source_of, unread
+from pipeline.inputs.datasets import lacking, pool_origin, source_of, unread
 from pipeline.inputs.fingerprints import changed_fields
+from pipeline.plan.cell_data import read_not_measured
 from pipeline.plan.cells import Cell, cells_of
+from pipeline.plan.checks import check_cell, check_corpus, check_rows, skip_reason
+from pipeline.plan.fingerprint import address_of, identity_of, key_of
 from pipeline.plan.versions import code_version
+from pipeline.results.lake.addresses import doubles, place_of, shown
+from pipeline.results.lake.identity import without_labels
 from pipeline.results.lake.lake import Lake
-from pipeline.results.lake.records import SCORES, CellAddress
-from rledit.datasets import RowError, RowErrors
+from pipeline.results.lake.records import SCORES, CellRecord
 from rledit.datasets.check import unread_keys
-from rledit.editors import editor_class
 from rledit.records import PROBES, SPLITS
 
 
@@ -27,13 +30,17 @@ class Plan:
     """The cells of a grid, sorted by what the lake knows of them.
 
     Attributes:
-        cells: All cells.
-        done: Those whose rows lie in the lake.
+        cells: All cells, one for each address of the grid.
+        done: Keys of those whose rows lie in the lake, whichever grid has run them.
         failed: Reasons of those that failed before, by key; they are run again.
-        outdated: Keys in the lake that stand at a cell's path with another identity.
+        outdated: Keys in the lake whose rows go, as no grid asks for them any longer or other code
+            is to make them again.
         refused: Why cells cannot run, by key, as preflight found out.
         other_code: Version of the code by key, of cells with rows in the lake that other code
             than this made. They are done, or outdated where they are to be run again.
+        shared: Names of the other grids of the lake that ask for a cell, by key.
+        doubles: Finished rows of an earlier version that are one cell today, by key, the one that
+            counts first.
     """
 
     cells: tuple[Cell, ...]
@@ -42,15 +49,22 @@ class Plan:
     outdated: tuple[str, ...]
     refused: Mapping[str, str] = field(default_factory=dict)
     other_code: Mapping[str, str] = field(default_factory=dict)
+    shared: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    doubles: Mapping[str, Sequence[CellRecord]] = field(default_factory=dict)
 
     def reason(self, cell: Cell) -> str | None:
         """Why a cell is left out; None where it can run."""
-        return cell.skip_reason or self.refused.get(cell.key)
+        return skip_reason(cell) or self.refused.get(key_of(cell))
 
     @property
     def missing(self) -> tuple[Cell, ...]:
-        """Cells still to run."""
-        return tuple(cell for cell in self.cells if cell.key not in self.done)
+        """Cells still to run, each once, however many addresses of the grid it has."""
+        first = {key_of(cell): cell for cell in reversed(self.cells)}
+        return tuple(
+            cell
+            for cell in self.cells
+            if key_of(cell) not in self.done and first[key_of(cell)] is cell
+        )
 
 
 def make_plan(
@@ -62,17 +76,19 @@ def make_plan(
 ) -> Plan:
     """Compare a grid with the lake.
 
+    A cell that any grid of the lake has done is done: what it is called here does not matter.
+
     Args:
         grid: The grid.
         lake: Where its results lie, or will lie.
-        replace: Accept that finished cells at the same path have another identity; they are
-            listed in `Plan.outdated` instead of stopping.
+        replace: Accept that finished cells at the same address have another identity; where no
+            other grid asks for them, they are listed in `Plan.outdated` instead of stopping.
         cells: Those of its cells to look at; None: all.
         rerun_other_code: Finished cells that another version of the code made are not done; they
             are listed in `Plan.outdated`, too.
 
     Raises:
-        ConfigError: A finished cell stands at a cell's path with another identity, or a stream
+        ConfigError: A finished cell stands at a cell's address with another identity, or a stream
             does not fit its data.
         DatasetError: Edits cannot be read; rows that cannot be mapped are named all at once.
     """
@@ -84,130 +100,96 @@ def make_plan(
     check_corpus(cells)
     for cell in cells:
         check_cell(cell)
-    records = lake.manifest(grid.name) if lake.exists() else []
-    by_path: dict[tuple[object, ...], Cell] = {_path(cell.address): cell for cell in cells}
-    outdated: list[str] = []
-    for record in records:
-        stands = by_path.get(_path(record.address))
-        if stands is None or stands.key == record.address.cell_key or not record.done:
-            continue
-        if not replace:
-            changes = changed_fields(record.values["identity"], stands.identity)
-            raise ConfigError(
-                f"{stands.path} is in the lake with other settings: {'; '.join(changes)}. Give the "
-                "editor another variant or the grid another name, or replace the old rows with "
-                "--replace"
-            )
-        outdated.append(record.address.cell_key)
-    known = {record.address.cell_key: record for record in records}
-    asked = {cell.key for cell in cells}
+    asked = {key_of(cell) for cell in cells}
+    rows = lake.rows() if lake.exists() else []
+    records = shown(rows, lake.addresses()) if rows else []
+    known = {r.address.cell_key: r for r in records if r.address.cell_key in asked}
     other_code = {
         key: str(record.values["code_version"])
         for key, record in known.items()
-        if record.done and key in asked and record.values["code_version"] != code_version()
+        if record.done and record.values["code_version"] != code_version()
     }
     again = tuple(other_code) if rerun_other_code else ()
-    outdated += again
     return Plan(
         cells=cells,
         done=frozenset(key for key, record in known.items() if record.done) - {*again},
         failed={
-            key: record.reason or record.status
-            for key, record in known.items()
-            if not record.done and key in asked
+            key: record.reason or record.status for key, record in known.items() if not record.done
         },
-        outdated=tuple(outdated),
+        outdated=(*_outdated(cells, records, replace), *again),
         other_code=other_code,
+        shared=_shared(grid.name, known, records),
+        doubles={key: found for key, found in doubles(rows).items() if key in asked},
     )
 
 
-def check_rows(cells: Sequence[Cell]) -> None:
-    """Read the edits of every dataset.
+def _outdated(cells: Sequence[Cell], records: Sequence[CellRecord], replace: bool) -> list[str]:
+    """Finished cells that the grid's cells take the place of, and that stand nowhere else.
 
     Raises:
-        RowErrors: Rows cannot be mapped, of all datasets together.
-        DatasetError: A dataset cannot be read for another reason.
+        ConfigError: There are such, or some that stand elsewhere, and they are not to be replaced.
     """
-    errors: list[RowError] = []
-    for dataset in {cell.dataset.name: cell.dataset for cell in cells}.values():
-        try:
-            source_of(dataset)
-        except RowErrors as error:
-            errors += error.errors
-    if errors:
-        raise RowErrors(errors)
+    taking = {place_of(address_of(cell)): cell for cell in cells}
+    asked = {key_of(cell) for cell in cells}
+    replaced: list[str] = []
+    left: set[str] = set()
+    for record in records:
+        key, stands = record.address.cell_key, taking.get(place_of(record.address))
+        if stands is None or key in asked:
+            left.add(key)
+        elif record.done:
+            if not replace:
+                identity = without_labels(record.values["identity"])
+                changes = changed_fields(identity, identity_of(stands))
+                raise ConfigError(
+                    f"{stands.path} is in the lake with other settings: {'; '.join(changes)}. Give "
+                    "the editor another variant or the grid another name, or replace the old rows "
+                    "with --replace"
+                )
+            replaced.append(key)
+    return [key for key in dict.fromkeys(replaced) if key not in left]
 
 
-def check_cell(cell: Cell) -> None:
-    """Find what would fail later, before anything expensive starts.
-
-    Raises:
-        ConfigError: The data holds too few edits for the stream or for a training trajectory, or
-            the model of this cell cannot be sharded.
-    """
-    check_sharded(cell)
-    if cell.skip_reason is None and cell.insufficient_data is not None:
-        raise ConfigError(f"{cell.path}: {cell.insufficient_data}; {_enlarge(cell)}")
-
-
-def _enlarge(cell: Cell) -> str:
-    """What to do about a pool that is too small."""
-    split = cell.dataset.split
-    if cell.source().sizes()[split] >= cell.n_edits:  # it is the train pool
-        return f"shorten the trajectory, or {pool_remedy(cell.dataset, 'train')}"
-    return f"shorten the stream, or {pool_remedy(cell.dataset, split)}"
+def _shared(
+    grid: str, keys: Collection[str], records: Sequence[CellRecord]
+) -> dict[str, tuple[str, ...]]:
+    """The other grids that ask for some of the cells, by key."""
+    found: dict[str, set[str]] = {}
+    for record in records:
+        if record.address.grid != grid and record.address.cell_key in keys:
+            found.setdefault(record.address.cell_key, set()).add(record.address.grid)
+    return {key: tuple(sorted(names)) for key, names in found.items()}
 
 
-def check_corpus(cells: Sequence[Cell]) -> None:
-    """Ask for running text where an editor needs key covariance of a model that has no world.
-
-    Raises:
-        ConfigError: There is none; names the editors and models, and what to give.
-    """
-    lacking = [
-        cell
-        for cell in cells
-        if "statistics" in cell.needs
-        and cell.model.checkpoint is not None
-        and cell.statistics.corpus is None
-    ]
-    if lacking:
-        editors = ", ".join(dict.fromkeys(cell.label for cell in lacking))
-        models = ", ".join(dict.fromkeys(cell.model.name for cell in lacking))
-        raise ConfigError(
-            f"statistics.corpus is not given, and the grid's {editors} need key covariance of "
-            f"running text on {models}: give a .txt, .jsonl or Parquet file with --set "
-            "statistics.corpus=wiki.jsonl, or leave these editors out"
+def shared_lines(plan: Plan) -> list[str]:
+    """Which cells other grids have done, and which of the grid's own are one cell, for people."""
+    lines = []
+    done = [key for key in map(key_of, plan.cells) if key in plan.done]
+    grids = Counter(name for key in done for name in plan.shared.get(key, ()))
+    for name, n in sorted(grids.items()):
+        lines.append(
+            f"shared: {n} of {len(plan.cells)} cells are cells of grid {name}, which are done; "
+            "they are shown under both, and not run again"
         )
+    by_key: dict[str, list[str]] = {}
+    for cell in plan.cells:
+        by_key.setdefault(key_of(cell), []).append(cell.path)
+    for first, *others in by_key.values():
+        lines += [f"shared: {path} is the same cell as {first}, run once" for path in others]
+    return lines
 
 
-def check_sharded(cell: Cell) -> None:
-    """Refuse a sharded model for an editor or precision that cannot have one.
-
-    Raises:
-        ConfigError: The cell's grid shards its model, and it cannot be.
-    """
-    reason = unshardable(cell)
-    if cell.resources.sharding != "none" and reason is not None:
-        raise ConfigError(f"{cell.path}: {reason}")
-
-
-def unshardable(cell: Cell) -> str | None:
-    """Why a cell's model cannot be sharded, with the remedy; None where it can."""
-    if not editor_class(cell.editor.editor).shardable:
-        return (
-            f"{cell.label} differentiates with respect to whole matrices, which no "
-            "rank of a sharded model holds; set resources.sharding: none for it, in a grid of its "
-            "own, with `ranks` to share out the scoring"
-        )
-    if cell.model.checkpoint is not None and cell.model.dtype == "float64":
-        return "a float64 model cannot be sharded; load it in float32 or bfloat16"
-    if cell.model.checkpoint is not None and cell.quantised is not None:
-        return (
-            f"a quantised checkpoint ({cell.quantised.words}) is turned back into plain matrices "
-            "while it is loaded whole, so it cannot be sharded; set resources.sharding: none"
-        )
-    return None
+def double_lines(plan: Plan, lake: Lake) -> list[str]:
+    """Which cells an earlier version has run more than once, and whether their scores agree."""
+    lines = []
+    for key, (first, *others) in plan.doubles.items():
+        for other in others:
+            one, two = (lake.columns("edits", record) for record in (first, other))
+            equal = all(one[name] == two[name] for name in SCORES)
+            a, b = (f"{r.address.grid} ({r.stored_key})" for r in (first, other))
+            verdict = "with the same scores" if equal else f"with other scores; those of {a} count"
+            lines.append(f"cell {key} lies in the lake as {a} and as {b}, {verdict}")
+    return lines
 
 
 def pool_lines(cells: Sequence[Cell]) -> list[str]:
@@ -218,6 +200,10 @@ def pool_lines(cells: Sequence[Cell]) -> list[str]:
         sizes = source_of(dataset).sizes()
         pools = ", ".join(f"{pool} {size}" for pool, size in sizes.items())
         lines.append(f"facts of {name}: {pools}")
+        if dataset.real_facts:
+            lines.append(
+                "  locality: of those, the facts that the unedited model knows; it is asked first"
+            )
         if dataset.files:
             lines += [f"  {split}: {pool_origin(dataset, split)}" for split in SPLITS]
         total = sum(sizes[split] for split in SPLITS)
@@ -235,9 +221,11 @@ def _unmeasured(cells: Sequence[Cell], dataset: DatasetEntry) -> Iterator[str]:
     streams = {
         (cell.dataset.split, cell.n_edits, cell.seed): cell
         for cell in cells
-        if cell.dataset == dataset and cell.skip_reason is None
+        if cell.dataset == dataset and skip_reason(cell) is None
     }
-    found = dict.fromkeys(item for cell in streams.values() for item in cell.not_measured.items())
+    found = dict.fromkeys(
+        item for cell in streams.values() for item in read_not_measured(cell).items()
+    )
     for what, why in found:
         if what not in SCORES:
             yield f"{what}: asked for and not measured, {why}"
@@ -245,8 +233,8 @@ def _unmeasured(cells: Sequence[Cell], dataset: DatasetEntry) -> Iterator[str]:
 
 def failed_lines(plan: Plan) -> list[str]:
     """Why cells failed before, a line for each reason."""
-    counts = Counter(plan.failed[key] for cell in plan.missing if (key := cell.key) in plan.failed
-                     and cell.skip_reason is None)  # fmt: skip
+    missing = [cell for cell in plan.missing if skip_reason(cell) is None]
+    counts = Counter(plan.failed[key] for key in map(key_of, missing) if key in plan.failed)
     return [f"failed before, {n} of the cells to run: {reason}" for reason, n in counts.items()]
 
 
@@ -256,7 +244,7 @@ def code_lines(plan: Plan) -> list[str]:
         return []
     versions = Counter(plan.other_code.values())
     made = ", ".join(f"{n} by {version}" for version, n in sorted(versions.items()))
-    of = len({cell.key for cell in plan.cells} & (plan.done | {*plan.other_code}))
+    of = len({key_of(cell) for cell in plan.cells} & (plan.done | {*plan.other_code}))
     lead = f"{len(plan.other_code)} of {of} done cells are of other code than {code_version()}"
     if plan.done.isdisjoint(plan.other_code):
         return [f"{lead} ({made}): run again, their old rows are dropped"]
@@ -268,18 +256,5 @@ def code_lines(plan: Plan) -> list[str]:
 
 def skip_lines(cells: Sequence[Cell]) -> list[str]:
     """Why cells cannot be run on their data, a line for each reason."""
-    reasons = dict.fromkeys(cell.skip_reason for cell in cells if cell.skip_reason is not None)
+    reasons = dict.fromkeys(skip_reason(cell) for cell in cells if skip_reason(cell) is not None)
     return [f"skipped: {reason}" for reason in reasons]
-
-
-def _path(address: CellAddress) -> tuple[object, ...]:
-    return (
-        address.scale,
-        address.editor,
-        address.variant,
-        address.model,
-        address.dataset,
-        address.seed,
-        address.batch_size,
-        address.n_batches,
-    )

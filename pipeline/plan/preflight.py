@@ -31,7 +31,10 @@ from pipeline.inputs.model_loading import configured, require_scales, stored_nam
 from pipeline.inputs.quantised_weights import packed_tensor
 from pipeline.inputs.tokenizer_files import load_tokenizer
 from pipeline.plan.architecture import Architecture, architecture_of
+from pipeline.plan.cell_data import validation_batches, validation_edits
 from pipeline.plan.cells import Cell
+from pipeline.plan.checks import skip_reason
+from pipeline.plan.fingerprint import key_of
 from pipeline.plan.grid_plan import Plan
 from pipeline.plan.row_faults import Faults, stream_faults, subject_faults, together, train_faults
 from rledit.chat import PromptStyle
@@ -71,9 +74,9 @@ def preflight(cells: Sequence[Cell], others: bool = False) -> dict[str, Refusal]
         if what not in checked:
             checked.add(what)
             check_modules(cell, _shapes(cell))
-    able = [cell for cell in cells if cell.skip_reason is None]
+    able = [cell for cell in cells if skip_reason(cell) is None]
     checks = _Checks()
-    refused = {cell.key: found for cell in able if (found := checks.refusal(cell)) is not None}
+    refused = {key_of(cell): found for cell in able if (found := checks.refusal(cell)) is not None}
     if refused and len(refused) == len(able) and not others:
         raise ConfigError("\n".join(refusal_lines(able, refused)))
     return refused
@@ -86,7 +89,7 @@ def checked(plan: Plan) -> tuple[Plan, list[str]]:
         ConfigError: As for `preflight`.
         DatasetError: As for `preflight`.
     """
-    refused = preflight(plan.missing, others=len(plan.missing) < len(plan.cells))
+    refused = preflight(plan.missing, others=bool(plan.done))
     lines = refusal_lines(plan.missing, refused, lead="skipped: ")
     return replace(plan, refused={key: str(found) for key, found in refused.items()}), lines
 
@@ -116,7 +119,7 @@ def refusal_lines(
     """
     alike: dict[tuple[str, ...], list[Cell]] = {}
     for own in _by_editor(cells, refused):
-        lines = tuple(_lines([refused[cell.key] for cell in own]))
+        lines = tuple(_lines([refused[key_of(cell)] for cell in own]))
         alike.setdefault((own[0].model.name, own[0].dataset.name, *lines), []).extend(own)
     said = []
     for (_, _, first, *rest), concerned in alike.items():
@@ -130,7 +133,7 @@ def refusal_lines(
 def _by_editor(cells: Sequence[Cell], refused: Mapping[str, Refusal]) -> list[list[Cell]]:
     groups: dict[tuple[str, ...], list[Cell]] = {}
     for cell in cells:
-        if cell.key in refused:
+        if key_of(cell) in refused:
             key = (cell.model.name, cell.dataset.name, cell.label)
             groups.setdefault(key, []).append(cell)
     return list(groups.values())
@@ -168,6 +171,11 @@ class _Checks:
         if cell.learns:
             pool: Faults = self._once(_check_train_pool, "train pool", model, data)(cell)
             found.append(together(f"the train pool, which {cell.label} learns from,", [pool]))
+        if n := validation_batches(cell):
+            held = ("validation", model, data, n * cell.stream.batch_size, cell.seed)
+            held_out: Faults = self._once(_check_validation, *held)(cell)
+            what = f"the validation pool, which decides when the training of {cell.label} ends,"
+            found.append(together(what, [held_out]))
         faults = tuple(item for item in found if item is not None)
         return Refusal(faults=faults) if faults else None
 
@@ -261,6 +269,10 @@ def _check_train_pool(cell: Cell) -> Faults:
     if pool >= _MANY:
         logger.info("%s: tokenising the train pool, %d edits", cell.dataset.name, pool)
     return train_faults(_encoder(cell), cell.source().draw("train", pool, seed=cell.seed))
+
+
+def _check_validation(cell: Cell) -> Faults:
+    return train_faults(_encoder(cell), validation_edits(cell))
 
 
 def _shapes(cell: Cell) -> dict[str, tuple[int, ...]] | None:

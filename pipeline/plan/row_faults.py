@@ -104,7 +104,7 @@ def subject_faults(encoder: Encoder, edits: Sequence[Edit]) -> Faults:
 
 
 def train_faults(encoder: Encoder, edits: Sequence[Edit]) -> Faults:
-    """Rows of the train pool with a prompt or answer that breaks the token contract."""
+    """Rows that training draws with a prompt or answer that breaks the token contract."""
     return _faults("the train pool", edits, lambda edit: _collected(encoder, edit, _batch))
 
 

@@ -1,6 +1,7 @@
 """Comparison of two lakes: same results, times aside, bitwise where that can be asked.
 
-- Cells are matched by key. Thread and rank counts are part of a cell's key, so cells left over are
+- Cells are matched by key, whatever their grids call them; those of earlier versions by the key
+  they have today. Thread and rank counts are part of a cell's key, so cells left over are
   matched by the rest of their identity.
 - Where both cells ran with equal threads and ranks, floats must agree bitwise; otherwise to 1e-5
   (relative, or absolute below 1).
@@ -13,23 +14,25 @@ from __future__ import annotations
 import json
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from difflib import get_close_matches
 from typing import Any, NamedTuple
 
 from pandas import DataFrame
 
+from pipeline.results.lake.identity import without_labels
 from pipeline.results.lake.lake import Lake, LakeError
 from pipeline.results.lake.records import CellRecord
-from pipeline.results.lake.schemas import DATA_TABLES, ROW_KEYS, TABLES
+from pipeline.results.lake.schemas import DATA_TABLES, OPTIONAL_TABLES, ROW_KEYS, TABLES
 from pipeline.results.query import Connection, database
 
 TOLERANCE = 1e-5
 SHOWN = 20
 ASIDE = "_(seconds|ms|gb)$"  # ends of metric names in `steps`: times and memory
 
-_CELL_COLUMNS = ("data_hash", "model_hash", "key_version", "n_edits", "n_contradicting")
+_CELL_COLUMNS = ("data_hash", "model_hash", "n_edits", "n_contradicting")
 _EXECUTION = ("threads", "ranks")
+_TABLES = (*DATA_TABLES, *OPTIONAL_TABLES)
 
 Pair = tuple[CellRecord, CellRecord]
 
@@ -93,7 +96,7 @@ def diff_lakes(a: str | Lake, b: str | Lake, grid: str | None = None) -> DiffRep
     return DiffReport(
         equal=not findings,
         rule=_rule(exact, len(pairs) - exact),
-        lines=(*_shown(findings), *_version_notes(pairs)),
+        lines=(*_shown(findings), *_table_notes(pairs), *_version_notes(pairs)),
         n_differences=len(findings),
     )
 
@@ -156,9 +159,11 @@ def _by_signature(records: Sequence[CellRecord]) -> dict[tuple[str, int], CellRe
 
 
 def _signature(record: CellRecord) -> str:
-    address = {k: v for k, v in asdict(record.address).items() if k != "cell_key"}
-    identity = _without_execution(record.values["identity"])
-    return json.dumps([address, identity], sort_keys=True)
+    return json.dumps(_identity(record), sort_keys=True)
+
+
+def _identity(record: CellRecord) -> Any:
+    return _without_execution(without_labels(record.values["identity"]))
 
 
 def _without_execution(settings: Any) -> Any:
@@ -190,12 +195,11 @@ def _manifest_differences(pairs: Sequence[Pair]) -> Iterator[_Finding]:
 
 def _compared(record: CellRecord, whole: bool) -> dict[str, Any]:
     """The columns of a cell's manifest row that must agree; `whole`: of a finished one."""
-    found = {k: v for k, v in asdict(record.address).items() if k != "cell_key"}
-    found["status"] = record.status
+    found: dict[str, Any] = {"status": record.status}
     if whole:
         found |= {name: record.values[name] for name in _CELL_COLUMNS}
         found["protocols"] = sorted(record.values["protocols"])
-        found["identity"] = _without_execution(record.values["identity"])
+        found["identity"] = _identity(record)
     return found
 
 
@@ -203,7 +207,7 @@ def _row_differences(lakes: Sequence[Lake], pairs: Sequence[Pair]) -> Iterator[_
     """Compares all rows of the pairs in which both cells are done."""
     done = [n for n, pair in enumerate(pairs) if all(record.done for record in pair)]
     matched = [
-        (n, *(r.address.cell_key for r in pairs[n]), len(set(map(_execution, pairs[n]))) == 1)
+        (n, *(r.stored_key for r in pairs[n]), len(set(map(_execution, pairs[n]))) == 1)
         for n in done
     ]
     tables: dict[str, Any] = {"pairs": DataFrame(matched, columns=["pair", "a", "b", "bitwise"])}
@@ -211,10 +215,12 @@ def _row_differences(lakes: Sequence[Lake], pairs: Sequence[Pair]) -> Iterator[_
         records = [pairs[n][i] for n in done]
         if broken := [text for r in records for text in lake.verify(r.address.cell_key)]:
             raise LakeError("\n".join(broken))
-        tables |= {f"{'ab'[i]}_{table}": lake.dataset(table, records) for table in DATA_TABLES}
+        tables |= {f"{'ab'[i]}_{table}": lake.dataset(table, records) for table in _TABLES}
     with database(tables) as connection:
-        for place, table in enumerate(DATA_TABLES if done else (), start=1):
+        for place, table in enumerate(_TABLES if done else (), start=1):
             for pair, column, name, text in _of_table(table, connection):
+                if table in OPTIONAL_TABLES and len(_having(table, pairs[pair])) == 1:
+                    continue  # noted, not judged
                 yield _Finding((pair, place, column), name, f"{_named(pairs[pair][0])}, {text}")
 
 
@@ -261,6 +267,20 @@ _SAME_FLOATS = f"""CASE
         AND (isnan(a.{{0}}) OR signbit(a.{{0}}) = signbit(b.{{0}}))
     ELSE a.{{0}} = b.{{0}} OR (isfinite(a.{{0}}) AND isfinite(b.{{0}})
         AND abs(a.{{0}} - b.{{0}}) <= {TOLERANCE} * greatest(1, abs(a.{{0}}), abs(b.{{0}}))) END"""
+
+
+def _having(table: str, pair: Pair) -> list[str]:
+    """Which of the two cells have a table: that one has more to look at is no difference."""
+    return [name for name, record in zip("AB", pair, strict=True) if table in record.files]
+
+
+def _table_notes(pairs: Sequence[Pair]) -> list[str]:
+    return [
+        f"note: {_named(pair[0])}: only {has[0]} has {table}; not judged"
+        for pair in pairs
+        for table in OPTIONAL_TABLES
+        if all(record.done for record in pair) and len(has := _having(table, pair)) == 1
+    ]
 
 
 def _version_notes(pairs: Sequence[Pair]) -> list[str]:

@@ -1,6 +1,7 @@
 """SQL views and queries over a lake; the only file that imports duckdb.
 
-The views `runs`, `edits`, `curves` and `cells` show done cells only, as the manifest names them;
+The views `runs`, `edits`, `curves` and `cells` show done cells only, as the manifest names them,
+each at every address at which a grid asks for it (see `pipeline.results.lake.addresses`);
 `runs` and `cells` show the others too, with their status: a row without scores, and in `runs` one
 for each checkpoint that a failed cell had reached, none of them final. A connection lives in memory
 and cannot reach a file, so no query changes a lake.
@@ -30,8 +31,27 @@ FORMATS: tuple[Format, ...] = ("table", "csv", "json")
 _ADDRESS = (
     "grid, cell_key AS cell, editor, variant, model, dataset, scale, seed, batch_size, n_batches"
 )
+_LABELS = "grid, variant, model, dataset, scale"
 _SCORES = "efficacy, generalization, specificity, specificity_self"
 _ADDRESS_ORDER = "grid, model, dataset, editor, variant, n_batches, batch_size, seed, cell"
+
+
+def _placed(table: str) -> str:
+    """Rows of a table at all addresses of their cells.
+
+    The address in the rows is that of whoever wrote them, and their key the one in the cell's
+    files.
+    """
+    rows = (
+        f"SELECT cell_key AS stored_key, * EXCLUDE (cell_key, {_LABELS}, editor, seed, "
+        f"batch_size, n_batches) FROM {table}"
+    )
+    cells = (
+        f"SELECT stored_key, cell_key, {_LABELS}, editor, seed, batch_size, n_batches "
+        "FROM lake_cells"
+    )
+    return f"({rows}) JOIN ({cells}) USING (stored_key)"
+
 
 _VIEWS = {
     "runs": """
@@ -42,18 +62,28 @@ _VIEWS = {
                c.peak_memory_gb, c.data_hash, c.code_version, c.status,
                coalesce(c.resolved->>'$.remark', '') AS remark
         FROM lake_cells c JOIN (
-            FROM lake_scores
+            SELECT cell_key AS stored_key, * EXCLUDE (cell_key) FROM lake_scores
             UNION ALL BY NAME
-            SELECT cell_key FROM lake_cells WHERE status <> 'done'
-        ) s USING (cell_key)""",
+            SELECT DISTINCT stored_key FROM lake_cells WHERE status <> 'done'
+        ) s USING (stored_key)""",
     "edits": f"""
         SELECT {_ADDRESS}, checkpoint, protocol, edit_index, batch_index, edit_id, {_SCORES},
                superseded
-        FROM lake_edits""",
-    "curves": f"SELECT {_ADDRESS}, step, metric, value FROM lake_steps",
+        FROM {_placed("lake_edits")}""",
+    "answers": f"""
+        SELECT {_ADDRESS}, checkpoint, edit_index, edit_id, probe, probe_index, prompt, target,
+               before, answer, before_logprob, target_logprob, had_target, has_target, is_target,
+               superseded, tokens
+        FROM {_placed("lake_answers")} LEFT JOIN (
+            SELECT cell_key AS stored_key, edit_index, probe, probe_index, answer AS before,
+                   target_logprob AS before_logprob, has_target AS had_target
+            FROM lake_answers WHERE checkpoint = 0
+        ) USING (stored_key, edit_index, probe, probe_index)
+        WHERE checkpoint > 0""",
+    "curves": f"SELECT {_ADDRESS}, step, metric, value FROM {_placed('lake_steps')}",
     "cells": f"""
         SELECT {_ADDRESS}, * EXCLUDE (cell_key, grid, editor, variant, model, dataset, scale, seed,
-               batch_size, n_batches)
+               batch_size, n_batches, stored_key)
         FROM lake_cells""",
 }
 VIEWS = tuple(_VIEWS)
@@ -79,7 +109,8 @@ def connect(lake: str | Lake, records: Sequence[CellRecord] | None = None) -> Co
     """Opens an in-memory database with the views over a lake.
 
     Args:
-        records: the manifest, if the caller has read it already; only these cells are seen.
+        records: what `Lake.shown` gives, if the caller has read it already; only these cells are
+            seen, at these addresses.
 
     Raises:
         QueryError: the location does not exist. An existing one without cells is fine: its views
@@ -91,7 +122,7 @@ def connect(lake: str | Lake, records: Sequence[CellRecord] | None = None) -> Co
             f"there is no lake at {lake.storage}: run a grid first, or name another with --lake\n"
             f"{describe(_open(lake, ()))}"
         )
-    return _open(lake, lake.manifest() if records is None else records)
+    return _open(lake, lake.shown() if records is None else records)
 
 
 def database(tables: Mapping[str, Any]) -> Connection:
@@ -103,7 +134,7 @@ def database(tables: Mapping[str, Any]) -> Connection:
 
 
 def _open(lake: Lake, records: Sequence[CellRecord]) -> Connection:
-    tables = ("cells", "scores", "edits", "steps")
+    tables = ("cells", "scores", "edits", "steps", "answers")
     connection = database({f"lake_{table}": lake.dataset(table, records) for table in tables})
     for name, sql in _VIEWS.items():
         connection.execute(f"CREATE VIEW {name} AS {sql}")
@@ -160,8 +191,8 @@ def runs(
     ).dicts()
     prefixes = query(
         f"""SELECT runs.* REPLACE (shorter AS n_batches, TRUE AS final)
-        FROM (SELECT cell, unnest(CAST(identity->'$.also_after' AS INTEGER[])) AS shorter
-              FROM cells WHERE {of}) JOIN runs USING (cell)
+        FROM (SELECT cell, {_LABELS}, unnest(CAST(identity->'$.also_after' AS INTEGER[])) AS shorter
+              FROM cells WHERE {of}) JOIN runs USING (cell, {_LABELS})
         WHERE n_edits = shorter * batch_size AND status = 'done' {order}""",
         connection,
     ).dicts()

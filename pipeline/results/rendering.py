@@ -73,7 +73,9 @@ def _sheet(table: Table, panel: Panel, bold_best: bool) -> Sheet:
         ]
         for line in table.lines
     ]
-    return Sheet(heads=[*labels, *figures], rows=rows, name=panel.protocol or "no protocol")
+    return Sheet(
+        heads=[*labels, *figures], rows=rows, name=panel.protocol or "none, as no cell is done"
+    )
 
 
 def _best(table: Table, panel: Panel) -> set[tuple[Line, Column]]:

@@ -15,6 +15,7 @@ from typing import Any
 from markupsafe import Markup
 
 from pipeline.results import figures
+from pipeline.results.answers_html import answers_html
 from pipeline.results.lake.lake import Lake
 from pipeline.results.lake.records import CellRecord, prompt_of, remark_in
 from pipeline.results.protocols import (
@@ -95,7 +96,7 @@ def _page(
 ) -> tuple[str, list[Section]]:
     """The report of a grid as HTML text, and the sections in it."""
     lake = lake if isinstance(lake, Lake) else Lake(lake)
-    records = lake.manifest()
+    records = lake.shown()
     if not any(record.address.grid == grid for record in records):
         raise ReportError(_no_grid(lake, grid, {record.address.grid for record in records}))
     records = [record for record in records if record.address.grid == grid]
@@ -118,6 +119,7 @@ def _page(
         protocols=[(name, definition(name)) for name in protocols],
         scores=SCORE_DEFINITIONS.values(),
         sections=sections,
+        answers=answers_html(connection, grid),
         provenance=provenance(records),
         settings=_settings(records),
         failures=[r for r in records if not r.done],

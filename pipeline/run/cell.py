@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+from pipeline.plan.cell_data import read_metadata
 from pipeline.plan.cell_spec import write_cell_spec
 from pipeline.plan.cells import Cell
+from pipeline.plan.fingerprint import address_of, identity_of, model_hash_of
 from pipeline.plan.versions import code_version, library_versions
 from pipeline.results.effect import remark_of
 from pipeline.results.lake.lake import Lake
@@ -61,7 +63,7 @@ def run_cell(
             scored before is in the lake then, under the failed cell, as after any other error
             from which a stream cannot go on.
     """
-    if gang.broadcast(gang.is_rank_zero and lake.is_done(cell.address)):
+    if gang.broadcast(gang.is_rank_zero and lake.is_done(address_of(cell))):
         return "done"
     started = datetime.now(UTC)
     memory = PeakMemory(device_of(cell.resources))
@@ -82,7 +84,7 @@ def run_cell(
             rows,
             network,
             interruptions,
-            model_hash=cell.model_hash,
+            model_hash=model_hash_of(cell),
             started_at=started,
             peak_memory_gb=memory.gigabytes(),
         )
@@ -95,11 +97,11 @@ def run_cell(
 def record_failure(cell: Cell, lake: Lake, reason: str) -> None:
     """Leave a failed cell's reason in the lake; a later success replaces it."""
     lake.record_failure(
-        cell.address,
+        address_of(cell),
         reason,
-        identity=cell.identity,
+        identity=identity_of(cell),
         code_version=code_version(),
-        data_hash=cell.identity["dataset"]["data_hash"],
+        data_hash=identity_of(cell)["dataset"]["data_hash"],
     )
 
 
@@ -110,16 +112,16 @@ def record_broken(cell: Cell, lake: Lake, broken: StreamBroken) -> None:
     """
     rows = broken.rows
     lake.record_failure(
-        cell.address,
+        address_of(cell),
         f"{type(broken.error).__name__}: {broken.error}; {reached(rows)}",
-        identity=cell.identity,
+        identity=identity_of(cell),
         code_version=code_version(),
-        data_hash=cell.identity["dataset"]["data_hash"],
+        data_hash=identity_of(cell)["dataset"]["data_hash"],
         protocols=cell.protocols,
         edits=rows.edits,
         scores=[{**row, "final": False} for row in rows.scores],
         steps=rows.steps,
-        resolved={**cell.identity, **cell.metadata, **rows.facts},
+        resolved={**identity_of(cell), **read_metadata(cell), **rows.facts},
         finished_at=datetime.now(UTC),
     )
 
@@ -127,12 +129,12 @@ def record_broken(cell: Cell, lake: Lake, broken: StreamBroken) -> None:
 def record_skip(cell: Cell, lake: Lake, reason: str) -> str:
     """Leave in the lake why a cell cannot be run; returns its status."""
     lake.record_failure(
-        cell.address,
+        address_of(cell),
         reason,
-        identity=cell.identity,
+        identity=identity_of(cell),
         code_version=code_version(),
         status="skipped",
-        data_hash=cell.identity["dataset"]["data_hash"],
+        data_hash=identity_of(cell)["dataset"]["data_hash"],
     )
     return "skipped"
 
@@ -149,24 +151,28 @@ def _result(
         for step, metrics in enumerate(network.curve if network else [])
         for name, value in metrics.items()
     ]
+    if network is not None:
+        training += list(_validation_rows(network))
     remark = remark_of(cell.editor_name, _used(cell, rows), rows.scores, rows.steps)
     return CellResult(
-        address=cell.address,
-        identity=cell.identity,
+        address=address_of(cell),
+        identity=identity_of(cell),
         resolved={
-            **cell.identity,
-            **cell.metadata,
+            **identity_of(cell),
+            **read_metadata(cell),
             **rows.facts,
             **({"remark": remark} if remark else {}),
+            **({"training": network.outcome} if network and network.outcome else {}),
             "execution": _execution(cell, rows, interruptions),
         },
-        data_hash=cell.identity["dataset"]["data_hash"],
+        data_hash=identity_of(cell)["dataset"]["data_hash"],
         code_version=code_version(),
         versions=library_versions(),
         protocols=cell.protocols,
         edits=rows.edits,
         scores=rows.scores,
         steps=rows.steps + training,
+        answers=rows.answers,
         train_seconds=network.seconds if network else 0.0,
         edit_seconds=rows.edit_seconds,
         edit_ms=1000 * rows.edit_seconds / cell.n_edits,
@@ -178,6 +184,16 @@ def _result(
         finished_at=datetime.now(UTC),
         **metadata,
     )
+
+
+def _validation_rows(network: Trained) -> Iterator[dict[str, Any]]:
+    """What was found of a network while it was trained, by training steps; the best one marked."""
+    for found in network.validations:
+        for name, value in found.metrics.items():
+            yield {"step": found.step, "metric": f"validation_{name}", "value": value}
+    if network.outcome:
+        step, score = network.outcome["best_step"], network.outcome["best_score"]
+        yield {"step": step, "metric": "validation_best", "value": score}
 
 
 def _used(cell: Cell, rows: StreamRows) -> dict[str, Any]:

@@ -25,6 +25,7 @@ CERTAIN_FRACTION = 0.03
 # Stages in which a run may be for minutes without an edit, as the status line names them.
 _BEFORE_EDITING: Mapping[Stage, str] = {
     "prepare": "preparing models",
+    "ask": "asking models what they know",
     "statistics": "summing key covariance",
     "calibrate": "calibrating steps",
 }
@@ -114,7 +115,7 @@ class Estimate:
 
 
 def _kind(task: Task) -> tuple[str, str]:
-    return task.kind, task.cell.label if task.kind != "prepare" else ""
+    return task.kind, task.cell.label if task.kind not in ("prepare", "ask") else ""
 
 
 class Display:
@@ -206,6 +207,8 @@ class Display:
             done = sum(p.done for p in training.values())
             total = sum(p.total for p in training.values())
             parts.append(f"training batch {done} of {total}{self._rates(list(training))}, ")
+            details = [p.detail for p in training.values() if p.detail]
+            parts += [f"{details[0]}, "] if len(training) == len(details) == 1 else []
         if (edits := self._edits()) or not parts:
             parts.append(f"{edits / max(1e-9, now - self._began):.2g} edits/s, ")
         return "".join(parts)
@@ -234,8 +237,10 @@ class Display:
         if p.stage != "train":
             return f"{p.done}/{p.total}"
         left = self._pace.seconds_left(key, p, time.time())
-        yet = f", {_duration(left)} left" if left is not None else ""
-        return f"{p.done}/{p.total} batches{self._rates([key])}{yet}"
+        most = "at most " if p.detail else ""
+        yet = f", {most}{_duration(left)} left" if left is not None else ""
+        more = f", {p.detail}" if p.detail else ""
+        return f"{p.done}/{p.total} batches{self._rates([key])}{yet}{more}"
 
 
 def _duration(seconds: float) -> str:

@@ -6,10 +6,12 @@ import logging
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import closing
+from dataclasses import replace
 
 from rich.console import Console
 
 from pipeline.config.grid import Grid
+from pipeline.plan.fingerprint import address_of, key_of
 from pipeline.plan.grid_plan import Plan
 from pipeline.results.effect import warning_of
 from pipeline.results.lake.lake import Lake
@@ -21,6 +23,7 @@ from pipeline.run.display import Display
 from pipeline.run.fleet.fleet import local_fleet, remote_fleet, require_room, run_tasks
 from pipeline.run.fleet.progress import Progress
 from pipeline.run.fleet.queue import Finished
+from pipeline.run.former import adopt_former
 from pipeline.run.garbage import garbage_collect
 from pipeline.run.heartbeat import Heartbeat
 from pipeline.run.signals import SignalHandler, ended_by_signal
@@ -67,13 +70,15 @@ def run_plan(
         try:
             with signals.shielded():
                 parent = tracker.start(f"run {grid.name}", tags)
-            left_out = {cell.key for cell in plan.missing if plan.reason(cell) is not None}
+            left_out = {key_of(cell) for cell in plan.missing if plan.reason(cell) is not None}
             for key in plan.outdated:
                 if key not in left_out:  # what other code could run and this cannot keeps its rows
                     lake.forget(key)
+            lake.show(address_of(cell) for cell in plan.cells)
+            adopt_former(plan.missing, run_paths.cache)
             for cell in plan.missing:
                 reason = plan.reason(cell)
-                if reason is not None and plan.failed.get(cell.key) != reason:
+                if reason is not None and plan.failed.get(key_of(cell)) != reason:
                     record_skip(cell, lake, reason)
             tasks = tasks_of([cell for cell in plan.missing if plan.reason(cell) is None])
             failed = len(plan.refused)
@@ -98,7 +103,7 @@ def run_plan(
                 _warned(
                     signals,
                     lambda: tracker.finish(parent, status),
-                    "`rledit sweep` closes the run",
+                    "`rledit close-stale-runs` closes the run",
                 )
 
 
@@ -146,7 +151,7 @@ def unseen(done: Sequence[Task], lake: Lake, wait: float = LOOKUP_SECONDS) -> li
     """
     deadline = time.monotonic() + wait
     missing = list(done)
-    while missing := [task for task in missing if lake.record(task.cell.address) is None]:
+    while missing := [task for task in missing if lake.record(address_of(task.cell)) is None]:
         if time.monotonic() > deadline:
             break
         time.sleep(min(1.0, wait))
@@ -171,7 +176,8 @@ def _settle(
         except OSError as error:
             # The reason may be that this disk is full; the cell counts as missing then.
             logger.error("%s: %s; not recorded: %s", task.label, finished.reason, error)
-    record = lake.record(task.cell.address)
+    address = address_of(task.cell)
+    record = lake.record(address)
     if record is not None:
         resolved = record.values["resolved"]
         if remark := remark_in(resolved):
@@ -179,7 +185,7 @@ def _settle(
             logger.warning("%s: %s", task.cell.path, warning)
         _warned(
             signals,
-            lambda: tracker.log_cell(parent, lake.result(record)),
+            lambda: tracker.log_cell(parent, replace(lake.result(record), address=address)),
             "the end of the run adds the cell",
         )
     return record is not None

@@ -19,6 +19,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 from transformers import AutoTokenizer
 
+from pipeline.config.grid import AnswersEntry
 from pipeline.config.resources import ResourcesEntry
 from pipeline.inputs.checkpoints import read_config
 from pipeline.inputs.model_loading import load_model
@@ -27,12 +28,15 @@ from pipeline.plan.architecture import architecture_of
 from pipeline.plan.cache_names import trained_name
 from pipeline.plan.cell_spec import read_cell_spec
 from pipeline.plan.cells import Cell
+from pipeline.plan.fingerprint import identity_of, key_of
 from pipeline.plan.versions import code_version
 from pipeline.results.lake.lake import Lake, LakeError
 from pipeline.results.lake.records import CellRecord
 from pipeline.run.cache import Cache
+from pipeline.run.former import adopt_former
 from pipeline.run.reporting import Report, silent
 from pipeline.run.resume import write_tensors
+from pipeline.run.stages.ask import with_known
 from pipeline.run.stages.edit import StreamRows, edit_stream, edited_name, state_folder
 from pipeline.run.stages.prepare import prepare_model
 from pipeline.run.stages.train import load_trained
@@ -69,13 +73,14 @@ def export(
     """
     lake, cache = Lake(run_paths.lake), Cache(run_paths.cache)
     record = _record(key, lake)
-    cell = read_cell_spec(record.address.cell_key, lake.storage)
+    cell = read_cell_spec(record, lake.storage)
+    adopt_former([cell], run_paths.cache)
     if cache.file(edited_name(cell)) is None:
         _run_again(cell, record, run_paths, report)
     kept = cache.file(edited_name(cell))
     assert kept is not None
     model = prepare_model(cell, cache, report)
-    metadata = {"cell": cell.key, "code_version": code_version(), "identity": cell.identity}
+    metadata = {"cell": key_of(cell), "code_version": code_version(), "identity": identity_of(cell)}
     folder.mkdir(parents=True, exist_ok=True)
     write = _write_delta if delta else _write_checkpoint
     return write(cell, model, load_file(kept), folder, metadata)
@@ -83,7 +88,7 @@ def export(
 
 def _record(key: str, lake: Lake) -> CellRecord:
     records = lake.manifest()
-    found = [r for r in records if r.address.cell_key.startswith(key)]
+    found = [r for r in records if r.address.cell_key.startswith(key) or r.stored_key == key]
     if len(found) != 1:
         known = ", ".join(r.address.cell_key for r in (found or records)[:5]) or "none"
         raise LakeError(
@@ -98,21 +103,24 @@ def _record(key: str, lake: Lake) -> CellRecord:
 def _run_again(cell: Cell, record: CellRecord, run_paths: RunPaths, report: Report) -> None:
     """Run a cell in this process, with its model whole, and keep what it has edited."""
     logger.info("%s: its edited matrices were not kept; running it again", cell.path)
-    cell = replace(cell, resources=ResourcesEntry(), keep_edited=True)
+    cell = replace(
+        cell, resources=ResourcesEntry(), keep_edited=True, answers=AnswersEntry(sample=0)
+    )
     cache = Cache(run_paths.cache)
     for task in tasks_of([cell]).values():
         if task.kind != "edit":
             perform(task, run_paths, report)
     network = cache.file(trained_name(cell)) if cell.trains else None
     trained = load_trained(network) if network else None
+    cell = with_known(cell, cache)
     rows = edit_stream(cell, prepare_model(cell, cache, report), cache, trained, report)
     state_folder(cell, cache).clear()
     changed = _changed(rows, Lake(run_paths.lake).columns("edits", record))
     if changed:
         cache.delete(edited_name(cell))
         raise LakeError(
-            f"cell {cell.key} came out with {changed} other scores than those in the lake, so this "
-            "is another model; machine or versions differ from those of the run. Run its grid "
+            f"cell {key_of(cell)} came out with {changed} other scores than those in the lake, so "
+            "this is another model; machine or versions differ from those of the run. Run its grid "
             "there with keep_edited: true into another lake (--lake), then export from that"
         )
 

@@ -28,7 +28,8 @@ def garbage_collect(grid: str, run_paths: RunPaths) -> list[str]:
     """
     lake, cache = Lake(run_paths.lake), Storage(run_paths.cache)
     removed = lake.garbage_collect(grid)
-    done = {record.address.cell_key for record in lake.manifest(grid) if record.done}
+    finished = [record for record in lake.manifest(grid) if record.done]
+    done = {key for r in finished for key in (r.address.cell_key, r.stored_key)}
     states = [name for name in cache.list("states") if name.split("/")[1] in done]
     trained = cache.list("trained")
     states += [

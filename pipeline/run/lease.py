@@ -93,10 +93,10 @@ class Lease:
     def guard(self, report: Report) -> Report:
         """`report`, which raises `LeaseLost` where another process has taken over."""
 
-        def guarded(stage: Stage, done: int, total: int) -> None:
+        def guarded(stage: Stage, done: int, total: int, detail: str = "") -> None:
             if self._lost.is_set() or (stage == "commit" and not self._is_ours(self._read())):
                 raise LeaseLost(f"{self._name}: another process has taken over")
-            report(stage, done, total)
+            report(stage, done, total, detail)
 
         return guarded
 

@@ -8,18 +8,18 @@ from typing import Literal, Protocol
 
 WATCHER = "RLEDIT_WATCHER"
 
-Stage = Literal["prepare", "statistics", "calibrate", "train", "edit", "score", "commit"]
+Stage = Literal["prepare", "ask", "statistics", "calibrate", "train", "edit", "score", "commit"]
 
 
 class Report(Protocol):
     """Called by stages with the work done so far."""
 
-    def __call__(self, stage: Stage, done: int, total: int) -> None:
-        """`done` of `total` units of a stage are finished."""
+    def __call__(self, stage: Stage, done: int, total: int, detail: str = "") -> None:
+        """`done` of `total` units of a stage are finished; `detail` is more for whoever looks."""
         ...
 
 
-def silent(stage: Stage, done: int, total: int) -> None:
+def silent(stage: Stage, done: int, total: int, detail: str = "") -> None:
     """A report nobody reads."""
 
 
@@ -38,8 +38,8 @@ def watched(report: Report, task: str) -> Report:
         return report
     watch = getattr(importlib.import_module(module), name)
 
-    def both(stage: Stage, done: int, total: int) -> None:
-        report(stage, done, total)
+    def both(stage: Stage, done: int, total: int, detail: str = "") -> None:
+        report(stage, done, total, detail)
         watch(task, stage, done, total)
 
     return both

@@ -13,6 +13,8 @@ from pathlib import Path
 from pipeline.errors import ConfigError
 from pipeline.plan.cache_names import covariance_folder, whole_file
 from pipeline.plan.cells import Cell
+from pipeline.plan.checks import skip_reason
+from pipeline.plan.fingerprint import covariance_key_of
 from pipeline.run.cache import Cache
 from pipeline.run.resume import write_tensors
 from pipeline.run.stages.covariance import covariance_fingerprints, load_covariance, read_covariance
@@ -83,9 +85,9 @@ def _asked(path: Path, identity: CovarianceFingerprint, cells: Sequence[Cell]) -
 
 def _by_key(cells: Sequence[Cell]) -> dict[str, Cell]:
     found = {
-        cell.covariance_key: cell
+        covariance_key_of(cell): cell
         for cell in cells
-        if "statistics" in cell.needs and cell.skip_reason is None
+        if "statistics" in cell.needs and skip_reason(cell) is None
     }
     if not found:
         raise ConfigError("no editor of this grid needs key covariance")

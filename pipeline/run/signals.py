@@ -15,8 +15,8 @@ INTERRUPTED = 130  # the exit code of shells for a process that Ctrl-C has ended
 CLOSING = "\ninterrupted: ending what runs; press Ctrl-C again to leave at once\n"
 AT_ONCE = (
     "\nleft at once; finished cells are kept, and the same command goes on from the last saved "
-    "states. The tracked run may still say RUNNING: the next run of the grid, or `rledit sweep`, "
-    "closes it\n"
+    "states. The tracked run may still say RUNNING: the next run of the grid, or `rledit "
+    "close-stale-runs`, closes it\n"
 )
 
 

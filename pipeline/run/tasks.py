@@ -1,5 +1,5 @@
-"""The work of a grid as tasks with dependencies: prepare a model, calibrate a step, train a
-network, run a cell."""
+"""The work of a grid as tasks with dependencies: prepare a model, ask it what it knows, calibrate a
+step, train a network, run a cell."""
 
 from __future__ import annotations
 
@@ -8,22 +8,34 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
+from pipeline.config.gguf_refs import is_gguf_path
 from pipeline.config.resources import ResourcesEntry
 from pipeline.inputs.fingerprints import fingerprint
+from pipeline.plan.cell_data import calibration_edits
 from pipeline.plan.cells import Cell
+from pipeline.plan.checks import skip_reason
+from pipeline.plan.fingerprint import (
+    calibration_key_of,
+    covariance_key_of,
+    identity_of,
+    key_of,
+    known_key_of,
+    train_key_of,
+)
 from pipeline.results.lake.lake import Lake
 from pipeline.run.cache import Cache
 from pipeline.run.cell import record_skip, run_cell
 from pipeline.run.gang import SINGLE_PROCESS, Gang
 from pipeline.run.lease import leased
 from pipeline.run.reporting import Report
+from pipeline.run.stages.ask import ask_model, with_known
 from pipeline.run.stages.calibrate import calibrate_step
 from pipeline.run.stages.covariance import collect
 from pipeline.run.stages.prepare import prepare_model
 from pipeline.run.stages.train import require_trained, train
 from pipeline.storage.run_paths import RunPaths
 
-Kind = Literal["prepare", "statistics", "calibrate", "train", "edit"]
+Kind = Literal["prepare", "ask", "statistics", "calibrate", "train", "edit"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -63,10 +75,12 @@ class Task:
         """What a person calls it."""
         if self.kind == "prepare":
             return f"model {self.cell.model.name}"
+        if self.kind == "ask":
+            return f"known facts {self.cell.model.name} {self.cell.dataset.name}"
         if self.kind == "statistics":
             return f"statistics {self.cell.model.name} shard {self.shard}"
         if self.kind == "calibrate":
-            name, size = self.cell.label, self.cell.calibration_edits
+            name, size = self.cell.label, calibration_edits(self.cell)
             return f"calibrate {name} {self.cell.model.name} {self.cell.dataset.name} {size} edits"
         stream = f"{self.cell.stream.n_batches}x{self.cell.stream.batch_size}"
         return f"{self.kind} {self.cell.label} {stream} seed {self.cell.seed}"
@@ -76,23 +90,29 @@ def tasks_of(cells: Sequence[Cell]) -> dict[str, Task]:
     """Tasks of some cells by key, dependencies before dependants; shared work occurs once."""
     tasks: dict[str, Task] = {}
     for cell in map(_located, cells):
-        if cell.skip_reason is not None:
-            key = f"edit:{cell.key}"
+        if skip_reason(cell) is not None:
+            key = f"edit:{key_of(cell)}"
             tasks[key] = Task(kind="edit", key=key, cell=cell, needs=(), threads=cell.threads)
             continue
-        model = f"prepare:{fingerprint(cell.identity['model'])}"
+        model = f"prepare:{fingerprint(identity_of(cell)['model'])}"
         add = [
             Task(kind="prepare", key=model, cell=cell, needs=(), threads=cell.model_spec.threads)
         ]
         needs = [model]
+        if cell.dataset.real_facts:
+            known = f"ask:{known_key_of(cell)}"
+            add.append(Task(kind="ask", key=known, cell=cell, needs=(model,), threads=cell.threads))
+            needs.append(known)
         if cell.calibrates:
-            step = f"calibrate:{cell.calibration_key}"
+            step = f"calibrate:{calibration_key_of(cell)}"
             add.append(
-                Task(kind="calibrate", key=step, cell=cell, needs=(model,), threads=cell.threads)
+                Task(
+                    kind="calibrate", key=step, cell=cell, needs=tuple(needs), threads=cell.threads
+                )
             )
             needs.append(step)
         if cell.trains:
-            network = f"train:{cell.train_key}"
+            network = f"train:{train_key_of(cell)}"
             add.append(
                 Task(kind="train", key=network, cell=cell, needs=tuple(needs), threads=cell.threads)
             )
@@ -100,7 +120,7 @@ def tasks_of(cells: Sequence[Cell]) -> dict[str, Task]:
         if "statistics" in cell.needs:
             for shard in range(cell.statistics.shards):
                 target_modules = fingerprint({"modules": cell.settings.modules})
-                moments = f"statistics:{cell.covariance_key}:{target_modules}:{shard}"
+                moments = f"statistics:{covariance_key_of(cell)}:{target_modules}:{shard}"
                 add.append(
                     Task(
                         kind="statistics",
@@ -115,7 +135,7 @@ def tasks_of(cells: Sequence[Cell]) -> dict[str, Task]:
         add.append(
             Task(
                 kind="edit",
-                key=f"edit:{cell.key}",
+                key=f"edit:{key_of(cell)}",
                 cell=cell,
                 needs=tuple(needs),
                 threads=cell.threads,
@@ -130,7 +150,7 @@ def _located(cell: Cell) -> Cell:
     """The cell with absolute paths: workers have folders of their own."""
     files = {pool: _absolute(path) for pool, path in cell.dataset.files.items()}
     checkpoint, corpus = cell.model.checkpoint, cell.statistics.corpus
-    if checkpoint is not None and Path(checkpoint).is_dir():
+    if checkpoint is not None and (Path(checkpoint).is_dir() or is_gguf_path(checkpoint)):
         checkpoint = _absolute(checkpoint)
     if corpus is not None:
         corpus = _absolute(corpus)
@@ -176,11 +196,15 @@ def perform(
         How it ended: `done` or `skipped`.
     """
     cell, lake = task.cell, Lake(run_paths.lake)
-    if cell.skip_reason is not None:
-        return record_skip(cell, lake, cell.skip_reason)
+    if (reason := skip_reason(cell)) is not None:
+        return record_skip(cell, lake, reason)
     cache = Cache(run_paths.cache)
     with leased(cache.storage, task.key, run, gang, report) as report:
         model = prepare_model(cell, cache, report)
+        if task.kind == "ask":
+            ask_model(cell, model, cache, report, gang)
+        if task.kind in ("calibrate", "train", "edit"):
+            cell = with_known(cell, cache)
         if task.kind == "calibrate":
             calibrate_step(cell, model, cache, report, gang)
         elif task.kind == "train":

@@ -11,10 +11,10 @@ from typing import Any
 from rich.console import Console
 
 from pipeline.config.grid import Grid
-from pipeline.config.parse import check_asked_for, parse_grid
-from pipeline.config.yaml_location import Located
+from pipeline.config.parse import check_asked_for, parse_grid, read_grid
+from pipeline.config.words import stored_settings
 from pipeline.errors import ConfigError
-from pipeline.plan.grid_plan import make_plan
+from pipeline.plan.grid_plan import code_lines, make_plan
 from pipeline.plan.versions import code_version
 from pipeline.results.lake.lake import Lake
 from pipeline.results.query import runs
@@ -44,18 +44,19 @@ def load_search(path: Path) -> Search:
         ConfigError: The editors do not have equal numbers of trials, or the grid does not tune on
             the validation pool.
     """
-    located = Located.read(path)
+    located = read_grid(path)
     trials: dict[str, tuple[dict[str, Any], ...]] = {}
     entries: list[dict[str, Any]] = []
     for i, entry in enumerate(located.data.get("editors", [])):
         candidates = entry.pop("candidates", None)
         if not candidates:
             raise ConfigError(f"{located.place(('editors', i))}: a search needs `candidates`")
-        common = entry.pop("settings", {})
-        trials[entry["editor"]] = tuple({**common, **c} for c in candidates)
+        common = stored_settings(entry.pop("settings", {}))
+        trials[entry["editor"]] = tuple({**common, **stored_settings(c)} for c in candidates)
         for number, settings in enumerate(trials[entry["editor"]]):
             entries.append({**entry, "variant": f"trial{number}", "settings": settings})
     located.data["editors"] = entries
+    located.data.setdefault("answers", {"sample": 0})  # trials are compared by their scores
     counts = {name: len(candidates) for name, candidates in trials.items()}
     if len(set(counts.values())) != 1:
         raise ConfigError(f"{path}: every editor gets the same number of trials, not {counts}")
@@ -69,17 +70,31 @@ def load_search(path: Path) -> Search:
 
 
 def tune(
-    search: Search, run_paths: RunPaths, console: Console, workers: int | None = None
+    search: Search,
+    run_paths: RunPaths,
+    console: Console,
+    workers: int | None = None,
+    rerun_other_code: bool = False,
 ) -> dict[str, Any]:
     """Run all trials and pick the best of each editor by the mean of Eff, Gen and Spe.
 
     A score that the data has no prompts for is none of any editor's.
 
+    Args:
+        search: The candidates and the grid they are tried on.
+        run_paths: Where results and caches lie.
+        console: Where progress is shown.
+        workers: Cores to use; None: all.
+        rerun_other_code: Run finished trials again that another version of the code made.
+
     Returns:
         The record: objective, budget, every trial with its scores, and the winners.
     """
     grid = search.grid
-    failed = run_plan(grid, make_plan(grid, Lake(run_paths.lake)), run_paths, console, workers)
+    plan = make_plan(grid, Lake(run_paths.lake), rerun_other_code=rerun_other_code)
+    for line in code_lines(plan):
+        console.print(line, highlight=False, markup=False, soft_wrap=True)
+    failed = run_plan(grid, plan, run_paths, console, workers)
     if failed:
         raise ConfigError(f"{failed} trials failed; `rledit query` on view runs tells why")
     rows = [r for r in runs(run_paths.lake, grid.name) if r["protocol"] == grid.protocols[0]]

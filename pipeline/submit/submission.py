@@ -10,8 +10,10 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
+from pipeline.config.gguf_refs import in_wheel
 from pipeline.config.grid import Grid
 from pipeline.config.parse import parse_grid
+from pipeline.config.words import documented
 from pipeline.config.yaml_location import Located
 from pipeline.inputs.fingerprints import fingerprint
 from pipeline.storage.object_store import Storage
@@ -124,16 +126,17 @@ def check_files(grid: Grid) -> None:
 
 def _files(grid: Grid) -> Iterator[tuple[str, str]]:
     for model in grid.models:
-        if model.checkpoint is not None and not _HUB.fullmatch(model.checkpoint):
-            yield f"model {model.name}", model.checkpoint
+        named = model.checkpoint
+        if named is not None and not _HUB.fullmatch(named) and not in_wheel(named):
+            yield f"model {model.name}", named
     for dataset in grid.datasets:
         for pool, path in dataset.files.items():
             yield f"dataset {dataset.name}, {pool}", path
     if grid.statistics.corpus is not None:
-        yield "statistics, corpus", grid.statistics.corpus
+        yield "covariance, corpus", grid.statistics.corpus
     for name, path in asdict(grid.material).items():
         if isinstance(path, str):
-            yield f"material, {name}", path
+            yield f"eval_data, {documented(name)}", path
 
 
 def _not_shared(uri: str) -> str | None:

@@ -54,6 +54,19 @@ EDITORS: dict[str, type[Editor]] = {
 }
 
 
+# What an editor's class had before under other names; it would not be called by these.
+_RENAMED = {
+    "load_statistics": "load_covariance",
+    "linears": "target_modules",
+    "obstacle_of": "skip_reason_of",
+}
+
+
+def _has(editor: type[Editor], attribute: str) -> bool:
+    """Whether a class defines it itself, or has it from anything but `Editor`."""
+    return any(attribute in vars(cls) for cls in editor.__mro__ if cls not in Editor.__mro__)
+
+
 def editor_class(name: str) -> type[Editor]:
     """The editor of that name, or the class at ``module:Class``.
 
@@ -71,6 +84,16 @@ def editor_class(name: str) -> type[Editor]:
         ) from None
     if not (isinstance(found, type) and issubclass(found, Editor)):
         raise UnknownNameError(f"editor {name!r} is no subclass of rledit.editors.Editor")
+    renamed = [
+        f"{old}, now called {new}"
+        for old, new in _RENAMED.items()
+        if _has(found, old) and not _has(found, new)
+    ]
+    if renamed:
+        raise UnknownNameError(
+            f"editor {name!r} is written for an older version of this project: it defines "
+            f"{'; '.join(renamed)}. Rename that in the class"
+        )
     known = EDITORS.get(getattr(found, "name", ""))
     if known is not None and known is not found:
         raise UnknownNameError(

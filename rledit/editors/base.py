@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal, Protocol
 
@@ -173,15 +174,56 @@ class BatchTrained:
     metrics: dict[str, float] | None = None
 
 
+@dataclass(frozen=True, kw_only=True)
+class Stopping:
+    """When a training ends before its limit: it no longer gets better on a validation stream.
+
+    Attributes:
+        patience: Validations in a row without improvement that end it.
+        validate_every: Training steps between two validations.
+        min_improvement: Points that the score has to rise above the best one to count as better.
+        batches: Batches of the validation stream; None: as many as there is good reason for.
+    """
+
+    patience: int
+    validate_every: int
+    min_improvement: float = 0.0
+    batches: int | None = None
+
+
 class TrainableEditor(Editor):
     """An editor with a network to train before the stream."""
 
     needs: ClassVar[frozenset[Need]] = frozenset({"train"})
 
+    @classmethod
+    def stopping_of(cls, config: Any) -> Stopping | None:
+        """When the training of a configuration ends early; None where it goes on to its limit."""
+        return None
+
+    @property
+    def training_measures(self) -> dict[str, float]:
+        """What a learning curve shows of the editor as it is, by name. Optional."""
+        return {}
+
+    @contextmanager
+    def edits_aside(self) -> Iterator[None]:
+        """Edit inside the context as a stream after this training would, from its first batch.
+
+        The context begins and ends with the unedited model, between two training steps, and leaves
+        everything that training goes on with as it was.
+        """
+        saved = self.state_dict()
+        try:
+            yield
+        finally:
+            self.load_state_dict(saved)
+            self.model.weights.restore()
+
     @property
     @abstractmethod
     def train_steps(self) -> int:
-        """Number of trajectories to train on."""
+        """Training steps, each on `trajectories_per_step` trajectories; at most, if it may stop."""
 
     @property
     def trajectories_per_step(self) -> int:

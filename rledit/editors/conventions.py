@@ -110,20 +110,27 @@ PAPER_SETTINGS: Mapping[str, Any] = {
     "init_std": 1.0,
     "optimise": "trajectory",
     "train_steps": 1,
+    "drawing": "independent",
+    "patience": 0,
+    "validate_every": 1,
     "meta_lr": 1e-5,
     "scalar_lr_factor": 1.0,
     "loc_coef": 0.6,
     "depth": 10,
     "moments_scope": "lifelong",
 }
-# A start of scale 1/√d, so that the network can learn at a higher rate than the published one, and
-# a rate of their own for steps and ridges. A first choice, not tuned.
+# A start of scale 1/√d, so that the network can learn at a higher rate than the published one, a
+# rate of their own for steps and ridges, and trajectories until a validation stream gains no more.
+# A first choice, not tuned.
 CONVERGED_SETTINGS: Mapping[str, Any] = {
     "rank": 256,
     "n_blocks": 2,
     "init_std": "auto",
     "optimise": "batch",
-    "train_steps": 12,
+    "train_steps": 60,
+    "drawing": "epochs",
+    "patience": 5,
+    "validate_every": 2,
     "meta_lr": 3e-4,
     "scalar_lr_factor": 100.0,
     "loc_coef": 4.0,

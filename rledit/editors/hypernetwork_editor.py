@@ -8,155 +8,45 @@ optimiser steps once per batch or once per trajectory.
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, fields, replace
-from typing import Any, ClassVar, Literal
+import statistics
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 
-from rledit.capture import Tokens
-from rledit.editors.base import BatchTrained, State, TrainableEditor, prefixed, unprefixed
-from rledit.editors.conventions import (
-    CONVERGED,
-    CONVERGED_SETTINGS,
-    FROM_RECIPE,
-    OFFICIAL,
-    PAPER,
-    PAPER_SETTINGS,
-    BatchConventions,
-    Clipping,
-    Conventions,
-    IncompleteGroups,
-    Recipe,
+from rledit.editors.base import (
+    BatchTrained,
+    State,
+    Stopping,
+    TrainableEditor,
+    prefixed,
+    unprefixed,
 )
-from rledit.editors.moment_editor import MomentEditor, Proposal, Shape
+from rledit.editors.hypernetwork_config import HypernetworkConfig
+from rledit.editors.hypernetwork_update import HypernetworkUpdate
+from rledit.editors.meta_optimiser import (
+    RunningMean,
+    new_optimiser,
+    ramp,
+    set_learning_rates,
+    steps_made,
+)
+from rledit.editors.moment_editor import MomentEditor, Proposal
 from rledit.editors.under_way import PREFIX, UnderWay, places_of, put_back
 from rledit.finite import NonFiniteError, require_finite
-from rledit.hypernetwork import Hypernetwork, StepForm
 from rledit.model import EditableModel
-from rledit.moments import Formula
 from rledit.records import Probe
-from rledit.reward import KLReference, LocalityGradient, Reward, RewardConfig
-from rledit.shift import Solution, solve_normal_equation
-from rledit.steps import AUTO, Step, check_step
-from rledit.tokenization import EditBatch, Order
+from rledit.reward import Reward, RewardConfig
+from rledit.tokenization import EditBatch
 
 logger = logging.getLogger(__name__)
 
-Rule = Literal["normal_equation", "outer_product"]
-MomentsScope = Literal["lifelong", "trajectory"]
 
-
-@dataclass(frozen=True, kw_only=True)
-class HypernetworkConfig:
-    """Settings of a hypernetwork editor. Defaults are RLEdit's (arXiv 2502.05759, appendix).
-
-    Attributes:
-        modules: Target modules, see `rledit.families.edited_modules`.
-        rule: How pseudo keys and values become a shift.
-        tokens: Positions whose rows enter: those that predict answer tokens, or all.
-        rank: Rank of the network's blocks.
-        n_blocks: Number of blocks.
-        init_std: Standard deviation of the blocks' first factor at the start; `auto`: 1/√d.
-        initial_step: Step η of every module at the start; `auto` is calibrated, see
-            `rledit.calibration`.
-        loss_group: Samples per loss group; part of the numerics.
-        transition: Carry the edited weights from batch to batch while training.
-        optimise: Optimiser step once per trajectory, or after every batch.
-        train_steps: Optimiser steps, each on `trajectories_per_step` trajectories.
-        trajectory_batches: Batches per trajectory; None: as many as the stream has.
-        trajectories_per_step: Trajectories whose gradients are averaged in one optimiser step.
-            Lifelong moments run on from one to the next.
-        meta_lr: Adam's learning rate.
-        scalar_lr_factor: Learning rate of steps and ridges relative to `meta_lr`.
-        max_grad_norm: Joint clipping norm over all networks.
-        loc_coef: λ_loc of the reward.
-        reg_coef: η_reg of the shift's squared norm.
-        decay: μ of memory backtracking.
-        depth: k, batches scored per step, the current one counted.
-        discount: γ of the return over a trajectory.
-        update_moments_while_editing: Let the stream's rows enter the running moments.
-        moments_scope: `lifelong` moments run on from trajectory to trajectory and into the stream,
-            as in the releases; `trajectory` begins each trajectory, and the stream, with none.
-        seed: Seed of the network's start.
-        reference: The recipe. `official` repeats the authors' release, departures and all; `paper`
-            has the published equations and settings without them; `converged` is our training.
-            It decides every setting whose default is the recipe's.
-        regularisation_gradient, locality_gradient, clipping, kl_reference, moments, step_form,
-        incomplete_groups, order: Override one convention of `reference`; see
-            `rledit.editors.conventions.Conventions`.
-    """
-
-    modules: tuple[str, ...]
-    rule: Rule = "normal_equation"
-    tokens: Tokens = "answer"
-    rank: int = FROM_RECIPE
-    n_blocks: int = FROM_RECIPE
-    init_std: float | Literal["auto"] = FROM_RECIPE
-    initial_step: Step = AUTO
-    loss_group: int = 4
-    transition: bool = True
-    optimise: Literal["trajectory", "batch"] = FROM_RECIPE
-    train_steps: int = FROM_RECIPE
-    trajectory_batches: int | None = None
-    trajectories_per_step: int = 1
-    meta_lr: float = FROM_RECIPE
-    scalar_lr_factor: float = FROM_RECIPE
-    max_grad_norm: float = 1.0
-    loc_coef: float = FROM_RECIPE
-    reg_coef: float = 1e-4
-    decay: float = 0.95
-    depth: int = FROM_RECIPE
-    discount: float = 1.0
-    update_moments_while_editing: bool = True
-    moments_scope: MomentsScope = FROM_RECIPE
-    seed: int = 0
-    reference: Recipe = "paper"
-    regularisation_gradient: bool | None = None
-    locality_gradient: LocalityGradient | None = None
-    clipping: Clipping | None = None
-    kl_reference: KLReference | None = None
-    moments: Formula | None = None
-    step_form: StepForm | None = None
-    incomplete_groups: IncompleteGroups | None = None
-    order: Order | None = None
-
-    official: ClassVar[Conventions] = OFFICIAL
-    published: ClassVar[Mapping[str, Any]] = {}
-    """The method's published settings, where they are not RLEdit's."""
-
-    def __post_init__(self) -> None:
-        check_step(self, "initial_step")
-        for name, value in self.recipe_settings(self.reference).items():
-            if getattr(self, name) is FROM_RECIPE:
-                object.__setattr__(self, name, value)
-        if self.depth < 1:
-            raise ValueError(f"depth counts the current batch: at least 1, not {self.depth}")
-        if not self.transition and self.depth > 1:
-            raise ValueError(
-                f"depth {self.depth}: without transition each batch is trained on its own, with "
-                "nothing to backtrack to; set depth to 1"
-            )
-
-    @classmethod
-    def recipe_settings(cls, recipe: Recipe) -> dict[str, Any]:
-        """What a recipe says of the settings whose default is the recipe's."""
-        ours = CONVERGED_SETTINGS if recipe == "converged" else {}
-        return {**PAPER_SETTINGS, **cls.published, **ours}
-
-    def conventions(self) -> Conventions:
-        """The conventions of `reference`, with this configuration's overrides."""
-        base = {"official": self.official, "paper": PAPER, "converged": CONVERGED}[self.reference]
-        chosen = {f.name: getattr(self, f.name) for f in fields(Conventions)}
-        return replace(base, **{k: v for k, v in chosen.items() if v is not None})
-
-
-class HypernetworkEditor(TrainableEditor, MomentEditor):
+class HypernetworkEditor(TrainableEditor, HypernetworkUpdate):
     """An editor whose shifts come from a trained hypernetwork, one per linear shape."""
 
-    config: HypernetworkConfig
-    step_setting = "initial_step"
     trains_on: ClassVar[frozenset[Probe]] = frozenset({"rephrase", "locality prompt"})
 
     @classmethod
@@ -165,32 +55,22 @@ class HypernetworkEditor(TrainableEditor, MomentEditor):
         return cls.trains_on if config.loc_coef else cls.trains_on - {"locality prompt"}
 
     @classmethod
-    def batch_conventions_of(cls, config: HypernetworkConfig) -> BatchConventions:
-        """Order, loss groups and moments of the recipe."""
-        return config.conventions()
+    def stopping_of(cls, config: HypernetworkConfig) -> Stopping | None:
+        """Patience and what belongs to it."""
+        return config.stopping
 
     def __init__(self, model: EditableModel, config: HypernetworkConfig) -> None:
-        self.conventions = config.conventions()
-        one_step = config.optimise == "trajectory" and self.conventions.clipping == "optimiser_step"
+        clipping = config.conventions().clipping
+        one_step = config.optimise == "trajectory" and clipping == "optimiser_step"
         if config.trajectories_per_step != 1 and not one_step:
             raise ValueError(
                 f"trajectories_per_step: {config.trajectories_per_step}: gradients are averaged "
                 "where there is one step, clipped once, per trajectory; set optimise: trajectory "
                 "and clipping: optimiser_step"
             )
-        self.tokens = config.tokens
         super().__init__(model, config)
-        self.networks = self._new_networks()
-        scalars = [n.step_parameter for n in self.networks.values()]
-        scalars += [n.log_ridge for n in self.networks.values()]
-        ids = {id(p) for p in scalars}
-        others = [p for p in self._parameters() if id(p) not in ids]
-        self.optimiser = torch.optim.Adam(
-            [
-                {"params": others, "lr": config.meta_lr},
-                {"params": scalars, "lr": config.meta_lr * config.scalar_lr_factor},
-            ]
-        )
+        self.optimiser = new_optimiser(list(self.networks.values()), config)
+        self._mean: RunningMean | None = None
         self._under_way: UnderWay | None = None
         self._saved_step: State = {}
         self._reward = RewardConfig(
@@ -202,55 +82,13 @@ class HypernetworkEditor(TrainableEditor, MomentEditor):
         )
 
     @property
-    def updates_moments_while_editing(self) -> bool:
-        """Whether the stream's rows enter the moments."""
-        return self.config.update_moments_while_editing
-
-    @property
     def train_steps(self) -> int:
-        """Number of trajectories to train on."""
+        """Training steps, at most where training may end before."""
         return self.config.train_steps
 
     def trajectory_length(self, stream_length: int) -> int:
         """Batches per trajectory: the stream's own length unless the configuration fixes one."""
         return self.config.trajectory_batches or stream_length
-
-    def solve(self, shape: Shape, keys: Tensor, z: Tensor) -> Solution:
-        """Shift factors from the network's pseudo keys and values, by the configured rule."""
-        return self._solution(shape, keys, *self._factors(shape, keys, z))
-
-    def solve_incomplete(self, shape: Shape, keys: Tensor, z: Tensor, true_z: Tensor) -> Solution:
-        """As the release trains on a batch whose last loss group is not full.
-
-        The batch is edited with zeroed value gradients, and the network's gradient is taken as if
-        it had been edited with the true ones: shift and gradient disagree.
-        """
-        factors = self._factors(shape, keys, z)
-        if torch.is_grad_enabled():
-            true = self._factors(shape, keys, true_z)
-            factors = tuple(
-                a.detach() + (b - b.detach()) for a, b in zip(factors, true, strict=True)
-            )
-        return self._solution(shape, keys, *factors)
-
-    def _factors(self, shape: Shape, keys: Tensor, z: Tensor) -> tuple[Tensor, ...]:
-        """(M, n, ...) what the rule is solved from: pseudo keys and values, or differences D."""
-        network = self.networks[shape]
-        pseudo_keys, pseudo_values = network(z)
-        step = network.step[:, None, None]
-        if self.config.rule == "outer_product":
-            return pseudo_keys, -step * pseudo_values
-        agreement = (keys * pseudo_keys).sum(-1, keepdim=True)
-        return (-step * agreement * pseudo_values,)
-
-    def _solution(self, shape: Shape, keys: Tensor, *factors: Tensor) -> Solution:
-        """Shift factors by the configured rule."""
-        if self.config.rule == "outer_product":
-            pseudo_keys, differences = factors
-            none = torch.ones(len(keys), device=keys.device)
-            return Solution(pseudo_keys, differences, none, 0.0)
-        ridge = self.networks[shape].ridge
-        return solve_normal_equation(keys, factors[0], ridge, self.named(shape))
 
     @property
     def trajectories_per_step(self) -> int:
@@ -296,6 +134,8 @@ class HypernetworkEditor(TrainableEditor, MomentEditor):
         saved, self._saved_step = self._saved_step, {}
         if saved:
             return put_back(saved, self.model, self._parameters(), trajectories, self._new_reward())
+        if self._mean is None and self.config.average:
+            self._mean = RunningMean(self._parameters(), self.config.average)
         self.optimiser.zero_grad(set_to_none=True)
         return UnderWay()
 
@@ -336,6 +176,7 @@ class HypernetworkEditor(TrainableEditor, MomentEditor):
         with torch.enable_grad():
             proposal = self.propose(batch)
         self.merge(proposal)
+        reward.loc_coef = self.config.loc_coef * self._ramp(self.config.loc_warmup)
         leaves = {n: s.detached(requires_grad=True) for n, s in proposal.shifts.items()}
         terms = reward.backward(leaves)
         norm = proposal.squared_norm()
@@ -386,46 +227,69 @@ class HypernetworkEditor(TrainableEditor, MomentEditor):
         return norm
 
     def _step(self) -> None:
+        if self.config.warmup_steps:
+            set_learning_rates(self.optimiser, self._ramp(self.config.warmup_steps))
         self.optimiser.step()
         self.optimiser.zero_grad(set_to_none=True)
+        if self._mean is not None:
+            self._mean.update(steps_made(self.optimiser))
 
-    def _parameters(self) -> list[nn.Parameter]:
-        return [p for network in self.networks.values() for p in network.parameters()]
+    def _ramp(self, over: int) -> float:
+        """Share of a setting that rises over so many optimiser steps of the training.
 
-    def _new_networks(self) -> dict[Shape, Hypernetwork]:
-        config = self.config
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(config.seed)
-            return {
-                shape: Hypernetwork(
-                    *shape,
-                    len(names),
-                    rank=config.rank,
-                    n_blocks=config.n_blocks,
-                    initial_step=self.step_size,
-                    step_form=self.conventions.step_form,
-                    init_std=_scale(config.init_std, shape),
-                ).to(self.model.device, self.model.compute_dtype)
-                for shape, names in self.shapes.items()
-            }
+        It is a function of the steps made alone, so that a resumed training goes on with it.
+        """
+        if not over or self._under_way is None:
+            return 1.0
+        return ramp(steps_made(self.optimiser), over)
+
+    @property
+    def training_measures(self) -> dict[str, float]:
+        """The steps η of all modules, and the learning rate of the last optimiser step."""
+        etas = [eta for network in self.networks.values() for eta in network.step.tolist()]
+        last = max(steps_made(self.optimiser) - 1, 0)
+        return {
+            "eta_min": min(etas),
+            "eta_median": statistics.median(etas),
+            "eta_max": max(etas),
+            "learning_rate": self.config.meta_lr * ramp(last, self.config.warmup_steps),
+        }
+
+    @contextmanager
+    def edits_aside(self) -> Iterator[None]:
+        """Moments and weights return afterwards; editing changes no more than these."""
+        moments = MomentEditor.state_dict(self)
+        try:
+            with self._averaged():
+                yield
+        finally:
+            self.load_moments(moments)
+            self.model.weights.restore()
+
+    @contextmanager
+    def _averaged(self) -> Iterator[None]:
+        """With the networks that edit: the running mean of their weights, where one is kept."""
+        if self._mean is None:
+            yield
+        else:
+            with self._mean.shown():
+                yield
 
     def state_dict(self) -> State:
-        """Networks and moments."""
-        state = super().state_dict()
-        for (d_in, d_out), network in self.networks.items():
-            copies = {k: v.detach().clone() for k, v in network.state_dict().items()}
-            state |= prefixed(f"network.{d_in}x{d_out}.", copies)
-        return state
+        """Networks as they edit, and moments."""
+        with self._averaged():
+            return super().state_dict()
 
     def load_state_dict(self, state: State) -> None:
-        """Put saved networks and moments back."""
+        """Put saved networks and moments back; they edit as they are."""
         super().load_state_dict(state)
-        for (d_in, d_out), network in self.networks.items():
-            network.load_state_dict(unprefixed(f"network.{d_in}x{d_out}.", state))
+        self._mean = None
 
     def training_state_dict(self) -> State:
         """Networks, moments and the optimiser's moments, and the step under way."""
-        state = self.state_dict()
+        state = super().state_dict()
+        if self._mean is not None:
+            state |= prefixed("mean.", self._mean.state_dict())
         if self._under_way is not None:
             state |= self._under_way.state_dict(self.model, self._parameters())
         state |= self._saved_step
@@ -437,6 +301,9 @@ class HypernetworkEditor(TrainableEditor, MomentEditor):
     def load_training_state_dict(self, state: State) -> None:
         """Put a saved training state back."""
         self.load_state_dict(state)
+        if mean := unprefixed("mean.", state):
+            self._mean = RunningMean(self._parameters(), self.config.average)
+            self._mean.load_state_dict(mean)
         self._saved_step = prefixed(PREFIX, unprefixed(PREFIX, state))
         slots: dict[int, State] = {}
         for key, value in unprefixed("optimiser.", state).items():
@@ -444,11 +311,6 @@ class HypernetworkEditor(TrainableEditor, MomentEditor):
             slots.setdefault(int(index), {})[name] = value
         whole = self.optimiser.state_dict()
         self.optimiser.load_state_dict({"state": slots, "param_groups": whole["param_groups"]})
-
-
-def _scale(init_std: float | Literal["auto"], shape: Shape) -> float:
-    """The standard deviation of a network's first factors: 1/√d keeps the size of a row."""
-    return float(sum(shape) ** -0.5) if init_std == "auto" else init_std
 
 
 def _gradient(leaf: Tensor) -> Tensor:

@@ -17,14 +17,26 @@ def fresh_prefix_cache(model: EditableModel) -> Iterator[None]:
     makes up or draws would otherwise be found, or not, depending on what ran before, and a resumed
     stream would differ from a straight one in these bits.
     """
-    shared = model.prefix_cache
-    model.prefix_cache = PrefixCache(
+    with prefix_cache_of(model, new_prefix_cache(model)):
+        yield
+
+
+def new_prefix_cache(model: EditableModel) -> PrefixCache:
+    """An empty prefix cache with the budget of the model's own."""
+    return PrefixCache(
         model.model,
         model.family,
-        shared.first_layer,
+        model.prefix_cache.first_layer,
         cache_bytes=model.execution.cache_bytes,
         cache_device=model.device if model.execution.cache_on_device else None,
     )
+
+
+@contextmanager
+def prefix_cache_of(model: EditableModel, own: PrefixCache) -> Iterator[None]:
+    """Run with another prefix cache, and leave the shared one as it was."""
+    shared = model.prefix_cache
+    model.prefix_cache = own
     try:
         yield
     finally:

@@ -10,7 +10,8 @@ from dataclasses import dataclass, replace
 from typing import ClassVar, Literal
 
 from rledit.editors.conventions import OFFICIAL, Conventions
-from rledit.editors.hypernetwork_editor import HypernetworkConfig, HypernetworkEditor
+from rledit.editors.hypernetwork_config import HypernetworkConfig
+from rledit.editors.hypernetwork_editor import HypernetworkEditor
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -11,7 +11,8 @@ from typing import Any, ClassVar
 
 from rledit.capture import Tokens
 from rledit.editors.conventions import Conventions
-from rledit.editors.hypernetwork_editor import HypernetworkEditor, Rule
+from rledit.editors.hypernetwork_config import Rule
+from rledit.editors.hypernetwork_editor import HypernetworkEditor
 from rledit.editors.malmen import MALMENConfig
 
 

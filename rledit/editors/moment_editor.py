@@ -186,6 +186,10 @@ class MomentEditor(Editor):
 
     def load_state_dict(self, state: State) -> None:
         """Put saved moments back."""
+        self.load_moments(state)
+
+    def load_moments(self, state: State) -> None:
+        """Put the moments of a saved state back, and nothing else."""
         for (d_in, d_out), moments in self.moments.items():
             part = unprefixed(f"moments.{d_in}x{d_out}.", state)
             if not part:

@@ -7,7 +7,8 @@ split and go on training, each batch being edited on the model as it is now, and
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -60,13 +61,29 @@ class RetrainedEditor(HypernetworkEditor):
             raise ValueError("retrain_every and retrain_batches must be at least 1")
         self._draw: TrainingData | None = None
         self._edited = 0
+        self._aside = False
 
     def load_training_data(self, draw: TrainingData) -> None:
         """Take the source of the training batches."""
         self._draw = draw
 
+    @contextmanager
+    def edits_aside(self) -> Iterator[None]:
+        """Nothing is trained inside: what is looked at is the network that the stream begins with.
+
+        Without this, a validation would draw training batches and begin Adam anew.
+        """
+        self._aside = True
+        try:
+            with super().edits_aside():
+                yield
+        finally:
+            self._aside = False
+
     def edit(self, batch: EditBatch) -> dict[str, float]:
         """Retrain if it is time, then edit."""
+        if self._aside:
+            return super().edit(batch)
         trained: dict[str, float] = {}
         rounds, due = divmod(self._edited, self.config.retrain_every)
         if rounds and due == 0:

@@ -10,7 +10,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from rledit.editors.hypernetwork_editor import HypernetworkConfig, HypernetworkEditor
+from rledit.editors.hypernetwork_config import HypernetworkConfig
+from rledit.editors.hypernetwork_editor import HypernetworkEditor
 
 # The paper's ablations (table 4), as settings. Without reinforcement learning each batch is
 # optimised on its own from the unedited model: no weights are carried along, nothing is there to

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -24,39 +25,75 @@ Choose = Callable[[Tensor, Sequence[int], int], Tensor]
 """Picks tokens (b,) from logits (b, vocabulary), for the prompts of these places, at a step."""
 
 
+@dataclass(frozen=True, kw_only=True)
+class Line:
+    """What a model writes behind a prompt, up to the stop rule.
+
+    Attributes:
+        tokens: The tokens, without the one that ended it.
+        text: The same as text, without white space around it.
+    """
+
+    tokens: tuple[int, ...]
+    text: str
+
+
 def generate(
     model: EditableModel, prompts: Sequence[str], max_new_tokens: int = MAX_NEW_TOKENS
 ) -> list[str]:
+    """The text that the model writes behind each prompt, see `write_lines`."""
+    return [line.text for line in write_lines(model, prompts, max_new_tokens)]
+
+
+def write_lines(
+    model: EditableModel,
+    prompts: Sequence[str],
+    max_new_tokens: int | Sequence[int],
+    blank_first: bool = False,
+) -> list[Line]:
     """What the model writes behind each prompt, up to the stop rule.
 
-    Several ranks share the prompts out; every rank gets all texts.
+    Several ranks share the prompts out; every rank gets all lines.
 
     Args:
         model: The model, on its current weights.
         prompts: Prompts, without an answer; put as the model's encoder puts them.
-        max_new_tokens: Longest text; shorter where the model's positions end before.
+        max_new_tokens: Most tokens, of each prompt its own where there are several; fewer where the
+            model's positions end before.
+        blank_first: Let blank lines go before the text; else the first line break ends it.
+
+    Raises:
+        NonFiniteError: The model gives no numbers behind a prompt; names it, and the layer.
     """
-    tokens = decode(model, prompts, max_new_tokens, _EndOfLine(model))
-    tokenizer = model.encoder.tokenizer
-    texts = [tokenizer.decode(ids, skip_special_tokens=True) for ids in tokens]
-    return [text.partition("\n")[0].strip() for text in texts]
+    end = _EndOfLine(model)
+    tokens = decode(model, prompts, max_new_tokens, end, blank=end.blank if blank_first else None)
+    return [Line(tokens=tuple(ids), text=line_of(model, ids)) for ids in tokens]
+
+
+def line_of(model: EditableModel, tokens: Sequence[int]) -> str:
+    """The text of written tokens up to a line break, without white space around it."""
+    text: str = model.encoder.tokenizer.decode(list(tokens), skip_special_tokens=True)
+    return text.strip().partition("\n")[0].strip()
 
 
 def decode(
     model: EditableModel,
     prompts: Sequence[str],
-    max_new_tokens: int,
+    max_new_tokens: int | Sequence[int],
     stop: Callable[[int], bool] | None = None,
     choose: Choose | None = None,
+    blank: Callable[[int], bool] | None = None,
 ) -> list[list[int]]:
     """Tokens written behind each prompt.
 
     Args:
         model: The model, on its current weights.
         prompts: Prompts, as the model's encoder puts them.
-        max_new_tokens: Most tokens; fewer where the model's positions end before.
+        max_new_tokens: Most tokens, of each prompt its own where there are several; fewer where the
+            model's positions end before.
         stop: Whether a token ends the text; it is not part of it. None: never.
         choose: How a token is picked; None: the most likely one.
+        blank: Tokens that end no text in which nothing else is written yet; None: all may end it.
 
     Raises:
         NonFiniteError: The model gives no numbers behind a prompt; names it, and the layer.
@@ -64,19 +101,21 @@ def decode(
     ids = [torch.tensor(model.encoder.prompt_ids(prompt)) for prompt in prompts]
     if any(len(row) == 0 for row in ids):
         raise ValueError("an empty prompt cannot be continued")
-    written = torch.full((len(prompts), max_new_tokens), IGNORED)
+    several = not isinstance(max_new_tokens, int)
+    limits = torch.tensor(max_new_tokens if several else [max_new_tokens] * len(prompts))
+    written = torch.full((len(prompts), int(limits.max()) if prompts else 0), IGNORED)
     broken = torch.zeros(len(prompts), dtype=torch.long)
     own = shard([Sample(row, row) for row in ids], model.ranks)
     groups: dict[int, list[int]] = defaultdict(list)
     for place in own:
         groups[len(ids[place])].append(place)
     for length, places in sorted(groups.items()):
-        room = _room(model, length, max_new_tokens)
         size = max(1, model.execution.tokens(model.device) // length)
         for first in range(0, len(places), size):
             part = places[first : first + size]
+            room = _room(model, length, limits[part])
             rows, failed = _continue(
-                model, torch.stack([ids[i] for i in part]), part, room, stop, choose
+                model, torch.stack([ids[i] for i in part]), part, room, stop, choose, blank
             )
             written[part, : rows.shape[1]] = rows
             broken[part] = failed.long()
@@ -97,28 +136,35 @@ def _continue(
     model: EditableModel,
     ids: Tensor,
     places: Sequence[int],
-    room: int,
+    room: Tensor,
     stop: Callable[[int], bool] | None,
     choose: Choose | None,
+    blank: Callable[[int], bool] | None,
 ) -> tuple[Tensor, Tensor]:
     """(b, steps) tokens behind prompts (b, T) of one length, `IGNORED` from the stop on.
 
-    The second, (b,) bool, tells which came to logits that are no numbers before their stop.
+    A row has at most as many as its entry of `room` (b,) says. The second, (b,) bool, tells which
+    came to logits that are no numbers before their stop.
     """
-    rows = torch.full((len(ids), room), IGNORED)
-    running = torch.ones(len(ids), dtype=torch.bool)
+    most = int(room.max())
+    rows = torch.full((len(ids), most), IGNORED)
+    running = room > 0
     failed = torch.zeros(len(ids), dtype=torch.bool)
+    begun = torch.full((len(ids),), blank is None)
     state: dict[str, Any] = {"input_ids": ids.to(model.device)}
-    for step in range(room):
+    for step in range(most):
         output: Any = model.model(**state, use_cache=True, logits_to_keep=1)
         logits = output.logits[:, -1].to(model.compute_dtype)
         token = logits.argmax(-1) if choose is None else choose(logits, places, step)
         # Together, so that a step waits for the device once.
         token, fine = torch.stack((token, usable(logits).to(token))).cpu()
         failed |= running & (fine == 0)
+        if blank is not None:
+            begun |= ~torch.tensor([blank(t) for t in token.tolist()])
         if stop is not None:
-            running &= ~torch.tensor([stop(t) for t in token.tolist()])
+            running &= ~(begun & torch.tensor([stop(t) for t in token.tolist()]))
         rows[running, step] = token[running]
+        running &= step + 1 < room
         # A sharded model needs the same passes on every rank: all prompts are on each of them,
         # so all stop at the same step.
         if not running.any():
@@ -134,9 +180,10 @@ def _last_asked(ids: Tensor) -> Tensor:
     return labels
 
 
-def _room(model: EditableModel, length: int, wanted: int) -> int:
+def _room(model: EditableModel, length: int, wanted: Tensor) -> Tensor:
+    """(b,) the wanted numbers of tokens, as far as the model has positions behind the prompts."""
     limit = model.encoder.max_length
-    return wanted if limit is None else max(0, min(wanted, limit - length))
+    return wanted if limit is None else wanted.clamp_max(max(0, limit - length))
 
 
 def ends_text(model: EditableModel) -> Callable[[int], bool]:
@@ -162,3 +209,7 @@ class _EndOfLine:
         if token not in self._breaks:
             self._breaks[token] = "\n" in self._tokenizer.decode([token])
         return self._breaks[token]
+
+    def blank(self, token: int) -> bool:
+        """Whether a token is nothing but white space."""
+        return not self._ends(token) and not self._tokenizer.decode([token]).strip()

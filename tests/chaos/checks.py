@@ -11,10 +11,12 @@ from pathlib import Path
 from pipeline.results.diff import diff_lakes
 from pipeline.results.lake.lake import Lake
 from pipeline.results.lake.records import CellRecord
-from pipeline.results.lake.schemas import DATA_TABLES
+from pipeline.results.lake.schemas import DATA_TABLES, OPTIONAL_TABLES
 from pipeline.results.tracking.tracker import Tracker
 from pipeline.storage.object_store import TEMPORARY_PREFIX
 from pipeline.storage.run_paths import RunPaths
+
+_TABLES = (*DATA_TABLES, *OPTIONAL_TABLES)
 
 
 def problems(
@@ -77,10 +79,10 @@ def _rows(records: Sequence[CellRecord], wanted: Sequence[CellRecord]) -> Iterat
 def _files(lake: Lake, records: Sequence[CellRecord]) -> Iterator[str]:
     """Whole files, and no others: who reads the folder without the manifest reads them all."""
     named = {file["path"] for record in records for file in record.files.values()}
-    found = {table: set(lake.storage.list(table)) for table in (*DATA_TABLES, "cells")}
+    found = {table: set(lake.storage.list(table)) for table in (*_TABLES, "cells")}
     if len(found["cells"]) != len(records):
         yield f"lake: {len(found['cells'])} files in cells, but {len(records)} cells"
-    for table in DATA_TABLES:
+    for table in _TABLES:
         for name in sorted(found[table] - named):
             yield f"lake: {name} is named by no cell"
     for record in records:

@@ -24,6 +24,7 @@ from pipeline.config.parse import load_grid
 from pipeline.errors import ConfigError
 from pipeline.plan.cache_names import trained_name
 from pipeline.plan.cells import Cell, cells_of
+from pipeline.plan.fingerprint import key_of
 from pipeline.results.lake.lake import Lake
 from pipeline.run.cache import LOCAL_FOLDER, Cache
 from pipeline.run.deepspeed_ops import why_unavailable
@@ -106,7 +107,7 @@ def left_by(chosen: list[Cell], run_paths: RunPaths) -> Run:
     lake, cache = Lake(run_paths.lake), Cache(run_paths.cache)
     found = Run(rows={}, networks={}, execution={})
     for cell in chosen:
-        record = lake.record(cell.key)
+        record = lake.record(key_of(cell))
         assert record is not None and record.done, record
         result = lake.result(record, tables=("edits", "scores", "steps"))
         tables: dict[str, Any] = {"edits": result.edits, "scores": result.scores}
@@ -171,7 +172,7 @@ def test_two_ranks_train_edit_and_score_like_one(fleet: None, models: Path, tmp_
     checkpoint = prepare_model(cells()[0], Cache(models), silent)
     double = f"models=[{{name: double, checkpoint: {checkpoint}, dtype: float64}}]"
     one, two = cells(double), cells(double, "resources={ranks: 2}")
-    assert [c.key for c in one] == [c.key for c in two]
+    assert [key_of(c) for c in one] == [key_of(c) for c in two]
     expected = alone(one, places(tmp_path / "one", models, one))
     found = together(two, places(tmp_path / "two", models, two))
     same(found, expected, 1e-9)
@@ -262,7 +263,7 @@ def test_a_state_of_one_rank_is_taken_up_by_two(
         state["facts"]["rows"]["edit_seconds"] += 1000
         pointer.write_text(json.dumps(state))
         same(together(two, there), expected, 1e-5)
-        record = Lake(there.lake).record(two[0].key)
+        record = Lake(there.lake).record(key_of(two[0]))
         assert record is not None and record.values["edit_seconds"] > 1000
 
 
@@ -289,7 +290,7 @@ def test_lake_and_cache_in_an_object_store(
     assert sum(n.startswith("statistics/") for n in names) == 2 * 2
     assert sum(n.startswith("trained/") for n in names) == 1
     lake = Lake(store.lake)
-    assert [lake.verify(c.key) for c in chosen] == [[], []]
+    assert [lake.verify(key_of(c)) for c in chosen] == [[], []]
 
 
 def test_a_task_larger_than_this_ray_is_refused(fleet: None) -> None:

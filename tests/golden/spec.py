@@ -12,7 +12,7 @@ from torch import Tensor
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from rledit.editors import Editor, editor_class
-from rledit.editors.hypernetwork_editor import HypernetworkConfig
+from rledit.editors.hypernetwork_config import HypernetworkConfig
 from rledit.model import EditableModel
 from rledit.tokenization import EditBatch, Phase, Sample
 

@@ -1,10 +1,10 @@
-"""Presets of the published models: every method's settings, and the proxy models beside them."""
+"""Presets of models: every method's settings, and the proxy models beside them."""
 
 from __future__ import annotations
 
 from typing import Any
 
-from pipeline.config.presets.models import PRESETS, Preset
+from pipeline.config.presets.models import PRESETS, PackedFile, Preset
 from pipeline.config.presets.proxy import METHODS, mapped_modules, taught
 from pipeline.config.presets.settings import ANY, OWN, Setting
 from pipeline.config.presets.shape import Shape
@@ -59,6 +59,7 @@ def proxy_setting(
 __all__ = [
     "OWN",
     "PRESETS",
+    "PackedFile",
     "Preset",
     "Setting",
     "Shape",

@@ -104,17 +104,34 @@ def hypernetworks(by_schema: Mapping[str, Hyper]) -> dict[str, dict[str, Setting
     return found
 
 
+def converged(
+    modules: tuple[str, ...], initial_step: float, untrained_step: float
+) -> dict[str, dict[str, Setting]]:
+    """RLEdit and its relatives by our own recipe, for a model that no paper edits.
+
+    Args:
+        modules: Linear layers that all of them edit.
+        initial_step: η at the start of training.
+        untrained_step: η of the network that is not trained: the best one without training.
+    """
+    trained = {"modules": modules, "reference": "converged", "initial_step": initial_step}
+    values: dict[str, Mapping[str, Any]] = dict.fromkeys(TRAINED, trained)
+    values["untrained"] = {"modules": modules, "initial_step": untrained_step}
+    return {editor: {ANY: Setting(values=found, origin=OWN)} for editor, found in values.items()}
+
+
 def training_free(
     by_schema: Mapping[str, tuple[str, ...]],
     origin: str = ULTRAEDIT,
     stable: tuple[str, ...] | None = None,
+    step: float = STEP,
 ) -> dict[str, dict[str, Setting]]:
     """UltraEdit and StableEdit; the latter on linear layers of its own where they are given."""
     ultra = {
-        schema: Setting(values={"modules": modules, "step": STEP}, origin=origin)
+        schema: Setting(values={"modules": modules, "step": step}, origin=origin)
         for schema, modules in by_schema.items()
     }
-    stable_values = {"modules": stable, "step": STEP}
+    stable_values = {"modules": stable, "step": step}
     own = {ANY: Setting(values=stable_values, origin="arXiv 2605.11836")} if stable else ultra
     return {"ultraedit": ultra, "stableedit": own}
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
+from pipeline.config.presets import PRESETS
 from pipeline.plan.cells import Cell
 from pipeline.plan.estimate.cached import Cached
 from pipeline.plan.estimate.memory import (
@@ -199,8 +200,11 @@ def _placement(cells: Sequence[Cell], gpu_memory_gb: float) -> Placement:
 
 
 def on_gpu(cell: Cell) -> bool:
-    """Whether figures are stated for a GPU: where the grid gives one, and at full scale."""
-    return cell.resources.gpus > 0 or cell.scale == "full"
+    """Whether figures are stated for a GPU: where the grid gives one, and at full scale but for a
+    model that is small enough for a laptop's cores."""
+    preset = PRESETS.get(cell.model.preset or "")
+    small = preset is not None and preset.for_cpu
+    return cell.resources.gpus > 0 or (cell.scale == "full" and not small)
 
 
 def _shares(cells: Sequence[Cell], place: Placement) -> float:

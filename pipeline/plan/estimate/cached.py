@@ -5,11 +5,13 @@ from __future__ import annotations
 from pipeline.plan.cache_names import (
     MODELS,
     covariance_folder,
+    network_name,
     shard_file,
     trained_name,
     whole_file,
 )
 from pipeline.plan.cells import Cell
+from pipeline.plan.fingerprint import former_keys_of
 from pipeline.storage.object_store import Storage
 from rledit.world import world_model_key
 from rledit.world.model import TRAINING_FILE
@@ -35,7 +37,11 @@ class Cached:
 
     def has_network(self, cell: Cell) -> bool:
         """Whether the cell's hypernetwork is trained."""
-        return self._storage is not None and self._has(trained_name(cell))
+        if self._storage is None:
+            return False
+        _, former = former_keys_of(cell)
+        old = former is not None and self._has(network_name(cell.editor_name, former))
+        return old or self._has(trained_name(cell))
 
     def has_moment(self, cell: Cell, linear: str) -> bool:
         """Whether the key covariance of a linear is summed, all shards of it."""

@@ -6,8 +6,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from pipeline.config.resources import ResourcesEntry
+from pipeline.plan.checks import unshardable
 from pipeline.plan.estimate.workload import Workload
-from pipeline.plan.grid_plan import unshardable
 
 _MOST_RANKS = 16
 

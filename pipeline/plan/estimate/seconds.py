@@ -14,9 +14,11 @@ from typing import Any
 
 from pipeline.config.grid import HARNESS
 from pipeline.plan.architecture import Architecture
+from pipeline.plan.cell_data import validation_batches
 from pipeline.plan.cells import Cell
 from pipeline.plan.estimate.memory import GB, Device, Placement
 from pipeline.plan.estimate.workload import DOCUMENT_TOKENS, Workload
+from pipeline.plan.fingerprint import identity_of
 from pipeline.results.lake.records import CellRecord, scale_of
 from rledit.downstream import TASKS
 from rledit.downstream.tasks import ITEMS_PER_TASK
@@ -171,7 +173,25 @@ def _training(model: _Passes) -> float:
     own = model.prompts(model.batch, layers, model.above)
     references = model.prompts(2 * model.batch, layers, 0)
     reward = model.prompts(2 * model.batch * window, model.above, model.above)
-    return model.work.trained_batches * (own + references + reward + model.network(3.0))
+    batches = model.work.trained_batches * (own + references + reward + model.network(3.0))
+    return batches + _validating(model, own)
+
+
+def _validating(model: _Passes, own: float) -> float:
+    """All validations of a training that goes on to its limit; the prefixes are run once.
+
+    Args:
+        own: Seconds of one batch's own gradients.
+    """
+    cell = model.work.cell
+    if cell.stopping is None:
+        return 0.0
+    count = 1 + -(-cell.settings.train_steps // cell.stopping.validate_every)
+    edits = validation_batches(cell) * model.batch
+    # Every prompt kind is scored, and two of them count in the reward.
+    each = validation_batches(cell) * (own + model.network(1.0))
+    each += model.prompts((KINDS + 2) * edits, model.above, 0)
+    return model.prompts(KINDS * edits, model.work.first_layer, 0) + count * each
 
 
 def _scoring(model: _Passes) -> float:
@@ -285,7 +305,7 @@ def _same_weights(record: CellRecord, cell: Cell) -> bool:
     """Whether both edit one checkpoint in one type; a model of the world goes by its name."""
     if cell.model.checkpoint is None:
         return True
-    own, other = cell.identity["model"], record.values["identity"].get("model", {})
+    own, other = identity_of(cell)["model"], record.values["identity"].get("model", {})
     return all(own.get(key) == other.get(key) for key in ("checkpoint", "dtype"))
 
 
@@ -298,7 +318,10 @@ def _score_seconds(record: CellRecord) -> float:
 
 
 def _measured_training(record: CellRecord) -> float:
-    """Edits that a finished cell trained on, as far as its settings tell."""
+    """Edits that a finished cell trained on, as far as its results or its settings tell."""
+    outcome = record.values["resolved"].get("training")
+    if outcome is not None:
+        return float(max(outcome["batches"] * record.address.batch_size, 1))
     settings: dict[str, Any] = record.values["identity"].get("settings", {})
     batches = settings.get("trajectory_batches") or record.address.n_batches
     steps = settings.get("train_steps", 1) * settings.get("trajectories_per_step", 1)

@@ -235,12 +235,21 @@ def _row(label: str, cells: Sequence[CellEstimate], done: int) -> tuple[str, ...
         label,
         str(len(cells)),
         str(done),
-        f"{trained:,} batches" if (trained := sum(c.trained for c in cells)) else "-",
+        _trained_on(cells),
         *(duration(s) for s in (setup, edit, score, setup + edit + score)),
         f"{peak:.3g}",
         "no" if any(c.out_of_memory for c in cells) else "yes",
         basis,
     )
+
+
+def _trained_on(cells: Sequence[CellEstimate]) -> str:
+    """Batches of training; the limit, where one may end before it."""
+    trained = sum(c.trained for c in cells)
+    if not trained:
+        return "-"
+    early = any(c.trained and c.work.cell.stopping is not None for c in cells)
+    return f"{'at most ' if early else ''}{trained:,} batches"
 
 
 def _needs(estimate: Estimate) -> list[str]:

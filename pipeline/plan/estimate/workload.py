@@ -8,6 +8,7 @@ from typing import Any, Literal
 
 from pipeline.errors import ConfigError
 from pipeline.plan.architecture import Architecture, architecture_of
+from pipeline.plan.cell_data import read_corpus
 from pipeline.plan.cells import Cell
 from rledit.editors import editor_class
 from rledit.editors.finetuning import FineTuning
@@ -166,8 +167,8 @@ def _lengths(cell: Cell) -> tuple[float, float]:
 def _corpus(cell: Cell, readable: bool) -> tuple[int, float]:
     """Documents that key covariance is of, and their mean tokens once they are cut."""
     most = float(cell.statistics.max_tokens)
-    sample = cell.corpus_sample if readable else ()
+    sample = read_corpus(cell).sample if readable else ()
     if not sample:
         return cell.statistics.documents, min(most, DOCUMENT_TOKENS)
     lengths = [min(most, 1 + size / CHARACTERS_PER_TOKEN) for size in sample]
-    return cell.corpus_documents, sum(lengths) / len(lengths)
+    return read_corpus(cell).documents, sum(lengths) / len(lengths)

@@ -8,7 +8,15 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 
-from pipeline.results.figures import along, costs, radar, retention, scores
+from pipeline.results.figures import (
+    along,
+    costs,
+    optimiser_steps,
+    radar,
+    retention,
+    scores,
+    training,
+)
 from pipeline.results.figures.figure_data import FigureData, Picture, framed, longest_stream
 from pipeline.results.figures.style import Style, styles
 
@@ -28,6 +36,8 @@ FIGURES: dict[str, Figure] = {
     "time": costs.time_bars,
     "total_time": costs.total_time,
     "curves": along.curves,
+    "training": training.pictures,
+    "optimiser_steps": optimiser_steps.pictures,
 }
 # Of one model on all its datasets.
 OVERVIEWS: dict[str, Figure] = {"composite": scores.composite}

@@ -30,15 +30,15 @@ def costs(figure_data: FigureData) -> DataFrame:
             FROM (SELECT cell, editor, variant, n_batches AS whole, batch_size, seed, identity,
                          train_seconds, edit_seconds
                   FROM cells WHERE {here} AND status = 'done') AS c
-            LEFT JOIN (SELECT cell, sum(value) AS moments FROM curves
+            LEFT JOIN (SELECT cell, max(value) AS moments FROM curves
                        WHERE metric = 'statistics_seconds' GROUP BY cell) AS m USING (cell)),
         streams AS (
             SELECT cell, whole AS n_batches FROM spent
-            UNION ALL
+            UNION
             SELECT cell, unnest(CAST(identity->'$.also_after' AS INTEGER[])) FROM spent),
         so_far AS (
             SELECT cell, n_batches, sum(value) AS seconds
-            FROM streams JOIN (SELECT cell, step, batch_size, value FROM curves
+            FROM streams JOIN (SELECT DISTINCT cell, step, batch_size, value FROM curves
                                WHERE metric = 'edit_seconds') AS e USING (cell)
             WHERE step <= n_batches * batch_size GROUP BY cell, n_batches)
         SELECT editor, variant, n_batches, batch_size, seed, n_batches = whole AS own, setup,
@@ -95,12 +95,12 @@ def total_time(figure_data: FigureData) -> Iterator[Picture]:
         WITH batches AS (
             SELECT e.cell, editor, variant, n_batches, batch_size, seed, step,
                    value AS seconds,
-                   sum(value) OVER (PARTITION BY e.cell ORDER BY step) AS so_far,
+                   sum(value) OVER (PARTITION BY e.cell, variant, dataset ORDER BY step) AS so_far,
                    coalesce(c.train_seconds, 0) + coalesce(m.moments, 0) AS setup,
                    CAST(ceil(n_batches / 20) AS INTEGER) * batch_size AS width
             FROM (SELECT * FROM curves WHERE {here} AND metric = 'edit_seconds') AS e
-            JOIN (SELECT cell, train_seconds FROM cells) AS c ON c.cell = e.cell
-            LEFT JOIN (SELECT cell, sum(value) AS moments FROM curves
+            JOIN (SELECT DISTINCT cell, train_seconds FROM cells) AS c ON c.cell = e.cell
+            LEFT JOIN (SELECT cell, max(value) AS moments FROM curves
                        WHERE metric = 'statistics_seconds' GROUP BY cell) AS m
                 ON m.cell = e.cell)
         SELECT editor, variant, n_batches, batch_size, max(step) AS step,

@@ -8,6 +8,9 @@
 - A shard's name carries the digest of its content, so nothing is ever changed under its name: two
   writers of one cell cannot mix their shards, the later manifest decides between them, and until
   then the earlier one stands. Shards that no manifest names are removed after the commit.
+- A cell is one whatever grids call it. Its rows are written under the names of whoever wrote it
+  first, which `homes/CELL_KEY.json` keeps; `pipeline.results.lake.addresses` says where else they
+  are shown. Cells of earlier versions are known by today's key (`pipeline.results.lake.identity`).
 - Everything here reads through the manifest. Plain readers may use
   `read_parquet('LAKE/scores/**/*.parquet', hive_partitioning=true, union_by_name=true)`.
 """
@@ -15,29 +18,48 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import logging
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, fields
+from dataclasses import asdict, fields, replace
 from typing import Any
-from urllib.parse import unquote
 
+from pipeline.results.lake.addresses import (
+    Addresses,
+    Place,
+    chosen,
+    claim_home,
+    home_name,
+    home_of,
+    shown,
+)
 from pipeline.results.lake.layout import (
     SUFFIX,
     CorruptShard,
     LakeError,
-    as_json,
     checked_files,
     file_name,
     shard_belongs,
     shard_key,
     shard_name,
-    utc,
+    tables_of,
 )
-from pipeline.results.lake.parquet import arrow_table, dataset, read_shard, shard_bytes
-from pipeline.results.lake.records import CellAddress, CellRecord, CellResult, Status, scale_of
-from pipeline.results.lake.schemas import ADDRESS, DATA_TABLES, JSON_COLUMNS, PARTITION, TABLES
+from pipeline.results.lake.manifest import (
+    files_of,
+    manifest_bytes,
+    manifest_row,
+    record_of,
+    shards_of,
+)
+from pipeline.results.lake.parquet import arrow_table, dataset, read_shard
+from pipeline.results.lake.records import CellAddress, CellRecord, CellResult, Status
+from pipeline.results.lake.schemas import (
+    ADDRESS,
+    DATA_TABLES,
+    OPTIONAL_TABLES,
+    PARTITION,
+    TABLES,
+)
 from pipeline.storage.object_store import Storage
 from pipeline.storage.redaction import redact
 
@@ -82,24 +104,34 @@ class Lake:
                 f"cell {result.address.cell_key} has status {result.status!r}; commit takes "
                 "finished cells, record_failure the others"
             )
-        shards = _shards(result)
+        shards = shards_of(result)
         if shards["scores"][1] == 0:
             raise LakeError(f"cell {result.address.cell_key} is done but has no row of scores")
-        files = _files(shards, result.address)
-        manifest = self._manifest_bytes(result, files)
-        record = _record(read_shard(manifest, "cells", str(self.storage)), result.address)
+        files = files_of(shards, result.address)
+        manifest = manifest_bytes(result, files)
+        if (home := claim_home(self.storage, result.address)) != result.address:
+            result = replace(result, address=home)
+            shards = shards_of(result)
+            files = files_of(shards, home)
+            manifest = manifest_bytes(result, files)
+        name = shard_name("cells", home)
+        record = record_of(read_shard(manifest, "cells", str(self.storage)), name)
         for _ in range(_WRITERS):
-            for table in DATA_TABLES:
-                self.storage.write_bytes(files[table]["path"], shards[table][0])
-            self.storage.write_bytes(shard_name("cells", result.address), manifest)
+            for table, (data, _) in shards.items():
+                self.storage.write_bytes(files[table]["path"], data)
+            self.storage.write_bytes(name, manifest)
             # Another writer of the cell may have removed our shards before our manifest was there.
             if self._whole(record):
                 self._remove_replaced(record)
                 return record
         raise LakeError(
-            f"cell {result.address.cell_key}: other writers remove its shards; end all runs of "
-            f"grid {result.address.grid} but one"
+            f"cell {home.cell_key}: other writers remove its shards; end all runs of "
+            f"grid {home.grid} but one"
         )
+
+    def show(self, addresses: Iterable[CellAddress]) -> None:
+        """Lets cells be shown at addresses, whoever ran them and whether or not they are there."""
+        Addresses(self.storage).add(addresses)
 
     def _whole(self, record: CellRecord) -> bool:
         sizes = {f["path"]: self.storage.size(f["path"]) for f in record.files.values()}
@@ -109,10 +141,10 @@ class Lake:
         """Removes what an earlier attempt at the cell, or one cut short, has left behind."""
         if self.record(record.address) != record:
             return  # another writer was later: its shards are the ones that count
-        for table, file in record.files.items():
-            folder = file["path"].rsplit("/", 1)[0]
+        for table in (*DATA_TABLES, *OPTIONAL_TABLES):
+            folder = shard_name(table, record.address).rsplit("/", 1)[0]
             for name in self._siblings(folder, record.address.cell_key):
-                if name != file["path"]:
+                if name != record.files.get(table, {}).get("path"):
                     logger.info("removing %s, which no manifest names (%s)", name, table)
                     self.storage.delete(name)
 
@@ -121,14 +153,15 @@ class Lake:
 
         `commit` does so for its own cell, unless it is ended before it comes to it.
         """
-        done = {r.address.cell_key: r for r in self.manifest(grid) if r.done}
+        done = {r.stored_key: r for r in self.manifest(grid) if r.done}
         removed = []
-        for table in DATA_TABLES:
+        for table in (*DATA_TABLES, *OPTIONAL_TABLES):
             for name in self.storage.list(table):
                 key = shard_key(name)
-                if key not in done or name == done[key].files[table]["path"]:
+                if key not in done or name == done[key].files.get(table, {}).get("path"):
                     continue
-                if self.record(key) == done[key]:  # nobody has written it meanwhile
+                now = self.record(key)
+                if now is not None and now.files == done[key].files:  # not written meanwhile
                     self.storage.delete(name)
                     removed.append(name)
         return removed
@@ -167,66 +200,76 @@ class Lake:
             and (known.reason or "").startswith(redact(reason))
         ):
             return known
+        if status == "done":
+            raise LakeError(f"cell {address.cell_key}: a failure cannot have status 'done'")
         result = CellResult(
-            address=address,
+            address=claim_home(self.storage, address),
             status=status,
             reason=redact(reason),
             identity=identity,
             code_version=code_version,
             **rest,
         )
-        if status == "done":
-            raise LakeError(f"cell {address.cell_key}: a failure cannot have status 'done'")
-        shards = _shards(result) if result.scores else {}
-        files = _files(shards, address)
+        shards = shards_of(result) if result.scores else {}
+        files = files_of(shards, result.address)
         for table, (data, _) in shards.items():
             self.storage.write_bytes(files[table]["path"], data)
-        manifest = self._manifest_bytes(result, files)
-        self.storage.write_bytes(shard_name("cells", address), manifest)
+        manifest, name = manifest_bytes(result, files), shard_name("cells", result.address)
+        self.storage.write_bytes(name, manifest)
         named = {file["path"] for file in files.values()}
         for file in known.files.values() if known is not None else ():
             if file["path"] not in named:
                 self.storage.delete(file["path"])
-        return _record(read_shard(manifest, "cells", str(self.storage)), address)
+        return record_of(read_shard(manifest, "cells", str(self.storage)), name)
 
     def forget(self, cell_key: str) -> None:
-        """Takes a cell out of the lake: its manifest row first, then its shards."""
-        record = self.record(cell_key)
-        for name in self._manifest_names(cell_key):
-            self.storage.delete(name)
-        for file in record.files.values() if record is not None else ():
-            self.storage.delete(file["path"])
+        """Takes a cell out of the lake: its manifest rows first, then its shards.
 
-    def _manifest_bytes(self, result: CellResult, files: Mapping[str, Any]) -> bytes:
-        row: dict[str, Any] = {
-            name: getattr(result, name) for name in TABLES["cells"] if name != "files"
-        }
-        row |= {name: as_json(row[name], result.address) for name in JSON_COLUMNS[:-1]}
-        row |= {name: utc(row[name]) for name in ("started_at", "finished_at")}
-        row["protocols"] = list(result.protocols)
-        row["files"] = json.dumps(files, sort_keys=True)
-        return shard_bytes("cells", [row], result.address)[0]
+        Rows that an earlier version wrote of the same cell go with it.
+        """
+        stored = [r for r in self.rows() if cell_key in (r.address.cell_key, r.stored_key)]
+        for key in dict.fromkeys((cell_key, *(record.stored_key for record in stored))):
+            for name in self._manifest_names(key):
+                self.storage.delete(name)
+        for file in (file for record in stored for file in record.files.values()):
+            self.storage.delete(file["path"])
+        self.storage.delete(home_name(cell_key))
 
     # Reading -----------------------------------------------------------------------------------
 
     def manifest(self, grid: str | None = None) -> list[CellRecord]:
-        """Every cell of the lake (of one grid), sorted by address.
+        """Every cell of the lake, sorted by address: once, at the address in its own files.
 
         A manifest row that cannot be read is a crash's remainder: it is reported and skipped, so
-        that the cell counts as missing and is run again.
+        that the cell counts as missing and is run again. Of several rows of one cell, which lakes
+        of earlier versions have, one counts (see `chosen`).
+
+        Args:
+            grid: Only the cells that are shown under this grid, each at every address it has there.
         """
+        if grid is not None:
+            return [record for record in self.shown() if record.address.grid == grid]
+        return _sorted(chosen(self.rows()))
+
+    def shown(self) -> list[CellRecord]:
+        """The cells at all their addresses: one that several grids ask for, several times."""
+        return _sorted(shown(self.rows(), self.addresses()))
+
+    def addresses(self) -> dict[Place, CellAddress]:
+        """What grids have asked for, by place; see `pipeline.results.lake.addresses`."""
+        return Addresses(self.storage).read()
+
+    def grids(self) -> list[str]:
+        """Names of the grids that have cells here."""
+        return sorted({record.address.grid for record in self.shown()})
+
+    def rows(self) -> list[CellRecord]:
+        """Every row of the manifest, those that are one cell today and were several among them."""
         sizes = {name: size for table in TABLES for name, size in self.storage.sizes(table).items()}
         names = [name for name in sizes if name.startswith("cells/") and name.endswith(SUFFIX)]
         with ThreadPoolExecutor(_READERS) as pool:
             records = [record for record in pool.map(self._read_record, names) if record]
-        if grid is not None:
-            records = [record for record in records if record.address.grid == grid]
-        checked = (checked_files(record, sizes) for record in records)
-        return sorted(checked, key=lambda record: tuple(asdict(record.address).values()))
-
-    def grids(self) -> list[str]:
-        """Names of the grids that have cells here."""
-        return sorted({record.address.grid for record in self.manifest()})
+        return [checked_files(record, sizes) for record in records]
 
     def record(self, cell: str | CellAddress) -> CellRecord | None:
         """One cell of the manifest, or None. For many cells call `manifest` once.
@@ -236,9 +279,15 @@ class Lake:
                 is a handful of requests however large the lake is.
         """
         if isinstance(cell, CellAddress):
-            names = [shard_name("cells", cell)]
-        else:
-            names = self._manifest_names(cell)
+            return self._first([shard_name("cells", home_of(self.storage, cell))])
+        found = self._first(self._manifest_names(cell))
+        if found is not None:
+            return found
+        # An earlier version has written it under another key, or nobody has.
+        return next((r for r in chosen(self.rows()) if r.address.cell_key == cell), None)
+
+    def _first(self, names: Sequence[str]) -> CellRecord | None:
+        """The first of some manifest rows that can be read, its files checked."""
         for name in names:
             record = self._read_record(name)
             if record is not None:
@@ -276,6 +325,8 @@ class Lake:
     def columns(self, table: str, record: CellRecord) -> dict[str, list[Any]]:
         """One cell's shard of `table` as columns, in the order of its row key.
 
+        Of an optional table that the cell has no shard of: all columns, empty.
+
         Raises:
             LakeError: the cell is not done, or the shard is corrupt or of a newer schema.
         """
@@ -284,6 +335,8 @@ class Lake:
                 f"cell {record.address.cell_key} is {record.status} ({record.reason}); "
                 "only done cells have rows, and failed ones those of what they reached"
             )
+        if table in OPTIONAL_TABLES and table not in record.files:
+            return {name: [] for name in ADDRESS | TABLES[table] if name not in PARTITION}
         path = record.files[table]["path"]
         data = self.storage.read_bytes(path)
         where = f"{self.storage}: {path}"
@@ -291,9 +344,17 @@ class Lake:
             raise LakeError(f"{where} is not what its manifest row describes; run the cell again")
         return read_shard(data, table, where)
 
-    def result(self, record: CellRecord, tables: Collection[str] = ("scores",)) -> CellResult:
-        """The cell as it was committed, with the rows of `tables` only."""
-        names = {field.name for field in fields(CellResult)} - {"address", *DATA_TABLES}
+    def result(self, record: CellRecord, tables: Collection[str] | None = None) -> CellResult:
+        """The cell as it was committed, with the rows of `tables` only.
+
+        None stands for what tracking shows: scores, answers, and the steps of a cell that was
+        trained.
+        """
+        if tables is None:
+            trained = ("steps",) if record.values.get("train_seconds") else ()
+            tables = ("scores", "answers", *trained)
+        tabular = (*DATA_TABLES, *OPTIONAL_TABLES)
+        names = {field.name for field in fields(CellResult)} - {"address", *tabular}
         values = {name: record.values[name] for name in names if name in record.values}
         rows: dict[str, Any] = {}
         if record.done:
@@ -312,13 +373,14 @@ class Lake:
 
         Returns:
             An Arrow dataset or table (duckdb scans either) with the columns of the table, those of
-            the folders included, as text whatever they look like.
+            the folders included, as text whatever they look like. Rows name a cell by the key in
+            its files; the table `cells` has that as `stored_key`.
         """
         if table == "cells":
-            return arrow_table(table, [_manifest_row(record) for record in records])
+            return arrow_table(table, [manifest_row(record) for record in records])
         kept = (r for r in records if (r.has_rows if table == "scores" else r.done))
-        paths = [record.files[table]["path"] for record in kept]
-        return dataset(table, paths, self.storage)
+        paths = dict.fromkeys(r.files[table]["path"] for r in kept if table in tables_of(r))
+        return dataset(table, list(paths), self.storage)
 
     def _manifest_names(self, cell_key: str) -> list[str]:
         file = file_name(cell_key)
@@ -337,51 +399,8 @@ class Lake:
         except CorruptShard as error:
             logger.warning("%s; the cell counts as missing", error)
             return None
-        return _record(columns, _address(columns, name))
+        return record_of(columns, name)
 
 
-def _shards(result: CellResult) -> dict[str, tuple[bytes, int]]:
-    """A cell's rows, by table: the shard's bytes and the number of rows."""
-    return {
-        table: shard_bytes(table, getattr(result, table), result.address) for table in DATA_TABLES
-    }
-
-
-def _files(
-    shards: Mapping[str, tuple[bytes, int]], address: CellAddress
-) -> dict[str, dict[str, Any]]:
-    """What the manifest says of shards."""
-    files = {}
-    for table, (data, rows) in shards.items():
-        digest = hashlib.sha256(data).hexdigest()
-        path = shard_name(table, address, digest)
-        files[table] = {"path": path, "rows": rows, "bytes": len(data), "sha256": digest}
-    return files
-
-
-def _address(columns: Mapping[str, list[Any]], name: str) -> CellAddress:
-    folders = dict(part.split("=", 1) for part in name.split("/")[1:-1])
-    values: dict[str, Any] = {key: columns[key][0] for key in ADDRESS if key not in PARTITION}
-    values |= {key: unquote(value) for key, value in folders.items()}
-    # Lakes of earlier versions say `world` of checkpoints as well.
-    model = json.loads(columns["identity"][0]).get("model")
-    checkpoint = model.get("checkpoint") if isinstance(model, dict) else None
-    return CellAddress(**values | {"scale": scale_of(values["scale"], checkpoint)})
-
-
-def _record(columns: Mapping[str, list[Any]], address: CellAddress) -> CellRecord:
-    values = {name: columns[name][0] for name in TABLES["cells"]}
-    values |= {name: json.loads(values[name]) for name in JSON_COLUMNS}
-    return CellRecord(
-        address=address,
-        status=values["status"],
-        reason=values["reason"],
-        files=values.pop("files"),
-        values=values,
-    )
-
-
-def _manifest_row(record: CellRecord) -> dict[str, Any]:
-    row = dict(record.values) | {"files": dict(record.files)}
-    row |= {name: json.dumps(row[name], sort_keys=True) for name in JSON_COLUMNS}
-    return asdict(record.address) | row | {"status": record.status, "reason": record.reason}
+def _sorted(records: Iterable[CellRecord]) -> list[CellRecord]:
+    return sorted(records, key=lambda record: tuple(asdict(record.address).values()))

@@ -12,7 +12,7 @@ from typing import Any
 from urllib.parse import quote
 
 from pipeline.results.lake.records import CellAddress, CellRecord, TableRows
-from pipeline.results.lake.schemas import DATA_TABLES, PARTITION, Columns
+from pipeline.results.lake.schemas import DATA_TABLES, OPTIONAL_TABLES, PARTITION, Columns
 from pipeline.storage.redaction import redact_settings
 from rledit.errors import UserError
 
@@ -110,6 +110,11 @@ def complete_columns(rows: TableRows, known: Columns, where: str) -> dict[str, l
     return {name: given.get(name, [None] * n_rows) for name in known}
 
 
+def tables_of(record: CellRecord) -> tuple[str, ...]:
+    """The tables of which a cell with rows has shards."""
+    return (*DATA_TABLES, *(table for table in OPTIONAL_TABLES if table in record.files))
+
+
 def checked_files(record: CellRecord, sizes: Mapping[str, int]) -> CellRecord:
     """Downgrades a done cell to "incomplete" if a file is missing or not of its size.
 
@@ -117,7 +122,7 @@ def checked_files(record: CellRecord, sizes: Mapping[str, int]) -> CellRecord:
     """
     if not record.has_rows:
         return record
-    for table in DATA_TABLES:
+    for table in tables_of(record):
         file = record.files[table]
         found = sizes.get(file["path"])
         if found != file["bytes"]:

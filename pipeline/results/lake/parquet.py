@@ -15,9 +15,11 @@ from pipeline.results.lake.layout import CorruptShard, LakeError, complete_colum
 from pipeline.results.lake.records import CellAddress, TableRows
 from pipeline.results.lake.schemas import (
     ADDRESS,
+    ADDRESS_ROWS,
     PARTITION,
     ROW_KEYS,
     SCHEMA_VERSION,
+    STORED_KEY,
     TABLES,
     VERSION_KEY,
     Columns,
@@ -32,6 +34,7 @@ _TYPES = {
     "bool": pa.bool_(),
     "timestamp": pa.timestamp("us"),
     "list<string>": pa.list_(pa.string()),
+    "list<int32>": pa.list_(pa.int32()),
 }
 
 
@@ -54,7 +57,9 @@ _FILE_SCHEMAS = {
     table: _schema(_stored(ADDRESS) | columns, {VERSION_KEY: str(SCHEMA_VERSION)})
     for table, columns in TABLES.items()
 }
+_FILE_SCHEMAS["addresses"] = _schema(ADDRESS_ROWS, {VERSION_KEY: str(SCHEMA_VERSION)})
 _READ_SCHEMAS = {table: _schema(ADDRESS | columns) for table, columns in TABLES.items()}
+_READ_SCHEMAS["cells"] = _schema(ADDRESS | TABLES["cells"] | STORED_KEY)
 
 
 def shard_bytes(table: str, rows: TableRows, address: CellAddress) -> tuple[bytes, int]:
@@ -67,6 +72,14 @@ def shard_bytes(table: str, rows: TableRows, address: CellAddress) -> tuple[byte
     sink = pa.BufferOutputStream()
     pq.write_table(built, sink, compression="zstd")
     return sink.getvalue().to_pybytes(), built.num_rows
+
+
+def address_bytes(rows: Sequence[Mapping[str, Any]]) -> bytes:
+    """Addresses of a grid as a Parquet file, in the order given."""
+    sink = pa.BufferOutputStream()
+    table = pa.Table.from_pylist(list(rows), schema=_FILE_SCHEMAS["addresses"])
+    pq.write_table(table, sink, compression="zstd")
+    return sink.getvalue().to_pybytes()
 
 
 def read_shard(data: bytes, table: str, where: str) -> dict[str, list[Any]]:

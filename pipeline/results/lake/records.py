@@ -8,6 +8,8 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any, Literal
 
+from pipeline.results.lake.identity import KEY_VERSION
+
 Status = Literal["done", "failed", "skipped"]
 SCORES = ("efficacy", "generalization", "specificity", "specificity_self")
 
@@ -26,10 +28,13 @@ TableRows = Sequence[Mapping[str, Any]] | Mapping[str, Sequence[Any]]
 
 @dataclass(frozen=True, kw_only=True)
 class CellAddress:
-    """What names a cell; these columns stand in every row of every table.
+    """Where a cell's results are shown; these columns stand in every row of every table.
+
+    The key tells what was computed. Of the rest, names of grid, variant, model and dataset and the
+    scale are labels: a cell may have several addresses (see `pipeline.results.lake.addresses`).
 
     Attributes:
-        cell_key: hash of the cell's identity; the file name of all its shards.
+        cell_key: hash of the cell's identity.
         variant: a named departure from the editor's defaults, or "".
         scale: "world", "standin" or "full": which kind of model the numbers are about, see
             `scale_of`.
@@ -62,6 +67,8 @@ class CellResult:
         scores: rows (checkpoint, n_edits, final, protocol, the four mean scores in percent,
             n_scored, n_superseded).
         steps: rows (step, metric, value).
+        answers: rows of what the model says in words (see `pipeline.results.lake.schemas`); none
+            where nothing was asked.
         edit_ms: milliseconds per edit; `edit_seconds` is the whole stream's.
         threads: CPU threads per rank. With `ranks` it decides whether two results can be
             expected to agree bitwise.
@@ -72,7 +79,7 @@ class CellResult:
     status: Status = "done"
     reason: str | None = None
     identity: Mapping[str, Any]
-    key_version: int = 1
+    key_version: int = KEY_VERSION
     data_hash: str | None = None
     model_hash: str | None = None
     code_version: str
@@ -82,6 +89,7 @@ class CellResult:
     edits: TableRows = ()
     scores: TableRows = ()
     steps: TableRows = ()
+    answers: TableRows = ()
     train_seconds: float | None = None
     edit_seconds: float | None = None
     edit_ms: float | None = None
@@ -122,6 +130,9 @@ class CellRecord:
     """A cell as the lake's manifest knows it.
 
     Attributes:
+        address: one of its addresses, with its key.
+        stored_key: its key in its files and their names, which is another one where an earlier
+            version has written them (see `pipeline.results.lake.identity`).
         status: the recorded one, or "incomplete" where a shard that the manifest lists is
             missing or has another size.
         files: per table its name in the lake, rows, bytes and sha256.
@@ -129,6 +140,7 @@ class CellRecord:
     """
 
     address: CellAddress
+    stored_key: str
     status: str
     reason: str | None
     files: Mapping[str, Mapping[str, Any]]

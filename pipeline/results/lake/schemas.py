@@ -29,6 +29,12 @@ ADDRESS: Columns = {
     "n_batches": ("int32", True),
 }
 
+# A file of addresses: where results are shown beside the columns they were written with.
+ADDRESS_ROWS: Columns = ADDRESS | {"since": ("timestamp", True)}
+
+# Of cells in memory alone: the key in a cell's own files, see `pipeline.results.lake.identity`.
+STORED_KEY: Columns = {"stored_key": ("string", True)}
+
 _SCORES: Columns = {  # percent, 0-100; null where a score is undefined
     "efficacy": ("float64", False),
     "generalization": ("float64", False),
@@ -48,7 +54,8 @@ TABLES: dict[str, Columns] = {
         "superseded": ("bool", True),  # a later edit of the stream rewrites the same fact
     },
     "steps": {
-        "step": ("int32", True),  # edits applied; optimiser step for metrics named train_*
+        # Edits applied; training steps for metrics named train_* and validation_*.
+        "step": ("int32", True),
         "metric": ("string", True),
         "value": ("float64", False),
     },
@@ -60,6 +67,21 @@ TABLES: dict[str, Columns] = {
         **_SCORES,
         "n_scored": ("int32", True),
         "n_superseded": ("int32", True),
+    },
+    "answers": {  # in words, of a sample of the edits
+        "checkpoint": ("int32", True),  # edits applied when asked; 0: the unedited model
+        "edit_index": ("int32", True),
+        "edit_id": ("string", True),
+        "probe": ("string", True),  # edit, rephrase, locality or portability
+        "probe_index": ("int32", True),
+        "prompt": ("string", True),
+        "target": ("string", True),  # what should be said
+        "answer": ("string", False),  # what is said; null where the model gives no numbers
+        "tokens": ("list<int32>", True),
+        "target_logprob": ("float64", False),  # nats, of all its tokens; null: not finite
+        "is_target": ("bool", True),
+        "has_target": ("bool", True),
+        "superseded": ("bool", True),
     },
     "cells": {
         "status": ("string", True),
@@ -88,6 +110,8 @@ TABLES: dict[str, Columns] = {
 }
 
 DATA_TABLES = ("edits", "steps", "scores")  # in the order in which they are written
+# Tables of which a cell may have no shard, as it has none where it was asked for no such rows.
+OPTIONAL_TABLES = ("answers",)
 JSON_COLUMNS = ("identity", "versions", "resolved", "files")
 
 # Within one cell these columns name a row.
@@ -95,5 +119,6 @@ ROW_KEYS: dict[str, tuple[str, ...]] = {
     "edits": ("checkpoint", "protocol", "edit_index"),
     "steps": ("metric", "step"),
     "scores": ("checkpoint", "protocol"),
+    "answers": ("checkpoint", "edit_index", "probe", "probe_index"),
     "cells": (),
 }

@@ -5,7 +5,8 @@
 - One process writes, with explicit run ids; workers return rows. The database schema is created
   once, by that process, before anyone else opens it.
 - Metrics are named `{metric}_{protocol}` and their step is the number of edits applied, so the
-  latest value MLflow shows is the score at the end of the stream.
+  latest value MLflow shows is the score at the end of the stream. Those of learning curves are
+  named `train_{metric}` and `validation_{metric}`, and their step is the training step.
 """
 
 from __future__ import annotations
@@ -31,9 +32,15 @@ from mlflow.store.entities import PagedList
 from mlflow.utils import get_results_from_paginated_fn
 
 from pipeline.results.lake.lake import Lake
-from pipeline.results.lake.records import CellResult
+from pipeline.results.lake.records import CellAddress, CellResult
+from pipeline.results.tracking.answers_table import ARTIFACT, answers_table
 from pipeline.results.tracking.liveness import HEARTBEAT, Invocation, own_tags, process_alive
-from pipeline.results.tracking.logged_run import Logged, metric_name
+from pipeline.results.tracking.logged_run import (
+    ADDRESS_TAGS,
+    Logged,
+    address_tags,
+    metric_name,
+)
 from pipeline.results.tracking.uri import (
     DEFAULT_URI,
     TrackingError,
@@ -123,7 +130,7 @@ class Tracker:
         logged = Logged(result)
         keep = None
         with _explained(self.uri):
-            for run in self._search(f"tags.kind = 'cell' and tags.cell = '{logged.tags['cell']}'"):
+            for run in self._cell_runs(result.address):
                 if keep is None and _complete(run, logged):
                     keep = str(run.info.run_id)
                 else:
@@ -162,28 +169,33 @@ class Tracker:
         return ended
 
     def rebuild(self, lake: Lake, parent: str | None = None) -> int:
-        """Makes the child runs equal to the lake's cells of this grid; returns how many are new.
+        """Makes the child runs equal to the lake's cells that are shown under this grid.
+
+        One that another grid has run is logged here as well, with the same values and key.
 
         Cells that are logged already are left alone, so this is also how a run closes the gap that
         a crash between lake and tracker leaves. Runs of cells that the lake does not have are
         deleted.
 
+        Returns:
+            How many cells were logged anew.
+
         Raises:
             TrackingError: the store did not take it.
         """
         records = [r for r in lake.manifest(self.experiment) if r.status != "incomplete"]
-        known: dict[str, list[Run]] = {}
+        known: dict[tuple[str, ...], list[Run]] = {}
         with _explained(self.uri):
             for run in self._search("tags.kind = 'cell'"):
-                known.setdefault(run.data.tags.get("cell", ""), []).append(run)
-            for key in known.keys() - {record.address.cell_key for record in records}:
-                for run in known[key]:
+                known.setdefault(_tagged(run.data.tags), []).append(run)
+            for place in known.keys() - {_tagged(address_tags(r.address)) for r in records}:
+                for run in known[place]:
                     self._client.delete_run(run.info.run_id)
         with ThreadPoolExecutor(_READERS) as pool:  # on an object store each read is a round trip
             results = list(pool.map(lake.result, records))
         new = []
         for result in results:
-            runs = known.get(result.address.cell_key, [])
+            runs = known.get(_tagged(address_tags(result.address)), [])
             if len(runs) != 1 or not _complete(runs[0], Logged(result)):
                 new.append(result)
         opened = self.start("rebuild") if new and parent is None else None
@@ -220,6 +232,11 @@ class Tracker:
             self._client.restore_experiment(known.experiment_id)
         return str(known.experiment_id)
 
+    def _cell_runs(self, address: CellAddress) -> list[Run]:
+        """The runs of a cell at one of its addresses; a grid may have it at several."""
+        found = self._search(f"tags.kind = 'cell' and tags.cell = '{address.cell_key}'")
+        return [run for run in found if _tagged(run.data.tags) == _tagged(address_tags(address))]
+
     def _search(self, condition: str) -> list[Run]:
         def page(most: int, token: str | None) -> PagedList[Run]:
             return self._client.search_runs(
@@ -240,11 +257,26 @@ class Tracker:
         moment = _milliseconds(result.finished_at) or run.info.start_time
         metrics = [Metric(key, value, moment, step) for key, value, step in logged.metrics]
         self._client.log_batch(run_id, metrics, params)  # in as many requests as it takes
+        self._log_answers(run_id, result)
         # The digest comes last: a run without it is a crash's remainder and is superseded.
         self._client.log_batch(run_id, tags=[RunTag(_DIGEST, logged.digest)])
         ending = "FAILED" if result.status == "failed" else "FINISHED"
         self._client.set_terminated(run_id, ending, _milliseconds(result.finished_at))
         return run_id
+
+    def _log_answers(self, run_id: str, result: CellResult) -> None:
+        """Keep the answers with the run; a store of artifacts that is away costs only a warning."""
+        table = answers_table(result)
+        if not table:
+            return
+        try:
+            self._client.log_table(run_id, table, ARTIFACT)
+        except Exception as error:  # each kind of store has errors of its own library
+            logger.warning(
+                "%s: the answers of cell %s could not be stored with its run (%s); the lake has "
+                "them, and `rledit answers` shows them",
+                redact(self.uri), result.address.cell_key, redact(str(error)),
+            )  # fmt: skip
 
 
 def _complete(run: Run, logged: Logged) -> bool:
@@ -271,6 +303,11 @@ def experiments(uri: str) -> list[str]:
                 [experiment.experiment_id], "tags.kind = 'invocation'", max_results=1
             )
         )
+
+
+def _tagged(tags: Mapping[str, str]) -> tuple[str, ...]:
+    """Which cell a run is of, and at which address."""
+    return tuple(tags.get(name, "") for name in ADDRESS_TAGS)
 
 
 def _run_name(result: CellResult) -> str:

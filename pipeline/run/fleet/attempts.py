@@ -264,7 +264,7 @@ def _reported(item: WorkItem, is_rank_zero: bool = True) -> Iterator[Report]:
     started, node = time.time(), ray.get_runtime_context().get_node_id()
     shown, last, sent = "", 0.0, None
 
-    def report(stage: Stage, done: int, total: int) -> None:
+    def report(stage: Stage, done: int, total: int, detail: str = "") -> None:
         nonlocal shown, last, sent
         now = time.monotonic()
         if is_rank_zero and (stage != shown or now - last > REPORT_SECONDS or done == total):
@@ -272,7 +272,13 @@ def _reported(item: WorkItem, is_rank_zero: bool = True) -> Iterator[Report]:
                 return  # with very many workers, the actor has not come to the last report yet
             shown, last = stage, now
             progress = Progress(
-                done=done, total=total, started=started, stage=stage, pid=os.getpid(), node=node
+                done=done,
+                total=total,
+                started=started,
+                stage=stage,
+                pid=os.getpid(),
+                node=node,
+                detail=detail,
             )
             sent = item.progress_actor.update.remote(key, progress)
 

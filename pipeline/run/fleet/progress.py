@@ -18,6 +18,7 @@ class Progress:
         stage: What it is doing now.
         pid: Its process; the leader's, where several work together.
         node: Ray's id of the node it is on.
+        detail: More about the stage, in words.
     """
 
     done: int
@@ -26,6 +27,7 @@ class Progress:
     stage: Stage
     pid: int
     node: str
+    detail: str = ""
 
 
 class ProgressActor:

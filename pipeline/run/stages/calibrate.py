@@ -7,6 +7,7 @@ from functools import partial
 from pathlib import Path
 
 from pipeline.plan.cache_names import calibration_name
+from pipeline.plan.cell_data import calibration_edits, calibration_pool
 from pipeline.plan.cells import Cell
 from pipeline.run.cache import Cache
 from pipeline.run.gang import SINGLE_PROCESS, Gang
@@ -33,7 +34,7 @@ def calibrate_step(
     report("calibrate", 0, 1)
     cell = cell.unseeded
     model = open_model(cell, model_folder, gang)
-    edits = cell.source().draw(cell.calibration_pool, cell.calibration_edits, seed=cell.seed)
+    edits = cell.source().draw(calibration_pool(cell), calibration_edits(cell), seed=cell.seed)
     found = calibrate(
         model,
         editor_class(cell.editor.editor),
@@ -43,6 +44,6 @@ def calibrate_step(
     )
     report("calibrate", 1, 1)
     if gang.is_rank_zero:
-        text = json.dumps({"pool": cell.calibration_pool, **found.record()}, indent=1)
+        text = json.dumps({"pool": calibration_pool(cell), **found.record()}, indent=1)
         Storage(cache.folder).write_bytes(name, text.encode())
         cache.publish(name)

@@ -19,7 +19,9 @@ from pipeline.errors import ConfigError
 from pipeline.inputs.corpus import open_corpus
 from pipeline.inputs.fingerprints import fingerprint
 from pipeline.plan.cache_names import covariance_folder, shard_file, whole_file
+from pipeline.plan.cell_data import read_corpus
 from pipeline.plan.cells import Cell
+from pipeline.plan.fingerprint import corpus_hash_of, model_hash_of
 from pipeline.run.cache import Cache
 from pipeline.run.gang import SINGLE_PROCESS, Gang
 from pipeline.run.reporting import Report
@@ -120,7 +122,7 @@ def covariance_metadata(cell: Cell, covariances: Mapping[str, KeyCovariance]) ->
     """How much text a cell's moments are of: a corpus may be shorter than was asked for."""
     return {
         "corpus": cell.statistics.corpus or "the synthetic world's text",
-        "documents": cell.corpus_documents,
+        "documents": read_corpus(cell).documents,
         "asked_for": cell.statistics.documents,
         "tokens": min((moment.count for moment in covariances.values()), default=0),
     }
@@ -160,9 +162,9 @@ def covariance_fingerprints(cell: Cell, modules: Sequence[str]) -> dict[str, Cov
     """What each target module's moment has to be made from."""
     return {
         name: CovarianceFingerprint(
-            model_hash=cell.model_hash,
+            model_hash=model_hash_of(cell),
             module=name,
-            corpus_hash=cell.corpus_hash,
+            corpus_hash=corpus_hash_of(cell),
             dtype=cell.statistics.dtype,
         )
         for name in modules
@@ -188,7 +190,7 @@ def shard_of(cell: Cell, model: EditableModel, shard: int) -> list[Sequence[int]
     try:
         return [model.encoder.text_ids(text)[:most] for text in documents]
     except TokenizationError as error:
-        raise ConfigError(f"statistics.corpus {entry.corpus!r}: a document: {error}") from None
+        raise ConfigError(f"covariance.corpus {entry.corpus!r}: a document: {error}") from None
 
 
 def finished_sums(storage: Storage) -> list[str]:

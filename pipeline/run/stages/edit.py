@@ -11,11 +11,14 @@ from typing import Any
 
 import torch
 
+from pipeline.inputs.datasets import known_metadata
 from pipeline.plan.cells import Cell
+from pipeline.plan.fingerprint import key_of
 from pipeline.run.cache import Cache
 from pipeline.run.gang import SINGLE_PROCESS, Gang
 from pipeline.run.reporting import Report
 from pipeline.run.resume import StateFolder, load_together, write_tensors
+from pipeline.run.stages.answers import StreamAnswers
 from pipeline.run.stages.calibrated import calibration_facts, settings_with_step
 from pipeline.run.stages.covariance import covariance_metadata, load_covariance, statistics_seconds
 from pipeline.run.stages.measure import StreamMeasures
@@ -52,6 +55,7 @@ class StreamRows:
     edits: list[dict[str, Any]] = field(default_factory=list)
     scores: list[dict[str, Any]] = field(default_factory=list)
     steps: list[dict[str, Any]] = field(default_factory=list)
+    answers: list[dict[str, Any]] = field(default_factory=list)
     batches: int = 0
     edit_seconds: float = 0.0
     score_seconds: float = 0.0
@@ -100,6 +104,7 @@ def edit_stream(
     editor = editor_class(cell.editor.editor)(model, settings_with_step(cell, cache))
     facts = {"prompt": _prompting(model.encoder, edits), **measures.metadata}
     facts |= calibration_facts(cell, cache)
+    facts |= known_metadata(cell.dataset, cell.known)
     facts |= _provide(editor, cell, cache)
     if trained is not None:
         editor.load_state_dict(trained.state)
@@ -111,10 +116,14 @@ def edit_stream(
             spent = statistics_seconds(cell, cache, model.modules)
             rows.steps.append({"step": 0, "metric": "statistics_seconds", "value": spent})
     rows.facts = facts
+    answers = StreamAnswers(cell, model, edits)
+    rows.score_seconds += answers.add_missing(rows.answers, 0)
     try:
-        _run(cell, editor, edits, scorer, measures, rows, folder, report, gang)
+        _run(cell, editor, edits, scorer, measures, answers, rows, folder, report, gang)
     except (ValueError, ArithmeticError, torch.linalg.LinAlgError) as error:
         raise StreamBroken(error, rows) from error
+    # There already, unless the state that was resumed is one of an earlier release.
+    rows.score_seconds += answers.add_missing(rows.answers, len(edits))
     rows.held_shares = held_shares(model, gang)
     if cell.keep_edited:
         _keep(cell, model, cache, gang)
@@ -129,6 +138,7 @@ def _run(
     edits: list[Edit],
     scorer: Scorer,
     measures: StreamMeasures,
+    answers: StreamAnswers,
     rows: StreamRows,
     folder: StateFolder,
     report: Report,
@@ -156,6 +166,7 @@ def _run(
             rows.edits += _edit_rows(event, edits, cell)
             rows.scores += _score_rows(event, cell)
             rows.steps += _left_out_rows(event)
+            rows.score_seconds += answers.add_missing(rows.answers, event.n_edits)
             report("edit", rows.batches, total)
         due = time.perf_counter() - last_save > SAVE_EVERY_SECONDS
         between = not (isinstance(event, BatchEdited) and rows.batches in points)
@@ -220,7 +231,7 @@ def _provide(editor: Editor, cell: Cell, cache: Cache) -> dict[str, Any]:
 
 def edited_name(cell: Cell) -> str:
     """The name in the cache of the matrices that a cell has edited."""
-    return f"edited/{cell.key}.safetensors"
+    return f"edited/{key_of(cell)}.safetensors"
 
 
 def _keep(cell: Cell, model: EditableModel, cache: Cache, gang: Gang) -> None:
@@ -234,7 +245,7 @@ def _keep(cell: Cell, model: EditableModel, cache: Cache, gang: Gang) -> None:
 
 def state_folder(cell: Cell, cache: Cache) -> StateFolder:
     """Where the cell's resume state lies."""
-    return StateFolder(cache.storage.join("states", cell.key))
+    return StateFolder(cache.storage.join("states", key_of(cell)))
 
 
 def _save(editor: Editor, folder: StateFolder, rows: StreamRows, gang: Gang) -> None:

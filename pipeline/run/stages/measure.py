@@ -6,6 +6,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from pipeline.config.grid import HARNESS
+from pipeline.plan.cell_data import open_eval_data
 from pipeline.plan.cells import Cell
 from rledit.measurements import Measurements
 from rledit.model import EditableModel
@@ -32,7 +33,7 @@ class StreamMeasures:
         self._limit = cell.material.harness_limit if HARNESS in cell.measurements else None
         own = [name for name in cell.measurements if name != HARNESS]
         cheap = [name for name in own if name in EVERY_BATCH]
-        eval_data = cell.open_eval_data()
+        eval_data = open_eval_data(cell)
         asked, found = cell.material.documents, len(eval_data.text)
         self._texts = {"documents": found, "asked_for": asked} if eval_data.text else None
         self._at_points = Measurements(model, edits, own, eval_data)

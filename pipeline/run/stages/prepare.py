@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -27,10 +28,10 @@ def prepare_model(cell: Cell, cache: Cache, report: Report) -> Path:
     """The folder of the cell's model, in safetensors.
 
     One of the synthetic world is trained on the spot when the cache does not have it, and pickled
-    weights are converted there.
+    weights are converted there. A GGUF file is dequantised beside this user's other caches.
     """
     if cell.model.checkpoint is not None:
-        folder = fetch_whole(cell.model.checkpoint)
+        folder = fetch_whole(cell.model.checkpoint, partial(report, "prepare"))
         pickles = any(is_pickled(path) for path in weight_files(folder))
         return converted(folder, cache.folder / CONVERTED) if pickles else folder
     name = f"{MODELS}/{world_model_key(cell.world(), cell.model_spec)}"

@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 import json
+import random
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from safetensors import safe_open
 from safetensors.torch import load_file
 from torch import Tensor
 
 from pipeline.plan.cache_names import trained_name
+from pipeline.plan.cell_data import validation_batches, validation_edits
 from pipeline.plan.cells import Cell
+from pipeline.plan.fingerprint import identity_of
 from pipeline.run.cache import Cache
 from pipeline.run.gang import SINGLE_PROCESS, Gang
 from pipeline.run.reporting import Report
@@ -21,8 +25,12 @@ from pipeline.run.resume import StateFolder, load_together, write_tensors
 from pipeline.run.stages.calibrated import settings_with_step
 from pipeline.run.stages.prepare import open_model
 from rledit.editors import Editor, TrainableEditor, editor_class
-from rledit.finite import NonFiniteError, require_finite
+from rledit.epochs import walk
+from rledit.finite import NonFiniteError
+from rledit.records import Edit
 from rledit.tokenization import EditBatch
+from rledit.training import Training, TrainingEvent
+from rledit.validation import Validation, ValidationStream
 
 SAVE_EVERY_SECONDS = 20.0
 
@@ -34,12 +42,16 @@ class Trained:
     Attributes:
         state: What `Editor.load_state_dict` takes.
         seconds: Wall time of training, over all attempts that contributed.
-        curve: One mapping of metrics per optimiser step.
+        curve: One mapping of metrics per training step.
+        validations: What was found of the network on the way, see `rledit.validation.Validation`.
+        outcome: How a training that may end early has ended; empty of others.
     """
 
     state: dict[str, Tensor]
     seconds: float
     curve: list[dict[str, float]]
+    validations: list[Validation] = field(default_factory=list)
+    outcome: dict[str, Any] = field(default_factory=dict)
 
 
 def require_trained(cell: Cell, cache: Cache) -> Path:
@@ -79,45 +91,33 @@ def train(
     if not isinstance(editor, TrainableEditor):
         raise TypeError(f"{cell.path}: editor {cell.label!r} has nothing to train")
     folder = StateFolder(cache.storage.join(*name.split("/")[:-1], Path(name).stem + ".progress"))
-    curve: list[dict[str, float]] = []
-    seconds = 0.0
-    saved = load_together(folder, gang)
-    if saved is not None:
-        editor.load_training_state_dict(saved[0])
-        curve, seconds = saved[1]["curve"], saved[1]["seconds"]
+    training = Training(editor, TrainingPool(cell, editor), _validation(cell, editor))
     length = editor.trajectory_length(cell.stream.n_batches)
     per_step = length * editor.trajectories_per_step
     total = editor.train_steps * per_step
-    done = len(curve) * per_step
+    saved = load_together(folder, gang)
     if saved is not None:
-        done = saved[1].get("batches", done)  # of an earlier release, a state has none
-    report("train", done, total)
+        # Of an earlier release, a state has no batches.
+        training.load(saved[0], {"batches": len(saved[1]["curve"]) * per_step, **saved[1]})
+    _report(report, training, total)
     last_save, took = time.perf_counter(), 0.0
-    for step in range(len(curve), editor.train_steps):
-        began = time.perf_counter()
-        for event in editor.train_batches(*trajectories(cell, editor, step)):
-            seconds += time.perf_counter() - began
-            done = step * per_step + event.done
-            if event.metrics is not None:
-                curve.append(_finite(event.metrics, step))
-            report("train", done, total)
-            # A state holds networks and matrices: of a large model, saving takes its time too.
-            wait = SAVE_EVERY_SECONDS * max(1.0, took)
-            if gang.broadcast(time.perf_counter() - last_save > wait):
-                last_save = time.perf_counter()
-                # Every rank reads the weights, which a sharded model has to gather.
-                state = editor.training_state_dict()
-                if gang.is_rank_zero:
-                    metadata = {"curve": curve, "seconds": seconds, "batches": done}
-                    folder.save(state, metadata, version=done)
-                took = time.perf_counter() - last_save
-                last_save += took
-            began = time.perf_counter()
+    for event in training.run():
+        _report(report, training, total)
+        # A state holds networks and matrices: of a large model, saving takes its time too.
+        wait = SAVE_EVERY_SECONDS * max(1.0, took)
+        if gang.broadcast(time.perf_counter() - last_save > wait):
+            last_save = time.perf_counter()
+            # Every rank reads the weights, which a sharded model has to gather.
+            state = training.state_dict()
+            if gang.is_rank_zero:
+                folder.save(state, training.record(), version=_version(event, training))
+            took = time.perf_counter() - last_save
+            last_save += took
     state = {k: v.cpu().contiguous() for k, v in editor.state_dict().items()}
     _require_numbers(state, f"the network trained for {cell.label}")
     if not gang.is_rank_zero:
         return None
-    metadata = {"seconds": seconds, "curve": curve, "identity": cell.identity}
+    metadata = {**training.record(), "identity": identity_of(cell), **_outcome(training)}
     path = cache.folder / name
     write_tensors(path, state, {"facts": json.dumps(metadata)})
     cache.publish(name)
@@ -125,19 +125,100 @@ def train(
     return path
 
 
-def _finite(metrics: dict[str, float], step: int) -> dict[str, float]:
-    """What an optimiser step measured, if all of it is numbers."""
-    try:
-        require_finite(metrics, "what is measured of the training")
-    except NonFiniteError as error:
-        raise error.at(f"training, optimiser step {step + 1}") from None
-    return metrics
+def _version(event: TrainingEvent, training: Training) -> int:
+    """A number that grows with every event, so that ranks can tell one state from another."""
+    return event.batches + len(training.validations)
+
+
+def _validation(cell: Cell, editor: TrainableEditor) -> ValidationStream | None:
+    """The stream of the validation pool that tells when the training has to end."""
+    if not validation_batches(cell):
+        return None
+    loc_coef = getattr(cell.settings, "loc_coef", 1.0)
+    return ValidationStream(editor, validation_edits(cell), cell.stream.batch_size, loc_coef)
+
+
+def _outcome(training: Training) -> dict[str, Any]:
+    """How a training that may end early has ended; nothing of others."""
+    best = training.best
+    if best is None:
+        return {}
+    count = training.editor.trajectories_per_step
+    return {
+        "training": {
+            "ended_by": training.ending,
+            "trajectories": training.step * count,
+            "batches": training.batches,
+            "best_step": best.step,
+            "best_trajectory": best.step * count,
+            "best_score": best.score,
+        }
+    }
+
+
+def _report(report: Report, training: Training, total: int) -> None:
+    """How far training is; of one that may end early, what its validations say as well."""
+    if training.stopping is None:
+        report("train", training.batches, total)
+        return
+    count = training.editor.trajectories_per_step
+    parts = [f"trajectory {training.step * count} of at most {training.editor.train_steps * count}"]
+    if (best := training.best) is not None:
+        parts.append(
+            f"validation {training.validations[-1].score:.1f} (best {best.score:.1f} at "
+            f"{best.step * count}), patience {training.patience_left} of "
+            f"{training.stopping.patience}"
+        )
+    # Ended early, it is done all the same.
+    report("train", total if training.ending else training.batches, total, ", ".join(parts))
 
 
 def _require_numbers(state: Mapping[str, Tensor], what: str) -> None:
     for name, value in state.items():
         if value.is_floating_point() and not bool(value.isfinite().all()):
             raise NonFiniteError(f"{what} is not finite: {name} holds entries that are no numbers")
+
+
+class TrainingPool:
+    """Hands out the trajectories of a cell's training steps.
+
+    Args:
+        cell: The cell; its editor's `drawing` says how they come from the train pool.
+        editor: Tokenises them.
+    """
+
+    def __init__(self, cell: Cell, editor: TrainableEditor) -> None:
+        self._cell, self._editor = cell, editor
+        self._in_epochs = getattr(cell.settings, "drawing", "independent") == "epochs"
+        self._size = cell.stream.batch_size
+        self._n = editor.trajectory_length(cell.stream.n_batches) * self._size
+        self._walk = walk(self._epoch, self._n)
+        self._next = 0  # trajectory that the walk gives next
+
+    def __call__(self, step: int) -> list[Sequence[EditBatch]]:
+        """The trajectories of a training step, the same for the same step."""
+        if not self._in_epochs:
+            return trajectories(self._cell, self._editor, step)
+        count = self._editor.trajectories_per_step
+        return [
+            batches_of(self._editor, self._edits(i), self._size)
+            for i in range(step * count, (step + 1) * count)
+        ]
+
+    def _edits(self, i: int) -> list[Edit]:
+        """The edits of a trajectory; a training that was resumed walks there first."""
+        if i < self._next:
+            self._walk, self._next = walk(self._epoch, self._n), 0
+        for _ in range(i - self._next):
+            next(self._walk)
+        self._next = i + 1
+        return next(self._walk)
+
+    def _epoch(self, epoch: int) -> list[Edit]:
+        """The whole pool in the order of an epoch, in whatever order the data is drawn."""
+        source, seed = self._cell.source(), _seed(self._cell, epoch)
+        edits = source.draw("train", source.sizes()["train"], seed=seed)
+        return random.Random(f"epoch/{seed}").sample(edits, len(edits))
 
 
 def trajectories(cell: Cell, editor: TrainableEditor, step: int) -> list[Sequence[EditBatch]]:
@@ -151,9 +232,18 @@ def trajectories(cell: Cell, editor: TrainableEditor, step: int) -> list[Sequenc
 def training_batches(cell: Cell, editor: Editor, n: int, seed: int) -> list[EditBatch]:
     """`n` batches of the train pool, the same for the same cell seed and `seed`."""
     size = cell.stream.batch_size
-    # Draws of different cell seeds must differ; the number of steps fits easily below the stride.
-    edits = cell.source().draw("train", n * size, seed=cell.seed * 1_000_003 + seed)
-    return [editor.encode(edits[i * size : (i + 1) * size]) for i in range(n)]
+    edits = cell.source().draw("train", n * size, seed=_seed(cell, seed))
+    return batches_of(editor, edits, size)
+
+
+def batches_of(editor: Editor, edits: Sequence[Edit], size: int) -> list[EditBatch]:
+    """Edits in batches of `size`, tokenised."""
+    return [editor.encode(edits[i : i + size]) for i in range(0, len(edits), size)]
+
+
+def _seed(cell: Cell, number: int) -> int:
+    """Seed of a draw; those of different cell seeds differ, as the stride holds all numbers."""
+    return cell.seed * 1_000_003 + number
 
 
 def load_trained(path: Path) -> Trained:
@@ -162,4 +252,10 @@ def load_trained(path: Path) -> Trained:
         metadata = json.loads(file.metadata()["facts"])
     state = load_file(path)
     _require_numbers(state, f"{path}: the trained network (delete the file to train it again)")
-    return Trained(state=state, seconds=metadata["seconds"], curve=metadata["curve"])
+    return Trained(
+        state=state,
+        seconds=metadata["seconds"],
+        curve=metadata["curve"],
+        validations=[Validation(**found) for found in metadata.get("validations", ())],
+        outcome=metadata.get("training", {}),
+    )

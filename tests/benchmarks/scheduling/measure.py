@@ -12,6 +12,7 @@ from pathlib import Path
 from pipeline.config.grid import Grid
 from pipeline.config.parse import parse_grid
 from pipeline.config.yaml_location import Located
+from pipeline.plan.fingerprint import address_of
 from pipeline.plan.grid_plan import make_plan
 from pipeline.results.lake.lake import Lake
 from pipeline.results.tracking.tracker import Tracker
@@ -122,7 +123,7 @@ def measure(cells: int, seconds: float, nodes: int, slots: int, folder: Path) ->
             if finished.task.kind == "prepare":
                 prepared = time.time()
             else:
-                record = lake.record(finished.task.cell.address)
+                record = lake.record(address_of(finished.task.cell))
                 assert record is not None, f"{finished.task.label} left no record"
                 tracker.log_cell(parent, lake.result(record))
             logger.info("%s: done", finished.task.label)

@@ -17,6 +17,7 @@ from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 from pipeline.config.grid import (
     NAMES,
+    AnswersEntry,
     CovarianceEntry,
     DatasetEntry,
     EditorEntry,
@@ -28,10 +29,11 @@ from pipeline.config.grid import (
 from pipeline.config.presets import PRESETS
 from pipeline.config.ranges import number_problem
 from pipeline.config.resources import ResourcesEntry
+from pipeline.config.words import documented, documented_value
 from rledit.datasets import FORMATS
 from rledit.editors import EDITORS
 from rledit.editors.conventions import Conventions
-from rledit.editors.hypernetwork_editor import HypernetworkConfig
+from rledit.editors.hypernetwork_config import HypernetworkConfig
 from rledit.editors.locate_editor import LocateConfig
 from rledit.metrics import PROTOCOLS
 from rledit.steps import Step
@@ -49,7 +51,9 @@ a docstring there, not this page. -->
 A grid is a YAML file, or the same keys by `--set`: `--set seeds=[0,1]`, and
 `--set editors.rledit.settings.rank=64` for an entry of a list by its name. A key that is not on
 this page is refused with file, line and the nearest valid name. A default of "–" means that nothing
-is set. Lists are written as lists, even with one entry: `seeds: [3]`.
+is set. A word that a key had before (`statistics` for `covariance`, `standin` for `proxy`) is
+accepted in this version for the last time, with a warning. Lists are written as lists, even with
+one entry: `seeds: [3]`.
 
 A small complete grid:
 
@@ -67,7 +71,7 @@ What an entry of `editors` may have under `settings`. Presets fill them in for t
 published tables; [methods](methods.md) says what they do."""
 
 STREAMS_NOTE = """\
-A list, one entry per stream. `standin`, in the same form, is the stream that takes its place below
+A list, one entry per stream. `proxy`, in the same form, is the stream that takes its place below
 scale `full`."""
 
 # The groups of a grid: the title of a section, the class behind it, the key that it stands under.
@@ -79,8 +83,9 @@ GROUPS: tuple[tuple[str, type, str], ...] = (
     ("datasets: world", WorldConfig, ""),
     ("editors", EditorEntry, "A list, one entry per editor."),
     ("streams", StreamEntry, STREAMS_NOTE),
-    ("statistics", CovarianceEntry, ""),
-    ("material", EvalDataEntry, ""),
+    ("covariance", CovarianceEntry, ""),
+    ("eval_data", EvalDataEntry, ""),
+    ("answers", AnswersEntry, ""),
     ("resources", ResourcesEntry, ""),
 )
 SECTION_OF = {cls: title for title, cls, _ in GROUPS}
@@ -113,7 +118,7 @@ def shown_type(kind: Any, name: str) -> str:
     if kind == Step and name.endswith("step"):
         return "number > 0 or `auto`"
     if origin is Literal:
-        return " \\| ".join(f"`{value}`" for value in inner)
+        return " \\| ".join(f"`{documented_value(value)}`" for value in inner)
     if origin in (Union, types.UnionType):
         return " or ".join(shown_type(each, name) for each in inner if each is not type(None))
     if origin is tuple:
@@ -147,7 +152,7 @@ def shown_value(value: Any) -> str:
         return f"`{str(value).lower()}`"
     if isinstance(value, tuple):
         return f"`[{', '.join(map(str, value))}]`"
-    return f"`{value}`"
+    return f"`{documented_value(str(value))}`"
 
 
 def default(cls: type, field: Field[Any]) -> str:
@@ -188,9 +193,10 @@ def rows(cls: type) -> dict[str, str]:
     for field in fields(cls):
         if field.name not in said:
             raise ValueError(f"{cls.__name__}.{field.name} is not in any `Attributes:` section")
-        cells = (f"`{field.name}`", shown_type(kinds[field.name], field.name),
+        key = documented(field.name)
+        cells = (f"`{key}`", shown_type(kinds[field.name], field.name),
                  default(cls, field), plain(said[field.name]))  # fmt: skip
-        found[field.name] = f"| {' | '.join(cells)} |"
+        found[key] = f"| {' | '.join(cells)} |"
     return found
 
 
@@ -236,7 +242,8 @@ def editors() -> Iterator[str]:
 def names() -> Iterator[str]:
     """What may be said where a key takes a name."""
     lists = {
-        "`protocols`": PROTOCOLS, "`measurements`": NAMES, "`preset` of a model": PRESETS,
+        "`protocols`": PROTOCOLS, "`measurements`": map(documented_value, NAMES),
+        "`preset` of a model": PRESETS,
         "`world_model` of a model": WORLD_MODELS, "`schema` of a dataset": SCHEMAS,
         "`format` of a dataset": FORMATS, "`editor` of an editor": EDITORS,
     }  # fmt: skip

@@ -10,6 +10,7 @@ import pytest
 
 from pipeline.config.grid import Grid
 from pipeline.config.parse import load_grid
+from pipeline.config.words import documented
 from pipeline.errors import ConfigError
 from rledit.editors import EDITORS
 from tests.unit.docs.grid_page import GROUPS, INTRODUCTION, PAGE, meanings, page, rows
@@ -25,7 +26,7 @@ def test_the_page_is_what_the_code_says() -> None:
 def test_every_key_of_every_group_is_on_the_page(cls: type) -> None:
     lines = TEXT.splitlines()
     assert all(row in lines for row in rows(cls).values())
-    assert set(rows(cls)) == {field.name for field in fields(cls)}
+    assert set(rows(cls)) == {documented(field.name) for field in fields(cls)}
 
 
 @pytest.mark.parametrize("name", EDITORS)

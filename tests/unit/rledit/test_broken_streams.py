@@ -10,6 +10,7 @@ from safetensors.torch import load_file, save_file
 
 from pipeline.config.parse import load_grid
 from pipeline.plan.cells import Cell, cells_of
+from pipeline.plan.fingerprint import key_of
 from pipeline.plan.grid_plan import make_plan
 from pipeline.results.lake.lake import Lake
 from pipeline.results.query import connect, query, runs
@@ -110,7 +111,7 @@ def test_a_cell_that_collapses_keeps_what_it_reached(
     assert query("SELECT count(*) AS n FROM curves", lake).dicts() == [{"n": 0}]
     assert connect(lake) is not None
     plan = make_plan(load_grid(GRID), lake, cells=[cell])
-    assert plan.missing == (cell,) and plan.failed == {cell.key: record.reason}
+    assert plan.missing == (cell,) and plan.failed == {key_of(cell): record.reason}
     page = Path(write_report(lake, "tiny", tmp_path / "report.html")).read_text()
     assert "editing batch 3 (edits 9 to 12)" in page and "kept: 8 edits" in page
 
@@ -131,7 +132,7 @@ def test_a_cell_that_collapses_keeps_what_it_reached(
     monkeypatch.setenv("EXPLODE", "0")
     run_cell(cell, folder, None, Cache(tmp_path / "cache"), lake, silent)
     (done,) = lake.manifest()
-    assert done.done and lake.verify(cell.key) == []
+    assert done.done and lake.verify(key_of(cell)) == []
     assert len(lake.storage.list("scores")) == 1
     assert [r["final"] for r in runs(lake)] == [True, True]
 

@@ -15,8 +15,10 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from pipeline.config.parse import load_grid
 from pipeline.errors import ConfigError
+from pipeline.plan.cell_data import calibration_pool
 from pipeline.plan.cells import Cell, cells_of
-from pipeline.plan.grid_plan import check_cell
+from pipeline.plan.checks import check_cell, skip_reason
+from pipeline.plan.fingerprint import address_of, calibration_key_of, identity_of
 from pipeline.results.effect import remark_of, warning_of
 from pipeline.results.lake.lake import Lake
 from pipeline.results.query import runs
@@ -233,9 +235,9 @@ def test_cells_that_need_the_same_step_share_a_task() -> None:
 
 def test_what_determines_the_step_tells_calibrations_apart() -> None:
     def key(*overrides: str) -> str:
-        return next(
-            c for c in cells(AUTO, *overrides) if c.editor.editor == "rledit"
-        ).calibration_key
+        return calibration_key_of(
+            next(c for c in cells(AUTO, *overrides) if c.editor.editor == "rledit")
+        )
 
     batch = "streams=[{n_batches: 1, batch_size: %d}]"
     first = key(batch % 12)
@@ -258,10 +260,10 @@ def _settled(change: str) -> tuple[str, ...]:
 
 def test_a_cells_identity_has_auto_and_what_determines_the_step() -> None:
     chosen = cells(AUTO)[0]
-    assert chosen.identity["settings"]["initial_step"] == "auto"
-    assert chosen.identity["calibration"]["edits"] == 10
+    assert identity_of(chosen)["settings"]["initial_step"] == "auto"
+    assert identity_of(chosen)["calibration"]["edits"] == 10
     given = cells()[3]
-    assert "calibration" not in given.identity  # as before there was any
+    assert "calibration" not in identity_of(given)  # as before there was any
 
 
 def fact_file(folder: Path, name: str, n: int) -> Path:
@@ -281,9 +283,9 @@ def test_a_dataset_without_a_batch_to_calibrate_on_is_told_what_to_give(tmp_path
     data = f"datasets=[{{name: d, files: {{evaluation: {fact_file(tmp_path, 'e.json', 20)}}}}}]"
     editors = "editors=[{editor: none}, {editor: ultraedit}]"
     chosen = cells(editors, data, "streams=[{n_batches: 1, batch_size: 12}]")[-1]
-    assert chosen.skip_reason is not None
-    assert "they have 0 edits at most, too few for batches of 12" in chosen.skip_reason
-    assert "give files.validation" in chosen.skip_reason
+    assert skip_reason(chosen) is not None
+    assert "they have 0 edits at most, too few for batches of 12" in skip_reason(chosen)
+    assert "give files.validation" in skip_reason(chosen)
 
 
 def test_a_dataset_without_a_validation_pool_calibrates_on_its_train_pool(tmp_path: Path) -> None:
@@ -292,9 +294,9 @@ def test_a_dataset_without_a_validation_pool_calibrates_on_its_train_pool(tmp_pa
     files = f"train: {train}, evaluation: {evaluation}"
     chosen = cells(AUTO, f"datasets=[{{name: d, files: {{{files}}}}}]")[0]
     check_cell(chosen)
-    assert chosen.calibration_pool == "train"
-    assert chosen.identity["calibration"]["pool"] == "train"
-    assert "pool" not in cells(AUTO)[0].identity["calibration"]
+    assert calibration_pool(chosen) == "train"
+    assert identity_of(chosen)["calibration"]["pool"] == "train"
+    assert "pool" not in identity_of(cells(AUTO)[0])["calibration"]
 
 
 @pytest.fixture(scope="module")
@@ -319,7 +321,7 @@ def test_the_outcome_is_in_the_results(lake: Lake, cache: Path) -> None:
     assert found["step"] in [c["step"] for c in found["candidates"]]
     assert len(list((cache / "calibrated").glob("*.json"))) >= 2
     for other in lake.manifest():
-        calibrated = other.address.editor in ("rledit", "mend")
+        calibrated = address_of(other).editor in ("rledit", "mend")
         assert ("calibration" in other.values["resolved"]) == calibrated
 
 

@@ -19,6 +19,7 @@ from pipeline.errors import ConfigError
 from pipeline.inputs.eval_data import eval_data_hash, load_eval_data
 from pipeline.inputs.lm_harness import harness_scores, percentages
 from pipeline.plan.cells import cells_of
+from pipeline.plan.fingerprint import identity_of, key_of
 from rledit.datasets import DatasetError
 from rledit.datasets.downstream import find_schema, map_downstream
 from rledit.datasets.reading import rows_given
@@ -240,9 +241,9 @@ def test_everything_is_measured_under_its_name(world: World) -> None:
 
 def test_missing_material_names_the_setting(world: World) -> None:
     facts_only = World(replace(SMALL, lessons=False))
-    with pytest.raises(ConfigError, match="world.lessons=true, or give material.ability"):
+    with pytest.raises(ConfigError, match="world.auxiliary=true, or give eval_data.downstream"):
         load_eval_data(EvalDataEntry(), ["ability"], facts_only)
-    with pytest.raises(ConfigError, match="needs material.text, a path"):
+    with pytest.raises(ConfigError, match="needs eval_data.text, a path"):
         load_eval_data(EvalDataEntry(), ["perplexity"], None)
     with pytest.raises(ValueError, match="no evaluation data for the measurement 'ability'"):
         Measurements(model_of(world), [], ["ability"], EvalData())
@@ -334,12 +335,12 @@ def test_broken_reference_texts_name_file_row_and_key(
 
 def test_measurements_are_part_of_the_identity_only_where_there_are_some() -> None:
     plain_cell = cells_of(load_grid(GRID))[0]
-    assert "measurements" not in plain_cell.identity
+    assert "measurements" not in identity_of(plain_cell)
     overrides = ["measurements=[perplexity]", "datasets.0.world.lessons=true"]
     one = cells_of(load_grid(GRID, overrides))[0]
     two = cells_of(load_grid(GRID, [*overrides, "material={documents: 3}"]))[0]
-    assert one.identity["measurements"]["names"] == ["perplexity"]
-    assert len({plain_cell.key, one.key, two.key}) == 3
+    assert identity_of(one)["measurements"]["names"] == ["perplexity"]
+    assert len({key_of(plain_cell), key_of(one), key_of(two)}) == 3
 
 
 def test_the_harness_is_an_extra(world: World, monkeypatch: pytest.MonkeyPatch) -> None:

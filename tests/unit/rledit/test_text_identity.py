@@ -11,7 +11,16 @@ from transformers import AutoTokenizer
 
 from pipeline.config.parse import load_grid
 from pipeline.errors import ConfigError
+from pipeline.inputs.fingerprints import fingerprint
+from pipeline.plan.cell_data import read_corpus
 from pipeline.plan.cells import Cell
+from pipeline.plan.fingerprint import (
+    corpus_hash_of,
+    covariance_key_of,
+    identity_of,
+    key_of,
+    model_hash_of,
+)
 from pipeline.plan.preflight import preflight
 from pipeline.run.cache import Cache
 from pipeline.run.reporting import silent
@@ -52,13 +61,13 @@ def data(path: Path, *rows: tuple[str, str, str]) -> str:
 
 def test_the_tokenizer_decides_and_the_entry_overrides_it(folder: Path) -> None:
     begun = checkpoint_cell(folder)
-    assert begun.identity["model"]["prompt"] == {"template": "bare", "bos": True}
-    assert checkpoint_cell(folder, f"{WORLD}.bos=true").key == begun.key
+    assert identity_of(begun)["model"]["prompt"] == {"template": "bare", "bos": True}
+    assert key_of(checkpoint_cell(folder, f"{WORLD}.bos=true")) == key_of(begun)
     told = checkpoint_cell(folder, f"{WORLD}.bos=false")
-    assert told.identity["model"]["prompt"] == {"template": "bare", "bos": False}
-    assert told.key != begun.key and told.model_hash == begun.model_hash
+    assert identity_of(told)["model"]["prompt"] == {"template": "bare", "bos": False}
+    assert key_of(told) != key_of(begun) and model_hash_of(told) == model_hash_of(begun)
     bare = checkpoint_cell(without_bos(folder))
-    assert bare.identity["model"]["prompt"] == {"template": "bare", "bos": False}
+    assert identity_of(bare)["model"]["prompt"] == {"template": "bare", "bos": False}
     model = open_model(checkpoint_cell(folder, f"{WORLD}.bos=true"), folder)
     assert model.encoder.prompting == {"template": "bare", "bos": True}
     assert open_model(bare, folder).encoder.prompting == {"template": "bare", "bos": False}
@@ -70,9 +79,11 @@ def test_moments_of_a_corpus_read_otherwise_are_others(folder: Path, tmp_path: P
     statistics = f"statistics={{corpus: {tmp_path / 'corpus.txt'}}}"
     usual = checkpoint_cell(folder, statistics)
     other = checkpoint_cell(folder, statistics, f"{WORLD}.bos=false")
-    assert usual._unusual_bos() == {} and other._unusual_bos() == {"bos": False}
-    assert usual.corpus_hash != other.corpus_hash
-    assert usual.covariance_key != other.covariance_key
+    content = read_corpus(usual).content_hash
+    max_tokens = usual.statistics.max_tokens
+    assert corpus_hash_of(usual) == fingerprint({"content": content, "max_tokens": max_tokens})
+    assert corpus_hash_of(usual) != corpus_hash_of(other)
+    assert covariance_key_of(usual) != covariance_key_of(other)
 
 
 def test_a_bos_that_the_tokenizer_does_not_have_is_found_before_the_run(folder: Path) -> None:
@@ -89,8 +100,8 @@ def test_a_bos_that_the_tokenizer_does_not_have_is_found_before_the_run(folder: 
 
 def test_a_model_trained_on_the_spot_is_taught_with_it_or_without() -> None:
     usual, same, without = cell(), cell(f"{WORLD}.bos=true"), cell(f"{WORLD}.bos=false")
-    assert usual.key == same.key != without.key
-    assert usual.model_hash == same.model_hash != without.model_hash
+    assert key_of(usual) == key_of(same) != key_of(without)
+    assert model_hash_of(usual) == model_hash_of(same) != model_hash_of(without)
     for chosen, bos in ((usual, True), (without, False)):
         assert world_encoder(chosen.world(), chosen.model_spec).prompting["bos"] is bos
 
@@ -100,7 +111,7 @@ def test_spaces_enter_the_identity_where_a_row_has_none(tmp_path: Path) -> None:
     mixed = data(tmp_path / "mixed.json", ("Oban lies in", "Mull", "Iona"), ("挪威在", "北", "南"))
 
     def said(*sets: str) -> Any:
-        return cell(*sets).identity["dataset"].get("answer_space")
+        return identity_of(cell(*sets))["dataset"].get("answer_space")
 
     setting = "datasets.d.answer_space="
     assert said() is said(latin) is None  # what it always was
@@ -116,16 +127,16 @@ def test_spaces_enter_the_identity_where_a_row_has_none(tmp_path: Path) -> None:
 def test_spelt_control_tokens_enter_the_identity(tmp_path: Path) -> None:
     plain = data(tmp_path / "plain.json", ("Oban lies in", "Mull", "Iona"))
     spelt = data(tmp_path / "spelt.json", ("Oban lies in", "Mull", "<|endoftext|>"))
-    assert "control_tokens" not in cell(plain).identity["dataset"]
-    assert cell(spelt).identity["dataset"]["control_tokens"] == "text"
+    assert "control_tokens" not in identity_of(cell(plain))["dataset"]
+    assert identity_of(cell(spelt))["dataset"]["control_tokens"] == "text"
 
 
 def test_a_switch_of_thinking_enters_the_identity(folder: Path) -> None:
     template = "{{ bos_token }}{{ messages[0]['content'] }} {{ enable_thinking }}\n"
     (folder / "chat_template.jinja").write_text(template)
-    chat = checkpoint_cell(folder, CHAT).identity["model"]["prompt"]
+    chat = identity_of(checkpoint_cell(folder, CHAT))["model"]["prompt"]
     assert chat["without_thinking"] == {"enable_thinking": False}
-    assert "without_thinking" not in checkpoint_cell(folder).identity["model"]["prompt"]
+    assert "without_thinking" not in identity_of(checkpoint_cell(folder))["model"]["prompt"]
 
 
 def test_a_reasoning_template_is_found_before_the_run(folder: Path) -> None:

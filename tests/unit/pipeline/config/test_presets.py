@@ -24,8 +24,10 @@ from pipeline.config.presets.proxy import LAYERS
 from pipeline.config.presets.shape import layer_numbers
 from pipeline.errors import ConfigError
 from pipeline.paper.references import published, rows
+from pipeline.plan.cell_data import read_metadata
 from pipeline.plan.cells import Cell, cells_of
-from pipeline.plan.grid_plan import check_cell
+from pipeline.plan.checks import check_cell, skip_reason
+from pipeline.plan.fingerprint import identity_of
 from rledit.editors import EDITORS
 from rledit.families import FAMILIES
 from rledit.world import SCHEMAS
@@ -124,7 +126,7 @@ def test_every_published_grid_plans_as_a_stand_in(name: str) -> None:
         check_cell(cell)
         assert cell.stream.n_batches == 1
         if cell.preset_setting is not None and cell.editor.editor != "none":
-            assert "proxy" in cell.metadata["preset"]["settings"]
+            assert "proxy" in read_metadata(cell)["preset"]["settings"]
     whole = load_grid(GRIDS / f"{name}.yaml", (), "standin")
     longest = max(s.n_batches * s.batch_size for s in whole.streams)
     assert all(d.world["n_subjects"] * 0.7 >= longest or longest <= 100 for d in whole.datasets)
@@ -140,13 +142,13 @@ def test_at_full_scale_a_preset_is_its_checkpoint_and_the_published_settings(
     cells = cells_of(load_grid(GRIDS / "table2.yaml", sets, limit=1))
     cell = next(c for c in cells if (c.model.name, c.editor.editor) == ("Llama-3-8B", "rledit"))
     assert cell.scale == "full"
-    assert cell.identity["model"]["checkpoint"] == PRESETS["llama-3-8b-instruct"].checkpoint
-    assert cell.identity["model"]["prompt"] == {"bos": True, "template": "bare"}
+    assert identity_of(cell)["model"]["checkpoint"] == PRESETS["llama-3-8b-instruct"].checkpoint
+    assert identity_of(cell)["model"]["prompt"] == {"bos": True, "template": "bare"}
     assert cell.settings.modules == ("gate:11-15", "up:18-24")
-    assert cell.metadata["preset"]["settings"] == "arXiv 2502.05759, table 3"
-    assert set(cell.metadata["data_files"]) == {"train", "evaluation"}
+    assert read_metadata(cell)["preset"]["settings"] == "arXiv 2502.05759, table 3"
+    assert set(read_metadata(cell)["data_files"]) == {"train", "evaluation"}
     # The published stream is longer than this data: the cell says so instead of stopping the grid.
-    assert cell.skip_reason == (
+    assert skip_reason(cell) == (
         "needs 20 edits of the evaluation pool, which has 4 (all 4 edits of evaluation.json)"
     )
     check_cell(cell)
@@ -163,8 +165,8 @@ def _zsre(kind: str, n: int) -> str:
 
 
 def test_scales_and_limits_that_make_no_sense_are_refused() -> None:
-    with pytest.raises(ConfigError, match="did you mean 'standin'"):
-        load_grid(GRIDS / "table2.yaml", (), "standins")
+    with pytest.raises(ConfigError, match="did you mean 'proxy'"):
+        load_grid(GRIDS / "table2.yaml", (), "proxys")
     with pytest.raises(ConfigError, match="names no preset"):
         load_grid(GRIDS / "demo.yaml", (), "full")
     with pytest.raises(ConfigError, match="at least one batch"):
@@ -183,7 +185,7 @@ def test_at_scale_world_the_plain_world_takes_the_datasets_place() -> None:
 
 
 def test_data_without_subjects_is_an_obstacle_to_those_that_look_them_up() -> None:
-    found = {(c.dataset.name, c.editor.editor): c.skip_reason for c in cells_of(standin("table2"))}
+    found = {(c.dataset.name, c.editor.editor): skip_reason(c) for c in cells_of(standin("table2"))}
     assert found["FEVER", "rome"] == "rome looks up subjects, and FEVER gives none"
     assert found["ZsRE", "rome"] is None
     assert found["FEVER", "rledit"] is None
@@ -199,7 +201,7 @@ def test_a_safe_editor_runs_the_longest_stream_only_and_is_scored_on_the_way() -
             streams.setdefault(cell.label, []).append(cell)
     (alphaedit,) = streams["alphaedit"]
     assert alphaedit.points == (1, 2, 4)
-    assert alphaedit.identity["also_after"] == [1, 2]
+    assert identity_of(alphaedit)["also_after"] == [1, 2]
     assert [c.stream.n_batches for c in streams["rledit"]] == [1, 2, 4]
     assert all(c.points == (c.stream.n_batches,) for c in streams["rledit"])
     apart = load_grid(GRIDS / "table5.yaml", (*sets, "share_prefixes=false"), "standin")

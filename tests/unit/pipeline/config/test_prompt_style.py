@@ -13,6 +13,7 @@ from pipeline.config.parse import load_grid
 from pipeline.errors import ConfigError
 from pipeline.plan.architecture import architecture_of
 from pipeline.plan.cells import Cell, cells_of
+from pipeline.plan.fingerprint import identity_of, key_of, model_hash_of
 from pipeline.plan.preflight import preflight
 from pipeline.results.lake.lake import Lake
 from pipeline.results.lake.records import prompt_of
@@ -35,10 +36,10 @@ def cell(*sets: str, editor: str = "{editor: ultraedit, settings: {step: 0.001}}
 
 def test_the_style_is_part_of_the_identity_and_bare_is_what_it_was() -> None:
     bare, chat = cell(), cell(CHAT)
-    assert cell("models.llama-tiny.prompt_style=bare").identity == bare.identity
-    assert "prompt" not in bare.identity["model"] and "chat" not in bare.identity["model"]
-    assert len({bare.key, chat.key}) == len({bare.model_hash, chat.model_hash}) == 2
-    assert (prompt_of(bare.identity), prompt_of(chat.identity)) == ("bare", "chat")
+    assert identity_of(cell("models.llama-tiny.prompt_style=bare")) == identity_of(bare)
+    assert "prompt" not in identity_of(bare)["model"] and "chat" not in identity_of(bare)["model"]
+    assert len({key_of(bare), key_of(chat)}) == len({model_hash_of(bare), model_hash_of(chat)}) == 2
+    assert (prompt_of(identity_of(bare)), prompt_of(identity_of(chat))) == ("bare", "chat")
     models = {world_model_key(c.world(), c.model_spec) for c in (bare, chat)}
     assert len(models) == 2
 
@@ -48,17 +49,17 @@ def test_a_published_models_cells_say_both() -> None:
     style = "models.Llama-3-8B.prompt_style=chat"
     bare = cells_of(load_grid(GRIDS / "protocols.yaml", overrides))[0]
     chat = cells_of(load_grid(GRIDS / "protocols.yaml", [*overrides, style]))[0]
-    assert bare.identity["model"]["prompt"] == {"bos": True, "template": "bare"}
-    assert chat.identity["model"]["prompt"] == {"bos": True, "template": "chat"}
+    assert identity_of(bare)["model"]["prompt"] == {"bos": True, "template": "bare"}
+    assert identity_of(chat)["model"]["prompt"] == {"bos": True, "template": "chat"}
     # The same weights, of which key covariance over running text are the same.
-    assert bare.key != chat.key and bare.model_hash == chat.model_hash
+    assert key_of(bare) != key_of(chat) and model_hash_of(bare) == model_hash_of(chat)
 
 
 @pytest.mark.parametrize(("family", "bos"), [("llama", True), ("qwen2", False)])
 def test_the_record_says_what_the_tokenizer_writes(family: str, bos: bool) -> None:
     """Also of an embedded model, whose identity is what it was before anybody asked."""
     chosen = cell(f"models.llama-tiny.overrides.family={family}")
-    assert "prompt" not in chosen.identity["model"]
+    assert "prompt" not in identity_of(chosen)["model"]
     encoder = world_encoder(chosen.world(), chosen.model_spec)
     assert encoder.prompting == {"template": "bare", "bos": bos}
 
@@ -75,10 +76,10 @@ def test_the_record_of_a_cell_has_it(tmp_path: Path) -> None:
 def test_a_template_in_a_file_of_its_own_is_part_of_the_identity(tmp_path: Path) -> None:
     folder = prepare_model(cell(), Cache(tmp_path), silent)
     path = f"models.llama-tiny.checkpoint={folder}"
-    keys = {cell(path).key}
+    keys = {key_of(cell(path))}
     for template in (TEMPLATE, TEMPLATE.replace("of", "in")):
         (folder / "chat_template.jinja").write_text(template)
-        keys |= {cell(path).key, cell(path, CHAT).key}
+        keys |= {key_of(cell(path)), key_of(cell(path, CHAT))}
     assert len(keys) == 3  # one of all that are bare
 
 

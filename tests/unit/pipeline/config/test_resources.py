@@ -10,6 +10,7 @@ import pytest
 from pipeline.config.parse import load_grid
 from pipeline.errors import ConfigError
 from pipeline.plan.cells import cells_of
+from pipeline.plan.fingerprint import key_of
 from pipeline.plan.grid_plan import make_plan
 from pipeline.results.lake.lake import Lake
 from pipeline.run.tasks import tasks_of
@@ -39,7 +40,7 @@ def test_values_that_cannot_be_are_refused_with_the_remedy(given: str, says: str
 def test_resources_are_no_part_of_a_cells_identity() -> None:
     one = cells_of(load_grid(GRID))
     many = cells_of(load_grid(GRID, ["resources={ranks: 4, sharding: zero3}", "keep_edited=true"]))
-    assert [c.key for c in one] == [c.key for c in many]
+    assert [key_of(c) for c in one] == [key_of(c) for c in many]
     assert list(tasks_of(one)) == list(tasks_of(many))
 
 
@@ -73,7 +74,7 @@ def test_workers_get_absolute_paths(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     (cell,) = cells_of(grid)
     located = {t.cell.statistics.corpus for t in tasks_of([cell]).values()}
     assert located == {str(tmp_path / "corpus.txt")}
-    assert {t.cell.key for t in tasks_of([cell]).values()} == {cell.key}
+    assert {key_of(t.cell) for t in tasks_of([cell]).values()} == {key_of(cell)}
     run_paths = RunPaths.under(Path("results"), lake="lake", cache="s3://bucket/cache")
     assert run_paths.lake == os.path.join(str(tmp_path), "lake")
     assert run_paths.cache == "s3://bucket/cache"

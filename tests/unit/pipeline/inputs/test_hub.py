@@ -26,8 +26,10 @@ from pipeline.inputs.checkpoints import (
 from pipeline.inputs.model_loading import load_model
 from pipeline.inputs.pickled_weights import pickled_files
 from pipeline.plan.architecture import architecture_of
+from pipeline.plan.cell_data import read_metadata
 from pipeline.plan.cells import Cell, cells_of
 from pipeline.plan.estimate.needs import model_needs
+from pipeline.plan.fingerprint import identity_of
 from pipeline.plan.preflight import preflight
 from pipeline.run.cache import Cache
 from pipeline.run.reporting import silent
@@ -155,7 +157,7 @@ def test_a_repository_of_pickles_alone_is_fetched_and_converted(
     assert folder.parent == tmp_path / "cache" / "converted"
     model = load_model(folder, torch.float32)
     assert all(torch.equal(model.get_parameter(name), tensors[name]) for name in tensors)
-    assert set(chosen.metadata["weights"]["pickled"]) == pickles
+    assert set(read_metadata(chosen)["weights"]["pickled"]) == pickles
     (need,) = model_needs(chosen, architecture_of(chosen))
     assert "weights are here" in need.text and not need.download_gb
 
@@ -172,6 +174,6 @@ def test_another_layout_and_no_weights_are_refused(hub: type[Repository]) -> Non
 
 def test_the_family_of_a_hubs_model_is_its_own(hub: type[Repository]) -> None:
     """No preset says what it is: its configuration does."""
-    assert cell(NAME).identity["model"]["prompt"] == {"template": "bare", "bos": True}
-    assert cell(NAME).identity["model"]["checkpoint"] == NAME
+    assert identity_of(cell(NAME))["model"]["prompt"] == {"template": "bare", "bos": True}
+    assert identity_of(cell(NAME))["model"]["checkpoint"] == NAME
     assert fetch_description(NAME).name == COMMIT

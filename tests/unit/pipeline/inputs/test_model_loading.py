@@ -16,9 +16,11 @@ from transformers import AutoModelForCausalLM, Gemma3Config, Gemma3ForConditiona
 from pipeline.inputs.checkpoints import CheckpointError, read_config
 from pipeline.inputs.model_loading import configured, load_model, stored_name
 from pipeline.plan.architecture import architecture_of
+from pipeline.plan.cell_data import read_metadata
 from pipeline.plan.cells import Cell
 from pipeline.plan.estimate import estimate
 from pipeline.plan.estimate.summary import summary
+from pipeline.plan.fingerprint import key_of
 from pipeline.plan.preflight import check_modules, preflight
 from pipeline.results.lake.lake import Lake
 from pipeline.run.export import _originals, _write_checkpoint, export
@@ -72,7 +74,7 @@ def test_the_text_part_of_a_multimodal_model_is_loaded_alone(
         assert torch.allclose(model(ids).logits, whole(ids).logits, atol=1e-6)
     chosen = cell(folder)
     preflight([chosen])
-    assert chosen.metadata["weights"] == {"text_part_of": "gemma3"}
+    assert read_metadata(chosen)["weights"] == {"text_part_of": "gemma3"}
     architecture = architecture_of(chosen)
     assert (architecture.family, architecture.part_of) == ("gemma3_text", "gemma3")
     assert architecture.parameters == sum(p.numel() for p in model.parameters())
@@ -193,6 +195,6 @@ def test_a_described_family_in_pickles_runs_from_checkpoint_to_lake(
     assert record.done, record.reason
     pickles = record.values["resolved"]["weights"]["pickled"]
     assert sorted(pickles) == [f"pytorch_model-0000{i}-of-00002.bin" for i in (1, 2)]
-    delta = export(chosen.key, locations, tmp_path / "out", delta=True)
+    delta = export(key_of(chosen), locations, tmp_path / "out", delta=True)
     change = load_file(delta)["transformer.h.1.mlp.c_proj.weight"]
     assert change.shape == (24, 16) and float(change.norm()) > 0

@@ -21,6 +21,7 @@ from pipeline.inputs.fingerprints import checkpoint_fingerprint
 from pipeline.inputs.model_loading import load_model
 from pipeline.inputs.pickled_weights import RECORD, converted, pickled_files
 from pipeline.plan.architecture import architecture_of
+from pipeline.plan.cell_data import read_metadata
 from pipeline.plan.estimate.needs import model_needs
 from pipeline.plan.preflight import preflight
 from tests.unit.pipeline.inputs.test_checkpoints import cell, untrained  # noqa: F401
@@ -101,7 +102,7 @@ def test_the_identity_is_that_of_the_files(folder: Path) -> None:
     name = next(iter(tensors))
     torch.save({**tensors, name: tensors[name] + 1}, folder / "pytorch_model.bin")
     assert checkpoint_fingerprint(str(folder)) != first
-    assert list(cell(folder).metadata["weights"]["pickled"]) == ["pytorch_model.bin"]
+    assert list(read_metadata(cell(folder))["weights"]["pickled"]) == ["pytorch_model.bin"]
 
 
 class Code:

@@ -18,10 +18,12 @@ from pipeline.inputs.checkpoints import CheckpointError, weight_files
 from pipeline.inputs.model_loading import load_model
 from pipeline.inputs.quantised_weights import quantised
 from pipeline.plan.architecture import architecture_of
+from pipeline.plan.cell_data import read_metadata
+from pipeline.plan.checks import check_sharded
 from pipeline.plan.estimate import estimate
 from pipeline.plan.estimate.needs import model_needs
 from pipeline.plan.estimate.summary import summary
-from pipeline.plan.grid_plan import check_sharded
+from pipeline.plan.fingerprint import identity_of
 from pipeline.plan.preflight import preflight
 from pipeline.run.stages.prepare import open_model
 from tests.unit.pipeline.inputs.test_checkpoints import cell, untrained  # noqa: F401
@@ -86,11 +88,12 @@ def test_fp8_is_dequantised_while_loading(folder: Path, dtype: str) -> None:
 
 def test_plan_identity_and_results_say_it(folder: Path) -> None:
     before = cell(folder)
-    assert "dequantised" not in before.identity["model"] and "weights" not in before.metadata
+    assert "dequantised" not in identity_of(before)["model"]
+    assert "weights" not in read_metadata(before)
     in_fp8(folder)
     chosen = cell(folder)
-    assert chosen.identity["model"]["dequantised"] == "fp8, 8 bits"
-    assert chosen.metadata["weights"] == {"dequantised": "fp8, 8 bits"}
+    assert identity_of(chosen)["model"]["dequantised"] == "fp8, 8 bits"
+    assert read_metadata(chosen)["weights"] == {"dequantised": "fp8, 8 bits"}
     architecture = architecture_of(chosen)
     (need,) = model_needs(chosen, architecture)
     files = sum(path.stat().st_size for path in weight_files(folder)) / 1e9

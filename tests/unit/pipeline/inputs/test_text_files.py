@@ -18,6 +18,7 @@ from pipeline.config.parse import load_grid
 from pipeline.errors import ConfigError
 from pipeline.inputs.corpus import open_corpus
 from pipeline.inputs.eval_data import load_eval_data
+from pipeline.plan.cell_data import read_corpus
 from pipeline.plan.cells import cells_of
 
 GRID = Path(__file__).parents[3] / "cluster" / "tiny.yaml"
@@ -74,9 +75,9 @@ def test_a_broken_file_is_one_message_with_the_remedy(broken: str, tmp_path: Pat
     name, content, message = BROKEN[broken]
     path = tmp_path / name
     path.write_bytes(content)
-    with pytest.raises(ConfigError, match=f"(?s)^statistics.corpus.*{message}"):
+    with pytest.raises(ConfigError, match=f"(?s)^covariance.corpus.*{message}"):
         open_corpus(str(path), 9, None)
-    with pytest.raises(ConfigError, match=f"(?s)^material.text.*{message}"):
+    with pytest.raises(ConfigError, match=f"(?s)^eval_data.text.*{message}"):
         load_eval_data(EvalDataEntry(text=str(path)), ["perplexity"], None)
 
 
@@ -108,13 +109,13 @@ def test_a_short_file_is_used_with_a_warning(
     sets = ["editors=[{editor: memit}, {editor: alphaedit}]"]
     with caplog.at_level(logging.WARNING):
         cells = cells_of(load_grid(GRID, [*sets, f"statistics={{corpus: {path}, documents: 5}}"]))
-        assert [cell.corpus_documents for cell in cells] == [2] * len(cells)
-    message = f"statistics.corpus: {path} holds 2 documents, not the 5 that were asked for"
+        assert [read_corpus(cell).documents for cell in cells] == [2] * len(cells)
+    message = f"covariance.corpus: {path} holds 2 documents, not the 5 that were asked for"
     assert caplog.text.count(message) == 1  # once, however many cells
     caplog.clear()
     with caplog.at_level(logging.WARNING):
         load_eval_data(EvalDataEntry(text=str(path), documents=3), ["perplexity"], None)
-    assert f"material.text: {path} holds 2 documents, not the 3" in caplog.text
+    assert f"eval_data.text: {path} holds 2 documents, not the 3" in caplog.text
     # The world's own text is as long as it is, and nobody asked for a number of it.
     caplog.clear()
-    assert cells_of(load_grid(GRID, sets))[0].corpus_documents > 5 and not caplog.text
+    assert read_corpus(cells_of(load_grid(GRID, sets))[0]).documents > 5 and not caplog.text

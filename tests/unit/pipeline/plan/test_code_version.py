@@ -16,6 +16,7 @@ from typer.testing import CliRunner
 from pipeline.cli import app
 from pipeline.config.parse import load_grid
 from pipeline.plan.cells import Cell, cells_of
+from pipeline.plan.fingerprint import address_of, identity_of, key_of
 from pipeline.plan.grid_plan import code_lines, make_plan
 from pipeline.plan.versions import SOURCES, code_version, sources_hash
 from pipeline.results.lake.lake import Lake
@@ -40,7 +41,7 @@ def lake_of(folder: Path, *made: tuple[Cell, str]) -> Lake:
     """A lake with a finished cell for each cell and version of the code."""
     lake = Lake(str(folder / "lake"))
     for cell, version in made:
-        result = replace(finished(), address=cell.address, identity=cell.identity)
+        result = replace(finished(), address=address_of(cell), identity=identity_of(cell))
         lake.commit(replace(result, code_version=version))
     return lake
 
@@ -95,7 +96,7 @@ def test_done_cells_of_other_code_stay_done_and_are_counted(
     none, ultraedit = cells
     lake = lake_of(tmp_path, (none, code_version()), (ultraedit, OLD))
     plan = make_plan(load_grid(GRID, [EDITORS]), lake)
-    assert plan.missing == () and plan.other_code == {ultraedit.key: OLD}
+    assert plan.missing == () and plan.other_code == {key_of(ultraedit): OLD}
     assert code_lines(plan) == [
         f"1 of 2 done cells are of other code than {code_version()} (1 by {OLD}) and kept: where "
         "a change of the code since changes numbers, theirs are the old ones; --rerun-other-code "
@@ -143,8 +144,8 @@ def test_a_run_drops_the_rows_that_it_makes_again_and_no_others(
 
     plan = make_plan(grid, lake, rerun_other_code=True)
     assert plan.missing == (ultraedit,)
-    refused = replace(plan, refused={ultraedit.key: "a row has no subject"})
+    refused = replace(plan, refused={key_of(ultraedit): "a row has no subject"})
     assert driver.run_plan(grid, refused, run_paths, console) == 1
-    assert lake.is_done(ultraedit.address) and not begun  # this code cannot make them again
+    assert lake.is_done(address_of(ultraedit)) and not begun  # this code cannot make them again
     assert driver.run_plan(grid, plan, run_paths, console) == 0
     assert begun == [{"none": code_version()}]

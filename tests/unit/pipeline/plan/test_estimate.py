@@ -22,12 +22,13 @@ from pipeline.errors import ConfigError
 from pipeline.plan.architecture import architecture_of
 from pipeline.plan.cache_names import covariance_folder, shard_file
 from pipeline.plan.cells import Cell, cells_of
+from pipeline.plan.checks import check_corpus
 from pipeline.plan.estimate import absent_files, estimate
 from pipeline.plan.estimate.memory import Placement, gpu, memory_of, out_of_memory, smallest_fit
 from pipeline.plan.estimate.seconds import Measurements, modelled, statistics_seconds
 from pipeline.plan.estimate.summary import aligned, duration, remedies
 from pipeline.plan.estimate.workload import Workload, workload_of
-from pipeline.plan.grid_plan import check_corpus
+from pipeline.plan.fingerprint import identity_of
 from pipeline.results.lake.lake import Lake
 from pipeline.results.lake.records import CellRecord
 from pipeline.run.cell import record_failure
@@ -223,7 +224,7 @@ def test_a_checkpoint_does_not_cost_what_another_of_its_name_cost(tmp_path: Path
     small, large = (_ultraedit_on(tmp_path / str(n), layers=n) for n in (2, 30))
     lake = Lake(str(tmp_path / "lake"))
     result = finished(editor="ultraedit", grid="other", model="m", scale="full")
-    lake.commit(replace(result, identity=small.identity))
+    lake.commit(replace(result, identity=identity_of(small)))
     measurements = Measurements(_records(lake))
     assert measurements.seconds(small) is not None and measurements.peak_gb(small) == 0.75
     assert measurements.seconds(large) is None and measurements.peak_gb(large) is None
@@ -365,7 +366,7 @@ def test_files_of_the_hub_are_among_the_downloads(hub: Path, tmp_path: Path) -> 
     assert (
         "hf download owner/edits zsre_eval.json --repo-type dataset --revision " + HUB_REVISION
     ) in text
-    assert f"needs: statistics corpus: fetch {HUB_CORPUS}" in text
+    assert f"needs: covariance corpus: fetch {HUB_CORPUS}" in text
     assert "downloads 0 GB and 2 files of unknown size" in text
     assert text.count("(its data is not fetched)") == 2
     _, none = run(TINY, "--results", tmp_path, *_on_the_hub("none"))
@@ -385,7 +386,7 @@ def test_what_the_hub_tells_of_sizes_is_added_up(
     monkeypatch.setattr("huggingface_hub.HfApi.get_paths_info", info)
     _, text = run(TINY, "--results", tmp_path, *_on_the_hub("memit"))
     assert f"data: fetch {HUB_DATA}, 0.25 GB;" in text
-    assert f"statistics corpus: fetch {HUB_CORPUS}, 1.8 GB;" in text
+    assert f"covariance corpus: fetch {HUB_CORPUS}, 1.8 GB;" in text
     assert "downloads 2 GB\n" in text
 
 
@@ -397,7 +398,7 @@ def test_files_that_have_been_fetched_are_read_and_said_to_be_here(
     _, text = run(TINY, "--results", tmp_path, *_on_the_hub("none", "memit"), "--set",
                   "streams=[{n_batches: 1, batch_size: 4}]")  # fmt: skip
     assert f"needs: data: {HUB_DATA} is here (" in text
-    assert f"statistics corpus: fetch {HUB_CORPUS}" in text
+    assert f"covariance corpus: fetch {HUB_CORPUS}" in text
     assert text.count("(its data is not fetched)") == 1  # memit's, for its corpus
     assert "1 files of unknown size" in text
 
@@ -462,8 +463,11 @@ def test_a_missing_corpus_names_the_editors_that_need_one() -> None:
     with pytest.raises(ConfigError) as caught:
         check_corpus(cells_of(grid))
     assert str(caught.value) == (
-        "statistics.corpus is not given, and the grid's memit, alphaedit need key covariance of "
+        "covariance.corpus is not given, and memit, alphaedit need key covariance of "
         "running text on llama-tiny: give a .txt, .jsonl or Parquet file with --set "
-        "statistics.corpus=wiki.jsonl, or leave these editors out"
+        "covariance.corpus=wiki.jsonl, or leave memit, alphaedit out"
     )
+    one = ["editors=[{editor: memit}]", "models.llama-tiny.checkpoint=/models/mine"]
+    with pytest.raises(ConfigError, match="not given, and memit needs key covariance of running"):
+        check_corpus(cells_of(load_grid(TINY, one)))
     check_corpus(cells_of(load_grid(TINY, [editors])))

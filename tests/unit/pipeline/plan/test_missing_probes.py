@@ -14,6 +14,7 @@ from pipeline.cli import app
 from pipeline.config.grid import Grid
 from pipeline.config.parse import load_grid
 from pipeline.plan.cells import Cell, cells_of
+from pipeline.plan.checks import skip_reason
 from pipeline.plan.grid_plan import make_plan, pool_lines
 from pipeline.plan.preflight import preflight
 from pipeline.results.lake.lake import Lake
@@ -73,18 +74,18 @@ def test_every_method_that_learns_from_them_says_so() -> None:
 @pytest.mark.parametrize("name", LEARNERS)
 def test_they_are_refused_when_the_grid_is_planned(name: str, files: str) -> None:
     small = "settings: {rank: 8, n_blocks: 1, train_steps: 1}"
-    assert cell(files, f"{{editor: {name}, {small}}}").skip_reason == (
+    assert skip_reason(cell(files, f"{{editor: {name}, {small}}}")) == (
         f"{name} learns from a locality prompt of every training edit, and 16 of 16 in the train "
         "pool of mquake (all 16 edits of train.json) have none; give the dataset a train file "
         "whose edits have one, or leave the editor out"
     )
     without = "settings: {rank: 8, n_blocks: 1, train_steps: 1, loc_coef: 0}"
-    assert cell(files, f"{{editor: {name}, {without}}}").skip_reason is None
+    assert skip_reason(cell(files, f"{{editor: {name}, {without}}}")) is None
 
 
 @pytest.mark.parametrize("name", sorted(set(EDITORS) - set(LEARNERS)))
 def test_the_others_are_not(name: str, files: str) -> None:
-    assert cell(files, f"{{editor: {name}}}").skip_reason is None
+    assert skip_reason(cell(files, f"{{editor: {name}}}")) is None
 
 
 def test_a_plan_says_what_the_edits_lack(files: str, tmp_path: Path) -> None:

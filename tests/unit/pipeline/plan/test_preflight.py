@@ -15,6 +15,8 @@ from pipeline.config.parse import load_grid
 from pipeline.errors import ConfigError
 from pipeline.inputs.fingerprints import checkpoint_fingerprint
 from pipeline.plan.cells import Cell, cells_of
+from pipeline.plan.checks import skip_reason
+from pipeline.plan.fingerprint import key_of
 from pipeline.plan.grid_plan import make_plan
 from pipeline.plan.preflight import checked, preflight
 from pipeline.results.lake.lake import Lake
@@ -70,13 +72,13 @@ def test_a_file_of_edits_runs_like_the_world(tmp_path: Path, rows: Rows) -> None
 
 def test_the_file_is_part_of_the_identity(tmp_path: Path, rows: Rows) -> None:
     before = cell(tmp_path, rows)
-    key = before.key
+    key = key_of(before)
     other = tmp_path / "other"
     other.mkdir()
-    assert cell(other, rows).key == key
+    assert key_of(cell(other, rows)) == key
     third = tmp_path / "third"
     third.mkdir()
-    assert cell(third, rows[:-1]).key != key
+    assert key_of(cell(third, rows[:-1])) != key
 
 
 def test_an_answer_the_tokenizer_does_not_know_names_its_row(tmp_path: Path, rows: Rows) -> None:
@@ -134,6 +136,29 @@ def test_training_data_keeps_the_token_contract(
         preflight([chosen])
 
 
+@pytest.mark.parametrize("patience", [0, 2])
+def test_edits_that_validate_a_training_keep_the_token_contract(
+    tmp_path: Path, rows: Rows, patience: int
+) -> None:
+    rows[7]["ans"] = "Xyzzyx"
+    pools = {"evaluation": rows[:6], "validation": rows[6:10], "train": rows[10:]}
+    for split, own in pools.items():
+        (tmp_path / f"{split}.json").write_text(json.dumps(own))
+    files = {split: str(tmp_path / f"{split}.json") for split in pools}
+    settings = f"{{initial_step: 0.001, patience: {patience}, validation_batches: 2}}"
+    editor = f"editors=[{{editor: rledit, settings: {settings}}}]"
+    chosen = cell(tmp_path, rows, f"datasets.world.files={json.dumps(files)}", editor)
+    if not patience:
+        assert preflight([chosen]) == {}
+        return
+    message = (
+        r"1 of the 4 edits of the validation pool, which decides when the training of rledit ends, "
+        r"cannot be used:\n  validation.json:2: .*no token for a part of the answ"
+    )
+    with pytest.raises(ConfigError, match=message):
+        preflight([chosen])
+
+
 def grid_of(tmp_path: Path, rows: Rows, editors: str, *more: str) -> Grid:
     """A grid that edits all rows, in the order of the file."""
     (tmp_path / "mine.json").write_text(json.dumps(rows))
@@ -171,7 +196,7 @@ def test_all_rows_are_named_and_only_the_cells_that_need_them_stop(
     assert found == [["  mine.json", "2"], ["  mine.json", "6"], ["  mine.json", "10"]]
     assert "the subject 'Nobody' does not occur in the prompt" in lines[1]
     assert "the edit has no subject" in lines[3]
-    assert rome.skip_reason is None  # most rows have one
+    assert skip_reason(rome) is None  # most rows have one
 
 
 def test_cells_that_are_refused_are_recorded_with_the_rows_and_counted(
@@ -259,7 +284,7 @@ def test_training_rows_without_probes_are_named_where_others_have_them(
     editor = "{editor: rledit, settings: {rank: 8, n_blocks: 1, train_steps: 1}}"
     grid = grid_of(tmp_path, subjects, editor)
     (cell,) = cells_of(grid)
-    assert cell.skip_reason == (
+    assert skip_reason(cell) == (
         "rledit learns from a locality prompt of every training edit, and 1 of 4 in the train pool "
         "of mine (all 4 edits of train.json) have none (train.json:3); from a rephrase of every "
         "training edit, and 1 of 4 in the train pool of mine (all 4 edits of train.json) have none "

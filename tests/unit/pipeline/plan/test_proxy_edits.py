@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from pipeline.config.parse import load_grid
+from pipeline.plan.cell_data import calibration_edits
 from pipeline.plan.cells import cells_of
 from pipeline.run.cache import Cache
 from pipeline.run.reporting import silent
@@ -37,7 +38,7 @@ def test_rledit_edits_the_proxies_of_table_2(model: str, dataset: str, tmp_path:
     folder = prepare_model(cell, Cache(tmp_path), silent)
     opened = open_model(cell, folder)
     cls = EDITORS["rledit"]
-    batch = cell.source().draw("validation", cell.calibration_edits, seed=0)
+    batch = cell.source().draw("validation", calibration_edits(cell), seed=0)
     found = calibrate(opened, cls, cell.settings, batch, partial(training_batches, cell))
     edits = cell.source().draw("evaluation", cell.n_edits, seed=0)
     scorer = Scorer(opened, edits, [protocol("token_accuracy")])

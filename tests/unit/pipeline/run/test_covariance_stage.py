@@ -18,6 +18,7 @@ from pipeline.config.parse import load_grid
 from pipeline.errors import ConfigError
 from pipeline.inputs.corpus import open_corpus
 from pipeline.plan.cells import Cell, cells_of
+from pipeline.plan.fingerprint import corpus_hash_of, covariance_key_of, model_hash_of
 from pipeline.run.cache import Cache
 from pipeline.run.reporting import Stage, silent
 from pipeline.run.resume import write_tensors
@@ -106,14 +107,14 @@ def test_a_file_of_another_model_is_refused(folder: Path, tmp_path: Path) -> Non
         "count": "1",
     }
     write_tensors(path, load_file(path), strange)
-    with pytest.raises(CovarianceError, match=f"llama-0000.*{chosen.model_hash}"):
+    with pytest.raises(CovarianceError, match=f"llama-0000.*{model_hash_of(chosen)}"):
         loaded(chosen, folder, tmp_path)
 
 
 def test_each_linear_is_summed_once_whichever_cells_need_it(folder: Path, tmp_path: Path) -> None:
     both = collected(cell(), folder, tmp_path / "a")
     first = cell_with("down:0")
-    assert first.covariance_key == cell().covariance_key
+    assert covariance_key_of(first) == covariance_key_of(cell())
     collected(first, folder, tmp_path / "b")
     (kept,) = tmp_path.glob("b/statistics/*/*.safetensors")
     written = kept.stat().st_mtime_ns
@@ -159,10 +160,10 @@ def test_a_checkpoint_goes_by_its_content_not_by_its_folder(folder: Path, tmp_pa
 
     copied = shutil.copytree(folder, tmp_path / "mine" / folder.name)
     elsewhere = shutil.copytree(folder, tmp_path / "other-name")
-    assert at(copied).model_hash == at(elsewhere).model_hash
+    assert model_hash_of(at(copied)) == model_hash_of(at(elsewhere))
     config = json.loads((copied / "config.json").read_text())
     (copied / "config.json").write_text(json.dumps(config | {"rms_norm_eps": 1e-3}))
-    assert at(copied).model_hash != at(elsewhere).model_hash
+    assert model_hash_of(at(copied)) != model_hash_of(at(elsewhere))
 
 
 def test_shared_moments_are_taken_or_refused_naming_both(folder: Path, tmp_path: Path) -> None:
@@ -183,7 +184,7 @@ def test_shared_moments_are_taken_or_refused_naming_both(folder: Path, tmp_path:
         assert torch.equal(moment.mean(), here[name])
 
     other = cell(documents=200)
-    with pytest.raises(CovarianceError, match=f"{cell().corpus_hash}.*{other.corpus_hash}"):
+    with pytest.raises(CovarianceError, match=f"{corpus_hash_of(cell())}.*{corpus_hash_of(other)}"):
         import_covariance([other], theirs, tmp_path / "shared")
     with pytest.raises(CovarianceError, match="'float32'.*'float64'"):
         import_covariance([cell(dtype="float64")], theirs, tmp_path / "shared")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -87,6 +88,15 @@ def test_a_training_shows_its_batches_rate_and_time_left(
         assert "edits/s" not in caplog.messages[-1]
         picture = shown._position(train, at(30, 60, 35.0, "train"))
         assert picture == "30/60 batches at 2 batches/s, 15 s left"
+        detail = "trajectory 10 of at most 20, validation 71.0 (best 72.5 at 8), patience 4 of 5"
+        early = replace(at(30, 60, 35.0, "train"), detail=detail)
+        assert shown._position(train, early) == (
+            f"30/60 batches at 2 batches/s, at most 15 s left, {detail}"
+        )
+        shown.progress({train: early})
+        assert (
+            f"training batch 30 of 60 at 2 batches/s, {detail}, 5 s so far" in (caplog.messages[-1])
+        )
 
 
 def test_a_pace_begins_anew_with_a_stage() -> None:

@@ -15,6 +15,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from pipeline.config.parse import load_grid
 from pipeline.plan.cells import Cell, cells_of
+from pipeline.plan.fingerprint import key_of
 from pipeline.results.lake.lake import Lake, LakeError
 from pipeline.run.cache import Cache
 from pipeline.run.export import export
@@ -72,13 +73,13 @@ def test_an_exported_checkpoint_is_the_model_at_the_streams_end(
     change = f"keep_edited={str(kept).lower()}"
     cell, run_paths, ours = done(models, tmp_path, change, patch=monkeypatch)
     assert (Cache(run_paths.cache).file(edit.edited_name(cell)) is not None) == kept
-    folder = export(cell.key[:6], run_paths, tmp_path / "out")
+    folder = export(key_of(cell)[:6], run_paths, tmp_path / "out")
     model: Any = AutoModelForCausalLM.from_pretrained(folder)
     tokenizer = AutoTokenizer.from_pretrained(folder)
     assert torch.equal(logits(model, tokenizer, cell), logits(ours.model, tokenizer, cell))
     with ours.weights.unedited():
         assert not torch.equal(logits(model, tokenizer, cell), logits(ours.model, tokenizer, cell))
-    assert json.loads((folder / "edited.json").read_text())["cell"] == cell.key
+    assert json.loads((folder / "edited.json").read_text())["cell"] == key_of(cell)
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
@@ -90,7 +91,7 @@ def test_the_change_alone_gives_the_edited_matrices_exactly(
     cell, run_paths, ours = done(
         models, tmp_path, checkpoint, "keep_edited=true", patch=monkeypatch
     )
-    path = export(cell.key, run_paths, tmp_path / "out", delta=True)
+    path = export(key_of(cell), run_paths, tmp_path / "out", delta=True)
     assert [p.name for p in (tmp_path / "out").iterdir()] == ["delta.safetensors"]
     changes = load_file(path)
     assert changes.keys() == {f"{name}.weight" for name in ours.modules}
@@ -101,7 +102,7 @@ def test_the_change_alone_gives_the_edited_matrices_exactly(
         assert torch.equal((original.double() + change).float().to(now.dtype), now)
         assert float(change.norm()) > 0
     with safe_open(path, framework="pt") as file:
-        assert json.loads(file.metadata()["facts"])["cell"] == cell.key
+        assert json.loads(file.metadata()["facts"])["cell"] == key_of(cell)
 
 
 def test_a_run_that_comes_out_otherwise_is_no_export(
@@ -109,7 +110,7 @@ def test_a_run_that_comes_out_otherwise_is_no_export(
 ) -> None:
     cell, run_paths, _ = done(models, tmp_path, patch=monkeypatch)
     lake = Lake(run_paths.lake)
-    record = lake.record(cell.key)
+    record = lake.record(key_of(cell))
     assert record is not None
     result = lake.result(record, tables=("edits", "scores", "steps"))
     scores = dict(result.edits)  # type: ignore[arg-type]
@@ -117,7 +118,7 @@ def test_a_run_that_comes_out_otherwise_is_no_export(
     object.__setattr__(result, "edits", scores)
     lake.commit(result)
     with pytest.raises(LakeError, match="other scores than those in the lake.*keep_edited"):
-        export(cell.key, run_paths, tmp_path / "out")
+        export(key_of(cell), run_paths, tmp_path / "out")
     assert not (tmp_path / "out").exists()
     assert Cache(run_paths.cache).file(edit.edited_name(cell)) is None
 
@@ -126,8 +127,8 @@ def test_what_cannot_be_exported_says_why(
     models: Cache, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     cell, run_paths, _ = done(models, tmp_path, patch=monkeypatch)
-    with pytest.raises(LakeError, match=f"0 cells .* 'zz'; keys there: {cell.key}"):
+    with pytest.raises(LakeError, match=f"0 cells .* 'zz'; keys there: {key_of(cell)}"):
         export("zz", run_paths, tmp_path / "out")
-    Lake(run_paths.lake).storage.delete(f"entries/{cell.key}.json")
+    Lake(run_paths.lake).storage.delete(f"entries/{key_of(cell)}.json")
     with pytest.raises(LakeError, match="does not say what cell"):
-        export(cell.key, run_paths, tmp_path / "out")
+        export(key_of(cell), run_paths, tmp_path / "out")

@@ -32,7 +32,7 @@ class Interrupted(Exception):
 def stop_at(stage: Stage, done: int) -> Any:
     """A report that ends the process when a stage has come that far."""
 
-    def report(now: Stage, count: int, _: int) -> None:
+    def report(now: Stage, count: int, _: int, detail: str = "") -> None:
         if now == stage and count == done:
             raise Interrupted
 
@@ -87,7 +87,8 @@ def test_training_goes_on_after_an_interruption(
     assert Cache(tmp_path / "b").file(train.trained_name(trained)) is None
     told: list[tuple[int, int]] = []
 
-    def report(stage: Stage, done: int, total: int) -> None:
+    def report(stage: Stage, done: int, total: int, detail: str = "") -> None:
+        assert detail == ""
         told.append((done, total))
 
     assert train.train(trained, folder, Cache(tmp_path / "b"), report) is not None

@@ -94,7 +94,7 @@ def test_places_that_are_shared_are_taken() -> None:
     [
         ("models.llama-tiny.checkpoint=models/x", "model llama-tiny: 'models/x' is a relative"),
         ("datasets.world.files={train: a.json, evaluation: /b.json}", "dataset world, train: 'a.j"),
-        ("statistics={corpus: wiki.jsonl}", "statistics, corpus: 'wiki.jsonl'"),
+        ("statistics={corpus: wiki.jsonl}", "covariance, corpus: 'wiki.jsonl'"),
     ],
 )
 def test_files_that_nodes_would_not_find_are_refused(change: str, message: str) -> None:

@@ -8,6 +8,7 @@ import pytest
 
 from pipeline.config.parse import load_grid
 from pipeline.plan.cells import Cell, cells_of
+from pipeline.plan.fingerprint import key_of
 from pipeline.results.lake.lake import Lake
 from pipeline.run.device import NoGpuError, device_of
 from pipeline.run.driver import unseen
@@ -35,7 +36,7 @@ def test_a_network_that_is_not_there_is_not_replaced_by_an_untrained_one(tmp_pat
     (task,) = edits(chosen)
     with pytest.raises(FileNotFoundError, match="same storage on every node"):
         perform(task, place(tmp_path), silent)
-    assert Lake(place(tmp_path).lake).record(task.cell.key) is None
+    assert Lake(place(tmp_path).lake).record(key_of(task.cell)) is None
 
 
 def test_rows_that_nobody_else_sees_are_no_success(
@@ -51,7 +52,7 @@ def test_rows_that_nobody_else_sees_are_no_success(
     assert unseen([one, two], lake, wait=0.0) == [two]
     (line,) = caplog.messages
     assert two.label in line and str(lake.storage) in line and "same storage" in line
-    assert lake.record(two.cell.key) is None, "a late file would be replaced by a failure"
+    assert lake.record(key_of(two.cell)) is None, "a late file would be replaced by a failure"
 
 
 def test_a_cell_without_a_gpu_leaves_those_that_are_there(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -12,6 +12,7 @@ from pipeline.config.parse import load_grid
 from pipeline.errors import ConfigError
 from pipeline.inputs.datasets import lacking
 from pipeline.plan.cells import Cell, cells_of
+from pipeline.plan.checks import insufficient_data, skip_reason
 from pipeline.plan.grid_plan import make_plan, pool_lines
 from pipeline.results.lake.lake import Lake
 from rledit.world import World, WorldConfig
@@ -45,10 +46,10 @@ def test_one_file_for_evaluation_is_all_edited(tmp_path: Path) -> None:
         "  evaluation: all 10 edits of evaluation.json",
     ]
     by_editor = {cell.editor.editor: cell for cell in chosen}
-    assert by_editor["none"].skip_reason is None and by_editor["none"].insufficient_data is None
-    assert by_editor["ultraedit"].skip_reason is None
+    assert skip_reason(by_editor["none"]) is None and insufficient_data(by_editor["none"]) is None
+    assert skip_reason(by_editor["ultraedit"]) is None
     # Those that learn are left out with what to give; the others run.
-    assert by_editor["rledit"].skip_reason == (
+    assert skip_reason(by_editor["rledit"]) == (
         "rledit learns from the train pool, and that of ferries is empty (no file is given for "
         "it); give files.train, or files.all, which is cut into the pools that have no file, or "
         "leave the editor out"
@@ -68,7 +69,7 @@ def test_what_is_cut_says_so(tmp_path: Path) -> None:
         "share by shares.evaluation"
     )
     shared = cells(tmp_path, {"all": 10}, "datasets.ferries.shares={evaluation: 1}")
-    assert shared[0].insufficient_data is None and shared[0].source().sizes()["evaluation"] == 10
+    assert insufficient_data(shared[0]) is None and shared[0].source().sizes()["evaluation"] == 10
 
 
 def test_a_tuning_stream_says_which_pool_it_needs(tmp_path: Path) -> None:

@@ -10,6 +10,7 @@ import pytest
 from pipeline.config.parse import load_grid
 from pipeline.errors import ConfigError
 from pipeline.plan.cells import cells_of
+from pipeline.plan.fingerprint import address_of, identity_of
 from rledit.editors import editor_class
 from rledit.model import EditableModel
 from tests.unit.helpers.text_edits import tiny_tokenizer
@@ -25,6 +26,26 @@ class Mine(Unedited):
 
 class Thief(Unedited):
     name = "ft"
+
+class Old(Unedited):
+    name = "old"
+    linears = "down"
+
+    def load_statistics(self, statistics):
+        pass
+
+    @classmethod
+    def obstacle_of(cls, config, encoder):
+        return None
+
+class Both(Unedited):
+    name = "both"
+
+    def load_covariance(self, covariance):
+        self.load_statistics(covariance)
+
+    def load_statistics(self, statistics):
+        pass
 """
 
 
@@ -38,10 +59,10 @@ def module(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, request: pytest.Fixt
 
 def test_it_is_a_cell_like_any_other(module: str) -> None:
     cell = cells_of(load_grid(GRID, [f"editors=[{{editor: '{module}:Mine'}}]"]))[0]
-    assert cell.label == cell.address.editor == "mine"
-    assert cell.identity["editor"] == "mine"
-    assert len(cell.identity["editor_source"]) == 16
-    assert "editor_source" not in cells_of(load_grid(GRID))[0].identity
+    assert cell.label == address_of(cell).editor == "mine"
+    assert identity_of(cell)["editor"] == "mine"
+    assert len(identity_of(cell)["editor_source"]) == 16
+    assert "editor_source" not in identity_of(cells_of(load_grid(GRID))[0])
 
 
 @pytest.mark.parametrize(
@@ -51,6 +72,8 @@ def test_it_is_a_cell_like_any_other(module: str) -> None:
         ("{module}:Other", "has no attribute 'Other'"),
         ("json:JSONDecoder", "no subclass"),
         ("{module}:Thief", "belongs to another editor"),
+        ("{module}:Old", "load_statistics, now called load_covariance"),
+        ("{module}:Old", "linears, now called target_modules; obstacle_of, now called skip_reason"),
     ],
 )
 def test_what_is_wrong_is_said(module: str, name: str, message: str) -> None:
@@ -58,6 +81,10 @@ def test_what_is_wrong_is_said(module: str, name: str, message: str) -> None:
         editor_class(name.format(module=module))
     with pytest.raises(ConfigError, match=rf"tiny.yaml.*{message}"):
         load_grid(GRID, [f"editors=[{{editor: '{name.format(module=module)}'}}]"])
+
+
+def test_an_editor_that_has_the_new_name_may_have_the_old_one_too(module: str) -> None:
+    assert editor_class(f"{module}:Both").name == "both"
 
 
 def test_the_editor_of_the_documentation_needs_no_more_than_it_shows(

@@ -14,7 +14,8 @@ from transformers import PreTrainedTokenizerFast
 
 from rledit.capture import capture
 from rledit.editors import EDITORS, Editor
-from rledit.editors.hypernetwork_editor import HypernetworkConfig, HypernetworkEditor
+from rledit.editors.hypernetwork_config import HypernetworkConfig
+from rledit.editors.hypernetwork_editor import HypernetworkEditor
 from rledit.model import EditableModel
 from rledit.records import Edit
 from tests.unit.helpers.text_edits import random_edits, tiny_tokenizer

@@ -1,0 +1,188 @@
+"""Settings of the hypernetwork methods, one class for MEND, MALMEN, RLEdit and their relatives."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, fields, replace
+from typing import Any, ClassVar, Literal
+
+from rledit.capture import Tokens
+from rledit.editors.base import Stopping
+from rledit.editors.conventions import (
+    CONVERGED,
+    CONVERGED_SETTINGS,
+    FROM_RECIPE,
+    OFFICIAL,
+    PAPER,
+    PAPER_SETTINGS,
+    Clipping,
+    Conventions,
+    IncompleteGroups,
+    Recipe,
+)
+from rledit.hypernetwork import StepForm
+from rledit.moments import Formula
+from rledit.reward import KLReference, LocalityGradient
+from rledit.steps import AUTO, SettingError, Step, check_step
+from rledit.tokenization import Order
+
+Rule = Literal["normal_equation", "outer_product"]
+MomentsScope = Literal["lifelong", "trajectory"]
+Drawing = Literal["independent", "epochs"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class HypernetworkConfig:
+    """Settings of a hypernetwork editor. Defaults are RLEdit's (arXiv 2502.05759, appendix).
+
+    Attributes:
+        modules: Target modules, see `rledit.families.edited_modules`.
+        rule: How pseudo keys and values become a shift.
+        tokens: Positions whose rows enter: those that predict answer tokens, or all.
+        rank: Rank of the network's blocks.
+        n_blocks: Number of blocks.
+        init_std: Standard deviation of the blocks' first factor at the start; `auto`: 1/√d.
+        initial_step: Step η of every module at the start; `auto` is calibrated, see
+            `rledit.calibration`.
+        loss_group: Samples per loss group; part of the numerics.
+        transition: Carry the edited weights from batch to batch while training.
+        optimise: Optimiser step once per trajectory, or after every batch.
+        train_steps: Training steps, each on `trajectories_per_step` trajectories. One is an
+            optimiser step, or with `optimise: batch` one per batch. Where training may end before
+            (`patience`), the most that there are.
+        trajectory_batches: Batches per trajectory; None: as many as the stream has.
+        trajectories_per_step: Trajectories whose gradients are averaged in one optimiser step.
+            Lifelong moments run on from one to the next.
+        drawing: How trajectories come from the train pool. `epochs`: no edit twice before all have
+            been seen, each epoch in an order of its own; `independent`: each is drawn anew.
+        patience: Validations in a row without improvement that end the training; the best state
+            is put back then. 0: none is made, and training goes on to `train_steps`.
+        validate_every: Training steps between two validations.
+        min_improvement: Points that the mean of efficacy, generalisation and specificity has to
+            rise above the best one so far to count as better.
+        validation_batches: Batches of the validation stream, all of which is scored after its last
+            one; None: as many as a trajectory has and the validation pool holds, 10 at most.
+        meta_lr: Adam's learning rate.
+        warmup_steps: Optimiser steps over which the learning rate rises to `meta_lr`.
+        weight_decay: Decay of the blocks' matrices in every optimiser step, times the learning
+            rate (as AdamW's); steps, ridges, biases and scales have none.
+        average: Decay of a running mean of the weights over optimiser steps, which validation and
+            editing take in place of the last weights; 0: none is kept. Young means forget faster:
+            after k steps the decay is (1 + k) / (10 + k) at most.
+        scalar_lr_factor: Learning rate of steps and ridges relative to `meta_lr`.
+        max_grad_norm: Joint clipping norm over all networks.
+        loc_coef: λ_loc of the reward.
+        loc_warmup: Optimiser steps over which λ_loc rises to `loc_coef`.
+        reg_coef: η_reg of the shift's squared norm.
+        decay: μ of memory backtracking.
+        depth: k, batches scored per step, the current one counted.
+        discount: γ of the return over a trajectory.
+        update_moments_while_editing: Let the stream's rows enter the running moments.
+        moments_scope: `lifelong` moments run on from trajectory to trajectory and into the stream,
+            as in the releases; `trajectory` begins each trajectory, and the stream, with none.
+        seed: Seed of the network's start.
+        reference: The recipe. `official` repeats the authors' release, departures and all; `paper`
+            has the published equations and settings without them; `converged` is our training.
+            It decides every setting whose default is the recipe's.
+        regularisation_gradient, locality_gradient, clipping, kl_reference, moments, step_form,
+        incomplete_groups, order: Override one convention of `reference`; see
+            `rledit.editors.conventions.Conventions`.
+    """
+
+    modules: tuple[str, ...]
+    rule: Rule = "normal_equation"
+    tokens: Tokens = "answer"
+    rank: int = FROM_RECIPE
+    n_blocks: int = FROM_RECIPE
+    init_std: float | Literal["auto"] = FROM_RECIPE
+    initial_step: Step = AUTO
+    loss_group: int = 4
+    transition: bool = True
+    optimise: Literal["trajectory", "batch"] = FROM_RECIPE
+    train_steps: int = FROM_RECIPE
+    trajectory_batches: int | None = None
+    trajectories_per_step: int = 1
+    drawing: Drawing = FROM_RECIPE
+    patience: int = FROM_RECIPE
+    validate_every: int = FROM_RECIPE
+    min_improvement: float = 0.0
+    validation_batches: int | None = None
+    meta_lr: float = FROM_RECIPE
+    warmup_steps: int = 0
+    weight_decay: float = 0.0
+    average: float = 0.0
+    scalar_lr_factor: float = FROM_RECIPE
+    max_grad_norm: float = 1.0
+    loc_coef: float = FROM_RECIPE
+    loc_warmup: int = 0
+    reg_coef: float = 1e-4
+    decay: float = 0.95
+    depth: int = FROM_RECIPE
+    discount: float = 1.0
+    update_moments_while_editing: bool = True
+    moments_scope: MomentsScope = FROM_RECIPE
+    seed: int = 0
+    reference: Recipe = "paper"
+    regularisation_gradient: bool | None = None
+    locality_gradient: LocalityGradient | None = None
+    clipping: Clipping | None = None
+    kl_reference: KLReference | None = None
+    moments: Formula | None = None
+    step_form: StepForm | None = None
+    incomplete_groups: IncompleteGroups | None = None
+    order: Order | None = None
+
+    official: ClassVar[Conventions] = OFFICIAL
+    published: ClassVar[Mapping[str, Any]] = {}
+    """The method's published settings, where they are not RLEdit's."""
+    younger: ClassVar[Mapping[str, Any]] = {
+        "drawing": "independent",
+        "patience": 0,
+        "validate_every": 1,
+        "min_improvement": 0.0,
+        "validation_batches": None,
+        "warmup_steps": 0,
+        "weight_decay": 0.0,
+        "average": 0.0,
+        "loc_warmup": 0,
+    }
+    """Settings that came later, with what all results had until then: these are known without."""
+
+    def __post_init__(self) -> None:
+        check_step(self, "initial_step")
+        for name, value in self.recipe_settings(self.reference).items():
+            if getattr(self, name) is FROM_RECIPE:
+                object.__setattr__(self, name, value)
+        if not self.average < 1:
+            raise SettingError("average", f"a decay is below 1, not {self.average}")
+        if self.depth < 1:
+            raise ValueError(f"depth counts the current batch: at least 1, not {self.depth}")
+        if not self.transition and self.depth > 1:
+            raise ValueError(
+                f"depth {self.depth}: without transition each batch is trained on its own, with "
+                "nothing to backtrack to; set depth to 1"
+            )
+
+    @classmethod
+    def recipe_settings(cls, recipe: Recipe) -> dict[str, Any]:
+        """What a recipe says of the settings whose default is the recipe's."""
+        ours = CONVERGED_SETTINGS if recipe == "converged" else {}
+        return {**PAPER_SETTINGS, **cls.published, **ours}
+
+    def conventions(self) -> Conventions:
+        """The conventions of `reference`, with this configuration's overrides."""
+        base = {"official": self.official, "paper": PAPER, "converged": CONVERGED}[self.reference]
+        chosen = {f.name: getattr(self, f.name) for f in fields(Conventions)}
+        return replace(base, **{k: v for k, v in chosen.items() if v is not None})
+
+    @property
+    def stopping(self) -> Stopping | None:
+        """When training ends before its limit; None where it does not."""
+        if not self.patience:
+            return None
+        return Stopping(
+            patience=self.patience,
+            validate_every=self.validate_every,
+            min_improvement=self.min_improvement,
+            batches=self.validation_batches,
+        )

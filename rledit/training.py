@@ -1,0 +1,191 @@
+"""Training of a hypernetwork to its limit, or until a validation stream gains no more; resumable.
+
+    training = Training(editor, draw, validate=ValidationStream(editor, edits, batch_size))
+    for event in training.run():
+        ...  # after every batch and validation; `training.state_dict()` may be saved here
+
+An editor that stops early is validated before the first training step, every few steps, and after
+the last one. The state with the best score is kept, and put back when the training ends.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from rledit.editors.base import State, TrainableEditor, prefixed, unprefixed
+from rledit.finite import NonFiniteError, require_finite
+from rledit.tokenization import EditBatch
+from rledit.validation import Validation
+
+_BEST = "best."
+
+Draw = Callable[[int], Sequence[Sequence[EditBatch]]]
+"""Training step, counted from 0 → its trajectories, the same for the same step."""
+Validate = Callable[[TrainableEditor, int], Validation]
+Ending = Literal["limit", "patience"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainingEvent:
+    """A batch is trained on, or a validation is done.
+
+    Attributes:
+        step: Training steps made.
+        batches: Batches trained on, over all steps.
+        validation: The validation, where the event is one.
+    """
+
+    step: int
+    batches: int
+    validation: Validation | None = None
+
+
+class Training:
+    """One training of an editor.
+
+    Args:
+        editor: The editor, its model unedited.
+        draw: Gives the trajectories of a training step.
+        validate: Validates the editor; needed where its configuration stops early.
+
+    Attributes:
+        curve: What each training step measured.
+        validations: All so far.
+        batches: Batches trained on.
+        seconds: Wall time so far, validations included, over all attempts that contributed.
+
+    Raises:
+        ValueError: The editor stops early, and there is nothing to validate it.
+    """
+
+    def __init__(
+        self, editor: TrainableEditor, draw: Draw, validate: Validate | None = None
+    ) -> None:
+        self.editor = editor
+        self.stopping = type(editor).stopping_of(editor.config)
+        self._draw = draw
+        self._validate = validate
+        if self.stopping is not None and validate is None:
+            raise ValueError(
+                f"editor {editor.name!r} trains until a validation stream gains no more (patience "
+                f"{self.stopping.patience}): give validate, or set patience to 0"
+            )
+        self.curve: list[dict[str, float]] = []
+        self.validations: list[Validation] = []
+        self.batches = 0
+        self.seconds = 0.0
+        self._best: State = {}
+
+    @property
+    def step(self) -> int:
+        """Training steps made."""
+        return len(self.curve)
+
+    @property
+    def best(self) -> Validation | None:
+        """The best validation so far; None before the first."""
+        best: Validation | None = None
+        for found in self.validations:
+            if best is None or self._improves(found, best):
+                best = found
+        return best
+
+    @property
+    def patience_left(self) -> int | None:
+        """Validations without improvement that there may be yet; None where none is made."""
+        best = self.best
+        if self.stopping is None or best is None:
+            return None if self.stopping is None else self.stopping.patience
+        since = sum(found.step > best.step for found in self.validations)
+        return self.stopping.patience - since
+
+    @property
+    def ending(self) -> Ending | None:
+        """Why the training has ended; None while it goes on."""
+        if self._is_due():
+            return None
+        if self.patience_left is not None and self.patience_left <= 0:
+            return "patience"
+        return "limit" if self.step >= self.editor.train_steps else None
+
+    def run(self) -> Iterator[TrainingEvent]:
+        """Train from where it is to the end, and put the best state back.
+
+        Who leaves before has an editor in the middle of its training.
+
+        Raises:
+            NonFiniteError: A loss, a gradient or a score is not finite; names the batch.
+        """
+        while self.ending is None:
+            if self._is_due():
+                assert self._validate is not None
+                began = time.perf_counter()
+                found = self._validate(self.editor, self.step)
+                if self.best is None or self._improves(found, self.best):
+                    self._best = {k: v.cpu() for k, v in self.editor.state_dict().items()}
+                self.validations.append(found)
+                self.seconds += time.perf_counter() - began
+                yield TrainingEvent(step=self.step, batches=self.batches, validation=found)
+            else:
+                yield from self._train_step()
+        if self._best:
+            self.editor.load_state_dict(self._best)
+
+    def _train_step(self) -> Iterator[TrainingEvent]:
+        began = time.perf_counter()
+        trajectories = self._draw(self.step)
+        # A step that was saved half-way goes on: what is done of it is counted already.
+        per_step = sum(len(batches) for batches in trajectories)
+        before = self.step * per_step
+        for event in self.editor.train_batches(*trajectories):
+            self.batches = before + event.done
+            if event.metrics is not None:
+                self.curve.append(self._finite(event.metrics) | self.editor.training_measures)
+            self.seconds += time.perf_counter() - began
+            yield TrainingEvent(step=self.step, batches=self.batches)
+            began = time.perf_counter()
+
+    def _is_due(self) -> bool:
+        """Whether a validation comes next."""
+        if self.stopping is None or (self.validations and self.validations[-1].step == self.step):
+            return False
+        last = self.step >= self.editor.train_steps
+        return last or self.step % self.stopping.validate_every == 0
+
+    def _improves(self, found: Validation, best: Validation) -> bool:
+        assert self.stopping is not None
+        gain = found.score - best.score
+        return gain > 0 and gain >= self.stopping.min_improvement
+
+    def _finite(self, metrics: dict[str, float]) -> dict[str, float]:
+        """What a training step measured, if all of it is numbers."""
+        try:
+            require_finite(metrics, "what is measured of the training")
+        except NonFiniteError as error:
+            raise error.at(f"training step {self.step + 1}") from None
+        return metrics
+
+    def state_dict(self) -> State:
+        """Everything that the training goes on with, as tensors; every rank makes this call."""
+        return self.editor.training_state_dict() | prefixed(_BEST, self._best)
+
+    def record(self) -> dict[str, Any]:
+        """Everything else of it, as plain JSON."""
+        return {
+            "curve": self.curve,
+            "seconds": self.seconds,
+            "batches": self.batches,
+            "validations": [found.record() for found in self.validations],
+        }
+
+    def load(self, state: State, record: Mapping[str, Any]) -> None:
+        """Put a saved training back: what `state_dict` and `record` gave."""
+        self._best = unprefixed(_BEST, state)
+        own = {key: value for key, value in state.items() if not key.startswith(_BEST)}
+        self.editor.load_training_state_dict(own)
+        self.curve, self.seconds = list(record["curve"]), record["seconds"]
+        self.batches = record["batches"]
+        self.validations = [Validation(**found) for found in record.get("validations", ())]

@@ -1,0 +1,157 @@
+"""Knobs of the hypernetworks' optimiser: each does what it says, and nothing while it is off."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from rledit.editors import TrainableEditor, editor_class
+from rledit.editors.hypernetwork_editor import HypernetworkEditor
+from rledit.model import EditableModel
+from rledit.reward import Reward
+from rledit.steps import SettingError
+from tests.unit.helpers.tiny_models import random_batches, tiny_model, two_shapes
+
+SMALL: dict[str, Any] = {
+    "rank": 3,
+    "n_blocks": 1,
+    "initial_step": 1e-2,
+    "meta_lr": 1e-2,
+    "scalar_lr_factor": 5.0,
+    "optimise": "batch",
+}
+
+
+def make(name: str = "rledit", **settings: Any) -> HypernetworkEditor:
+    whole = tiny_model("llama")
+    modules = two_shapes(whole)
+    cls = editor_class(name)
+    editor = cls(
+        EditableModel(whole, None, modules), cls.Config(modules=modules, **(SMALL | settings))
+    )
+    assert isinstance(editor, HypernetworkEditor)
+    return editor
+
+
+def parameters(editor: HypernetworkEditor) -> dict[str, Tensor]:
+    return {
+        f"{shape} {name}": value.detach().clone()
+        for shape, network in editor.networks.items()
+        for name, value in network.named_parameters()
+    }
+
+
+def by_batch(editor: TrainableEditor, n: int = 4) -> Any:
+    """Train on a trajectory of n batches, stopping after each."""
+    return editor.train_batches(random_batches(n, 4, seed=1))
+
+
+def test_the_learning_rate_rises_over_the_warm_up() -> None:
+    editor = make(warmup_steps=4)
+    rates = []
+    for _ in by_batch(editor, 6):
+        rates.append([group["lr"] for group in editor.optimiser.param_groups])
+    shares = [0.25, 0.5, 0.75, 1, 1, 1]
+    assert [rate[0] for rate in rates] == pytest.approx([1e-2 * share for share in shares])
+    assert [rate[1] for rate in rates] == pytest.approx([5e-2 * share for share in shares])
+    assert editor.training_measures["learning_rate"] == pytest.approx(1e-2)
+
+
+def test_a_first_step_of_a_warm_up_is_a_share_of_the_step() -> None:
+    """Adam's first step is the learning rate in every entry."""
+    slow, fast = make(warmup_steps=4), make()
+    start = parameters(slow)
+    for editor in (slow, fast):
+        next(by_batch(editor))
+    one, other = parameters(slow), parameters(fast)
+    moved = [name for name in start if not other[name].equal(start[name])]
+    assert moved
+    for name in moved:
+        assert torch.allclose(one[name] - start[name], (other[name] - start[name]) / 4, atol=1e-8)
+
+
+def test_decay_shrinks_the_matrices_alone() -> None:
+    decayed, plain = make(weight_decay=0.5), make()
+    start = parameters(plain)
+    for editor in (decayed, plain):
+        next(by_batch(editor))
+    one, other = parameters(decayed), parameters(plain)
+    for name, value in start.items():
+        if name.endswith((".A", ".B")):
+            # AdamW: lr times decay times the weight, beside the step.
+            assert torch.allclose(one[name], other[name] - 1e-2 * 0.5 * value, atol=1e-9), name
+        else:
+            assert one[name].equal(other[name]), name
+    assert any(name.endswith(".A") and value.abs().max() > 0 for name, value in start.items())
+
+
+def test_the_mean_of_the_weights_is_what_edits() -> None:
+    editor = make(average=0.9)
+    mean = parameters(editor)
+    for k, _ in enumerate(by_batch(editor), start=1):
+        decay = min(0.9, (1 + k) / (10 + k))
+        now = parameters(editor)
+        mean = {name: decay * mean[name] + (1 - decay) * now[name] for name in mean}
+    raw = parameters(editor)
+    with editor.edits_aside():
+        shown = parameters(editor)
+    assert all(torch.allclose(shown[name], mean[name], atol=1e-12) for name in mean)
+    assert not all(shown[name].equal(raw[name]) for name in mean)
+    assert all(parameters(editor)[name].equal(raw[name]) for name in mean)
+    # It is what is kept of the training, and what edits from then on.
+    other = make()
+    other.load_state_dict(editor.state_dict())
+    assert all(parameters(other)[name].equal(shown[name]) for name in mean)
+    # Training goes on from the weights, not from their mean.
+    plain = make()
+    list(by_batch(plain))
+    assert all(parameters(plain)[name].equal(raw[name]) for name in mean)
+
+
+def test_a_decay_of_one_is_refused() -> None:
+    with pytest.raises(SettingError, match="average: a decay is below 1, not 1"):
+        make(average=1.0)
+
+
+def test_locality_counts_little_at_first(monkeypatch: pytest.MonkeyPatch) -> None:
+    used: list[float] = []
+    backward = Reward.backward
+
+    def observed(self: Reward, shifts: Any) -> Any:
+        used.append(self.loc_coef)
+        terms = backward(self, shifts)
+        window = zip(terms.equivalence, terms.divergence, strict=True)
+        total = sum(0.95**j * (e + self.loc_coef * d) for j, (e, d) in enumerate(window))
+        assert terms.total == pytest.approx(total)
+        return terms
+
+    monkeypatch.setattr(Reward, "backward", observed)
+    editor = make(loc_coef=2.0, loc_warmup=4)
+    list(by_batch(editor, 6))
+    assert used == pytest.approx([0.5, 1.0, 1.5, 2.0, 2.0, 2.0])
+
+
+def test_ramps_do_not_begin_again_when_the_network_is_trained_on_the_stream() -> None:
+    settings = {"retrain_every": 1, "retrain_batches": 2, "optimise": "batch"}
+    ramped = make("malmen_star", warmup_steps=50, loc_warmup=50, **settings)
+    plain = make("malmen_star", **settings)
+    stream = random_batches(2, 4, seed=7)
+    for editor in (ramped, plain):
+        editor.load_training_data(lambda n, seed: random_batches(n, 4, seed=seed))
+        for batch in stream:
+            editor.edit(batch)
+    one, other = parameters(ramped), parameters(plain)
+    assert all(one[name].equal(other[name]) for name in one)
+
+
+def test_knobs_that_are_off_change_nothing() -> None:
+    """The state of a training is what it was before there were any, in names too."""
+    editor = make()
+    list(by_batch(editor))
+    state = editor.training_state_dict()
+    assert not [key for key in state if key.startswith("mean.")]
+    assert len(editor.optimiser.param_groups) == 2
+    assert [group["lr"] for group in editor.optimiser.param_groups] == [1e-2, 5e-2]

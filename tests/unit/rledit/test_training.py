@@ -1,0 +1,326 @@
+"""Training until a validation stream gains no more: what is validated, kept and left alone."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from pathlib import Path
+from threading import Barrier
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from rledit.editors import TrainableEditor, editor_class
+from rledit.finite import NonFiniteError
+from rledit.metrics import protocol
+from rledit.model import EditableModel, Execution
+from rledit.ranks import Ranks, SingleProcess
+from rledit.scoring import Scorer
+from rledit.stream import StreamScored, run_stream
+from rledit.tokenization import EditBatch, Sample
+from rledit.training import Training
+from rledit.validation import Validation, ValidationStream
+from tests.unit.helpers.text_edits import random_edits, text_batches, tiny_tokenizer
+from tests.unit.helpers.tiny_models import tiny_model, two_shapes
+
+SMALL: dict[str, Any] = {
+    "rank": 3,
+    "n_blocks": 1,
+    "initial_step": 1e-2,
+    "meta_lr": 1e-2,
+    "train_steps": 3,
+}
+SIZE, LENGTH = 4, 2
+CASES: dict[str, tuple[str, dict[str, Any]]] = {
+    "lifelong moments": ("rledit", {"depth": 2}),
+    "moments of the trajectory": ("rledit", {"depth": 2, "moments_scope": "trajectory"}),
+    "batch by batch": ("rledit", {"optimise": "batch"}),
+    "converged": ("rledit", {"reference": "converged"}),
+    "averaged": ("rledit", {"average": 0.9, "weight_decay": 0.1, "warmup_steps": 4}),
+    "malmen": ("malmen", {}),
+    "mend": ("mend", {}),
+    "retrained on the stream": ("malmen_star", {"retrain_every": 1, "retrain_batches": 1}),
+}
+
+
+def make(
+    case: str, execution: Execution | None = None, ranks: Ranks | None = None, **more: Any
+) -> TrainableEditor:
+    name, settings = CASES[case]
+    whole = tiny_model("llama").float()
+    modules = two_shapes(whole)
+    model = EditableModel(
+        whole, tiny_tokenizer("llama"), modules, execution or Execution(),
+        ranks=ranks or SingleProcess(),
+    )  # fmt: skip
+    cls = editor_class(name)
+    editor = cls(model, cls.Config(modules=modules, **(SMALL | settings | more)))
+    assert isinstance(editor, TrainableEditor)
+    return editor
+
+
+def draw_of(editor: TrainableEditor) -> Callable[[int], list[list[EditBatch]]]:
+    return lambda step: [text_batches(editor.model, LENGTH, SIZE, seed=10 + step)]
+
+
+def stream_of(editor: TrainableEditor) -> ValidationStream:
+    return ValidationStream(editor, random_edits(3 * SIZE, seed=1), SIZE, loc_coef=0.5)
+
+
+def training_of(editor: TrainableEditor) -> Training:
+    return Training(editor, draw_of(editor), stream_of(editor))
+
+
+def scripted(*scores: float) -> Callable[[TrainableEditor, int], Validation]:
+    """A validation that finds these scores, one after another."""
+    left: Iterator[float] = iter(scores)
+
+    def validate(_: TrainableEditor, step: int) -> Validation:
+        score = next(left)
+        return Validation(
+            step=step, efficacy=score, generalization=None, specificity_self=None, reward=-score,
+            measures={}, seconds=0.0,
+        )  # fmt: skip
+
+    return validate
+
+
+def equal(one: dict[str, Tensor], other: dict[str, Tensor]) -> bool:
+    return one.keys() == other.keys() and all(one[k].equal(other[k]) for k in one)
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_validation_leaves_training_as_it_was(case: str) -> None:
+    with_it = make(case, patience=9, validate_every=1)
+    without = make(case, patience=0)
+    validated, plain = training_of(with_it), Training(without, draw_of(without))
+    torch.manual_seed(3)
+    before = torch.get_rng_state()
+    states = [with_it.training_state_dict() for e in validated.run() if not e.validation][:-1]
+    assert torch.get_rng_state().equal(before)
+    expected = [without.training_state_dict() for _ in plain.run()][:-1]
+    assert [found.step for found in validated.validations] == [0, 1, 2, 3]
+    assert len(states) == SMALL["train_steps"] * LENGTH - 1 == len(expected)
+    assert all(equal(one, other) for one, other in zip(states, expected, strict=True))
+    assert validated.curve == plain.curve
+    # The prompts of the validation stream are not in the cache that training goes on with.
+    assert with_it.model.prefix_cache._cache.keys() == without.model.prefix_cache._cache.keys()
+    for name in with_it.model.modules:
+        weights = with_it.model.weights
+        assert weights.read(name).equal(weights.original(name))
+
+
+@pytest.mark.parametrize("cache_bytes", [1 << 30, 3000, 0])
+def test_a_validation_is_the_stream_that_an_evaluation_would_run(cache_bytes: int) -> None:
+    execution = Execution(cache_bytes=cache_bytes)
+    editor = make("lifelong moments", execution)
+    stream = stream_of(editor)
+    for step, trajectories in enumerate(map(draw_of(editor), range(2)), start=1):
+        editor.train_step(*trajectories)
+        found = stream(editor, step)
+        again = stream(editor, step)
+        assert replace(again, seconds=0.0) == replace(found, seconds=0.0)
+    other = make("lifelong moments", execution)
+    other.load_state_dict(editor.state_dict())
+    edits = random_edits(3 * SIZE, seed=1)
+    scorer = Scorer(other.model, edits, [protocol("token_accuracy")])
+    events = list(run_stream(other, edits, SIZE, [3], scorer))
+    assert isinstance(events[-1], StreamScored)
+    scores = [s for s in events[-1].scores if not s.superseded]
+    for name in ("efficacy", "generalization", "specificity_self"):
+        values = [value for s in scores if (value := getattr(s, name)) is not None]
+        assert getattr(found, name) == pytest.approx(sum(values) / len(values)), name
+    assert found.specificity_self != 100
+    expected = plain_loss(other, [editor.encode(edits[i : i + SIZE]) for i in (0, 4, 8)])
+    assert found.reward == pytest.approx(-expected / 3, rel=1e-4)
+
+
+def plain_loss(editor: TrainableEditor, batches: list[EditBatch]) -> float:
+    """L_e + 0.5 KL of all batches, prompt by prompt on the whole model."""
+    model = editor.model
+
+    def log_p(sample: Sample) -> Tensor:
+        logits = model.model(sample.input_ids[None]).logits[0, sample.answer_positions]
+        return logits.double().log_softmax(-1)
+
+    total = 0.0
+    with torch.no_grad():
+        for batch in batches:
+            for sample, weight in zip(
+                batch.equivalent.samples, batch.equivalent.weights, strict=True
+            ):
+                picked = log_p(sample).gather(1, sample.answer_ids[:, None])
+                total -= float(weight * picked.sum())
+            for sample, weight in zip(
+                batch.unrelated.samples, batch.unrelated.weights, strict=True
+            ):
+                with model.weights.unedited():
+                    reference = log_p(sample)
+                divergence = (reference.exp() * (reference - log_p(sample))).sum()
+                total += 0.5 * float(weight * divergence)
+    return total
+
+
+def test_training_ends_when_patience_does_and_the_best_state_is_put_back() -> None:
+    editor = make("moments of the trajectory", train_steps=9, patience=2, validate_every=1)
+    training = Training(editor, draw_of(editor), scripted(50, 60, 55, 60, 70))
+    states = {}
+    for event in training.run():
+        if event.validation:
+            states[event.step] = editor.state_dict()
+    assert training.ending == "patience" and training.step == 3 and training.patience_left == 0
+    assert training.best is not None and training.best.step == 1
+    assert equal(editor.state_dict(), states[1]) and not equal(states[1], states[3])
+    assert len(training.curve) == 3 and training.batches == 3 * LENGTH
+
+
+def test_an_untrained_network_that_training_makes_worse_is_kept() -> None:
+    editor = make("moments of the trajectory", patience=2, validate_every=1)
+    before = editor.state_dict()
+    training = Training(editor, draw_of(editor), scripted(50, 40, 30))
+    list(training.run())
+    assert training.best is not None and training.best.step == 0
+    assert equal(editor.state_dict(), before)
+
+
+def test_the_limit_is_validated_too() -> None:
+    editor = make("moments of the trajectory", train_steps=5, patience=9, validate_every=3)
+    training = Training(editor, draw_of(editor), scripted(1, 2, 3))
+    list(training.run())
+    assert [found.step for found in training.validations] == [0, 3, 5]
+    assert training.ending == "limit"
+
+
+def test_small_gains_count_as_none_where_a_least_one_is_asked_for() -> None:
+    editor = make("malmen", train_steps=9, patience=2, validate_every=1, min_improvement=1.0)
+    training = Training(editor, draw_of(editor), scripted(50, 50.5, 50.9, 99))
+    list(training.run())
+    assert training.step == 2 and training.best is not None and training.best.step == 0
+
+
+class Killed(Exception):
+    """Stands for a killed process."""
+
+
+@pytest.mark.parametrize("case", ["lifelong moments", "converged", "averaged"])
+def test_training_resumes_at_every_event(case: str, tmp_path: Path) -> None:
+    settings: dict[str, Any] = {"patience": 2, "validate_every": 2, "train_steps": 3}
+    straight = training_of(make(case, **settings))
+    events = list(straight.run())
+    expected = straight.state_dict()
+    for stop in range(1, len(events)):
+        killed = training_of(make(case, **settings))
+        for _ in zip(range(stop), killed.run(), strict=False):
+            pass
+        saved, record = stored(killed, tmp_path / f"{stop}.safetensors")
+        resumed = training_of(make(case, **settings))
+        resumed.load(saved, record)
+        assert len(list(resumed.run())) == len(events) - stop
+        found = resumed.state_dict()
+        assert found.keys() == expected.keys()
+        assert not [k for k in expected if not found[k].equal(expected[k])], stop
+        assert resumed.curve == straight.curve
+        assert without_times(resumed) == without_times(straight)
+
+
+def test_a_validation_that_was_killed_is_made_again(tmp_path: Path) -> None:
+    settings: dict[str, Any] = {"patience": 3, "validate_every": 1, "train_steps": 2}
+    straight = training_of(make("lifelong moments", **settings))
+    list(straight.run())
+    editor = make("lifelong moments", **settings)
+    whole = stream_of(editor)
+
+    def validate(editor: TrainableEditor, step: int) -> Validation:
+        if step == 1:
+            batch = editor.encode(random_edits(SIZE, seed=1))
+            with editor.edits_aside():
+                editor.edit(batch)
+                raise Killed
+        return whole(editor, step)
+
+    killed = Training(editor, draw_of(editor), validate)
+    with pytest.raises(Killed):
+        list(killed.run())
+    saved, record = stored(killed, tmp_path / "state.safetensors")
+    resumed = training_of(make("lifelong moments", **settings))
+    resumed.load(saved, record)
+    list(resumed.run())
+    assert equal(resumed.state_dict(), straight.state_dict())
+    assert without_times(resumed) == without_times(straight)
+
+
+def stored(training: Training, path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """What is left of a training when it comes back from files."""
+    save_file({k: v.contiguous() for k, v in training.state_dict().items()}, path)
+    record: dict[str, Any] = json.loads(json.dumps(training.record()))
+    return load_file(path), record
+
+
+def without_times(training: Training) -> list[Validation]:
+    return [replace(found, seconds=0.0) for found in training.validations]
+
+
+def test_what_cannot_be_trained_is_refused() -> None:
+    editor = make("converged")
+    with pytest.raises(ValueError, match=r"'rledit' trains until .* \(patience 5\): give validate"):
+        Training(editor, draw_of(editor))
+
+
+def test_a_validation_that_breaks_says_where() -> None:
+    editor = make("moments of the trajectory", patience=2)
+    stream = stream_of(editor)
+    with torch.no_grad():
+        for network in editor.networks.values():  # type: ignore[attr-defined]
+            network.step_parameter.fill_(float("inf"))
+    with pytest.raises(NonFiniteError, match=r"^validation after training step 4: editing batch 1"):
+        stream(editor, 4)
+    weights = editor.model.weights
+    assert all(weights.read(name).equal(weights.original(name)) for name in editor.model.modules)
+
+
+class Together:
+    """Two ranks as two threads: a sum is there once both have brought their part."""
+
+    size = 2
+
+    def __init__(self, rank: int, barrier: Barrier, parts: list[Tensor | None]) -> None:
+        self.rank = rank
+        self._barrier, self._parts = barrier, parts
+
+    def all_reduce_(self, tensor: Tensor) -> None:
+        self._parts[self.rank] = tensor.clone()
+        self._barrier.wait(60)
+        total = sum(part for part in self._parts if part is not None)
+        self._barrier.wait(60)
+        tensor.copy_(torch.as_tensor(total))
+
+
+def test_every_rank_finds_the_same_and_what_one_process_finds() -> None:
+    """All have to end at the same step, so not a bit may differ between them."""
+    settings: dict[str, Any] = {"patience": 2, "validate_every": 1, "train_steps": 2}
+    alone = training_of(make("batch by batch", **settings))
+    list(alone.run())
+    barrier = Barrier(2)
+    parts: list[Tensor | None] = [None, None]
+    # Made one after another: threads share a random state, processes do not.
+    editors = [
+        make("batch by batch", ranks=Together(rank, barrier, parts), **settings) for rank in (0, 1)
+    ]
+
+    def work(editor: TrainableEditor) -> Training:
+        training = training_of(editor)
+        list(training.run())
+        return training
+
+    with ThreadPoolExecutor(2) as pool:
+        one, other = pool.map(work, editors)
+    assert without_times(one) == without_times(other)
+    assert equal(one.state_dict(), other.state_dict())
+    for found, expected in zip(one.validations, alone.validations, strict=True):
+        assert found.score == pytest.approx(expected.score, abs=1e-9)
+        assert found.reward == pytest.approx(expected.reward, rel=1e-4)
