@@ -22,9 +22,7 @@ def departures(place: Place, dataset: str, used: str, wanted: str) -> list[str]:
     """What was otherwise at a place than in the published run, in words.
 
     Args:
-        place: Where the figure was read.
-        dataset: Whose data it is about.
-        used: Protocol that it was scored by; "" for a figure that is no score.
+        used: Protocol that the figure was scored by; "" for a figure that is no score.
         wanted: Protocol of the published one.
     """
     found: list[str] = []

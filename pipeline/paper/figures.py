@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -12,55 +11,48 @@ import numpy as np
 from pipeline.paper.layout import Metric
 from pipeline.paper.measured import CellRows, Place
 from pipeline.results.protocols import sorted_protocols
+from pipeline.results.tables import OverSeeds
 
 RESAMPLES = 1000
+SECONDS = {  # metric → part of a cell's seconds
+    "seconds_per_edit": "total",
+    "setup_seconds_per_edit": "setup",
+    "edit_seconds_per_edit": "edit",
+}
 _SEED = 0
 
 
 @dataclass(frozen=True, kw_only=True)
-class Ours:
+class Ours(OverSeeds):
     """A figure of ours.
 
     Attributes:
-        values: One per seed.
         interval: 95 % bootstrap interval over the edits, for scores of one cell per seed.
         protocol: What it was scored by; "" for figures that are no scores.
     """
 
-    values: tuple[float, ...] = ()
     interval: tuple[float, float] | None = None
     protocol: str = ""
-
-    @property
-    def mean(self) -> float | None:
-        """Mean over seeds."""
-        return math.fsum(self.values) / len(self.values) if self.values else None
-
-    @property
-    def std(self) -> float | None:
-        """Sample standard deviation over seeds; None for one."""
-        return statistics.stdev(self.values) if len(self.values) > 1 else None
 
 
 def measure(metric: Metric, place: Place, protocol: str, edits_at: int | None = None) -> Ours:
     """A figure at one place.
 
     Args:
-        metric: Which.
-        place: The cells that answer.
         protocol: What scores are read by; where a cell was not scored by it, the first protocol
             that it was scored by, which the caller has to say.
         edits_at: Edits of the published stream after which curves are read; None: at its end.
     """
-    cells = place.done
     if metric.basis in ("score", "composite"):
         return _scores(metric, place, protocol)
-    read = {
-        "seconds": lambda cell: _seconds(metric.name, cell, place.n_edits),
-        "memory": lambda cell: cell.peak_memory_gb,
-        "curve": lambda cell: _curve(metric, cell, place.edits_for(edits_at)),
-    }[metric.basis]
-    found = [read(cell) for cell in cells]
+    found: list[float | None]
+    if metric.basis == "seconds":
+        part = SECONDS[metric.name]
+        found = [seconds_per_edit(cell, place.n_edits, part) for cell in place.done]
+    elif metric.basis == "memory":
+        found = [cell.peak_memory_gb for cell in place.done]
+    else:
+        found = [_curve(metric, cell, place.edits_for(edits_at)) for cell in place.done]
     return Ours(values=tuple(value for value in found if value is not None))
 
 
@@ -126,15 +118,10 @@ def _composite(row: dict[str, float | None]) -> float | None:
     return (eff + gen + 0.5 * spe) / 2.5
 
 
-def _seconds(name: str, cell: CellRows, n_edits: int) -> float:
-    part = {"seconds_per_edit": "total", "setup_seconds_per_edit": "setup"}.get(name, "edit")
-    return seconds_per_edit(cell, n_edits, part)
-
-
 def _curve(metric: Metric, cell: CellRows, at: int | None) -> float | None:
     """Mean of the metric's curves after so many edits; None unless all have a value there."""
     if at is None:
         return None
-    values = [cell.curves.get(name, {}).get(at) for name in metric.curves]
+    values = [cell.curves.get(name, {}).get(at) for name in metric.curves or (metric.name,)]
     known = [value for value in values if value is not None]
     return math.fsum(known) / len(known) if len(known) == len(values) else None

@@ -11,8 +11,6 @@ from pipeline.paper.references import Reference, Source, references
 Stream = tuple[int, int]  # (batches, edits per batch)
 Basis = Literal["score", "seconds", "memory", "curve", "composite", "ratio"]
 
-TASKS = {"sst": "SST", "mmlu": "MMLU", "mrpc": "MRPC", "cola": "CoLA", "rte": "RTE", "nli": "NLI"}
-
 
 @dataclass(frozen=True, kw_only=True)
 class Metric:
@@ -25,7 +23,7 @@ class Metric:
             ``memory`` of the cell, a ``curve`` of the view `curves`, a ``composite`` of scores, or
             a ``ratio`` of seconds to the fastest method.
         reference: Its name among the published figures; "" where none is published.
-        curves: Names in the view `curves`, of which the mean is taken.
+        curves: Names in the view `curves`, of which the mean is taken; none: the metric's own.
         factor: What a published figure is multiplied by: shares become percent.
         digits: Decimals shown.
     """
@@ -39,64 +37,6 @@ class Metric:
     digits: int = 2
 
 
-EFF = Metric(name="efficacy", label="Eff", reference="Eff")
-GEN = Metric(name="generalization", label="Gen", reference="Gen")
-SPE = Metric(name="specificity", label="Spe", reference="Spe")
-SPE_SELF = Metric(name="specificity_self", label="Spe(self)")
-SCORES = (EFF, GEN, SPE)
-COMPOSITE = Metric(name="composite", label="(Eff+Gen+Spe/2)/2.5", basis="composite")
-TOTAL = Metric(
-    name="seconds_per_edit",
-    label="s/edit with setup",
-    basis="seconds",
-    reference="time_s_per_edit_incl_setup",
-    digits=4,
-)
-SETUP = Metric(
-    name="setup_seconds_per_edit",
-    label="setup s/edit",
-    basis="seconds",
-    reference="setup_s_per_edit",
-    digits=4,
-)
-EDIT = Metric(
-    name="edit_seconds_per_edit",
-    label="edit s/edit",
-    basis="seconds",
-    reference="edit_s_per_edit",
-    digits=4,
-)
-RATIO = Metric(name="time_ratio", label="time / fastest", basis="ratio")
-MEMORY = Metric(name="peak_memory_gb", label="peak GB", basis="memory")
-FLUENCY = Metric(
-    name="fluency", label="Flu", basis="curve", reference="Fluency", curves=("fluency",)
-)
-CONSISTENCY = Metric(
-    name="consistency",
-    label="Consis",
-    basis="curve",
-    reference="Consistency",
-    curves=("consistency",),
-)
-DOWNSTREAM_AXIS = tuple(
-    Metric(
-        name=f"ability_{task}_f1",
-        label=label,
-        basis="curve",
-        reference=f"GLUE_F1_{label}",
-        curves=(f"ability_{task}_f1",),
-        factor=100.0,
-    )
-    for task, label in TASKS.items()
-)
-DOWNSTREAM = Metric(
-    name="ability_mean_f1",
-    label="ability F1",
-    basis="curve",
-    curves=tuple(f"ability_{t}_f1" for t in TASKS),
-)
-
-
 @dataclass(frozen=True, kw_only=True)
 class Method:
     """One line.
@@ -104,7 +44,6 @@ class Method:
     Attributes:
         label: Its name among the published figures.
         editor: Its name here; None where it is not implemented.
-        variant: Variant of the entry in the grid.
         shown: What the line says, where that is not the label.
     """
 
@@ -162,10 +101,9 @@ class Section:
 
 @dataclass(frozen=True, kw_only=True)
 class Layout:
-    """A published table or figure as tables of figures.
+    """A published table or figure as tables of figures; it has the name of its grid.
 
     Attributes:
-        name: Name of its grid.
         protocols: Protocol of each dataset: what the published figures were measured by.
         notes: What a reader must know.
         paper_claims: Which of the paper's sentences are computed below the table.

@@ -8,7 +8,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from pipeline.paper.layout import Method, Stream
+from pipeline.paper.layout import Method, Section, Stream
 from pipeline.results.lake.lake import Lake
 from pipeline.results.lake.records import SCORES
 from pipeline.results.query import Connection, connect, query, quoted
@@ -16,7 +16,6 @@ from pipeline.results.query import Connection, connect, query, quoted
 # The best first: what a table shows when it is not told.
 SCALES = ("full", "standin", "world")
 _OWN = ("key", "model", "dataset", "variant", "scale")
-Spread = Mapping[float, int]  # score → number of edits that have it
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -96,12 +95,9 @@ class Place:
         return (self.n_edits // batch_size, batch_size)
 
     def edits_for(self, edits_at: int | None) -> int | None:
-        """Edits of ours that stand for so many of the stream asked for.
+        """Edits of ours that stand for so many of the stream asked for (None: all).
 
         That is the same share of the stream. None: no batch of ours ends there.
-
-        Args:
-            edits_at: Edits of the stream asked for; None: all.
         """
         if edits_at is None:
             return self.n_edits
@@ -120,12 +116,7 @@ class Place:
 
 
 def read_cells(lake: str | Lake, grid: str, scale: str | None = None) -> list[CellRows]:
-    """All cells of a grid at one scale.
-
-    Args:
-        lake: Where they lie.
-        grid: Name of the grid.
-        scale: Which; None: the best there is, published weights before proxy models.
+    """All cells of a grid at one scale; None: the best there is, published weights first.
 
     Raises:
         QueryError: There is no lake.
@@ -155,6 +146,22 @@ def read_cells(lake: str | Lake, grid: str, scale: str | None = None) -> list[Ce
     return list(cells.values())
 
 
+def places_of(
+    section: Section, method: Method, cells: Iterable[CellRows], proxies: Mapping[Stream, Stream]
+) -> dict[tuple[str, str], Place]:
+    """The cells that answer for a method in a section, by model and dataset.
+
+    Args:
+        proxies: Streams with what takes their place below scale `full`.
+    """
+    proxy = proxies.get(section.stream)
+    return {
+        (model, dataset): find(cells, model, dataset, method, section.stream, proxy)
+        for model in section.models
+        for dataset in section.datasets
+    }
+
+
 def _own(row: Mapping[str, Any]) -> tuple[Any, ...]:
     """Which of a grid's cells it is: one that stands at several of its places is several."""
     return tuple(row[name] for name in _OWN)
@@ -174,12 +181,7 @@ def find(
     the longest shorter ones, which a grid that was cut short leaves.
 
     Args:
-        cells: Of one scale.
-        model: Whose.
-        dataset: On which data.
-        method: Which editor and variant.
-        stream: The stream asked for.
-        proxy: What takes its place below scale `full`; None: nothing.
+        proxy: What takes the stream's place below scale `full`; None: nothing.
     """
     own = [
         cell
@@ -218,21 +220,14 @@ def _ask(
 
 
 def _cell(row: Mapping[str, Any]) -> CellRows:
+    named = ("grid", "model", "dataset", "editor", "variant", "scale", "seed", "status", "reason",
+             "peak_memory_gb")  # fmt: skip
     return CellRows(
         key=row["cell"],
-        grid=row["grid"],
-        model=row["model"],
-        dataset=row["dataset"],
-        editor=row["editor"],
-        variant=row["variant"],
-        scale=row["scale"],
-        seed=row["seed"],
         stream=(row["n_batches"], row["batch_size"]),
-        status=row["status"],
-        reason=row["reason"],
         identity=json.loads(row["identity"]),
         resolved=json.loads(row["resolved"]),
         train_seconds=row["train_seconds"] or 0.0,
         edit_seconds=row["edit_seconds"] or 0.0,
-        peak_memory_gb=row["peak_memory_gb"],
+        **{name: row[name] for name in named},
     )

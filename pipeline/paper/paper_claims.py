@@ -8,14 +8,15 @@ cannot be derived from the published tables.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 from pipeline.paper.comparability import departures
-from pipeline.paper.figures import seconds_per_edit
+from pipeline.paper.figures import SECONDS, seconds_per_edit
 from pipeline.paper.layout import Layout, Method, Metric, Section
-from pipeline.paper.measured import CellRows, Place, find
+from pipeline.paper.measured import CellRows, Place, places_of
 from pipeline.paper.reference_grids import proxy_streams
+from pipeline.results.tables import OverSeeds
 
 SUBJECT = "RLEdit"
 _NOT_BASELINES = (SUBJECT, "Pre-edited")
@@ -50,139 +51,104 @@ class Sentence:
     departures: tuple[str, ...]
 
 
-def sentences(layout: Layout, cells: Sequence[CellRows]) -> tuple[Sentence, ...]:
-    """The claims that a layout's table carries."""
-    ours = _Ours(layout, cells)
-    return tuple(_sentence(claim, ours) for claim in _claims(layout))
-
-
-Formula = Callable[[Look, Sequence[Section], Metric, Sequence[Method], Method], float | None]
-
-
 @dataclass(frozen=True, kw_only=True)
 class _Claim:
     """What is computed from what."""
 
     what: str
     unit: str
-    formula: Formula
+    formula: Callable[[_Claim, Look, Sequence[Method]], float | None]  # of ours, or the paper's
     sections: Sequence[Section]
     metric: Metric
     methods: Sequence[Method]
 
+    @property
+    def subject(self) -> Method:
+        """RLEdit, by the recipe of its release."""
+        return next(method for method in self.methods if method.label == SUBJECT)
 
-def _claims(layout: Layout) -> list[_Claim]:
-    found: list[_Claim] = []
+    @property
+    def baselines(self) -> list[Method]:
+        """What it is compared with."""
+        return [method for method in self.methods if method.label not in _NOT_BASELINES]
+
+
+def sentences(layout: Layout, cells: Sequence[CellRows]) -> tuple[Sentence, ...]:
+    """The claims that a layout's table carries."""
+    ours = _Ours(layout, cells)
+    return tuple(_sentence(claim, ours) for claim in _claims(layout))
+
+
+def _claims(layout: Layout) -> Iterator[_Claim]:
+    methods, sections = layout.methods, layout.sections
     if "gain" in layout.paper_claims:
-        scores = [s for s in layout.sections if len(s.models) == 1]
-        found += [
-            _Claim(
-                what=f"mean gain in {metric.label} over the baselines",
-                unit="points",
-                formula=_gain,
-                sections=scores,
-                metric=metric,
-                methods=layout.methods,
-            )
-            for metric in scores[0].metrics
-        ]
+        scores = [section for section in sections if len(section.models) == 1]
+        for metric in scores[0].metrics:
+            what = f"mean gain in {metric.label} over the baselines"
+            yield _Claim(what=what, unit="points", formula=_gain, sections=scores, metric=metric,
+                         methods=methods)  # fmt: skip
     if "total_time" in layout.paper_claims:
-        times = [s for s in layout.sections if len(s.models) > 1]
-        found.append(
-            _Claim(
-                what="seconds per edit with setup, as a share of the baselines'",
-                unit="%",
-                formula=_share,
-                sections=times,
-                metric=times[0].metrics[0],
-                methods=layout.methods,
-            )
-        )
+        times = [section for section in sections if len(section.models) > 1]
+        what = "seconds per edit with setup, as a share of the baselines'"
+        yield _Claim(what=what, unit="%", formula=_share, sections=times,
+                     metric=times[0].metrics[0], methods=methods)  # fmt: skip
     if "edit_time" in layout.paper_claims:
-        found.append(
-            _Claim(
-                what="seconds of editing, as a share of the locate-then-edit methods'",
-                unit="%",
-                formula=_share,
-                sections=layout.sections,
-                metric=layout.sections[0].metrics[-1],
-                methods=[m for m in layout.methods if m.label in (*_LOCATE, SUBJECT)],
-            )
-        )
-    return found
+        located = [method for method in methods if method.label in (*_LOCATE, SUBJECT)]
+        what = "seconds of editing, as a share of the locate-then-edit methods'"
+        yield _Claim(what=what, unit="%", formula=_share, sections=sections,
+                     metric=sections[0].metrics[-1], methods=located)  # fmt: skip
 
 
-def _sentence(claim: _Claim, measured: _Ours) -> Sentence:
-    sections, metric = claim.sections, claim.metric
-    subject = next(m for m in claim.methods if m.label == SUBJECT)
-    baselines = [m for m in claim.methods if m.label not in _NOT_BASELINES]
+def _sentence(claim: _Claim, ours: _Ours) -> Sentence:
     # A baseline without a figure in one section is left out there, and named as included where it
     # has one beside RLEdit's at all.
-    held = [s for s in sections if measured(s, subject, metric) is not None]
-    there = [m for m in baselines if any(measured(s, m, metric) is not None for s in held)]
+    metric = claim.metric
+    held = [s for s in claim.sections if ours(s, claim.subject, metric) is not None]
+    there = [m for m in claim.baselines if any(ours(s, m, metric) is not None for s in held)]
 
     def same(section: Section, method: Method, metric: Metric) -> float | None:
         """The published figure, where ours exists as well."""
-        ours = measured(section, method, metric)
-        return None if ours is None else _printed(section, method, metric)
+        known = ours(section, method, metric) is not None
+        return _printed(section, method, metric) if known else None
 
     return Sentence(
         what=claim.what,
-        ours=claim.formula(measured, sections, metric, there, subject),
-        same=claim.formula(same, sections, metric, there, subject),
-        paper=claim.formula(_printed, sections, metric, baselines, subject),
+        ours=claim.formula(claim, ours, there),
+        same=claim.formula(claim, same, there),
+        paper=claim.formula(claim, _printed, claim.baselines),
         unit=claim.unit,
         baselines=tuple(m.label for m in there),
-        lacking=tuple(m.label for m in baselines if m not in there),
-        departures=measured.departures(held, [subject, *there]),
+        lacking=tuple(m.label for m in claim.baselines if m not in there),
+        departures=ours.departures(held, [claim.subject, *there]),
     )
 
 
-def _gain(
-    look: Look,
-    sections: Sequence[Section],
-    metric: Metric,
-    baselines: Sequence[Method],
-    subject: Method,
-) -> float | None:
+def _gain(claim: _Claim, look: Look, baselines: Sequence[Method]) -> float | None:
     """Mean of (RLEdit − baseline) over all models, datasets and baselines."""
     gains = [
         ours - theirs
-        for section in sections
-        if (ours := look(section, subject, metric)) is not None
+        for section in claim.sections
+        if (ours := look(section, claim.subject, claim.metric)) is not None
         for method in baselines
-        if (theirs := look(section, method, metric)) is not None
+        if (theirs := look(section, method, claim.metric)) is not None
     ]
-    return math.fsum(gains) / len(gains) if gains else None
+    return OverSeeds(values=tuple(gains)).mean
 
 
-def _share(
-    look: Look,
-    sections: Sequence[Section],
-    metric: Metric,
-    baselines: Sequence[Method],
-    subject: Method,
-) -> float | None:
+def _share(claim: _Claim, look: Look, baselines: Sequence[Method]) -> float | None:
     """RLEdit's seconds over the baselines' mean, in percent, averaged over datasets."""
     shares = []
-    for section in sections:
-        ours = look(section, subject, metric)
-        theirs = [s for m in baselines if (s := look(section, m, metric)) is not None]
+    for section in claim.sections:
+        ours = look(section, claim.subject, claim.metric)
+        theirs = [s for m in baselines if (s := look(section, m, claim.metric)) is not None]
         if ours is not None and theirs and math.fsum(theirs) > 0:
             shares.append(100 * ours * len(theirs) / math.fsum(theirs))
-    return math.fsum(shares) / len(shares) if shares else None
+    return OverSeeds(values=tuple(shares)).mean
 
 
 def _printed(section: Section, method: Method, metric: Metric) -> float | None:
     found = section.published(method, metric)
     return None if found is None else found.value
-
-
-_PARTS: Mapping[str, str] = {
-    "seconds_per_edit": "total",
-    "setup_seconds_per_edit": "setup",
-    "edit_seconds_per_edit": "edit",
-}
 
 
 class _Ours:
@@ -204,12 +170,12 @@ class _Ours:
         for dataset, place in self._places(section, method):
             for cell in place.done:
                 if metric.basis == "seconds":
-                    values.append(seconds_per_edit(cell, place.n_edits, _PARTS[metric.name]))
+                    values.append(seconds_per_edit(cell, place.n_edits, SECONDS[metric.name]))
                     continue
                 scores = cell.scores.get((place.n_edits, self._protocols[dataset]), {})
                 if (score := scores.get(metric.name)) is not None:
                     values.append(score)
-        return math.fsum(values) / len(values) if values else None
+        return OverSeeds(values=tuple(values)).mean
 
     def departures(self, sections: Sequence[Section], methods: Sequence[Method]) -> tuple[str, ...]:
         """What was otherwise in any of these places than in the published runs."""
@@ -223,9 +189,5 @@ class _Ours:
         return tuple(dict.fromkeys(found))
 
     def _places(self, section: Section, method: Method) -> list[tuple[str, Place]]:
-        proxy = self._proxies.get(section.stream)
-        return [
-            (dataset, find(self._cells, model, dataset, method, section.stream, proxy))
-            for model in section.models
-            for dataset in section.datasets
-        ]
+        places = places_of(section, method, self._cells, self._proxies)
+        return [(dataset, place) for (_, dataset), place in places.items()]

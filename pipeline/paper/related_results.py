@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pipeline.paper.layout import Layout
 from pipeline.paper.references import SCORE_METRICS, Source, references
 
+Place = tuple[Source, str, str, str, str]  # source, model, dataset, method, setting
 _ALSO_CALLED = {"Rel": "Eff", "Loc": "Spe"}  # reliability and locality
 _SHARES = ("MEMOIR", "SimIE")  # papers that print 0.84 where others print 84
 
@@ -33,39 +34,29 @@ def related_results(layout: Layout) -> tuple[RelatedResult, ...]:
     models = {model for section in layout.sections for model in section.models}
     datasets = {dataset for section in layout.sections for dataset in section.datasets}
     methods = {_plain(method.label) for method in layout.methods}
-    found: dict[tuple[Source, str, str, str, str], dict[str, float]] = {}
+    found: dict[Place, dict[str, float]] = {}
     confidence: dict[Source, str] = {}
-    for reference in references().values():
-        metric = _ALSO_CALLED.get(reference.metric, reference.metric)
+    for one in references().values():
+        metric = _ALSO_CALLED.get(one.metric, one.metric)
         if (
             metric in SCORE_METRICS
-            and reference.source not in own
-            and reference.model.removesuffix("-Instruct") in models
-            and reference.dataset in datasets
-            and _plain(reference.method) in methods
+            and one.source not in own
+            and one.model.removesuffix("-Instruct") in models
+            and one.dataset in datasets
+            and _plain(one.method) in methods
         ):
-            place = (
-                reference.source,
-                reference.model,
-                reference.dataset,
-                reference.method,
-                reference.setting,
-            )
-            factor = 100 if reference.source.paper in _SHARES else 1
-            found.setdefault(place, {})[metric] = factor * reference.value
-            confidence[reference.source] = reference.confidence
+            place = (one.source, one.model, one.dataset, one.method, one.setting)
+            factor = 100 if one.source.paper in _SHARES else 1
+            found.setdefault(place, {})[metric] = factor * one.value
+            confidence[one.source] = one.confidence
     return tuple(
         RelatedResult(
-            source=source,
-            model=model,
-            dataset=dataset,
-            method=method,
-            setting=setting,
+            source=source, model=model, dataset=dataset, method=method, setting=setting,
             confidence=confidence[source],
             scores=(scores.get("Eff"), scores.get("Gen"), scores.get("Spe")),
         )
         for (source, model, dataset, method, setting), scores in found.items()
-    )
+    )  # fmt: skip
 
 
 def _plain(method: str) -> str:

@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-import csv
-import io
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
 from string import ascii_lowercase
 from typing import Any
 
 from pipeline.paper.paper_claims import Sentence
+from pipeline.paper.references import Reference
 from pipeline.paper.related_results import RelatedResult, related_results
 from pipeline.paper.table import Block, Figure, PaperTable
 from pipeline.results.protocols import definition
-from pipeline.results.rendering import FORMATS, environment, escape_latex, escape_md
-from pipeline.results.tables import ABSENT, TableError
+from pipeline.results.sheets import ABSENT, Cell, Head, Sheet, as_csv, render_page
 
 _OTHERS = ("method", "model", "dataset", "setting", "Eff", "Gen", "Spe", "source", "confidence")
 _COLUMNS = (
@@ -25,17 +23,15 @@ _COLUMNS = (
 
 
 @dataclass(frozen=True)
-class _Notes:
+class _Reasons:
     """Reasons of verdicts, each with a letter."""
 
-    letters: dict[str, str]
+    letters: dict[str, str] = field(default_factory=dict)
 
     def letter(self, reason: str) -> str:
-        if reason not in self.letters:
-            n = len(self.letters)
-            first = ascii_lowercase[n // 26 - 1] if n >= 26 else ""
-            self.letters[reason] = first + ascii_lowercase[n % 26]
-        return self.letters[reason]
+        n = len(self.letters)
+        first = ascii_lowercase[n // 26 - 1] if n >= 26 else ""
+        return self.letters.setdefault(reason, first + ascii_lowercase[n % 26])
 
 
 def render_paper_table(table: PaperTable, fmt: str = "md") -> str:
@@ -48,83 +44,65 @@ def render_paper_table(table: PaperTable, fmt: str = "md") -> str:
     Raises:
         TableError: the format is unknown.
     """
-    if fmt not in FORMATS:
-        raise TableError(f"unknown format {fmt!r}; choose from {', '.join(FORMATS)}")
     if fmt == "csv":
-        return _csv(table)
-    templates = environment("pipeline.paper", html=fmt == "html")
-    templates.filters |= {"md": escape_md, "latex": escape_latex}
-    notes = _Notes({})
-    others = [list(_OTHERS), *(_other(row) for row in related_results(table.layout))]
-    blocks = [_block(block, notes) for block in table.blocks]
-    if fmt == "md":
-        for block in blocks:
-            block["rows"] = _padded([block["heads"], *block["lines"]])
-        others = _padded(others)
-    template = templates.get_template(f"paper.{fmt}.j2")
-    text: str = template.render(
+        return as_csv(_COLUMNS, _csv_rows(table))
+    reasons = _Reasons()
+    others = [_other(row) for row in related_results(table.layout)]
+    return render_page(
+        "pipeline.paper",
+        "paper",
+        fmt,
         table=table,
-        blocks=blocks,
-        reasons=[(letter, reason) for reason, letter in notes.letters.items()],
-        others=others,
+        blocks=[_block(block, reasons) for block in table.blocks],
+        reasons=reasons.letters.items(),
+        others=Sheet(heads=_heads(_OTHERS), rows=others),
         paper_claims=[_sentence(sentence) for sentence in table.paper_claims],
     )
-    return text.strip() + "\n"
 
 
-def _block(block: Block, notes: _Notes) -> dict[str, Any]:
-    heads = ["method", "protocol"]
+def _heads(labels: Sequence[str]) -> list[Head]:
+    """Heads of columns of which the first two say what the row is about."""
+    return [Head(label=label, left=i < 2) for i, label in enumerate(labels)]
+
+
+def _block(block: Block, reasons: _Reasons) -> dict[str, Any]:
+    labels = ["method", "protocol"]
     for metric in block.section.metrics:
-        heads += [metric.label, "paper", "Δ", "verdict"]
+        labels += [metric.label, "paper", "Δ", "verdict"]
     defined = [f"{name}: {definition(name)}" for name in block.protocol.split(" + ")]
+    rows = []
+    for line in block.lines:
+        row: list[Cell | str] = [line.label, line.figures[0].protocol]
+        for figure in line.figures:
+            row += _cells(figure, reasons)
+        rows.append(row)
     return {
         "title": block.title,
         "protocol": block.protocol,
         "definition": "; ".join(defined),
-        "heads": heads,
-        "metrics": [metric.label for metric in block.section.metrics],
-        "lines": [
-            [line.label, line.figures[0].protocol]
-            + [text for figure in line.figures for text in _texts(figure, notes)]
-            for line in block.lines
-        ],
+        "sheet": Sheet(heads=_heads(labels), rows=rows),
     }
 
 
-def _texts(figure: Figure, notes: _Notes) -> tuple[str, str, str, str]:
+def _cells(figure: Figure, reasons: _Reasons) -> tuple[Cell | str, ...]:
     """Ours, the paper's, difference and verdict."""
-    paper, metric = figure.reference, figure.metric
-    published = ABSENT if paper is None else f"{paper.value:g}"
-    if paper is not None and paper.std is not None:
-        published += f" ± {paper.std:g}"
-    difference = figure.difference
+    ours, paper, digits = figure.ours, figure.reference, figure.metric.digits
+    published = Cell() if paper is None else Cell(value=paper.value, std=paper.std, form="g")
     return (
-        _ours(figure),
+        Cell(value=ours.mean, std=ours.std, interval=ours.interval, form=f".{digits}f"),
         published,
-        ABSENT if difference is None else f"{difference:+.{metric.digits}f}",
-        _verdict(figure, notes),
+        Cell(value=figure.difference, form=f"+.{digits}f"),
+        _verdict(figure, reasons),
     )
 
 
-def _ours(figure: Figure) -> str:
-    ours, digits = figure.ours, figure.metric.digits
-    if ours.mean is None:
-        return ABSENT
-    text = f"{ours.mean:.{digits}f}"
-    if ours.std is not None:
-        text += f" ± {ours.std:.{digits}f}"
-    if ours.interval is not None:
-        text += " [{:.1f}, {:.1f}]".format(*ours.interval)
-    return text
-
-
-def _verdict(figure: Figure, notes: _Notes) -> str:
+def _verdict(figure: Figure, reasons: _Reasons) -> str:
     verdict = figure.verdict
     if not verdict.reason:
         return verdict.kind
     if verdict.kind in ("reproduced", "differs"):
         return f"{verdict.kind} ({verdict.reason})"
-    return f"{verdict.kind} ({notes.letter(verdict.reason)})"
+    return f"{verdict.kind} ({reasons.letter(verdict.reason)})"
 
 
 def _sentence(sentence: Sentence) -> str:
@@ -147,67 +125,37 @@ def _sentence(sentence: Sentence) -> str:
     return text + "."
 
 
-def _other(row: RelatedResult) -> list[str]:
+def _other(row: RelatedResult) -> list[Cell | str]:
     """One line of what other papers print."""
-    scores = [ABSENT if score is None else f"{score:g}" for score in row.scores]
+    scores = [Cell(value=score, form="g") for score in row.scores]
     place = [row.method, row.model, row.dataset, row.setting]
     return [*place, *scores, row.source.label, row.confidence]
 
 
-def _padded(rows: Sequence[Sequence[str]]) -> list[list[str]]:
-    """Rows of a Markdown table with its rule, equal widths down each column."""
-    cells = [[escape_md(text) for text in row] for row in rows]
-    widths = [max(3, *map(len, column)) for column in zip(*cells, strict=True)]
-    rule = [":" + "-" * (w - 1) if i < 2 else "-" * (w - 1) + ":" for i, w in enumerate(widths)]
-    padded = [
-        [
-            text.ljust(width) if i < 2 else text.rjust(width)
-            for i, (text, width) in enumerate(zip(row, widths, strict=True))
-        ]
-        for row in cells
-    ]
-    return [padded[0], rule, *padded[1:]]
-
-
-def _csv(table: PaperTable) -> str:
-    out = io.StringIO()
-    writer = csv.writer(out, lineterminator="\n")
-    writer.writerow(_COLUMNS)
+def _csv_rows(table: PaperTable) -> Iterator[list[Any]]:
     for block in table.blocks:
         section = block.section
+        where = (table.layout.name, table.scale, "+".join(section.models),
+                 "+".join(section.datasets), "{}x{}".format(*section.stream),
+                 section.edits_at)  # fmt: skip
         for line in block.lines:
+            method = (line.label, line.method.editor, line.method.variant)
             for figure in line.figures:
                 ours, paper = figure.ours, figure.reference
-                low, high = ours.interval or (None, None)
-                writer.writerow(
-                    [
-                        table.layout.name,
-                        table.scale,
-                        "+".join(section.models),
-                        "+".join(section.datasets),
-                        f"{section.stream[0]}x{section.stream[1]}",
-                        section.edits_at,
-                        line.label,
-                        line.method.editor,
-                        line.method.variant,
-                        figure.metric.name,
-                        figure.protocol,
-                        *_read(figure, section.edits_at),
-                        ours.mean,
-                        ours.std,
-                        len(ours.values),
-                        low,
-                        high,
-                        paper.value if paper else None,
-                        paper.std if paper else None,
-                        paper.source.label if paper else None,
-                        paper.confidence if paper else None,
-                        figure.difference,
-                        figure.verdict.kind,
-                        figure.verdict.reason,
-                    ]
-                )
-    return out.getvalue()
+                yield [
+                    *where, *method, figure.metric.name, figure.protocol,
+                    *_read(figure, section.edits_at),
+                    ours.mean, ours.std, len(ours.values), *(ours.interval or (None, None)),
+                    *_published(paper), figure.difference,
+                    figure.verdict.kind, figure.verdict.reason,
+                ]  # fmt: skip
+
+
+def _published(paper: Reference | None) -> tuple[Any, ...]:
+    """Value, spread, source and confidence of a published figure."""
+    if paper is None:
+        return (None, None, None, None)
+    return (paper.value, paper.std, paper.source.label, paper.confidence)
 
 
 def _read(figure: Figure, edits_at: int | None) -> tuple[str, str]:

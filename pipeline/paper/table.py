@@ -10,25 +10,20 @@ from pipeline.paper.comparability import departures, stream_name
 from pipeline.paper.figures import Ours, measure, seconds_per_edit
 from pipeline.paper.layout import Layout, Method, Metric, Section
 from pipeline.paper.layouts import LAYOUTS
-from pipeline.paper.measured import CellRows, Place, find, read_cells
+from pipeline.paper.measured import CellRows, Place, places_of, read_cells
 from pipeline.paper.paper_claims import Sentence, sentences
 from pipeline.paper.reference_grids import proxy_streams
 from pipeline.paper.references import Reference, published
 from pipeline.paper.verdicts import Verdict, judge
 from pipeline.results.lake.lake import Lake
 from pipeline.results.lake.records import remark_in
-from pipeline.results.tables import MARK
+from pipeline.results.sheets import MARK
 from rledit.editors import editor_class
 
 
 @dataclass(frozen=True, kw_only=True)
 class Figure:
-    """One figure of the table.
-
-    Attributes:
-        places: Where it was read.
-        departures: What was otherwise there than in the published run.
-    """
+    """One figure of the table, where it was read, and what was otherwise there than published."""
 
     metric: Metric
     protocol: str
@@ -124,8 +119,6 @@ def paper_table(lake: str | Lake, name: str, scale: str | None = None) -> PaperT
     """The table of a grid that has a layout.
 
     Args:
-        lake: Where the results lie.
-        name: Name of the grid, a key of `LAYOUTS`.
         scale: Which results; None: the published weights' if there are any, else proxy models'.
     """
     layout = LAYOUTS[name]()
@@ -144,28 +137,24 @@ def paper_table(lake: str | Lake, name: str, scale: str | None = None) -> PaperT
 
 def _block(section: Section, layout: Layout, cells: Sequence[CellRows]) -> Block:
     protocols = {dataset: layout.protocols[dataset] for dataset in section.datasets}
-    fastest = _fastest(section, layout, cells)
+    proxies = proxy_streams(layout.name)
+    places = {method: places_of(section, method, cells, proxies) for method in layout.methods}
+    edited = [own for method, own in places.items() if method.editor not in (None, "none")]
+    spent = (
+        seconds_per_edit(cell, place.n_edits)
+        for own in edited
+        for place in own.values()
+        for cell in place.done
+    )
+    fastest = min(spent, default=None)
     lines = []
-    for method in layout.methods:
-        places = _places(section, layout, method, cells)
+    for method, own in places.items():
         figures = tuple(
-            _figure(metric, section, method, places, protocols, fastest)
-            for metric in section.metrics
+            _figure(metric, section, method, own, protocols, fastest) for metric in section.metrics
         )
         lines.append(Line(method=method, own_setting=_is_own(method, section), figures=figures))
     named = " + ".join(dict.fromkeys(protocols.values()))
     return Block(section=section, protocol=named, lines=tuple(lines))
-
-
-def _places(
-    section: Section, layout: Layout, method: Method, cells: Sequence[CellRows]
-) -> dict[tuple[str, str], Place]:
-    proxy = proxy_streams(layout.name).get(section.stream)
-    return {
-        (model, dataset): find(cells, model, dataset, method, section.stream, proxy)
-        for model in section.models
-        for dataset in section.datasets
-    }
 
 
 def _figure(
@@ -177,12 +166,11 @@ def _figure(
     fastest: float | None,
 ) -> Figure:
     parts = {
-        where: measure(metric, place, protocols[where[1]], section.edits_at)
+        where: _ratio(place, fastest)
+        if metric.basis == "ratio"
+        else measure(metric, place, protocols[where[1]], section.edits_at)
         for where, place in places.items()
-        if metric.basis != "ratio"
     }
-    if metric.basis == "ratio":
-        parts = {where: _ratio(place, fastest) for where, place in places.items()}
     ours = _averaged(list(parts.values()))
     reference = section.published(method, metric)
     against: list[str] = []
@@ -221,19 +209,8 @@ def _averaged(parts: Sequence[Ours]) -> Ours:
     return Ours(values=means, protocol=protocol)
 
 
-def _fastest(section: Section, layout: Layout, cells: Sequence[CellRows]) -> float | None:
-    """Least seconds per edit of a section's methods, for ratios."""
-    found = [
-        seconds_per_edit(cell, place.n_edits)
-        for method in layout.methods
-        if method.editor not in (None, "none")
-        for place in _places(section, layout, method, cells).values()
-        for cell in place.done
-    ]
-    return min(found, default=None)
-
-
 def _ratio(place: Place, fastest: float | None) -> Ours:
+    """Seconds per edit over the least of the section's methods."""
     if not fastest or any(cell.editor == "none" for cell in place.done):
         return Ours()
     return Ours(
@@ -261,23 +238,21 @@ def _notes(blocks: Sequence[Block], scale: str) -> list[str]:
         notes.append(
             "Figures of proxy models show that the grid runs; they say nothing about the models."
         )
-    figures = [f for block in blocks for line in block.lines for f in line.figures]
+    lines = [(block, line) for block in blocks for line in block.lines]
+    figures = [figure for _, line in lines for figure in line.figures]
     if scale == "full" and any(f.departures for f in figures if f.ours.values):
         notes.append("Some figures were not measured as the published ones: the letters say how.")
-    starred = any(line.own_setting and not line.method.shown for b in blocks for line in b.lines)
-    if starred:
+    if any(line.own_setting and not line.method.shown for _, line in lines):
         notes.append("† our own setting: no paper gives the method's settings on this model.")
-    for block in blocks:
-        for line in block.lines:
-            notes += [
-                f"{MARK} {text}: {line.method.label}, {block.section.title}."
-                for text in line.remarks
-            ]
+    notes += [
+        f"{MARK} {text}: {line.method.label}, {block.section.title}."
+        for block, line in lines
+        for text in line.remarks
+    ]
     sources = dict.fromkeys(b.section.source.label for b in blocks if b.section.source)
     if sources:
         notes.append(f"Published figures: {'; '.join(sources)}.")
-    seeds = {len(f.ours.values) for b in blocks for line in b.lines for f in line.figures}
-    if max(seeds, default=0) > 1:
+    if max((len(figure.ours.values) for figure in figures), default=0) > 1:
         notes.append("± is the sample standard deviation over seeds.")
     notes.append("[low, high] is the 95 % bootstrap interval over edits.")
     return notes

@@ -36,11 +36,9 @@ def judge(
     missing: str = "not run",
     departures: Sequence[str] = (),
 ) -> Verdict:
-    """Compare a figure with a published one.
+    """Compare a figure with a published one; either is None where there is none.
 
     Args:
-        ours: Our mean; None where there is none.
-        reference: The published figure; None where there is none.
         implemented: Whether the method exists here.
         missing: Why there is no figure of ours, where there is none.
         departures: Why ours was not measured as the published one: other weights, data, stream,

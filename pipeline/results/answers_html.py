@@ -12,7 +12,7 @@ from markupsafe import Markup, escape
 from pipeline.results.answers import Asked, Question, Said, find_answers, spread
 from pipeline.results.answers_text import shown
 from pipeline.results.query import Connection, query, quoted
-from pipeline.results.rendering import environment
+from pipeline.results.sheets import render_page
 from pipeline.results.tables import stream_label
 
 SHOWN_ROWS = 20
@@ -49,8 +49,8 @@ def answers_html(connection: Connection, grid: str) -> Markup:
     if not count:
         return Markup()
     parts = [(_where(asked), _methods(asked)) for asked in find_answers(connection, grid)]
-    template = environment("pipeline.results", html=True).get_template("answers.html.j2")
-    return Markup(template.render(grid=grid, parts=parts, most=SHOWN_ROWS))
+    values = {"grid": grid, "parts": parts, "most": SHOWN_ROWS}
+    return Markup(render_page("pipeline.results", "answers", "html", **values))
 
 
 def marked(before: str, after: str) -> tuple[Markup, Markup]:

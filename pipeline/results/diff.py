@@ -12,26 +12,29 @@
 from __future__ import annotations
 
 import json
-import math
 from collections import Counter
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from difflib import get_close_matches
-from typing import Any
+from typing import Any, NamedTuple
 
-import numpy as np
+from pandas import DataFrame
 
 from pipeline.results.lake.identity import without_labels
 from pipeline.results.lake.lake import Lake, LakeError
 from pipeline.results.lake.records import CellRecord
 from pipeline.results.lake.schemas import DATA_TABLES, OPTIONAL_TABLES, ROW_KEYS, TABLES
+from pipeline.results.query import Connection, database
 
 TOLERANCE = 1e-5
 SHOWN = 20
-ASIDE_SUFFIXES = ("_seconds", "_ms", "_gb")  # of metric names in `steps`: times and memory
+ASIDE = "_(seconds|ms|gb)$"  # ends of metric names in `steps`: times and memory
 
 _CELL_COLUMNS = ("data_hash", "model_hash", "n_edits", "n_contradicting")
 _EXECUTION = ("threads", "ranks")
+_TABLES = (*DATA_TABLES, *OPTIONAL_TABLES)
+
+Pair = tuple[CellRecord, CellRecord]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,27 +58,12 @@ class DiffReport:
         return "\n".join([*self.lines, f"rule: {self.rule}", f"result: {verdict}"])
 
 
-@dataclass
-class _Findings:
-    lines: list[str] = field(default_factory=list)
-    counts: Counter[str] = field(default_factory=Counter)
-    notes: list[str] = field(default_factory=list)
+class _Finding(NamedTuple):
+    """A difference; the order is that of the pair of cells, the table and the column."""
 
-    def add(self, place: str, text: str) -> None:
-        self.counts[place] += 1
-        if len(self.lines) < SHOWN:
-            self.lines.append(text)
-
-    @property
-    def total(self) -> int:
-        return sum(self.counts.values())
-
-    def report(self) -> tuple[str, ...]:
-        if self.total <= len(self.lines):
-            return (*self.lines, *self.notes)
-        counts = [f"  {place}: {n}" for place, n in sorted(self.counts.items())]
-        more = f"… and {self.total - len(self.lines)} more; differences by place:"
-        return (*self.lines, more, *counts, *self.notes)
+    order: tuple[int, int, int]
+    place: str
+    text: str
 
 
 def diff_lakes(a: str | Lake, b: str | Lake, grid: str | None = None) -> DiffReport:
@@ -91,43 +79,36 @@ def diff_lakes(a: str | Lake, b: str | Lake, grid: str | None = None) -> DiffRep
     for lake in lakes:
         if not lake.exists():
             raise LakeError(f"there is no lake at {lake.storage}: a diff needs two existing lakes")
-    findings = _Findings()
     first, second = ({r.address.cell_key: r for r in lake.manifest(grid)} for lake in lakes)
     if grid is not None and not first and not second:
         raise LakeError(_no_grid(grid, lakes))
+    pairs, alone = _pairs(first, second)
     of = "" if grid is None else f" of grid {grid!r}"
-    for name, lake, records in (("A", lakes[0], first), ("B", lakes[1], second)):
-        if not any(record.done for record in records.values()):
-            findings.add("cells", f"{name} ({lake.storage}) has no finished cell{of} to compare")
-    pairs = _pairs(first, second, findings)
-    exact = 0
-    for left, right in pairs:
-        bitwise = _execution(left) == _execution(right)
-        exact += bitwise
-        _compare_manifest(left, right, findings)
-        if left.done and right.done:
-            for table in _compared(left, right, findings):
-                _compare_rows(table, (lakes[0], left), (lakes[1], right), bitwise, findings)
-    _note_code_versions(pairs, findings)
+    texts = [
+        f"{name} ({lake.storage}) has no finished cell{of} to compare"
+        for name, lake, records in zip("AB", lakes, (first, second), strict=True)
+        if not any(record.done for record in records.values())
+    ]
+    findings = [_Finding((-1, 0, 0), "cells", text) for text in (*texts, *alone)]
+    findings += _manifest_differences(pairs)
+    findings += _row_differences(lakes, pairs)
+    exact = sum(_execution(left) == _execution(right) for left, right in pairs)
     return DiffReport(
-        equal=findings.total == 0,
+        equal=not findings,
         rule=_rule(exact, len(pairs) - exact),
-        lines=findings.report(),
-        n_differences=findings.total,
+        lines=(*_shown(findings), *_table_notes(pairs), *_version_notes(pairs)),
+        n_differences=len(findings),
     )
 
 
-def _compared(left: CellRecord, right: CellRecord, findings: _Findings) -> list[str]:
-    """The tables that both cells have; that one has more to look at is noted, not judged."""
-    tables = list(DATA_TABLES)
-    for table in OPTIONAL_TABLES:
-        has = [table in record.files for record in (left, right)]
-        if all(has):
-            tables.append(table)
-        elif any(has):
-            name = "A" if has[0] else "B"
-            findings.notes.append(f"note: {_named(left)}: only {name} has {table}; not judged")
-    return tables
+def _shown(findings: Sequence[_Finding]) -> list[str]:
+    """The first differences, and where there are more, how many there are at which place."""
+    lines = [one.text for one in sorted(findings, key=lambda one: one.order)[:SHOWN]]
+    if len(findings) > SHOWN:
+        counts = Counter(one.place for one in findings)
+        lines.append(f"… and {len(findings) - SHOWN} more; differences by place:")
+        lines += [f"  {place}: {n}" for place, n in sorted(counts.items())]
+    return lines
 
 
 def _no_grid(grid: str, lakes: Sequence[Lake]) -> str:
@@ -154,18 +135,16 @@ def _execution(record: CellRecord) -> tuple[Any, ...]:
 
 
 def _pairs(
-    first: Mapping[str, CellRecord], second: Mapping[str, CellRecord], findings: _Findings
-) -> list[tuple[CellRecord, CellRecord]]:
-    """Matches cells by key, then by identity without execution; reports those without partner."""
+    first: Mapping[str, CellRecord], second: Mapping[str, CellRecord]
+) -> tuple[list[Pair], list[str]]:
+    """Matches cells by key, then by identity without execution; says which have no partner."""
     pairs = [(first[key], second[key]) for key in sorted(first.keys() & second.keys())]
     left = _by_signature([first[key] for key in sorted(first.keys() - second.keys())])
     right = _by_signature([second[key] for key in sorted(second.keys() - first.keys())])
     pairs += [(left[key], right[key]) for key in sorted(left.keys() & right.keys())]
-    for name, other, alone in (("A", "B", left.keys() - right), ("B", "A", right.keys() - left)):
-        for key in sorted(alone):
-            record = (left if name == "A" else right)[key]
-            findings.add("cells", f"{_named(record)} is in {name} and not in {other}")
-    return pairs
+    only_a, only_b = sorted(left.keys() - right.keys()), sorted(right.keys() - left.keys())
+    alone = [f"{_named(left[key])} is in A and not in B" for key in only_a]
+    return pairs, alone + [f"{_named(right[key])} is in B and not in A" for key in only_b]
 
 
 def _by_signature(records: Sequence[CellRecord]) -> dict[tuple[str, int], CellRecord]:
@@ -180,8 +159,11 @@ def _by_signature(records: Sequence[CellRecord]) -> dict[tuple[str, int], CellRe
 
 
 def _signature(record: CellRecord) -> str:
-    identity = _without_execution(without_labels(record.values["identity"]))
-    return json.dumps(identity, sort_keys=True)
+    return json.dumps(_identity(record), sort_keys=True)
+
+
+def _identity(record: CellRecord) -> Any:
+    return _without_execution(without_labels(record.values["identity"]))
 
 
 def _without_execution(settings: Any) -> Any:
@@ -201,109 +183,110 @@ def _named(record: CellRecord) -> str:
     )
 
 
-def _compare_manifest(left: CellRecord, right: CellRecord, findings: _Findings) -> None:
-    _compare_value("status", left.status, right.status, left, findings)
-    if not (left.done and right.done):
-        return
-    for name in _CELL_COLUMNS:
-        _compare_value(name, left.values[name], right.values[name], left, findings)
-    _compare_value(
-        "protocols",
-        sorted(left.values["protocols"]),
-        sorted(right.values["protocols"]),
-        left,
-        findings,
-    )
-    _compare_value(
-        "identity",
-        _without_execution(without_labels(left.values["identity"])),
-        _without_execution(without_labels(right.values["identity"])),
-        left,
-        findings,
-    )
+def _manifest_differences(pairs: Sequence[Pair]) -> Iterator[_Finding]:
+    for number, pair in enumerate(pairs):
+        both_done = all(record.done for record in pair)
+        a, b = (_compared(record, both_done) for record in pair)
+        for name in a:
+            if a[name] != b[name]:
+                text = f"{_named(pair[0])}, cells.{name}: A {a[name]!r}, B {b[name]!r}"
+                yield _Finding((number, 0, 0), f"cells.{name}", text)
 
 
-def _compare_value(name: str, a: Any, b: Any, record: CellRecord, findings: _Findings) -> None:
-    if a != b:
-        findings.add(f"cells.{name}", f"{_named(record)}, cells.{name}: A {a!r}, B {b!r}")
+def _compared(record: CellRecord, whole: bool) -> dict[str, Any]:
+    """The columns of a cell's manifest row that must agree; `whole`: of a finished one."""
+    found: dict[str, Any] = {"status": record.status}
+    if whole:
+        found |= {name: record.values[name] for name in _CELL_COLUMNS}
+        found["protocols"] = sorted(record.values["protocols"])
+        found["identity"] = _identity(record)
+    return found
 
 
-def _compare_rows(
-    table: str,
-    left: tuple[Lake, CellRecord],
-    right: tuple[Lake, CellRecord],
-    bitwise: bool,
-    findings: _Findings,
-) -> None:
+def _row_differences(lakes: Sequence[Lake], pairs: Sequence[Pair]) -> Iterator[_Finding]:
+    """Compares all rows of the pairs in which both cells are done."""
+    done = [n for n, pair in enumerate(pairs) if all(record.done for record in pair)]
+    matched = [
+        (n, *(r.stored_key for r in pairs[n]), len(set(map(_execution, pairs[n]))) == 1)
+        for n in done
+    ]
+    tables: dict[str, Any] = {"pairs": DataFrame(matched, columns=["pair", "a", "b", "bitwise"])}
+    for i, lake in enumerate(lakes):
+        records = [pairs[n][i] for n in done]
+        if broken := [text for r in records for text in lake.verify(r.address.cell_key)]:
+            raise LakeError("\n".join(broken))
+        tables |= {f"{'ab'[i]}_{table}": lake.dataset(table, records) for table in _TABLES}
+    with database(tables) as connection:
+        for place, table in enumerate(_TABLES if done else (), start=1):
+            for pair, column, name, text in _of_table(table, connection):
+                if table in OPTIONAL_TABLES and len(_having(table, pairs[pair])) == 1:
+                    continue  # noted, not judged
+                yield _Finding((pair, place, column), name, f"{_named(pairs[pair][0])}, {text}")
+
+
+def _of_table(table: str, connection: Connection) -> Iterator[tuple[int, int, str, str]]:
+    """Yields (pair, column from 1 on or 0 for a row that is missing, place, what differs)."""
     keys = ROW_KEYS[table]
-    rows_a, rows_b = (_keyed(table, lake.columns(table, record)) for lake, record in (left, right))
-    cell = _named(left[1])
-    for name, other, alone in (
-        ("A", "B", rows_a[0].keys() - rows_b[0].keys()),
-        ("B", "A", rows_b[0].keys() - rows_a[0].keys()),
-    ):
-        for key in sorted(alone):
-            place = _place(keys, key)
-            findings.add(f"{table} rows", f"{cell}, {table}, {place}: in {name}, not in {other}")
-    common = [key for key in rows_a[0] if key in rows_b[0]]
-    for column, (kind, _) in TABLES[table].items():
-        if column in keys:
+    columns = [name for name in TABLES[table] if name not in keys]
+    kept = f"NOT regexp_matches(metric, '{ASIDE}')" if table == "steps" else "TRUE"
+    a, b = (
+        f"(SELECT * FROM {side}_{table} JOIN pairs ON cell_key = pairs.{side} WHERE {kept}) {side}"
+        for side in "ab"
+    )
+    same = {
+        name: (_SAME_FLOATS if TABLES[table][name][0] == "float64" else _SAME).format(name)
+        for name in columns
+    }
+    values = ", ".join(f"a.{name}, b.{name}, {sql}" for name, sql in same.items())
+    rows = connection.execute(
+        f"""SELECT pair, a.pair IS NULL AS not_in_a, b.pair IS NULL AS not_in_b,
+               {", ".join(keys)}, {values}
+        FROM {a} FULL JOIN {b} USING (pair, {", ".join(keys)})
+        WHERE not_in_a OR not_in_b OR NOT ({" AND ".join(same.values())})
+        ORDER BY not_in_a, pair, {", ".join(keys)}"""
+    )
+    for pair, not_in_a, not_in_b, *row in rows.fetchall():
+        place = " ".join(f"{key}={value}" for key, value in zip(keys, row, strict=False))
+        if not_in_a or not_in_b:
+            sides = "in B, not in A" if not_in_a else "in A, not in B"
+            yield pair, 0, f"{table} rows", f"{table}, {place}: {sides}"
             continue
-        a = [rows_a[1][column][rows_a[0][key]] for key in common]
-        b = [rows_b[1][column][rows_b[0][key]] for key in common]
-        for i in _unequal(a, b, is_float=kind == "float64", bitwise=bitwise):
-            findings.add(
-                f"{table}.{column}",
-                f"{cell}, {table}.{column}, {_place(keys, common[i])}: A {a[i]!r}, B {b[i]!r}",
-            )
+        for i, name in enumerate(columns, start=1):
+            ours, theirs, alike = row[len(keys) + 3 * (i - 1) :][:3]
+            if not alike:
+                text = f"{table}.{name}, {place}: A {ours!r}, B {theirs!r}"
+                yield pair, i, f"{table}.{name}", text
 
 
-def _keyed(
-    table: str, columns: Mapping[str, Sequence[Any]]
-) -> tuple[dict[tuple[Any, ...], int], Mapping[str, Sequence[Any]]]:
-    """Maps each row's key to its place in the columns, leaving out rows that hold times."""
-    keys = zip(*(columns[name] for name in ROW_KEYS[table]), strict=True)
-    places = {key: i for i, key in enumerate(keys)}
-    if table == "steps":
-        places = {k: i for k, i in places.items() if not k[0].endswith(ASIDE_SUFFIXES)}
-    return places, columns
+# Null equals null, NaN equals NaN; between equal threads and ranks, -0.0 is not 0.0. Otherwise
+# 1e-5 of the larger one, and 1e-5 itself below 1, which is symmetric in A and B.
+_SAME = "a.{0} IS NOT DISTINCT FROM b.{0}"
+_SAME_FLOATS = f"""CASE
+    WHEN a.{{0}} IS NULL OR b.{{0}} IS NULL THEN a.{{0}} IS NULL AND b.{{0}} IS NULL
+    WHEN a.bitwise THEN a.{{0}} = b.{{0}}
+        AND (isnan(a.{{0}}) OR signbit(a.{{0}}) = signbit(b.{{0}}))
+    ELSE a.{{0}} = b.{{0}} OR (isfinite(a.{{0}}) AND isfinite(b.{{0}})
+        AND abs(a.{{0}} - b.{{0}}) <= {TOLERANCE} * greatest(1, abs(a.{{0}}), abs(b.{{0}}))) END"""
 
 
-def _place(keys: Sequence[str], values: Sequence[Any]) -> str:
-    return " ".join(f"{name}={value}" for name, value in zip(keys, values, strict=True))
+def _having(table: str, pair: Pair) -> list[str]:
+    """Which of the two cells have a table: that one has more to look at is no difference."""
+    return [name for name, record in zip("AB", pair, strict=True) if table in record.files]
 
 
-def _unequal(a: Sequence[Any], b: Sequence[Any], *, is_float: bool, bitwise: bool) -> list[int]:
-    """Positions where two columns differ; null equals null, NaN equals NaN."""
-    if not is_float:
-        return [i for i, (x, y) in enumerate(zip(a, b, strict=True)) if x != y]
-    null_a, null_b = (np.array([v is None for v in values], dtype=bool) for values in (a, b))
-    x, y = (
-        np.array([math.nan if v is None else v for v in values], dtype=np.float64)
-        for values in (a, b)
-    )
-    if bitwise:
-        same = (x.view(np.int64) == y.view(np.int64)) | (np.isnan(x) & np.isnan(y))
-    else:
-        # 1e-5 of the larger one, and 1e-5 itself below 1: symmetric in A and B.
-        with np.errstate(invalid="ignore"):
-            bound = TOLERANCE * np.maximum(1.0, np.maximum(np.abs(x), np.abs(y)))
-            close = np.abs(x - y) <= bound
-        same = np.where(np.isfinite(x) & np.isfinite(y), close, x == y) | (
-            np.isnan(x) & np.isnan(y)
-        )
-    return np.flatnonzero(~same | (null_a != null_b)).tolist()
+def _table_notes(pairs: Sequence[Pair]) -> list[str]:
+    return [
+        f"note: {_named(pair[0])}: only {has[0]} has {table}; not judged"
+        for pair in pairs
+        for table in OPTIONAL_TABLES
+        if all(record.done for record in pair) and len(has := _having(table, pair)) == 1
+    ]
 
 
-def _note_code_versions(
-    pairs: Sequence[tuple[CellRecord, CellRecord]], findings: _Findings
-) -> None:
-    differing = Counter(
-        (left.values["code_version"], right.values["code_version"])
-        for left, right in pairs
-        if left.values["code_version"] != right.values["code_version"]
-    )
-    for (a, b), n in sorted(differing.items()):
-        findings.notes.append(
-            f"note: code_version differs for {n} cells (A {a}, B {b}); not judged"
-        )
+def _version_notes(pairs: Sequence[Pair]) -> list[str]:
+    versions = Counter(tuple(record.values["code_version"] for record in pair) for pair in pairs)
+    return [
+        f"note: code_version differs for {n} cells (A {a}, B {b}); not judged"
+        for (a, b), n in sorted(versions.items())
+        if a != b
+    ]

@@ -23,13 +23,12 @@ def remark_of(
 
     They changed nothing if, under every protocol, efficacy after the last edit is what it was
     before the first, unrelated prompts are answered as before, and the edited matrices are the same
-    but for a negligible part. A cell of which one of these is not known is not judged.
+    but for a negligible part. A cell of which one of these is not known is not judged, nor is the
+    unedited model.
 
     Args:
-        editor: Name of the editor; the unedited model is not judged.
-        settings: Its settings, the step a number.
-        scores: The cell's rows of the table `scores`.
-        steps: The cell's rows of the table `steps`.
+        settings: The editor's, the step a number.
+        scores: The cell's rows of the table `scores`, as `steps` are those of `steps`.
     """
     if editor == UNEDITED or not _weights_stayed(steps) or not _answers_stayed(scores):
         return ""

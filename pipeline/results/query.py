@@ -9,8 +9,6 @@ and cannot reach a file, so no query changes a lake.
 
 from __future__ import annotations
 
-import csv
-import io
 import json
 import math
 from collections.abc import Mapping, Sequence
@@ -22,6 +20,7 @@ import duckdb
 
 from pipeline.results.lake.lake import Lake
 from pipeline.results.lake.records import CellRecord
+from pipeline.results.sheets import Head, Sheet, as_csv, as_terminal
 from rledit.errors import UserError
 
 Connection: TypeAlias = duckdb.DuckDBPyConnection  # for annotations elsewhere
@@ -126,10 +125,17 @@ def connect(lake: str | Lake, records: Sequence[CellRecord] | None = None) -> Co
     return _open(lake, lake.shown() if records is None else records)
 
 
-def _open(lake: Lake, records: Sequence[CellRecord]) -> Connection:
+def database(tables: Mapping[str, Any]) -> Connection:
+    """An in-memory database over Arrow datasets or pandas frames, by name."""
     connection = duckdb.connect()
-    for table in ("cells", "scores", "edits", "steps", "answers"):
-        connection.register(f"lake_{table}", lake.dataset(table, records))
+    for name, table in tables.items():
+        connection.register(name, table)
+    return connection
+
+
+def _open(lake: Lake, records: Sequence[CellRecord]) -> Connection:
+    tables = ("cells", "scores", "edits", "steps", "answers")
+    connection = database({f"lake_{table}": lake.dataset(table, records) for table in tables})
     for name, sql in _VIEWS.items():
         connection.execute(f"CREATE VIEW {name} AS {sql}")
     connection.execute("SET python_enable_replacements = false")
@@ -239,11 +245,7 @@ def render(result: Result, fmt: str = "table") -> str:
     if fmt == "table":
         return _as_table(result)
     if fmt == "csv":
-        out = io.StringIO()
-        writer = csv.writer(out, lineterminator="\n")
-        writer.writerow(result.columns)
-        writer.writerows([["" if v is None else v for v in row] for row in result.rows])
-        return out.getvalue().rstrip("\n")
+        return as_csv(result.columns, result.rows).rstrip("\n")
     if fmt == "json":
         return json.dumps(
             [{name: _plain(value) for name, value in row.items()} for row in result.dicts()],
@@ -254,29 +256,19 @@ def render(result: Result, fmt: str = "table") -> str:
 
 
 def _as_table(result: Result) -> str:
-    cells = [[_shown(value) for value in row] for row in result.rows]
-    widths = [
-        max(len(name), *(len(row[i]) for row in cells)) if cells else len(name)
+    heads = [
+        Head(label=name, left=not _numeric([row[i] for row in result.rows]))
         for i, name in enumerate(result.columns)
     ]
-    numeric = [
-        any(row[i] is not None for row in result.rows)
-        and all(
-            row[i] is None or (isinstance(row[i], int | float) and not isinstance(row[i], bool))
-            for row in result.rows
-        )
-        for i in range(len(result.columns))
-    ]
+    rows = [[_shown(value) for value in row] for row in result.rows]
+    count = f"({len(rows)} row{'' if len(rows) == 1 else 's'})"
+    return "\n".join([*as_terminal(Sheet(heads=heads, rows=rows)), count])
 
-    def line(values: Sequence[str]) -> str:
-        return "  ".join(
-            value.rjust(width) if right else value.ljust(width)
-            for value, width, right in zip(values, widths, numeric, strict=True)
-        ).rstrip()
 
-    count = f"({len(cells)} row{'' if len(cells) == 1 else 's'})"
-    rule = "  ".join("-" * width for width in widths)
-    return "\n".join([line(result.columns), rule, *(line(row) for row in cells), count])
+def _numeric(values: Sequence[Any]) -> bool:
+    known = [value for value in values if value is not None]
+    numbers = (isinstance(v, int | float) and not isinstance(v, bool) for v in known)
+    return bool(known) and all(numbers)
 
 
 def _shown(value: Any) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from pipeline.results.figures import longest_stream
+from pipeline.results.figures import framed, longest_stream
 from pipeline.results.protocols import shown_protocol
 from pipeline.results.query import quoted
 from pipeline.results.tables import UNEDITED
@@ -24,7 +24,6 @@ def questions(grid: str, rows: Sequence[Row], preferred: Mapping[str, str]) -> l
     """SQL that answers with the figures of the tables: all of them, and where one comes from.
 
     Args:
-        grid: The grid.
         rows: Final rows of `runs`.
         preferred: dataset → protocol to ask by, where there are scores by it.
     """
@@ -38,7 +37,7 @@ def questions(grid: str, rows: Sequence[Row], preferred: Mapping[str, str]) -> l
     edited = [row for row in own if row["editor"] != UNEDITED] or own
     if not edited:
         return found
-    longest = longest_stream(edited)
+    longest = longest_stream(framed(edited))
     cell = next(r for r in edited if (r["n_batches"], r["batch_size"]) == longest)
     protocol = shown_protocol([r for r in own if r["cell"] == cell["cell"]], preferred)
     where = f"cell = {quoted(cell['cell'])}"

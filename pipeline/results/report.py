@@ -6,6 +6,7 @@ import json
 import logging
 import os
 import re
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
@@ -25,19 +26,16 @@ from pipeline.results.protocols import (
 )
 from pipeline.results.query import Connection, connect, runs
 from pipeline.results.questions import questions
-from pipeline.results.rendering import environment, format_value, render_table
-from pipeline.results.tables import (
-    Column,
-    build_table,
-    editor_label,
-    stream_label,
-)
+from pipeline.results.rendering import format_value, render_table
+from pipeline.results.sheets import render_page
+from pipeline.results.tables import Column, build_table, editor_label, stream_label
 from pipeline.storage.object_store import Storage
 from rledit.errors import UserError
 
 logger = logging.getLogger(__name__)
 
 Row = Mapping[str, Any]
+Subject = tuple[str, str, str | None]  # scale, model, dataset; None: all its datasets
 
 
 class ReportError(UserError, ValueError):
@@ -65,7 +63,6 @@ def write_report(
     grid: str,
     out: str | os.PathLike[str],
     *,
-    title: str | None = None,
     published: str | None = None,
     protocols: Mapping[str, str] | None = None,
     figures_folder: str | os.PathLike[str] | None = None,
@@ -85,7 +82,7 @@ def write_report(
     folder, _, name = os.fspath(out).rpartition("/")
     if not name:
         raise ReportError(f"{os.fspath(out)!r} is a folder: name the HTML file to write")
-    page, sections = _page(lake, grid, title, published, protocols or {})
+    page, sections = _page(lake, grid, published, protocols or {})
     storage = Storage(folder or ("/" if os.fspath(out).startswith("/") else "."))
     storage.write_bytes(name, page.encode())
     if figures_folder is not None:
@@ -95,11 +92,7 @@ def write_report(
 
 
 def _page(
-    lake: str | Lake,
-    grid: str,
-    title: str | None,
-    published: str | None,
-    preferred: Mapping[str, str],
+    lake: str | Lake, grid: str, published: str | None, preferred: Mapping[str, str]
 ) -> tuple[str, list[Section]]:
     """The report of a grid as HTML text, and the sections in it."""
     lake = lake if isinstance(lake, Lake) else Lake(lake)
@@ -110,14 +103,16 @@ def _page(
     connection = connect(lake, records)
     rows = runs(connection, grid)
     protocols = sorted_protocols(row["protocol"] for row in rows if row["protocol"] is not None)
-    templates = environment("pipeline.results", html=True)
     sections = _sections(connection, grid, rows, preferred)
-    text = templates.get_template("report.html.j2").render(
-        title=title or f"Lifelong model editing: {grid}",
+    text = render_page(
+        "pipeline.results",
+        "report",
+        "html",
+        title=f"Lifelong model editing: {grid}",
         grid=grid,
         lake=str(lake.storage),
         summaries=summaries(rows, preferred),
-        counts=_counts(records),
+        counts=dict(sorted(Counter(record.status for record in records).items())),
         header=header(records, protocols),
         published=None if published is None else Markup(published),
         table=Markup(render_table(build_table(rows), "html", bold_best=True)),
@@ -128,16 +123,14 @@ def _page(
         provenance=provenance(records),
         settings=_settings(records),
         failures=[r for r in records if not r.done],
-        remarks=[(r, remark_in(r.values["resolved"])) for r in records if _remarked(r)],
+        remarks=[
+            (r, text) for r in records if r.done and (text := remark_in(r.values["resolved"]))
+        ],
         questions=questions(grid, rows, preferred),
         stream=stream_label,
         editor=editor_label,
     )
     return text, sections
-
-
-def _remarked(record: CellRecord) -> bool:
-    return record.done and bool(remark_in(record.values["resolved"]))
 
 
 def _write_figures(sections: Sequence[Section], storage: Storage) -> None:
@@ -162,13 +155,14 @@ def summaries(rows: Sequence[Row], preferred: Mapping[str, str]) -> list[Summary
         preferred: dataset → protocol to rank by, where there are scores by it.
     """
     found = []
-    for scale, model, dataset in _subjects(rows):
-        here = _of_subject(rows, (scale, model, dataset))
+    for subject in _subjects(rows):
+        here = _of_subject(rows, subject)
+        _, model, dataset = subject
         done = [row for row in here if row["status"] == "done"]
         if not done:
             found.append(Summary(text=f"{dataset} on {model}: no cell finished.", ranking=()))
             continue
-        stream = figures.longest_stream(done)
+        stream = figures.longest_stream(figures.framed(done))
         protocol = shown_protocol(done, preferred) or ""
         table = build_table(here, protocols=[protocol])
         panel = table.panels[0]
@@ -188,68 +182,62 @@ def summaries(rows: Sequence[Row], preferred: Mapping[str, str]) -> list[Summary
     return found
 
 
-def _of_subject(rows: Sequence[Row], figure_data: tuple[str, str, str]) -> list[Row]:
-    return [row for row in rows if (row["scale"], row["model"], row["dataset"]) == figure_data]
+def _subjects(rows: Sequence[Row]) -> list[Subject]:
+    return [*sorted({(row["scale"], row["model"], row["dataset"]) for row in rows})]
 
 
-def _subjects(rows: Sequence[Row]) -> list[tuple[str, str, str]]:
-    return sorted({(row["scale"], row["model"], row["dataset"]) for row in rows})
-
-
-def _counts(records: Sequence[CellRecord]) -> dict[str, int]:
-    counts: dict[str, int] = {}
-    for record in records:
-        counts[record.status] = counts.get(record.status, 0) + 1
-    return dict(sorted(counts.items()))
+def _of_subject(rows: Sequence[Row], subject: Subject) -> list[Row]:
+    """The rows of a model on a dataset, or on all its datasets."""
+    scale, model, dataset = subject
+    return [
+        row for row in rows
+        if (row["scale"], row["model"]) == (scale, model) and dataset in (None, row["dataset"])
+    ]  # fmt: skip
 
 
 def _sections(
     connection: Connection, grid: str, rows: Sequence[Row], preferred: Mapping[str, str]
 ) -> list[Section]:
-    """Every model on every dataset, and the overview of a model where it has several."""
-    style = figures.styles(rows)
+    """Every model on every dataset, and the overview of a model where it has several.
+
+    Each section has what its registry draws, every dataset under the protocol of its table.
+    """
+    style = figures.styles(figures.framed(rows))
+    subjects = _subjects([row for row in rows if row["status"] == "done"])
+    models = sorted({(row["scale"], row["model"]) for row in rows})
+    overviews: list[Subject] = [(scale, model, None) for scale, model in models]
     sections = []
-    for scale, model, dataset in _subjects([row for row in rows if row["status"] == "done"]):
-        here = _of_subject(rows, (scale, model, dataset))
-        sections += _section(connection, grid, (scale, model, dataset), here, preferred, style)
-    for scale, model in sorted({(row["scale"], row["model"]) for row in rows}):
-        here = [row for row in rows if (row["scale"], row["model"]) == (scale, model)]
-        sections += _section(connection, grid, (scale, model, None), here, preferred, style)
+    for subject in (*subjects, *overviews):
+        scale, model, dataset = subject
+        here = _of_subject(rows, subject)
+        shown = _shown_protocols(here, preferred)
+        if not shown:
+            continue
+        figure_data = figures.FigureData(
+            connection=connection,
+            grid=grid,
+            scale=scale,
+            model=model,
+            dataset=dataset,
+            protocol=_named(shown),
+            rows=figures.framed([r for r in here if r["protocol"] == shown.get(r["dataset"], "")]),
+            style=style,
+        )
+        registry = figures.OVERVIEWS if dataset is None else figures.FIGURES
+        pictures = tuple(picture for draw in registry.values() for picture in draw(figure_data))
+        if pictures:
+            title = f"{dataset or 'all datasets'} on {model} ({_named(shown)})"
+            sections.append(Section(title=title, pictures=pictures))
     return sections
 
 
-def _section(
-    connection: Connection,
-    grid: str,
-    address: tuple[str, str, str | None],
-    rows: Sequence[Row],
-    preferred: Mapping[str, str],
-    style: figures.Style,
-) -> list[Section]:
-    """One section with what its registry draws, every dataset under the protocol of its table."""
-    scale, model, dataset = address
-    shown: dict[str, str] = {}
-    for name in sorted({row["dataset"] for row in rows}):
-        protocol = shown_protocol([r for r in rows if r["dataset"] == name], preferred)
-        if protocol is not None:
-            shown[name] = protocol
-    if not shown:
-        return []
-    named = _named(shown)
-    figure_data = figures.FigureData(
-        connection=connection,
-        grid=grid,
-        scale=scale,
-        model=model,
-        dataset=dataset,
-        protocol=named,
-        rows=[row for row in rows if row["protocol"] == shown.get(row["dataset"], "")],
-        style=style,
-    )
-    registry = figures.OVERVIEWS if dataset is None else figures.FIGURES
-    pictures = tuple(picture for draw in registry.values() for picture in draw(figure_data))
-    where = f"all datasets on {model}" if dataset is None else f"{dataset} on {model}"
-    return [Section(title=f"{where} ({named})", pictures=pictures)] if pictures else []
+def _shown_protocols(rows: Sequence[Row], preferred: Mapping[str, str]) -> dict[str, str]:
+    """The protocol that each dataset's figures show, of those that were scored."""
+    found = {
+        name: shown_protocol([row for row in rows if row["dataset"] == name], preferred)
+        for name in sorted({row["dataset"] for row in rows})
+    }
+    return {name: protocol for name, protocol in found.items() if protocol is not None}
 
 
 def _named(shown: Mapping[str, str]) -> str:
@@ -319,19 +307,18 @@ def _pairs(versions: Mapping[str, Any]) -> str:
 def _settings(records: Sequence[CellRecord]) -> list[tuple[str, str, str]]:
     """(editor, cell, resolved settings as JSON) of one cell per editor, on its longest stream."""
     chosen: dict[tuple[str, ...], CellRecord] = {}
-    for record in records:
+    for record in sorted(records, key=_size, reverse=True):
         a = record.address
-        place = (editor_label(a.editor, a.variant), a.model, a.dataset)
-        best = chosen.get(place)
-        size = (a.n_batches * a.batch_size, -a.seed)
-        if best is None or size > (best.address.n_batches * best.address.batch_size,
-                                   -best.address.seed):  # fmt: skip
-            chosen[place] = record
+        chosen.setdefault((editor_label(a.editor, a.variant), a.model, a.dataset), record)
     return [
         (
-            f"{place[0]} on {place[1]}, {place[2]}",
+            f"{editor} on {model}, {dataset}",
             record.address.cell_key,
             json.dumps(record.values["resolved"], indent=1, sort_keys=True, ensure_ascii=False),
         )
-        for place, record in sorted(chosen.items())
+        for (editor, model, dataset), record in sorted(chosen.items())
     ]
+
+
+def _size(record: CellRecord) -> tuple[int, int]:
+    return (record.address.n_batches * record.address.batch_size, -record.address.seed)

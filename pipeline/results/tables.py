@@ -16,13 +16,11 @@ from typing import Any
 
 from pipeline.results.lake.records import BARE, SCORES
 from pipeline.results.protocols import SCORE_DEFINITIONS, sorted_protocols
-from rledit.errors import UserError
+from pipeline.results.sheets import MARK, TableError
 
 Row = Mapping[str, Any]
 Stream = tuple[int, int]  # (batches, edits per batch)
 
-ABSENT = "–"
-MARK = "‡"  # behind figures that a remark is on
 UNEDITED = "none"
 # The order of methods wherever they stand below each other, that of `rledit.editors.EDITORS` (which
 # takes seconds to import): the references first, then training-free ones, then those that train.
@@ -39,25 +37,15 @@ PROMPT = "prompt"  # an address field where a prompt is not bare
 _SEED = (*ADDRESS_FIELDS, PROMPT, "editor", "variant", "n_batches", "batch_size", "seed")
 
 
-class TableError(UserError, ValueError):
-    """Rows from which no honest table can be made."""
-
-
 @dataclass(frozen=True, kw_only=True)
-class Value:
-    """One figure of a table.
+class OverSeeds:
+    """A figure that was measured with several seeds.
 
     Attributes:
-        values: one per seed, in order of seed; empty if nothing was measured.
-        status: of cells that have no result: "failed", "skipped", …; "" if there is none.
-        n_missing: how many seeds have that status.
-        remark: what must be said of the cells, e.g. that their edits had no effect.
+        values: One per seed, in order of seed; empty if nothing was measured.
     """
 
     values: tuple[float, ...] = ()
-    status: str = ""
-    n_missing: int = 0
-    remark: str = ""
 
     @property
     def mean(self) -> float | None:
@@ -68,6 +56,21 @@ class Value:
     def std(self) -> float | None:
         """Sample standard deviation over seeds, None for fewer than two."""
         return statistics.stdev(self.values) if len(self.values) > 1 else None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Value(OverSeeds):
+    """One figure of a table.
+
+    Attributes:
+        status: of cells that have no result: "failed", "skipped", …; "" if there is none.
+        n_missing: how many seeds have that status.
+        remark: what must be said of the cells, e.g. that their edits had no effect.
+    """
+
+    status: str = ""
+    n_missing: int = 0
+    remark: str = ""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -146,19 +149,12 @@ def stream_label(stream: Stream) -> str:
 
 
 def build_table(
-    rows: Iterable[Row],
-    *,
-    title: str = "",
-    protocols: Sequence[str] | None = None,
-    editors: Sequence[str] | None = None,
-    metrics: Sequence[str] = (*SCORES, *COSTS),
+    rows: Iterable[Row], *, title: str = "", protocols: Sequence[str] | None = None
 ) -> Table:
     """Makes a table from rows of `runs` (rows that are not final are left out).
 
     Args:
         protocols: which, and in which order; default all.
-        editors: the order of the methods; those not named follow by name. Default: that of
-            `EDITOR_ORDER`.
 
     Raises:
         TableError: there is no row, an unknown protocol was asked for, or two cells claim the
@@ -174,10 +170,9 @@ def build_table(
         raise TableError(f"no results under protocol {unknown[0]!r}; there are: {', '.join(found)}")
     if not asked:
         asked = [""]  # nothing but failures: one panel that says so
-    lines = sorted({_line(row) for row in kept}, key=lambda line: _line_order(line, editors))
+    lines = sorted({_line(row) for row in kept}, key=_line_order)
     streams = sorted({_stream(row) for row in kept}, key=lambda s: (s[0] * s[1], s))
-    columns = tuple(Column(stream=s, metric=m) for s in streams for m in metrics)
-    panels = tuple(_panel(protocol, kept, columns) for protocol in asked)
+    columns = tuple(Column(stream=s, metric=m) for s in streams for m in (*SCORES, *COSTS))
     fields = (*ADDRESS_FIELDS, *((PROMPT,) if any(line.prompt != BARE for line in lines) else ()))
     values = {name: sorted({getattr(line, name) for line in lines}) for name in fields}
     return Table(
@@ -185,7 +180,7 @@ def build_table(
         grid=", ".join(sorted({row["grid"] for row in kept})),
         n_seeds=len({row["seed"] for row in kept}),
         lines=tuple(lines),
-        panels=panels,
+        panels=tuple(_panel(protocol, kept, columns) for protocol in asked),
         shared={name: found[0] for name, found in values.items() if len(found) == 1},
         varying=tuple(name for name, found in values.items() if len(found) > 1),
         notes=tuple(_notes(kept)),
@@ -200,9 +195,10 @@ def _stream(row: Row) -> Stream:
     return (row["n_batches"], row["batch_size"])
 
 
-def _line_order(line: Line, editors: Sequence[str] | None) -> tuple[Any, ...]:
-    order = list(EDITOR_ORDER if editors is None else editors)
-    place = order.index(line.editor) if line.editor in order else len(order)
+def _line_order(line: Line) -> tuple[Any, ...]:
+    """Methods in the order of `EDITOR_ORDER`, those that are not in it after them by name."""
+    known = line.editor in EDITOR_ORDER
+    place = EDITOR_ORDER.index(line.editor) if known else len(EDITOR_ORDER)
     return (line.scale, line.model, line.dataset, line.prompt, place, line.editor, line.variant)
 
 
@@ -220,28 +216,30 @@ def _refuse_duplicates(rows: Sequence[Row]) -> None:
 
 
 def _panel(protocol: str, rows: Sequence[Row], columns: Sequence[Column]) -> Panel:
-    values: dict[tuple[Line, Column], Value] = {}
     places: dict[tuple[Line, Stream], list[Row]] = {}
     for row in rows:
         if row["protocol"] in (protocol, None):
             places.setdefault((_line(row), _stream(row)), []).append(row)
-    for (line, stream), found in places.items():
-        found = sorted(found, key=lambda row: row["seed"])
-        measured = [row for row in found if row["status"] == "done"]
-        missing = Counter(row["status"] for row in found if row["status"] != "done")
-        for column in columns:
-            if column.stream != stream:
-                continue
-            numbers = tuple(
-                float(row[column.metric]) for row in measured if row[column.metric] is not None
-            )
-            values[line, column] = Value(
-                values=numbers,
-                status="/".join(sorted(missing)),
-                n_missing=sum(missing.values()),
-                remark="" if column.metric in COSTS else _remark(measured),
-            )
+    values = {
+        (line, column): _value(column.metric, found)
+        for (line, stream), found in places.items()
+        for column in columns
+        if column.stream == stream
+    }
     return Panel(protocol=protocol, columns=tuple(columns), values=values)
+
+
+def _value(metric: str, rows: Sequence[Row]) -> Value:
+    """A figure from the rows of one place, one per seed."""
+    rows = sorted(rows, key=lambda row: row["seed"])
+    measured = [row for row in rows if row["status"] == "done"]
+    missing = [row["status"] for row in rows if row["status"] != "done"]
+    return Value(
+        values=tuple(float(row[metric]) for row in measured if row[metric] is not None),
+        status="/".join(sorted(set(missing))),
+        n_missing=len(missing),
+        remark="" if metric in COSTS else _remark(measured),
+    )
 
 
 def _remark(rows: Iterable[Row]) -> str:

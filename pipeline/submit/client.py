@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 import dataclasses
+import shlex
 import sys
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 from pipeline.plan.cells import cells_of
-from pipeline.submit.interpreter import START, start_script
+from pipeline.submit.manifest import TEMPLATES
 from pipeline.submit.package import stage
 from pipeline.submit.probe import FAILED, PASSED
 from pipeline.submit.ray_cluster import Job, JobServer
 from pipeline.submit.submission import FILE, Submission, SubmitError
 
+START = "rledit-start.sh"
+_NEEDED = ("ray", "torch", "transformers", "typer", "pydantic", "yaml", "mlflow", "pyarrow")
 ENTRYPOINT = f"exec sh {START} {FILE}"
 
 
@@ -44,17 +47,11 @@ def send(
     include: Sequence[Path],
     tell: Callable[[str], None],
 ) -> Submission:
-    """Upload and start a submission.
+    """Upload and start a submission, of whose base name it gets a free one; returns it under that.
 
     Args:
-        server: The cluster's job server.
-        submission: Named by its base name.
-        environment: Variables of the job.
-        include: More files for its working directory.
+        include: More files for the job's working directory.
         tell: Takes lines for the user.
-
-    Returns:
-        The submission under the name it was given.
     """
     submission = dataclasses.replace(
         submission, name=free_name(server, submission.name), session=server.session()
@@ -74,11 +71,26 @@ def send(
     return submission
 
 
-def await_probe(server: JobServer, name: str, seconds: float) -> Job:
-    """Wait until a job has tried the storage from every node.
+def start_script(submitter: str, ray_version: str = "") -> str:
+    """The script that looks for a Python with this project's packages and becomes the driver.
 
-    Returns:
-        The job's state; PENDING where the cluster has no room for it yet.
+    A job's entry point is a command of the node it starts on, and what `python` means there depends
+    on how Ray was started: from an environment that is not on the PATH, it is the system's. Where
+    the right one is found by nobody, the job's ``--env RLEDIT_PYTHON`` names it.
+
+    Args:
+        submitter: Path of the Python that submits; on a cluster of one machine it is there.
+        ray_version: What the cluster runs, which drivers must have too; empty: not known.
+    """
+    return TEMPLATES.get_template("start.sh.j2").render(
+        needed=" ".join(_NEEDED),
+        ray=ray_version,
+        submitter=shlex.quote(submitter),
+    )
+
+
+def await_probe(server: JobServer, name: str, seconds: float) -> Job:
+    """Wait until a job has tried the storage from every node; it may still be PENDING after that.
 
     Raises:
         SubmitError: A node cannot use the storage; names it.

@@ -32,10 +32,6 @@ FAILED_CELLS, UNUSABLE = 1, 2
 def execute(path: Path, address: str = "auto") -> int:
     """Run a submission on the cluster this process is part of.
 
-    Args:
-        path: The submission, as `Submission.write` left it.
-        address: The cluster.
-
     Returns:
         0 when every cell is done, `FAILED_CELLS` when some failed, `UNUSABLE` when a node cannot
         reach the storage.

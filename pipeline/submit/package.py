@@ -19,13 +19,7 @@ _BESIDE_CODE = frozenset({".git", ".venv", "venv", "results", "build", "dist", "
 
 @dataclass(frozen=True, kw_only=True)
 class Package:
-    """A staged working directory.
-
-    Attributes:
-        folder: Where it lies.
-        files: How many files it has.
-        bytes: Their size.
-    """
+    """A staged working directory: how many files it has, and their size."""
 
     folder: Path
     files: int
@@ -39,8 +33,6 @@ def stage(submission: Submission, folder: Path, include: Sequence[Path] = ()) ->
     """Copy the code, what else is asked for, and the submission into an empty folder.
 
     Args:
-        submission: Written as `submission.json`.
-        folder: The empty folder.
         include: More files or folders, such as the module of an editor of one's own; they lie at
             the top, so a module is imported by its name.
 

@@ -29,16 +29,7 @@ POLL_SECONDS = 0.5
 
 @dataclass(frozen=True, kw_only=True)
 class Job:
-    """A job as the server knows it.
-
-    Attributes:
-        name: Its submission id.
-        status: PENDING, RUNNING, STOPPED, SUCCEEDED or FAILED.
-        message: Why it is in that state.
-        started: When it began, None before.
-        ended: When it ended, None before.
-        metadata: What was written down when it was submitted.
-    """
+    """A job as the server knows it, by its submission id; times are None before they come."""
 
     name: str
     status: str
@@ -98,7 +89,6 @@ class JobServer:
 
         Args:
             name: Its submission id.
-            entrypoint: The command.
             folder: Its working directory, uploaded.
             environment: Variables of the driver and of all its workers. Ray shows them to everyone
                 who may list jobs, and writes them to logs.
@@ -194,9 +184,6 @@ def on_every_node(
         work: Takes the node's name and returns what is wrong there.
         address: The cluster; ``auto`` inside a job.
         seconds: Until a node that does not answer is given up.
-
-    Returns:
-        What is wrong, by node.
     """
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # nothing is reported home
     with handler_kept(block=True):

@@ -12,12 +12,7 @@ from pipeline.submit.ray_cluster import JobServer
 
 @dataclass(frozen=True, kw_only=True)
 class Swept:
-    """What was closed of one grid.
-
-    Attributes:
-        ended: Runs that were RUNNING, and are KILLED now.
-        left: Invocations that still run, or may.
-    """
+    """How many runs of a grid were closed as KILLED, and how many invocations still run, or may."""
 
     grid: str
     ended: int
@@ -36,18 +31,10 @@ class Swept:
 def close_stale_grids(
     uri: str, grids: Sequence[str] | None, server: JobServer | None = None
 ) -> Iterator[Swept]:
-    """End what is RUNNING without anybody running it.
+    """End what is RUNNING without anybody running it, grid by grid (None: all).
 
     An invocation that belongs to a job of `server` is judged by the job's state; any other by its
     process where it ran on this machine, else by how long ago it last gave a sign of life.
-
-    Args:
-        uri: The tracking store.
-        grids: Names of grids; None: all.
-        server: The job server to ask.
-
-    Yields:
-        What was done, grid by grid.
     """
     session = server.session() if server is not None else None
 

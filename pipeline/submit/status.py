@@ -23,7 +23,6 @@ class Cells:
 
     Attributes:
         total: How many there are; None: only the lake's own are known.
-        done: How many have their rows.
         failed: Path and reason of those that failed.
     """
 
@@ -63,13 +62,7 @@ def cells_of_grid(lake: str, grid: str, submission: str | None = None) -> Cells:
 
 
 def job_lines(job: Job, lake: str | None = None, tracking: str | None = None) -> Iterator[str]:
-    """A job, its cells and its tracked run.
-
-    Args:
-        job: The job.
-        lake: Where to look instead of where the job was told to write.
-        tracking: Likewise.
-    """
+    """A job, its cells and its tracked run; `lake` and `tracking` in place of what the job has."""
     moment = f", since {job.started:%Y-%m-%d %H:%M} UTC" if job.started else ""
     ended = f", ended {job.ended:%H:%M}" if job.ended else ""
     yield f"{job.name}: {job.status}{moment}{ended}"
@@ -92,7 +85,6 @@ def ended_lines(job: Job, before: bool, waited: float) -> Iterator[str]:
     """A job that was told to end: how it ended, what is kept, and how to go on.
 
     Args:
-        job: As it is now.
         before: Whether it had ended before it was told to.
         waited: Seconds that it was given.
     """

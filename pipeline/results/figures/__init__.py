@@ -1,7 +1,7 @@
 """Plots of results for reports, drawn from rows of the lake's views alone.
 
-A figure is a file with `pictures(figure_data)`, which yields none where its data is not there, and
-a line in one of the two registries, in the order of the report.
+A figure is a function from `FigureData` to pictures, none where its data is not there, and a line
+in one of the two registries, in the order of the report.
 """
 
 from __future__ import annotations
@@ -9,47 +9,38 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 
 from pipeline.results.figures import (
-    ablation,
     along,
-    batch_sizes,
-    composite,
-    curves,
-    downstream,
-    frontier,
-    heat_map,
+    costs,
     optimiser_steps,
     radar,
     retention,
-    score_bars,
-    time_bars,
-    total_time,
+    scores,
     training,
 )
-from pipeline.results.figures.canvas import longest_stream, streams_of
-from pipeline.results.figures.figure_data import FigureData, Picture
+from pipeline.results.figures.figure_data import FigureData, Picture, framed, longest_stream
 from pipeline.results.figures.style import Style, styles
 
 Figure = Callable[[FigureData], Iterable[Picture]]
 
 # Of one model on one dataset.
 FIGURES: dict[str, Figure] = {
-    "scores": score_bars.pictures,
-    "frontier": frontier.pictures,
-    "radar": radar.pictures,
-    "ablation": ablation.pictures,
-    "along": along.pictures,
-    "batch_sizes": batch_sizes.pictures,
-    "retention": retention.pictures,
-    "heat_map": heat_map.pictures,
-    "abilities": downstream.pictures,
-    "time": time_bars.pictures,
-    "total_time": total_time.pictures,
-    "curves": curves.pictures,
+    "scores": scores.bars,
+    "frontier": scores.frontier,
+    "radar": radar.radar,
+    "ablation": scores.ablation,
+    "along": along.scores,
+    "batch_sizes": along.batch_sizes,
+    "retention": retention.by_age,
+    "heat_map": retention.heat_map,
+    "abilities": along.downstream,
+    "time": costs.time_bars,
+    "total_time": costs.total_time,
+    "curves": along.curves,
     "training": training.pictures,
     "optimiser_steps": optimiser_steps.pictures,
 }
 # Of one model on all its datasets.
-OVERVIEWS: dict[str, Figure] = {"composite": composite.pictures}
+OVERVIEWS: dict[str, Figure] = {"composite": scores.composite}
 
 __all__ = [
     "FIGURES",
@@ -58,7 +49,7 @@ __all__ = [
     "FigureData",
     "Picture",
     "Style",
+    "framed",
     "longest_stream",
-    "streams_of",
     "styles",
 ]

@@ -1,43 +1,35 @@
-"""Canvas shared by all figures: panels, axes, legends, and the bytes of the picture."""
+"""Canvas shared by all figures: panels, axes, lines, bars, legends, and the picture's bytes."""
 
 from __future__ import annotations
 
 import io
 import math
 import statistics
-from collections.abc import Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Any
 
 import matplotlib
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter
+from pandas import DataFrame
 
-from pipeline.results.figures.style import Row, label_of
+from pipeline.results.figures.figure_data import of_stream, streams_of
+from pipeline.results.figures.style import Style, line_handles, line_options, shown_in
+from pipeline.results.protocols import SCORE_DEFINITIONS
 from pipeline.results.tables import Stream, stream_label
 
 TITLE_SIZE = 11
+ERROR_BARS: dict[str, Any] = {"elinewidth": 0.9, "capsize": 2}
+# Greys: the colours of these figures mean editors.
+_SCORE_BARS = {
+    "efficacy": ("#2b2b2b", ""),
+    "generalization": ("#858585", ""),
+    "specificity": ("#cccccc", "//"),
+}
 _LEGEND_LINE = 0.19  # inches
-
-
-def stream_of(row: Row) -> Stream:
-    """The stream of a row, as (batches, edits per batch)."""
-    return (row["n_batches"], row["batch_size"])
-
-
-def streams_of(rows: Sequence[Row]) -> list[Stream]:
-    """The streams among `rows`, the shortest first."""
-    return sorted({stream_of(row) for row in rows}, key=lambda s: (s[0] * s[1], s))
-
-
-def longest_stream(rows: Sequence[Row]) -> Stream:
-    """The stream of most edits; among several of these the one with most editors."""
-
-    def size(stream: Stream) -> tuple[int, int]:
-        editors = {label_of(row) for row in rows if stream_of(row) == stream}
-        return (stream[0] * stream[1], len(editors))
-
-    return max(streams_of(rows), key=size)
+_PAGE_WIDTH, _PANELS_ACROSS = 7.2, 3
 
 
 def stream_title(stream: Stream) -> str:
@@ -45,16 +37,19 @@ def stream_title(stream: Stream) -> str:
     return f"{stream_label(stream)} = {stream[0] * stream[1]} edits"
 
 
+def mean(values: Iterable[float]) -> float:
+    """Mean of numbers that are there; NaN without any."""
+    known = [value for value in values if math.isfinite(value)]
+    return math.fsum(known) / len(known) if known else math.nan
+
+
 def over_seeds(
-    rows: Sequence[Row], labels: Sequence[str], column: str
+    rows: DataFrame, labels: Sequence[str], column: str
 ) -> tuple[list[float], list[float]]:
     """Mean and sample standard deviation per editor; NaN without a value, 0 for one seed."""
-    means, spreads = [], []
-    for label in labels:
-        values = [r[column] for r in rows if label_of(r) == label and r[column] is not None]
-        means.append(math.fsum(values) / len(values) if values else math.nan)
-        spreads.append(statistics.stdev(values) if len(values) > 1 else 0.0)
-    return means, spreads
+    values = [rows.loc[rows["label"] == label, column].dropna().tolist() for label in labels]
+    spreads = [statistics.stdev(own) if len(own) > 1 else 0.0 for own in values]
+    return [mean(own) for own in values], spreads
 
 
 def panels(
@@ -91,6 +86,17 @@ def panels(
     return figure, axes[:n]
 
 
+def stream_panels(
+    rows: DataFrame, *, columns: int, width: float, height: float
+) -> tuple[Figure, list[tuple[Axes, DataFrame]]]:
+    """A figure with a titled panel per stream, the shortest first, and the stream's rows."""
+    streams = streams_of(rows)
+    figure, axes = panels(len(streams), columns=columns, width=width, height=height)
+    for axis, stream in zip(axes, streams, strict=False):
+        axis.set_title(stream_title(stream), fontsize=TITLE_SIZE, loc="left")
+    return figure, [(axis, of_stream(rows, s)) for axis, s in zip(axes, streams, strict=False)]
+
+
 def percent_axis(axis: Axes, which: str, label: str) -> None:
     """Scale axis `x` or `y` from 0 to 100 %, with room for the markers at both ends."""
     axis.set(**{f"{which}lim": (-3, 106), f"{which}label": label})
@@ -109,6 +115,110 @@ def thinned(values: Sequence[int], most: int) -> tuple[list[int], list[str]]:
     step = max(1, math.ceil(len(values) / most))
     places = list(range(0, len(values), step))
     return places, [str(values[i]) for i in places]
+
+
+def plot_lines(
+    axis: Axes, rows: DataFrame, style: Style, x: str, y: str, markers: bool = True
+) -> None:
+    """A line per editor: the mean of column `y` at each value of column `x`."""
+    there = rows[rows[y].map(lambda value: value is not None and math.isfinite(value))]
+    for label, look in style.items():
+        means = there[there["label"] == label].groupby(x)[y].agg(mean)
+        if len(means):
+            axis.plot(means.index, means, **line_options(*look, markers))
+
+
+def draw_lines(
+    rows: DataFrame,
+    titles: Mapping[str, str],
+    style: Style,
+    *,
+    x: str = "step",
+    x_label: str = "edits applied",
+    y_label: str = "",
+    percent: Collection[str] = (),
+    logarithmic: Collection[str] = (),
+) -> bytes:
+    """A panel per quantity, a line per editor.
+
+    Args:
+        titles: The columns that are drawn, with the titles of their panels.
+        percent: Columns with an axis from 0 to 100.
+        logarithmic: Columns on a logarithmic axis.
+    """
+    columns = min(len(titles), _PANELS_ACROSS)
+    figure, axes = panels(len(titles), columns=columns, width=_PAGE_WIDTH / columns, height=2.6)
+    for i, (axis, (column, title)) in enumerate(zip(axes, titles.items(), strict=True)):
+        plot_lines(axis, rows, style, x, column)
+        if column in percent:
+            percent_axis(axis, "y", "")
+        elif column in logarithmic:
+            _log_axis(axis)
+        axis.set_title(title, fontsize=TITLE_SIZE, loc="left")
+        axis.set_ylabel(y_label if i % columns == 0 else "")
+        axis.set_xlabel(x_label)
+        axis.xaxis.set_major_locator(MaxNLocator(nbins=4, integer=True))
+        axis.xaxis.set_major_formatter(FuncFormatter(lambda number, _: thousands(number)))
+    drawn = rows[rows[list(titles)].notna().any(axis=1)]
+    legend(figure, *line_handles(shown_in(drawn, style)))
+    return rendered(figure)
+
+
+def thousands(number: float) -> str:
+    """`20000` as `20k`."""
+    return f"{number / 1000:g}k" if abs(number) >= 1000 else f"{number:g}"
+
+
+def _log_axis(axis: Axes) -> None:
+    axis.set_yscale("log")
+    axis.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    axis.yaxis.set_major_formatter(FuncFormatter(lambda y, _: f"{y:g}"))
+    axis.yaxis.set_minor_formatter(NullFormatter())
+
+
+def score_bars(
+    axis: Axes, rows: DataFrame, labels: Sequence[str], width: float, *, horizontal: bool = False
+) -> list[tuple[list[float], list[float], list[float]]]:
+    """Eff, Gen and Spe side by side at each editor's place on the axis.
+
+    Returns:
+        Places, means and standard deviations of the bars, score by score.
+    """
+    drawn = []
+    for i, (score, (colour, hatch)) in enumerate(_SCORE_BARS.items()):
+        means, spreads = over_seeds(rows, labels, score)
+        places = [place + (i - 1) * width for place in range(len(labels))]
+        errors = [spread or math.nan for spread in spreads]
+        look: dict[str, Any] = {
+            "color": colour, "hatch": hatch, "edgecolor": "white", "linewidth": 0.5,
+            "error_kw": ERROR_BARS | {"ecolor": "#D55E00"}, "label": SCORE_DEFINITIONS[score][0],
+        }  # fmt: skip
+        if horizontal:
+            axis.barh(places, means, width, xerr=errors, **look)
+        else:
+            axis.bar(places, means, width, yerr=errors, **look)
+        drawn.append((places, means, spreads))
+    return drawn
+
+
+def editor_bars(
+    axis: Axes, labels: Sequence[str], means: Sequence[float], spreads: Sequence[float],
+    style: Style, texts: Sequence[str], named: bool = True,
+) -> None:  # fmt: skip
+    """A horizontal bar per editor with its figure behind it; a figure that is NaN has no bar."""
+    axis.barh(range(len(labels)), means, xerr=[spread or math.nan for spread in spreads],
+              color=[style[label][0] for label in labels], error_kw=ERROR_BARS)  # fmt: skip
+    for place, (centre, spread, text) in enumerate(zip(means, spreads, texts, strict=True)):
+        at_end(axis, centre + spread if centre > 0 else 0, place, text)
+    axis.set_yticks(range(len(labels)), labels if named else [""] * len(labels))
+    axis.set_ylim(max(len(labels), 1) - 0.5, -0.5)
+    axis.grid(axis="y", visible=False)
+
+
+def at_end(axis: Axes, end: float, place: float, text: str) -> None:
+    """A figure behind the end of a horizontal bar."""
+    axis.annotate(text, (end, place), xytext=(3, 0), textcoords="offset points", va="center",
+                  fontsize=8)  # fmt: skip
 
 
 def legend(figure: Figure, handles: Sequence[Any], labels: Sequence[str]) -> None:
@@ -135,17 +245,9 @@ def legend(figure: Figure, handles: Sequence[Any], labels: Sequence[str]) -> Non
     )
 
 
-def rendered(figure: Figure, fmt: str) -> bytes:
-    """The picture as `svg` or `png`; the same figure gives the same bytes.
-
-    Raises:
-        ValueError: The format is another.
-    """
-    if fmt not in ("svg", "png"):
-        raise ValueError(f"unknown figure format {fmt!r}; choose svg or png")
+def rendered(figure: Figure) -> bytes:
+    """The picture as SVG; the same figure gives the same bytes, without a date or random ids."""
     out = io.BytesIO()
-    # No date and no random ids in the file.
-    metadata = {"Date": None} if fmt == "svg" else {}
     with matplotlib.rc_context({"svg.hashsalt": "rledit"}):
-        figure.savefig(out, format=fmt, dpi=150, metadata=metadata)
+        figure.savefig(out, format="svg", dpi=150, metadata={"Date": None})
     return out.getvalue()

@@ -1,15 +1,18 @@
-"""Input and output types of figures: the rows a figure is drawn from, and the picture."""
+"""Input and output types of figures: the frames a figure is drawn from, and the picture."""
 
 from __future__ import annotations
 
 import base64
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from pipeline.results.figures.style import Row, Style
+from pandas import DataFrame
+
+from pipeline.results.figures.style import Style
 from pipeline.results.query import Connection, query, quoted
+from pipeline.results.tables import Stream, editor_label
 
 _WIDTH = re.compile(rb'<svg[^>]*? width="([0-9.]+)pt"')
 _PIXELS_PER_POINT = 1.4
@@ -17,13 +20,7 @@ _PIXELS_PER_POINT = 1.4
 
 @dataclass(frozen=True, kw_only=True)
 class Picture:
-    """A figure with what it shows.
-
-    Attributes:
-        title: A few words; with the section's title they name the file.
-        text: How to read it.
-        svg: The picture.
-    """
+    """A figure as SVG, with how to read it; its title and the section's name the file."""
 
     title: str
     text: str
@@ -51,7 +48,8 @@ class FigureData:
         dataset: None where the rows span the datasets of a model.
         protocol: The one that the figures of scores show; where datasets differ in it, all of
             them in words.
-        rows: Final rows of `runs` by that protocol, those of cells that did not finish included.
+        rows: Final rows of `runs` by that protocol, those of cells that did not finish included,
+            as `framed` gives them.
         style: Colour and marker of every editor.
     """
 
@@ -61,7 +59,7 @@ class FigureData:
     model: str
     dataset: str | None
     protocol: str
-    rows: Sequence[Row]
+    rows: DataFrame
     style: Style
 
     @property
@@ -73,10 +71,42 @@ class FigureData:
         return " AND ".join(f"{name} = {quoted(value)}" for name, value in named.items())
 
     @property
-    def done(self) -> list[Row]:
+    def done(self) -> DataFrame:
         """The rows of cells that finished."""
-        return [row for row in self.rows if row["status"] == "done"]
+        return self.rows[self.rows["status"] == "done"]
 
-    def ask(self, sql: str) -> list[dict[str, Any]]:
+    def ask(self, sql: str) -> DataFrame:
         """Answers SQL over the views; `{here}` in it becomes this subject's condition."""
-        return query(sql.replace("{here}", self.where), self.connection).dicts()
+        answer = query(sql.replace("{here}", self.where), self.connection)
+        return framed(answer.dicts(), answer.columns)
+
+
+def framed(rows: Sequence[Mapping[str, Any]], columns: Sequence[str] | None = None) -> DataFrame:
+    """Rows as a frame; where they name an editor, with its name in legends as column `label`."""
+    frame = DataFrame(list(rows), columns=None if columns is None else list(columns))
+    if {"editor", "variant"} <= set(frame.columns):
+        names = zip(frame["editor"], frame["variant"], strict=True)
+        frame["label"] = [editor_label(editor, variant) for editor, variant in names]
+    # A number that no row has is NaN everywhere, as it is where some rows have it.
+    unknown = [name for name in frame.columns if len(frame) and frame[name].isna().all()]
+    return frame.astype(dict.fromkeys(unknown, float))
+
+
+def streams_of(frame: DataFrame) -> list[Stream]:
+    """The streams among rows as (batches, edits per batch), the shortest first."""
+    found = set(zip(frame["n_batches"], frame["batch_size"], strict=True))
+    return sorted(found, key=lambda stream: (stream[0] * stream[1], stream))
+
+
+def of_stream(frame: DataFrame, stream: Stream) -> DataFrame:
+    """The rows of one stream."""
+    return frame[(frame["n_batches"] == stream[0]) & (frame["batch_size"] == stream[1])]
+
+
+def longest_stream(frame: DataFrame) -> Stream:
+    """The stream of most edits; among several of these the one with most editors."""
+
+    def size(stream: Stream) -> tuple[int, int]:
+        return (stream[0] * stream[1], of_stream(frame, stream)["label"].nunique())
+
+    return max(streams_of(frame), key=size)

@@ -67,7 +67,7 @@ def _rows(figure_data: FigureData) -> list[dict[str, Any]]:
     return query(sql, figure_data.connection).dicts()
 
 
-def draw(points: Points, fmt: str = "svg") -> bytes:
+def draw(points: Points) -> bytes:
     """A panel per score and one for their mean, a line per method and recipe.
 
     The axis is logarithmic but for its beginning, where no step has been made.
@@ -94,7 +94,7 @@ def draw(points: Points, fmt: str = "svg") -> bytes:
         for colour in _colours(points)
     ]
     legend(figure, handles, list(points))
-    return rendered(figure, fmt)
+    return rendered(figure)
 
 
 def _colours(points: Points) -> list[str]:

@@ -3,37 +3,37 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 
 import matplotlib
 from matplotlib.lines import Line2D
 from matplotlib.projections.polar import PolarAxes
+from pandas import DataFrame
 
+from pipeline.results.figures.along import DOWNSTREAM, SCORES, downstream_rows
 from pipeline.results.figures.canvas import (
     TITLE_SIZE,
     legend,
+    mean,
     panels,
     rendered,
-    stream_of,
     stream_title,
 )
 from pipeline.results.figures.costs import TOTAL, costs
-from pipeline.results.figures.downstream import DOWNSTREAM, measured
-from pipeline.results.figures.figure_data import FigureData, Picture
-from pipeline.results.figures.style import Row, Style, label_of
+from pipeline.results.figures.figure_data import FigureData, Picture, of_stream
+from pipeline.results.figures.style import Style
 from pipeline.results.tables import UNEDITED, Stream
 
 # editor label -> stream -> axis -> percent
 Shapes = Mapping[str, Mapping[Stream, Mapping[str, float]]]
-SCORES = {"efficacy": "Eff", "generalization": "Gen", "specificity": "Spe"}
 SPEED, DOWNSTREAM_AXIS = "speed", "ability"
 LINE_STYLES = ("-", "--", "-.", ":")
 FEWEST_AXES = 3
 
 
-def pictures(figure_data: FigureData) -> Iterator[Picture]:
+def radar(figure_data: FigureData) -> Iterator[Picture]:
     """A panel per editor, a line per stream."""
-    shapes = shapes_of(figure_data.done, measured(figure_data), costs(figure_data))
+    shapes = shapes_of(figure_data.done, downstream_rows(figure_data), costs(figure_data))
     axes = _axes(shapes)
     if len(axes) < FEWEST_AXES:
         return
@@ -53,38 +53,24 @@ def pictures(figure_data: FigureData) -> Iterator[Picture]:
 
 
 def shapes_of(
-    rows: Sequence[Row], abilities: Sequence[Row] = (), times: Sequence[Row] = ()
+    rows: DataFrame, abilities: DataFrame | None = None, times: DataFrame | None = None
 ) -> Shapes:
-    """Means over seeds by editor, stream and axis.
-
-    Args:
-        rows: final rows of `runs` of one protocol.
-        abilities: rows of `abilities.measured`.
-        times: rows of `costs`.
-    """
+    """Means over seeds by editor, stream and axis, from final rows of `runs` of one protocol."""
     found: dict[str, dict[Stream, dict[str, float]]] = {}
-    for row in rows:
-        if row["editor"] != UNEDITED:
-            found.setdefault(label_of(row), {}).setdefault(stream_of(row), {})
-    for label, streams in found.items():
-        for stream, shape in streams.items():
-            here = [r for r in rows if label_of(r) == label and stream_of(r) == stream]
-            for score, name in SCORES.items():
-                _put(shape, name, [r[score] for r in here])
-            rivals = [r for r in times if stream_of(r) == stream and r["editor"] != UNEDITED]
-            _put(shape, SPEED, _speeds(label, rivals))
-            last = [
-                r for r in abilities
-                if label_of(r) == label and r["batch_size"] == stream[1]
-                and r["step"] == stream[0] * stream[1] and DOWNSTREAM.match(r["metric"])
-            ]  # fmt: skip
-            # A longer stream that was scored for this one answers where it was not run itself.
-            last = [r for r in last if stream_of(r) == stream] or last
-            _put(shape, DOWNSTREAM_AXIS, [r["value"] for r in last])
+    edited = rows[rows["editor"] != UNEDITED]
+    for (label, *where), here in edited.groupby(["label", "n_batches", "batch_size"]):
+        stream = (where[0], where[1])
+        shape = {name: mean(here[score].dropna()) for score, name in SCORES.items()}
+        if times is not None:
+            shape[SPEED] = _speed(label, of_stream(times, stream))
+        if abilities is not None:
+            shape[DOWNSTREAM_AXIS] = _ability(label, stream, abilities)
+        known = {name: value for name, value in shape.items() if not math.isnan(value)}
+        found.setdefault(label, {})[stream] = known
     return found
 
 
-def draw(shapes: Shapes, style: Style, fmt: str = "svg") -> bytes:
+def draw(shapes: Shapes, style: Style) -> bytes:
     """The radars."""
     labels = [name for name in style if name in shapes]
     names = _axes(shapes)
@@ -118,7 +104,7 @@ def draw(shapes: Shapes, style: Style, fmt: str = "svg") -> bytes:
         axis.set_title(label, fontsize=TITLE_SIZE)
     handles = [Line2D([], [], color=c, linestyle=s, linewidth=1.5) for c, s in styles.values()]
     legend(figure, handles, [stream_title(stream) for stream in styles])
-    return rendered(figure, fmt)
+    return rendered(figure)
 
 
 def _axes(shapes: Shapes) -> list[str]:
@@ -127,14 +113,21 @@ def _axes(shapes: Shapes) -> list[str]:
     return [name for name in (*SCORES.values(), DOWNSTREAM_AXIS, SPEED) if name in found]
 
 
-def _speeds(label: str, rivals: Sequence[Row]) -> list[float]:
-    """Per seed, the least time per edit of all editors over this one's, in percent."""
-    spent = [row[TOTAL] for row in rivals if label_of(row) == label and row[TOTAL]]
-    fastest = min((row[TOTAL] for row in rivals if row[TOTAL]), default=0.0)
-    return [100 * fastest / seconds for seconds in spent]
+def _speed(label: str, times: DataFrame) -> float:
+    """The least time per edit of all editors over this one's, in percent, mean over seeds."""
+    spent = times[(times["editor"] != UNEDITED) & (times[TOTAL] > 0)]
+    own = spent.loc[spent["label"] == label, TOTAL]
+    return mean(100 * spent[TOTAL].min() / own)
 
 
-def _put(shape: dict[str, float], name: str, values: Sequence[float | None]) -> None:
-    known = [value for value in values if value is not None]
-    if known:
-        shape[name] = math.fsum(known) / len(known)
+def _ability(label: str, stream: Stream, abilities: DataFrame) -> float:
+    """Mean F1 of the downstream tasks after the stream."""
+    last = abilities[
+        (abilities["label"] == label)
+        & (abilities["batch_size"] == stream[1])
+        & (abilities["step"] == stream[0] * stream[1])
+        & abilities["metric"].str.match(DOWNSTREAM)
+    ]
+    # A longer stream that was scored for this one answers where it was not run itself.
+    own = of_stream(last, stream)
+    return mean((own if len(own) else last)["value"])

@@ -1,37 +1,31 @@
-"""Retention: efficacy by edit age at the end of the stream."""
+"""Retention: efficacy by edit age, at the end of the stream and along it."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from typing import Any
+from collections.abc import Iterator
+
+from pandas import DataFrame
 
 from pipeline.results.figures.canvas import (
     TITLE_SIZE,
     legend,
     panels,
     percent_axis,
+    plot_lines,
     rendered,
-    stream_of,
-    stream_title,
-    streams_of,
+    stream_panels,
+    thinned,
 )
-from pipeline.results.figures.figure_data import FigureData, Picture
-from pipeline.results.figures.style import (
-    Row,
-    Style,
-    label_of,
-    line_handles,
-    line_marker,
-    line_style,
-    shown_in,
-)
+from pipeline.results.figures.figure_data import FigureData, Picture, longest_stream, of_stream
+from pipeline.results.figures.style import Style, line_handles, shown_in
 from pipeline.results.query import quoted
-from pipeline.results.tables import Stream
+from pipeline.results.tables import stream_label
 
 _BINS = 10  # a stream of 400 batches is still a readable line
+_COLUMNS = 4
 
 
-def efficacy_by_age(figure_data: FigureData) -> list[dict[str, Any]]:
+def efficacy_by_age(figure_data: FigureData) -> DataFrame:
     """Mean efficacy by editor, stream, checkpoint and age.
 
     Age counts the edits applied after the scored edit's own batch, rounded down to a tenth of the
@@ -54,41 +48,60 @@ def efficacy_by_age(figure_data: FigureData) -> list[dict[str, Any]]:
     )
 
 
-def pictures(figure_data: FigureData) -> Iterator[Picture]:
+def by_age(figure_data: FigureData) -> Iterator[Picture]:
     """A line per editor, a panel per stream."""
     rows = efficacy_by_age(figure_data)
-    last: dict[Stream, int] = {}
-    for row in rows:
-        last[stream_of(row)] = max(last.get(stream_of(row), 0), row["checkpoint"])
-    at_end = [row for row in rows if row["checkpoint"] == last[stream_of(row)]]
-    if at_end:
+    if rows.empty:
+        return
+    last = rows.groupby(["n_batches", "batch_size"])["checkpoint"].transform("max")
+    at_end, style = rows[rows["checkpoint"] == last], figure_data.style
+    figure, drawn = stream_panels(at_end, columns=2, width=3.6, height=2.9)
+    for axis, here in drawn:
+        plot_lines(axis, here, style, "age", "score")
+        percent_axis(axis, "y", "efficacy (%)")
+        axis.set_xlabel("edit age (edits applied since)")
+    legend(figure, *line_handles(shown_in(at_end, style)))
+    yield Picture(
+        title="Retention by age",
+        text="Efficacy of the edits by how many edits came after them, at the end of the "
+        "stream. A line that falls to the right forgets.",
+        svg=rendered(figure),
+    )
+
+
+def heat_map(figure_data: FigureData) -> Iterator[Picture]:
+    """A map per editor on the longest stream, where it was scored more than once."""
+    rows = efficacy_by_age(figure_data)
+    if rows.empty:
+        return
+    longest = longest_stream(rows)
+    mapped = of_stream(rows, longest)
+    if mapped["checkpoint"].nunique() > 1:
         yield Picture(
-            title="Retention by age",
-            text="Efficacy of the edits by how many edits came after them, at the end of the "
-            "stream. A line that falls to the right forgets.",
-            svg=draw(at_end, figure_data.style),
+            title=f"Retention along the stream, {stream_label(longest)}",
+            text="Efficacy by stream position (across) and edit age (up); grey: no such age.",
+            svg=_draw_maps(mapped, figure_data.style),
         )
 
 
-def draw(rows: Sequence[Row], style: Style, fmt: str = "svg") -> bytes:
-    """Efficacy by edit age at the end of the stream, a line per editor and a panel per stream.
-
-    Args:
-        rows: (editor, variant, n_batches, batch_size, age, score) where age is the number of
-            edits applied after the scored one's batch.
-    """
-    streams = streams_of(rows)
-    figure, axes = panels(len(streams), columns=2, width=3.6, height=2.9)
-    for axis, stream in zip(axes, streams, strict=True):
-        here = [row for row in rows if stream_of(row) == stream]
-        for label, (colour, marker) in style.items():
-            points = sorted((r["age"], r["score"]) for r in here if label_of(r) == label)
-            if points:
-                axis.plot(*zip(*points, strict=True), color=colour, marker=line_marker(marker),
-                          markersize=4, linewidth=1.4,
-                          linestyle=line_style(colour, marker))  # fmt: skip
-        percent_axis(axis, "y", "efficacy (%)")
-        axis.set_xlabel("edit age (edits applied since)")
-        axis.set_title(stream_title(stream), fontsize=TITLE_SIZE, loc="left")
-    legend(figure, *line_handles(shown_in(rows, style)))
-    return rendered(figure, fmt)
+def _draw_maps(rows: DataFrame, style: Style) -> bytes:
+    """Efficacy over stream position and edit age, a panel per editor."""
+    labels = list(shown_in(rows, style))
+    positions, ages = (sorted(set(rows[name])) for name in ("checkpoint", "age"))
+    figure, axes = panels(len(labels), columns=_COLUMNS, width=1.8, height=1.9, share=True)
+    for i, (axis, label) in enumerate(zip(axes, labels, strict=True)):
+        own = rows[rows["label"] == label].pivot(index="age", columns="checkpoint", values="score")
+        grid = own.reindex(index=ages, columns=positions).to_numpy()
+        image = axis.imshow(grid, origin="lower", aspect="auto", cmap="cividis", vmin=0, vmax=100)
+        axis.set_facecolor("#eeeeee")  # an age that does not exist yet
+        axis.set_xticks(*thinned(positions, 4))
+        axis.set_yticks(*thinned(ages, 6))
+        axis.set_title(label, fontsize=TITLE_SIZE, loc="left")
+        axis.grid(False)
+        if i % _COLUMNS == 0:
+            axis.set_ylabel("edit age (edits)")
+        if i + _COLUMNS >= len(labels):  # nothing below it, even where the last row is not full
+            axis.set_xlabel("edits applied")
+            axis.tick_params(labelbottom=True)
+    figure.colorbar(image, ax=list(axes), label="efficacy (%)", shrink=0.8)
+    return rendered(figure)

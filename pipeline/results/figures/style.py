@@ -5,14 +5,14 @@ Okabe-Ito colours are told apart without colour vision; markers and line styles 
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 from matplotlib.lines import Line2D
+from pandas import DataFrame
 
 from pipeline.results.tables import EDITOR_ORDER, UNEDITED, editor_label
 
-Row = Mapping[str, Any]
 Style = Mapping[str, tuple[str, str]]  # editor label -> (colour, marker)
 
 _COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#B8A800", "#7B4FA3")
@@ -21,11 +21,10 @@ _LINES = ("-", "--", ":", "-.")
 _REFERENCE = {UNEDITED: ("#222222", "_"), "untrained": ("#8a8a8a", "x")}
 
 
-def styles(rows: Iterable[Row]) -> dict[str, tuple[str, str]]:
+def styles(rows: DataFrame) -> dict[str, tuple[str, str]]:
     """Gives every editor among `rows` its colour and marker; the references are grey."""
     found = sorted(
-        {(row["editor"], row["variant"]) for row in rows},
-        key=lambda e: (_place(e[0]), e),
+        set(zip(rows["editor"], rows["variant"], strict=True)), key=lambda e: (_place(e[0]), e)
     )
     chosen: dict[str, tuple[str, str]] = {}
     used = 0
@@ -48,29 +47,22 @@ def line_style(colour: str, marker: str) -> str:
     return _LINES[turn % len(_LINES)]
 
 
-def label_of(row: Row) -> str:
-    """The editor of a row, as legends name it."""
-    return editor_label(row["editor"], row["variant"])
-
-
-def shown_in(rows: Iterable[Row], style: Style) -> Style:
-    """The part of a look that these rows use, in its order."""
-    names = {label_of(row) for row in rows}
+def shown_in(rows: DataFrame, style: Style) -> Style:
+    """The part of a style that these rows use, in its order."""
+    names = set(rows["label"])
     return {name: value for name, value in style.items() if name in names}
 
 
-def line_marker(marker: str) -> str:
-    """The marker on a line; a reference is a bare line."""
-    return "" if marker == "_" else marker
+def line_options(colour: str, marker: str, markers: bool = True) -> dict[str, Any]:
+    """How an editor's line is drawn; a reference is a bare line."""
+    shown = marker if markers and marker != "_" else ""
+    return {"color": colour, "marker": shown, "markersize": 4, "linewidth": 1.4,
+            "linestyle": line_style(colour, marker)}  # fmt: skip
 
 
 def line_handles(style: Style, markers: bool = True) -> tuple[list[Line2D], list[str]]:
     """Handles and labels of a legend of lines."""
-    handles = [
-        Line2D([], [], color=colour, marker=line_marker(marker) if markers else "", markersize=4,
-               linestyle=line_style(colour, marker), linewidth=1.4)
-        for colour, marker in style.values()
-    ]  # fmt: skip
+    handles = [Line2D([], [], **line_options(*look, markers)) for look in style.values()]
     return handles, list(style)
 
 

@@ -43,7 +43,7 @@ def pictures(figure_data: FigureData) -> Iterator[Picture]:
         )
 
 
-def draw(rows: Sequence[dict[str, Any]], fmt: str = "svg") -> bytes:
+def draw(rows: Sequence[dict[str, Any]]) -> bytes:
     """A panel per cell of one editor: scores of the validation stream over training steps.
 
     Args:
@@ -72,7 +72,7 @@ def draw(rows: Sequence[dict[str, Any]], fmt: str = "svg") -> bytes:
     handles = [Line2D([], [], color=c, linestyle=d, linewidth=1.4) for _, c, d in shown]
     star = Line2D([], [], color=LINES["validation_score"][1], marker="*", linestyle="none")
     legend(figure, [*handles, star], [*(name for name, _, _ in shown), "best"])
-    return rendered(figure, fmt)
+    return rendered(figure)
 
 
 def _place(row: dict[str, Any]) -> Place:

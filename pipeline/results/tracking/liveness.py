@@ -18,10 +18,7 @@ class Invocation:
     """A parent run: one call of `rledit run`, or one submitted job.
 
     Attributes:
-        run_id: MLflow's id.
-        name: What it is called.
         status: RUNNING, FINISHED, FAILED or KILLED.
-        started: When it began.
         tags: Among them `submission_id` and `heartbeat`, where there are any.
         metrics: The last numbers it gave to `Tracker.beat`.
     """

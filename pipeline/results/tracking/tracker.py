@@ -13,12 +13,10 @@ from __future__ import annotations
 
 import contextlib
 import logging
-import math
 import os
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime
-from typing import Any
 
 os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")  # read when mlflow is imported
 # It would print the address of every run, with the password that may be in it.
@@ -27,20 +25,18 @@ os.environ.setdefault("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true")
 os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "3")
 os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "20")
 
-import mlflow
 from mlflow import MlflowClient
 from mlflow.entities import Metric, Param, Run, RunTag, ViewType
 from mlflow.exceptions import MlflowException
+from mlflow.store.entities import PagedList
+from mlflow.utils import get_results_from_paginated_fn
 
 from pipeline.results.lake.lake import Lake
-from pipeline.results.lake.records import BARE, RUN_COLUMNS, SCORES, CellAddress, CellResult
+from pipeline.results.lake.records import CellAddress, CellResult
 from pipeline.results.tracking.answers_table import ARTIFACT, answers_table
 from pipeline.results.tracking.liveness import HEARTBEAT, Invocation, own_tags, process_alive
 from pipeline.results.tracking.logged_run import (
     ADDRESS_TAGS,
-    COSTS,
-    STREAM,
-    TAGS,
     Logged,
     address_tags,
     metric_name,
@@ -56,10 +52,6 @@ from pipeline.storage.redaction import redact
 
 logger = logging.getLogger(__name__)
 
-
-# MLflow's limits on one batch.
-_METRICS_PER_BATCH = 1000
-_PARAMS_PER_BATCH = 100
 _PAGE = 1000
 _READERS = 16
 
@@ -135,19 +127,15 @@ class Tracker:
         Raises:
             TrackingError: the store did not take it; nothing is lost, `rebuild` adds it later.
         """
-        with _explained(self.uri):
-            return self._log_cell(parent, result)
-
-    def _log_cell(self, parent: str, result: CellResult) -> str:
         logged = Logged(result)
         keep = None
-        for run in self._cell_runs(result.address):
-            finished = run.info.status != "RUNNING"
-            if keep is None and finished and run.data.tags.get(_DIGEST) == logged.digest:
-                keep = str(run.info.run_id)
-            else:
-                self._client.delete_run(run.info.run_id)
-        return keep or self._create(parent, result, logged)
+        with _explained(self.uri):
+            for run in self._cell_runs(result.address):
+                if keep is None and _complete(run, logged):
+                    keep = str(run.info.run_id)
+                else:
+                    self._client.delete_run(run.info.run_id)
+            return keep or self._create(parent, result, logged)
 
     def finish(self, parent: str, status: str = "FINISHED") -> None:
         """Ends an invocation as FINISHED, FAILED or KILLED."""
@@ -159,30 +147,25 @@ class Tracker:
     def close_stale_runs(
         self, is_alive: Callable[[Mapping[str, str]], bool] | None = None
     ) -> list[str]:
-        """Ends as KILLED every run left RUNNING by an invocation that is gone.
+        """Ends as KILLED every run left RUNNING by an invocation that is gone; returns their ids.
 
         Args:
             is_alive: decides by the tags of the parent run (`host`, `pid`, and those given to
                 `start`); by default `process_alive`.
 
-        Returns:
-            The ids of the runs that were ended.
-
         Raises:
             TrackingError: the store did not answer.
         """
-        with _explained(self.uri):
-            return self._close_stale_runs(is_alive or process_alive)
-
-    def _close_stale_runs(self, alive: Callable[[Mapping[str, str]], bool]) -> list[str]:
-        running = self._search("attributes.status = 'RUNNING'")
-        parents = [run for run in running if _PARENT not in run.data.tags]
-        living = {run.info.run_id for run in parents if alive(run.data.tags)}
+        alive = is_alive or process_alive
         ended = []
-        for run in running:
-            if run.data.tags.get(_PARENT, run.info.run_id) not in living:
-                self._client.set_terminated(run.info.run_id, status="KILLED")
-                ended.append(str(run.info.run_id))
+        with _explained(self.uri):
+            running = self._search("attributes.status = 'RUNNING'")
+            parents = [run for run in running if _PARENT not in run.data.tags]
+            living = {run.info.run_id for run in parents if alive(run.data.tags)}
+            for run in running:
+                if run.data.tags.get(_PARENT, run.info.run_id) not in living:
+                    self._client.set_terminated(run.info.run_id, status="KILLED")
+                    ended.append(str(run.info.run_id))
         return ended
 
     def rebuild(self, lake: Lake, parent: str | None = None) -> int:
@@ -200,8 +183,27 @@ class Tracker:
         Raises:
             TrackingError: the store did not take it.
         """
+        records = [r for r in lake.manifest(self.experiment) if r.status != "incomplete"]
+        known: dict[tuple[str, ...], list[Run]] = {}
         with _explained(self.uri):
-            return self._rebuild(lake, parent)
+            for run in self._search("tags.kind = 'cell'"):
+                known.setdefault(_tagged(run.data.tags), []).append(run)
+            for place in known.keys() - {_tagged(address_tags(r.address)) for r in records}:
+                for run in known[place]:
+                    self._client.delete_run(run.info.run_id)
+        with ThreadPoolExecutor(_READERS) as pool:  # on an object store each read is a round trip
+            results = list(pool.map(lake.result, records))
+        new = []
+        for result in results:
+            runs = known.get(_tagged(address_tags(result.address)), [])
+            if len(runs) != 1 or not _complete(runs[0], Logged(result)):
+                new.append(result)
+        opened = self.start("rebuild") if new and parent is None else None
+        for result in new:
+            self.log_cell(parent or opened or "", result)
+        if opened is not None:
+            self.finish(opened)
+        return len(new)
 
     def invocations(self) -> list[Invocation]:
         """The parent runs of this experiment, newest first."""
@@ -220,31 +222,6 @@ class Tracker:
             for run in runs
         ]
 
-    def _rebuild(self, lake: Lake, parent: str | None) -> int:
-        records = [r for r in lake.manifest(self.experiment) if r.status != "incomplete"]
-        known: dict[tuple[str, ...], list[Run]] = {}
-        for run in self._search("tags.kind = 'cell'"):
-            known.setdefault(_tagged(run.data.tags), []).append(run)
-        for place in known.keys() - {_tagged(address_tags(r.address)) for r in records}:
-            for run in known[place]:
-                self._client.delete_run(run.info.run_id)
-        opened = None
-        n_new = 0
-        with ThreadPoolExecutor(_READERS) as pool:  # on an object store each read is a round trip
-            results = list(pool.map(lake.result, records))
-        for record, result in zip(records, results, strict=True):
-            runs = known.get(_tagged(address_tags(record.address)), [])
-            finished = len(runs) == 1 and runs[0].info.status != "RUNNING"
-            if finished and runs[0].data.tags.get(_DIGEST) == Logged(result).digest:
-                continue
-            if parent is None:
-                parent = opened = self.start("rebuild")
-            self.log_cell(parent, result)
-            n_new += 1
-        if opened is not None:
-            self.finish(opened)
-        return n_new
-
     def _open_experiment(self) -> str:
         known = self._client.get_experiment_by_name(self.experiment)
         if known is None:
@@ -261,20 +238,12 @@ class Tracker:
         return [run for run in found if _tagged(run.data.tags) == _tagged(address_tags(address))]
 
     def _search(self, condition: str) -> list[Run]:
-        found: list[Run] = []
-        token = None
-        while True:
-            page = self._client.search_runs(
-                [self._experiment_id],
-                condition,
-                ViewType.ACTIVE_ONLY,
-                max_results=_PAGE,
-                page_token=token,
+        def page(most: int, token: str | None) -> PagedList[Run]:
+            return self._client.search_runs(
+                [self._experiment_id], condition, ViewType.ACTIVE_ONLY, most, page_token=token
             )
-            found += page
-            token = page.token
-            if not token:
-                return found
+
+        return list(get_results_from_paginated_fn(page, _PAGE))
 
     def _create(self, parent: str, result: CellResult, logged: Logged) -> str:
         run = self._client.create_run(
@@ -287,12 +256,7 @@ class Tracker:
         params = [Param(key, value) for key, value in logged.params.items()]
         moment = _milliseconds(result.finished_at) or run.info.start_time
         metrics = [Metric(key, value, moment, step) for key, value, step in logged.metrics]
-        first = metrics[: _METRICS_PER_BATCH - _PARAMS_PER_BATCH]
-        self._client.log_batch(run_id, first, params[:_PARAMS_PER_BATCH])
-        for i in range(len(first), len(metrics), _METRICS_PER_BATCH):
-            self._client.log_batch(run_id, metrics[i : i + _METRICS_PER_BATCH])
-        for i in range(_PARAMS_PER_BATCH, len(params), _PARAMS_PER_BATCH):
-            self._client.log_batch(run_id, params=params[i : i + _PARAMS_PER_BATCH])
+        self._client.log_batch(run_id, metrics, params)  # in as many requests as it takes
         self._log_answers(run_id, result)
         # The digest comes last: a run without it is a crash's remainder and is superseded.
         self._client.log_batch(run_id, tags=[RunTag(_DIGEST, logged.digest)])
@@ -315,64 +279,9 @@ class Tracker:
             )  # fmt: skip
 
 
-def runs_frame(tracking_uri: str, grid: str) -> list[dict[str, Any]]:
-    """Rows like those of the lake's view `runs`, from `mlflow.search_runs` alone.
-
-    One row per cell and protocol at the end of its stream; a cell without scores is one row with
-    its status.
-
-    Raises:
-        TrackingError: there is no such experiment.
-    """
-    # MLflow keeps it in the environment, too, and its own default must not come to stand there.
-    before = mlflow.get_tracking_uri() if mlflow.is_tracking_uri_set() else None
-    mlflow.set_tracking_uri(checked_uri(tracking_uri))
-    try:
-        if mlflow.get_experiment_by_name(grid) is None:
-            raise TrackingError(f"{redact(tracking_uri)}: there is no experiment {grid!r}")
-        frame = mlflow.search_runs(
-            experiment_names=[grid], filter_string="tags.kind = 'cell'", output_format="pandas"
-        )
-    finally:
-        mlflow.set_tracking_uri(before)
-    rows = [row for values in frame.to_dict("records") for row in _run_rows(values)]
-    return sorted(
-        rows,
-        key=lambda row: tuple(
-            (row[name] is not None, row[name])
-            for name in ("model", "dataset", "editor", "variant", "n_batches", "batch_size",
-                         "seed", "cell", "protocol")
-        ),
-    )  # fmt: skip
-
-
-def _run_rows(values: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """Splits one run into a row per protocol."""
-    tags = {name: _text(values.get(f"tags.{name}")) for name in TAGS}
-    metrics = {
-        name.removeprefix("metrics."): value
-        for name, value in values.items()
-        if name.startswith("metrics.") and value is not None and not math.isnan(value)
-    }
-    protocols = [name for name in _text(values.get("tags.protocols")).split(",") if name]
-    stream = {name: int(values[f"params.{name}"]) for name in STREAM}
-    done = tags["status"] == "done"
-    n_edits = metrics.get("n_edits")
-    rows = []
-    for protocol in protocols if done else [None]:
-        row: dict[str, Any] = tags | stream
-        row |= {name: metrics.get(name) for name in COSTS}
-        row |= {score: metrics.get(metric_name(f"{score}_{protocol}")) for score in SCORES}
-        row |= {
-            "n_edits": int(n_edits) if done and n_edits is not None else None,
-            "final": True if done else None,
-            "protocol": protocol,
-            "data_hash": tags["data_hash"] or None,
-            "prompt": tags["prompt"] or BARE,
-            "remark": _text(values.get("tags.remark")),
-        }
-        rows.append({name: row[name] for name in RUN_COLUMNS})
-    return rows
+def _complete(run: Run, logged: Logged) -> bool:
+    """Whether a run has ended and holds just this content."""
+    return run.info.status != "RUNNING" and run.data.tags.get(_DIGEST) == logged.digest
 
 
 def experiments(uri: str) -> list[str]:
@@ -399,10 +308,6 @@ def experiments(uri: str) -> list[str]:
 def _tagged(tags: Mapping[str, str]) -> tuple[str, ...]:
     """Which cell a run is of, and at which address."""
     return tuple(tags.get(name, "") for name in ADDRESS_TAGS)
-
-
-def _text(value: Any) -> str:
-    return value if isinstance(value, str) else ""
 
 
 def _run_name(result: CellResult) -> str:

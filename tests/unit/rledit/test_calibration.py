@@ -25,7 +25,7 @@ from pipeline.results.query import runs
 from pipeline.results.rendering import render_table
 from pipeline.results.report import write_report
 from pipeline.results.tables import build_table
-from pipeline.results.tracking.tracker import Tracker, runs_frame
+from pipeline.results.tracking.tracker import Tracker
 from pipeline.run.cache import Cache
 from pipeline.run.reporting import silent
 from pipeline.run.stages.prepare import prepare_model
@@ -342,8 +342,8 @@ def test_a_cell_without_effect_is_marked_wherever_it_is_shown(lake: Lake, tmp_pa
     uri = f"sqlite:///{tmp_path}/mlflow.db"
     tracker = Tracker(uri, "tiny")
     tracker.rebuild(lake)
-    tracked = runs_frame(uri, "tiny")
-    assert {r["editor"]: r["remark"] for r in tracked}["ultraedit"] == remark
+    tracked = tracker._search("tags.editor = 'ultraedit'")
+    assert {run.data.tags["remark"] for run in tracked} == {remark}
     assert "set it to auto" in warning_of(remark)
 
 

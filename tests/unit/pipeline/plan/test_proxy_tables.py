@@ -18,7 +18,6 @@ import pytest
 
 from pipeline.config.grid import Grid
 from pipeline.config.parse import load_grid
-from pipeline.paper.layout import TASKS
 from pipeline.paper.layouts import LAYOUTS
 from pipeline.paper.reference_grids import proxy_streams, reference_grid
 from pipeline.paper.table import paper_table
@@ -27,6 +26,7 @@ from pipeline.results import figures
 from pipeline.results.lake.lake import Lake
 from pipeline.results.lake.records import CellAddress, CellResult
 from pipeline.results.query import connect, runs
+from rledit.downstream import TASKS
 from rledit.editors import editor_class
 
 ROOT = Path(__file__).parents[4]
@@ -118,7 +118,8 @@ def test_every_figure_and_every_table_is_there(
         if cell.model.name == grid.models[0].name or name in ("table2", "fig4"):
             lake.commit(made_up(cell, f"{number:016}"))
     connection = connect(lake)
-    rows = [r for r in runs(connection, name) if r["protocol"] == grid.protocols[0]]
+    rows = figures.framed([r for r in runs(connection, name) if r["protocol"] == grid.protocols[0]])
+    own = rows[rows["model"] == grid.models[0].name]
     for dataset in (*(entry.name for entry in grid.datasets), None):
         subject = figures.FigureData(
             connection=connection,
@@ -127,10 +128,7 @@ def test_every_figure_and_every_table_is_there(
             model=grid.models[0].name,
             dataset=dataset,
             protocol=grid.protocols[0],
-            rows=[
-                r for r in rows
-                if r["model"] == grid.models[0].name and dataset in (None, r["dataset"])
-            ],
+            rows=own if dataset is None else own[own["dataset"] == dataset],
             style=figures.styles(rows),
         )  # fmt: skip
         registry = figures.OVERVIEWS if dataset is None else figures.FIGURES

@@ -16,7 +16,7 @@ from pipeline.results.lake.addresses import Addresses, place_of
 from pipeline.results.lake.lake import Lake
 from pipeline.results.query import query, runs
 from pipeline.results.report import write_report
-from pipeline.results.tracking.tracker import Tracker, runs_frame
+from pipeline.results.tracking.tracker import Tracker
 from pipeline.storage.object_store import Storage
 from tests.unit.helpers.lake_fixtures import address, cell
 
@@ -179,7 +179,7 @@ def test_a_cell_is_tracked_at_each_address_with_the_same_values(tmp_path: Path) 
     lake.show([HERE, AGAIN, THERE])
     assert Tracker(uri, "demo").rebuild(lake) == 2 and Tracker(uri, "demo").rebuild(lake) == 0
     assert Tracker(uri, "other").rebuild(lake) == 1
-    demo, other = runs_frame(uri, "demo"), runs_frame(uri, "other")
-    assert {row["variant"] for row in demo} == {"", "same"} and len(demo) == 2 * len(other)
-    assert {row["cell"] for row in demo + other} == {HERE.cell_key}
-    assert {row["efficacy"] for row in demo} == {row["efficacy"] for row in other}
+    demo, other = (Tracker(uri, grid)._search("tags.kind = 'cell'") for grid in ("demo", "other"))
+    assert {run.data.tags["variant"] for run in demo} == {"", "same"}
+    assert {run.data.tags["cell"] for run in (*demo, *other)} == {HERE.cell_key}
+    assert [run.data.metrics for run in demo] == 2 * [run.data.metrics for run in other]

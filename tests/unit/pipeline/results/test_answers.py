@@ -24,7 +24,7 @@ from pipeline.results.lake.lake import Lake, LakeError
 from pipeline.results.lake.records import CellResult
 from pipeline.results.query import QueryError, query
 from pipeline.results.report import write_report
-from pipeline.results.tracking.tracker import LOGGED_TABLES, Tracker
+from pipeline.results.tracking.tracker import Tracker
 from tests.unit.helpers.lake_fixtures import address, cell
 
 HARD = 'He said "no",\nthen\tleft; naïve \u4e1c\u4eac \U0001f600 <b>O\'Neil</b> \x1b[31m\x07'
@@ -97,9 +97,7 @@ def test_a_cell_without_answers_is_whole_as_ever(lake: Lake) -> None:
     record = lake.commit(cell(seed=1))
     assert set(record.files) == {"edits", "steps", "scores"} and lake.is_done(record.address)
     assert lake.columns("answers", record)["prompt"] == []
-    assert lake.result(record, LOGGED_TABLES).answers == {
-        name: [] for name in row(0, 0, "edit", "")
-    }
+    assert lake.result(record).answers == {name: [] for name in row(0, 0, "edit", "")}
     assert query("SELECT count(*) FROM answers WHERE seed = 1", lake).rows == ((0,),)
 
 
@@ -362,6 +360,6 @@ def test_a_tracked_run_has_the_answers_as_a_table(lake: Lake, tmp_path: Path) ->
         each.unlink() if each.is_file() else each.rmdir()
     blocked.rmdir()
     blocked.write_text("in the way")
-    run_id = tracker.log_cell(tracker.start("again"), lake.result(record, LOGGED_TABLES))
+    run_id = tracker.log_cell(tracker.start("again"), lake.result(record))
     assert run_id != runs[0].info.run_id
     assert client.get_run(run_id).info.status == "FINISHED"

@@ -161,6 +161,17 @@ def test_lakes_without_results_are_not_equal(tmp_path: Any) -> None:
         diff_lakes(Lake(str(tmp_path)), Lake(str(tmp_path / "nowhere")))
 
 
+def test_a_shard_that_its_manifest_does_not_describe_is_an_error() -> None:
+    """Same size, other bytes: no comparison of rows would be one of the results."""
+    lake, other = lake_of(cell()), lake_of(cell())
+    (record,) = lake.manifest()
+    path = record.files["edits"]["path"]
+    data = lake.storage.read_bytes(path)
+    lake.storage.write_bytes(path, data[:-9] + bytes(byte ^ 1 for byte in data[-9:]))
+    with pytest.raises(LakeError, match="edits shard has sha256"):
+        diff_lakes(lake, other)
+
+
 def test_a_code_version_is_noted_and_not_judged() -> None:
     report = diff(cell(), dataclasses.replace(cell(), code_version="2"))
     assert report.equal and "code_version differs for 1 cells" in report.lines[-1]

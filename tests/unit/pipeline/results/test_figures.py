@@ -6,24 +6,15 @@ import dataclasses
 import math
 import re
 from pathlib import Path
+from typing import Any
 from xml.etree import ElementTree
 
 import pytest
+from pandas import DataFrame
 
 from pipeline.paper.table import paper_table
 from pipeline.results import figures
-from pipeline.results.figures import (
-    FigureData,
-    ablation,
-    batch_sizes,
-    composite,
-    costs,
-    downstream,
-    heat_map,
-    radar,
-    time_bars,
-    total_time,
-)
+from pipeline.results.figures import FigureData, along, costs, framed, radar, retention, scores
 from pipeline.results.lake.lake import Lake
 from pipeline.results.lake.records import CellResult
 from pipeline.results.query import Connection, connect, runs
@@ -52,7 +43,7 @@ def measured(result: CellResult) -> CellResult:
 def subject(lake: Lake, dataset: str | None = "world") -> FigureData:
     connection: Connection = connect(lake)
     rows = [r for r in runs(connection, "demo") if r["protocol"] in (PROTOCOL, None)]
-    rows = [r for r in rows if dataset in (None, r["dataset"])]
+    rows = framed([r for r in rows if dataset in (None, r["dataset"])])
     return FigureData(connection=connection, grid="demo", scale="world", model="tiny-llama",
                    dataset=dataset, protocol=PROTOCOL, rows=rows,
                    style=figures.styles(rows))  # fmt: skip
@@ -103,23 +94,20 @@ def test_and_not_where_it_is_not(tmp_path: Path) -> None:
     absent = {name for name, figure in figures.FIGURES.items() if not list(figure(here))}
     assert absent == {"ablation", "along", "batch_sizes", "heat_map", "abilities", "training",
                       "optimiser_steps"}  # fmt: skip
-    assert not list(composite.pictures(here))
+    assert not list(scores.composite(here))
 
 
 def test_another_grids_rows_are_not_drawn(rich: Lake) -> None:
     here = subject(rich)
-    assert here.ask("SELECT count(*) AS n FROM cells WHERE {here}")[0]["n"] == 9
+    assert here.ask("SELECT count(*) AS n FROM cells WHERE {here}")["n"][0] == 9
     assert "other grid" not in here.where
 
 
 def test_radar_axes_are_the_numbers(rich: Lake) -> None:
     here = subject(rich)
-    shapes = radar.shapes_of(here.done, downstream.measured(here), costs.costs(here))
+    shapes = radar.shapes_of(here.done, along.downstream_rows(here), costs.costs(here))
     shape = shapes["rledit"][4, 10]
-    (row,) = [
-        r for r in here.done
-        if r["editor"] == "rledit" and not r["variant"] and r["n_batches"] == 4
-    ]  # fmt: skip
+    (row,) = here.done.query("label == 'rledit' and n_batches == 4").to_dict("records")
     assert shape["Eff"] == row["efficacy"] and shape["Spe"] == row["specificity"]
     assert shape["ability"] == pytest.approx((90 * 0.7 + 28 * 1.5) / 2)
     # Set-up counts: 52 s of training over 40 edits, where fine-tuning needs none.
@@ -134,7 +122,7 @@ def test_a_radar_has_the_lengths_that_a_longer_stream_was_scored_for(tmp_path: P
     identity = {**result.identity, "also_after": [2]}
     lake.commit(dataclasses.replace(result, identity=identity))
     here = subject(lake)
-    shapes = radar.shapes_of(here.done, downstream.measured(here))["ft"]
+    shapes = radar.shapes_of(here.done, along.downstream_rows(here))["ft"]
     assert set(shapes) == {(2, 10), (4, 10)}
     assert shapes[4, 10]["ability"] == pytest.approx((90 * 0.7 + 28 * 1.5) / 2)
     assert shapes[2, 10]["ability"] == pytest.approx((90 * 0.85 + 28 * 1.25) / 2)
@@ -144,42 +132,55 @@ def test_a_radar_has_the_lengths_that_a_longer_stream_was_scored_for(tmp_path: P
 
 def test_abilities_are_drawn_per_task_from_the_unedited_model_on(rich: Lake) -> None:
     here = subject(rich)
-    ability, text = list(downstream.pictures(here))
+    ability, text = list(along.downstream(here))
     assert "SST" in words(ability.svg) and "RTE" in words(ability.svg)
     assert "perplexity" in words(text.svg) and "fluency" in words(text.svg)
-    assert {row["step"] for row in downstream.measured(here)} == {0, 20, 40}
+    assert set(along.downstream_rows(here)["step"]) == {0, 20, 40}
 
 
 def test_an_ablation_states_the_difference_to_the_whole(rich: Lake) -> None:
     here = subject(rich)
-    rows = [r for r in here.done if r["editor"] == "rledit" and r["n_batches"] == 4]
-    by = {row["variant"]: row["efficacy"] for row in rows}
-    shown = words(ablation.draw(rows))
+    (picture,) = scores.ablation(here)
+    rows = here.done.query("editor == 'rledit' and n_batches == 4")
+    by = dict(zip(rows["variant"], rows["efficacy"], strict=True))
+    shown = words(picture.svg)
     assert f"{by['']:.1f}" in shown
     assert f"({by['no backtracking'] - by['']:+.1f})" in shown
 
 
 def test_the_composite_is_the_papers_formula(rich: Lake) -> None:
     """(Eff + Gen + 0.5 Spe) / 2.5 over all datasets; who misses one is left out."""
-    rows = [r for r in subject(rich, None).done if (r["n_batches"], r["batch_size"]) == (4, 10)]
-    scores = composite.composite(rows)
-    own = [r for r in rows if r["editor"] == "rledit" and not r["variant"]]
+    rows = subject(rich, None).done.query("n_batches == 4 and batch_size == 10")
+    found = scores.composite_scores(rows)
+    own = rows.query("label == 'rledit'").to_dict("records")
     assert len(own) == 2
     expected = sum(
         (r["efficacy"] + r["generalization"] + 0.5 * r["specificity"]) / 2.5 for r in own
     )
-    assert scores["rledit"] == (pytest.approx(expected / 2), 0.0)
-    assert "rledit (no backtracking)" not in scores
+    assert found["rledit"] == (pytest.approx(expected / 2), 0.0)
+    assert "rledit (no backtracking)" not in found
+
+
+def test_a_score_that_no_cell_has_is_left_out(rich: Lake) -> None:
+    """Data without rephrasings: nothing generalises, and no composite can be made."""
+    here = subject(rich, None)
+    rows = [row | {"generalization": None} for row in here.rows.to_dict("records")]
+    here = dataclasses.replace(here, rows=framed(rows))
+    assert list(scores.composite(here)) == []
+    assert "Gen" in words(next(scores.bars(here)).svg)
+    (picture,) = along.batch_sizes(dataclasses.replace(here, rows=framed(
+        [row for row in rows if row["dataset"] == "world"])))  # fmt: skip
+    assert "Gen (%)" not in words(picture.svg) and "Eff (%)" in words(picture.svg)
 
 
 def test_equal_streams_are_compared_by_batch_size(rich: Lake) -> None:
-    (picture,) = batch_sizes.pictures(subject(rich))
+    (picture,) = along.batch_sizes(subject(rich))
     assert picture.title.startswith("40 edits")
     assert "peak memory (GB)" in words(picture.svg)
 
 
 def test_time_keeps_set_up_apart(rich: Lake) -> None:
-    (picture,) = time_bars.pictures(subject(rich))
+    (picture,) = costs.time_bars(subject(rich))
     shown = words(picture.svg)
     assert "set-up (s per edit)" in shown and "1.3" in shown and "none" in shown
     assert "unedited" not in shown
@@ -204,11 +205,11 @@ def test_second_moments_are_set_up_in_plots_as_in_tables(tmp_path: Path) -> None
     lake.commit(with_moments(located, 12.0))
     lake.commit(cell(editor="rledit", cell_key="c", **where))
     connection = connect(lake)
-    rows = runs(connection, "fig4")
+    rows = framed(runs(connection, "fig4"))
     here = FigureData(connection=connection, grid="fig4", scale="standin", model="Llama-3-8B",
                    dataset="ZsRE", protocol=PROTOCOL, rows=rows,
                    style=figures.styles(rows))  # fmt: skip
-    plotted = {row["editor"]: row for row in costs.costs(here)}
+    plotted = {row["editor"]: row for row in costs.costs(here).to_dict("records")}
     assert plotted["memit"][costs.SETUP] == pytest.approx(12 / 60)
     assert plotted["rledit"][costs.SETUP] == pytest.approx(52 / 60)
     (block,) = paper_table(lake, "fig4").blocks
@@ -218,10 +219,10 @@ def test_second_moments_are_set_up_in_plots_as_in_tables(tmp_path: Path) -> None
             setup, editing = (figure.ours.mean for figure in line.figures)
             assert setup == pytest.approx(row[costs.SETUP])
             assert editing == pytest.approx(row[costs.EDITING])
-    (bars,) = time_bars.pictures(here)
+    (bars,) = costs.time_bars(here)
     shown = words(bars.svg)
     assert "0.2" in shown.split() and "0.867" in shown.split() and "none" not in shown
-    (spent,) = total_time.pictures(here)
+    (spent,) = costs.total_time(here)
     assert "key covariance" in spent.text
 
 
@@ -231,7 +232,8 @@ def test_a_longer_streams_seconds_are_those_up_to_there(tmp_path: Path) -> None:
     result = with_moments(cell(editor="ft", checkpoints=2), 8.0)
     identity = {**result.identity, "also_after": [2]}
     lake.commit(dataclasses.replace(result, identity=identity))
-    half, whole = sorted(costs.costs(subject(lake)), key=lambda row: row["n_batches"])
+    rows = costs.costs(subject(lake)).sort_values("n_batches")
+    half, whole = rows.to_dict("records")
     assert (half["n_batches"], whole["n_batches"]) == (2, 4)
     first = [r["value"] for r in result.steps if r["metric"] == "edit_seconds" and r["step"] <= 20]
     assert half[costs.SETUP] == pytest.approx(8 / 20)
@@ -241,12 +243,13 @@ def test_a_longer_streams_seconds_are_those_up_to_there(tmp_path: Path) -> None:
 
 def test_total_time_begins_with_set_up(tmp_path: Path) -> None:
     """RLEdit's line starts above its 52 seconds of training, fine-tuning's at its first edits."""
-    captured: list[dict[str, float]] = []
+    captured: list[dict[str, Any]] = []
 
     class Spy(FigureData):
-        def ask(self, sql: str) -> list[dict[str, float]]:
-            captured.extend(super().ask(sql))
-            return captured
+        def ask(self, sql: str) -> DataFrame:
+            answer = super().ask(sql)
+            captured.extend(answer.to_dict("records"))
+            return answer
 
     located = cell(editor="ft", cell_key="located")
     own = address(editor="alphaedit", cell_key="located")
@@ -256,7 +259,7 @@ def test_total_time_begins_with_set_up(tmp_path: Path) -> None:
         lake.commit(cell(editor=editor))
     here = subject(lake)
     spy = Spy(**{f.name: getattr(here, f.name) for f in dataclasses.fields(here)})
-    assert len(list(total_time.pictures(spy))) == 1
+    assert len(list(costs.total_time(spy))) == 1
     first = {r["editor"]: r["total_seconds"] for r in reversed(captured) if r["n_batches"] == 4}
     assert 52 < first["rledit"] < 53 and first["ft"] < 1
     assert first["alphaedit"] > 30  # key covariance
@@ -264,6 +267,6 @@ def test_total_time_begins_with_set_up(tmp_path: Path) -> None:
 
 
 def test_the_heat_map_spans_positions_and_ages(rich: Lake) -> None:
-    (picture,) = heat_map.pictures(subject(rich))
+    (picture,) = retention.heat_map(subject(rich))
     shown = words(picture.svg)
     assert "edit age (edits)" in shown and "efficacy (%)" in shown

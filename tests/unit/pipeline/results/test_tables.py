@@ -1,4 +1,4 @@
-"""Tables: figures, order, statuses and escapes, and one table from three sources."""
+"""Tables: figures, order, statuses and escapes, and one table from the lake and its files."""
 
 from __future__ import annotations
 
@@ -17,7 +17,6 @@ from pipeline.results.lake.records import RUN_COLUMNS
 from pipeline.results.query import runs
 from pipeline.results.rendering import FORMATS, render_table
 from pipeline.results.tables import TableError, build_table
-from pipeline.results.tracking.tracker import Tracker, runs_frame
 from tests.unit.helpers.lake_fixtures import address, cell, demo_cells
 
 
@@ -83,13 +82,11 @@ def test_failed_and_absent_cells_show_as_such() -> None:
     assert only.count("| failed") + only.count(" failed |") > 0 and "1 cell failed." in only
 
 
-def test_the_references_come_first_then_names_or_the_order_given() -> None:
+def test_the_references_come_first_then_methods_in_their_order() -> None:
     names = [("rledit", ""), ("ft", "fast"), ("untrained", ""), ("none", ""), ("ft", "")]
     rows = [row(editor=editor, variant=variant) for editor, variant in names]
     assert [line[0] for line in lines(rows)[2:]] == [
         "unedited", "untrained", "ft", "ft (fast)", "rledit"]  # fmt: skip
-    assert [line[0] for line in lines(rows, editors=["rledit", "none"])[2:]] == [
-        "rledit", "unedited", "ft", "ft (fast)", "untrained"]  # fmt: skip
 
 
 def test_streams_and_protocols_stand_in_the_header() -> None:
@@ -185,22 +182,14 @@ def test_unknown_names_list_the_known() -> None:
 
 
 @pytest.fixture(scope="module")
-def sources(tmp_path_factory: pytest.TempPathFactory) -> tuple[Lake, str]:
-    """A lake and the tracking database that was written beside it, with failures and variants."""
-    folder = tmp_path_factory.mktemp("sources")
-    lake = Lake(str(folder / "lake"))
-    tracking = f"sqlite:///{folder}/mlflow.db"
-    tracker = Tracker(tracking, "demo")
-    parent = tracker.start("run")
-    results = [*demo_cells(seeds=2), cell(variant="official", model="a/b_c")]
-    for result in results:
+def lake(tmp_path_factory: pytest.TempPathFactory) -> Lake:
+    """Every editor on two streams and seeds, with failures and variants."""
+    lake = Lake(str(tmp_path_factory.mktemp("tables") / "lake"))
+    for result in (*demo_cells(seeds=2), cell(variant="official", model="a/b_c")):
         lake.commit(result)
-        tracker.log_cell(parent, result)
     for where in (address(editor="ft", seed=2), address(editor="mend", variant="big")):
-        record = lake.record_failure(where, "out of memory", identity={}, code_version="1")
-        tracker.log_cell(parent, lake.result(record))
-    tracker.finish(parent)
-    return lake, tracking
+        lake.record_failure(where, "out of memory", identity={}, code_version="1")
+    return lake
 
 
 def parquet_rows(root: str) -> list[dict[str, Any]]:
@@ -220,26 +209,13 @@ def parquet_rows(root: str) -> list[dict[str, Any]]:
 
 
 @pytest.mark.parametrize("fmt", FORMATS)
-def test_one_table_from_lake_parquet_and_mlflow(sources: tuple[Lake, str], fmt: str) -> None:
-    lake, tracking = sources
+def test_one_table_from_the_lake_and_from_its_plain_files(lake: Lake, fmt: str) -> None:
     expected = render_table(build_table(runs(lake, "demo")), fmt)
     assert "failed" in expected and ("official" in expected)
     assert render_table(build_table(parquet_rows(str(lake.storage))), fmt) == expected
-    assert render_table(build_table(runs_frame(tracking, "demo")), fmt) == expected
 
 
-def test_rows_from_mlflow_are_those_of_the_lake(sources: tuple[Lake, str]) -> None:
-    lake, tracking = sources
-
-    def order(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
-        return sorted(rows, key=lambda row: (row["cell"], row["protocol"] or ""))
-
-    tracked = runs_frame(tracking, "demo")
-    assert order(tracked) == order(runs(lake, "demo"))
-    assert tuple(tracked[0]) == RUN_COLUMNS
-
-
-def test_a_changed_score_changes_the_table(sources: tuple[Lake, str], tmp_path: Path) -> None:
+def test_a_changed_score_changes_the_table(tmp_path: Path) -> None:
     """Guards the equalities above against comparing constants."""
     lake = Lake(str(tmp_path))
     result = cell()

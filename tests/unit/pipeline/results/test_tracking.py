@@ -21,7 +21,7 @@ from pipeline.results.lake.lake import Lake
 from pipeline.results.lake.records import CellResult
 from pipeline.results.tracking.liveness import process_alive
 from pipeline.results.tracking.logged_run import flatten
-from pipeline.results.tracking.tracker import Tracker, runs_frame
+from pipeline.results.tracking.tracker import Tracker
 from pipeline.results.tracking.uri import TrackingError
 from tests.unit.helpers.lake_fixtures import address, cell
 
@@ -61,7 +61,8 @@ def test_a_cell_is_a_child_run_with_everything(uri: str) -> None:
         "mlflow.parentRunId": parent, "grid": "demo", "cell": result.address.cell_key,
         "editor": "rledit", "variant": "", "model": "tiny-llama", "dataset": "world",
         "scale": "world", "status": "done", "data_hash": "d" * 12,
-        "code_version": "0.1.0+abc1234",
+        "code_version": "0.1.0+abc1234", "prompt": "bare",
+        "protocols": "exact_match,token_accuracy",
     }  # fmt: skip
     assert expected.items() <= run.data.tags.items()
     long = run.data.params.pop("long")
@@ -119,8 +120,7 @@ def test_a_failure_is_a_failed_run_until_a_success(uri: str) -> None:
     (run,) = runs_of(uri)
     assert (run.info.status, run.data.tags["status"], run.data.tags["reason"]) == (
         "FAILED", "failed", "no memory")  # fmt: skip
-    (row,) = runs_frame(uri, "demo")
-    assert (row["status"], row["efficacy"], row["final"]) == ("failed", None, None)
+    assert run.data.metrics == {}
     tracker.log_cell(parent, cell())
     assert [run.data.tags["status"] for run in runs_of(uri)] == ["done"]
 
@@ -146,11 +146,11 @@ def test_protocol_names_are_told_from_metric_names(uri: str) -> None:
     tracker = Tracker(uri, "demo")
     rows = [dict(row, protocol="self_check") for row in cell(protocols=("x",)).scores]
     tracker.log_cell(tracker.start("run"), dataclasses.replace(cell(), scores=rows))
-    (found,) = runs_frame(uri, "demo")
-    assert found["protocol"] == "self_check"
+    (run,) = runs_of(uri)
+    assert run.data.tags["protocols"] == "self_check"
     (last,) = [row for row in rows if row["final"]]
-    assert found["specificity"] == last["specificity"]
-    assert found["specificity_self"] == last["specificity_self"]
+    assert run.data.metrics["specificity_self_check"] == last["specificity"]
+    assert run.data.metrics["specificity_self_self_check"] == last["specificity_self"]
 
 
 def test_rebuild_makes_the_runs_equal_to_the_lake(uri: str, tmp_path: Path) -> None:
@@ -238,15 +238,8 @@ def test_a_store_that_fails_later_hides_its_password(
         assert PLANTED not in str(caught.value)
 
 
-def test_an_unknown_experiment_is_named_and_the_global_uri_kept(uri: str) -> None:
-    before = mlflow.get_tracking_uri()
-    with pytest.raises(TrackingError, match="no experiment 'nothing'"):
-        runs_frame(uri, "nothing")
-    assert mlflow.get_tracking_uri() == before
-
-
 @pytest.mark.parametrize("users", [None, "sqlite:///users.db"])
-def test_reading_runs_leaves_the_environment_as_it_was(
+def test_tracking_leaves_the_environment_as_it_was(
     users: str | None, uri: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     mlflow.set_tracking_uri(None)
@@ -254,8 +247,7 @@ def test_reading_runs_leaves_the_environment_as_it_was(
     monkeypatch.delenv("MLFLOW_TRACKING_URI")
     if users:
         monkeypatch.setenv("MLFLOW_TRACKING_URI", users)
-    Tracker(uri, "demo")
-    assert runs_frame(uri, "demo") == []
+    Tracker(uri, "demo").finish(Tracker(uri, "demo").start("run"))
     left = os.environ.get("MLFLOW_TRACKING_URI")
     mlflow.set_tracking_uri(None)
     assert left == users

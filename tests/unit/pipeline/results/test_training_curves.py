@@ -42,7 +42,7 @@ def validated(**changes: Any) -> CellResult:
 def data_of(lake: Lake) -> FigureData:
     return FigureData(
         connection=connect(lake), grid="demo", scale="world", model="tiny-llama",
-        dataset="world", protocol="token_accuracy", rows=[], style={},
+        dataset="world", protocol="token_accuracy", rows=figures.framed([]), style={},
     )  # fmt: skip
 
 

@@ -9,8 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.submit.client import ENTRYPOINT
-from pipeline.submit.interpreter import CHOSEN, START, start_script
+from pipeline.submit.client import ENTRYPOINT, START, start_script
 from pipeline.submit.submission import FILE
 
 RAY = version("ray")
@@ -57,7 +56,7 @@ def test_elsewhere_the_nodes_own_python_is_taken(folder: Path) -> None:
 
 
 def test_a_python_can_be_named(folder: Path) -> None:
-    code, said, _ = started(folder, "/nowhere/python", **{CHOSEN: sys.executable})
+    code, said, _ = started(folder, "/nowhere/python", **{"RLEDIT_PYTHON": sys.executable})
     assert (code, said) == (0, f"{sys.executable} {FILE}\n")
 
 
