@@ -62,7 +62,7 @@ def test_new_words_are_the_same_cells_as_old_ones(
     assert warnings_of(caplog) == []
     old = load_grid(written(tmp_path, OLD))
     assert new == old
-    assert [identity_of(c) for c in cells_of(new)] == [c.identity for c in cells_of(old)]
+    assert [identity_of(c) for c in cells_of(new)] == [identity_of(c) for c in cells_of(old)]
 
 
 def test_one_line_names_every_old_word_with_its_new_one(

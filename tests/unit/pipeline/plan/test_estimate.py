@@ -281,7 +281,7 @@ def test_absent_material_of_measurements_is_named_and_not_opened(tmp_path: Path)
     absent = absent_files(cells)
     assert {"data/attribute_snippets.json", "data/ability/rte.jsonl"} <= set(absent)
     code, text = run(GRIDS / "protocols.yaml", "--results", tmp_path, "--no-cells")
-    assert code == 1 and "MISSING: material: data/ability/rte.jsonl is not there" in text
+    assert code == 1 and "MISSING: evaluation data: data/ability/rte.jsonl is not there" in text
 
 
 @pytest.mark.parametrize(
