@@ -31,13 +31,15 @@ def print_table(
             that name.
     """
     from pipeline.config.scale import known_scale
+    from pipeline.config.words import documented_value
     from pipeline.paper.layouts import LAYOUTS
     from pipeline.results.rendering import FORMATS, render_table
     from pipeline.results.tables import TableError, build_table
     from rledit.names import nearest
 
     if scale is not None:
-        scale = known_scale(scale)
+        scale = documented_value(known_scale(scale))
+    among = {documented_value(name) for name in among}
     if fmt not in FORMATS:
         raise TableError(f"--format {fmt}: unknown format{nearest(fmt, FORMATS)}")
     if name in LAYOUTS:
@@ -60,7 +62,6 @@ def print_table(
 
 def _no_results(lake: str, name: str, scales: Collection[str]) -> str:
     """There is nothing of a grid; names first what there is in this lake."""
-    from pipeline.config.words import documented_value
     from pipeline.paper.layouts import LAYOUTS
     from pipeline.results.query import query, quoted
 
@@ -68,8 +69,8 @@ def _no_results(lake: str, name: str, scales: Collection[str]) -> str:
     known = [str(grid) for (grid,) in there.rows]
     if name in known:
         others = query(f"SELECT DISTINCT scale FROM cells WHERE grid = {quoted(name)}", lake)
-        at = " or ".join(sorted(map(documented_value, scales)))
-        has = ", ".join(sorted(documented_value(str(scale)) for (scale,) in others.rows))
+        at = " or ".join(sorted(scales))
+        has = ", ".join(sorted(str(scale) for (scale,) in others.rows))
         return f"grid {name!r} has no results at scale {at}; it has some at {has}"
     near = get_close_matches(name, known, n=1) or get_close_matches(name, LAYOUTS, n=1)
     hint = f"; did you mean {near[0]!r}?" if near else "."

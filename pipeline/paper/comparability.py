@@ -15,7 +15,7 @@ from pipeline.paper.references import published
 from pipeline.plan.cells import Cell
 
 _UNKNOWN = "absent"
-_PROXIES = {"standin": "proxy", "world": "world model"}
+_PROXIES = {"proxy": "proxy", "world": "world model"}
 
 
 def departures(place: Place, dataset: str, used: str, wanted: str) -> list[str]:

@@ -14,7 +14,12 @@ from pipeline.paper.layout import Layout, Method, Metric, Section
 from pipeline.paper.references import Source
 
 _FILE = yaml.safe_load((resources.files("pipeline.paper") / "layouts.yaml").read_text("utf-8"))
-_METRICS = {label: Metric(label=label, **values) for label, values in _FILE["metrics"].items()}
+_METRICS = {
+    label: Metric(
+        label=label, **{k: tuple(v) if isinstance(v, list) else v for k, v in own.items()}
+    )
+    for label, own in _FILE["metrics"].items()
+}
 
 
 def _layout(name: str) -> Layout:

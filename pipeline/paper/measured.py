@@ -14,7 +14,7 @@ from pipeline.results.lake.records import SCORES
 from pipeline.results.query import Connection, connect, query, quoted
 
 # The best first: what a table shows when it is not told.
-SCALES = ("full", "standin", "world")
+SCALES = ("full", "proxy", "world")
 _OWN = ("key", "model", "dataset", "variant", "scale")
 
 

@@ -234,7 +234,7 @@ def _is_own(method: Method, section: Section) -> bool:
 
 def _notes(blocks: Sequence[Block], scale: str) -> list[str]:
     notes = []
-    if scale in ("standin", "world"):
+    if scale in ("proxy", "world"):
         notes.append(
             "Figures of proxy models show that the grid runs; they say nothing about the models."
         )

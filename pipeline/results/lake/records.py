@@ -36,8 +36,8 @@ class CellAddress:
     Attributes:
         cell_key: hash of the cell's identity.
         variant: a named departure from the editor's defaults, or "".
-        scale: "world", "standin" or "full": which kind of model the numbers are about, see
-            `scale_of`.
+        scale: "world", "proxy" or "full": which kind of model the numbers are about, see
+            `scale_of`. Grids and rows of earlier versions say "standin" for "proxy".
         batch_size: edits per batch (m of a stream n×m).
         n_batches: batches per stream (n of a stream n×m).
     """
@@ -52,6 +52,10 @@ class CellAddress:
     seed: int
     batch_size: int
     n_batches: int
+
+    def __post_init__(self) -> None:
+        if self.scale == "standin":
+            object.__setattr__(self, "scale", "proxy")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -145,7 +145,7 @@ ANSWERS: dict[int, tuple[list[CellResult], list[tuple[Any, ...]]]] = {
             made("malmen", final(40, 0, 44), seed=1),
             made("malmen", final(99, 99, 99), seed=2),
             made("malmen", final(99, 99, 99), variant="deep"),
-            made("malmen", final(99, 99, 99), scale="standin"),
+            made("malmen", final(99, 99, 99), scale="proxy"),
             made("rledit", final(33, 0, 22, 200), n_batches=20),
             made("malmen", final(30, 0, 24, 200), n_batches=20),
             made("malmen", final(1, 1, 1), grid="other"),
@@ -168,7 +168,7 @@ ANSWERS: dict[int, tuple[list[CellResult], list[tuple[Any, ...]]]] = {
         [
             made("none", final(5, 5, 100)),
             made("none", final(5, 5, 90), seed=1),
-            made("none", final(5, 5, 50), scale="standin"),
+            made("none", final(5, 5, 50), scale="proxy"),
             made("ft", final(9, 9, 60)),
             made("ft", final(9, 9, 70), seed=1),
             made("rledit", final(9, 9, 90), seed=1),

@@ -18,7 +18,7 @@ from pipeline.errors import ConfigError
 from pipeline.plan.cell_data import calibration_pool
 from pipeline.plan.cells import Cell, cells_of
 from pipeline.plan.checks import check_cell, skip_reason
-from pipeline.plan.fingerprint import address_of, calibration_key_of, identity_of
+from pipeline.plan.fingerprint import calibration_key_of, identity_of
 from pipeline.results.effect import remark_of, warning_of
 from pipeline.results.lake.lake import Lake
 from pipeline.results.query import runs
@@ -321,7 +321,7 @@ def test_the_outcome_is_in_the_results(lake: Lake, cache: Path) -> None:
     assert found["step"] in [c["step"] for c in found["candidates"]]
     assert len(list((cache / "calibrated").glob("*.json"))) >= 2
     for other in lake.manifest():
-        calibrated = address_of(other).editor in ("rledit", "mend")
+        calibrated = other.address.editor in ("rledit", "mend")
         assert ("calibration" in other.values["resolved"]) == calibrated
 
 

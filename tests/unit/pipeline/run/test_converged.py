@@ -14,6 +14,7 @@ from pipeline.plan.cell_data import validation_batches
 from pipeline.plan.cells import Cell, cells_of
 from pipeline.plan.estimate import estimate
 from pipeline.plan.estimate.summary import summary
+from pipeline.plan.fingerprint import former_keys_of, identity_of, key_of
 from pipeline.plan.grid_plan import make_plan
 from pipeline.results.lake.lake import Lake
 from pipeline.results.query import connect, query
@@ -202,12 +203,13 @@ def test_cells_that_do_not_use_younger_settings_keep_their_keys() -> None:
     plain = cells_of(load_grid(GRID))[3]
     assert plain.editor_name == "rledit"
     younger = {"drawing", "patience", "validate_every", "warmup_steps", "average", "loc_warmup"}
-    assert younger.isdisjoint(plain.identity["settings"])
-    assert plain.key == "02e688a4c59ca7f6" and plain.train_key == "775bd703fbb5e859"
+    assert younger.isdisjoint(identity_of(plain)["settings"])
+    assert former_keys_of(plain) == ("02e688a4c59ca7f6", "775bd703fbb5e859")
     off = "editors.rledit.settings.patience=0"
-    assert cells_of(load_grid(GRID, [off]))[3].key == plain.key
+    assert key_of(cells_of(load_grid(GRID, [off]))[3]) == key_of(plain)
     warmed = cells_of(load_grid(GRID, ["editors.rledit.settings.warmup_steps=3"]))[3]
-    assert warmed.key != plain.key and warmed.identity["settings"]["warmup_steps"] == 3
+    assert key_of(warmed) != key_of(plain)
+    assert identity_of(warmed)["settings"]["warmup_steps"] == 3
 
 
 def test_a_plan_says_that_training_may_end_early() -> None:

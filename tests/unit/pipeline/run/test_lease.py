@@ -167,4 +167,4 @@ def test_the_work_is_done_under_the_lease(storage: Storage) -> None:
     with leased(storage, KEY, "run", SINGLE_PROCESS, lambda *what: heard.append(what)) as report:
         assert storage.list() == [NAME]
         report("edit", 1, 2)
-    assert heard == [("edit", 1, 2)] and storage.list() == []
+    assert heard == [("edit", 1, 2, "")] and storage.list() == []
