@@ -14,12 +14,14 @@ from pipeline.paper.layout import Layout, Method, Metric, Section
 from pipeline.paper.references import Source
 
 _FILE = yaml.safe_load((resources.files("pipeline.paper") / "layouts.yaml").read_text("utf-8"))
-_METRICS = {
-    label: Metric(
-        label=label, **{k: tuple(v) if isinstance(v, list) else v for k, v in own.items()}
-    )
-    for label, own in _FILE["metrics"].items()
-}
+
+
+def _metric(label: str, values: Mapping[str, Any]) -> Metric:
+    own: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in values.items()}
+    return Metric(label=label, **own)
+
+
+_METRICS = {label: _metric(label, values) for label, values in _FILE["metrics"].items()}
 
 
 def _layout(name: str) -> Layout:
