@@ -1,4 +1,4 @@
-"""Groups of settings from plain data: unknown keys and ill-typed values are named with their place."""
+"""Groups of settings from plain data: what is unknown or ill-typed is named with its place."""
 
 from __future__ import annotations
 
