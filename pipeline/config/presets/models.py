@@ -194,8 +194,8 @@ _QWEN = Shape(
 )  # fmt: skip
 _QWEN_LAYERS = ("gate:18-26", "up:18-26")
 
-# Ours. The hypernetworks' layers and steps are the best of a few trials on 200 edits of a validation
-# pool of ZsRE; the other methods' are first values, by relative depth.
+# Ours. The hypernetworks' layers and steps are the best of a few trials on 200 edits of ZsRE that
+# validate; the other methods' are first values, by relative depth.
 _SMOLLM_LATE = ("gate:20-28", "up:20-28", "down:20-28")
 _SMOLLM = Preset(
     hub="HuggingFaceTB/SmolLM2-135M-Instruct",
