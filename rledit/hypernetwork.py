@@ -7,6 +7,7 @@ B, b and shift start at zero, so a new network is the identity. Per module it al
 
 from __future__ import annotations
 
+import math
 from typing import Literal
 
 import torch
@@ -80,6 +81,14 @@ class Hypernetwork(nn.Module):
         if self._step_form == "raw":
             return self.step_parameter
         return self._initial_step * self.step_parameter.exp()
+
+    @torch.no_grad()
+    def scale_step(self, factor: float) -> None:
+        """Multiply the step η of every module."""
+        if self._step_form == "raw":
+            self.step_parameter.mul_(factor)
+        else:
+            self.step_parameter.add_(math.log(factor))
 
     @property
     def ridge(self) -> Tensor:

@@ -5,7 +5,9 @@
         ...  # after every batch and validation; `training.state_dict()` may be saved here
 
 An editor that stops early is validated before the first training step, every few steps, and after
-the last one. The state with the best score is kept, and put back when the training ends.
+the last one. The state with the best score is kept, and put back when the training ends. Where its
+configuration searches steps (`step_search`), the best state is then validated with its learned
+steps multiplied by each of some factors, and keeps the best of them.
 """
 
 from __future__ import annotations
@@ -29,18 +31,37 @@ Ending = Literal["limit", "patience"]
 
 
 @dataclass(frozen=True, kw_only=True)
+class StepTrial:
+    """The best state, validated with its learned steps multiplied by a factor.
+
+    Attributes:
+        factor: The factor; 1: as learned.
+        validation: What was found.
+    """
+
+    factor: float
+    validation: Validation
+
+    def record(self) -> dict[str, Any]:
+        """All of it as plain JSON."""
+        return {"factor": self.factor, "validation": self.validation.record()}
+
+
+@dataclass(frozen=True, kw_only=True)
 class TrainingEvent:
-    """A batch is trained on, or a validation is done.
+    """A batch is trained on, a validation is done, or a factor on the steps is tried.
 
     Attributes:
         step: Training steps made.
         batches: Batches trained on, over all steps.
         validation: The validation, where the event is one.
+        trial: The trial of a factor, where the event is one.
     """
 
     step: int
     batches: int
     validation: Validation | None = None
+    trial: StepTrial | None = None
 
 
 class Training:
@@ -54,6 +75,7 @@ class Training:
     Attributes:
         curve: What each training step measured.
         validations: All so far.
+        step_trials: Factors on the steps that were tried so far, each with its validation.
         batches: Batches trained on.
         seconds: Wall time so far, validations included, over all attempts that contributed.
 
@@ -75,6 +97,7 @@ class Training:
             )
         self.curve: list[dict[str, float]] = []
         self.validations: list[Validation] = []
+        self.step_trials: list[StepTrial] = []
         self.batches = 0
         self.seconds = 0.0
         self._best: State = {}
@@ -111,8 +134,30 @@ class Training:
             return "patience"
         return "limit" if self.step >= self.editor.train_steps else None
 
+    @property
+    def best_trial(self) -> StepTrial | None:
+        """The factor with the highest score so far, and 1 before others that are no better.
+
+        None before training has ended, and where no steps are searched.
+        """
+        if not self._searches or self.ending is None or self.best is None:
+            return None
+        learned = StepTrial(factor=1.0, validation=self.best)
+        return max((learned, *self.step_trials), key=lambda trial: trial.validation.score)
+
+    @property
+    def step_trials_left(self) -> tuple[float, ...]:
+        """Factors that are still to be tried; 1 is known from training."""
+        tried = {1.0, *(trial.factor for trial in self.step_trials)}
+        factors = () if self.stopping is None else self.stopping.step_search
+        return tuple(factor for factor in factors if factor not in tried)
+
+    @property
+    def _searches(self) -> bool:
+        return self.stopping is not None and bool(self.stopping.step_search)
+
     def run(self) -> Iterator[TrainingEvent]:
-        """Train from where it is to the end, and put the best state back.
+        """Train from where it is to the end, put the best state back, and search its steps.
 
         Who leaves before has an editor in the middle of its training.
 
@@ -133,6 +178,32 @@ class Training:
                 yield from self._train_step()
         if self._best:
             self.editor.load_state_dict(self._best)
+        yield from self._search_steps()
+
+    def _search_steps(self) -> Iterator[TrainingEvent]:
+        """Validate the best state with its steps scaled, and leave it with the best of them."""
+        if self.best is None or not self._searches:
+            return
+        assert self._validate is not None
+        for factor in self.step_trials_left:
+            began = time.perf_counter()
+            self._scale_best(factor)
+            try:
+                found = self._validate(self.editor, self.best.step)
+            except NonFiniteError as error:
+                raise error.at(f"step_search, steps times {factor:g}") from None
+            trial = StepTrial(factor=factor, validation=found)
+            self.step_trials.append(trial)
+            self.seconds += time.perf_counter() - began
+            yield TrainingEvent(step=self.step, batches=self.batches, trial=trial)
+        assert self.best_trial is not None
+        self._scale_best(self.best_trial.factor)
+
+    def _scale_best(self, factor: float) -> None:
+        """Give the editor the best state, its steps multiplied."""
+        self.editor.load_state_dict(self._best)
+        if factor != 1:
+            self.editor.scale_steps(factor)
 
     def _train_step(self) -> Iterator[TrainingEvent]:
         began = time.perf_counter()
@@ -179,6 +250,7 @@ class Training:
             "seconds": self.seconds,
             "batches": self.batches,
             "validations": [found.record() for found in self.validations],
+            "step_trials": [trial.record() for trial in self.step_trials],
         }
 
     def load(self, state: State, record: Mapping[str, Any]) -> None:
@@ -189,3 +261,7 @@ class Training:
         self.curve, self.seconds = list(record["curve"]), record["seconds"]
         self.batches = record["batches"]
         self.validations = [Validation(**found) for found in record.get("validations", ())]
+        self.step_trials = [
+            StepTrial(factor=found["factor"], validation=Validation(**found["validation"]))
+            for found in record.get("step_trials", ())
+        ]

@@ -23,7 +23,7 @@ AT_LEAST_ONE = frozenset(
     }
 )  # fmt: skip
 ABOVE_ZERO = frozenset(
-    {"clamp", "keep", "log_base", "lr", "max_grad_norm", "memory_gb", "value_lr"}
+    {"clamp", "keep", "log_base", "lr", "max_grad_norm", "memory_gb", "step_search", "value_lr"}
 )
 # More is a slip of the hand, and whatever is asked to hold it fails without a reason.
 _LARGEST = {

@@ -183,12 +183,14 @@ class Stopping:
         validate_every: Training steps between two validations.
         min_improvement: Points that the score has to rise above the best one to count as better.
         batches: Batches of the validation stream; None: as many as there is good reason for.
+        step_search: Factors that the learned steps are tried with once training has ended.
     """
 
     patience: int
     validate_every: int
     min_improvement: float = 0.0
     batches: int | None = None
+    step_search: tuple[float, ...] = ()
 
 
 class TrainableEditor(Editor):
@@ -205,6 +207,10 @@ class TrainableEditor(Editor):
     def training_measures(self) -> dict[str, float]:
         """What a learning curve shows of the editor as it is, by name. Optional."""
         return {}
+
+    def scale_steps(self, factor: float) -> None:
+        """Multiply every learned step; for an editor whose training searches steps at its end."""
+        raise NotImplementedError(f"editor {self.name!r} has no steps that could be searched")
 
     @contextmanager
     def edits_aside(self) -> Iterator[None]:

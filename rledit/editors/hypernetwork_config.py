@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, fields, replace
 from typing import Any, ClassVar, Literal
@@ -62,6 +63,9 @@ class HypernetworkConfig:
             rise above the best one so far to count as better.
         validation_batches: Batches of the validation stream, all of which is scored after its last
             one; None: as many as a trajectory has and the validation pool holds, 10 at most.
+        step_search: Factors on all learned steps η that are tried once training has ended and the
+            best state is put back: each is validated, and the one with the highest mean stays. 1,
+            the steps as learned, is always among them. Needs `patience`; empty: nothing is tried.
         meta_lr: Adam's learning rate.
         warmup_steps: Optimiser steps over which the learning rate rises to `meta_lr`.
         weight_decay: Decay of the blocks' matrices in every optimiser step, times the learning
@@ -111,6 +115,7 @@ class HypernetworkConfig:
     validate_every: int = FROM_RECIPE
     min_improvement: float = 0.0
     validation_batches: int | None = None
+    step_search: tuple[float, ...] = FROM_RECIPE
     meta_lr: float = FROM_RECIPE
     warmup_steps: int = FROM_RECIPE
     weight_decay: float = 0.0
@@ -146,6 +151,7 @@ class HypernetworkConfig:
         "validate_every": 1,
         "min_improvement": 0.0,
         "validation_batches": None,
+        "step_search": (),
         "warmup_steps": 0,
         "weight_decay": 0.0,
         "average": 0.0,
@@ -156,9 +162,13 @@ class HypernetworkConfig:
 
     def __post_init__(self) -> None:
         check_step(self, "initial_step")
+        searches = self.step_search is not FROM_RECIPE
         for name, value in self.recipe_settings(self.reference).items():
             if getattr(self, name) is FROM_RECIPE:
                 object.__setattr__(self, name, value)
+        if not self.patience and not searches:
+            object.__setattr__(self, "step_search", ())  # the recipe's, without its validation
+        self._check_step_search()
         check_z_clip(self)
         if not self.average < 1:
             raise SettingError("average", f"a decay is below 1, not {self.average}")
@@ -168,6 +178,28 @@ class HypernetworkConfig:
             raise ValueError(
                 f"depth {self.depth}: without transition each batch is trained on its own, with "
                 "nothing to backtrack to; set depth to 1"
+            )
+
+    def _check_step_search(self) -> None:
+        """Refuse factors that scale nothing, and a search that has nothing to choose by.
+
+        Raises:
+            SettingError: Says which.
+        """
+        factors = self.step_search
+        for factor in factors:
+            number = isinstance(factor, int | float) and not isinstance(factor, bool)
+            if not number or not math.isfinite(factor) or factor <= 0:
+                raise SettingError(
+                    "step_search", f"a factor is a finite number above 0, not {factor!r}"
+                )
+        if len(set(factors)) < len(factors):
+            raise SettingError("step_search", f"a factor is there twice: {list(factors)}")
+        if factors and not self.patience:
+            raise SettingError(
+                "step_search",
+                "factors are chosen on the validation stream, and patience 0 makes no validation; "
+                "set patience to 1 or more, or leave step_search out",
             )
 
     @classmethod
@@ -192,4 +224,5 @@ class HypernetworkConfig:
             validate_every=self.validate_every,
             min_improvement=self.min_improvement,
             batches=self.validation_batches,
+            step_search=tuple(self.step_search),
         )

@@ -255,6 +255,11 @@ class HypernetworkEditor(TrainableEditor, HypernetworkUpdate):
             "learning_rate": self.config.meta_lr * ramp(last, self.config.warmup_steps),
         }
 
+    def scale_steps(self, factor: float) -> None:
+        """Multiply the steps η of all modules."""
+        for network in self.networks.values():
+            network.scale_step(factor)
+
     @contextmanager
     def edits_aside(self) -> Iterator[None]:
         """Moments and weights return afterwards; editing changes no more than these."""

@@ -178,7 +178,8 @@ def _training(model: _Passes) -> float:
 
 
 def _validating(model: _Passes, own: float) -> float:
-    """All validations of a training that goes on to its limit; the prefixes are run once.
+    """All validations of a training that goes on to its limit, and of the search over steps after
+    it; the prefixes are run once.
 
     Args:
         own: Seconds of one batch's own gradients.
@@ -187,6 +188,7 @@ def _validating(model: _Passes, own: float) -> float:
     if cell.stopping is None:
         return 0.0
     count = 1 + -(-cell.settings.train_steps // cell.stopping.validate_every)
+    count += sum(factor != 1 for factor in cell.stopping.step_search)
     # What the pool holds may not be known yet: data that is away can be planned for.
     batches = cell.stopping.batches or min(cell.trajectory_batches, VALIDATED_BATCHES)
     edits = batches * model.batch

@@ -127,7 +127,7 @@ def train(
 
 def _version(event: TrainingEvent, training: Training) -> int:
     """A number that grows with every event, so that ranks can tell one state from another."""
-    return event.batches + len(training.validations)
+    return event.batches + len(training.validations) + len(training.step_trials)
 
 
 def _validation(cell: Cell, editor: TrainableEditor) -> ValidationStream | None:
@@ -152,7 +152,22 @@ def _outcome(training: Training) -> dict[str, Any]:
             "best_step": best.step,
             "best_trajectory": best.step * count,
             "best_score": best.score,
+            **_step_search(training),
         }
+    }
+
+
+def _step_search(training: Training) -> dict[str, Any]:
+    """Which factor the learned steps were multiplied by, and what each would have given."""
+    chosen = training.best_trial
+    if chosen is None or training.best is None:
+        return {}
+    tried = {trial.factor: trial.validation.score for trial in training.step_trials}
+    found = {1.0: training.best.score, **tried}
+    return {
+        "step_search": [{"factor": k, "score": score} for k, score in sorted(found.items())],
+        "step_factor": chosen.factor,
+        "step_factor_score": chosen.validation.score,
     }
 
 
@@ -168,6 +183,12 @@ def _report(report: Report, training: Training, total: int) -> None:
             f"validation {training.validations[-1].score:.1f} (best {best.score:.1f} at "
             f"{best.step * count}), patience {training.patience_left} of "
             f"{training.stopping.patience}"
+        )
+    if (chosen := training.best_trial) is not None:
+        n, left = len(training.step_trials), len(training.step_trials_left)
+        parts.append(
+            f"steps tried with {n} of {n + left} factors (best {chosen.validation.score:.1f} "
+            f"at {chosen.factor:g})"
         )
     # Ended early, it is done all the same.
     report("train", total if training.ending else training.batches, total, ", ".join(parts))

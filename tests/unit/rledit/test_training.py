@@ -21,6 +21,7 @@ from rledit.metrics import protocol
 from rledit.model import EditableModel, Execution
 from rledit.ranks import Ranks, SingleProcess
 from rledit.scoring import Scorer
+from rledit.steps import SettingError
 from rledit.stream import StreamScored, run_stream
 from rledit.tokenization import EditBatch, Sample
 from rledit.training import Training
@@ -101,7 +102,9 @@ def test_validation_leaves_training_as_it_was(case: str) -> None:
     validated, plain = training_of(with_it), Training(without, draw_of(without))
     torch.manual_seed(3)
     before = torch.get_rng_state()
-    states = [with_it.training_state_dict() for e in validated.run() if not e.validation][:-1]
+    states = [
+        with_it.training_state_dict() for e in validated.run() if not (e.validation or e.trial)
+    ][:-1]
     assert torch.get_rng_state().equal(before)
     expected = [without.training_state_dict() for _ in plain.run()][:-1]
     assert [found.step for found in validated.validations] == [0, 1, 2, 3]
@@ -261,8 +264,124 @@ def stored(training: Training, path: Path) -> tuple[dict[str, Tensor], dict[str,
     return load_file(path), record
 
 
-def without_times(training: Training) -> list[Validation]:
-    return [replace(found, seconds=0.0) for found in training.validations]
+def without_times(training: Training) -> list[tuple[float, Validation]]:
+    """All validations, those of the search over steps with their factors."""
+    found = [(0.0, validation) for validation in training.validations]
+    found += [(trial.factor, trial.validation) for trial in training.step_trials]
+    return [(factor, replace(validation, seconds=0.0)) for factor, validation in found]
+
+
+def best_and_search(case: str, *scores: float) -> tuple[Training, dict[str, Tensor]]:
+    """A training that has searched steps by scripted scores, and the state of one that has not."""
+    settings: dict[str, Any] = {"patience": 2, "validate_every": 1, "train_steps": 2}
+    plain = make(case, step_search=(), **settings)
+    list(Training(plain, draw_of(plain), scripted(*scores[:3])).run())
+    editor = make(case, step_search=(0.5, 1.0, 2.0), **settings)
+    training = Training(editor, draw_of(editor), scripted(*scores))
+    list(training.run())
+    return training, plain.state_dict()
+
+
+SEARCHED = ["converged", "averaged", "lifelong moments", "malmen", "mend"]
+
+
+@pytest.mark.parametrize("case", [*SEARCHED, "retrained on the stream"])
+def test_the_best_state_keeps_the_steps_that_validate_best(case: str) -> None:
+    training, best = best_and_search(case, 50, 60, 55, 58, 63)
+    assert [trial.factor for trial in training.step_trials] == [0.5, 2.0]
+    assert training.best_trial is not None and training.best_trial.factor == 2
+    assert training.best is not None and (training.best.step, training.best.score) == (1, 60)
+    editor = training.editor
+    plain = make(case, step_search=())
+    plain.load_state_dict(best)
+    for one, other in zip(editor.networks.values(), plain.networks.values(), strict=True):  # type: ignore[attr-defined]
+        torch.testing.assert_close(one.step, 2 * other.step)
+    state = editor.state_dict()
+    changed = {k for k in best if not state[k].equal(best[k])}
+    assert changed == {k for k in best if k.endswith(".step_parameter")} and changed
+
+
+@pytest.mark.parametrize("scores", [(50, 60, 55, 60, 59), (50, 40, 45, 50, 49)])
+def test_steps_stay_as_learned_where_no_factor_gains(scores: tuple[float, ...]) -> None:
+    training, best = best_and_search("converged", *scores)
+    assert training.best_trial is not None and training.best_trial.factor == 1
+    assert equal(training.editor.state_dict(), best)
+
+
+@pytest.mark.parametrize("case", SEARCHED)
+def test_a_factor_is_tried_on_the_whole_validation_stream(case: str) -> None:
+    settings: dict[str, Any] = {"patience": 2, "validate_every": 1, "train_steps": 1}
+    plain = training_of(make(case, step_search=(), **settings))
+    list(plain.run())
+    training = training_of(make(case, step_search=(0.2, 5.0), **settings))
+    list(training.run())
+    for trial in training.step_trials:
+        other = make(case, step_search=())
+        other.load_state_dict(plain.editor.state_dict())
+        other.scale_steps(trial.factor)
+        found = stream_of(other)(other, trial.validation.step)
+        assert (found.score, found.reward) == (trial.validation.score, trial.validation.reward)
+        assert found.measures["eta_max"] == trial.validation.measures["eta_max"]
+    assert len({found.reward for _, found in without_times(training)}) > 2
+
+
+def test_a_factor_that_was_killed_while_it_was_tried_is_tried_again(tmp_path: Path) -> None:
+    settings: dict[str, Any] = {"patience": 2, "validate_every": 1, "train_steps": 1}
+    settings["step_search"] = (0.2, 5.0)
+    straight = training_of(make("lifelong moments", **settings))
+    list(straight.run())
+    editor = make("lifelong moments", **settings)
+    whole, calls = stream_of(editor), iter(range(9))
+
+    def validate(editor: TrainableEditor, step: int) -> Validation:
+        if next(calls) == 3:  # two of training, the first factor, and here the second
+            raise Killed
+        return whole(editor, step)
+
+    killed = Training(editor, draw_of(editor), validate)
+    with pytest.raises(Killed):
+        list(killed.run())
+    saved, record = stored(killed, tmp_path / "state.safetensors")
+    resumed = training_of(make("lifelong moments", **settings))
+    resumed.load(saved, record)
+    assert len(list(resumed.run())) == 1
+    assert equal(resumed.editor.state_dict(), straight.editor.state_dict())
+    assert without_times(resumed) == without_times(straight)
+
+
+def test_a_factor_that_breaks_the_model_is_named() -> None:
+    editor = make("lifelong moments", patience=2, train_steps=1, step_search=(1e60,))
+    said = r"^step_search, steps times 1e\+60: validation after training step \d: editing batch 1"
+    with pytest.raises(NonFiniteError, match=said):
+        list(training_of(editor).run())
+
+
+@pytest.mark.parametrize(
+    ("settings", "said"),
+    [
+        ({"patience": 0}, "patience 0 makes no validation; set patience to 1 or more"),
+        ({"step_search": (0.5, 0.0)}, r"a factor is a finite number above 0, not 0\.0"),
+        ({"step_search": (-1.0,)}, "finite number above 0"),
+        ({"step_search": (float("nan"),)}, "finite number above 0"),
+        ({"step_search": (True,)}, "finite number above 0"),
+        ({"step_search": (0.5, 2.0, 0.5)}, r"twice: \[0\.5, 2\.0, 0\.5\]"),
+    ],
+)
+@pytest.mark.parametrize("reference", ["paper", "converged"])
+def test_a_search_that_cannot_be_made_is_refused(
+    settings: dict[str, Any], said: str, reference: str
+) -> None:
+    given = {"patience": 1, "step_search": (0.5,), "reference": reference} | settings
+    with pytest.raises(SettingError, match=rf"^step_search: .*{said}"):
+        editor_class("rledit").Config(modules=("m",), **given)
+
+
+def test_the_recipes_search_goes_with_its_validation() -> None:
+    config = editor_class("rledit").Config
+    assert config(modules=("m",), reference="converged").step_search == (0.5, 0.65, 0.8)
+    assert config(modules=("m",), reference="converged", patience=0).step_search == ()
+    assert config(modules=("m",), reference="converged", step_search=()).step_search == ()
+    assert config(modules=("m",), patience=2).step_search == ()
 
 
 def test_what_cannot_be_trained_is_refused() -> None:
@@ -303,6 +422,7 @@ class Together:
 def test_every_rank_finds_the_same_and_what_one_process_finds() -> None:
     """All have to end at the same step, so not a bit may differ between them."""
     settings: dict[str, Any] = {"patience": 2, "validate_every": 1, "train_steps": 2}
+    settings["step_search"] = (0.5, 2.0)
     alone = training_of(make("batch by batch", **settings))
     list(alone.run())
     barrier = Barrier(2)

@@ -18,6 +18,7 @@ from pipeline.plan.fingerprint import former_keys_of, identity_of, key_of
 from pipeline.plan.grid_plan import make_plan
 from pipeline.results.lake.lake import Lake
 from pipeline.results.query import connect, query
+from pipeline.results.tracking.logged_run import flatten
 from pipeline.run.cache import Cache
 from pipeline.run.cell import run_cell
 from pipeline.run.reporting import Stage, silent
@@ -66,7 +67,7 @@ def test_a_training_that_was_killed_anywhere_comes_to_the_same_end(
     folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(train, "SAVE_EVERY_SECONDS", 0.0)
-    chosen = cell()
+    chosen = cell(", step_search: [0.5, 2.0]")
     told: list[tuple[int, int, str]] = []
 
     def listening(stage: Stage, done: int, total: int, detail: str = "") -> None:
@@ -84,8 +85,15 @@ def test_a_training_that_was_killed_anywhere_comes_to_the_same_end(
         "patience 2 of 2"
     )
     assert told[-1][:2] == (12, 12)
-    # At every event of the training: batches and validations, the last of which end it.
-    for stop in (2, 4, 5, 6, len(told) - 1):
+    searched = {found["factor"]: found["score"] for found in straight.outcome["step_search"]}
+    assert list(searched) == [0.5, 1.0, 2.0]
+    assert searched[1.0] == straight.outcome["best_score"]
+    factor, score = straight.outcome["step_factor"], straight.outcome["step_factor_score"]
+    assert searched[factor] == score == max(searched.values())
+    tried = ", steps tried with 2 of 2 factors (best"
+    assert told[-1][2].endswith(f"{tried} {score:.1f} at {factor:g})")
+    # At every event of the training: batches, validations, and the factors on the steps.
+    for stop in (2, 4, 5, 6, len(told) - 3, len(told) - 2, len(told) - 1):
         with pytest.raises(Interrupted):
             train.train(chosen, folder, Cache(tmp_path / "b"), after_reports(stop))
         resumed = trained(chosen, folder, tmp_path / "b")
@@ -117,6 +125,19 @@ def test_rows_of_a_cell_hold_the_learning_curve(folder: Path, tmp_path: Path) ->
     best = outcome["best_step"]
     assert curve["validation_best", best] == curve["validation_score", best]
     assert curve["train_eta_min", 1] > 0 and curve["train_learning_rate", 1] == 1e-3
+
+
+def test_results_and_tracking_hold_the_search_over_steps(folder: Path, tmp_path: Path) -> None:
+    chosen = cell(", step_search: [0.5, 2.0]")
+    network = train.train(chosen, folder, Cache(tmp_path), silent)
+    lake = Lake(str(tmp_path / "lake"))
+    run_cell(chosen, folder, network, Cache(tmp_path), lake, silent)
+    (record,) = lake.manifest()
+    outcome = record.values["resolved"]["training"]
+    assert [found["factor"] for found in outcome["step_search"]] == [0.5, 1.0, 2.0]
+    params = flatten({"training": outcome})
+    assert params["training.step_factor"] == f"{outcome['step_factor']}"
+    assert str(outcome["step_search"][0]["score"]) in str(params)
 
 
 @pytest.mark.parametrize("editor", ["mend", "malmen", "malmen_star", "mend_rledit"])
@@ -205,6 +226,7 @@ def test_cells_that_do_not_use_younger_settings_keep_their_keys() -> None:
     younger = {"drawing", "patience", "validate_every", "warmup_steps", "average", "loc_warmup"}
     assert younger.isdisjoint(identity_of(plain)["settings"])
     assert former_keys_of(plain) == ("02e688a4c59ca7f6", "775bd703fbb5e859")
+    assert {"z_clip", "step_search"}.isdisjoint(identity_of(plain)["settings"])
     off = "editors.rledit.settings.patience=0"
     assert key_of(cells_of(load_grid(GRID, [off]))[3]) == key_of(plain)
     warmed = cells_of(load_grid(GRID, ["editors.rledit.settings.warmup_steps=3"]))[3]
@@ -220,6 +242,23 @@ def test_a_plan_says_that_training_may_end_early() -> None:
     assert " at most 12 batches" not in "\n".join(summary(estimate(plain, []), {}))
     with_it, without = (estimate(cells, []).cells[0].seconds.setup for cells in (early, plain))
     assert with_it > without
+    searching = estimate([cell(", step_search: [0.5, 1.0, 2.0]")], []).cells[0].seconds.setup
+    per_validation = (with_it - without) / 5  # before training and after each of four steps
+    assert with_it + 1.5 * per_validation < searching < with_it + 2.5 * per_validation
+
+
+@pytest.mark.parametrize(
+    ("settings", "said"),
+    [
+        ("{step_search: [0.5]}", r"step_search\): step_search: .*set patience to 1 or more"),
+        ("{step_search: 0.5, patience: 1}", r"step_search\): expected a list, found 0\.5"),
+        ("{step_search: [0.5, 0], patience: 1}", r"step_search\.1\): expected a number above 0"),
+        ("{z_clip: -1}", r"z_clip\): expected 0 or more, found -1"),
+    ],
+)
+def test_a_search_that_cannot_be_made_is_refused_at_its_place(settings: str, said: str) -> None:
+    with pytest.raises(ConfigError, match=rf"\(editors\.0\.settings\.{said}"):
+        load_grid(GRID, [f"editors=[{{editor: rledit, settings: {settings}}}]"])
 
 
 def replace_patience(chosen: Cell, patience: int) -> Cell:
