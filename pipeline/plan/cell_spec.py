@@ -6,7 +6,7 @@ import json
 from dataclasses import asdict, replace
 from typing import Any
 
-from pipeline.config.parse import build
+from pipeline.config.build import build
 from pipeline.config.yaml_location import Located
 from pipeline.inputs.fingerprints import changed_fields
 from pipeline.plan.cells import Cell

@@ -11,8 +11,8 @@ from dataclasses import dataclass, fields, replace
 from functools import cached_property
 from typing import Any
 
+from pipeline.config.build import build
 from pipeline.config.grid import EditorEntry, Grid, StreamEntry
-from pipeline.config.parse import build
 from pipeline.config.presets import (
     PRESETS,
     Preset,

@@ -267,7 +267,7 @@ def without_times(training: Training) -> list[Validation]:
 
 def test_what_cannot_be_trained_is_refused() -> None:
     editor = make("converged")
-    with pytest.raises(ValueError, match=r"'rledit' trains until .* \(patience 5\): give validate"):
+    with pytest.raises(ValueError, match=r"'rledit' trains until .* \(patience 4\): give validate"):
         Training(editor, draw_of(editor))
 
 
