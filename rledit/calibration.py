@@ -199,7 +199,9 @@ def shift_settings(editor: type[Editor], config: Any) -> dict[str, Any]:
     Configurations that agree in it are calibrated to the same step. Hypernetwork editors with the
     same update are one kind: their training is left out.
     """
-    kept = asdict(config)
+    younger = getattr(type(config), "younger", {})
+    # Steps that were calibrated before there was a setting are still those of its default.
+    kept = {k: v for k, v in asdict(config).items() if k not in younger or v != younger[k]}
     kept.pop(str(editor.step_setting), None)
     conventions = getattr(config, "conventions", None)
     if conventions is None:

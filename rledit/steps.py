@@ -1,4 +1,4 @@
-"""The step of an editor: a number that scales its shifts, or `auto` until it is calibrated."""
+"""Numbers that scale or bound an edit: the step, or `auto` until calibrated, and `z_clip`."""
 
 from __future__ import annotations
 
@@ -36,6 +36,21 @@ def check_step(config: Any, setting: str) -> None:
     if not number or not math.isfinite(value) or value <= 0:
         raise SettingError(
             setting, f"a step is a finite number above 0, or auto to calibrate it, not {value!r}"
+        )
+
+
+def check_z_clip(config: Any) -> None:
+    """Refuse a bound of normalised rows that is none.
+
+    Raises:
+        SettingError: It is not a finite number of at least 0.
+    """
+    value = config.z_clip
+    number = isinstance(value, int | float) and not isinstance(value, bool)
+    if not number or not math.isfinite(value) or value < 0:
+        raise SettingError(
+            "z_clip",
+            f"normalised entries are clamped to a finite number above 0, or 0: not; not {value!r}",
         )
 
 

@@ -114,14 +114,16 @@ PAPER_SETTINGS: Mapping[str, Any] = {
     "patience": 0,
     "validate_every": 1,
     "meta_lr": 1e-5,
+    "warmup_steps": 0,
     "scalar_lr_factor": 1.0,
     "loc_coef": 0.6,
     "depth": 10,
     "moments_scope": "lifelong",
+    "z_clip": 0.0,
 }
 # A start of scale 1/√d, so that the network can learn at a higher rate than the published one, a
 # rate of their own for steps and ridges, and trajectories until a validation stream gains no more.
-# A first choice, not tuned.
+# Values of a few trials on SmolLM2-135M; docs/methods.md says what was measured.
 CONVERGED_SETTINGS: Mapping[str, Any] = {
     "rank": 256,
     "n_blocks": 2,
@@ -137,4 +139,5 @@ CONVERGED_SETTINGS: Mapping[str, Any] = {
     "loc_coef": 4.0,
     "depth": 3,
     "moments_scope": "trajectory",
+    "z_clip": 3.0,
 }

@@ -23,7 +23,7 @@ from rledit.editors.conventions import (
 from rledit.hypernetwork import StepForm
 from rledit.moments import Formula
 from rledit.reward import KLReference, LocalityGradient
-from rledit.steps import AUTO, SettingError, Step, check_step
+from rledit.steps import AUTO, SettingError, Step, check_step, check_z_clip
 from rledit.tokenization import Order
 
 Rule = Literal["normal_equation", "outer_product"]
@@ -80,6 +80,10 @@ class HypernetworkConfig:
         update_moments_while_editing: Let the stream's rows enter the running moments.
         moments_scope: `lifelong` moments run on from trajectory to trajectory and into the stream,
             as in the releases; `trajectory` begins each trajectory, and the stream, with none.
+        z_clip: Bound of the entries of normalised rows, keys and value gradients alike, while
+            editing (a stream, a validation or a calibration): they are clamped to ±`z_clip`. The
+            network is trained without it.
+            0: none.
         seed: Seed of the network's start.
         reference: The recipe. `official` repeats the authors' release, departures and all; `paper`
             has the published equations and settings without them; `converged` is our training.
@@ -108,7 +112,7 @@ class HypernetworkConfig:
     min_improvement: float = 0.0
     validation_batches: int | None = None
     meta_lr: float = FROM_RECIPE
-    warmup_steps: int = 0
+    warmup_steps: int = FROM_RECIPE
     weight_decay: float = 0.0
     average: float = 0.0
     scalar_lr_factor: float = FROM_RECIPE
@@ -121,6 +125,7 @@ class HypernetworkConfig:
     discount: float = 1.0
     update_moments_while_editing: bool = True
     moments_scope: MomentsScope = FROM_RECIPE
+    z_clip: float = FROM_RECIPE
     seed: int = 0
     reference: Recipe = "paper"
     regularisation_gradient: bool | None = None
@@ -145,6 +150,7 @@ class HypernetworkConfig:
         "weight_decay": 0.0,
         "average": 0.0,
         "loc_warmup": 0,
+        "z_clip": 0.0,
     }
     """Settings that came later, with what all results had until then: these are known without."""
 
@@ -153,6 +159,7 @@ class HypernetworkConfig:
         for name, value in self.recipe_settings(self.reference).items():
             if getattr(self, name) is FROM_RECIPE:
                 object.__setattr__(self, name, value)
+        check_z_clip(self)
         if not self.average < 1:
             raise SettingError("average", f"a decay is below 1, not {self.average}")
         if self.depth < 1:

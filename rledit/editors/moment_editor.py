@@ -84,6 +84,10 @@ class MomentEditor(Editor):
         """Whether the stream's own rows enter the moments (lifelong normalisation)."""
         return True
 
+    def normalise(self, shape: Shape, rows: Tensor) -> Tensor:
+        """Rows [K, V] of the modules of one shape, (M, n, d_in + d_out), as `solve` takes them."""
+        return self.moments[shape].normalise(rows)
+
     @abstractmethod
     def solve(self, shape: Shape, keys: Tensor, z: Tensor) -> Solution:
         """Shift factors of the M modules of one shape.
@@ -142,18 +146,26 @@ class MomentEditor(Editor):
         for shape, names in self.shapes.items():
             keys = torch.stack([captured.keys[name] for name in names])
             values = torch.stack([captured.values[name] for name in names])
-            z = self.moments[shape].normalise(torch.cat([keys, values], dim=-1))
+            z = self._clipped(self.normalise(shape, torch.cat([keys, values], dim=-1)))
             if zeroed is None:
                 solution = self.solve(shape, keys, z)
             else:
                 left = values.masked_fill(zeroed.to(values.device)[:, None], 0.0)
-                edited = self.moments[shape].normalise(torch.cat([keys, left], dim=-1))
+                edited = self._clipped(self.normalise(shape, torch.cat([keys, left], dim=-1)))
                 solution = self.solve_incomplete(shape, keys, edited, z)
             solutions[shape] = solution
             for j, name in enumerate(names):
                 factor = None if solution.left is None else solution.left[j]
                 shifts[name] = LowRankShift(factor, solution.right[j])
         return Proposal({name: shifts[name] for name in self.model.modules}, solutions, captured)
+
+    def _clipped(self, z: Tensor) -> Tensor:
+        """Normalised rows as they edit: clamped to ±`z_clip` where the configuration has one.
+
+        A training pass, which records gradients, takes them as they are: a clamped entry has none.
+        """
+        bound = float(getattr(self.config, "z_clip", 0.0))
+        return z if not bound or torch.is_grad_enabled() else z.clamp(-bound, bound)
 
     def edit(self, batch: EditBatch) -> dict[str, float]:
         """Propose shifts and merge them."""

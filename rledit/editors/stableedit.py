@@ -7,8 +7,9 @@ batches of the train split on the unedited model.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -21,7 +22,7 @@ from rledit.editors.moment_editor import MomentEditor, Shape
 from rledit.editors.whitening import RunningCovariance
 from rledit.model import EditableModel
 from rledit.shift import Solution, solve_normal_equation
-from rledit.steps import AUTO, Step, check_step
+from rledit.steps import AUTO, Step, check_step, check_z_clip
 from rledit.tokenization import EditBatch
 
 
@@ -36,6 +37,9 @@ class StableEditConfig:
         loss_group: Samples per loss group; it scales the value gradients. The published runs edit
             100 facts a batch in groups of 10.
         warmup_batches: Batches of the train split the moments see before the stream.
+        z_clip: Bound of the entries of normalised rows, keys and value gradients alike, while
+            editing (a stream, a validation or a calibration): they are clamped to ±`z_clip`.
+            0: none.
         shrinkage: How far the covariance is pulled towards a multiple of the identity.
         seed: Seed of the warm-up's draw.
         reference: `official` takes the longest samples first, as the authors' release does;
@@ -49,9 +53,14 @@ class StableEditConfig:
     warmup_batches: int = 20
     shrinkage: float = 1e-3
     seed: int = 0
+    z_clip: float = 0.0
     reference: UntrainedRecipe = "paper"
 
+    younger: ClassVar[Mapping[str, Any]] = {"z_clip": 0.0}
+    """See `HypernetworkConfig.younger`."""
+
     def __post_init__(self) -> None:
+        check_z_clip(self)
         check_step(self, "step")
 
 
@@ -87,13 +96,19 @@ class StableEdit(MomentEditor):
         self.warm_up()
         return super().edit(batch)
 
-    def solve(self, shape: Shape, keys: Tensor, z: Tensor) -> Solution:
-        """Shift factors from z-scored keys and whitened value gradients."""
+    def normalise(self, shape: Shape, rows: Tensor) -> Tensor:
+        """Z-scored keys and whitened value gradients."""
         moments = self.moments[shape]
+        z = super().normalise(shape, rows)
         z_keys, z_values = z[..., : shape[0]], z[..., shape[0] :]
         eps = torch.finfo(torch.float32).eps
         values = z_values * (moments.std + eps)[shape[0] :] + moments.mean[shape[0] :]
-        whitened = self.covariances[shape].whiten(values, self.config.shrinkage).to(keys.dtype)
+        whitened = self.covariances[shape].whiten(values, self.config.shrinkage).to(rows.dtype)
+        return torch.cat([z_keys, whitened], dim=-1)
+
+    def solve(self, shape: Shape, keys: Tensor, z: Tensor) -> Solution:
+        """Shift factors from z-scored keys and whitened value gradients."""
+        z_keys, whitened = z[..., : shape[0]], z[..., shape[0] :]
         strength = z_keys.square().sum(-1, keepdim=True)
         differences = -self.step_size * strength * whitened
         ridge = torch.full((len(keys),), self.config.ridge, device=keys.device)

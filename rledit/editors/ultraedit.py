@@ -5,7 +5,9 @@ D = -η ‖k̂‖² v̂ and S = (KᵀK + I)⁻¹ KᵀD, with moments that run ov
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -13,7 +15,7 @@ from torch import Tensor
 from rledit.editors.conventions import OFFICIAL_BATCH, BatchConventions, UntrainedRecipe
 from rledit.editors.moment_editor import MomentEditor, Shape
 from rledit.shift import Solution, solve_normal_equation
-from rledit.steps import AUTO, Step, check_step
+from rledit.steps import AUTO, Step, check_step, check_z_clip
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -26,6 +28,9 @@ class UltraEditConfig:
         ridge: λ of the normal equation.
         loss_group: Samples per loss group; it scales the value gradients. The published runs edit
             100 facts a batch in groups of 10.
+        z_clip: Bound of the entries of normalised rows, keys and value gradients alike, while
+            editing (a stream, a validation or a calibration): they are clamped to ±`z_clip`.
+            0: none.
         reference: `official` repeats the authors' release: longest samples first, value gradients
             of an incomplete last loss group as zero, the release's running moments. `paper` takes
             samples as they come, keeps every row, and has exact moments.
@@ -35,9 +40,14 @@ class UltraEditConfig:
     step: Step = AUTO
     ridge: float = 1.0
     loss_group: int = 10
+    z_clip: float = 0.0
     reference: UntrainedRecipe = "paper"
 
+    younger: ClassVar[Mapping[str, Any]] = {"z_clip": 0.0}
+    """See `HypernetworkConfig.younger`."""
+
     def __post_init__(self) -> None:
+        check_z_clip(self)
         check_step(self, "step")
 
 

@@ -5,7 +5,9 @@ What is left is D = -η₀ (k · k̂) v̂: the row that tells what training boug
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -13,7 +15,7 @@ from torch import Tensor
 from rledit.editors.conventions import OFFICIAL_BATCH, BatchConventions, UntrainedRecipe
 from rledit.editors.moment_editor import MomentEditor, Shape
 from rledit.shift import Solution, solve_normal_equation
-from rledit.steps import AUTO, Step, check_step
+from rledit.steps import AUTO, Step, check_step, check_z_clip
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -25,15 +27,23 @@ class UntrainedConfig:
         initial_step: η₀, RLEdit's step before training; `auto` is calibrated, see
             `rledit.calibration`.
         loss_group: Samples per loss group.
+        z_clip: Bound of the entries of normalised rows, keys and value gradients alike, while
+            editing (a stream, a validation or a calibration): they are clamped to ±`z_clip`.
+            0: none.
         reference: `official` has the order, loss groups and moments of RLEdit's release.
     """
 
     modules: tuple[str, ...]
     initial_step: Step = AUTO
     loss_group: int = 4
+    z_clip: float = 0.0
     reference: UntrainedRecipe = "paper"
 
+    younger: ClassVar[Mapping[str, Any]] = {"z_clip": 0.0}
+    """See `HypernetworkConfig.younger`."""
+
     def __post_init__(self) -> None:
+        check_z_clip(self)
         check_step(self, "initial_step")
 
 

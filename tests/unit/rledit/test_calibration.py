@@ -86,17 +86,17 @@ def efficacies(lake: Lake, grid: str = "tiny") -> dict[str, float]:
 # In the library
 
 
+@pytest.mark.parametrize("z_clip", [0.0, 0.5])
 @pytest.mark.parametrize("name", ["ultraedit", "untrained", "rledit", "mend"])
 def test_a_candidate_scores_what_editing_with_its_step_scores(
-    name: str, model: EditableModel, edits: list[Edit]
+    name: str, z_clip: float, model: EditableModel, edits: list[Edit]
 ) -> None:
     cls = EDITORS[name]
     before = model.weights.state_dict()
-    found = calibrate(model, name, cls.Config(modules=model.modules), edits)
+    config = cls.Config(modules=model.modules, z_clip=z_clip)
+    found = calibrate(model, name, config, edits)
     assert all(model.weights.read(k).equal(v) for k, v in before.items())
-    assert (
-        found.record() == calibrate(model, cls, cls.Config(modules=model.modules), edits).record()
-    )
+    assert found.record() == calibrate(model, cls, config, edits).record()
     at = next(c for c in found.candidates if c.step == found.step)
     scorer = Scorer(model, edits, [protocol("token_accuracy")])
     editor = cls(model, found.config)
@@ -245,6 +245,7 @@ def test_what_determines_the_step_tells_calibrations_apart() -> None:
     for change in (
         batch % 11,
         "editors.rledit.settings.loss_group=3",
+        "editors.rledit.settings.z_clip=2",
         "editors.rledit.settings.modules=['down:0']",
         "datasets.0.world.n_subjects=61",
         "models.0.overrides.seed=1",
