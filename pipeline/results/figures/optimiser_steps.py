@@ -48,16 +48,17 @@ def pictures(figure_data: FigureData) -> Iterator[Picture]:
 def _rows(figure_data: FigureData) -> list[dict[str, Any]]:
     """Cells of hypernetworks: recipe, optimiser steps made, and final scores.
 
-    A training step is an optimiser step per batch where the setting `optimise` says so. A network
-    that was not trained has made none.
+    A cell is one row, at however many addresses it stands. A training step is an optimiser step per
+    batch where the setting `optimise` says so. A network that was not trained has made none.
     """
     setting = "c.resolved->>'$.settings.{}'"
     batch = setting.format("optimise")
     length = f"coalesce(CAST({setting.format('trajectory_batches')} AS INTEGER), r.n_batches)"
     sql = f"""
-        SELECT r.editor, r.n_batches, r.batch_size, {setting.format("reference")} AS reference,
+        SELECT DISTINCT r.editor, r.n_batches, r.batch_size,
+               {setting.format("reference")} AS reference,
                coalesce(t.steps, 0) * CASE WHEN {batch} = 'batch' THEN {length} ELSE 1 END
-                   AS optimiser_steps, {", ".join(f"r.{name}" for name in SCORES)}
+                   AS optimiser_steps, {", ".join(f"r.{name}" for name in SCORES)}, r.cell
         FROM (SELECT * FROM runs WHERE {figure_data.where} AND status = 'done' AND final
                   AND protocol = {quoted(figure_data.protocol)}) AS r
         JOIN cells AS c ON c.cell = r.cell

@@ -147,3 +147,14 @@ def test_no_curve_of_what_training_buys_for_one_number_of_steps(tmp_path: Path) 
     lake.commit(steps_of("official", 1))
     lake.commit(cell(editor="malmen"))
     assert not list(optimiser_steps.pictures(data_of(lake)))
+
+
+def test_a_cell_at_several_addresses_is_one_point_of_what_training_buys(tmp_path: Path) -> None:
+    """Otherwise it would weigh more than other seeds in the mean."""
+    lake = Lake(str(tmp_path / "lake"))
+    for seed in (0, 1):
+        lake.commit(steps_of("official", 10, seed=seed))
+    (first, second) = (record.address for record in lake.manifest())
+    again = [dataclasses.replace(first, variant="same"), dataclasses.replace(first, model="other")]
+    lake.show([first, second, *again, dataclasses.replace(first, grid="later")])
+    assert len(optimiser_steps._rows(data_of(lake))) == 2
