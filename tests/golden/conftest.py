@@ -64,11 +64,14 @@ def _cases(config: pytest.Config, by_part: bool) -> list[object]:
         raise pytest.UsageError(str(error)) from None
     cases: list[object] = []
     for name, golden in sets:
+        judge = judge_of(golden)
+        # A whole run on a model of 135 M parameters takes minutes.
+        marks = [pytest.mark.slow] if isinstance(judge, RealJudge) else []
         if by_part:
-            judge = judge_of(golden)
-            cases += [pytest.param((judge, p), id=f"{name}-{p}") for p in judge.parts]
+            for part in judge.parts:
+                cases.append(pytest.param((judge, part), id=f"{name}-{part}", marks=marks))
         else:
-            cases.append(pytest.param(judge_of(golden), id=name))
+            cases.append(pytest.param(judge, id=name, marks=marks))
     return cases
 
 

@@ -140,6 +140,7 @@ def test_wide(tmp_path: Path) -> None:
             assert all(r > 0 for r in ratios.values())
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("tiny")
 def test_growth(tmp_path: Path) -> None:
     result = _run("growth", tmp_path)

@@ -1,4 +1,4 @@
-"""`make tables-standin`: every figure and table of each grid, from its plan.
+"""`make tables-proxy`: every figure and table of each grid, from its plan.
 
 Nothing is run: the planned cells are given numbers out of thin air, at the points where they would
 be scored and measured, and everything is drawn from those.
