@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from pipeline.config.words import documented_value
 from pipeline.errors import ConfigError
 from pipeline.inputs.datasets import lacking, pool_origin, pool_remedy, source_of
 from pipeline.plan.cell_data import available_edits, calibration_edits, read_quantisation
@@ -165,9 +166,9 @@ def check_cell(cell: Cell) -> None:
     check_sharded(cell)
     if cell.dataset.real_facts and cell.model.checkpoint is None:
         raise ConfigError(
-            f"{cell.path}: at scale {cell.scale} the model is a proxy trained on the synthetic "
-            "world, which knows no real facts; run the grid at scale full, or give the model a "
-            "checkpoint"
+            f"{cell.path}: at scale {documented_value(cell.scale)} the model is a proxy trained on "
+            "the synthetic world, which knows no real facts; run the grid at scale full, or give "
+            "the model a checkpoint"
         )
     if skip_reason(cell) is None and insufficient_data(cell) is not None:
         raise ConfigError(f"{cell.path}: {insufficient_data(cell)}; {_pool_advice(cell)}")

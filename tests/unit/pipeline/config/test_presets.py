@@ -35,7 +35,10 @@ from rledit.world import SCHEMAS
 GRIDS = Path(__file__).parents[4] / "jobs" / "grids"
 TINY = Path(__file__).parents[3] / "cluster" / "tiny.yaml"
 SHAPES = ("llama-3-8b", "mistral-7b-v0.3", "gemma-2-9b", "gpt-j-6b", "qwen2.5-7b")
-PUBLISHED = sorted(p.stem for p in GRIDS.glob("*.yaml") if "preset:" in p.read_text())
+TEXTS = {path.stem: path.read_text() for path in GRIDS.glob("*.yaml")}
+PUBLISHED = sorted(
+    name for name, text in TEXTS.items() if "preset:" in text and "real_facts:" not in text
+)
 EDITED = [name for name in EDITORS if name != "none"]
 
 
