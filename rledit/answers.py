@@ -1,6 +1,6 @@
-"""What a model says, in words: greedy answers of some edits of a stream, before and after.
+"""Collects a model's greedy answers to the prompts of some edits, for the lake's table `answers`.
 
-Asked are the prompts that the protocols score, and the questions that follow from an edit. An
+The prompts are those that the protocols score, and the questions that follow from an edit. An
 answer is written from the prompt alone and ends at an end-of-sequence token, a line break, or
 `MORE_TOKENS` more tokens than its target has; blank lines before it are passed over, as models that
 were not taught to answer at once put them behind a question. Nothing here changes a score: no

@@ -87,6 +87,7 @@ def run(
     print_table(
         run_paths.lake, parsed.name, "md", among={address_of(cell).scale for cell in found.cells}
     )
+    _print_words(run_paths.lake, parsed.name)
     report_path = write_report_files(run_paths.lake, parsed.name, results / f"{parsed.name}.html")
     console.print(f"report: {report_path}\nlake:   {run_paths.lake}", highlight=False)
     if found.refused:
@@ -94,6 +95,18 @@ def run(
         console.print(f"{n} of {len(found.cells)} cells skipped: see above", highlight=False)
     if failed:
         raise typer.Exit(1)
+
+
+def _print_words(lake: str, grid: str) -> None:
+    """Ten edits before and after, in words, where the grid's cells have kept answers."""
+    from pipeline.results.answers_text import ten_edits
+    from pipeline.results.query import QueryError
+
+    try:
+        words = ten_edits(lake, grid)
+    except QueryError:
+        return  # `answers.sample` is 0, or all cells are older than answers
+    typer.echo(f"\n{words}\n      all of them: rledit answers {grid}\n")
 
 
 def _kept(plan: Plan | None, run_paths: RunPaths) -> str:

@@ -1,4 +1,5 @@
-"""What a cell's files hold, for fingerprints, checks and stages: pools, corpus, packed weights.
+"""Reads a cell's data files and checkpoint for fingerprints, checks and stages: sizes of pools, the
+corpus, how weights are quantised.
 
 Every function here opens files, or asks the hub; what is costly is read once for a cell.
 """

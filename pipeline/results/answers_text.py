@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from typing import Any
 
 from rich.cells import cell_len, chop_cells
 
@@ -29,39 +28,24 @@ def render_answers(found: Sequence[Asked]) -> str:
     return "\n".join([*lines, _LEGEND])
 
 
-def ten_edits(
-    lake: str | Lake | Connection,
-    grid: str,
-    editor: str | None = None,
-    *,
-    n: int = 10,
-    model: str | None = None,
-    dataset: str | None = None,
-) -> str:
-    """Some edits of a grid before and after, in words, as a run prints them at its end.
+def ten_edits(lake: str | Lake | Connection, grid: str, editor: str | None = None) -> str:
+    """Ten edits of a grid before and after, in words, as a run prints them at its end.
+
+    They are of the grid's first model, dataset, stream and seed.
 
     Args:
         lake: Where to look.
         grid: The grid.
         editor: The method; None: `rledit` where the grid has it, else its last method.
-        n: Edits at most.
-        model: The model; None: all.
-        dataset: The dataset; None: all.
 
     Raises:
         QueryError: There are no such answers; says what there is.
     """
-    only: dict[str, Any] = {
-        "models": [model] if model else [],
-        "datasets": [dataset] if dataset else [],
-        "probes": ["edit"],
-        "n": n,
-    }
     if editor is None:
-        there = [name for asked in find_answers(lake, grid, **only) for name in asked.editors]
+        there = [e for asked in find_answers(lake, grid, probes=["edit"]) for e in asked.editors]
         editor = "rledit" if "rledit" in there else there[-1].partition(" (")[0]
-    found = find_answers(lake, grid, editors=[editor], **only)
-    return "\n\n".join("\n".join(_in_words(asked)) for asked in found)
+    found = find_answers(lake, grid, editors=[editor], probes=["edit"], n=10)
+    return "\n".join(_in_words(found[0]))
 
 
 def shown(text: str | None) -> str:

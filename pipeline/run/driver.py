@@ -18,12 +18,12 @@ from pipeline.results.lake.lake import Lake
 from pipeline.results.lake.records import remark_in
 from pipeline.results.tracking.tracker import Tracker
 from pipeline.results.tracking.uri import TrackingError
+from pipeline.run.cache_migration import migrate_cache
 from pipeline.run.cell import record_failure, record_skip
 from pipeline.run.display import Display
 from pipeline.run.fleet.fleet import local_fleet, remote_fleet, require_room, run_tasks
 from pipeline.run.fleet.progress import Progress
 from pipeline.run.fleet.queue import Finished
-from pipeline.run.former import adopt_former
 from pipeline.run.garbage import garbage_collect
 from pipeline.run.heartbeat import Heartbeat
 from pipeline.run.signals import SignalHandler, ended_by_signal
@@ -75,7 +75,7 @@ def run_plan(
                 if key not in left_out:  # what other code could run and this cannot keeps its rows
                     lake.forget(key)
             lake.show(address_of(cell) for cell in plan.cells)
-            adopt_former(plan.missing, run_paths.cache)
+            migrate_cache(plan.missing, run_paths.cache)
             for cell in plan.missing:
                 reason = plan.reason(cell)
                 if reason is not None and plan.failed.get(key_of(cell)) != reason:

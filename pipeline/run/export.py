@@ -26,14 +26,14 @@ from pipeline.inputs.model_loading import load_model
 from pipeline.inputs.quantised_weights import quantised
 from pipeline.plan.architecture import architecture_of
 from pipeline.plan.cache_names import trained_name
-from pipeline.plan.cell_spec import read_cell_spec
 from pipeline.plan.cells import Cell
 from pipeline.plan.fingerprint import identity_of, key_of
+from pipeline.plan.stored_spec import read_cell_spec
 from pipeline.plan.versions import code_version
 from pipeline.results.lake.lake import Lake, LakeError
 from pipeline.results.lake.records import CellRecord
 from pipeline.run.cache import Cache
-from pipeline.run.former import adopt_former
+from pipeline.run.cache_migration import migrate_cache
 from pipeline.run.reporting import Report, silent
 from pipeline.run.resume import write_tensors
 from pipeline.run.stages.ask import with_known
@@ -74,7 +74,7 @@ def export(
     lake, cache = Lake(run_paths.lake), Cache(run_paths.cache)
     record = _record(key, lake)
     cell = read_cell_spec(record, lake.storage)
-    adopt_former([cell], run_paths.cache)
+    migrate_cache([cell], run_paths.cache)
     if cache.file(edited_name(cell)) is None:
         _run_again(cell, record, run_paths, report)
     kept = cache.file(edited_name(cell))

@@ -169,6 +169,12 @@ class HypernetworkConfig:
         if not self.patience and not searches:
             object.__setattr__(self, "step_search", ())  # the recipe's, without its validation
         self._check_step_search()
+        for name, unset in (("min_improvement", 0.0), ("validation_batches", None)):
+            if not self.patience and getattr(self, name) != unset:
+                raise SettingError(
+                    name,
+                    "patience 0 makes no validation; set patience to 1 or more, or leave it out",
+                )
         check_z_clip(self)
         if not self.average < 1:
             raise SettingError("average", f"a decay is below 1, not {self.average}")

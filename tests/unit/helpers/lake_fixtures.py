@@ -8,9 +8,15 @@ from typing import Any
 
 import numpy as np
 
-from pipeline.results.lake.records import CellAddress, CellResult
+from pipeline.results.lake.records import SCORES, CellAddress, CellResult
 
 PROTOCOLS = ("token_accuracy", "exact_match")
+# One row of the view `runs`, which tables are made of.
+RUN_COLUMNS = (
+    "grid", "cell", "editor", "variant", "model", "dataset", "scale", "seed", "batch_size",
+    "n_batches", "n_edits", "final", "protocol", "prompt", *SCORES, "train_seconds", "edit_ms",
+    "peak_memory_gb", "data_hash", "code_version", "status", "remark",
+)  # fmt: skip
 LEVELS = {  # editor -> (efficacy, generalization, specificity, ms per edit, training seconds)
     "none": (15.0, 15.0, 100.0, None, None),
     "untrained": (37.0, 36.0, 70.0, 1.5, None),

@@ -145,7 +145,8 @@ def test_edits_that_validate_a_training_keep_the_token_contract(
     for split, own in pools.items():
         (tmp_path / f"{split}.json").write_text(json.dumps(own))
     files = {split: str(tmp_path / f"{split}.json") for split in pools}
-    settings = f"{{initial_step: 0.001, patience: {patience}, validation_batches: 2}}"
+    validation = f"patience: {patience}, validation_batches: 2" if patience else "patience: 0"
+    settings = f"{{initial_step: 0.001, {validation}}}"
     editor = f"editors=[{{editor: rledit, settings: {settings}}}]"
     chosen = cell(tmp_path, rows, f"datasets.world.files={json.dumps(files)}", editor)
     if not patience:

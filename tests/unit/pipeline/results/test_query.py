@@ -11,10 +11,9 @@ from pathlib import Path
 import pytest
 
 from pipeline.results.lake.lake import Lake
-from pipeline.results.lake.records import RUN_COLUMNS
 from pipeline.results.query import QueryError, connect, query, render, runs
 from pipeline.results.tables import build_table
-from tests.unit.helpers.lake_fixtures import address, cell
+from tests.unit.helpers.lake_fixtures import RUN_COLUMNS, address, cell
 
 
 @pytest.fixture(scope="module")

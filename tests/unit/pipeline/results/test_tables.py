@@ -13,11 +13,10 @@ import duckdb
 import pytest
 
 from pipeline.results.lake.lake import Lake
-from pipeline.results.lake.records import RUN_COLUMNS
 from pipeline.results.query import runs
 from pipeline.results.rendering import FORMATS, render_table
 from pipeline.results.tables import TableError, build_table
-from tests.unit.helpers.lake_fixtures import address, cell, demo_cells
+from tests.unit.helpers.lake_fixtures import RUN_COLUMNS, address, cell, demo_cells
 
 
 def row(**changes: Any) -> dict[str, Any]:

@@ -250,6 +250,8 @@ def test_a_plan_says_that_training_may_end_early() -> None:
 @pytest.mark.parametrize(
     ("settings", "said"),
     [
+        ("{validation_batches: 2}", r"validation_batches\): .*set patience to 1 or more"),
+        ("{min_improvement: 1}", r"min_improvement\): .*set patience to 1 or more"),
         ("{step_search: [0.5]}", r"step_search\): step_search: .*set patience to 1 or more"),
         ("{step_search: 0.5, patience: 1}", r"step_search\): expected a list, found 0\.5"),
         ("{step_search: [0.5, 0], patience: 1}", r"step_search\.1\): expected a number above 0"),

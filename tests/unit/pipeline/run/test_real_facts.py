@@ -13,10 +13,10 @@ from pipeline.cli import app
 from pipeline.config.parse import load_grid
 from pipeline.errors import ConfigError
 from pipeline.plan.cache_names import known_name
-from pipeline.plan.cell_spec import write_cell_spec
 from pipeline.plan.cells import Cell, cells_of
 from pipeline.plan.fingerprint import address_of, key_of
 from pipeline.plan.grid_plan import check_cell, pool_lines
+from pipeline.plan.stored_spec import write_cell_spec
 from pipeline.results.lake.lake import Lake
 from pipeline.run.cache import Cache
 from pipeline.run.reporting import Stage, silent

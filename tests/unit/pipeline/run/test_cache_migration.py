@@ -20,7 +20,7 @@ from pipeline.results.lake.lake import Lake
 from pipeline.results.query import runs
 from pipeline.run import cell as cell_runs
 from pipeline.run import driver
-from pipeline.run.former import adopt_former
+from pipeline.run.cache_migration import migrate_cache
 from pipeline.run.reporting import silent
 from pipeline.run.tasks import perform, tasks_of
 from pipeline.storage.object_store import Storage
@@ -51,9 +51,9 @@ def test_files_of_version_1_are_found_by_todays_keys(kind: str, tmp_path: Path) 
     due = {
         name.replace(key, key_of(rledit)).replace(stem, new): name.encode() for name in files
     } | {"states/another/latest.json": b"states/another/latest.json"}
-    assert len(adopt_former(cells(), place)) == 5
+    assert len(migrate_cache(cells(), place)) == 5
     assert {name: storage.read_bytes(name) for name in storage.list()} == due
-    assert adopt_former(cells(), place) == []
+    assert migrate_cache(cells(), place) == []
 
 
 def test_what_is_there_by_todays_key_is_not_replaced(tmp_path: Path) -> None:
@@ -61,7 +61,7 @@ def test_what_is_there_by_todays_key_is_not_replaced(tmp_path: Path) -> None:
     _, network = former_keys_of(rledit)
     storage.write_bytes(network_name("rledit", str(network)), b"old")
     storage.write_bytes(trained_name(rledit), b"new")
-    assert adopt_former([rledit], str(tmp_path)) == []
+    assert migrate_cache([rledit], str(tmp_path)) == []
     assert storage.read_bytes(trained_name(rledit)) == b"new"
 
 

@@ -24,7 +24,7 @@ _FOLDERS = ("states", "trained", "edited")
 _POINTER = "latest.json"  # of a resume state: what it names has to be there before
 
 
-def adopt_former(cells: Iterable[Cell], cache: str) -> list[str]:
+def migrate_cache(cells: Iterable[Cell], cache: str) -> list[str]:
     """Give the files that some cells have in a cache from an earlier version today's names.
 
     Args:
