@@ -1,24 +1,18 @@
-"""Prefix cache: runs each prompt once up to the first edited layer, and restarts there.
+"""Prefix cache: keeps what each prompt begins with at the first edited layer.
 
 No edit changes a layer below the first edited one, nor that layer's attention, so the hidden states
-that enter the layer and the output of its attention are constants of the prompt. Three savings,
-none of which changes a number beyond round-off:
+that enter the layer and the output of its attention are constants of the prompt: they are recorded
+once (see `rledit.prefix_passes`) and kept under a budget of memory.
 
-- layers below the first edited one, and its attention, run once per prompt;
-- the output embedding sees answer positions only;
-- so does the MLP of the last layer, as nothing after it looks at other positions.
-
-The model itself is left whole: skipped layers are swapped for pass-through modules during a call,
-so masks, rotary positions and soft caps stay those of the Hugging Face implementation.
+With a store (see `rledit.prefix_store`) they outlive the process, and are found by others. Each
+then has the bits that its prompt has by itself, where it otherwise has those of its company.
 """
 
 from __future__ import annotations
 
 import logging
 from collections import OrderedDict
-from collections.abc import Callable, Collection, Iterator, Sequence
-from contextlib import AbstractContextManager, ExitStack, contextmanager
-from dataclasses import dataclass
+from collections.abc import Collection, Iterator, Sequence
 from typing import Any
 
 import torch
@@ -27,53 +21,17 @@ from torch.nn.utils.rnn import pad_sequence
 
 from rledit.families import Family
 from rledit.micro_batches import MicroBatch
+from rledit.prefix_passes import PrefixPasses, Top
+from rledit.prefix_store import Prefix, PrefixStore, passes_of_one_length
 from rledit.tokenization import Sample
 
 logger = logging.getLogger(__name__)
 
-Prefix = tuple[Tensor, Tensor]
-"""Hidden states entering the first edited layer, and its attention's output: both (T, hidden)."""
+STORE_PASS_TOKENS = 1280
+"""Tokens of a pass at most that records prompts of one length for a store."""
 
 
-@dataclass(frozen=True, eq=False)
-class Top:
-    """What a pass ends with at the answer rows of a micro-batch.
-
-    Attributes:
-        states: (rows, hidden), what the output embedding sees, detached: logits in small.
-        logits: (rows, vocabulary), in the model's output type.
-    """
-
-    states: Tensor
-    logits: Tensor
-
-
-class _PassThrough(nn.Module):
-    """Stands in for a decoder layer or MLP that need not run."""
-
-    def __init__(self, as_tuple: bool) -> None:
-        super().__init__()
-        self._as_tuple = as_tuple
-
-    def forward(self, hidden_states: Tensor, *_: Any, **__: Any) -> Any:
-        return (hidden_states, None) if self._as_tuple else hidden_states
-
-
-class _Replay(nn.Module):
-    """Stands in for an attention block whose output is known."""
-
-    def __init__(self, output: Tensor, returns: int | None) -> None:
-        super().__init__()
-        self._output = output
-        self._returns = returns
-
-    def forward(self, *_: Any, **__: Any) -> Any:
-        if self._returns is None:
-            return self._output
-        return self._output, *[None] * (self._returns - 1)
-
-
-class PrefixCache:
+class PrefixCache(PrefixPasses):
     """Runs a causal language model from its first edited layer up.
 
     Args:
@@ -84,6 +42,9 @@ class PrefixCache:
         cache_bytes: Budget of the prefix cache; the least recently used prompts leave first and
             are computed again when needed. 0 switches the cache off.
         cache_device: Where cached prefixes lie; None: in host memory.
+
+    Attributes:
+        store: Where prefixes are looked for first and kept, see `keep_in`; None: in memory alone.
     """
 
     def __init__(
@@ -95,18 +56,15 @@ class PrefixCache:
         cache_bytes: int = 2 << 30,
         cache_device: torch.device | None = None,
     ) -> None:
-        self._model = model
-        self._family = family
-        self._layers: nn.ModuleList = model.get_submodule(family.layers)  # type: ignore[assignment]
-        self.first_layer = first_layer
-        first = next(model.parameters())
-        self._device = first.device
-        self._element_size = first.element_size()
+        super().__init__(model, family, first_layer)
+        self._element_size = next(model.parameters()).element_size()
         self._cache: OrderedDict[bytes, Prefix] = OrderedDict()
         self._cache_bytes = cache_bytes
         self._cache_device = cache_device or torch.device("cpu")
         self._cached = 0
         self._full = False
+        self.store: PrefixStore | None = None
+        self._together = False
         self.hits = 0
         self.misses = 0
 
@@ -115,16 +73,32 @@ class PrefixCache:
         """Share of prompts found in the cache since the start."""
         return self.hits / max(1, self.hits + self.misses)
 
-    @property
-    def narrow_prefix(self) -> str:
-        """Name prefix of the modules that see answer rows only in a narrow pass."""
-        return f"{self._family.layers}.{len(self._layers) - 1}.{self._family.mlp}."
+    def keep_in(self, store: PrefixStore) -> None:
+        """Look for prefixes in a store from now on, and keep there those that it lacks.
+
+        Each is then recorded by itself, or with prompts of its own length where that gives the same
+        bits on this machine: it did with every kernel of matrix products that was met on CPUs.
+        """
+        self.clear()
+        self.store, self._together = store, self.same_in_company()
+
+    def another(self) -> PrefixCache:
+        """An empty cache of the same model, with the same budget and store."""
+        other = PrefixCache(
+            self._model,
+            self._family,
+            self.first_layer,
+            cache_bytes=self._cache_bytes,
+            cache_device=self._cache_device,
+        )
+        other.store, other._together = self.store, self._together
+        return other
 
     def clear(self) -> None:
-        """Forget all prefixes.
+        """Forget all prefixes that lie in memory.
 
         The last bits of a prefix depend on which prompts it was recorded with, so work that must
-        repeat bit by bit begins with an empty cache.
+        repeat bit by bit begins with an empty cache; unless there is a store, see `keep_in`.
         """
         self._cache.clear()
         self._cached = 0
@@ -141,15 +115,42 @@ class PrefixCache:
 
     def fits(self, samples: Sequence[Sample]) -> bool:
         """Whether the budget holds the prefixes of all these samples at once."""
+        if self.store is not None:
+            samples = self.store.missing(samples)
+        n_bytes = self.n_bytes(samples)
+        return n_bytes <= self._cache_bytes or (self.store is not None and self._has_room(n_bytes))
+
+    def n_bytes(self, samples: Sequence[Sample]) -> int:
+        """What the prefixes of samples take, each input counted once."""
         config: Any = self._model.config
         unique = {s.key: len(s) for s in samples}
-        n_bytes = 2 * config.hidden_size * self._element_size * sum(unique.values())
-        return n_bytes <= self._cache_bytes
+        size: int = 2 * config.hidden_size * self._element_size * sum(unique.values())
+        return size
+
+    def _has_room(self, n_bytes: int) -> bool:
+        return self.store is not None and n_bytes <= self.store.room
 
     def prefetch(self, micro_batches: Sequence[MicroBatch]) -> None:
         """Record the prefixes of micro-batches that are not in the cache yet."""
+        if self.store is not None:
+            for _ in self._recorded([s for m in micro_batches for s in m.samples]):
+                pass
+            return
         for micro_batch in micro_batches:
             self._prefix(micro_batch)
+
+    def store_ahead(self, samples: Sequence[Sample]) -> Iterator[int]:
+        """Put prefixes that will be needed into the store, if it has room for all of them.
+
+        Many prompts at once have more companions of their own length than those of one batch.
+
+        Yields:
+            How many are recorded, after every pass.
+        """
+        if self.store is not None:
+            missing = self.store.missing(samples)
+            if missing and self._has_room(self.n_bytes(missing)):
+                yield from self._recorded(missing)
 
     def logits(self, micro_batch: MicroBatch, *, narrow: bool = True) -> Tensor:
         """Logits at the micro-batch's answer rows, differentiable where gradients are enabled.
@@ -178,37 +179,10 @@ class PrefixCache:
             self._pass(prefix, rows, narrow)
         return states[0]
 
-    def logits_of(self, states: Tensor) -> Tensor:
-        """Logits (rows, vocabulary) of the states (rows, hidden) that an earlier pass ended with.
-
-        The model's own forward runs, every layer passed through, so its soft caps apply. Gradients
-        reach the states where they are enabled.
-        """
-
-        def replace(_: nn.Module, __: tuple[Any, ...]) -> tuple[Tensor]:
-            return (states.unsqueeze(0),)
-
-        head: nn.Module = self._model.get_output_embeddings()  # type: ignore[operator]
-        with (
-            self._skipping(range(len(self._layers))),
-            _hooked(head.register_forward_pre_hook(replace)),
-        ):
-            output = self._model(inputs_embeds=states[None, :1], use_cache=False)
-        logits: Tensor = output.logits
-        return logits.reshape(len(states), -1)
-
-    def _pass(self, prefix: Prefix, rows: Tensor, narrow: bool) -> Tensor:
-        """Logits of the model, run from the first edited layer's MLP up."""
-        hidden, attention = prefix
-        with ExitStack() as stack:
-            stack.enter_context(self._restarted(hidden, attention))
-            if narrow:
-                stack.enter_context(self.narrow_last_mlp(rows))
-            logits: Tensor = self._model(inputs_embeds=hidden, use_cache=False).logits
-        return logits
-
     def _prefix(self, micro_batch: MicroBatch) -> Prefix:
         """Padded (b, T, hidden) prefixes of a micro-batch, from the cache where it has them."""
+        if self.store is not None:
+            return self._padded(self._found(micro_batch.samples))
         missing = [b for b, s in enumerate(micro_batch.samples) if s.key not in self._cache]
         self.hits += len(micro_batch.samples) - len(missing)
         self.misses += len(missing)
@@ -229,10 +203,57 @@ class PrefixCache:
         found = [fresh.get(s.key) or self._touch(s.key) for s in micro_batch.samples]
         for key, prefix in fresh.items():
             self._insert(key, prefix)
+        return self._padded(found)
+
+    def _padded(self, found: Sequence[Prefix]) -> Prefix:
         return (
             pad_sequence([p[0] for p in found], batch_first=True).to(self._device),
             pad_sequence([p[1] for p in found], batch_first=True).to(self._device),
         )
+
+    def _found(self, samples: Sequence[Sample]) -> list[Prefix]:
+        """Prefixes of samples from memory and store, those that are in neither recorded first."""
+        there = {s.key: prefix for s in samples if (prefix := self._stored(s)) is not None}
+        missing = [s for s in samples if s.key not in there]
+        self.hits += len(samples) - len(missing)
+        self.misses += len(missing)
+        if missing:
+            fresh: dict[bytes, Prefix] = {}
+            for _ in self._recorded(missing, fresh):
+                pass
+            there |= fresh
+        return [there[s.key] for s in samples]
+
+    def _stored(self, sample: Sample) -> Prefix | None:
+        if sample.key in self._cache:
+            return self._touch(sample.key)
+        return None if self.store is None else self.store.get(sample)
+
+    def _recorded(
+        self, samples: Sequence[Sample], into: dict[bytes, Prefix] | None = None
+    ) -> Iterator[int]:
+        """Record prompts, each with the bits it has by itself, and keep what is not kept yet.
+
+        Args:
+            samples: The prompts; those that are kept already are left out.
+            into: Takes the prefixes, for a caller that needs them at once.
+
+        Yields:
+            How many are done, after every pass.
+        """
+        assert self.store is not None
+        lacking = [s for s in {s.key: s for s in samples}.values() if self._stored(s) is None]
+        done = 0
+        for part in passes_of_one_length(lacking, STORE_PASS_TOKENS if self._together else 0):
+            hidden, attention = self._record(torch.stack([s.input_ids for s in part]))
+            for i, sample in enumerate(part):
+                prefix = self._keep(hidden[i]), self._keep(attention[i])
+                if into is not None:
+                    into[sample.key] = prefix
+                if not self.store.put(sample, prefix):
+                    self._insert(sample.key, prefix)
+            done += len(part)
+            yield done
 
     def _keep(self, prefix: Tensor) -> Tensor:
         return prefix.to(self._cache_device, copy=True)
@@ -256,135 +277,3 @@ class PrefixCache:
         while self._cached > self._cache_bytes and self._cache:
             _, old = self._cache.popitem(last=False)
             self._cached -= sum(t.nbytes for t in old)
-
-    @torch.no_grad()
-    def _record(self, ids: Tensor) -> Prefix:
-        """Run the layers below the first edited one, and its attention."""
-        seen: dict[str, Tensor] = {}
-        layer = self._layers[self.first_layer]
-
-        def keep_input(_: nn.Module, args: tuple[Any, ...], __: dict[str, Any]) -> None:
-            seen["hidden"] = args[0]
-
-        def keep_attention(_: nn.Module, __: Any, output: Any) -> None:
-            seen["attention"] = output[0] if isinstance(output, tuple) else output
-
-        with ExitStack() as stack:
-            above = range(self.first_layer + 1, len(self._layers))
-            stack.enter_context(self._skipping(above))
-            stack.enter_context(_swapped(layer, self._family.mlp, _PassThrough(as_tuple=False)))
-            stack.enter_context(self._output_rows(torch.zeros(1, dtype=torch.long)))
-            stack.enter_context(
-                _hooked(layer.register_forward_pre_hook(keep_input, with_kwargs=True))
-            )
-            attention = layer.get_submodule(self._family.attention)
-            stack.enter_context(_hooked(attention.register_forward_hook(keep_attention)))
-            self._model(input_ids=ids.to(self._device), use_cache=False)
-        return seen["hidden"], seen["attention"]
-
-    @contextmanager
-    def _restarted(self, hidden: Tensor, attention: Tensor) -> Iterator[None]:
-        layer = self._layers[self.first_layer]
-
-        def replace_input(
-            _: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
-        ) -> tuple[tuple[Any, ...], dict[str, Any]]:
-            return (hidden, *args[1:]), kwargs
-
-        with (
-            self._skipping(range(self.first_layer)),
-            _swapped(
-                layer,
-                self._family.attention,
-                _Replay(attention, self._family.attention_returns),
-            ),
-            _hooked(layer.register_forward_pre_hook(replace_input, with_kwargs=True)),
-        ):
-            yield
-
-    @contextmanager
-    def _skipping(self, layers: range) -> Iterator[None]:
-        whole = {i: self._layers[i] for i in layers}
-        skip = _PassThrough(self._family.layer_returns_tuple)
-        for i in layers:
-            self._layers[i] = skip
-        try:
-            yield
-        finally:
-            for i, layer in whole.items():
-                self._layers[i] = layer
-
-    @contextmanager
-    def _output_rows(self, rows: Tensor) -> Iterator[list[Tensor]]:
-        """Let the output embedding see these rows only, and keep what it sees."""
-        head: nn.Module = self._model.get_output_embeddings()  # type: ignore[operator]
-        states: list[Tensor] = []
-
-        def select(_: nn.Module, args: tuple[Tensor, ...]) -> tuple[Tensor]:
-            chosen = args[0].flatten(0, -2)[rows]
-            states.append(chosen.detach())
-            return (chosen.unsqueeze(0),)
-
-        with _hooked(head.register_forward_pre_hook(select)):
-            yield states
-
-    @contextmanager
-    def before_output(self, rows: Tensor) -> Iterator[list[Tensor]]:
-        """Keep these rows of what the output embedding would see, with their graph.
-
-        It runs on no row at all, so several passes can share one through it, see `logits_of`.
-        """
-        head: nn.Module = self._model.get_output_embeddings()  # type: ignore[operator]
-        states: list[Tensor] = []
-
-        def take(_: nn.Module, args: tuple[Tensor, ...]) -> tuple[Tensor]:
-            states.append(args[0].flatten(0, -2).index_select(0, rows))
-            return (args[0][:, :0].detach(),)
-
-        with _hooked(head.register_forward_pre_hook(take)):
-            yield states
-
-    def narrow_last_mlp(self, rows: Tensor) -> AbstractContextManager[None]:
-        """Run the last layer's MLP on these rows (of the flattened layout) only; others get 0."""
-        return self.narrow_mlp(len(self._layers) - 1, rows)
-
-    @contextmanager
-    def narrow_mlp(self, layer: int, rows: Tensor) -> Iterator[None]:
-        """Run a layer's MLP on these rows (of the flattened layout) only; others get 0."""
-        mlp = self._layers[layer].get_submodule(self._family.mlp)
-        shape: list[torch.Size] = []
-
-        def gather(_: nn.Module, args: tuple[Any, ...]) -> tuple[Tensor, ...]:
-            # Some MLPs are given the residual stream as well, and add it themselves.
-            shape.append(args[0].shape)
-            return tuple(a.flatten(0, -2).index_select(0, rows).unsqueeze(0) for a in args)
-
-        def scatter(_: nn.Module, __: Any, output: Tensor) -> Tensor:
-            whole = output.new_zeros(shape[-1].numel() // shape[-1][-1], output.shape[-1])
-            return whole.index_copy_(0, rows, output.squeeze(0)).view(*shape[-1][:-1], -1)
-
-        with (
-            _hooked(mlp.register_forward_pre_hook(gather)),
-            _hooked(mlp.register_forward_hook(scatter)),
-        ):
-            yield
-
-
-@contextmanager
-def _hooked(handle: Any) -> Iterator[None]:
-    try:
-        yield
-    finally:
-        handle.remove()
-
-
-@contextmanager
-def _swapped(parent: nn.Module, path: str, stand_in: nn.Module) -> Iterator[None]:
-    owner_path, _, name = path.rpartition(".")
-    owner = parent.get_submodule(owner_path) if owner_path else parent
-    whole: Callable[..., Any] = getattr(owner, name)
-    setattr(owner, name, stand_in)
-    try:
-        yield
-    finally:
-        setattr(owner, name, whole)

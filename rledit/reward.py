@@ -13,7 +13,8 @@ scored a prompt under W_{t-1} has its reference at W_t.
 
 A trajectory that was interrupted goes on bit by bit. Every number therefore depends on the weights,
 the window and its references alone, not on what caches came to hold on the way: a batch's prompts
-are run through the frozen layers together when it enters the window, and again when it is put back.
+are run through the frozen layers together when it enters the window, and again when it is put back;
+with a prefix store, where prefixes do not depend on their company, they are run once.
 """
 
 from __future__ import annotations
@@ -208,6 +209,9 @@ class Reward:
         prefix_cache = self._model.prefix_cache
         prompts = [self._prompts(entry) for entry in self._window]
         everything = [s for groups in prompts for own in groups for s in own]
+        if prefix_cache.store is not None:
+            prefix_cache.keep({s.key for s in everything})  # what the store has no room for
+            return
         if not prefix_cache.fits(everything):
             prefix_cache.clear()
             self._recorded = False

@@ -39,9 +39,12 @@ from rledit.finite import NonFiniteError, require_finite
 from rledit.model import EditableModel
 from rledit.records import Probe
 from rledit.reward import Reward, RewardConfig
-from rledit.tokenization import EditBatch
+from rledit.tokenization import EditBatch, Sample
 
 logger = logging.getLogger(__name__)
+
+STORED_AHEAD = 20
+"""Batches whose prompts enter the prefix store together."""
 
 
 class HypernetworkEditor(TrainableEditor, HypernetworkUpdate):
@@ -146,6 +149,7 @@ class HypernetworkEditor(TrainableEditor, HypernetworkUpdate):
             self._begin_moments()
             step.begin(self._new_reward())
         assert step.reward is not None
+        self._store_ahead(trajectory, t)
         measured = self._train_batch(trajectory[t], step.reward, share * self.config.discount**t)
         totals = step.totals[-1]
         for key, value in measured.items():
@@ -165,6 +169,16 @@ class HypernetworkEditor(TrainableEditor, HypernetworkUpdate):
             logger.info(
                 "%d batches: prefixes found %.0f %%", t + 1, 100 * self.model.prefix_cache.hit_rate
             )
+
+    def _store_ahead(self, trajectory: Sequence[EditBatch], t: int) -> None:
+        """Put the prompts of the next batches into the prefix store, if there is one."""
+        prefix_cache = self.model.prefix_cache
+        if prefix_cache.store is None:
+            return
+        near, ahead = prompts_of(trajectory[t : t + 1]), trajectory[t : t + STORED_AHEAD]
+        if prefix_cache.store.missing(near):
+            for _ in prefix_cache.store_ahead(prompts_of(ahead)):
+                pass
 
     def _new_reward(self) -> Reward:
         return Reward(self.model, self._reward)
@@ -317,6 +331,12 @@ class HypernetworkEditor(TrainableEditor, HypernetworkUpdate):
             slots.setdefault(int(index), {})[name] = value
         whole = self.optimiser.state_dict()
         self.optimiser.load_state_dict({"state": slots, "param_groups": whole["param_groups"]})
+
+
+def prompts_of(batches: Sequence[EditBatch]) -> list[Sample]:
+    """All prompts of some batches."""
+    phases = (phase for b in batches for phase in (b.edit, b.equivalent, b.unrelated))
+    return [sample for phase in phases for sample in phase.samples]
 
 
 def _gradient(leaf: Tensor) -> Tensor:

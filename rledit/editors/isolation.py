@@ -15,21 +15,15 @@ def fresh_prefix_cache(model: EditableModel) -> Iterator[None]:
 
     The last bits of a prefix depend on which prompts it was recorded with. Prompts that an editor
     makes up or draws would otherwise be found, or not, depending on what ran before, and a resumed
-    stream would differ from a straight one in these bits.
+    stream would differ from a straight one in these bits. With a store, no bit depends on that.
     """
     with prefix_cache_of(model, new_prefix_cache(model)):
         yield
 
 
 def new_prefix_cache(model: EditableModel) -> PrefixCache:
-    """An empty prefix cache with the budget of the model's own."""
-    return PrefixCache(
-        model.model,
-        model.family,
-        model.prefix_cache.first_layer,
-        cache_bytes=model.execution.cache_bytes,
-        cache_device=model.device if model.execution.cache_on_device else None,
-    )
+    """An empty prefix cache with the budget, and the store, of the model's own."""
+    return model.prefix_cache.another()
 
 
 @contextmanager

@@ -1,0 +1,244 @@
+"""Passes of a language model that begin at its first edited layer, and the states they begin with.
+
+Three savings, none of which changes a number beyond round-off:
+
+- layers below the first edited one, and its attention, run once per prompt;
+- the output embedding sees answer positions only;
+- so does the MLP of the last layer, as nothing after it looks at other positions.
+
+The model itself is left whole: skipped layers are swapped for pass-through modules during a call,
+so masks, rotary positions and soft caps stay those of the Hugging Face implementation.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, ExitStack, contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from rledit.families import Family
+from rledit.prefix_store import Prefix
+from rledit.stand_ins import PassThrough, Replay, hooked, swapped
+
+logger = logging.getLogger(__name__)
+
+_COMPANIES = ((5, 3), (19, 8), (7, 33), (13, 70))
+"""Length and number of the prompts that tell whether company changes their bits."""
+
+
+@dataclass(frozen=True, eq=False)
+class Top:
+    """What a pass ends with at the answer rows of a micro-batch.
+
+    Attributes:
+        states: (rows, hidden), what the output embedding sees, detached: logits in small.
+        logits: (rows, vocabulary), in the model's output type.
+    """
+
+    states: Tensor
+    logits: Tensor
+
+
+class PrefixPasses:
+    """Passes of one model from its first edited layer up, and up to it.
+
+    Args:
+        model: The language model (evaluation mode, frozen). Its `forward` is called as it is, so
+            a sharded module works the same way.
+        family: The model's family.
+        first_layer: The lowest edited layer.
+    """
+
+    def __init__(self, model: nn.Module, family: Family, first_layer: int) -> None:
+        self._model = model
+        self._family = family
+        self._layers: nn.ModuleList = model.get_submodule(family.layers)  # type: ignore[assignment]
+        self.first_layer = first_layer
+        self._device = next(model.parameters()).device
+
+    @property
+    def narrow_prefix(self) -> str:
+        """Name prefix of the modules that see answer rows only in a narrow pass."""
+        return f"{self._family.layers}.{len(self._layers) - 1}.{self._family.mlp}."
+
+    def logits_of(self, states: Tensor) -> Tensor:
+        """Logits (rows, vocabulary) of the states (rows, hidden) that an earlier pass ended with.
+
+        The model's own forward runs, every layer passed through, so its soft caps apply. Gradients
+        reach the states where they are enabled.
+        """
+
+        def replace(_: nn.Module, __: tuple[Any, ...]) -> tuple[Tensor]:
+            return (states.unsqueeze(0),)
+
+        head: nn.Module = self._model.get_output_embeddings()  # type: ignore[operator]
+        with (
+            self._skipping(range(len(self._layers))),
+            hooked(head.register_forward_pre_hook(replace)),
+        ):
+            output = self._model(inputs_embeds=states[None, :1], use_cache=False)
+        logits: Tensor = output.logits
+        return logits.reshape(len(states), -1)
+
+    def _pass(self, prefix: Prefix, rows: Tensor, narrow: bool) -> Tensor:
+        """Logits of the model, run from the first edited layer's MLP up."""
+        hidden, attention = prefix
+        with ExitStack() as stack:
+            stack.enter_context(self._restarted(hidden, attention))
+            if narrow:
+                stack.enter_context(self.narrow_last_mlp(rows))
+            logits: Tensor = self._model(inputs_embeds=hidden, use_cache=False).logits
+        return logits
+
+    @torch.no_grad()
+    def _record(self, ids: Tensor) -> Prefix:
+        """Run the layers below the first edited one, and its attention."""
+        seen: dict[str, Tensor] = {}
+        layer = self._layers[self.first_layer]
+
+        def keep_input(_: nn.Module, args: tuple[Any, ...], __: dict[str, Any]) -> None:
+            seen["hidden"] = args[0]
+
+        def keep_attention(_: nn.Module, __: Any, output: Any) -> None:
+            seen["attention"] = output[0] if isinstance(output, tuple) else output
+
+        with ExitStack() as stack:
+            above = range(self.first_layer + 1, len(self._layers))
+            stack.enter_context(self._skipping(above))
+            stack.enter_context(swapped(layer, self._family.mlp, PassThrough(as_tuple=False)))
+            stack.enter_context(self._output_rows(torch.zeros(1, dtype=torch.long)))
+            stack.enter_context(
+                hooked(layer.register_forward_pre_hook(keep_input, with_kwargs=True))
+            )
+            attention = layer.get_submodule(self._family.attention)
+            stack.enter_context(hooked(attention.register_forward_hook(keep_attention)))
+            self._model(input_ids=ids.to(self._device), use_cache=False)
+        return seen["hidden"], seen["attention"]
+
+    @contextmanager
+    def _restarted(self, hidden: Tensor, attention: Tensor) -> Iterator[None]:
+        layer = self._layers[self.first_layer]
+
+        def replace_input(
+            _: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
+        ) -> tuple[tuple[Any, ...], dict[str, Any]]:
+            return (hidden, *args[1:]), kwargs
+
+        with (
+            self._skipping(range(self.first_layer)),
+            swapped(
+                layer,
+                self._family.attention,
+                Replay(attention, self._family.attention_returns),
+            ),
+            hooked(layer.register_forward_pre_hook(replace_input, with_kwargs=True)),
+        ):
+            yield
+
+    @contextmanager
+    def _skipping(self, layers: range) -> Iterator[None]:
+        whole = {i: self._layers[i] for i in layers}
+        skip = PassThrough(self._family.layer_returns_tuple)
+        for i in layers:
+            self._layers[i] = skip
+        try:
+            yield
+        finally:
+            for i, layer in whole.items():
+                self._layers[i] = layer
+
+    @contextmanager
+    def _output_rows(self, rows: Tensor) -> Iterator[list[Tensor]]:
+        """Let the output embedding see these rows only, and keep what it sees."""
+        head: nn.Module = self._model.get_output_embeddings()  # type: ignore[operator]
+        states: list[Tensor] = []
+
+        def select(_: nn.Module, args: tuple[Tensor, ...]) -> tuple[Tensor]:
+            chosen = args[0].flatten(0, -2)[rows]
+            states.append(chosen.detach())
+            return (chosen.unsqueeze(0),)
+
+        with hooked(head.register_forward_pre_hook(select)):
+            yield states
+
+    @contextmanager
+    def before_output(self, rows: Tensor) -> Iterator[list[Tensor]]:
+        """Keep these rows of what the output embedding would see, with their graph.
+
+        It runs on no row at all, so several passes can share one through it, see `logits_of`.
+        """
+        head: nn.Module = self._model.get_output_embeddings()  # type: ignore[operator]
+        states: list[Tensor] = []
+
+        def take(_: nn.Module, args: tuple[Tensor, ...]) -> tuple[Tensor]:
+            states.append(args[0].flatten(0, -2).index_select(0, rows))
+            return (args[0][:, :0].detach(),)
+
+        with hooked(head.register_forward_pre_hook(take)):
+            yield states
+
+    def narrow_last_mlp(self, rows: Tensor) -> AbstractContextManager[None]:
+        """Run the last layer's MLP on these rows (of the flattened layout) only; others get 0."""
+        return self.narrow_mlp(len(self._layers) - 1, rows)
+
+    @contextmanager
+    def narrow_mlp(self, layer: int, rows: Tensor) -> Iterator[None]:
+        """Run a layer's MLP on these rows (of the flattened layout) only; others get 0."""
+        mlp = self._layers[layer].get_submodule(self._family.mlp)
+        shape: list[torch.Size] = []
+
+        def gather(_: nn.Module, args: tuple[Any, ...]) -> tuple[Tensor, ...]:
+            # Some MLPs are given the residual stream as well, and add it themselves.
+            shape.append(args[0].shape)
+            return tuple(a.flatten(0, -2).index_select(0, rows).unsqueeze(0) for a in args)
+
+        def scatter(_: nn.Module, __: Any, output: Tensor) -> Tensor:
+            whole = output.new_zeros(shape[-1].numel() // shape[-1][-1], output.shape[-1])
+            return whole.index_copy_(0, rows, output.squeeze(0)).view(*shape[-1][:-1], -1)
+
+        with (
+            hooked(mlp.register_forward_pre_hook(gather)),
+            hooked(mlp.register_forward_hook(scatter)),
+        ):
+            yield
+
+    def fingerprint(self) -> str:
+        """What a prefix depends on beside its tokens, as far as a probe tells.
+
+        A hash of a made-up prompt's prefix: other weights below the first edited layer, another
+        layer, precision or way of adding up give another one.
+        """
+        hidden, attention = self._record(self._made_up(1, 11))
+        total = hashlib.sha256(str(self.first_layer).encode())
+        for part in (hidden, attention):
+            total.update(str(part.dtype).encode())
+            total.update(part.cpu().contiguous().view(torch.uint8).numpy().tobytes())
+        return total.hexdigest()[:32]
+
+    def same_in_company(self) -> bool:
+        """Whether prompts of one length, recorded together, get the bits of each by itself.
+
+        Asked of the lowest layers, as all have matrices of the same shapes, on some passes.
+        """
+        low = PrefixPasses(self._model, self._family, min(1, self.first_layer))
+        for length, size in _COMPANIES:
+            ids = self._made_up(size, length)
+            together = low._record(ids)
+            for i in (0, size // 2, size - 1):
+                alone = low._record(ids[i : i + 1])
+                if not all(torch.equal(a[0], b[i]) for a, b in zip(alone, together, strict=True)):
+                    logger.info("a prompt has other bits in company: each is recorded by itself")
+                    return False
+        return True
+
+    def _made_up(self, size: int, length: int) -> Tensor:
+        """(size, length) tokens that are always the same."""
+        config: Any = self._model.config
+        generator = torch.Generator().manual_seed(0)
+        return torch.randint(0, config.vocab_size, (size, length), generator=generator)

@@ -1,0 +1,240 @@
+"""Prefix store: prefixes of prompts on disk, made once and found by every process on this model.
+
+    cache = model.prefix_cache
+    cache.keep_in(PrefixStore(folder, cache.fingerprint(), budget=2 << 30))
+
+A prefix (see `rledit.prefix_cache`) depends on the model below the first edited layer and on the
+prompt's tokens. With a store it is recorded in the company of prompts of its own length only, or by
+itself, so that its bits depend on nothing else: whoever makes it, and when, gives the same file.
+What a store holds therefore saves time and changes no number.
+
+A store is a folder of segments: safetensors files that are written whole or not at all and never
+changed, each with the rows of some prompts one after another. They are mapped into memory, not
+read: processes on one machine share the pages. A file that is broken is removed, and what was in it
+is recorded again; one that was made from another model, or on a machine that adds otherwise, is
+left alone and not read.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import os
+import time
+import uuid
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from rledit.tokenization import Sample
+
+logger = logging.getLogger(__name__)
+
+Prefix = tuple[Tensor, Tensor]
+"""Hidden states entering the first edited layer, and its attention's output: both (T, hidden)."""
+
+FORMAT = "1"
+DIGEST_BYTES = 16
+FLUSH_BYTES = 64 << 20
+FLUSH_SECONDS = 20.0
+_PARTS = ("hidden", "attention", "digests", "lengths")
+
+
+class PrefixStore:
+    """Prefixes of one model at one layer, in a folder that other processes may write to as well.
+
+    Args:
+        folder: The folder; made when something is written.
+        identity: What the prefixes depend on beside the tokens, see `PrefixCache.fingerprint`.
+        budget: Bytes that the folder may come to; what is over it is not kept.
+        published: Called with every file that is written.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        identity: str,
+        budget: int,
+        published: Callable[[Path], None] = lambda _: None,
+    ) -> None:
+        self.folder = folder
+        self.identity = identity
+        self._budget = budget
+        self._published = published
+        self._segments: dict[str, Prefix] = {}
+        self._ignored: set[str] = set()
+        self._places: dict[bytes, tuple[str, int, int]] = {}
+        self._written: dict[bytes, Prefix] = {}  # put, and in no file yet
+        self._in_files = self._in_memory = 0
+        self._full = False
+        self._flushed = time.monotonic()
+        self.refresh()
+
+    @property
+    def n_bytes(self) -> int:
+        """What its files take, and what will be written."""
+        return self._in_files + self._in_memory
+
+    @property
+    def room(self) -> int:
+        """Bytes that may be put yet."""
+        return 0 if self._full else max(0, self._budget - self.n_bytes)
+
+    def __contains__(self, sample: Sample) -> bool:
+        digest = digest_of(sample)
+        return digest in self._places or digest in self._written
+
+    def __len__(self) -> int:
+        return len(self._places) + len(self._written)
+
+    def missing(self, samples: Iterable[Sample]) -> list[Sample]:
+        """Those of the samples whose prefixes it lacks, each input once."""
+        return [s for s in {s.key: s for s in samples}.values() if s not in self]
+
+    def get(self, sample: Sample) -> Prefix | None:
+        """The prefix of a prompt, as views of a file; None where it is not there."""
+        digest = digest_of(sample)
+        if (written := self._written.get(digest)) is not None:
+            return written
+        if (place := self._places.get(digest)) is None:
+            return None
+        name, start, length = place
+        hidden, attention = self._segments[name]
+        return hidden[start : start + length], attention[start : start + length]
+
+    def put(self, sample: Sample, prefix: Prefix) -> bool:
+        """Keep a prefix; returns whether there was room for it."""
+        size = sum(t.nbytes for t in prefix)
+        if size > self.room:
+            self._say_full(f"its {self._budget / 1e9:.3g} GB are used up")
+            return False
+        self._written[digest_of(sample)] = (prefix[0].cpu(), prefix[1].cpu())
+        self._in_memory += size
+        late = time.monotonic() - self._flushed > FLUSH_SECONDS
+        if self._in_memory > FLUSH_BYTES or late:
+            self.flush()
+        return True
+
+    def flush(self) -> None:
+        """Write what was put as a file, and look what others have written.
+
+        Where nothing can be written (the disk is full, the folder may only be read), prefixes stay
+        in memory as far as they are, and no more are taken.
+        """
+        self._flushed = time.monotonic()
+        if self._written and not self._full:
+            path = self.folder / f"{uuid.uuid4().hex}.safetensors"
+            try:
+                self._write(path)
+                self._published(path)
+            except (OSError, SafetensorError) as error:
+                self._say_full(str(error))
+            else:
+                self._written, self._in_memory = {}, 0
+        self.refresh()
+
+    def refresh(self) -> None:
+        """Find the files that were written meanwhile."""
+        try:
+            names = sorted(p.name for p in self.folder.glob("*.safetensors"))
+        except OSError:
+            names = []
+        for name in names:
+            if name not in self._segments and name not in self._ignored:
+                self._open(self.folder / name)
+
+    def _write(self, path: Path) -> None:
+        prefixes = list(self._written.values())
+        digests = torch.frombuffer(bytearray(b"".join(self._written)), dtype=torch.uint8)
+        tensors = {
+            "hidden": torch.cat([hidden for hidden, _ in prefixes]).contiguous(),
+            "attention": torch.cat([attention for _, attention in prefixes]).contiguous(),
+            "digests": digests.reshape(-1, DIGEST_BYTES),
+            "lengths": torch.tensor([len(hidden) for hidden, _ in prefixes]),
+        }
+        path.parent.mkdir(parents=True, exist_ok=True)
+        partial = path.with_name(f".tmp-{path.stem}")
+        try:
+            save_file(tensors, partial, {"identity": self.identity, "format": FORMAT})
+            os.replace(partial, path)
+        finally:
+            partial.unlink(missing_ok=True)
+
+    def _open(self, path: Path) -> None:
+        """Take a file's prompts into the index."""
+        try:
+            found = _read(path)
+        except FileNotFoundError:
+            return
+        except (OSError, SafetensorError, KeyError, ValueError) as error:
+            logger.warning(
+                "%s is broken (%s) and removed; its prompts are recorded again", path, error
+            )
+            self._ignored.add(path.name)
+            path.unlink(missing_ok=True)
+            return
+        identity, prefix, digests, lengths = found
+        if identity != (self.identity, FORMAT):
+            logger.warning(
+                "%s is not read: it was made from another model, or on a machine that adds "
+                "otherwise (%s, expected %s)",
+                path,
+                *(" format ".join(i) for i in (identity, (self.identity, FORMAT))),
+            )
+            self._ignored.add(path.name)
+            return
+        self._segments[path.name] = prefix
+        self._in_files += path.stat().st_size
+        start = 0
+        for digest, length in zip(digests, lengths, strict=True):
+            self._places.setdefault(digest, (path.name, start, length))
+            start += length
+
+    def _say_full(self, why: str) -> None:
+        if not self._full:
+            self._full = True
+            logger.warning(
+                "the prefix store %s takes no more: %s; prompts that it lacks are run through the "
+                "layers below again",
+                self.folder,
+                why,
+            )
+
+
+def digest_of(sample: Sample) -> bytes:
+    """What a prompt is found by: a hash of its input tokens."""
+    return hashlib.blake2b(sample.key, digest_size=DIGEST_BYTES).digest()
+
+
+def passes_of_one_length(samples: Sequence[Sample], tokens: int) -> list[list[Sample]]:
+    """Samples in groups of one length each, of at most so many tokens, or of one sample."""
+    by_length: dict[int, list[Sample]] = {}
+    for sample in samples:
+        by_length.setdefault(len(sample), []).append(sample)
+    found = []
+    for length, own in sorted(by_length.items()):
+        size = max(1, tokens // max(1, length))
+        found += [own[i : i + size] for i in range(0, len(own), size)]
+    return found
+
+
+def _read(path: Path) -> tuple[tuple[str, str], Prefix, list[bytes], list[int]]:
+    """Identity and format, rows, and what is whose, of a file.
+
+    Raises:
+        SafetensorError, KeyError, ValueError: It is no whole segment.
+    """
+    with safe_open(path, framework="pt") as file:
+        metadata = file.metadata() or {}
+    tensors = load_file(path)
+    hidden, attention, digests, lengths = (tensors[name] for name in _PARTS)
+    whole = hidden.shape == attention.shape and len(hidden) == int(lengths.sum())
+    if not whole or digests.shape != (len(lengths), DIGEST_BYTES):
+        raise ValueError("its parts do not fit together")
+    rows = [bytes(row) for row in digests.tolist()]
+    identity = (metadata.get("identity", "none"), metadata.get("format", "none"))
+    return identity, (hidden, attention), rows, lengths.tolist()
