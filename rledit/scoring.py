@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal, TypeVar
 
@@ -148,9 +148,12 @@ class Scorer:
         probes: Which rephrases and locality prompts of each edit are used.
         seed: Seed of the lots, where probes are drawn.
         beside: Samples that somebody else will run; the prefix cache has to hold them as well.
+        prefetch: Runs all samples up to the first edited layer; None: `PrefixCache.prefetch`.
+        unedited: What an earlier scorer of the same found, see the attribute; None: it is read.
 
     Attributes:
         resident: Whether the prefix cache holds the prompts of the whole stream.
+        unedited: The unedited model's readings of all unrelated prompts, one after another.
 
     Raises:
         TokenizationError: A prompt breaks the token contract.
@@ -165,6 +168,8 @@ class Scorer:
         *,
         seed: int = 0,
         beside: Sequence[Sample] = (),
+        prefetch: Callable[[Sequence[Sample]], None] | None = None,
+        unedited: Sequence[Reading] | None = None,
     ) -> None:
         self._model = model
         self._facts = Facts(edits)
@@ -176,10 +181,16 @@ class Scorer:
         every = [q for item in self._questions for q in item.all]
         samples = [s for q in every for s in (q.sample, q.rival) if s is not None]
         self.resident = model.prefix_cache.fits([*samples, *beside])
-        if self.resident:
+        if self.resident and prefetch is not None:
+            prefetch(samples)
+        elif self.resident:
             model.prefix_cache.prefetch(model.micro_batches(samples, least=SINGLE_PASS_TOKENS))
-        with model.weights.unedited():
-            readings = iter(self._read([q for item in self._questions for q in item.unrelated]))
+        unrelated = [q for item in self._questions for q in item.unrelated]
+        if unedited is None:
+            with model.weights.unedited():
+                unedited = self._read(unrelated)
+        self.unedited = tuple(unedited)
+        readings = iter(self.unedited)
         self._before = [[next(readings) for _ in item.unrelated] for item in self._questions]
 
     def score(self, n_edits: int) -> list[EditScore]:

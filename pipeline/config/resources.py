@@ -21,6 +21,9 @@ class ResourcesEntry:
         sharding: `none`: each rank holds the whole model, and they share the prompts of training
             and scoring; `zero3`: each holds a slice of the model, for models too large for one GPU.
         offload: Keep the slices of a sharded model in host memory.
+        prefix_store_gb: Disk in GB (1e9 bytes), in the cache, for the hidden states of all prompts
+            at the first edited layer of a model, so that no later cell has to make them; 0: none
+            are kept.
     """
 
     gpus: float = 0.0
@@ -29,6 +32,7 @@ class ResourcesEntry:
     ranks: int = 1
     sharding: Sharding = "none"
     offload: bool = False
+    prefix_store_gb: float = 4.0
 
     @property
     def gang(self) -> bool:

@@ -28,6 +28,7 @@ _BEFORE_EDITING: Mapping[Stage, str] = {
     "ask": "asking models what they know",
     "statistics": "summing key covariance",
     "calibrate": "calibrating steps",
+    "prefixes": "running prompts through the frozen layers",
 }
 
 
@@ -234,11 +235,15 @@ class Display:
 
     def _position(self, key: str, p: Progress) -> str:
         """How far a task is; of a training, how fast and how long yet as well."""
-        if p.stage != "train":
+        if p.stage not in ("train", "prefixes"):
             return f"{p.done}/{p.total}"
         left = self._pace.seconds_left(key, p, time.time())
         most = "at most " if p.detail else ""
         yet = f", {most}{_duration(left)} left" if left is not None else ""
+        if p.stage == "prefixes":
+            rate = self._pace.rate(key)
+            fast = f" at {rate:.2g}/s" if rate is not None else ""
+            return f"{p.done}/{p.total} prefixes{fast}{yet}"
         more = f", {p.detail}" if p.detail else ""
         return f"{p.done}/{p.total} batches{self._rates([key])}{yet}{more}"
 

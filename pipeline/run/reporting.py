@@ -8,7 +8,9 @@ from typing import Literal, Protocol
 
 WATCHER = "RLEDIT_WATCHER"
 
-Stage = Literal["prepare", "ask", "statistics", "calibrate", "train", "edit", "score", "commit"]
+Stage = Literal[
+    "prepare", "ask", "statistics", "calibrate", "prefixes", "train", "edit", "score", "commit"
+]
 
 
 class Report(Protocol):

@@ -6,6 +6,7 @@ import logging
 import time
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -22,26 +23,24 @@ from pipeline.run.stages.answers import StreamAnswers
 from pipeline.run.stages.calibrated import calibration_facts, settings_with_step
 from pipeline.run.stages.covariance import covariance_metadata, load_covariance, statistics_seconds
 from pipeline.run.stages.measure import StreamMeasures
+from pipeline.run.stages.prefixes import fill_store, open_store
 from pipeline.run.stages.prepare import held_shares, open_model
+from pipeline.run.stages.rows import SCORES, edit_rows, left_out_rows, score_rows
 from pipeline.run.stages.train import Trained, training_batches
+from pipeline.run.stages.unedited import UneditedRecord
 from rledit.editors import Editor, editor_class
 from rledit.editors.base import prefixed, unprefixed
 from rledit.finite import NonFiniteError, require_finite
 from rledit.metrics import protocol
 from rledit.model import EditableModel
 from rledit.records import Edit, asked
-from rledit.scoring import EditScore, Scorer, count_contradicting
+from rledit.scoring import Scorer, count_contradicting
 from rledit.stream import BatchEdited, StreamScored, after_batch, run_stream
 from rledit.tokenization import EditBatch, Encoder
 
 logger = logging.getLogger(__name__)
 
 SAVE_EVERY_SECONDS = 20.0
-SCORES = ("efficacy", "generalization", "specificity", "specificity_self")
-_LEFT_OUT = {
-    "superseded_rephrases": "n_rephrases_superseded",
-    "superseded_locality": "n_locality_superseded",
-}
 
 
 @dataclass(kw_only=True)
@@ -94,15 +93,27 @@ def edit_stream(
     """
     model = open_model(cell, model_folder, gang)
     edits = cell.source().draw(cell.dataset.split, cell.n_edits, seed=cell.seed)
+    store = open_store(cell, model, cache)
     measures = StreamMeasures(cell, model, edits)
+    unedited = UneditedRecord(cell, model, cache, gang)
     protocols = [protocol(p) for p in cell.protocols]
     probes: Any = cell.probes
     try:
-        scorer = Scorer(model, edits, protocols, probes, seed=cell.seed, beside=measures.samples)
+        scorer = Scorer(
+            model,
+            edits,
+            protocols,
+            probes,
+            seed=cell.seed,
+            beside=measures.samples,
+            prefetch=None if store is None else partial(fill_store, store, model, cache, report),
+            unedited=unedited.readings,
+        )
     except NonFiniteError as error:
         raise error.at(after_batch(0, 0)) from None
     editor = editor_class(cell.editor.editor)(model, settings_with_step(cell, cache))
     facts = {"prompt": _prompting(model.encoder, edits), **measures.metadata}
+    facts |= {} if store is None else {"prefix_store": store.facts}
     facts |= calibration_facts(cell, cache)
     facts |= known_metadata(cell.dataset, cell.known)
     facts |= _provide(editor, cell, cache)
@@ -110,13 +121,17 @@ def edit_stream(
         editor.load_state_dict(trained.state)
     folder = state_folder(cell, cache)
     rows = _resume(editor, folder, gang)
+    answers = StreamAnswers(cell, model, edits)
     if rows is None:
-        rows = _before_editing(cell, edits, scorer, measures)
+        found = unedited.rows
+        rows = StreamRows(**found) if found else _before_editing(cell, edits, scorer, measures)
+        rows.n_contradicting = count_contradicting(edits)
+        rows.score_seconds += answers.add_missing(rows.answers, 0)
+        unedited.keep(scorer.unedited, asdict(rows))
         if "statistics" in cell.needs:
             spent = statistics_seconds(cell, cache, model.modules)
             rows.steps.append({"step": 0, "metric": "statistics_seconds", "value": spent})
     rows.facts = facts
-    answers = StreamAnswers(cell, model, edits)
     rows.score_seconds += answers.add_missing(rows.answers, 0)
     try:
         _run(cell, editor, edits, scorer, measures, answers, rows, folder, report, gang)
@@ -125,6 +140,8 @@ def edit_stream(
     # There already, unless the state that was resumed is one of an earlier release.
     rows.score_seconds += answers.add_missing(rows.answers, len(edits))
     rows.held_shares = held_shares(model, gang)
+    if store is not None:
+        store.prefixes.flush()
     if cell.keep_edited:
         _keep(cell, model, cache, gang)
     # Not a row: how often the cache helps depends on where a run was interrupted.
@@ -163,9 +180,9 @@ def _run(
             report("score" if rows.batches in points else "edit", rows.batches, total)
         else:
             rows.score_seconds += event.seconds
-            rows.edits += _edit_rows(event, edits, cell)
-            rows.scores += _score_rows(event, cell)
-            rows.steps += _left_out_rows(event)
+            rows.edits += edit_rows(event, edits, cell)
+            rows.scores += score_rows(event, cell)
+            rows.steps += left_out_rows(event)
             rows.score_seconds += answers.add_missing(rows.answers, event.n_edits)
             report("edit", rows.batches, total)
         due = time.perf_counter() - last_save > SAVE_EVERY_SECONDS
@@ -206,10 +223,9 @@ def _before_editing(
     seconds = time.perf_counter() - began
     event = StreamScored(n_edits=0, scores=scores, seconds=seconds)
     return StreamRows(
-        scores=list(_score_rows(event, cell)),
-        steps=[*steps, *_left_out_rows(event)],
+        scores=list(score_rows(event, cell)),
+        steps=[*steps, *left_out_rows(event)],
         score_seconds=seconds,
-        n_contradicting=count_contradicting(edits),
     )
 
 
@@ -283,47 +299,6 @@ def _step_rows(editor: Editor, event: BatchEdited, batch_size: int) -> Iterator[
         yield {"step": event.n_edits, "metric": name, "value": float(value)}
 
 
-def _edit_rows(event: StreamScored, edits: list[Edit], cell: Cell) -> Iterator[dict[str, Any]]:
-    for score in event.scores:
-        yield {
-            "checkpoint": event.n_edits,
-            "protocol": score.protocol,
-            "edit_index": score.edit_index,
-            "batch_index": score.edit_index // cell.stream.batch_size,
-            "edit_id": edits[score.edit_index].edit_id,
-            **{name: getattr(score, name) for name in SCORES},
-            "superseded": score.superseded,
-        }
-
-
-def _left_out_rows(event: StreamScored) -> Iterator[dict[str, Any]]:
-    """How many probes of edits that stand are superseded, where some are."""
-    # Every protocol asks the same questions.
-    distinct = {score.edit_index: score for score in event.scores}.values()
-    for metric, name in _LEFT_OUT.items():
-        if count := sum(getattr(score, name) for score in distinct if not score.superseded):
-            yield {"step": event.n_edits, "metric": metric, "value": float(count)}
-
-
-def _score_rows(event: StreamScored, cell: Cell) -> Iterator[dict[str, Any]]:
-    """Means over the edits that no later edit of the stream supersedes.
-
-    Before the first edit, over those that none will have superseded at the end.
-    """
-    for name in cell.protocols:
-        own = [s for s in event.scores if s.protocol == name]
-        current = [s for s in own if not s.superseded]
-        yield {
-            "checkpoint": event.n_edits,
-            "n_edits": event.n_edits,
-            "final": event.n_edits == cell.n_edits,
-            "protocol": name,
-            **{score: _mean(current, score) for score in SCORES},
-            "n_scored": len(current),
-            "n_superseded": len(own) - len(current),
-        }
-
-
 def reached(rows: StreamRows) -> str:
     """What a stream that cannot go on was scored at last, as a sentence; empty where nothing."""
     last = max((row["checkpoint"] for row in rows.scores), default=0)
@@ -335,8 +310,3 @@ def reached(rows: StreamRows) -> str:
             values = [f"{name} {row[name]:.2f}" for name in SCORES if row[name] is not None]
             parts.append(f"{row['protocol']} {', '.join(values)}")
     return f"kept: {last} edits, {'; '.join(parts)}"
-
-
-def _mean(scores: list[EditScore], name: str) -> float | None:
-    values = [v for s in scores if (v := getattr(s, name)) is not None]
-    return sum(values) / len(values) if values else None

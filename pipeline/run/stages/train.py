@@ -23,6 +23,7 @@ from pipeline.run.gang import SINGLE_PROCESS, Gang
 from pipeline.run.reporting import Report
 from pipeline.run.resume import StateFolder, load_together, write_tensors
 from pipeline.run.stages.calibrated import settings_with_step
+from pipeline.run.stages.prefixes import open_store
 from pipeline.run.stages.prepare import open_model
 from rledit.editors import Editor, TrainableEditor, editor_class
 from rledit.epochs import walk
@@ -87,6 +88,7 @@ def train(
             cache.publish(name)
         return found
     model = open_model(cell, model_folder, gang)
+    store = open_store(cell, model, cache)
     editor = editor_class(cell.editor.editor)(model, settings_with_step(cell, cache))
     if not isinstance(editor, TrainableEditor):
         raise TypeError(f"{cell.path}: editor {cell.label!r} has nothing to train")
@@ -113,11 +115,14 @@ def train(
                 folder.save(state, training.record(), version=_version(event, training))
             took = time.perf_counter() - last_save
             last_save += took
+    if store is not None:
+        store.prefixes.flush()
     state = {k: v.cpu().contiguous() for k, v in editor.state_dict().items()}
     _require_numbers(state, f"the network trained for {cell.label}")
     if not gang.is_rank_zero:
         return None
     metadata = {**training.record(), "identity": identity_of(cell), **_outcome(training)}
+    metadata |= {} if store is None else {"prefix_store": store.facts}
     path = cache.folder / name
     write_tensors(path, state, {"facts": json.dumps(metadata)})
     cache.publish(name)

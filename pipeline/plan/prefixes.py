@@ -1,0 +1,98 @@
+"""Which cells keep their prompts' prefixes in a store, and why others do not.
+
+See `rledit.prefix_store`.
+
+A prefix that is found has other last bits than one that a cell records in the company of its own
+prompts. Whether a cell keeps them is therefore told by its spec and its model's sizes alone, never
+by what lies in the cache.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from pipeline.inputs.fingerprints import fingerprint
+from pipeline.plan.architecture import Architecture, architecture_of
+from pipeline.plan.cells import Cell
+from pipeline.plan.fingerprint import model_hash_of
+
+PREFIXES = "prefixes"
+GB = 1e9
+LEAST_SHARE = 0.25  # of the layers that lie below the first edited one
+LEAST_OPERATIONS = 5e11  # of all prompts of a stream below it: a dozen seconds of a core
+KINDS = 3  # edit, rephrase and locality prompt
+TOKENS = 16  # of a prompt with its answer, whatever the data is
+_BYTES = {"float32": 4, "bfloat16": 2, "float64": 8}
+
+
+@dataclass(frozen=True, kw_only=True)
+class StoreChoice:
+    """Whether a cell keeps prefixes.
+
+    Attributes:
+        layer: Its first edited layer.
+        budget: Bytes that the store may come to.
+        reason: Why it keeps none; None where it does.
+    """
+
+    layer: int
+    budget: int
+    reason: str | None
+
+    @property
+    def made(self) -> bool:
+        """Whether it keeps them."""
+        return self.reason is None
+
+
+def store_choice(cell: Cell) -> StoreChoice:
+    """Whether a cell keeps prefixes.
+
+    Raises:
+        ConfigError: The model's configuration cannot be had.
+    """
+    architecture = architecture_of(cell)
+    layer = architecture.first_layer(cell.settings.modules)
+    budget = int(cell.resources.prefix_store_gb * GB)
+    return StoreChoice(
+        layer=layer, budget=budget, reason=_reason(cell, architecture, layer, budget)
+    )
+
+
+def prefix_folder(cell: Cell, layer: int) -> str:
+    """Where in the cache the prefixes of a model at a layer lie, a folder for each way of adding.
+
+    Cells of any data, stream, seed and editor share them.
+    """
+    model = {"model": model_hash_of(cell), "threads": cell.threads}
+    return f"{PREFIXES}/{fingerprint(model | {'layer': layer})}"
+
+
+def prefix_bytes(cell: Cell, architecture: Architecture, tokens: float) -> float:
+    """Bytes of the prefixes of so many tokens."""
+    dtype = cell.model.dtype if cell.model.checkpoint is not None else "float32"
+    return 2.0 * architecture.hidden * _BYTES[dtype] * tokens
+
+
+def _reason(cell: Cell, architecture: Architecture, layer: int, budget: int) -> str | None:
+    resources, layers = cell.resources, architecture.layers
+    if not budget:
+        return "prefix_store_gb is 0"
+    if not cell.settings.modules:
+        return "nothing is edited"
+    if resources.gpus or resources.gang:
+        return "only cells of one rank without a GPU keep prefixes"
+    if layer < LEAST_SHARE * layers:
+        return (
+            f"the first edited layer is {layer} of {layers}, and at least {LEAST_SHARE:.0%} of "
+            "them have to lie below it"
+        )
+    tokens = float(KINDS * cell.n_edits * TOKENS)
+    if 2.0 * tokens * layer * architecture.layer_parameters < LEAST_OPERATIONS:
+        return "the layers below the first edited one take seconds"
+    if (size := prefix_bytes(cell, architecture, tokens)) > budget:
+        return (
+            f"a stream of {cell.n_edits:,} edits takes about {size / GB:.2g} GB, and "
+            f"prefix_store_gb is {cell.resources.prefix_store_gb:g}"
+        )
+    return None

@@ -1,0 +1,118 @@
+"""Stage that fills a model's prefix store with the prompts of a stream, before anything is edited.
+
+Whichever cells need prompts that the store lacks share them out among themselves, length by length,
+each under a lease: none is run twice, and what is done when a cell is ended is found by the next.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from pipeline.plan.cells import Cell
+from pipeline.plan.prefixes import prefix_folder, store_choice
+from pipeline.run.cache import Cache
+from pipeline.run.lease import POLL_SECONDS, Lease
+from pipeline.run.reporting import Report
+from rledit.model import EditableModel
+from rledit.prefix_store import PrefixStore
+from rledit.tokenization import Sample
+
+
+@dataclass(frozen=True, eq=False)
+class CellStore:
+    """A cell's prefix store, and where it lies.
+
+    Attributes:
+        prefixes: The store.
+        name: Its folder in the cache.
+        layer: The layer that its prefixes enter.
+    """
+
+    prefixes: PrefixStore
+    name: str
+    layer: int
+
+    @property
+    def facts(self) -> dict[str, Any]:
+        """What results say of it: with a store, numbers have other last bits than without."""
+        return {"layer": self.layer}
+
+
+def open_store(cell: Cell, model: EditableModel, cache: Cache) -> CellStore | None:
+    """Let a model keep its prefixes in the cache, where the cell does that; else None."""
+    choice = store_choice(cell)
+    if not choice.made:
+        return None
+    identity = model.prefix_cache.fingerprint()
+    name = f"{prefix_folder(cell, choice.layer)}/{identity}"
+    _fetch(cache, name)
+    store = PrefixStore(
+        cache.folder / name,
+        identity,
+        choice.budget,
+        published=lambda path: cache.publish(f"{name}/{path.name}"),
+    )
+    model.prefix_cache.keep_in(store)
+    return CellStore(store, name, choice.layer)
+
+
+def fill_store(
+    store: CellStore,
+    model: EditableModel,
+    cache: Cache,
+    report: Report,
+    samples: Sequence[Sample],
+) -> None:
+    """Run the prompts that a store lacks up to the first edited layer, together with other cells.
+
+    Args:
+        store: The store.
+        model: Its model.
+        cache: Where the store lies.
+        report: Told how many prompts of these are done.
+        samples: The prompts.
+    """
+    lacking = store.prefixes.missing(samples)
+    if not lacking or model.prefix_cache.n_bytes(lacking) > store.prefixes.room:
+        return
+    by_length: dict[int, list[Sample]] = {}
+    for sample in lacking:
+        by_length.setdefault(len(sample), []).append(sample)
+    total = len({sample.key for sample in samples})
+    while by_length:
+        report("prefixes", total - _count(by_length), total)
+        taken = False
+        for length in sorted(by_length):
+            # Two cells of one invocation are two holders: no run is named.
+            lease = Lease(cache.storage, f"{store.name}/{length}".replace("/", "-"), "")
+            try:
+                if not lease.attempt():
+                    continue
+                _fetch(cache, store.name)
+                store.prefixes.refresh()
+                own = store.prefixes.missing(by_length[length])
+                before = total - _count(by_length) + len(by_length[length]) - len(own)
+                for done in model.prefix_cache.store_ahead(own):
+                    report("prefixes", before + done, total)
+                store.prefixes.flush()
+            finally:
+                lease.release()
+            del by_length[length]
+            taken = True
+        if not taken:
+            time.sleep(POLL_SECONDS)
+
+
+def _count(by_length: dict[int, list[Sample]]) -> int:
+    return sum(map(len, by_length.values()))
+
+
+def _fetch(cache: Cache, name: str) -> None:
+    """Copy files of a store that only the object store has, where the cache is one."""
+    if cache.storage.local_path() is None:
+        for file in cache.storage.list(name):
+            if file.endswith(".safetensors"):
+                cache.file(file)
