@@ -33,6 +33,7 @@ from pipeline.plan.estimate.needs import (
     unfetched_files,
     unknowable,
 )
+from pipeline.plan.estimate.prefixes import prefix_needs, store_gb, stream_bytes, stream_of
 from pipeline.plan.estimate.seconds import (
     Measurements,
     Seconds,
@@ -41,6 +42,7 @@ from pipeline.plan.estimate.seconds import (
     statistics_seconds,
 )
 from pipeline.plan.estimate.workload import Workload, check_modules, workload_of
+from pipeline.plan.prefixes import store_choice
 from pipeline.results.lake.records import CellRecord
 
 
@@ -141,12 +143,15 @@ def estimate(
     for name in dict.fromkeys(cell.model.name for cell in cells):
         own = [c for c in found if c.work.cell.model.name == name and c.work.documents]
         needs += statistics_need([c.work for c in own], {m for c in own for m in c.summed})
+        edited = [c.work for c in found if c.work.cell.model.name == name]
+        readable = all(not unknowable(work.cell, away) for work in edited)
+        needs += prefix_needs(edited, cached if readable else Cached())
     return Estimate(
         cells=tuple(found),
         placement=place,
         shares=_shares(cells, place),
         needs=tuple(needs),
-        disk=disk_gb(works),
+        disk=disk_gb(works) | {"prefixes": store_gb(works)},
     )
 
 
@@ -158,7 +163,14 @@ def _cell(
     cached: Cached,
 ) -> CellEstimate:
     cell = work.cell
-    seconds = measurements.seconds(cell) or modelled(work, place)
+    stream = ("stream", work.first_layer, *stream_of(cell))
+    asked = stream in seen
+    seen.add(stream)
+    kept = store_choice(cell).made
+    there = kept and cached.prefix_bytes(cell, work.first_layer) >= stream_bytes(work)
+    seconds = measurements.seconds(cell) or modelled(
+        work, place, stored=kept and (asked or there), asked=asked and not cell.resources.gang
+    )
     trained = cell.trained_batches
     if cell.trains:
         network = ("network", *network_place(cell))

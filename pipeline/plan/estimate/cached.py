@@ -12,6 +12,7 @@ from pipeline.plan.cache_names import (
 )
 from pipeline.plan.cells import Cell
 from pipeline.plan.fingerprint import former_keys_of
+from pipeline.plan.prefixes import prefix_folder
 from pipeline.storage.object_store import Storage
 from rledit.world import world_model_key
 from rledit.world.model import TRAINING_FILE
@@ -51,6 +52,13 @@ class Cached:
         return self._has(whole_file(folder, linear)) or all(
             self._has(shard_file(folder, linear, shard)) for shard in range(cell.statistics.shards)
         )
+
+    def prefix_bytes(self, cell: Cell, layer: int) -> int:
+        """Bytes of the prefixes of the cell's model at a layer, of whatever prompts."""
+        if self._storage is None:
+            return 0
+        sizes = self._storage.sizes(prefix_folder(cell, layer))
+        return sum(size for name, size in sizes.items() if name.endswith(".safetensors"))
 
     def _has(self, name: str) -> bool:
         return self._storage is not None and self._storage.exists(name)

@@ -58,8 +58,17 @@ class Seconds:
         return self.setup + self.edit + self.score
 
 
-def modelled(work: Workload, placement: Placement) -> Seconds:
-    """The time of a cell by its operations."""
+def modelled(
+    work: Workload, placement: Placement, *, stored: bool = False, asked: bool = False
+) -> Seconds:
+    """The time of a cell by its operations.
+
+    Args:
+        work: The cell.
+        placement: What it is given.
+        stored: Whether the prefixes of its stream are there when it begins.
+        asked: Whether what its unedited model says of the stream is.
+    """
     model = _Passes(work, placement)
     cell = work.cell
     # Ranks that hold the whole model share the prompts of training and scoring.
@@ -67,7 +76,7 @@ def modelled(work: Workload, placement: Placement) -> Seconds:
     return Seconds(
         setup=_opening(work) + _training(model) / shared,
         edit=cell.stream.n_batches * _edit_batch(model),
-        score=_scoring(model) / shared,
+        score=_scoring(model, stored, asked) / shared,
     )
 
 
@@ -198,18 +207,24 @@ def _validating(model: _Passes, own: float) -> float:
     return model.prompts(KINDS * edits, model.work.first_layer, 0) + count * each
 
 
-def _scoring(model: _Passes) -> float:
-    """Everything edited so far, at every point: teacher-forced in one pass, generation in more."""
+def _scoring(model: _Passes, stored: bool, asked: bool) -> float:
+    """Everything edited so far, at every point: teacher-forced in one pass, generation in more.
+
+    The unedited model is scored on all of it, and its answers to unrelated prompts are read.
+    """
     cell = model.work.cell
     layers = model.work.architecture.layers
     scored = sum(point * model.batch for point in model.work.points)
+    scored += 0 if asked else cell.n_edits
     # The layers below the first edited one are run once for the whole stream.
-    below = model.prompts(KINDS * cell.n_edits, model.work.first_layer, 0)
+    below = 0.0 if stored else model.prompts(KINDS * cell.n_edits, model.work.first_layer, 0)
     above = model.prompts(KINDS * scored, layers - model.work.first_layer, 0)
     generated = 0.0
     if any("text" in protocol(name).asks for name in cell.protocols):
         generated = GENERATED_TOKENS * model.forward(KINDS * scored, layers, 0, KINDS * scored)
-    references = model.prompts(cell.n_edits, layers, 0)
+    references = 0.0
+    if not asked:
+        references = model.prompts(cell.n_edits, layers - model.work.first_layer, 0)
     return below + above + generated + references + _measuring(model)
 
 
