@@ -233,6 +233,9 @@ class Grid:
             shorter ones, by a score taken at their length, where the editor allows it.
         probes: Score the `first` rephrase and locality prompt of an edit, `all` of them, or one
             `drawn` by the cell's seed.
+        scored_edits: Score a sample of this many edits of every stream, one by lot of each of equal
+            parts of it; not given: all. For streams of thousands of edits, whose scores cost more
+            than the edits.
         threads: CPU threads of a cell; part of its identity, as it changes the order of sums.
         statistics: Key covariance, for the editors that need it.
         measurements: What is measured at every checkpoint, and before the first edit, beside the
@@ -258,6 +261,7 @@ class Grid:
     checkpoints: int = 1
     share_prefixes: bool = False
     probes: Probes = "first"
+    scored_edits: int | None = None
     threads: int = 1
     statistics: CovarianceEntry = field(default_factory=CovarianceEntry)
     measurements: tuple[str, ...] = ()

@@ -62,7 +62,7 @@ def validation_batches(cell: Cell) -> int:
 def validation_edits(cell: Cell) -> list[Edit]:
     """The stream that training is validated on, of the validation pool whatever is scored."""
     n = validation_batches(cell) * cell.stream.batch_size
-    return cell.source().draw("validation", n, seed=cell.seed)
+    return cell.source().draw("validation", n, seed=cell.training_seed)
 
 
 def knowing(cell: Cell, path: str) -> Cell:

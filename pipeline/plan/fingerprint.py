@@ -64,10 +64,12 @@ def identity_of(cell: Cell) -> dict[str, Any]:
             **_calibration(cell),
             "stream": asdict(cell.stream),
             "seed": cell.seed,
+            **_training_seed(cell),
             "protocols": list(cell.protocols),
             "checkpoints": cell.checkpoints,
             **({"also_after": cell.also_after} if cell.also_after else {}),
             "probes": cell.probes,
+            **({"scored_edits": cell.scored_edits} if cell.scored_edits is not None else {}),
             "threads": cell.threads,
             **({"statistics": _covariance(cell)} if "statistics" in cell.needs else {}),
             **({"measurements": _measured(cell)} if cell.measurements else {}),
@@ -122,10 +124,17 @@ def former_keys_of(cell: Cell) -> tuple[str, str | None]:
 def _train_key(cell: Cell, known: dict[str, Any]) -> str:
     kept = ("key_version", "model", "dataset", "editor", "editor_source", "settings", "seed")
     identity = {name: known[name] for name in (*kept, "calibration", "threads") if name in known}
+    identity["seed"] = cell.training_seed
     # Training draws from the train pool only, whatever the stream is drawn from.
     identity["dataset"] = {k: v for k, v in identity["dataset"].items() if k != "split"}
     batch = cell.stream.batch_size
     return fingerprint(identity | {"trajectory": [cell.trajectory_batches, batch]})
+
+
+def _training_seed(cell: Cell) -> dict[str, int]:
+    """The seed of training, where a grid makes it another than the stream's."""
+    other = cell.learns and cell.training_seed != cell.seed
+    return {"training_seed": cell.training_seed} if other else {}
 
 
 @once

@@ -172,7 +172,7 @@ class _Checks:
             pool: Faults = self._once(_check_train_pool, "train pool", model, data)(cell)
             found.append(together(f"the train pool, which {cell.label} learns from,", [pool]))
         if n := validation_batches(cell):
-            held = ("validation", model, data, n * cell.stream.batch_size, cell.seed)
+            held = ("validation", model, data, n * cell.stream.batch_size, cell.training_seed)
             held_out: Faults = self._once(_check_validation, *held)(cell)
             what = f"the validation pool, which decides when the training of {cell.label} ends,"
             found.append(together(what, [held_out]))

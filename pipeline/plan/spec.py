@@ -23,6 +23,7 @@ from pipeline.config.grid import (
     StreamEntry,
 )
 from pipeline.config.resources import ResourcesEntry
+from rledit.answers import sampled
 from rledit.editors import editor_class
 from rledit.stream import checkpoints
 
@@ -49,6 +50,7 @@ class CellSpec:
     checkpoints: int
     also_after: tuple[int, ...] = ()
     probes: str
+    scored_edits: int | None = None
     threads: int
     statistics: CovarianceEntry
     measurements: tuple[str, ...] = ()
@@ -62,6 +64,13 @@ class CellSpec:
     def n_edits(self) -> int:
         """Edits in the stream."""
         return self.stream.n_batches * self.stream.batch_size
+
+    @property
+    def scored_places(self) -> tuple[int, ...]:
+        """Places in the stream of the edits that are scored."""
+        if self.scored_edits is None:
+            return tuple(range(self.n_edits))
+        return tuple(sampled(self.n_edits, self.scored_edits, self.seed))
 
     @property
     def stream_name(self) -> str:

@@ -202,14 +202,16 @@ def _scoring(model: _Passes) -> float:
     """Everything edited so far, at every point: teacher-forced in one pass, generation in more."""
     cell = model.work.cell
     layers = model.work.architecture.layers
-    scored = sum(point * model.batch for point in model.work.points)
+    edits = len(cell.scored_places)
+    share = edits / cell.n_edits
+    scored = share * sum(point * model.batch for point in model.work.points)
     # The layers below the first edited one are run once for the whole stream.
-    below = model.prompts(KINDS * cell.n_edits, model.work.first_layer, 0)
+    below = model.prompts(KINDS * edits, model.work.first_layer, 0)
     above = model.prompts(KINDS * scored, layers - model.work.first_layer, 0)
     generated = 0.0
     if any("text" in protocol(name).asks for name in cell.protocols):
         generated = GENERATED_TOKENS * model.forward(KINDS * scored, layers, 0, KINDS * scored)
-    references = model.prompts(cell.n_edits, layers, 0)
+    references = model.prompts(edits, layers, 0)
     return below + above + generated + references + _measuring(model)
 
 
@@ -271,7 +273,7 @@ class Measurements:
         return Seconds(
             setup=trained * _steps(cell) if cell.trains else 0.0,
             edit=_median(alike, lambda r: r.values["edit_ms"]) * n_edits / 1000,
-            score=_median(alike, _score_seconds) * n_edits,
+            score=_median(alike, _score_seconds) * len(cell.scored_places),
             measured=True,
         )
 
@@ -318,7 +320,10 @@ def _median(records: Sequence[CellRecord], value: Callable[[CellRecord], float])
 
 
 def _score_seconds(record: CellRecord) -> float:
-    return (record.values["score_seconds"] or 0.0) / max(record.values["n_edits"] or 1, 1)
+    """Seconds of scoring for each edit that was scored."""
+    n_edits = record.values["n_edits"] or 1
+    scored = record.values["identity"].get("scored_edits") or n_edits
+    return (record.values["score_seconds"] or 0.0) / max(min(scored, n_edits), 1)
 
 
 def _measured_training(record: CellRecord) -> float:

@@ -98,7 +98,15 @@ def edit_stream(
     protocols = [protocol(p) for p in cell.protocols]
     probes: Any = cell.probes
     try:
-        scorer = Scorer(model, edits, protocols, probes, seed=cell.seed, beside=measures.samples)
+        scorer = Scorer(
+            model,
+            edits,
+            protocols,
+            probes,
+            seed=cell.seed,
+            beside=measures.samples,
+            places=cell.scored_places,
+        )
     except NonFiniteError as error:
         raise error.at(after_batch(0, 0)) from None
     editor = editor_class(cell.editor.editor)(model, settings_with_step(cell, cache))

@@ -251,7 +251,7 @@ def trajectories(cell: Cell, editor: TrainableEditor, step: int) -> list[Sequenc
 
 
 def training_batches(cell: Cell, editor: Editor, n: int, seed: int) -> list[EditBatch]:
-    """`n` batches of the train pool, the same for the same cell seed and `seed`."""
+    """`n` batches of the train pool, the same for the same training seed and `seed`."""
     size = cell.stream.batch_size
     edits = cell.source().draw("train", n * size, seed=_seed(cell, seed))
     return batches_of(editor, edits, size)
@@ -263,8 +263,8 @@ def batches_of(editor: Editor, edits: Sequence[Edit], size: int) -> list[EditBat
 
 
 def _seed(cell: Cell, number: int) -> int:
-    """Seed of a draw; those of different cell seeds differ, as the stride holds all numbers."""
-    return cell.seed * 1_000_003 + number
+    """Seed of a draw; those of different training seeds differ, as the stride holds all numbers."""
+    return cell.training_seed * 1_000_003 + number
 
 
 def load_trained(path: Path) -> Trained:
