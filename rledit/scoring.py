@@ -8,8 +8,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Literal, TypeVar
 
-from rledit.metrics import Protocol, Reading, generate, read
 from rledit.model import SINGLE_PASS_TOKENS, EditableModel
+from rledit.protocols import Protocol, Reading, generate, read
 from rledit.records import Edit
 from rledit.superseded import Facts, Standing, count_contradicting
 from rledit.tokenization import Encoder, Sample

@@ -8,13 +8,13 @@ from typing import Any, Literal
 
 from pipeline.config.presets import PRESETS
 from pipeline.config.resources import ResourcesEntry
-from pipeline.config.words import documented_value
+from pipeline.config.stored_words import documented_value
 from rledit.chat import PromptStyle
-from rledit.measurements import MEASUREMENTS
+from rledit.measurements.registry import MEASUREMENTS
 from rledit.names import nearest
 from rledit.records import Split
 from rledit.scoring import Probes
-from rledit.scripts import AnswerSpace
+from rledit.writing_systems import AnswerSpace
 
 HARNESS = "ability_harness"
 

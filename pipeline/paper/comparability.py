@@ -7,7 +7,7 @@ from dataclasses import asdict, replace
 from typing import Any
 
 from pipeline.config.presets import PRESETS
-from pipeline.inputs.fingerprints import plain
+from pipeline.inputs.content_hashes import plain
 from pipeline.paper.layout import Stream
 from pipeline.paper.measured import CellRows, Place
 from pipeline.paper.reference_grids import published_cells

@@ -19,8 +19,8 @@ from pipeline.plan.cells import Cell
 from pipeline.plan.spec import once
 from rledit.calibration import FEWEST_EDITS, LEAST_EDITS
 from rledit.datasets import FileEditSource
-from rledit.measurements import EvalData, not_measured
-from rledit.metrics import protocol
+from rledit.measurements.registry import EvalData, not_measured
+from rledit.protocols import protocol
 from rledit.records import Edit, Split
 from rledit.world import World
 

@@ -2,7 +2,7 @@
 
 Names of grid, model, dataset and variant are labels: they say where a cell's results are shown, and
 change no number. What the spec resolves to is in `pipeline.plan.cells`, what its data hold in
-`pipeline.plan.cell_data`, what tells it from others in `pipeline.plan.fingerprint`, and why it may
+`pipeline.plan.cell_data`, what tells it from others in `pipeline.plan.cell_keys`, and why it may
 not run in `pipeline.plan.checks`.
 """
 

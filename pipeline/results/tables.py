@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from pipeline.results.lake.records import BARE, SCORES
-from pipeline.results.protocols import SCORE_DEFINITIONS, sorted_protocols
+from pipeline.results.protocol_captions import SCORE_DEFINITIONS, sorted_protocols
 from pipeline.results.sheets import MARK, TableError
 
 Row = Mapping[str, Any]

@@ -15,15 +15,15 @@ from typing import Any
 from pipeline.config.grid import HARNESS
 from pipeline.plan.architecture import Architecture
 from pipeline.plan.cell_data import VALIDATED_BATCHES
+from pipeline.plan.cell_keys import identity_of
 from pipeline.plan.cells import Cell
 from pipeline.plan.estimate.memory import GB, Device, Placement
 from pipeline.plan.estimate.workload import DOCUMENT_TOKENS, Workload
-from pipeline.plan.fingerprint import identity_of
 from pipeline.results.lake.records import CellRecord, scale_of
-from rledit.downstream import TASKS
-from rledit.downstream.tasks import ITEMS_PER_TASK
-from rledit.metrics import protocol
-from rledit.metrics.fluency import TEXT_TOKENS
+from rledit.measurements.downstream import TASKS
+from rledit.measurements.downstream.tasks import ITEMS_PER_TASK
+from rledit.measurements.fluency import TEXT_TOKENS
+from rledit.protocols import protocol
 
 TERA = 1e12
 KINDS = 3  # edit, rephrase and locality prompt

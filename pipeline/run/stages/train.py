@@ -16,8 +16,8 @@ from torch import Tensor
 
 from pipeline.plan.cache_names import trained_name
 from pipeline.plan.cell_data import validation_batches, validation_edits
+from pipeline.plan.cell_keys import identity_of
 from pipeline.plan.cells import Cell
-from pipeline.plan.fingerprint import identity_of
 from pipeline.run.cache import Cache
 from pipeline.run.gang import SINGLE_PROCESS, Gang
 from pipeline.run.reporting import Report
