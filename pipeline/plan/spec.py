@@ -23,9 +23,9 @@ from pipeline.config.grid import (
     StreamEntry,
 )
 from pipeline.config.resources import ResourcesEntry
-from rledit.answers import sampled
 from rledit.editors import editor_class
 from rledit.stream import checkpoints
+from rledit.written_answers import sampled
 
 
 @dataclass(frozen=True, kw_only=True)

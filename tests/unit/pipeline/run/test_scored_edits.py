@@ -9,9 +9,9 @@ import pytest
 from pipeline.config.parse import load_grid
 from pipeline.errors import ConfigError
 from pipeline.plan.cell_data import validation_edits
+from pipeline.plan.cell_keys import key_of, train_key_of
 from pipeline.plan.cells import Cell, cells_of
 from pipeline.plan.estimate import estimate
-from pipeline.plan.fingerprint import key_of, train_key_of
 from pipeline.results.lake.lake import Lake
 from pipeline.results.query import connect, query
 from pipeline.results.tables import build_table
