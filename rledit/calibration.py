@@ -28,12 +28,12 @@ from rledit.editors.base import Editor
 from rledit.editors.isolation import fresh_prefix_cache
 from rledit.editors.moment_editor import MomentEditor, Proposal
 from rledit.errors import UserError
-from rledit.metrics import protocol
-from rledit.metrics.reading import Reading, read
 from rledit.model import EditableModel
+from rledit.protocols import protocol
+from rledit.protocols.reading import Reading, read
 from rledit.records import Edit
 from rledit.shift import LowRankShift
-from rledit.steps import AUTO
+from rledit.step_size import AUTO
 from rledit.tokenization import EditBatch
 
 logger = logging.getLogger(__name__)

@@ -2,7 +2,7 @@
 
 Everything else in the package treats a model as a stack of decoder layers whose MLP linear layers
 are plain matrices. Five families are entries of `FAMILIES`; what those entries say of the others is
-found from the model itself (`rledit.discovery`), or the model is refused with its reason.
+found from the model itself (`rledit.layout_discovery`), or the model is refused with its reason.
 """
 
 from __future__ import annotations
@@ -104,7 +104,7 @@ def describe(config: Any) -> Family:
         UneditableError: The architecture cannot be edited; says why.
     """
     # Both look at each other: what is found is a Family.
-    from rledit.discovery import described
+    from rledit.layout_discovery import described
 
     return described(blank_model(config))
 

@@ -17,9 +17,9 @@ from rledit.finite import require_finite_parameters
 from rledit.micro_batches import TOKENS_PER_ROW, MicroBatch, make_micro_batches
 from rledit.prefix_cache import PrefixCache
 from rledit.ranks import Ranks, SingleProcess
-from rledit.scripts import AnswerSpace
 from rledit.tokenization import Encoder, Sample
 from rledit.weights import EditedWeights, WeightAccess
+from rledit.writing_systems import AnswerSpace
 
 SINGLE_PASS_TOKENS = 1280
 """Tokens of a physical batch at least, in passes over one batch of edits and those without a graph.

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import random
+from bisect import bisect_left
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal, TypeVar
 
-from rledit.metrics import Protocol, Reading, generate, read
 from rledit.model import SINGLE_PASS_TOKENS, EditableModel
+from rledit.protocols import Protocol, Reading, generate, read
 from rledit.records import Edit
 from rledit.superseded import Facts, Standing, count_contradicting
 from rledit.tokenization import Encoder, Sample
@@ -148,11 +149,13 @@ class Scorer:
         probes: Which rephrases and locality prompts of each edit are used.
         seed: Seed of the lots, where probes are drawn.
         beside: Samples that somebody else will run; the prefix cache has to hold them as well.
+        places: Places in the stream of the edits that are scored, ascending; not given: all.
+            The others supersede and contradict all the same.
         prefetch: Runs all samples up to the first edited layer; None: `PrefixCache.prefetch`.
         unedited: What an earlier scorer of the same found, see the attribute; None: it is read.
 
     Attributes:
-        resident: Whether the prefix cache holds the prompts of the whole stream.
+        resident: Whether the prefix cache holds all prompts that are asked.
         unedited: The unedited model's readings of all unrelated prompts, one after another.
 
     Raises:
@@ -168,15 +171,17 @@ class Scorer:
         *,
         seed: int = 0,
         beside: Sequence[Sample] = (),
+        places: Sequence[int] | None = None,
         prefetch: Callable[[Sequence[Sample]], None] | None = None,
         unedited: Sequence[Reading] | None = None,
     ) -> None:
         self._model = model
         self._facts = Facts(edits)
+        self._places = range(len(edits)) if places is None else places
         self._protocols = tuple(protocols)
         self._writes = any("text" in protocol.asks for protocol in protocols)
         self._questions = [
-            questions(model.encoder, edit, protocols, probes, seed) for edit in edits
+            questions(model.encoder, edits[i], protocols, probes, seed) for i in self._places
         ]
         every = [q for item in self._questions for q in item.all]
         samples = [s for q in every for s in (q.sample, q.rival) if s is not None]
@@ -194,14 +199,14 @@ class Scorer:
         self._before = [[next(readings) for _ in item.unrelated] for item in self._questions]
 
     def score(self, n_edits: int) -> list[EditScore]:
-        """Score the first `n_edits` edits, in one pass."""
+        """Score those among the first `n_edits` edits that are scored at all, in one pass."""
         standing = Standing(self._facts, n_edits)
-        chosen = self._questions[:n_edits]
+        chosen = self._questions[: bisect_left(self._places, n_edits)]
         readings = iter(self._read([q for item in chosen for q in item.all]))
         scores: list[EditScore] = []
-        for i, item in enumerate(chosen):
+        for item, before, i in zip(chosen, self._before, self._places, strict=False):
             own = [next(readings) for _ in item.all]
-            scores += [self._judge(i, p, own, standing) for p in self._protocols]
+            scores += [_judge(i, p, item, own, before, standing) for p in self._protocols]
         return scores
 
     def _read(self, asked: Sequence[Question]) -> list[Reading]:
@@ -216,36 +221,40 @@ class Scorer:
             for reading, q in zip(readings, asked, strict=True)
         ]
 
-    def _judge(
-        self, i: int, protocol: Protocol, readings: list[Reading], standing: Standing
-    ) -> EditScore:
-        asked = self._questions[i]
-        superseded = standing.edit(i)
-        split = 1 + len(asked.equivalent)
-        # All of a superseded edit is left out of means; its own scores are kept to be looked at.
-        equivalent = [
-            protocol.score(reading)
-            for reading, q in zip(readings[1:split], asked.equivalent, strict=True)
-            if superseded or not standing.rephrase(i, q.prompt)
-        ]
-        unrelated = [
-            (protocol.score(now), protocol.agreement(now, before))
-            for now, before, q in zip(
-                readings[split:], self._before[i], asked.unrelated, strict=True
-            )
-            if superseded or not standing.locality(q.prompt)
-        ]
-        return EditScore(
-            edit_index=i,
-            protocol=protocol.name,
-            efficacy=_percent([protocol.score(readings[0])]),
-            generalization=_percent(equivalent),
-            specificity=_percent([score for score, _ in unrelated]),
-            specificity_self=_percent([agreement for _, agreement in unrelated]),
-            superseded=superseded,
-            n_rephrases_superseded=len(asked.equivalent) - len(equivalent),
-            n_locality_superseded=len(asked.unrelated) - len(unrelated),
-        )
+
+def _judge(
+    i: int,
+    protocol: Protocol,
+    asked: Questions,
+    readings: list[Reading],
+    before: list[Reading],
+    standing: Standing,
+) -> EditScore:
+    """The score of the edit at place `i`, whose unrelated prompts read as `before` unedited."""
+    superseded = standing.edit(i)
+    split = 1 + len(asked.equivalent)
+    # All of a superseded edit is left out of means; its own scores are kept to be looked at.
+    equivalent = [
+        protocol.score(reading)
+        for reading, q in zip(readings[1:split], asked.equivalent, strict=True)
+        if superseded or not standing.rephrase(i, q.prompt)
+    ]
+    unrelated = [
+        (protocol.score(now), protocol.agreement(now, then))
+        for now, then, q in zip(readings[split:], before, asked.unrelated, strict=True)
+        if superseded or not standing.locality(q.prompt)
+    ]
+    return EditScore(
+        edit_index=i,
+        protocol=protocol.name,
+        efficacy=_percent([protocol.score(readings[0])]),
+        generalization=_percent(equivalent),
+        specificity=_percent([score for score, _ in unrelated]),
+        specificity_self=_percent([agreement for _, agreement in unrelated]),
+        superseded=superseded,
+        n_rephrases_superseded=len(asked.equivalent) - len(equivalent),
+        n_locality_superseded=len(asked.unrelated) - len(unrelated),
+    )
 
 
 def _chosen(options: Sequence[T], probes: Probes, lot: str) -> Sequence[T]:

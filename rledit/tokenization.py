@@ -22,7 +22,7 @@ from rledit.bos import before_text, written_around
 from rledit.chat import ChatTemplate, PromptStyle, Rendered
 from rledit.control_tokens import TextEncoder, TokenizationError, Tokens, Turn
 from rledit.records import Edit, Probe, has_probe
-from rledit.scripts import AnswerSpace, space_between
+from rledit.writing_systems import AnswerSpace, space_between
 
 IGNORED = -100
 

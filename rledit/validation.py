@@ -22,8 +22,8 @@ from rledit.editors.base import TrainableEditor
 from rledit.editors.isolation import new_prefix_cache, prefix_cache_of
 from rledit.finite import NonFiniteError, require_finite
 from rledit.losses import row_losses
-from rledit.metrics import protocol
 from rledit.model import SINGLE_PASS_TOKENS
+from rledit.protocols import protocol
 from rledit.ranks import shard
 from rledit.records import Edit
 from rledit.reward import final_states

@@ -12,7 +12,7 @@ from pipeline.storage.run_paths import RunPaths
 
 
 class Probe(StrEnum):
-    """Kinds of prompts that can be shown, see `rledit.answers.KINDS` (slow to import)."""
+    """Kinds of prompts that can be shown, see `rledit.written_answers.KINDS` (slow to import)."""
 
     edit = "edit"
     rephrase = "rephrase"
@@ -50,8 +50,8 @@ def answers(
     Shown is the end of the longest stream with its first seed; --where chooses others. How many
     edits are asked says the grid's key `answers`.
     """
-    from pipeline.results.answers import find_answers
     from pipeline.results.answers_text import render_answers
+    from pipeline.results.find_answers import find_answers
 
     found = find_answers(
         RunPaths.under(results, lake).lake,

@@ -53,7 +53,7 @@ def run(
     A run that was interrupted goes on from where it stopped: give the same command again.
     """
     from pipeline.config.parse import load_grid
-    from pipeline.plan.fingerprint import address_of
+    from pipeline.plan.cell_keys import address_of
     from pipeline.plan.grid_plan import (
         code_lines,
         make_plan,
@@ -111,7 +111,7 @@ def _print_words(lake: str, grid: str) -> None:
 
 def _kept(plan: Plan | None, run_paths: RunPaths) -> str:
     """What an interrupted run leaves, and how it goes on."""
-    from pipeline.plan.fingerprint import key_of
+    from pipeline.plan.cell_keys import key_of
     from pipeline.results.lake.lake import Lake
 
     if plan is None:

@@ -31,7 +31,7 @@ def print_table(
             that name.
     """
     from pipeline.config.scale import known_scale
-    from pipeline.config.words import documented_value
+    from pipeline.config.stored_words import documented_value
     from pipeline.paper.layouts import LAYOUTS
     from pipeline.results.rendering import FORMATS, render_table
     from pipeline.results.tables import TableError, build_table

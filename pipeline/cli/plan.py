@@ -50,11 +50,11 @@ def plan(
     Exit 1 when something is missing, or a cell does not fit on its GPUs.
     """
     from pipeline.config.parse import load_grid
+    from pipeline.plan.cell_keys import key_of
     from pipeline.plan.cells import cells_of
     from pipeline.plan.checks import check_sharded, skip_reason
     from pipeline.plan.estimate import absent_files, estimate, unfetched_files, unknowable
     from pipeline.plan.estimate.summary import summary
-    from pipeline.plan.fingerprint import key_of
     from pipeline.plan.grid_plan import (
         code_lines,
         double_lines,

@@ -9,14 +9,14 @@ from typing import Any, TypeVar
 from pydantic import TypeAdapter, ValidationError
 
 from pipeline.config.ranges import number_problems, shape_problem
-from pipeline.config.words import (
+from pipeline.config.stored_words import (
     documented,
     documented_text,
 )
 from pipeline.config.yaml_location import KeyPath, Located
 from pipeline.errors import ConfigError
 from rledit.names import nearest
-from rledit.steps import SettingError
+from rledit.step_size import SettingError
 
 T = TypeVar("T")
 _ADAPTERS: dict[type, TypeAdapter[Any]] = {}

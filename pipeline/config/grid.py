@@ -8,13 +8,13 @@ from typing import Any, Literal
 
 from pipeline.config.presets import PRESETS
 from pipeline.config.resources import ResourcesEntry
-from pipeline.config.words import documented_value
+from pipeline.config.stored_words import documented_value
 from rledit.chat import PromptStyle
-from rledit.measurements import MEASUREMENTS
+from rledit.measurements.registry import MEASUREMENTS
 from rledit.names import nearest
 from rledit.records import Split
 from rledit.scoring import Probes
-from rledit.scripts import AnswerSpace
+from rledit.writing_systems import AnswerSpace
 
 HARNESS = "ability_harness"
 
@@ -233,6 +233,9 @@ class Grid:
             shorter ones, by a score taken at their length, where the editor allows it.
         probes: Score the `first` rephrase and locality prompt of an edit, `all` of them, or one
             `drawn` by the cell's seed.
+        scored_edits: Score a sample of this many edits of every stream, one by lot of each of equal
+            parts of it; not given: all. For streams of thousands of edits, whose scores cost more
+            than the edits.
         threads: CPU threads of a cell; part of its identity, as it changes the order of sums.
         statistics: Key covariance, for the editors that need it.
         measurements: What is measured at every checkpoint, and before the first edit, beside the
@@ -258,6 +261,7 @@ class Grid:
     checkpoints: int = 1
     share_prefixes: bool = False
     probes: Probes = "first"
+    scored_edits: int | None = None
     threads: int = 1
     statistics: CovarianceEntry = field(default_factory=CovarianceEntry)
     measurements: tuple[str, ...] = ()

@@ -20,8 +20,8 @@ from pipeline.errors import ConfigError
 from rledit.datasets import FORMATS, DatasetError
 from rledit.datasets.pools import PoolFiles
 from rledit.editors import editor_class
-from rledit.metrics import PROTOCOLS
 from rledit.names import nearest
+from rledit.protocols import PROTOCOLS
 from rledit.world import SCHEMAS, WORLD_MODELS, WorldConfig
 
 

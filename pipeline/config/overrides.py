@@ -6,7 +6,7 @@ from typing import Any
 
 import yaml
 
-from pipeline.config.words import use_documented_path
+from pipeline.config.stored_words import use_documented_path
 from pipeline.errors import ConfigError
 from rledit.names import nearest
 

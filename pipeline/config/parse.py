@@ -24,7 +24,7 @@ from pipeline.config.names import check_names
 from pipeline.config.overrides import override
 from pipeline.config.resources import ResourcesEntry
 from pipeline.config.scale import scaled
-from pipeline.config.words import (
+from pipeline.config.stored_words import (
     SCALES,
     STYLES,
     documented,

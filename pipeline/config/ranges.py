@@ -17,9 +17,9 @@ AT_LEAST_ONE = frozenset(
         "answers_per_relation", "batch", "batch_size", "checkpoints", "cpus", "depth", "documents",
         "edits_per_pass", "harness_limit", "heads", "hidden", "intermediate", "kv_heads", "layers",
         "loss_group", "max_tokens", "n_batches", "n_blocks", "n_subjects", "passes", "prompts",
-        "rank", "ranks", "retrain_batches", "retrain_every", "shards", "steps", "threads",
-        "trajectories_per_step", "trajectory_batches", "validate_every", "validation_batches",
-        "value_steps",
+        "rank", "ranks", "retrain_batches", "retrain_every", "scored_edits", "shards", "steps",
+        "threads", "trajectories_per_step", "trajectory_batches", "validate_every",
+        "validation_batches", "value_steps",
     }
 )  # fmt: skip
 ABOVE_ZERO = frozenset(

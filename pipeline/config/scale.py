@@ -8,7 +8,7 @@ from typing import get_args
 from pipeline.config.grid import CovarianceEntry, DatasetEntry, Grid, ModelEntry, Scale, StreamEntry
 from pipeline.config.presets import PRESETS
 from pipeline.config.presets.proxy import model_settings, world_settings
-from pipeline.config.words import SCALES, documented_value, stored_value, warn_of
+from pipeline.config.stored_words import SCALES, documented_value, stored_value, warn_of
 from pipeline.errors import ConfigError
 from rledit.names import nearest
 from rledit.world import BOS_FAMILIES, SCHEMAS

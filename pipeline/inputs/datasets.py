@@ -16,8 +16,8 @@ from rledit.control_tokens import SPELLINGS
 from rledit.datasets import FileEditSource, RowError, RowErrors
 from rledit.facts import RealFacts
 from rledit.records import SPLITS, EditSource, Probe, Split, asked, has_probe
-from rledit.scripts import space_between
 from rledit.world import World, WorldConfig, render_schema
+from rledit.writing_systems import space_between
 
 
 def source_of(dataset: DatasetEntry, known: str = "") -> EditSource:

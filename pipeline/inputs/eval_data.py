@@ -10,15 +10,15 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.config.grid import HARNESS, EvalDataEntry
-from pipeline.config.words import documented, documented_value
+from pipeline.config.stored_words import documented, documented_value
 from pipeline.errors import ConfigError
 from pipeline.inputs.corpus import file_version, open_corpus, warn_if_short
 from rledit.datasets import open_rows
 from rledit.datasets.downstream import find_schema, map_downstream
 from rledit.datasets.errors import RowError
 from rledit.datasets.fields import Fields, Place
-from rledit.downstream import TASKS, items_of
-from rledit.measurements import EvalData
+from rledit.measurements.downstream import TASKS, items_of
+from rledit.measurements.registry import EvalData
 from rledit.world import World
 
 

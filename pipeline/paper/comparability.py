@@ -7,7 +7,7 @@ from dataclasses import asdict, replace
 from typing import Any
 
 from pipeline.config.presets import PRESETS
-from pipeline.inputs.fingerprints import plain
+from pipeline.inputs.content_hashes import plain
 from pipeline.paper.layout import Stream
 from pipeline.paper.measured import CellRows, Place
 from pipeline.paper.reference_grids import published_cells
@@ -59,6 +59,9 @@ def _departures(cell: CellRows, dataset: str) -> Iterator[str]:
     used |= {"probes": cell.identity.get("probes"), "dtype": cell.identity["model"].get("dtype")}
     wanted = {name: getattr(expected.dataset, name) for name in ("split", "order")}
     wanted |= {"probes": expected.probes, "dtype": expected.model.dtype}
+    used["scored_edits"], wanted["scored_edits"] = (
+        one or "all" for one in (cell.identity.get("scored_edits"), expected.scored_edits)
+    )
     yield from _differences(used, wanted)
     if "statistics" in expected.needs:
         yield from _other_covariance(cell.identity.get("statistics", {}), expected)

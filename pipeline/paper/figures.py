@@ -10,7 +10,7 @@ import numpy as np
 
 from pipeline.paper.layout import Metric
 from pipeline.paper.measured import CellRows, Place
-from pipeline.results.protocols import sorted_protocols
+from pipeline.results.protocol_captions import sorted_protocols
 from pipeline.results.tables import OverSeeds
 
 RESAMPLES = 1000

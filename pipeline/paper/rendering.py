@@ -11,7 +11,7 @@ from pipeline.paper.paper_claims import Sentence
 from pipeline.paper.references import Reference
 from pipeline.paper.related_results import RelatedResult, related_results
 from pipeline.paper.table import Block, Figure, PaperTable
-from pipeline.results.protocols import definition
+from pipeline.results.protocol_captions import definition
 from pipeline.results.sheets import ABSENT, Cell, Head, Sheet, as_csv, render_page
 
 _OTHERS = ("method", "model", "dataset", "setting", "Eff", "Gen", "Spe", "source", "confidence")

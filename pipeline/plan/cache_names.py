@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from pipeline.plan.cells import Cell
-from pipeline.plan.fingerprint import (
+from pipeline.plan.cell_keys import (
     calibration_key_of,
     covariance_key_of,
     known_key_of,
     train_key_of,
 )
+from pipeline.plan.cells import Cell
 
 MODELS = "models"
 

@@ -19,8 +19,8 @@ from pipeline.plan.cells import Cell
 from pipeline.plan.spec import once
 from rledit.calibration import FEWEST_EDITS, LEAST_EDITS
 from rledit.datasets import FileEditSource
-from rledit.measurements import EvalData, not_measured
-from rledit.metrics import protocol
+from rledit.measurements.registry import EvalData, not_measured
+from rledit.protocols import protocol
 from rledit.records import Edit, Split
 from rledit.world import World
 
@@ -62,7 +62,7 @@ def validation_batches(cell: Cell) -> int:
 def validation_edits(cell: Cell) -> list[Edit]:
     """The stream that training is validated on, of the validation pool whatever is scored."""
     n = validation_batches(cell) * cell.stream.batch_size
-    return cell.source().draw("validation", n, seed=cell.seed)
+    return cell.source().draw("validation", n, seed=cell.training_seed)
 
 
 def knowing(cell: Cell, path: str) -> Cell:

@@ -52,7 +52,7 @@ class Cell(CellSpec):
         if self.editor.editor == "none":
             given["modules"] = ()
         if any(f.name == "seed" for f in fields(cls)):
-            given.setdefault("seed", self.seed)
+            given.setdefault("seed", self.training_seed)
         settings: Any = build(cls, given, (), Located.of_data(given, f"editor {self.label}"))
         problem = editor_class(self.editor.editor).batch_problem(settings, self.stream.batch_size)
         if problem is not None:
@@ -148,6 +148,15 @@ class Cell(CellSpec):
         return cls.stopping_of(self.settings)
 
     @property
+    def training_seed(self) -> int:
+        """Seed of the network and of what it is trained on: the editor's own, or the cell's.
+
+        Where a grid gives its editor a `seed`, all seeds of the grid share one training.
+        """
+        own = self.editor.settings.get("seed", self.seed)
+        return own if isinstance(own, int) else self.seed  # what is no integer is refused later
+
+    @property
     def trajectory_batches(self) -> int:
         """Batches of a training trajectory."""
         return int(self.settings.trajectory_batches or self.stream.n_batches)
@@ -191,6 +200,7 @@ def cells_of(grid: Grid) -> list[Cell]:
             checkpoints=grid.checkpoints,
             also_after=_shorter(grid, stream, editor),
             probes=grid.probes,
+            scored_edits=grid.scored_edits,
             threads=grid.threads,
             statistics=grid.statistics,
             measurements=grid.measurements,

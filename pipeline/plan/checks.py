@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from pipeline.config.words import documented_value
+from pipeline.config.stored_words import documented_value
 from pipeline.errors import ConfigError
 from pipeline.inputs.datasets import lacking, pool_origin, pool_remedy, source_of
 from pipeline.plan.cell_data import available_edits, calibration_edits, read_quantisation

@@ -10,15 +10,15 @@ from pathlib import Path
 from pipeline.config.grid import DatasetEntry, Grid
 from pipeline.errors import ConfigError
 from pipeline.inputs.checkpoints import check_weights, is_folder
+from pipeline.inputs.content_hashes import changed_fields
 from pipeline.inputs.datasets import lacking, pool_origin, source_of, unread
-from pipeline.inputs.fingerprints import changed_fields
 from pipeline.plan.cell_data import read_not_measured
+from pipeline.plan.cell_keys import address_of, identity_of, key_of
 from pipeline.plan.cells import Cell, cells_of
 from pipeline.plan.checks import check_cell, check_corpus, check_rows, skip_reason
-from pipeline.plan.fingerprint import address_of, identity_of, key_of
 from pipeline.plan.versions import code_version
 from pipeline.results.lake.addresses import doubles, place_of, shown
-from pipeline.results.lake.identity import without_labels
+from pipeline.results.lake.key_versions import without_labels
 from pipeline.results.lake.lake import Lake
 from pipeline.results.lake.records import SCORES, CellRecord
 from rledit.datasets.check import unread_keys

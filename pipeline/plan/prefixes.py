@@ -11,10 +11,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from pipeline.inputs.fingerprints import fingerprint
+from pipeline.inputs.content_hashes import fingerprint
 from pipeline.plan.architecture import Architecture, architecture_of
+from pipeline.plan.cell_keys import model_hash_of
 from pipeline.plan.cells import Cell
-from pipeline.plan.fingerprint import model_hash_of
 
 PREFIXES = "prefixes"
 GB = 1e9
@@ -87,12 +87,12 @@ def _reason(cell: Cell, architecture: Architecture, layer: int, budget: int) -> 
             f"the first edited layer is {layer} of {layers}, and at least {LEAST_SHARE:.0%} of "
             "them have to lie below it"
         )
-    tokens = float(KINDS * cell.n_edits * TOKENS)
+    tokens = float(KINDS * len(cell.scored_places) * TOKENS)
     if 2.0 * tokens * layer * architecture.layer_parameters < LEAST_OPERATIONS:
         return "the layers below the first edited one take seconds"
     if (size := prefix_bytes(cell, architecture, tokens)) > budget:
         return (
-            f"a stream of {cell.n_edits:,} edits takes about {size / GB:.2g} GB, and "
-            f"prefix_store_gb is {cell.resources.prefix_store_gb:g}"
+            f"those of the {len(cell.scored_places):,} edits that are scored take about "
+            f"{size / GB:.2g} GB, and prefix_store_gb is {cell.resources.prefix_store_gb:g}"
         )
     return None

@@ -32,17 +32,17 @@ from pipeline.inputs.quantised_weights import packed_tensor
 from pipeline.inputs.tokenizer_files import load_tokenizer
 from pipeline.plan.architecture import Architecture, architecture_of
 from pipeline.plan.cell_data import validation_batches, validation_edits
+from pipeline.plan.cell_keys import key_of
 from pipeline.plan.cells import Cell
 from pipeline.plan.checks import skip_reason
-from pipeline.plan.fingerprint import key_of
 from pipeline.plan.grid_plan import Plan
 from pipeline.plan.row_faults import Faults, stream_faults, subject_faults, together, train_faults
 from rledit.chat import PromptStyle
 from rledit.editors import editor_class
 from rledit.records import Edit
-from rledit.scripts import AnswerSpace
 from rledit.tokenization import Encoder, TokenizationError
 from rledit.world import World, WorldModelSpec, world_encoder
+from rledit.writing_systems import AnswerSpace
 
 logger = logging.getLogger(__name__)
 
@@ -172,7 +172,7 @@ class _Checks:
             pool: Faults = self._once(_check_train_pool, "train pool", model, data)(cell)
             found.append(together(f"the train pool, which {cell.label} learns from,", [pool]))
         if n := validation_batches(cell):
-            held = ("validation", model, data, n * cell.stream.batch_size, cell.seed)
+            held = ("validation", model, data, n * cell.stream.batch_size, cell.training_seed)
             held_out: Faults = self._once(_check_validation, *held)(cell)
             what = f"the validation pool, which decides when the training of {cell.label} ends,"
             found.append(together(what, [held_out]))

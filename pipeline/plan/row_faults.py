@@ -16,7 +16,7 @@ from pipeline.plan.cells import Cell
 from rledit.datasets.errors import SHOWN_ROWS
 from rledit.locate.contexts import Contexts
 from rledit.locate.requests import make_requests
-from rledit.metrics import protocol
+from rledit.protocols import protocol
 from rledit.records import Edit
 from rledit.scoring import questions
 from rledit.tokenization import Encoder, Sample, TokenizationError

@@ -2,7 +2,7 @@
 
 Names of grid, model, dataset and variant are labels: they say where a cell's results are shown, and
 change no number. What the spec resolves to is in `pipeline.plan.cells`, what its data hold in
-`pipeline.plan.cell_data`, what tells it from others in `pipeline.plan.fingerprint`, and why it may
+`pipeline.plan.cell_data`, what tells it from others in `pipeline.plan.cell_keys`, and why it may
 not run in `pipeline.plan.checks`.
 """
 
@@ -25,6 +25,7 @@ from pipeline.config.grid import (
 from pipeline.config.resources import ResourcesEntry
 from rledit.editors import editor_class
 from rledit.stream import checkpoints
+from rledit.written_answers import sampled
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,6 +50,7 @@ class CellSpec:
     checkpoints: int
     also_after: tuple[int, ...] = ()
     probes: str
+    scored_edits: int | None = None
     threads: int
     statistics: CovarianceEntry
     measurements: tuple[str, ...] = ()
@@ -62,6 +64,13 @@ class CellSpec:
     def n_edits(self) -> int:
         """Edits in the stream."""
         return self.stream.n_batches * self.stream.batch_size
+
+    @property
+    def scored_places(self) -> tuple[int, ...]:
+        """Places in the stream of the edits that are scored."""
+        if self.scored_edits is None:
+            return tuple(range(self.n_edits))
+        return tuple(sampled(self.n_edits, self.scored_edits, self.seed))
 
     @property
     def stream_name(self) -> str:

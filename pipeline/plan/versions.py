@@ -2,7 +2,7 @@
 
 A version is a record and decides nothing: no key and no fingerprint is made from it, so that a new
 version runs nothing again. Where a change to the code is meant to change the numbers of given
-settings, it changes `pipeline.results.lake.identity.KEY_VERSION` or adds to the identity of the
+settings, it changes `pipeline.results.lake.key_versions.KEY_VERSION` or adds to the identity of the
 cells concerned. Of all other changes plans say how many done cells older or newer code made
 (`pipeline.plan.grid_plan.Plan.other_code`), and ``--rerun-other-code`` runs these again.
 """

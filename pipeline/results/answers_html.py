@@ -9,8 +9,8 @@ from difflib import SequenceMatcher
 
 from markupsafe import Markup, escape
 
-from pipeline.results.answers import Asked, Question, Said, find_answers, spread
 from pipeline.results.answers_text import shown
+from pipeline.results.find_answers import Asked, Question, Said, find_answers, spread
 from pipeline.results.query import Connection, query, quoted
 from pipeline.results.sheets import render_page
 from pipeline.results.tables import stream_label

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 
 from rich.cells import cell_len, chop_cells
 
-from pipeline.results.answers import Asked, Question, find_answers
+from pipeline.results.find_answers import Asked, Question, find_answers
 from pipeline.results.lake.lake import Lake
 from pipeline.results.query import Connection
 from pipeline.results.tables import stream_label

@@ -20,7 +20,7 @@ from typing import Any, NamedTuple
 
 from pandas import DataFrame
 
-from pipeline.results.lake.identity import without_labels
+from pipeline.results.lake.key_versions import without_labels
 from pipeline.results.lake.lake import Lake, LakeError
 from pipeline.results.lake.records import CellRecord
 from pipeline.results.lake.schemas import DATA_TABLES, OPTIONAL_TABLES, ROW_KEYS, TABLES

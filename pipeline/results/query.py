@@ -60,7 +60,8 @@ _VIEWS = {
                coalesce(c.identity->>'$.model.prompt.template', 'bare') AS prompt, s.efficacy,
                s.generalization, s.specificity, s.specificity_self, c.train_seconds, c.edit_ms,
                c.peak_memory_gb, c.data_hash, c.code_version, c.status,
-               coalesce(c.resolved->>'$.remark', '') AS remark
+               coalesce(c.resolved->>'$.remark', '') AS remark,
+               CAST(c.identity->>'$.scored_edits' AS INTEGER) AS scored_edits
         FROM lake_cells c JOIN (
             SELECT cell_key AS stored_key, * EXCLUDE (cell_key) FROM lake_scores
             UNION ALL BY NAME

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from pipeline.results.protocols import definition
+from pipeline.results.protocol_captions import definition
 from pipeline.results.sheets import ABSENT, FORMATS, MARK, Cell, Head, Sheet, as_csv, render_page
 from pipeline.results.tables import (
     ADDRESS_FIELDS,

@@ -18,15 +18,15 @@ from pipeline.results import figures
 from pipeline.results.answers_html import answers_html
 from pipeline.results.lake.lake import Lake
 from pipeline.results.lake.records import CellRecord, prompt_of, remark_in
-from pipeline.results.protocols import (
+from pipeline.results.protocol_captions import (
     SCORE_DEFINITIONS,
     definition,
     shown_protocol,
     sorted_protocols,
 )
 from pipeline.results.query import Connection, connect, runs
-from pipeline.results.questions import questions
 from pipeline.results.rendering import format_value, render_table
+from pipeline.results.report_queries import questions
 from pipeline.results.sheets import render_page
 from pipeline.results.tables import Column, build_table, editor_label, stream_label
 from pipeline.storage.object_store import Storage

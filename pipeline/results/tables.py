@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from pipeline.results.lake.records import BARE, SCORES
-from pipeline.results.protocols import SCORE_DEFINITIONS, sorted_protocols
+from pipeline.results.protocol_captions import SCORE_DEFINITIONS, sorted_protocols
 from pipeline.results.sheets import MARK, TableError
 
 Row = Mapping[str, Any]
@@ -258,6 +258,15 @@ def _remarks(rows: Iterable[Row]) -> list[str]:
     return [f"{MARK} {text}: {'; '.join(found)}." for text, found in sorted(places.items())]
 
 
+def _samples(rows: Sequence[Row]) -> list[str]:
+    """Of which streams a sample of the edits was scored."""
+    found = {(row.get("scored_edits"), row["n_batches"] * row["batch_size"]) for row in rows}
+    return [
+        f"Scored: a sample of {some:,} of the {n:,} edits of a stream."
+        for some, n in sorted((some, n) for some, n in found if some is not None and some < n)
+    ]
+
+
 def _notes(rows: Sequence[Row]) -> list[str]:
     """What the caption must say about seeds, failures and mixed provenance."""
     seeds = sorted({row["seed"] for row in rows})
@@ -268,6 +277,7 @@ def _notes(rows: Sequence[Row]) -> list[str]:
         if len(seeds) > 1
         else f"One seed ({listed}): no spread is known."
     ]
+    notes += _samples(rows)
     notes += _remarks(rows)
     missing = Counter(row["status"] for row in rows if row["status"] != "done")
     notes += [f"{n} cell{'s' * (n > 1)} {status}." for status, n in sorted(missing.items())]

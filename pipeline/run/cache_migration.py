@@ -1,8 +1,8 @@
 """Files of the cache that an earlier version has left, given the names they have today.
 
 Before key version 2, names of trained networks, resume states and edited matrices were made from
-keys that held labels (see `pipeline.results.lake.identity`). Those of the cells that are about to
-run are moved: a copy under today's name first, then the old name goes. Calibrated steps, key
+keys that held labels (see `pipeline.results.lake.key_versions`). Those of the cells that are about
+to run are moved: a copy under today's name first, then the old name goes. Calibrated steps, key
 covariance and models never had labels in their names.
 """
 
@@ -14,8 +14,8 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 from pipeline.plan.cache_names import network_name, trained_name
+from pipeline.plan.cell_keys import former_keys_of, key_of
 from pipeline.plan.cells import Cell
-from pipeline.plan.fingerprint import former_keys_of, key_of
 from pipeline.storage.object_store import Storage
 
 logger = logging.getLogger(__name__)

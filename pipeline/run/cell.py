@@ -10,13 +10,13 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.plan.cell_data import read_metadata
+from pipeline.plan.cell_keys import address_of, identity_of, model_hash_of
 from pipeline.plan.cells import Cell
-from pipeline.plan.fingerprint import address_of, identity_of, model_hash_of
 from pipeline.plan.stored_spec import write_cell_spec
 from pipeline.plan.versions import code_version, library_versions
-from pipeline.results.effect import remark_of
 from pipeline.results.lake.lake import Lake
 from pipeline.results.lake.records import CellResult
+from pipeline.results.unchanged_cells import remark_of
 from pipeline.run.cache import Cache
 from pipeline.run.device import PeakMemory, device_of
 from pipeline.run.gang import SINGLE_PROCESS, Gang

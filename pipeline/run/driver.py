@@ -11,13 +11,13 @@ from dataclasses import replace
 from rich.console import Console
 
 from pipeline.config.grid import Grid
-from pipeline.plan.fingerprint import address_of, key_of
+from pipeline.plan.cell_keys import address_of, key_of
 from pipeline.plan.grid_plan import Plan
-from pipeline.results.effect import warning_of
 from pipeline.results.lake.lake import Lake
 from pipeline.results.lake.records import remark_in
 from pipeline.results.tracking.tracker import Tracker
 from pipeline.results.tracking.uri import TrackingError
+from pipeline.results.unchanged_cells import warning_of
 from pipeline.run.cache_migration import migrate_cache
 from pipeline.run.cell import record_failure, record_skip
 from pipeline.run.display import Display

@@ -26,8 +26,8 @@ from pipeline.inputs.model_loading import load_model
 from pipeline.inputs.quantised_weights import quantised
 from pipeline.plan.architecture import architecture_of
 from pipeline.plan.cache_names import trained_name
+from pipeline.plan.cell_keys import identity_of, key_of
 from pipeline.plan.cells import Cell
-from pipeline.plan.fingerprint import identity_of, key_of
 from pipeline.plan.stored_spec import read_cell_spec
 from pipeline.plan.versions import code_version
 from pipeline.results.lake.lake import Lake, LakeError
@@ -36,7 +36,7 @@ from pipeline.run.cache import Cache
 from pipeline.run.cache_migration import migrate_cache
 from pipeline.run.reporting import Report, silent
 from pipeline.run.resume import write_tensors
-from pipeline.run.stages.ask import with_known
+from pipeline.run.stages.ask_known_facts import with_known
 from pipeline.run.stages.edit import StreamRows, edit_stream, edited_name, state_folder
 from pipeline.run.stages.prepare import prepare_model
 from pipeline.run.stages.train import load_trained

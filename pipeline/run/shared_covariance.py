@@ -12,9 +12,9 @@ from pathlib import Path
 
 from pipeline.errors import ConfigError
 from pipeline.plan.cache_names import covariance_folder, whole_file
+from pipeline.plan.cell_keys import covariance_key_of
 from pipeline.plan.cells import Cell
 from pipeline.plan.checks import skip_reason
-from pipeline.plan.fingerprint import covariance_key_of
 from pipeline.run.cache import Cache
 from pipeline.run.resume import write_tensors
 from pipeline.run.stages.covariance import covariance_fingerprints, load_covariance, read_covariance

@@ -10,11 +10,9 @@ from typing import Literal
 
 from pipeline.config.gguf_refs import is_gguf_path
 from pipeline.config.resources import ResourcesEntry
-from pipeline.inputs.fingerprints import fingerprint
+from pipeline.inputs.content_hashes import fingerprint
 from pipeline.plan.cell_data import calibration_edits
-from pipeline.plan.cells import Cell
-from pipeline.plan.checks import skip_reason
-from pipeline.plan.fingerprint import (
+from pipeline.plan.cell_keys import (
     calibration_key_of,
     covariance_key_of,
     identity_of,
@@ -22,13 +20,15 @@ from pipeline.plan.fingerprint import (
     known_key_of,
     train_key_of,
 )
+from pipeline.plan.cells import Cell
+from pipeline.plan.checks import skip_reason
 from pipeline.results.lake.lake import Lake
 from pipeline.run.cache import Cache
 from pipeline.run.cell import record_skip, run_cell
 from pipeline.run.gang import SINGLE_PROCESS, Gang
 from pipeline.run.lease import leased
 from pipeline.run.reporting import Report
-from pipeline.run.stages.ask import ask_model, with_known
+from pipeline.run.stages.ask_known_facts import ask_model, with_known
 from pipeline.run.stages.calibrate import calibrate_step
 from pipeline.run.stages.covariance import collect
 from pipeline.run.stages.prepare import prepare_model

@@ -12,7 +12,7 @@ from rich.console import Console
 
 from pipeline.config.grid import Grid
 from pipeline.config.parse import check_asked_for, parse_grid, read_grid
-from pipeline.config.words import stored_settings
+from pipeline.config.stored_words import stored_settings
 from pipeline.errors import ConfigError
 from pipeline.plan.grid_plan import code_lines, make_plan
 from pipeline.plan.versions import code_version

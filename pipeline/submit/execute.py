@@ -9,7 +9,7 @@ from uuid import uuid4
 
 from rich.console import Console
 
-from pipeline.plan.fingerprint import key_of
+from pipeline.plan.cell_keys import key_of
 from pipeline.plan.grid_plan import code_lines, make_plan, pool_lines, shared_lines, skip_lines
 from pipeline.plan.preflight import checked
 from pipeline.results.lake.lake import Lake

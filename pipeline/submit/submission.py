@@ -13,9 +13,9 @@ from urllib.parse import urlsplit
 from pipeline.config.gguf_refs import in_wheel
 from pipeline.config.grid import Grid
 from pipeline.config.parse import parse_grid
-from pipeline.config.words import documented
+from pipeline.config.stored_words import documented
 from pipeline.config.yaml_location import Located
-from pipeline.inputs.fingerprints import fingerprint
+from pipeline.inputs.content_hashes import fingerprint
 from pipeline.storage.object_store import Storage
 from pipeline.storage.redaction import names_a_secret, redact
 from rledit.errors import UserError

@@ -13,7 +13,7 @@ from rledit.datasets.fields import Place
 from rledit.datasets.read import ReadReport
 from rledit.occurrences import occurrences
 from rledit.records import Edit, asked
-from rledit.scripts import space_between
+from rledit.writing_systems import space_between
 
 # Every trap with what it means for a run. The order is that of the report.
 TRAPS: dict[str, str] = {

@@ -13,7 +13,7 @@ from torch import Tensor
 from rledit.locate.covariance import KeyCovariance
 from rledit.model import EditableModel
 from rledit.records import Edit, Probe
-from rledit.steps import known_step
+from rledit.step_size import known_step
 from rledit.tokenization import EditBatch, Encoder, Order
 
 Need = Literal["train", "subject", "statistics", "training_data"]

@@ -24,7 +24,7 @@ from rledit.editors.conventions import (
 from rledit.hypernetwork import StepForm
 from rledit.moments import Formula
 from rledit.reward import KLReference, LocalityGradient
-from rledit.steps import AUTO, SettingError, Step, check_step, check_z_clip
+from rledit.step_size import AUTO, SettingError, Step, check_step, check_z_clip
 from rledit.tokenization import Order
 
 Rule = Literal["normal_equation", "outer_product"]

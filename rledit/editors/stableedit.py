@@ -22,7 +22,7 @@ from rledit.editors.moment_editor import MomentEditor, Shape
 from rledit.editors.whitening import RunningCovariance
 from rledit.model import EditableModel
 from rledit.shift import Solution, solve_normal_equation
-from rledit.steps import AUTO, Step, check_step, check_z_clip
+from rledit.step_size import AUTO, Step, check_step, check_z_clip
 from rledit.tokenization import EditBatch
 
 

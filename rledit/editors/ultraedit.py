@@ -15,7 +15,7 @@ from torch import Tensor
 from rledit.editors.conventions import OFFICIAL_BATCH, BatchConventions, UntrainedRecipe
 from rledit.editors.moment_editor import MomentEditor, Shape
 from rledit.shift import Solution, solve_normal_equation
-from rledit.steps import AUTO, Step, check_step, check_z_clip
+from rledit.step_size import AUTO, Step, check_step, check_z_clip
 
 
 @dataclass(frozen=True, kw_only=True)

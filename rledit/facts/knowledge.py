@@ -12,9 +12,9 @@ from collections.abc import Iterator, Sequence
 from rledit.facts.relations import ASKED, RELATIONS, put
 from rledit.facts.source import Known
 from rledit.facts.table import RealFact, real_facts
-from rledit.metrics import exact_match
-from rledit.metrics.reading import read
 from rledit.model import EditableModel
+from rledit.protocols import exact_match
+from rledit.protocols.reading import read
 
 PART = 64
 """Facts that are asked together. Parts do not depend on each other, so that an interrupted pass

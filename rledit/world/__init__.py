@@ -1,6 +1,5 @@
 """The synthetic world: invented facts, and small models of real families that know them."""
 
-from rledit.world.answers import fact_recall, world_recall
 from rledit.world.fact import Fact
 from rledit.world.facts import World, WorldConfig
 from rledit.world.model import (
@@ -11,6 +10,7 @@ from rledit.world.model import (
     world_tokenizer,
 )
 from rledit.world.presets import BOS_FAMILIES, FAMILIES, WORLD_MODELS, WorldModelSpec
+from rledit.world.recall import fact_recall, world_recall
 from rledit.world.rendering import SCHEMAS, render_schema, schema_edits
 from rledit.world.words import word_tokenizer, world_words
 

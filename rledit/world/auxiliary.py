@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 from itertools import groupby
 from typing import Any
 
-from rledit.downstream.tasks import TASKS
+from rledit.measurements.downstream.tasks import TASKS
 from rledit.world.fact import Fact
 
 
@@ -56,7 +56,7 @@ def downstream_training_data(
 
 
 def downstream_rows(facts: Sequence[Fact], seed: int) -> dict[str, list[dict[str, Any]]]:
-    """`ITEMS` rows of every task of `rledit.downstream`, in the schema of its files.
+    """`ITEMS` rows of every task of `rledit.measurements.downstream`, in the schema of its files.
 
     Args:
         facts: Facts that are never edited.

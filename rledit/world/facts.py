@@ -207,7 +207,7 @@ class World:
 
     @cached_property
     def downstream_items(self) -> dict[str, list[dict[str, Any]]]:
-        """Rows of the six tasks of `rledit.downstream`, about facts that are never edited."""
+        """Rows of the six tasks of `measurements.downstream`, about facts that are never edited."""
         unedited = {fact.fact_id for fact in self.pool("locality")}
         return downstream_rows([f for f in self.truths if f.fact_id in unedited], self.config.seed)
 

@@ -29,13 +29,13 @@ from transformers import AutoModelForCausalLM, PreTrainedTokenizerBase, PreTrain
 
 from rledit.chat import PromptStyle
 from rledit.errors import UserError
-from rledit.scripts import AnswerSpace
 from rledit.tokenization import Encoder
-from rledit.world.answers import world_recall
 from rledit.world.facts import SPLITS, World
 from rledit.world.presets import WorldModelSpec, model_config
+from rledit.world.recall import world_recall
 from rledit.world.training import Progress, train
 from rledit.world.words import save_tokenizer, word_tokenizer, world_words
+from rledit.writing_systems import AnswerSpace
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel  # imported for its name alone, it takes seconds

@@ -20,9 +20,9 @@ from typing import TYPE_CHECKING
 import torch
 from torch import nn
 
-from rledit.world.answers import answer_logits
 from rledit.world.facts import World
 from rledit.world.presets import WorldModelSpec
+from rledit.world.recall import answer_logits
 from rledit.world.sentences import IGNORED, epochs, tokenize
 
 if TYPE_CHECKING:

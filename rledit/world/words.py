@@ -18,7 +18,7 @@ from tokenizers.pre_tokenizers import Sequence, Split, WhitespaceSplit
 from tokenizers.processors import TemplateProcessing
 from transformers import PreTrainedTokenizerFast
 
-from rledit.downstream.tasks import TASKS
+from rledit.measurements.downstream.tasks import TASKS
 from rledit.world.facts import World
 
 PAD, BOS, EOS, UNK = "<pad>", "<s>", "</s>", "<unk>"

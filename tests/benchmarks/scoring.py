@@ -9,8 +9,8 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 
-from rledit.metrics import read
 from rledit.model import SINGLE_PASS_TOKENS, EditableModel
+from rledit.protocols import read
 from rledit.tokenization import IGNORED, Sample
 from tests.benchmarks.clock import Clock, ClockKind
 from tests.benchmarks.models import ModelShape, build, random_batches

@@ -16,8 +16,8 @@ from torch import Tensor
 
 from pipeline.run.fleet.process_group import ProcessRanks, joined
 from rledit.editors import EDITORS, TrainableEditor
-from rledit.metrics import read
 from rledit.model import EditableModel, Execution
+from rledit.protocols import read
 from rledit.ranks import Ranks, SingleProcess
 from tests.unit.helpers.oracle import relative
 from tests.unit.helpers.tiny_models import double_arithmetic, random_batches, tiny_model, two_shapes

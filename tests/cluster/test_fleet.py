@@ -23,8 +23,8 @@ from safetensors.torch import load_file
 from pipeline.config.parse import load_grid
 from pipeline.errors import ConfigError
 from pipeline.plan.cache_names import trained_name
+from pipeline.plan.cell_keys import key_of
 from pipeline.plan.cells import Cell, cells_of
-from pipeline.plan.fingerprint import key_of
 from pipeline.results.lake.lake import Lake
 from pipeline.run.cache import LOCAL_FOLDER, Cache
 from pipeline.run.deepspeed_ops import why_unavailable

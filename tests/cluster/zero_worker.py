@@ -26,9 +26,9 @@ from pipeline.run.fleet.process_group import joined
 from pipeline.run.zero import Offload, ZeroSettings, held_share, open_sharded, shard
 from rledit.editors import EDITORS, TrainableEditor
 from rledit.finite import NonFiniteError
-from rledit.metrics import read
 from rledit.model import EditableModel
 from rledit.prefix_cache import PrefixCache
+from rledit.protocols import read
 from rledit.shift import LowRankShift, injected, traced
 from tests.cluster.ranks_worker import SETTINGS, worst
 from tests.unit.helpers.oracle import relative

@@ -12,8 +12,8 @@ import pytest
 
 from rledit.datasets import read_edits
 from rledit.editors import EDITORS, TrainableEditor
-from rledit.metrics import protocol
 from rledit.model import EditableModel
+from rledit.protocols import protocol
 from rledit.records import Edit
 from rledit.scoring import Scorer
 from rledit.stream import StreamScored, run_stream

@@ -11,10 +11,10 @@ from pathlib import Path
 import pytest
 
 from rledit.datasets import open_rows, read_edits
-from rledit.downstream import TASKS, items_of, measure_downstream
-from rledit.downstream.measure import answer_in, weighted_f1
-from rledit.metrics import PROTOCOLS
+from rledit.measurements.downstream import TASKS, items_of, measure_downstream
+from rledit.measurements.downstream.measure import answer_in, weighted_f1
 from rledit.model import EditableModel, Execution
+from rledit.protocols import PROTOCOLS
 from rledit.records import Edit
 from rledit.scoring import Scorer
 from rledit.world import BOS_FAMILIES

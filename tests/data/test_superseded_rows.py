@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 
 from rledit.datasets import read_edits
-from rledit.measurements import EvalData, Measurements
-from rledit.metrics import PROTOCOLS
+from rledit.measurements.registry import EvalData, Measurements
+from rledit.protocols import PROTOCOLS
 from rledit.records import Edit
 from rledit.scoring import Scorer
 from rledit.superseded import Facts, Standing

@@ -5,9 +5,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from rledit.metrics import read, token_accuracy
-from rledit.metrics.choice_official import official_choice
 from rledit.model import EditableModel
+from rledit.protocols import read, token_accuracy
+from rledit.protocols.choice_official import official_choice
 
 from .spec import KINDS, Stream, samples_of
 

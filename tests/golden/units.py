@@ -12,9 +12,9 @@ from torch import Tensor
 
 from rledit.hypernetwork import Hypernetwork
 from rledit.losses import row_losses
-from rledit.metrics import Reading, token_accuracy
-from rledit.metrics.choice_official import official_choice
 from rledit.moments import RunningMoments
+from rledit.protocols import Reading, token_accuracy
+from rledit.protocols.choice_official import official_choice
 from rledit.tokenization import Phase, Sample
 
 from .ledger import Ledger

@@ -10,8 +10,8 @@ from pipeline.plan.cache_names import (
     trained_name,
     whole_file,
 )
+from pipeline.plan.cell_keys import former_keys_of
 from pipeline.plan.cells import Cell
-from pipeline.plan.fingerprint import former_keys_of
 from pipeline.plan.prefixes import prefix_folder
 from pipeline.storage.object_store import Storage
 from rledit.world import world_model_key

@@ -193,8 +193,10 @@ def _gb(size: float) -> str:
 def disk_gb(works: Sequence[Workload]) -> dict[str, float]:
     """GB that the results and the cache grow by."""
     rows = sum(
-        sum(work.points) * work.cell.stream.batch_size * len(work.cell.protocols) for work in works
-    )
+        sum(work.points) * len(work.cell.scored_places) / work.cell.stream.n_batches
+        * len(work.cell.protocols)
+        for work in works
+    )  # fmt: skip
     trained = {network_place(work.cell): work for work in works if work.cell.trains}
     networks = sum(3 * FLOAT * work.network_parameters for work in trained.values())
     located = {
@@ -216,7 +218,7 @@ def disk_gb(works: Sequence[Workload]) -> dict[str, float]:
 
 def network_place(cell: Cell) -> tuple[object, ...]:
     """What cells that share a trained network have in common, told without reading their data."""
-    trained = (cell.trajectory_batches, cell.stream.batch_size, cell.seed)
+    trained = (cell.trajectory_batches, cell.stream.batch_size, cell.training_seed)
     return (cell.model.name, cell.dataset.name, cell.label, *trained)
 
 

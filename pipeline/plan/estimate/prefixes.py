@@ -17,12 +17,12 @@ Stream = tuple[object, ...]
 def stream_of(cell: Cell) -> Stream:
     """What cells have in common that ask an unedited model the same, at whatever layer."""
     place = (cell.model.name, cell.dataset.name, cell.dataset.split)
-    return (*place, cell.n_edits, cell.seed, cell.protocols, cell.probes)
+    return (*place, cell.n_edits, cell.scored_edits, cell.seed, cell.protocols, cell.probes)
 
 
 def prompts_of(work: Workload) -> int:
     """Prompts of a cell's stream."""
-    return KINDS * work.cell.n_edits
+    return KINDS * len(work.cell.scored_places)
 
 
 def stream_bytes(work: Workload) -> float:

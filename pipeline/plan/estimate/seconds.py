@@ -15,15 +15,15 @@ from typing import Any
 from pipeline.config.grid import HARNESS
 from pipeline.plan.architecture import Architecture
 from pipeline.plan.cell_data import VALIDATED_BATCHES
+from pipeline.plan.cell_keys import identity_of
 from pipeline.plan.cells import Cell
 from pipeline.plan.estimate.memory import GB, Device, Placement
 from pipeline.plan.estimate.workload import DOCUMENT_TOKENS, Workload
-from pipeline.plan.fingerprint import identity_of
 from pipeline.results.lake.records import CellRecord, scale_of
-from rledit.downstream import TASKS
-from rledit.downstream.tasks import ITEMS_PER_TASK
-from rledit.metrics import protocol
-from rledit.metrics.fluency import TEXT_TOKENS
+from rledit.measurements.downstream import TASKS
+from rledit.measurements.downstream.tasks import ITEMS_PER_TASK
+from rledit.measurements.fluency import TEXT_TOKENS
+from rledit.protocols import protocol
 
 TERA = 1e12
 KINDS = 3  # edit, rephrase and locality prompt
@@ -214,17 +214,19 @@ def _scoring(model: _Passes, stored: bool, asked: bool) -> float:
     """
     cell = model.work.cell
     layers = model.work.architecture.layers
-    scored = sum(point * model.batch for point in model.work.points)
-    scored += 0 if asked else cell.n_edits
+    edits = len(cell.scored_places)
+    share = edits / cell.n_edits
+    scored = share * sum(point * model.batch for point in model.work.points)
+    scored += 0 if asked else edits
     # The layers below the first edited one are run once for the whole stream.
-    below = 0.0 if stored else model.prompts(KINDS * cell.n_edits, model.work.first_layer, 0)
+    below = 0.0 if stored else model.prompts(KINDS * edits, model.work.first_layer, 0)
     above = model.prompts(KINDS * scored, layers - model.work.first_layer, 0)
     generated = 0.0
     if any("text" in protocol(name).asks for name in cell.protocols):
         generated = GENERATED_TOKENS * model.forward(KINDS * scored, layers, 0, KINDS * scored)
     references = 0.0
     if not asked:
-        references = model.prompts(cell.n_edits, layers - model.work.first_layer, 0)
+        references = model.prompts(edits, layers - model.work.first_layer, 0)
     return below + above + generated + references + _measuring(model)
 
 
@@ -286,7 +288,7 @@ class Measurements:
         return Seconds(
             setup=trained * _steps(cell) if cell.trains else 0.0,
             edit=_median(alike, lambda r: r.values["edit_ms"]) * n_edits / 1000,
-            score=_median(alike, _score_seconds) * n_edits,
+            score=_median(alike, _score_seconds) * len(cell.scored_places),
             measured=True,
         )
 
@@ -333,7 +335,10 @@ def _median(records: Sequence[CellRecord], value: Callable[[CellRecord], float])
 
 
 def _score_seconds(record: CellRecord) -> float:
-    return (record.values["score_seconds"] or 0.0) / max(record.values["n_edits"] or 1, 1)
+    """Seconds of scoring for each edit that was scored."""
+    n_edits = record.values["n_edits"] or 1
+    scored = record.values["identity"].get("scored_edits") or n_edits
+    return (record.values["score_seconds"] or 0.0) / max(min(scored, n_edits), 1)
 
 
 def _measured_training(record: CellRecord) -> float:

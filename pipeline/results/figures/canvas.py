@@ -17,7 +17,7 @@ from pandas import DataFrame
 
 from pipeline.results.figures.figure_data import of_stream, streams_of
 from pipeline.results.figures.style import Style, line_handles, line_options, shown_in
-from pipeline.results.protocols import SCORE_DEFINITIONS
+from pipeline.results.protocol_captions import SCORE_DEFINITIONS
 from pipeline.results.tables import Stream, stream_label
 
 TITLE_SIZE = 11

@@ -10,7 +10,8 @@
   then the earlier one stands. Shards that no manifest names are removed after the commit.
 - A cell is one whatever grids call it. Its rows are written under the names of whoever wrote it
   first, which `homes/CELL_KEY.json` keeps; `pipeline.results.lake.addresses` says where else they
-  are shown. Cells of earlier versions are known by today's key (`pipeline.results.lake.identity`).
+  are shown. Cells of earlier versions are known by today's key
+  (`pipeline.results.lake.key_versions`).
 - Everything here reads through the manifest. Plain readers may use
   `read_parquet('LAKE/scores/**/*.parquet', hive_partitioning=true, union_by_name=true)`.
 """

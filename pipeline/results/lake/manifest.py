@@ -9,7 +9,7 @@ from dataclasses import asdict
 from typing import Any
 from urllib.parse import unquote
 
-from pipeline.results.lake.identity import current_key
+from pipeline.results.lake.key_versions import current_key
 from pipeline.results.lake.layout import as_json, shard_name, utc
 from pipeline.results.lake.parquet import shard_bytes
 from pipeline.results.lake.records import CellAddress, CellRecord, CellResult, scale_of

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any, Literal
 
-from pipeline.results.lake.identity import KEY_VERSION
+from pipeline.results.lake.key_versions import KEY_VERSION
 
 Status = Literal["done", "failed", "skipped"]
 SCORES = ("efficacy", "generalization", "specificity", "specificity_self")
@@ -118,7 +118,7 @@ def scale_of(scale: str, checkpoint: object) -> str:
 
 
 def remark_in(resolved: Mapping[str, Any]) -> str:
-    """What tables must say of a cell, by its complete settings; see `pipeline.results.effect`."""
+    """What tables must say of a cell, by its complete settings (`results.unchanged_cells`)."""
     return str(resolved.get("remark") or "")
 
 
@@ -129,7 +129,7 @@ class CellRecord:
     Attributes:
         address: one of its addresses, with its key.
         stored_key: its key in its files and their names, which is another one where an earlier
-            version has written them (see `pipeline.results.lake.identity`).
+            version has written them (see `pipeline.results.lake.key_versions`).
         status: the recorded one, or "incomplete" where a shard that the manifest lists is
             missing or has another size.
         files: per table its name in the lake, rows, bytes and sha256.

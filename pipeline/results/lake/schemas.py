@@ -32,7 +32,7 @@ ADDRESS: Columns = {
 # A file of addresses: where results are shown beside the columns they were written with.
 ADDRESS_ROWS: Columns = ADDRESS | {"since": ("timestamp", True)}
 
-# Of cells in memory alone: the key in a cell's own files, see `pipeline.results.lake.identity`.
+# Of cells in memory alone: the key in a cell's own files, see `pipeline.results.lake.key_versions`.
 STORED_KEY: Columns = {"stored_key": ("string", True)}
 
 _SCORES: Columns = {  # percent, 0-100; null where a score is undefined

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from pipeline.results.lake.records import CellResult
-from rledit.answers import KINDS
+from rledit.written_answers import KINDS
 
 ARTIFACT = "answers.json"
 _PLACE = ("edit_index", "probe", "probe_index")

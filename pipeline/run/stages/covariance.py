@@ -16,12 +16,12 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file
 
 from pipeline.errors import ConfigError
+from pipeline.inputs.content_hashes import fingerprint
 from pipeline.inputs.corpus import open_corpus
-from pipeline.inputs.fingerprints import fingerprint
 from pipeline.plan.cache_names import covariance_folder, shard_file, whole_file
 from pipeline.plan.cell_data import read_corpus
+from pipeline.plan.cell_keys import corpus_hash_of, model_hash_of
 from pipeline.plan.cells import Cell
-from pipeline.plan.fingerprint import corpus_hash_of, model_hash_of
 from pipeline.run.cache import Cache
 from pipeline.run.gang import SINGLE_PROCESS, Gang
 from pipeline.run.reporting import Report

@@ -13,13 +13,13 @@ from typing import Any
 import torch
 
 from pipeline.inputs.datasets import known_metadata
+from pipeline.plan.cell_keys import key_of
 from pipeline.plan.cells import Cell
-from pipeline.plan.fingerprint import key_of
 from pipeline.run.cache import Cache
 from pipeline.run.gang import SINGLE_PROCESS, Gang
 from pipeline.run.reporting import Report
 from pipeline.run.resume import StateFolder, load_together, write_tensors
-from pipeline.run.stages.answers import StreamAnswers
+from pipeline.run.stages.answer_rows import StreamAnswers
 from pipeline.run.stages.calibrated import calibration_facts, settings_with_step
 from pipeline.run.stages.covariance import covariance_metadata, load_covariance, statistics_seconds
 from pipeline.run.stages.measure import StreamMeasures
@@ -31,8 +31,8 @@ from pipeline.run.stages.unedited import UneditedRecord
 from rledit.editors import Editor, editor_class
 from rledit.editors.base import prefixed, unprefixed
 from rledit.finite import NonFiniteError, require_finite
-from rledit.metrics import protocol
 from rledit.model import EditableModel
+from rledit.protocols import protocol
 from rledit.records import Edit, asked
 from rledit.scoring import Scorer, count_contradicting
 from rledit.stream import BatchEdited, StreamScored, after_batch, run_stream
@@ -106,6 +106,7 @@ def edit_stream(
             probes,
             seed=cell.seed,
             beside=measures.samples,
+            places=cell.scored_places,
             prefetch=None if store is None else partial(fill_store, store, model, cache, report),
             unedited=unedited.readings,
         )

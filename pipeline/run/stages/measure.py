@@ -8,7 +8,7 @@ from typing import Any
 from pipeline.config.grid import HARNESS
 from pipeline.plan.cell_data import open_eval_data
 from pipeline.plan.cells import Cell
-from rledit.measurements import Measurements
+from rledit.measurements.registry import Measurements
 from rledit.model import EditableModel
 from rledit.records import Edit
 from rledit.tokenization import Sample

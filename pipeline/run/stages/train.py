@@ -16,8 +16,8 @@ from torch import Tensor
 
 from pipeline.plan.cache_names import trained_name
 from pipeline.plan.cell_data import validation_batches, validation_edits
+from pipeline.plan.cell_keys import identity_of
 from pipeline.plan.cells import Cell
-from pipeline.plan.fingerprint import identity_of
 from pipeline.run.cache import Cache
 from pipeline.run.gang import SINGLE_PROCESS, Gang
 from pipeline.run.reporting import Report
@@ -256,7 +256,7 @@ def trajectories(cell: Cell, editor: TrainableEditor, step: int) -> list[Sequenc
 
 
 def training_batches(cell: Cell, editor: Editor, n: int, seed: int) -> list[EditBatch]:
-    """`n` batches of the train pool, the same for the same cell seed and `seed`."""
+    """`n` batches of the train pool, the same for the same training seed and `seed`."""
     size = cell.stream.batch_size
     edits = cell.source().draw("train", n * size, seed=_seed(cell, seed))
     return batches_of(editor, edits, size)
@@ -268,8 +268,8 @@ def batches_of(editor: Editor, edits: Sequence[Edit], size: int) -> list[EditBat
 
 
 def _seed(cell: Cell, number: int) -> int:
-    """Seed of a draw; those of different cell seeds differ, as the stride holds all numbers."""
-    return cell.seed * 1_000_003 + number
+    """Seed of a draw; those of different training seeds differ, as the stride holds all numbers."""
+    return cell.training_seed * 1_000_003 + number
 
 
 def load_trained(path: Path) -> Trained:

@@ -15,15 +15,15 @@ from typing import Any
 
 import torch
 
-from pipeline.inputs.fingerprints import fingerprint, plain
+from pipeline.inputs.content_hashes import fingerprint, plain
+from pipeline.plan.cell_keys import identity_of
 from pipeline.plan.cells import Cell
-from pipeline.plan.fingerprint import identity_of
 from pipeline.plan.versions import code_version
 from pipeline.run.cache import Cache
 from pipeline.run.gang import Gang
 from pipeline.storage.object_store import Storage
-from rledit.metrics import Reading
 from rledit.model import EditableModel
+from rledit.protocols import Reading
 
 logger = logging.getLogger(__name__)
 

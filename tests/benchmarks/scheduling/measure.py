@@ -12,7 +12,7 @@ from pathlib import Path
 from pipeline.config.grid import Grid
 from pipeline.config.parse import parse_grid
 from pipeline.config.yaml_location import Located
-from pipeline.plan.fingerprint import address_of
+from pipeline.plan.cell_keys import address_of
 from pipeline.plan.grid_plan import make_plan
 from pipeline.results.lake.lake import Lake
 from pipeline.results.tracking.tracker import Tracker

@@ -29,14 +29,14 @@ from pipeline.config.grid import (
 from pipeline.config.presets import PRESETS
 from pipeline.config.ranges import number_problem
 from pipeline.config.resources import ResourcesEntry
-from pipeline.config.words import documented, documented_value
+from pipeline.config.stored_words import documented, documented_value
 from rledit.datasets import FORMATS
 from rledit.editors import EDITORS
 from rledit.editors.conventions import Conventions
 from rledit.editors.hypernetwork_config import HypernetworkConfig
 from rledit.editors.locate_editor import LocateConfig
-from rledit.metrics import PROTOCOLS
-from rledit.steps import Step
+from rledit.protocols import PROTOCOLS
+from rledit.step_size import Step
 from rledit.world import SCHEMAS, WORLD_MODELS, WorldConfig
 
 PAGE = Path(__file__).parents[3] / "docs" / "grid.md"

@@ -10,7 +10,7 @@ import pytest
 
 from pipeline.config.grid import Grid
 from pipeline.config.parse import load_grid
-from pipeline.config.words import documented
+from pipeline.config.stored_words import documented
 from pipeline.errors import ConfigError
 from rledit.editors import EDITORS
 from tests.unit.docs.grid_page import GROUPS, INTRODUCTION, PAGE, meanings, page, rows

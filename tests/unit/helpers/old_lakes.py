@@ -5,10 +5,10 @@ from __future__ import annotations
 from dataclasses import replace
 from pathlib import Path
 
-from pipeline.inputs.fingerprints import fingerprint
+from pipeline.inputs.content_hashes import fingerprint
+from pipeline.plan.cell_keys import address_of, identity_of
 from pipeline.plan.cells import Cell
-from pipeline.plan.fingerprint import address_of, identity_of
-from pipeline.results.lake.identity import with_labels
+from pipeline.results.lake.key_versions import with_labels
 from pipeline.results.lake.lake import Lake
 from pipeline.results.lake.records import CellResult
 from tests.unit.helpers.lake_fixtures import cell as finished

@@ -11,9 +11,9 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
 from rledit.datasets import check_paths
-from rledit.metrics.generation import normalised, within
-from rledit.scripts import space_between, writes_spaces
+from rledit.protocols.generation import normalised, within
 from rledit.tokenization import Encoder, TokenizationError
+from rledit.writing_systems import space_between, writes_spaces
 from tests.unit.rledit.test_bos import byte_level, llama3
 
 

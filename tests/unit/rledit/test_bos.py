@@ -20,7 +20,7 @@ from pipeline.config.presets import PRESETS
 from pipeline.inputs.checkpoints import CheckpointError
 from pipeline.inputs.tokenizer_files import load_tokenizer, writes_bos
 from rledit.bos import before_text, written_around
-from rledit.metrics.perplexity import text_samples
+from rledit.measurements.perplexity import text_samples
 from rledit.model import EditableModel
 from rledit.tokenization import IGNORED, Encoder, TokenizationError
 from rledit.world import BOS_FAMILIES

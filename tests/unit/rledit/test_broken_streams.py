@@ -9,8 +9,8 @@ import pytest
 from safetensors.torch import load_file, save_file
 
 from pipeline.config.parse import load_grid
+from pipeline.plan.cell_keys import key_of
 from pipeline.plan.cells import Cell, cells_of
-from pipeline.plan.fingerprint import key_of
 from pipeline.plan.grid_plan import make_plan
 from pipeline.results.lake.lake import Lake
 from pipeline.results.query import connect, query, runs

@@ -16,16 +16,16 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from pipeline.config.parse import load_grid
 from pipeline.errors import ConfigError
 from pipeline.plan.cell_data import calibration_pool
+from pipeline.plan.cell_keys import calibration_key_of, identity_of
 from pipeline.plan.cells import Cell, cells_of
 from pipeline.plan.checks import check_cell, skip_reason
-from pipeline.plan.fingerprint import calibration_key_of, identity_of
-from pipeline.results.effect import remark_of, warning_of
 from pipeline.results.lake.lake import Lake
 from pipeline.results.query import runs
 from pipeline.results.rendering import render_table
 from pipeline.results.report import write_report
 from pipeline.results.tables import build_table
 from pipeline.results.tracking.tracker import Tracker
+from pipeline.results.unchanged_cells import remark_of, warning_of
 from pipeline.run.cache import Cache
 from pipeline.run.reporting import silent
 from pipeline.run.stages.prepare import prepare_model
@@ -35,12 +35,12 @@ from rledit.calibration import CalibrationError, Candidate, calibrate, choose
 from rledit.editors import EDITORS
 from rledit.editors.moment_editor import Shape
 from rledit.editors.ultraedit import UltraEdit
-from rledit.metrics import protocol
 from rledit.model import EditableModel
+from rledit.protocols import protocol
 from rledit.records import Edit
 from rledit.scoring import Scorer
 from rledit.shift import Solution
-from rledit.steps import SettingError
+from rledit.step_size import SettingError
 
 GRID = Path(__file__).parents[2] / "cluster" / "tiny.yaml"
 DEFAULTS = "[{editor: none}, {editor: rledit}, {editor: mend}]"

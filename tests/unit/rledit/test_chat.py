@@ -9,6 +9,7 @@ import pytest
 import torch
 from transformers import PreTrainedTokenizerFast
 
+from rledit.decoding import decode
 from rledit.editors import EDITORS
 from rledit.families import FAMILIES
 from rledit.locate.contexts import Contexts
@@ -16,10 +17,9 @@ from rledit.locate.requests import make_requests
 from rledit.locate.sites import BlockOutput
 from rledit.locate.subject import last_token, subject_span
 from rledit.locate.value import ValueConfig, optimise_values
-from rledit.metrics import protocol
-from rledit.metrics.decoding import decode
-from rledit.metrics.perplexity import text_samples
+from rledit.measurements.perplexity import text_samples
 from rledit.model import EditableModel
+from rledit.protocols import protocol
 from rledit.records import Edit
 from rledit.scoring import EditScore, Scorer
 from rledit.stream import StreamScored, run_stream

@@ -13,15 +13,15 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from rledit.downstream import Item
 from rledit.editors import editor_class
 from rledit.editors.hypernetwork_editor import HypernetworkEditor
 from rledit.finite import NonFiniteError, _listed, usable
 from rledit.locate.covariance import CovarianceError, KeyCovariance, accumulate
-from rledit.measurements import EvalData, Measurements
-from rledit.metrics import PROTOCOLS, generate, read
-from rledit.metrics.perplexity import perplexity, text_samples
+from rledit.measurements.downstream import Item
+from rledit.measurements.perplexity import perplexity, text_samples
+from rledit.measurements.registry import EvalData, Measurements
 from rledit.model import EditableModel, Execution
+from rledit.protocols import PROTOCOLS, generate, read
 from rledit.records import Consequence, Edit
 from rledit.scoring import EditScore, Scorer
 from rledit.stream import StreamScored, run_stream

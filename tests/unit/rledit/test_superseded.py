@@ -12,9 +12,9 @@ from typing import Any
 import pytest
 
 from rledit.datasets import audit, read_edits
-from rledit.measurements import EvalData, Measurements
-from rledit.metrics import PROTOCOLS
+from rledit.measurements.registry import EvalData, Measurements
 from rledit.model import EditableModel
+from rledit.protocols import PROTOCOLS
 from rledit.records import Consequence, Edit, Locality, Premise
 from rledit.scoring import EditScore, Scorer, count_contradicting
 from rledit.superseded import Facts, Standing, normalised

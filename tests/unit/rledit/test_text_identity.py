@@ -11,16 +11,16 @@ from transformers import AutoTokenizer
 
 from pipeline.config.parse import load_grid
 from pipeline.errors import ConfigError
-from pipeline.inputs.fingerprints import fingerprint
+from pipeline.inputs.content_hashes import fingerprint
 from pipeline.plan.cell_data import read_corpus
-from pipeline.plan.cells import Cell
-from pipeline.plan.fingerprint import (
+from pipeline.plan.cell_keys import (
     corpus_hash_of,
     covariance_key_of,
     identity_of,
     key_of,
     model_hash_of,
 )
+from pipeline.plan.cells import Cell
 from pipeline.plan.preflight import preflight
 from pipeline.run.cache import Cache
 from pipeline.run.reporting import silent

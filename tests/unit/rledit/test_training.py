@@ -17,11 +17,11 @@ from torch import Tensor
 
 from rledit.editors import TrainableEditor, editor_class
 from rledit.finite import NonFiniteError
-from rledit.metrics import protocol
 from rledit.model import EditableModel, Execution
+from rledit.protocols import protocol
 from rledit.ranks import Ranks, SingleProcess
 from rledit.scoring import Scorer
-from rledit.steps import SettingError
+from rledit.step_size import SettingError
 from rledit.stream import StreamScored, run_stream
 from rledit.tokenization import EditBatch, Sample
 from rledit.training import Training

@@ -9,9 +9,9 @@ import pytest
 from pipeline.config.parse import load_grid, parse_grid
 from pipeline.config.yaml_location import Located
 from pipeline.errors import ConfigError
-from pipeline.inputs.fingerprints import changed_fields
+from pipeline.inputs.content_hashes import changed_fields
+from pipeline.plan.cell_keys import identity_of, key_of, train_key_of
 from pipeline.plan.cells import Cell, cells_of
-from pipeline.plan.fingerprint import identity_of, key_of, train_key_of
 
 GRID = """\
 name: tiny

@@ -11,9 +11,9 @@ from pipeline.config.hub_refs import parse_hub_file, unpinned_checkpoint
 from pipeline.config.parse import load_grid
 from pipeline.config.presets import PRESETS
 from pipeline.errors import ConfigError
+from pipeline.inputs.content_hashes import checkpoint_fingerprint
 from pipeline.inputs.corpus import open_corpus
 from pipeline.inputs.edit_files import open_data
-from pipeline.inputs.fingerprints import checkpoint_fingerprint
 from pipeline.plan.architecture import _of_preset
 from pipeline.plan.cells import cells_of
 from pipeline.plan.estimate.needs import model_needs

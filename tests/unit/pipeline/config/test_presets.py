@@ -25,9 +25,9 @@ from pipeline.config.presets.shape import layer_numbers
 from pipeline.errors import ConfigError
 from pipeline.paper.references import published, rows
 from pipeline.plan.cell_data import read_metadata
+from pipeline.plan.cell_keys import identity_of
 from pipeline.plan.cells import Cell, cells_of
 from pipeline.plan.checks import check_cell, skip_reason
-from pipeline.plan.fingerprint import identity_of
 from rledit.editors import EDITORS
 from rledit.families import FAMILIES
 from rledit.world import SCHEMAS

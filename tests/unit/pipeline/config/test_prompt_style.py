@@ -12,8 +12,8 @@ from transformers import AutoTokenizer
 from pipeline.config.parse import load_grid
 from pipeline.errors import ConfigError
 from pipeline.plan.architecture import architecture_of
+from pipeline.plan.cell_keys import identity_of, key_of, model_hash_of
 from pipeline.plan.cells import Cell, cells_of
-from pipeline.plan.fingerprint import identity_of, key_of, model_hash_of
 from pipeline.plan.preflight import preflight
 from pipeline.results.lake.lake import Lake
 from pipeline.results.lake.records import prompt_of

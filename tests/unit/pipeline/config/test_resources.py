@@ -9,8 +9,8 @@ import pytest
 
 from pipeline.config.parse import load_grid
 from pipeline.errors import ConfigError
+from pipeline.plan.cell_keys import key_of
 from pipeline.plan.cells import cells_of
-from pipeline.plan.fingerprint import key_of
 from pipeline.plan.grid_plan import make_plan
 from pipeline.results.lake.lake import Lake
 from pipeline.run.tasks import tasks_of

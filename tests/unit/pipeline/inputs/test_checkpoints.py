@@ -27,15 +27,15 @@ from pipeline.inputs.checkpoints import (
     hub_reachable,
     weight_files,
 )
-from pipeline.inputs.fingerprints import checkpoint_fingerprint
-from pipeline.plan.cells import Cell, cells_of
-from pipeline.plan.fingerprint import (
+from pipeline.inputs.content_hashes import checkpoint_fingerprint
+from pipeline.plan.cell_keys import (
     address_of,
     covariance_key_of,
     identity_of,
     key_of,
     model_hash_of,
 )
+from pipeline.plan.cells import Cell, cells_of
 from pipeline.plan.grid_plan import make_plan
 from pipeline.plan.preflight import checkpoint_encoder, preflight
 from pipeline.results.lake.lake import Lake

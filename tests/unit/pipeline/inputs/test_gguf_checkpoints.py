@@ -28,16 +28,16 @@ from pipeline.config.parse import load_grid
 from pipeline.config.presets import PRESETS
 from pipeline.inputs import gguf_checkpoints
 from pipeline.inputs.checkpoints import CheckpointError, cached, fetch_description, fetch_whole
-from pipeline.inputs.fingerprints import checkpoint_fingerprint
+from pipeline.inputs.content_hashes import checkpoint_fingerprint
 from pipeline.inputs.gguf_checkpoints import RECORD, store
 from pipeline.inputs.model_loading import load_model, weight_facts
 from pipeline.plan.architecture import architecture_of
 from pipeline.plan.cell_data import read_metadata
+from pipeline.plan.cell_keys import identity_of, key_of
 from pipeline.plan.cells import Cell, cells_of
 from pipeline.plan.checks import check_sharded
 from pipeline.plan.estimate import estimate
 from pipeline.plan.estimate.summary import summary
-from pipeline.plan.fingerprint import identity_of, key_of
 from pipeline.plan.preflight import preflight
 from pipeline.run.cache import Cache
 from pipeline.run.stages.prepare import open_model, prepare_model

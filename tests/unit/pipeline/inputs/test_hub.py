@@ -27,9 +27,9 @@ from pipeline.inputs.model_loading import load_model
 from pipeline.inputs.pickled_weights import pickled_files
 from pipeline.plan.architecture import architecture_of
 from pipeline.plan.cell_data import read_metadata
+from pipeline.plan.cell_keys import identity_of
 from pipeline.plan.cells import Cell, cells_of
 from pipeline.plan.estimate.needs import model_needs
-from pipeline.plan.fingerprint import identity_of
 from pipeline.plan.preflight import preflight
 from pipeline.run.cache import Cache
 from pipeline.run.reporting import silent

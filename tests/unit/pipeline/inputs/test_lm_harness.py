@@ -10,10 +10,10 @@ import pytest
 import torch
 
 from pipeline.inputs import lm_harness
-from rledit.downstream import TASKS, items_of
-from rledit.metrics import read
+from rledit.measurements.downstream import TASKS, items_of
+from rledit.protocols import read
 from rledit.world import World
-from tests.unit.rledit.test_measurements import SMALL, model_of
+from tests.unit.rledit.measurements.test_measurements import SMALL, model_of
 
 lm_eval = pytest.importorskip("lm_eval", reason="the extra `harness` is not installed")
 

@@ -17,10 +17,10 @@ from pipeline.inputs.checkpoints import CheckpointError, read_config
 from pipeline.inputs.model_loading import configured, load_model, stored_name
 from pipeline.plan.architecture import architecture_of
 from pipeline.plan.cell_data import read_metadata
+from pipeline.plan.cell_keys import key_of
 from pipeline.plan.cells import Cell
 from pipeline.plan.estimate import estimate
 from pipeline.plan.estimate.summary import summary
-from pipeline.plan.fingerprint import key_of
 from pipeline.plan.preflight import check_modules, preflight
 from pipeline.results.lake.lake import Lake
 from pipeline.run.export import _originals, _write_checkpoint, export

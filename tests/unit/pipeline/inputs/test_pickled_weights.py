@@ -17,7 +17,7 @@ from torch import Tensor
 
 from pipeline.inputs import pickled_weights
 from pipeline.inputs.checkpoints import CheckpointError, check_weights, weight_files
-from pipeline.inputs.fingerprints import checkpoint_fingerprint
+from pipeline.inputs.content_hashes import checkpoint_fingerprint
 from pipeline.inputs.model_loading import load_model
 from pipeline.inputs.pickled_weights import RECORD, converted, pickled_files
 from pipeline.plan.architecture import architecture_of

@@ -19,11 +19,11 @@ from pipeline.inputs.model_loading import load_model
 from pipeline.inputs.quantised_weights import quantised
 from pipeline.plan.architecture import architecture_of
 from pipeline.plan.cell_data import read_metadata
+from pipeline.plan.cell_keys import identity_of
 from pipeline.plan.checks import check_sharded
 from pipeline.plan.estimate import estimate
 from pipeline.plan.estimate.needs import model_needs
 from pipeline.plan.estimate.summary import summary
-from pipeline.plan.fingerprint import identity_of
 from pipeline.plan.preflight import preflight
 from pipeline.run.stages.prepare import open_model
 from tests.unit.pipeline.inputs.test_checkpoints import cell, untrained  # noqa: F401

@@ -15,7 +15,7 @@ from typer.testing import CliRunner
 from pipeline.cli import app
 from pipeline.config.presets import PRESETS
 from pipeline.errors import ConfigError
-from pipeline.inputs.fingerprints import plain
+from pipeline.inputs.content_hashes import plain
 from pipeline.paper import comparability
 from pipeline.paper.layouts import LAYOUTS
 from pipeline.paper.reference_grids import published_cells

@@ -15,8 +15,8 @@ from typer.testing import CliRunner
 
 from pipeline.cli import app
 from pipeline.config.parse import load_grid
+from pipeline.plan.cell_keys import address_of, identity_of, key_of
 from pipeline.plan.cells import Cell, cells_of
-from pipeline.plan.fingerprint import address_of, identity_of, key_of
 from pipeline.plan.grid_plan import code_lines, make_plan
 from pipeline.plan.versions import SOURCES, code_version, sources_hash
 from pipeline.results.lake.lake import Lake
@@ -29,7 +29,7 @@ OLD = "0.1.0+0123456789ab"
 EDITORS = "editors=[{editor: none}, {editor: ultraedit, settings: {step: 1.0e-3}}]"
 
 # Imported by what runs a cell, and none of its numbers comes from there.
-BESIDE_NUMBERS = {"pipeline.errors", "pipeline.results.effect"}
+BESIDE_NUMBERS = {"pipeline.errors", "pipeline.results.unchanged_cells"}
 
 
 @pytest.fixture
@@ -52,7 +52,7 @@ def lake_of(folder: Path, *made: tuple[Cell, str]) -> Lake:
 @pytest.mark.parametrize(
     ("file", "counts"),
     [
-        ("rledit/metrics/decoding.py", True),
+        ("rledit/decoding.py", True),
         ("pipeline/run/stages/edit.py", True),
         ("pipeline/results/lake/parquet.py", True),
         ("pipeline/cli/plan.py", False),

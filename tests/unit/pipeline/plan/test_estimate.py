@@ -21,6 +21,7 @@ from pipeline.config.presets import PRESETS
 from pipeline.errors import ConfigError
 from pipeline.plan.architecture import architecture_of
 from pipeline.plan.cache_names import covariance_folder, shard_file
+from pipeline.plan.cell_keys import identity_of
 from pipeline.plan.cells import Cell, cells_of
 from pipeline.plan.checks import check_corpus
 from pipeline.plan.estimate import absent_files, estimate
@@ -28,7 +29,6 @@ from pipeline.plan.estimate.memory import Placement, gpu, memory_of, out_of_memo
 from pipeline.plan.estimate.seconds import Measurements, modelled, statistics_seconds
 from pipeline.plan.estimate.summary import aligned, duration, remedies
 from pipeline.plan.estimate.workload import Workload, workload_of
-from pipeline.plan.fingerprint import identity_of
 from pipeline.results.lake.lake import Lake
 from pipeline.results.lake.records import CellRecord
 from pipeline.run.cell import record_failure

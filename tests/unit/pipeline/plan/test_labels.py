@@ -12,9 +12,8 @@ from typer.testing import CliRunner
 from pipeline.cli import app
 from pipeline.config.parse import load_grid
 from pipeline.errors import ConfigError
-from pipeline.inputs.fingerprints import fingerprint
-from pipeline.plan.cells import Cell, cells_of
-from pipeline.plan.fingerprint import (
+from pipeline.inputs.content_hashes import fingerprint
+from pipeline.plan.cell_keys import (
     address_of,
     calibration_key_of,
     covariance_key_of,
@@ -23,8 +22,9 @@ from pipeline.plan.fingerprint import (
     key_of,
     train_key_of,
 )
+from pipeline.plan.cells import Cell, cells_of
 from pipeline.plan.grid_plan import double_lines, make_plan, shared_lines
-from pipeline.results.lake.identity import current_key, without_labels
+from pipeline.results.lake.key_versions import current_key, without_labels
 from pipeline.results.lake.lake import Lake
 from pipeline.results.query import runs
 from pipeline.run.tasks import tasks_of

@@ -13,10 +13,10 @@ from rich.console import Console
 from pipeline.config.grid import Grid
 from pipeline.config.parse import load_grid
 from pipeline.errors import ConfigError
-from pipeline.inputs.fingerprints import checkpoint_fingerprint
+from pipeline.inputs.content_hashes import checkpoint_fingerprint
+from pipeline.plan.cell_keys import key_of
 from pipeline.plan.cells import Cell, cells_of
 from pipeline.plan.checks import skip_reason
-from pipeline.plan.fingerprint import key_of
 from pipeline.plan.grid_plan import make_plan
 from pipeline.plan.preflight import checked, preflight
 from pipeline.results.lake.lake import Lake

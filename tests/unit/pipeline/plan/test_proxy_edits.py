@@ -16,7 +16,7 @@ from pipeline.run.stages.prepare import open_model, prepare_model
 from pipeline.run.stages.train import training_batches, trajectories
 from rledit.calibration import calibrate
 from rledit.editors import EDITORS, TrainableEditor
-from rledit.metrics import protocol
+from rledit.protocols import protocol
 from rledit.scoring import EditScore, Scorer
 
 GRID = Path(__file__).parents[4] / "jobs" / "grids" / "table2.yaml"

@@ -26,8 +26,8 @@ from pipeline.results import figures
 from pipeline.results.lake.lake import Lake
 from pipeline.results.lake.records import CellAddress, CellResult
 from pipeline.results.query import connect, runs
-from rledit.downstream import TASKS
 from rledit.editors import editor_class
+from rledit.measurements.downstream import TASKS
 
 ROOT = Path(__file__).parents[4]
 MAKEFILE = (ROOT / "Makefile").read_text()

@@ -27,6 +27,7 @@ def row(**changes: Any) -> dict[str, Any]:
         "generalization": 40.0, "specificity": 30.0, "specificity_self": 20.0,
         "train_seconds": None, "edit_ms": 2.0, "peak_memory_gb": 1.0, "data_hash": "h",
         "code_version": "v", "status": "done", "remark": "",
+        "scored_edits": None,
     } | changes  # fmt: skip
     assert tuple(values) == RUN_COLUMNS
     place = ("editor", "variant", "model", "seed", "batch_size", "n_batches")

@@ -12,9 +12,9 @@ from rich.console import Console
 
 from pipeline.config.parse import load_grid
 from pipeline.plan.cache_names import network_name, trained_name
+from pipeline.plan.cell_keys import former_keys_of, key_of
 from pipeline.plan.cells import Cell, cells_of
 from pipeline.plan.estimate.cached import Cached
-from pipeline.plan.fingerprint import former_keys_of, key_of
 from pipeline.plan.grid_plan import make_plan
 from pipeline.results.lake.lake import Lake
 from pipeline.results.query import runs

@@ -11,10 +11,10 @@ import pytest
 from pipeline.config.parse import load_grid
 from pipeline.errors import ConfigError
 from pipeline.plan.cell_data import validation_batches
+from pipeline.plan.cell_keys import former_keys_of, identity_of, key_of
 from pipeline.plan.cells import Cell, cells_of
 from pipeline.plan.estimate import estimate
 from pipeline.plan.estimate.summary import summary
-from pipeline.plan.fingerprint import former_keys_of, identity_of, key_of
 from pipeline.plan.grid_plan import make_plan
 from pipeline.results.lake.lake import Lake
 from pipeline.results.query import connect, query

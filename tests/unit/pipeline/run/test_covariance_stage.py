@@ -17,8 +17,8 @@ from pipeline.cli import app
 from pipeline.config.parse import load_grid
 from pipeline.errors import ConfigError
 from pipeline.inputs.corpus import open_corpus
+from pipeline.plan.cell_keys import corpus_hash_of, covariance_key_of, model_hash_of
 from pipeline.plan.cells import Cell, cells_of
-from pipeline.plan.fingerprint import corpus_hash_of, covariance_key_of, model_hash_of
 from pipeline.run.cache import Cache
 from pipeline.run.reporting import Stage, silent
 from pipeline.run.resume import write_tensors

@@ -14,8 +14,8 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from pipeline.config.parse import load_grid
+from pipeline.plan.cell_keys import key_of
 from pipeline.plan.cells import Cell, cells_of
-from pipeline.plan.fingerprint import key_of
 from pipeline.results.lake.lake import Lake, LakeError
 from pipeline.run.cache import Cache
 from pipeline.run.export import export

@@ -13,14 +13,14 @@ from pipeline.cli import app
 from pipeline.config.parse import load_grid
 from pipeline.errors import ConfigError
 from pipeline.plan.cache_names import known_name
+from pipeline.plan.cell_keys import address_of, key_of
 from pipeline.plan.cells import Cell, cells_of
-from pipeline.plan.fingerprint import address_of, key_of
 from pipeline.plan.grid_plan import check_cell, pool_lines
 from pipeline.plan.stored_spec import write_cell_spec
 from pipeline.results.lake.lake import Lake
 from pipeline.run.cache import Cache
 from pipeline.run.reporting import Stage, silent
-from pipeline.run.stages import ask
+from pipeline.run.stages import ask_known_facts
 from pipeline.run.tasks import perform, tasks_of
 from pipeline.storage.object_store import Storage
 from pipeline.storage.run_paths import RunPaths
@@ -61,7 +61,7 @@ def few(monkeypatch: pytest.MonkeyPatch) -> None:
     """Asks for fewer facts than there are: the pass is the same, and shorter."""
     asked = [f for f in RealFacts().to_ask() if f.relation == "country_continent"]
     monkeypatch.setattr(RealFacts, "to_ask", lambda self: tuple(asked))
-    monkeypatch.setattr(ask, "SAVE_EVERY_PARTS", 1)
+    monkeypatch.setattr(ask_known_facts, "SAVE_EVERY_PARTS", 1)
 
 
 def cells(checkpoint: Path, folder: Path) -> list[Cell]:
@@ -79,7 +79,7 @@ def record(cell: Cell, cache: Path) -> dict[str, Any]:
 def test_an_interrupted_pass_goes_on_and_ends_the_same(checkpoint: Path, tmp_path: Path) -> None:
     cell = cells(checkpoint, tmp_path)[0]
     whole, parts = tmp_path / "whole", tmp_path / "parts"
-    ask.ask_model(cell, checkpoint, Cache(whole), silent)
+    ask_known_facts.ask_model(cell, checkpoint, Cache(whole), silent)
     seen: list[int] = []
 
     def report(stage: Stage, done: int, total: int) -> None:
@@ -88,9 +88,9 @@ def test_an_interrupted_pass_goes_on_and_ends_the_same(checkpoint: Path, tmp_pat
             raise Interrupted
 
     with pytest.raises(Interrupted):
-        ask.ask_model(cell, checkpoint, Cache(parts), report)
+        ask_known_facts.ask_model(cell, checkpoint, Cache(parts), report)
     assert not (parts / known_name(cell)).exists()
-    ask.ask_model(cell, checkpoint, Cache(parts), report)
+    ask_known_facts.ask_model(cell, checkpoint, Cache(parts), report)
     # Its second part was answered and not yet saved.
     assert seen[:5] == [0, PART, 2 * PART, PART, 2 * PART]
     assert record(cell, parts) == record(cell, whole)
@@ -122,10 +122,10 @@ def test_what_is_known_is_no_part_of_a_cells_identity(checkpoint: Path, tmp_path
     cell = cells(checkpoint, tmp_path)[1]
     cache = Cache(tmp_path / "cache")
     with pytest.raises(FileNotFoundError, match=r"known/\w+\.json, which the model was asked for"):
-        ask.with_known(cell, cache)
+        ask_known_facts.with_known(cell, cache)
     known = {fact.fact_id: [1] for fact in RealFacts().to_ask()}
     Storage(cache.folder).write_bytes(known_name(cell), json.dumps({"known": known}).encode())
-    knowing = ask.with_known(cell, cache)
+    knowing = ask_known_facts.with_known(cell, cache)
     assert key_of(knowing) == key_of(cell) and knowing.known
     probes = [p for e in knowing.source().draw("evaluation", 9, seed=0) for p in e.locality]
     assert probes != [p for e in cell.source().draw("evaluation", 9, seed=0) for p in e.locality]

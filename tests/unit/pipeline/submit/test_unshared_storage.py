@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 
 from pipeline.config.parse import load_grid
+from pipeline.plan.cell_keys import key_of
 from pipeline.plan.cells import Cell, cells_of
-from pipeline.plan.fingerprint import key_of
 from pipeline.results.lake.lake import Lake
 from pipeline.run.device import NoGpuError, device_of
 from pipeline.run.driver import unseen

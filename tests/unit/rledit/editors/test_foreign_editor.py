@@ -9,8 +9,8 @@ import pytest
 
 from pipeline.config.parse import load_grid
 from pipeline.errors import ConfigError
+from pipeline.plan.cell_keys import address_of, identity_of
 from pipeline.plan.cells import cells_of
-from pipeline.plan.fingerprint import address_of, identity_of
 from rledit.editors import editor_class
 from rledit.model import EditableModel
 from tests.unit.helpers.text_edits import tiny_tokenizer

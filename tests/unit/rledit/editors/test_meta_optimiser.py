@@ -12,7 +12,7 @@ from rledit.editors import TrainableEditor, editor_class
 from rledit.editors.hypernetwork_editor import HypernetworkEditor
 from rledit.model import EditableModel
 from rledit.reward import Reward
-from rledit.steps import SettingError
+from rledit.step_size import SettingError
 from tests.unit.helpers.tiny_models import random_batches, tiny_model, two_shapes
 
 SMALL: dict[str, Any] = {

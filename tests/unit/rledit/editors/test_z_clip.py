@@ -15,7 +15,7 @@ from rledit.editors.hypernetwork_editor import HypernetworkEditor
 from rledit.editors.moment_editor import MomentEditor
 from rledit.editors.stableedit import StableEdit
 from rledit.model import EditableModel
-from rledit.steps import SettingError
+from rledit.step_size import SettingError
 from rledit.tokenization import EditBatch
 from rledit.validation import ValidationStream
 from tests.unit.helpers.text_edits import random_edits, text_batches, tiny_tokenizer

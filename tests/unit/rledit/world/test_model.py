@@ -26,8 +26,8 @@ from rledit.world import (
     world_recall,
 )
 from rledit.world import model as world_model
-from rledit.world.answers import answer_logits
 from rledit.world.presets import Family
+from rledit.world.recall import answer_logits
 from rledit.world.sentences import IGNORED, epochs, tokenize
 
 TINY_WORLD = WorldConfig(n_subjects=30, answers_per_relation=8)

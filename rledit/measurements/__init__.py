@@ -1,0 +1,1 @@
+"""Measurements of an edited model beside its edits: language, consequences, downstream tasks."""

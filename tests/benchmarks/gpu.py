@@ -1,0 +1,149 @@
+"""What one GPU is asked, part by part, the most telling part first; what is done is not done again.
+
+Every part runs in a process of its own, so that a part that fails or is ended takes nothing with
+it, and its result is written into one JSON file before the next begins.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from tests.benchmarks.agreement import device_agreement
+from tests.benchmarks.clock import ClockKind
+from tests.benchmarks.machine import describe, memory, reset_peak_memory
+from tests.benchmarks.presets import RUNNERS, Choices, choose
+from tests.benchmarks.whole_job import run_whole_job
+
+STEPS = {
+    "llama3-8b, 20 edits": ("llama3-8b", 20),
+    "llama3-8b, 100 edits": ("llama3-8b", 100),
+    "mistral-7b, 20 edits": ("mistral-7b", 20),
+    "gpt-j-6b, 20 edits": ("gpt-j-6b", 20),
+}
+WHOLE, AGREEMENT = "smollm2-135m, whole job", "cpu against gpu"
+PARTS = ("llama3-8b, 20 edits", AGREEMENT, WHOLE, *list(STEPS)[1:])
+_LEAST_SECONDS = 20.0
+
+
+def main(arguments: Sequence[str]) -> dict[str, Any]:
+    """Run the parts that are not done, as far as the time goes.
+
+    Returns:
+        All that the file holds now: part → its figures, or why there are none.
+    """
+    chosen = _parser().parse_args(arguments)
+    if chosen.part is not None:
+        return _part(chosen.part, chosen)
+    found: dict[str, Any] = json.loads(chosen.json.read_text()) if chosen.json.exists() else {}
+    ends = time.monotonic() + chosen.seconds
+    for part in chosen.parts or PARTS:
+        left = ends - time.monotonic()
+        if "figures" in found.get(part, {}):
+            print(f"{part}: done before", flush=True)
+        elif part == WHOLE and (chosen.model is None or chosen.rows is None):
+            print(f"{part}: left out, it needs --model and --rows", flush=True)
+        elif left < _LEAST_SECONDS:
+            print(f"{part}: no time left", flush=True)
+        else:
+            found[part] = _of_its_own(part, arguments, left)
+            _write(chosen.json, found)
+            print(
+                f"{part}: {found[part].get('failed') or 'done'}, {left:.0f} s were left", flush=True
+            )
+    return found
+
+
+def _of_its_own(part: str, arguments: Sequence[str], seconds: float) -> dict[str, Any]:
+    """Run a part in a process, at most so long; its figures, or why there are none."""
+    command = [sys.executable, "-m", "jobs.gpu", *arguments, "--part", part]
+    began = time.monotonic()
+    try:
+        ended = subprocess.run(command, capture_output=True, text=True, timeout=seconds)
+    except subprocess.TimeoutExpired:
+        return {"failed": f"ended after {seconds:.0f} s, its time"}
+    taken = {"wall_seconds": time.monotonic() - began}
+    if ended.returncode:
+        return {"failed": "\n".join(ended.stderr.strip().splitlines()[-15:]), **taken}
+    return json.loads(ended.stdout.strip().splitlines()[-1]) | taken
+
+
+def _part(part: str, chosen: argparse.Namespace) -> dict[str, Any]:
+    """The figures of a part, with the machine's description."""
+    torch.set_num_threads(chosen.threads)
+    device = torch.device(chosen.device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    reset_peak_memory(device)
+    if part in STEPS:
+        figures = _steps(*STEPS[part], chosen, device)
+    elif part == AGREEMENT:
+        figures = device_agreement(device)
+    elif part == WHOLE:
+        sizes = {"n_batches": chosen.batches} if chosen.batches else {}
+        if chosen.trajectories:
+            sizes |= {"trajectories": chosen.trajectories, "trajectory_batches": 2}
+        figures = run_whole_job(chosen.model, tuple(chosen.rows), device, **sizes)
+    else:
+        raise ValueError(f"no part {part!r}; there are: {', '.join(PARTS)}")
+    figures.setdefault("peak_gb", memory(device)[1] * 1e-9)
+    command = "python -m jobs.gpu --part " + repr(part)
+    return {"figures": figures, "machine": describe(device), "command": command}
+
+
+def _steps(
+    preset: str, edits: int, chosen: argparse.Namespace, device: torch.device
+) -> dict[str, Any]:
+    setting = choose(
+        preset,
+        Choices(
+            edits=chosen.edits or edits,
+            layers=chosen.layers,
+            repeats=chosen.repeats,
+            reference=not chosen.without_reference,
+            profile=True,
+        ),
+    )
+    clock: ClockKind = "wall"
+    return RUNNERS[type(setting)](setting, device, clock)
+
+
+def _write(path: Path, found: Mapping[str, Any]) -> None:
+    """Write the file whole, or leave the old one."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    part = path.with_name(f".{path.name}.part")
+    part.write_text(json.dumps(found, indent=2) + "\n")
+    os.replace(part, path)
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="python -m jobs.gpu",
+        description="Time RLEdit, the reference implementation and the passes owed on one GPU.",
+        epilog="Needs rledit and PyTorch alone. A second call goes on where the first one ended.",
+    )
+    parser.add_argument("--json", type=Path, metavar="FILE", default=Path("gpu.json"))
+    parser.add_argument("--seconds", type=float, default=540, help="start and run no longer (540)")
+    parser.add_argument("--parts", nargs="*", choices=PARTS, metavar="PART", help="only these")
+    parser.add_argument("--part", help=argparse.SUPPRESS)
+    parser.add_argument("--model", type=Path, help="folder of SmolLM2-135M, for its whole job")
+    parser.add_argument(
+        "--rows", type=Path, nargs=2, metavar=("TRAIN", "EVALUATION"), help="files of edits for it"
+    )
+    parser.add_argument("--device", help="cpu or cuda (default: cuda where there is one)")
+    parser.add_argument("--threads", type=int, default=4, help="CPU threads (4)")
+    small = parser.add_argument_group("smaller, to see that it works")
+    small.add_argument("--layers", type=int, help="cut the models to so many layers")
+    small.add_argument("--edits", type=int, help="edits a batch")
+    small.add_argument("--repeats", type=int, help="timed repeats of a step")
+    small.add_argument("--without-reference", action="store_true")
+    small.add_argument("--batches", type=int, help="batches of the whole job's stream")
+    small.add_argument("--trajectories", type=int, help="trajectories of two batches to train it")
+    return parser
