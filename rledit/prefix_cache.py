@@ -27,9 +27,6 @@ from rledit.tokenization import Sample
 
 logger = logging.getLogger(__name__)
 
-STORE_PASS_TOKENS = 1280
-"""Tokens of a pass at most that records prompts of one length for a store."""
-
 
 class PrefixCache(PrefixPasses):
     """Runs a causal language model from its first edited layer up.
@@ -64,7 +61,6 @@ class PrefixCache(PrefixPasses):
         self._cached = 0
         self._full = False
         self.store: PrefixStore | None = None
-        self._together = False
         self.hits = 0
         self.misses = 0
 
@@ -76,11 +72,10 @@ class PrefixCache(PrefixPasses):
     def keep_in(self, store: PrefixStore) -> None:
         """Look for prefixes in a store from now on, and keep there those that it lacks.
 
-        Each is then recorded by itself, or with prompts of its own length where that gives the same
-        bits on this machine: it did with every kernel of matrix products that was met on CPUs.
+        Each then has the bits that its prompt has by itself, see `PrefixPasses.same_bits`.
         """
         self.clear()
-        self.store, self._together = store, self.same_in_company()
+        self.store = store
 
     def another(self) -> PrefixCache:
         """An empty cache of the same model, with the same budget and store."""
@@ -91,7 +86,7 @@ class PrefixCache(PrefixPasses):
             cache_bytes=self._cache_bytes,
             cache_device=self._cache_device,
         )
-        other.store, other._together = self.store, self._together
+        other.store, other._same_bits = self.store, self._same_bits
         return other
 
     def clear(self) -> None:
@@ -244,8 +239,9 @@ class PrefixCache(PrefixPasses):
         assert self.store is not None
         lacking = [s for s in {s.key: s for s in samples}.values() if self._stored(s) is None]
         done = 0
-        for part in passes_of_one_length(lacking, STORE_PASS_TOKENS if self._together else 0):
-            hidden, attention = self._record(torch.stack([s.input_ids for s in part]))
+        for part, rows in passes_of_one_length(lacking, self.same_bits):
+            filler = [part[0]] * (rows - len(part))
+            hidden, attention = self._record(torch.stack([s.input_ids for s in part + filler]))
             for i, sample in enumerate(part):
                 prefix = self._keep(hidden[i]), self._keep(attention[i])
                 if into is not None:

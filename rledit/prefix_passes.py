@@ -13,8 +13,7 @@ so masks, rotary positions and soft caps stay those of the Hugging Face implemen
 from __future__ import annotations
 
 import hashlib
-import logging
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -23,13 +22,13 @@ import torch
 from torch import Tensor, nn
 
 from rledit.families import Family
-from rledit.prefix_store import Prefix
+from rledit.prefix_store import WORTHWHILE, Prefix
 from rledit.stand_ins import PassThrough, Replay, hooked, swapped
 
-logger = logging.getLogger(__name__)
-
-_COMPANIES = ((5, 3), (19, 8), (7, 33), (13, 70))
-"""Length and number of the prompts that tell whether company changes their bits."""
+LONG = 64
+"""Tokens from which on a prompt by itself keeps a core busy."""
+_ENTRIES = 20_000
+_EXPERTS = ("num_experts", "num_local_experts", "n_routed_experts")
 
 
 @dataclass(frozen=True, eq=False)
@@ -61,6 +60,7 @@ class PrefixPasses:
         self._layers: nn.ModuleList = model.get_submodule(family.layers)  # type: ignore[assignment]
         self.first_layer = first_layer
         self._device = next(model.parameters()).device
+        self._same_bits: dict[int, tuple[int, ...]] = {}
 
     @property
     def narrow_prefix(self) -> str:
@@ -221,24 +221,40 @@ class PrefixPasses:
             total.update(part.cpu().contiguous().view(torch.uint8).numpy().tobytes())
         return total.hexdigest()[:32]
 
-    def same_in_company(self) -> bool:
-        """Whether prompts of one length, recorded together, get the bits of each by itself.
+    def same_bits(self, length: int) -> tuple[int, ...]:
+        """Rows of passes that give every prompt of a length the bits that it has by itself.
 
-        Asked of the lowest layers, as all have matrices of the same shapes, on some passes.
+        How a matrix product or a soft-max adds up depends on the shapes and on the row's place, not
+        on the numbers: it is tried with made-up prompts in every row, once for each shape, on so
+        many numbers that another order of adding shows in some, and in the lowest layers, as all
+        layers have matrices of the same shapes. Where a token's way through a layer depends on its
+        company (experts with a capacity), no pass is taken but of one.
         """
-        low = PrefixPasses(self._model, self._family, min(1, self.first_layer))
-        for length, size in _COMPANIES:
-            ids = self._made_up(size, length)
-            together = low._record(ids)
-            for i in (0, size // 2, size - 1):
-                alone = low._record(ids[i : i + 1])
-                if not all(torch.equal(a[0], b[i]) for a, b in zip(alone, together, strict=True)):
-                    logger.info("a prompt has other bits in company: each is recorded by itself")
-                    return False
-        return True
+        if length not in self._same_bits:
+            config: Any = self._model.config
+            experts = any(getattr(config, name, 0) for name in _EXPERTS)
+            tried = () if experts or length >= LONG else sorted(WORTHWHILE, reverse=True)
+            self._same_bits[length] = self._tried(length, tried)
+        return self._same_bits[length]
 
-    def _made_up(self, size: int, length: int) -> Tensor:
+    def _tried(self, length: int, sizes: Sequence[int]) -> tuple[int, ...]:
+        low = PrefixPasses(self._model, self._family, min(1, self.first_layer))
+        config: Any = self._model.config
+        fine, compared, seed = list(sizes), 0, 0
+        while fine and compared < _ENTRIES:
+            ids = self._made_up(max(fine), length, seed)
+            alone = [torch.stack(low._record(ids[i : i + 1])) for i in range(len(ids))]
+            for size in fine.copy():
+                together = torch.stack(low._record(ids[:size])).split(1, dim=1)
+                if not all(map(torch.equal, alone, together)):
+                    fine.remove(size)
+            # Of the smallest pass, which has the fewest rows to show a difference in.
+            compared += 2 * min(sizes) * length * int(config.hidden_size)
+            seed += 1
+        return tuple(fine)
+
+    def _made_up(self, size: int, length: int, seed: int = 0) -> Tensor:
         """(size, length) tokens that are always the same."""
         config: Any = self._model.config
-        generator = torch.Generator().manual_seed(0)
+        generator = torch.Generator().manual_seed(seed)
         return torch.randint(0, config.vocab_size, (size, length), generator=generator)

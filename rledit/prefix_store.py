@@ -4,9 +4,9 @@
     cache.keep_in(PrefixStore(folder, cache.fingerprint(), budget=2 << 30))
 
 A prefix (see `rledit.prefix_cache`) depends on the model below the first edited layer and on the
-prompt's tokens. With a store it is recorded in the company of prompts of its own length only, or by
-itself, so that its bits depend on nothing else: whoever makes it, and when, gives the same file.
-What a store holds therefore saves time and changes no number.
+prompt's tokens. With a store it is recorded by itself, or in a pass of which it is known that it
+gives the same bits (see `PrefixPasses.same_bits`), so that they depend on nothing else: whoever
+makes it, and when, gives the same. What a store holds therefore saves time and changes no number.
 
 A store is a folder of segments: safetensors files that are written whole or not at all and never
 changed, each with the rows of some prompts one after another. They are mapped into memory, not
@@ -22,7 +22,7 @@ import logging
 import os
 import time
 import uuid
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 
 import torch
@@ -41,6 +41,8 @@ FORMAT = "1"
 DIGEST_BYTES = 16
 FLUSH_BYTES = 64 << 20
 FLUSH_SECONDS = 20.0
+WORTHWHILE = {16: 12, 4: 2}
+"""Rows of a pass, and the prompts that make it cheaper than smaller passes on a core."""
 _PARTS = ("hidden", "attention", "digests", "lengths")
 
 
@@ -70,7 +72,7 @@ class PrefixStore:
         self._places: dict[bytes, tuple[str, int, int]] = {}
         self._written: dict[bytes, Prefix] = {}  # put, and in no file yet
         self._in_files = self._in_memory = 0
-        self._full = False
+        self._full = self._unwritable = False
         self._flushed = time.monotonic()
         self.refresh()
 
@@ -126,12 +128,13 @@ class PrefixStore:
         in memory as far as they are, and no more are taken.
         """
         self._flushed = time.monotonic()
-        if self._written and not self._full:
+        if self._written and not self._unwritable:
             path = self.folder / f"{uuid.uuid4().hex}.safetensors"
             try:
                 self._write(path)
                 self._published(path)
             except (OSError, SafetensorError) as error:
+                self._unwritable = True
                 self._say_full(str(error))
             else:
                 self._written, self._in_memory = {}, 0
@@ -210,16 +213,24 @@ def digest_of(sample: Sample) -> bytes:
     return hashlib.blake2b(sample.key, digest_size=DIGEST_BYTES).digest()
 
 
-def passes_of_one_length(samples: Sequence[Sample], tokens: int) -> list[list[Sample]]:
-    """Samples in groups of one length each, of at most so many tokens, or of one sample."""
+def passes_of_one_length(
+    samples: Sequence[Sample], sizes_of: Callable[[int], Sequence[int]]
+) -> Iterator[tuple[list[Sample], int]]:
+    """Samples in groups of one length, each with the rows of its pass: what is over is filler.
+
+    Args:
+        samples: The samples.
+        sizes_of: Rows that a pass of prompts of a length may have beside 1, in `WORTHWHILE`.
+    """
     by_length: dict[int, list[Sample]] = {}
     for sample in samples:
         by_length.setdefault(len(sample), []).append(sample)
-    found = []
     for length, own in sorted(by_length.items()):
-        size = max(1, tokens // max(1, length))
-        found += [own[i : i + size] for i in range(0, len(own), size)]
-    return found
+        sizes = sizes_of(length)
+        while own:
+            rows = next((size for size in sizes if len(own) >= WORTHWHILE[size]), 1)
+            yield own[:rows], rows
+            own = own[rows:]
 
 
 def _read(path: Path) -> tuple[tuple[str, str], Prefix, list[bytes], list[int]]:
