@@ -203,9 +203,11 @@ def target_logprobs(model: EditableModel, samples: Sequence[Sample]) -> list[flo
     None where it is not finite. Several ranks share the samples out; every rank gets all values.
     """
     found = torch.zeros(len(samples), dtype=torch.float64)
-    # One of its own that keeps nothing: what the model's holds, scores depend on to the last bit.
-    first = model.prefix_cache.first_layer
-    passes = PrefixCache(model.model, model.family, first, cache_bytes=0)
+    passes = model.prefix_cache
+    if passes.store is None:
+        # One of its own that keeps nothing: what the model's holds, scores depend on to the last
+        # bit, unless a store holds it.
+        passes = PrefixCache(model.model, model.family, passes.first_layer, cache_bytes=0)
     own = shard(samples, model.ranks)
     for micro_batch in model.micro_batches([samples[i] for i in own], least=SINGLE_PASS_TOKENS):
         logits = passes.logits(micro_batch).to(model.compute_dtype)

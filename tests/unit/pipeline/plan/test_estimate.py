@@ -471,3 +471,28 @@ def test_a_missing_corpus_names_the_editors_that_need_one() -> None:
     with pytest.raises(ConfigError, match="not given, and memit needs key covariance of running"):
         check_corpus(cells_of(load_grid(TINY, one)))
     check_corpus(cells_of(load_grid(TINY, [editors])))
+
+
+def test_plan_says_which_prefixes_are_kept_and_why_others_are_not(tmp_path: Path) -> None:
+    editors = "editors=[{editor: none}, {editor: ultraedit}, {editor: rledit}]"
+    words = (TINY, "--no-cells", "--results", tmp_path, "--set", editors)
+    reason = "llama-tiny: no prefixes are kept for ultraedit, rledit: the first edited layer is 0"
+    assert f"needs: {reason}" in run(*words)[1]
+    grid = GRIDS / "smollm2.yaml"
+    real = load_grid(grid, ["editors=[{editor: ultraedit}]", "seeds=[0, 1]"])
+    found = estimate(cells_of(real), [])
+    (line,) = (need.text for need in found.needs if "layer 20 of 30" in need.text)
+    assert "kept for all cells of ultraedit: 1,200 prompts of the streams" in line
+    assert "up to 4 GB" in line
+    assert 0.01 < found.disk["prefixes"] < 1
+    none = load_grid(grid, ["editors=[{editor: ultraedit}]", "resources={prefix_store_gb: 0}"])
+    other = estimate(cells_of(none), [])
+    assert any(need.text.endswith("prefix_store_gb is 0") for need in other.needs)
+    assert other.disk["prefixes"] == 0
+
+
+def test_a_second_cell_of_a_stream_is_reckoned_without_what_it_finds() -> None:
+    editors = "editors=[{editor: ultraedit}, {editor: ultraedit, variant: b, settings: {ridge: 2}}]"
+    first, second = estimate(cells_of(load_grid(GRIDS / "smollm2.yaml", [editors])), []).cells
+    assert second.seconds.score < 0.7 * first.seconds.score
+    assert second.seconds.edit == first.seconds.edit

@@ -1,0 +1,262 @@
+"""Cells share a prefix store and what the unedited model says, and their rows do not tell."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from pipeline.config.parse import load_grid
+from pipeline.plan import prefixes as choices
+from pipeline.plan.cells import Cell, cells_of
+from pipeline.plan.prefixes import store_choice
+from pipeline.run.cache import Cache
+from pipeline.run.reporting import Stage, silent
+from pipeline.run.stages import edit, prefixes, train
+from pipeline.run.stages.prepare import open_model, prepare_model
+from rledit import prefix_store
+from rledit.prefix_passes import PrefixPasses
+from rledit.protocols import reading
+
+GRID = Path(__file__).parents[3] / "cluster" / "tiny.yaml"
+UPPER = "models.llama-tiny.target_modules=[down:1]"
+
+
+class Interrupted(Exception):
+    """Stands for a killed process."""
+
+
+def cell(editor: str, *overrides: str) -> Cell:
+    grid = load_grid(GRID, (UPPER, *overrides))
+    return next(c for c in cells_of(grid) if c.editor.editor == editor)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return prepare_model(cell("ultraedit"), Cache(tmp_path_factory.mktemp("models")), silent)
+
+
+@pytest.fixture(autouse=True)
+def kept(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Even the tiny model's prefixes are worth keeping; each is recorded by itself."""
+    monkeypatch.setattr(choices, "LEAST_OPERATIONS", 0)
+    monkeypatch.setattr(PrefixPasses, "same_bits", lambda *_: ())
+
+
+@pytest.fixture
+def recorded(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[bytes]]:
+    """Prompts that are run through the layers below the first edited one."""
+    prompts: list[bytes] = []
+    whole = PrefixPasses._record
+
+    def record(self: PrefixPasses, ids: Tensor) -> tuple[Tensor, Tensor]:
+        prompts.extend(row.numpy().tobytes() for row in ids)
+        return whole(self, ids)
+
+    monkeypatch.setattr(PrefixPasses, "_record", record)
+    yield prompts
+
+
+@pytest.fixture
+def readings(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[int]]:
+    """How many prompts are read at a time."""
+    counts: list[int] = []
+    whole = reading._run
+
+    def run(model: Any, samples: Any, rivals: Any) -> Any:
+        counts.append(len(samples))
+        return whole(model, samples, rivals)
+
+    monkeypatch.setattr(reading, "_run", run)
+    yield counts
+
+
+def stream(chosen: Cell, folder: Path, cache: Path, report: Any = silent) -> edit.StreamRows:
+    network = None
+    if chosen.trains:
+        path = train.train(chosen, folder, Cache(cache), silent)
+        assert path is not None
+        network = train.load_trained(path)
+    return edit.edit_stream(chosen, folder, Cache(cache), network, report)
+
+
+def without_times(rows: edit.StreamRows) -> dict[str, Any]:
+    found = {k: v for k, v in asdict(rows).items() if not k.endswith("_seconds")}
+    found["steps"] = [r for r in found["steps"] if not r["metric"].endswith("_seconds")]
+    return found
+
+
+@pytest.mark.parametrize("editor", ["ultraedit", "rledit"])
+def test_a_second_cell_runs_nothing_below_and_asks_the_unedited_model_nothing(
+    editor: str, folder: Path, tmp_path: Path, recorded: list[bytes], readings: list[int]
+) -> None:
+    chosen = cell(editor)
+    expected = without_times(stream(chosen, folder, tmp_path / "own"))
+    assert expected["facts"]["prefix_store"] == {"layer": 1}
+    n_read, first = len(readings), "malmen" if editor == "ultraedit" else "ultraedit"
+    stream(cell(first), folder, tmp_path / "shared")  # the same stream, another editor
+    if chosen.trains:
+        train.train(chosen, folder, Cache(tmp_path / "shared"), silent)
+    recorded.clear()
+    readings.clear()
+    assert without_times(stream(chosen, folder, tmp_path / "shared")) == expected
+    assert len(set(recorded)) == len(recorded) == 1  # what tells whose store it is
+    # Before it: unrelated prompts and all of the stream. What is left are the three checkpoints.
+    assert len(readings) == 3 < n_read
+
+
+def test_rows_are_equal_whatever_of_the_cache_is_lost(folder: Path, tmp_path: Path) -> None:
+    chosen = cell("ultraedit", "protocols=[token_accuracy, exact_match, generation]")
+    expected = without_times(stream(chosen, folder, tmp_path))
+    (record,) = (tmp_path / "unedited").iterdir()
+    for damage in ("cut", "of another stream", "gone"):
+        text = record.read_text()
+        if damage == "cut":
+            record.write_text(text[: len(text) // 2])
+        elif damage == "gone":
+            record.unlink()
+        else:
+            record.write_text(text.replace('"seed": 0', '"seed": 1'))
+        for file in sorted((tmp_path / "prefixes").rglob("*.safetensors"))[::2]:
+            file.write_bytes(file.read_bytes()[:50])
+        assert without_times(stream(chosen, folder, tmp_path)) == expected
+    assert without_times(stream(chosen, folder, tmp_path)) == expected
+
+
+def test_a_stream_goes_on_with_a_store_that_another_has_made(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(edit, "SAVE_EVERY_SECONDS", 0.0)
+    chosen = cell("ultraedit")
+    expected = without_times(stream(chosen, folder, tmp_path / "straight"))
+
+    def stop(stage: Stage, done: int, _: int, detail: str = "") -> None:
+        if stage == "edit" and done == 2:
+            raise Interrupted
+
+    with pytest.raises(Interrupted):
+        stream(chosen, folder, tmp_path / "broken", stop)
+    for file in (tmp_path / "broken" / "prefixes").rglob("*.safetensors"):
+        file.unlink()
+    stream(cell("malmen"), folder, tmp_path / "broken")
+    assert without_times(stream(chosen, folder, tmp_path / "broken")) == expected
+
+
+def test_filling_is_shown_and_kept_when_it_is_ended(
+    folder: Path, tmp_path: Path, recorded: list[bytes]
+) -> None:
+    chosen = cell("ultraedit")
+    shown: list[tuple[int, int]] = []
+
+    def stop(stage: Stage, done: int, total: int, detail: str = "") -> None:
+        if stage == "prefixes":
+            shown.append((done, total))
+            if done >= 12:
+                raise Interrupted
+
+    with pytest.raises(Interrupted):
+        stream(chosen, folder, tmp_path, stop)
+    assert shown[0] == (0, shown[0][1]) and shown == sorted(shown)
+    model = open_model(chosen, folder)
+    store = prefixes.open_store(chosen, model, Cache(tmp_path))
+    assert store is not None
+    there = len(store.prefixes)
+    assert 0 < there < shown[0][1]
+    recorded.clear()
+    found: list[tuple[int, int]] = []
+
+    def go_on(stage: Stage, done: int, total: int, detail: str = "") -> None:
+        if stage == "prefixes":
+            found.append((done, total))
+
+    stream(chosen, folder, tmp_path, go_on)
+    assert found[0] == (there, shown[0][1])
+    assert len(set(recorded)) == 1 + shown[0][1] - there
+
+
+def test_two_cells_at_once_run_no_prompt_twice(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, recorded: list[bytes]
+) -> None:
+    monkeypatch.setattr(prefixes, "POLL_SECONDS", 0.01)
+    chosen = cell("ultraedit")
+    models = [open_model(chosen, folder) for _ in range(2)]
+    stores = [prefixes.open_store(chosen, model, Cache(tmp_path)) for model in models]
+    edits = chosen.source().draw("evaluation", chosen.n_edits, seed=0)
+    samples = [s for s in models[0].encoder.batch(edits, 4).edit.samples]
+    samples += models[0].encoder.batch(edits, 4).unrelated.samples
+    recorded.clear()
+
+    def fill(i: int) -> None:
+        store = stores[i]
+        assert store is not None
+        prefixes.fill_store(store, models[i], Cache(tmp_path), silent, samples)
+
+    threads = [threading.Thread(target=fill, args=(i,)) for i in range(2)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(60)
+    assert sorted(recorded) == sorted({s.key for s in samples})
+    for store in stores:
+        assert store is not None
+        store.prefixes.refresh()
+        assert store.prefixes.missing(samples) == []
+    assert list((tmp_path / "leases").glob("*.json")) == []
+
+
+def test_a_full_disk_leaves_the_rows_as_they_are(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    chosen = cell("ultraedit")
+    expected = without_times(stream(chosen, folder, tmp_path / "roomy"))
+
+    def full(*_: Any) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(prefix_store, "save_file", full)
+    assert without_times(stream(chosen, folder, tmp_path / "full")) == expected
+
+
+def test_without_a_store_rows_differ_by_round_off_alone(folder: Path, tmp_path: Path) -> None:
+    kept, plain = cell("ultraedit"), cell("ultraedit", "resources={prefix_store_gb: 0}")
+    assert store_choice(plain).reason == "prefix_store_gb is 0"
+    one = stream(kept, folder, tmp_path / "kept")
+    other = stream(plain, folder, tmp_path / "plain")
+    assert "prefix_store" not in other.facts
+    assert not (tmp_path / "plain" / "prefixes").exists()
+    for a, b in zip(one.scores, other.scores, strict=True):
+        assert a["efficacy"] == pytest.approx(b["efficacy"], abs=5)
+    norms = [
+        torch.tensor([r["value"] for r in rows.steps if r["metric"] == "weight_change_norm"])
+        for rows in (one, other)
+    ]
+    torch.testing.assert_close(*norms, rtol=1e-3, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "reason"),
+    [
+        (
+            ("models.llama-tiny.target_modules=[down:0]",),
+            "the first edited layer is 0 of 2, and at least",
+        ),
+        (("resources={gpus: 1}",), "only cells of one rank without a GPU"),
+        (("resources={ranks: 2}",), "only cells of one rank without a GPU"),
+        (("resources={prefix_store_gb: 0.00001}",), "edits that are scored take about"),
+    ],
+)
+def test_where_it_does_not_pay_none_is_made(overrides: tuple[str, ...], reason: str) -> None:
+    assert reason in (store_choice(cell("ultraedit", *overrides)).reason or "made")
+
+
+def test_small_models_and_the_unedited_row_keep_none(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert store_choice(cell("none")).reason == "nothing is edited"
+    assert store_choice(cell("ultraedit")).made
+    monkeypatch.undo()
+    assert "take seconds" in (store_choice(cell("ultraedit")).reason or "made")
