@@ -23,6 +23,7 @@ import os
 import time
 import uuid
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import suppress
 from pathlib import Path
 
 import torch
@@ -39,10 +40,12 @@ Prefix = tuple[Tensor, Tensor]
 
 FORMAT = "1"
 DIGEST_BYTES = 16
-FLUSH_BYTES = 64 << 20
+FLUSH_BYTES = 32 << 20
 FLUSH_SECONDS = 20.0
 WORTHWHILE = {16: 12, 4: 2}
 """Rows of a pass, and the prompts that make it cheaper than smaller passes on a core."""
+ABANDONED_SECONDS = 3600.0
+_PARTIAL = ".tmp-"
 _PARTS = ("hidden", "attention", "digests", "lengths")
 
 
@@ -74,6 +77,7 @@ class PrefixStore:
         self._in_files = self._in_memory = 0
         self._full = self._unwritable = False
         self._flushed = time.monotonic()
+        self._remove_abandoned()
         self.refresh()
 
     @property
@@ -150,6 +154,13 @@ class PrefixStore:
             if name not in self._segments and name not in self._ignored:
                 self._open(self.folder / name)
 
+    def _remove_abandoned(self) -> None:
+        """Remove what processes that were killed while they wrote have left."""
+        for partial in self.folder.glob(f"{_PARTIAL}*"):
+            with suppress(OSError):
+                if time.time() - partial.stat().st_mtime > ABANDONED_SECONDS:
+                    partial.unlink(missing_ok=True)
+
     def _write(self, path: Path) -> None:
         prefixes = list(self._written.values())
         digests = torch.frombuffer(bytearray(b"".join(self._written)), dtype=torch.uint8)
@@ -160,7 +171,7 @@ class PrefixStore:
             "lengths": torch.tensor([len(hidden) for hidden, _ in prefixes]),
         }
         path.parent.mkdir(parents=True, exist_ok=True)
-        partial = path.with_name(f".tmp-{path.stem}")
+        partial = path.with_name(f"{_PARTIAL}{path.stem}")
         try:
             save_file(tensors, partial, {"identity": self.identity, "format": FORMAT})
             os.replace(partial, path)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -186,6 +188,17 @@ def test_what_others_write_meanwhile_is_found(
     recorded.clear()
     logits(other, SAMPLES[:50])
     assert recorded == []
+
+
+def test_what_a_killed_process_was_writing_is_removed(tmp_path: Path) -> None:
+    old, new = tmp_path / ".tmp-old", tmp_path / ".tmp-new"
+    for path in (old, new):
+        path.write_bytes(b"half")
+    hours_ago = time.time() - 2 * prefix_store.ABANDONED_SECONDS
+    os.utime(old, (hours_ago, hours_ago))
+    model_of(tmp_path)
+    assert not old.exists()
+    assert new.exists()  # somebody may be writing it
 
 
 def _cut(path: Path) -> None:
