@@ -112,7 +112,7 @@ class PrefixPasses:
             above = range(self.first_layer + 1, len(self._layers))
             stack.enter_context(self._skipping(above))
             stack.enter_context(swapped(layer, self._family.mlp, PassThrough(as_tuple=False)))
-            stack.enter_context(self._output_rows(torch.zeros(1, dtype=torch.long)))
+            stack.enter_context(self._output_rows(torch.zeros(0, dtype=torch.long)))
             stack.enter_context(
                 hooked(layer.register_forward_pre_hook(keep_input, with_kwargs=True))
             )
