@@ -12,7 +12,7 @@ from pipeline.errors import ConfigError
 from pipeline.inputs.checkpoints import check_weights, is_folder
 from pipeline.inputs.content_hashes import changed_fields
 from pipeline.inputs.datasets import lacking, pool_origin, source_of, unread
-from pipeline.plan.cell_data import read_not_measured
+from pipeline.plan.cell_data import read_not_measured, validation_batches
 from pipeline.plan.cell_keys import address_of, identity_of, key_of
 from pipeline.plan.cells import Cell, cells_of
 from pipeline.plan.checks import check_cell, check_corpus, check_rows, skip_reason
@@ -210,10 +210,22 @@ def pool_lines(cells: Sequence[Cell]) -> list[str]:
         for probe in PROBES:
             if n := sum(lacking(dataset, split, probe) for split in SPLITS):
                 lines.append(f"  without a {probe}: {n} of {total}, not scored by one")
+        lines += [f"  {line}" for line in _validated_short(cells, dataset)]
         lines += [f"  {line}" for line in _unmeasured(cells, dataset)]
         for file, keys in unread(dataset).items():
             lines.append(f"  not read of {file}: {unread_keys(keys)}")
     return lines
+
+
+def _validated_short(cells: Sequence[Cell], dataset: DatasetEntry) -> list[str]:
+    """Trainings that are validated on a shorter stream than they are evaluated on."""
+    found = {
+        f"{cell.label} is validated on {n} batches and edits {cell.stream.n_batches}: steps that "
+        "suit a short stream may be too large for a long one"
+        for cell in cells
+        if cell.dataset == dataset and (n := validation_batches(cell)) and n < cell.stream.n_batches
+    }
+    return sorted(found)
 
 
 def _unmeasured(cells: Sequence[Cell], dataset: DatasetEntry) -> Iterator[str]:
