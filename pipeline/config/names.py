@@ -68,6 +68,9 @@ def check_names(grid: Grid, located: Located) -> None:
         if dataset.format != "auto":
             _known(dataset.format, FORMATS, ("datasets", i, "format"), located, "format")
         _check_pools(dataset, ("datasets", i), located)
+        for k, name in enumerate(dataset.protocols):
+            own = dict.fromkeys(grid.protocols)
+            _known(name, own, ("datasets", i, "protocols", k), located, "protocol of the grid")
     if grid.standins and len(grid.standins) != len(grid.streams):
         raise ConfigError(f"{located.place(('proxies',))}: one for each stream, or none at all")
     if (problem := grid.resources.problem()) is not None:

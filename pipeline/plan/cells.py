@@ -196,7 +196,7 @@ def cells_of(grid: Grid) -> list[Cell]:
             editor=editor,
             stream=stream,
             seed=seed,
-            protocols=grid.protocols,
+            protocols=dataset.protocols or grid.protocols,
             checkpoints=grid.checkpoints,
             also_after=_shorter(grid, stream, editor),
             probes=grid.probes,

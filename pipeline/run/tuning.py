@@ -91,6 +91,12 @@ def tune(
         The record: objective, budget, every trial with its scores, and the winners.
     """
     grid = search.grid
+    for dataset in grid.datasets:
+        if dataset.protocols and grid.protocols[0] not in dataset.protocols:
+            raise ConfigError(
+                f"dataset {dataset.name}: trials are judged by {grid.protocols[0]}, the grid's "
+                "first protocol, which its own `protocols` leave out"
+            )
     plan = make_plan(grid, Lake(run_paths.lake), rerun_other_code=rerun_other_code)
     for line in code_lines(plan):
         console.print(line, highlight=False, markup=False, soft_wrap=True)

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import json
+from dataclasses import asdict
 from pathlib import Path
 
 import pytest
 
-from pipeline.config.parse import load_grid
+from pipeline.config.parse import load_grid, parse_grid
+from pipeline.config.yaml_location import Located
 from pipeline.errors import ConfigError
+from pipeline.plan.cell_keys import key_of
 from pipeline.plan.cells import cells_of
 from pipeline.plan.checks import check_cell
 from pipeline.run.tuning import load_search
@@ -82,3 +85,32 @@ def test_a_search_with_unequal_budgets_is_refused(tmp_path: Path) -> None:
     path.write_text(text.replace("split: validation", "split: evaluation"))
     with pytest.raises(ConfigError, match="split: validation"):
         load_search(path)
+
+
+@pytest.mark.parametrize(
+    ("editors", "more", "sets", "found"),
+    [
+        ("[{editor: ft}, {editor: memit}]", "", (), ["ft", "memit", "none"]),
+        ("[{editor: none}, {editor: ft}]", "", (), ["none", "ft"]),
+        ("[{editor: ft}]", "unedited: false\n", (), ["ft"]),
+        ("[{editor: ft}]", "", ("unedited=false",), ["ft"]),
+        ("[{editor: ft}]", "", ("editors.ft.settings.lr=0.1",), ["ft", "none"]),
+        ("[{editor: ft}]", "", ("editors=[{editor: memit}]",), ["memit"]),
+    ],
+)
+def test_a_grid_that_leaves_the_unedited_model_out_unsaid_has_it_as_a_row(
+    editors: str, more: str, sets: tuple[str, ...], found: list[str], tmp_path: Path
+) -> None:
+    path = tmp_path / "mine.yaml"
+    path.write_text(
+        f"name: mine\n{more}models: [{{name: tiny, world_model: tiny}}]\n"
+        f"datasets: [{{name: world}}]\neditors: {editors}\n"
+        "streams: [{n_batches: 2, batch_size: 4}]\n"
+    )
+    grid = load_grid(path, sets)
+    assert [entry.editor for entry in grid.editors] == found
+    stored = Located.of_data(json.loads(json.dumps(asdict(grid))), "submission mine")
+    assert parse_grid(stored) == grid  # nothing is added to what was submitted
+    rest = [cell for cell in cells_of(grid) if cell.editor.editor != "none"]
+    without = cells_of(load_grid(path, (*sets, "unedited=false")))
+    assert {*map(key_of, rest)} == {key_of(c) for c in without if c.editor.editor != "none"}
