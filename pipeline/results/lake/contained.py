@@ -98,8 +98,11 @@ def _part(record: CellRecord, cell: ContainedCell) -> CellRecord:
     protocols = tuple(cell.identity["protocols"])
     values = dict(record.values)
     resolved = {**values["resolved"], **cell.identity, "contained_in": cell.within}
-    if (seconds := values.get("edit_seconds")) and (whole := values.get("n_edits")):
-        values["edit_seconds"] = seconds * cell.n_edits / whole
+    whole = values.get("n_edits")
+    if whole and whole != cell.n_edits:  # of a longer stream: its seconds per edit, not its counts
+        seconds = values.get("edit_seconds")
+        values["edit_seconds"] = None if seconds is None else seconds * cell.n_edits / whole
+        values["n_contradicting"] = None
     values |= {
         "identity": cell.identity,
         "resolved": resolved,

@@ -149,6 +149,9 @@ def test_of_two_grids_in_one_lake_nothing_shared_is_run_twice(tmp_path: Path) ->
         assert set(rows.scores["protocol"]) == set(rows.edits["protocol"]) == {"exact_match"}
         assert max(rows.scores["checkpoint"]) == 8 and rows.scores["final"] == [False, True]
         assert max(rows.steps["step"]) == 8 and rows.n_edits == 8
+        if record.values["edit_seconds"]:
+            per_edit = record.values["edit_seconds"] / 8
+            assert per_edit == pytest.approx(record.values["edit_ms"] / 1000)
     again = make_plan(grid(*NARROW), lake)
     assert again.missing == () and again.done == plan.done
     with pytest.raises(LakeError, match="has no model of its own: its rows are in cell"):
