@@ -326,6 +326,7 @@ def test_the_outcome_is_in_the_results(lake: Lake, cache: Path) -> None:
         assert ("calibration" in other.values["resolved"]) == calibrated
 
 
+@pytest.mark.long
 def test_a_cell_without_effect_is_marked_wherever_it_is_shown(lake: Lake, tmp_path: Path) -> None:
     remark = "no effect: step 1e-08"
     marked = {r["editor"] for r in runs(lake, "tiny") if r["remark"] == remark}

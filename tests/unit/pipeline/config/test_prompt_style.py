@@ -113,6 +113,7 @@ def test_a_prompt_that_the_template_changes_is_found_before_the_run(tmp_path: Pa
         preflight([cell(f"models.llama-tiny.checkpoint={folder}", CHAT)])
 
 
+@pytest.mark.long
 def test_the_stand_in_knows_its_world_in_the_chat(tmp_path: Path) -> None:
     """Trained, described, checked, edited and scored inside the template."""
     chosen = cell(CHAT, editor="{editor: none}")

@@ -114,6 +114,7 @@ def test_keys_that_nobody_reads_are_named_in_the_plan(files: str) -> None:
     assert all(line.startswith("  not read of /") and "`case_id` 16" in line for line in lines)
 
 
+@pytest.mark.long
 def test_what_could_not_be_measured_is_said_with_the_results(tmp_path: Path) -> None:
     """Rows without a rephrase, an old answer and questions, and a grid that asks for all."""
     world = World(WorldConfig(n_subjects=60))
@@ -162,6 +163,7 @@ def test_a_run_records_the_refusal_and_computes_nothing(files: str, tmp_path: Pa
     assert not (tmp_path / "cache").exists()
 
 
+@pytest.mark.long
 def test_what_is_not_there_is_a_dash_in_tables_and_reports(files: str, tmp_path: Path) -> None:
     lake, cache = Lake(str(tmp_path / "lake")), Cache(tmp_path)
     for editor in ("{editor: none}", "{editor: ft, settings: {lr: 0.01}}"):

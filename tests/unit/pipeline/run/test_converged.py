@@ -63,6 +63,7 @@ def trained(chosen: Cell, folder: Path, cache: Path, report: Any = silent) -> tr
     return train.load_trained(path)
 
 
+@pytest.mark.long
 def test_a_training_that_was_killed_anywhere_comes_to_the_same_end(
     folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

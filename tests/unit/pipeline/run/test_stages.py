@@ -139,6 +139,7 @@ def test_every_batch_reports_what_its_merge_realised(
     assert "frozen prefix hit rate" in caplog.text
 
 
+@pytest.mark.long
 def test_measurements_go_on_after_an_interruption(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
