@@ -25,9 +25,10 @@ from pipeline.run.resume import write_tensors
 from pipeline.run.shared_covariance import export_covariance, import_covariance
 from pipeline.run.stages import covariance
 from pipeline.run.stages.edit import edit_stream
-from pipeline.run.stages.prepare import open_model, prepare_model
+from pipeline.run.stages.prepare import open_model
 from pipeline.run.tasks import tasks_of
 from rledit.locate.covariance import CovarianceError, KeyCovariance
+from tests.unit.helpers.prepared import prepared_model
 
 GRID = Path(__file__).parents[3] / "cluster" / "tiny.yaml"
 EDITOR = "editors=[{editor: memit}]"
@@ -45,7 +46,7 @@ def cell(**entry: object) -> Cell:
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return prepare_model(cell(), Cache(tmp_path_factory.mktemp("models")), silent)
+    return prepared_model(cell(), Cache(tmp_path_factory.mktemp("models")))
 
 
 def loaded(chosen: Cell, folder: Path, cache: Path) -> dict[str, KeyCovariance]:
