@@ -179,6 +179,7 @@ def test_values(tmp_path: Path) -> None:
     assert 0 <= result["delta_difference"] < 1e-3
 
 
+@pytest.mark.long
 @pytest.mark.usefixtures("tiny")
 def test_savings(tmp_path: Path) -> None:
     result = _run("savings", tmp_path)
