@@ -99,6 +99,7 @@ def test_the_answers_of_the_document_say_what_the_lake_says(connection: Connecti
         assert row["eff_difference"] == pytest.approx(sum(pairs) / 2, abs=0.006)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("snippet", SNIPPETS, ids=lambda s: s.split()[1])
 def test_a_snippet_runs_without_our_code(snippet: str, place: Path) -> None:
     assert "pipeline" not in snippet

@@ -137,6 +137,7 @@ def test_a_grid_with_failures_only_still_has_a_report(tmp_path: Path) -> None:
     assert "no cell finished" in text and "CUDA out of memory" in text
 
 
+@pytest.mark.long
 def test_each_dataset_is_drawn_by_the_protocol_of_its_table(tmp_path: Path) -> None:
     """Figures of a paper's table show what the table shows, and every title says what that is."""
     lake = Lake(str(tmp_path / "lake"))
@@ -166,6 +167,7 @@ def test_each_dataset_is_drawn_by_the_protocol_of_its_table(tmp_path: Path) -> N
     assert f"<!-- {expected / 2:.1f} -->" in picture.read_text()
 
 
+@pytest.mark.long
 def test_a_dataset_without_scores_by_the_tables_protocol_shows_the_first(tmp_path: Path) -> None:
     lake = Lake(str(tmp_path / "lake"))
     lake.commit(cell(editor="ft"))

@@ -23,8 +23,9 @@ from pipeline.run.cache import Cache
 from pipeline.run.cell import run_cell
 from pipeline.run.reporting import Stage, silent
 from pipeline.run.stages import train
-from pipeline.run.stages.prepare import open_model, prepare_model
+from pipeline.run.stages.prepare import open_model
 from rledit.editors import TrainableEditor, editor_class
+from tests.unit.helpers.prepared import prepared_model
 
 GRID = Path(__file__).parents[3] / "cluster" / "tiny.yaml"
 EARLY = "{rank: 8, n_blocks: 1, init_std: 0.05, initial_step: 1.0e-3, meta_lr: 1.0e-3"
@@ -39,7 +40,7 @@ def cell(more: str = "", *overrides: str, editor: str = "rledit") -> Cell:
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return prepare_model(cell(), Cache(tmp_path_factory.mktemp("models")), silent)
+    return prepared_model(cell(), Cache(tmp_path_factory.mktemp("models")))
 
 
 class Interrupted(Exception):
@@ -63,6 +64,7 @@ def trained(chosen: Cell, folder: Path, cache: Path, report: Any = silent) -> tr
     return train.load_trained(path)
 
 
+@pytest.mark.long
 def test_a_training_that_was_killed_anywhere_comes_to_the_same_end(
     folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
