@@ -11,7 +11,7 @@ CLUSTER = Path(__file__).with_name("cluster")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """`make test` runs cluster tests file by file, and looks for them in their folder alone."""
+    """`make test` looks for cluster tests in their folder alone."""
     for item in items:
         if item.get_closest_marker("cluster") and not item.path.is_relative_to(CLUSTER):
             raise pytest.UsageError(f"{item.nodeid}: tests marked cluster lie in tests/cluster")
