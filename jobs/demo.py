@@ -18,6 +18,7 @@ from pipeline.config.grid import Grid
 from pipeline.config.parse import load_grid
 from pipeline.inputs.checkpoint_files import CheckpointError
 from pipeline.inputs.gguf_checkpoints import described
+from pipeline.run.logs import configure_logging
 
 FOLDER = Path(__file__).parent / "grids"
 
@@ -60,5 +61,6 @@ def have_weights(grid: Grid) -> None:
 
 
 if __name__ == "__main__":
+    configure_logging()
     with errors_as_help():
         typer.run(main)

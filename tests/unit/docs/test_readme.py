@@ -183,10 +183,11 @@ def test_the_notebook_snippet_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPat
 def test_the_figures_of_the_readme_are_those_of_the_full_table() -> None:
     """Five rows of the demo's table, with the names of its columns."""
     (short,) = re.findall(r"<!-- demo-table:begin -->(.*?)<!-- demo-table:end -->", TEXT, re.S)
-    full = (README.parent / "docs" / "demo.md").read_text()
+    page = (README.parent / "docs" / "demo.md").read_text()
+    (full,) = re.findall(r"<!-- demo-table:begin -->(.*?)<!-- demo-table:end -->", page, re.S)
     (head, *shown), (names, *rows) = _cells(short), _cells(full)
     named = [dict(zip(names, row, strict=True)) for row in rows]
-    columns = [name if i == 0 else f"40×10 {name}" for i, name in enumerate(head)]
+    columns = [name if i == 0 else f"20×10 {name}" for i, name in enumerate(head)]
     chosen = {row[0] for row in shown}
     assert [[row[name] for name in columns] for row in named if row[names[0]] in chosen] == shown
     assert len(shown) == 5 and len(rows) == 10
