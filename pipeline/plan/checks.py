@@ -184,9 +184,7 @@ def check_corpus(cells: Sequence[Cell]) -> None:
     lacking = [
         cell
         for cell in cells
-        if "statistics" in cell.needs
-        and cell.model.checkpoint is not None
-        and cell.corpus is None
+        if "statistics" in cell.needs and cell.model.checkpoint is not None and cell.corpus is None
     ]
     if lacking:
         editors = list(dict.fromkeys(cell.label for cell in lacking))

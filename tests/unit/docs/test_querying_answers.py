@@ -313,6 +313,8 @@ def test_the_answer_is_right(number: int, tmp_path: Path) -> None:
         ("memit", "failed", "CUDA out of memory"),
         ("rome", "skipped", "rome looks up subjects, and FEVER gives none"),
     ):
-        where = address(grid="demo-world-full", model="llama-world", editor=editor, n_batches=40, seed=9)
+        where = address(
+            grid="demo-world-full", model="llama-world", editor=editor, n_batches=40, seed=9
+        )
         lake.record_failure(where, reason, identity={}, code_version="0.1.0", status=status)  # type: ignore[arg-type]
     assert list(query(SQL[number], lake).rows) == expected

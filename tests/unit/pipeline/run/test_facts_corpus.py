@@ -74,7 +74,7 @@ def test_it_may_be_named_for_other_data_and_is_one_corpus(checkpoint: Path, tmp_
     """Its name is no path: not made absolute, not looked for, not asked of other nodes."""
     own = cell_of(checkpoint, tmp_path)
     named = cell_of(checkpoint, tmp_path, f"covariance.corpus={REAL_FACTS}")
-    other = cell_of(checkpoint, tmp_path, f"covariance.corpus={REAL_FACTS}", "covariance.documents=60")
+    other = cell_of(checkpoint, tmp_path, "covariance.documents=60")
     assert key_of(own) == key_of(named) and corpus_hash_of(own) != corpus_hash_of(other)
     assert {task.cell.corpus for task in tasks_of([named]).values()} == {REAL_FACTS}
     assert list(_files(named)) == []
