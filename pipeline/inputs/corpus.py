@@ -56,8 +56,8 @@ def open_corpus(
     Args:
         location: None for the synthetic world's text; `REAL_FACTS` for the sentences of the
             shipped real facts (`rledit.facts.sentences`); a file as in
-            `pipeline.inputs.text_files`: ``.txt`` (a document a line), ``.jsonl`` or Parquet (a document in ``text``); or
-            ``hf://datasets/owner/name@revision/file``.
+            `pipeline.inputs.text_files`: ``.txt`` (a document a line), ``.jsonl`` or Parquet (a
+            document in ``text``); or ``hf://datasets/owner/name@revision/file``.
         limit: Number of documents.
         world: The synthetic world, if the cell has one.
         setting: What the grid calls the location, for messages.
