@@ -16,7 +16,7 @@ from pipeline.run.tuning import load_search
 from rledit.editors import EDITORS
 
 GRIDS = Path(__file__).parents[4] / "jobs" / "grids"
-RECORDS = ("demo", "demo-world", "methods")
+RECORDS = sorted(path.name.removesuffix(".tuned.json") for path in GRIDS.glob("*.tuned.json"))
 SEARCHES = sorted(GRIDS.glob("*.search.yaml"))
 PLAIN = sorted(set(GRIDS.glob("*.yaml")) - set(SEARCHES))
 
@@ -39,7 +39,7 @@ def test_every_editor_of_a_search_has_as_many_trials_on_the_validation_pool(path
     assert search.grid.datasets[0].split == "validation"
 
 
-@pytest.mark.parametrize("name", ["demo", "demo-world"])
+@pytest.mark.parametrize("name", [name for name in RECORDS if name.startswith("demo")])
 @pytest.mark.parametrize("suffix", ["", "-full"])
 def test_the_demo_runs_with_the_tuned_settings(name: str, suffix: str) -> None:
     record = json.loads((GRIDS / f"{name}.tuned.json").read_text())
