@@ -7,8 +7,8 @@ TABLES := table2 fig5 fig7 fig3 table5 table4 fig6 fig4 fig8 gptj steps protocol
 # Batches per stream; empty: the proxy streams as the grids have them, which every figure needs.
 LIMIT ?=
 
-.PHONY: demo demo-full tables-proxy tables-standin quick test test-all test-newest lint lock docs \
-  install install-plain clean
+.PHONY: demo demo-full demo-world demo-world-full tables-proxy tables-standin quick test test-all \
+  test-newest lint lock docs install install-plain clean
 
 install: $(VENV)/.installed
 
@@ -36,11 +36,20 @@ $(VENV)/.installed $(VENV)/.installed-plain: pyproject.toml $(wildcard requireme
 	@$(BIN)/python -m pip check || echo 'warning: packages of your own in $(VENV) do not fit the lock'
 	touch $@
 
+# A real model on real facts; where its weights cannot be had, a line says why, and the synthetic
+# world is taken. -full: three seeds.
 demo: install
-	$(BIN)/rledit run jobs/grids/demo.yaml --results $(RESULTS)
+	$(BIN)/python -m jobs.demo --results $(RESULTS)
 
 demo-full: install
-	$(BIN)/rledit run jobs/grids/demo-full.yaml --results $(RESULTS)
+	$(BIN)/python -m jobs.demo --full --results $(RESULTS)
+
+# A tiny model on a synthetic world, which needs no download.
+demo-world: install
+	$(BIN)/rledit run jobs/grids/demo-world.yaml --results $(RESULTS)
+
+demo-world-full: install
+	$(BIN)/rledit run jobs/grids/demo-world-full.yaml --results $(RESULTS)
 
 # Every published table and figure with proxy models: nothing but weights and data files is missing.
 tables-proxy: install

@@ -196,8 +196,10 @@ class CovarianceEntry:
     """Key covariance, for the editors that need it.
 
     Attributes:
-        corpus: None: the synthetic world's text; a .txt file (a document a line), or .jsonl or
-            Parquet (a document in ``text``); or such a file of a hub dataset as
+        corpus: None: the synthetic world's text, and for a checkpoint that is edited with the
+            shipped real facts ``real_facts``; these are true sentences of the train pool's facts in
+            all phrasings, which come with the package. Or a .txt file (a document a line), .jsonl
+            or Parquet (a document in ``text``); or such a file of a hub dataset as
             ``hf://datasets/owner/name@revision/file.jsonl``, the revision a commit.
         documents: Documents taken from the start of the corpus; all where it has fewer, with a
             warning. The results say how many there were.

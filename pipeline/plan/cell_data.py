@@ -112,8 +112,7 @@ def read_quantisation(cell: Cell) -> Quantised | None:
 @once
 def read_corpus(cell: Cell) -> CorpusMetadata:
     """The corpus of the cell's key covariance: its hash, its documents and a sample of them."""
-    entry = cell.statistics
-    return corpus_metadata(entry.corpus, entry.documents, own_world(cell))
+    return corpus_metadata(cell.corpus, cell.statistics.documents, own_world(cell))
 
 
 def own_world(cell: Cell) -> World | None:
