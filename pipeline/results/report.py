@@ -18,6 +18,7 @@ from pipeline.results import figures
 from pipeline.results.answers_html import answers_html
 from pipeline.results.lake.lake import Lake
 from pipeline.results.lake.records import CellRecord, prompt_of, remark_in
+from pipeline.results.pages import render_page
 from pipeline.results.protocol_captions import (
     SCORE_DEFINITIONS,
     definition,
@@ -27,7 +28,6 @@ from pipeline.results.protocol_captions import (
 from pipeline.results.query import Connection, connect, runs
 from pipeline.results.rendering import format_value, render_table
 from pipeline.results.report_queries import questions
-from pipeline.results.sheets import render_page
 from pipeline.results.tables import Column, build_table, editor_label, stream_label
 from pipeline.storage.object_store import Storage
 from rledit.errors import UserError
@@ -115,7 +115,7 @@ def _page(
         counts=dict(sorted(Counter(record.status for record in records).items())),
         header=header(records, protocols),
         published=None if published is None else Markup(published),
-        table=Markup(render_table(build_table(rows), "html", bold_best=True)),
+        table=Markup(render_table(build_table(rows), "html", long=True)),
         protocols=[(name, definition(name)) for name in protocols],
         scores=SCORE_DEFINITIONS.values(),
         sections=sections,

@@ -72,7 +72,7 @@ def test_the_file_needs_no_other(page: str) -> None:
 
 
 def test_it_shows_what_the_lake_says(page: str, lake: Lake) -> None:
-    assert render_table(build_table(runs(lake, "demo")), "html", bold_best=True).strip() in page
+    assert render_table(build_table(runs(lake, "demo")), "html", long=True).strip() in page
     shown = " ".join(Page(page).shown)
     for expected in (REASON, "0.1.0+abc1234", "world " + "d" * 12, "torch 2.13.0", "0, 1",
                      "4×10, 8×10", "28 done", "1 failed", "teacher-forced; share of answer tokens",
