@@ -21,7 +21,7 @@ WIDTHS: dict[Fit, float] = {"column": 219.0, "page": 345.0}
 _LEADING = 1.2  # of the type size, from line to line
 _HEIGHT = 400.0  # points of one float: a page of `article` less caption and notes
 _LONG_HEAD = 8  # characters: longer heads are broken between words
-_LONGEST = 0.24  # of the width: longer names of rows are broken
+_LONGEST: dict[Fit, float] = {"column": 72.0, "page": 82.0}  # longer names of rows are broken
 
 _LATEX = {
     "\\": r"\textbackslash{}", "&": r"\&", "%": r"\%", "$": r"\$", "#": r"\#", "_": r"\_",
@@ -138,14 +138,14 @@ def _height(sheet: Sheet, size: Size) -> float:
 
 def _row_lines(row: Sequence[Cell | str], size: Size) -> int:
     """Lines of a row whose longest text is broken between words."""
-    most = int(_LONGEST * WIDTHS["column"] / (_LETTER * size.em))
+    most = int(_LONGEST["column"] / (_LETTER * size.em))
     return max(len(textwrap.wrap(c, most)) for c in row if isinstance(c, str))
 
 
 def latex_lines(sheet: Sheet, fit: Fit, size: Size) -> list[str]:
     """A ``tabular`` in the rules of booktabs."""
     n_left, n = sheet.n_left, len(sheet.heads)
-    longest = _LONGEST * WIDTHS[fit]
+    longest = _LONGEST[fit]
     own = _own_widths(sheet, size, longest)
     columns = "".join("l" if head.left else "r" for head in sheet.heads)
     lines = [rf"\begin{{tabular}}{{@{{}}{columns}@{{}}}}", r"\toprule"]
@@ -228,7 +228,7 @@ def _broken(text: str, size: Size, longest: float) -> str:
 
 
 def _fits(sheet: Sheet, size: Size, fit: Fit) -> bool:
-    return _width(sheet, size, _LONGEST * WIDTHS[fit]) <= WIDTHS[fit]
+    return _width(sheet, size, _LONGEST[fit]) <= WIDTHS[fit]
 
 
 def _width(sheet: Sheet, size: Size, longest: float) -> float:

@@ -80,8 +80,8 @@ def test_failed_and_absent_cells_show_as_such() -> None:
         row(editor="none", efficacy=None),
     ]
     body = {line[0]: line[1:] for line in lines(rows)[2:]}
-    assert body["a"][0] == "50.0 ± 0.0" and body["a"][4] == "–"
-    assert body["b"][0] == "failed" and body["b"][4] == "50.0 (n=1)"
+    assert body["a"][0] == "50.0 ± 0.0" and body["a"][3] == "–"
+    assert body["b"][0] == "failed" and body["b"][3] == "50.0 (n=1)"
     assert body["c"][0] == "70.0 (n=1, 1 failed)"
     assert body["unedited"][0] == "–"
     assert "2 cells failed." in render_table(build_table(rows), "md")
@@ -150,11 +150,11 @@ def test_the_best_edited_model_is_bold_and_the_unedited_does_not_compete() -> No
 
 
 def test_names_are_escaped() -> None:
-    rows = [row(editor="a_b&<c|d>", variant="50%")]
+    rows = [row(editor="a_b&<c|d>", variant="5%")]
     table = build_table(rows, title="x_y & <z>")
-    assert r"a\_b\&\textless{}c|d\textgreater{} (50\%)" in render_table(table, "latex")
-    assert "a_b&amp;&lt;c|d&gt; (50%)" in render_table(table, "html")
-    assert r"a_b&\<c\|d> (50%)" in render_table(table, "md")
+    assert r"a\_b\&\textless{}c$|$d\textgreater{} (5\%)" in render_table(table, "latex")
+    assert "a_b&amp;&lt;c|d&gt; (5%)" in render_table(table, "html")
+    assert r"a_b&\<c\|d> (5%)" in render_table(table, "md")
 
 
 def test_markdown_lines_up() -> None:
