@@ -192,7 +192,7 @@ def build_table(
         panels=tuple(_panel(protocol, kept, columns) for protocol in asked),
         shared={name: found[0] for name, found in values.items() if len(found) == 1},
         varying=tuple(name for name, found in values.items() if len(found) > 1),
-        models=row_titles(kept),
+        models=dict(sorted(row_titles(kept).items())),
         notes=tuple(_notes(kept)),
     )
 

@@ -130,8 +130,9 @@ def test_latex_fits_the_width_that_is_asked_for() -> None:
     # More rows than a page holds are continued in another float.
     long = fitted(replace(wide(1, 1), rows=wide(1, 1).rows * 90))
     assert len(long.floats) > 1 and sum(len(s.rows) for f in long.floats for s in f) == 90
-    broken = Sheet(heads=[Head(label="m", left=True), Head(label="Eff")],
-                   rows=[["a_very_long_name of a method, with a variant", Cell(value=1.0)]])  # fmt: skip
+    heads = [Head(label="m", left=True), Head(label="Eff")]
+    name = "a_very_long_name of a method, with a variant"
+    broken = Sheet(heads=heads, rows=[[name, Cell(value=1.0)]])
     (line,) = [s for s in latex_lines(broken, "column", SIZES[0]) if "very" in s]
     assert line.startswith(r"\parbox[t]{72pt}{\raggedright") and r"a\_\allowbreak{}very" in line
 
