@@ -143,7 +143,8 @@ class Sheet:
     @property
     def lines(self) -> list[list[str]]:
         """Heads and rows as text; the first column of a group says which group it is."""
-        heads, before = [], ()
+        heads: list[str] = []
+        before: tuple[str, ...] = ()
         for head in self.heads:
             new = head.groups and head.groups != before
             heads.append(f"{' '.join(head.groups)}: {head.label}" if new else head.label)

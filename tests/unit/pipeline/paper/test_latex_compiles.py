@@ -82,7 +82,7 @@ def test_a_grid_of_ones_own_with_long_names(tmp_path: Path) -> None:
     for model in ("Meta_Llama-3.1-8B-Instruct & Co", "m"):
         for editor in LEVELS:
             for seed in range(2):
-                key = f"{model}-{editor}-{seed}"
+                key = f"{len(model)}-{editor}-{seed}"
                 lake.commit(cell(editor=editor, seed=seed, model=model, cell_key=key,
                                  variant="a_long_name of 50% #1"))  # fmt: skip
     table = build_table(runs(lake, "demo"), title="a_b & c: 100 %")

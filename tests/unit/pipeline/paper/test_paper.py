@@ -636,7 +636,7 @@ def test_the_command_checks_and_other_grids_keep_their_table(lake: Lake) -> None
     assert isinstance(run("table2", "--scale", "huge").exception, ConfigError)
     generic = run("mine", "--check")
     assert generic.exit_code == 2
-    assert "stream 400×20" in generic.output and "| Eff |" in generic.output
+    assert "stream 400×20" in generic.output and " Eff |" in generic.output
     assert "Spe(self)" not in generic.output and "Spe(self)" in run("mine", "--long").output
     assert r"\begin{table*}" in run("mine", "--format", "latex", "--fit", "page").output
     for words in (("--fit", "page"), ("--format", "latex", "--fit", "pag")):

@@ -152,9 +152,9 @@ def test_each_dataset_is_drawn_by_the_protocol_of_its_table(tmp_path: Path) -> N
     write_report(lake, "fig6", tmp_path / "r.html", protocols=shown,
                  figures_folder=tmp_path / "figures")  # fmt: skip
     text = (tmp_path / "r.html").read_text()
-    for title in ("CounterFact on Llama-3-8B (choice_official)",
-                  "ZsRE on Llama-3-8B (token_accuracy)",
-                  "all datasets on Llama-3-8B (choice_official on CounterFact, "
+    for title in ("CounterFact on Llama-3-8B proxy (choice_official)",
+                  "ZsRE on Llama-3-8B proxy (token_accuracy)",
+                  "all datasets on Llama-3-8B proxy (choice_official on CounterFact, "
                   "token_accuracy on ZsRE)"):  # fmt: skip
         assert title in text
     assert "by choice_official, highest efficacy first" in text
