@@ -195,7 +195,9 @@ def runs(
     Args:
         final: keep only the last checkpoint of each cell, and cells without scores. A longer stream
             that was scored for a shorter one answers for it, with its own costs. A row then has
-            `not_measured` (what → why) where the cell's data has nothing to measure it on.
+            `not_measured` (what → why) where the cell's data has nothing to measure it on,
+            `reason` where it has no result, and of a model that was trained on the spot
+            `parameters`, and `preset` where it has the settings of a published model.
     """
     connection = lake if isinstance(lake, duckdb.DuckDBPyConnection) else connect(lake)
     of = "TRUE" if grid is None else f"grid = {quoted(grid)}"
@@ -217,17 +219,23 @@ def runs(
     own += [
         row for row in prefixes if answering.setdefault(_place(row), row["cell"]) == row["cell"]
     ]
-    _add_unmeasured(own, of, connection)
+    _add_remarks(own, of, connection)
     return sorted(own, key=lambda row: [row[name] for name in _ADDRESS_ORDER.split(", ")])
 
 
-def _add_unmeasured(rows: Sequence[dict[str, Any]], of: str, connection: Connection) -> None:
-    """Say in each row what was asked for and could not be measured on the cell's data, and why."""
-    sql = f"SELECT cell, resolved->'$.not_measured' FROM cells WHERE {of}"
-    found = {cell: json.loads(text) for cell, text in query(sql, connection).rows if text}
+def _add_remarks(rows: Sequence[dict[str, Any]], of: str, connection: Connection) -> None:
+    """Say in each row what a table must say of its cell and the view has no column for."""
+    sql = f"""SELECT cell, reason, resolved->'$.not_measured' AS not_measured,
+        CAST(resolved->>'$.parameters' AS BIGINT) AS parameters,
+        resolved->>'$.preset.name' AS preset
+        FROM cells WHERE {of}"""
+    found: dict[str, dict[str, Any]] = {}
+    for said in query(sql, connection).dicts():
+        if said["not_measured"] is not None:
+            said["not_measured"] = json.loads(said["not_measured"])
+        found[said.pop("cell")] = {k: v for k, v in said.items() if v is not None}
     for row in rows:
-        if row["cell"] in found:
-            row["not_measured"] = found[row["cell"]]
+        row.update(found.get(row["cell"], {}))
 
 
 def _place(row: Mapping[str, Any]) -> tuple[Any, ...]:

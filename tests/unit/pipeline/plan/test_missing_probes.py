@@ -176,8 +176,8 @@ def test_what_is_not_there_is_a_dash_in_tables_and_reports(files: str, tmp_path:
     assert {row["specificity"] for row in rows} == {None}
     text = render_table(build_table(rows), "md")
     ft = next(line for line in text.splitlines() if line.startswith("| ft"))
-    eff, gen, spe, own = [part.strip() for part in ft.split("|")[2:6]]
-    assert (spe, own) == ("–", "–") and float(eff) > 0 and float(gen) > 0
+    eff, gen, spe, mean = [part.strip() for part in ft.split("|")[2:6]]
+    assert (spe, mean) == ("–", "–") and float(eff) > 0 and float(gen) > 0
     page = tmp_path / "tiny.html"
     write_report(lake, "tiny", page)
     assert "Eff" in page.read_text()
