@@ -2,12 +2,12 @@
 
 For whoever keeps the project, once a week (`make test-newest`): a fresh environment in a temporary
 folder, the fast tests in it, then the versions that differ from the lock and the tests that fail.
-Nothing of it touches `.venv`. Exit 1 when the installation or a test fails.
+Nothing of it touches `.venv`. Exit 1 when the installation or a test fails. Arguments are given to
+pytest in place of the fast tests: `make test-newest ARGS="tests/unit/rledit -q"`.
 """
 
 from __future__ import annotations
 
-import argparse
 import json
 import os
 import re
@@ -21,7 +21,8 @@ from xml.etree import ElementTree
 from lock import FOLDER, blocks, version
 
 PROJECT = FOLDER.parent
-FAST = ["tests/unit", "-m", "not cluster and not slow", "-n", "2", "-q"]
+FAST = ["tests/unit", "-q", "-n2", "--dist=worksteal", "-m", "not cluster and not slow"]
+SHOWN = 3  # tests that are named of those that fail for one reason
 
 
 def differing(locked: Mapping[str, str], installed: Mapping[str, str]) -> list[str]:
@@ -35,15 +36,28 @@ def differing(locked: Mapping[str, str], installed: Mapping[str, str]) -> list[s
     ]
 
 
-def failures(report: Path) -> list[str]:
-    """The tests that failed, or could not be collected, each with the first line of why."""
-    found = []
+def failures(report: Path) -> dict[str, list[str]]:
+    """The tests that failed, or could not be collected, by the first line of why."""
+    found: dict[str, list[str]] = {}
     for case in ElementTree.parse(report).iter("testcase"):
         for problem in [*case.findall("failure"), *case.findall("error")]:
             name = "::".join(filter(None, (case.get("classname"), case.get("name"))))
-            reason = (problem.get("message") or problem.text or "").strip().splitlines()
-            found.append(f"{name}: {reason[0] if reason else 'no reason given'}")
+            # Of what could not be collected, pytest has the error at the end of the trace alone.
+            trace = [line for line in (problem.text or "").splitlines() if line.startswith("E  ")]
+            message = (problem.get("message") or "").strip().splitlines()
+            if message == ["collection failure"] and trace:
+                message = [trace[-1].removeprefix("E").strip()]
+            found.setdefault(message[0] if message else "no reason given", []).append(name)
     return found
+
+
+def told(broken: Mapping[str, Sequence[str]]) -> str:
+    """What breaks, the reason of most tests first: one change often breaks many in one way."""
+    lines = [f"{sum(map(len, broken.values()))} tests break with them:"]
+    for reason, names in sorted(broken.items(), key=lambda item: -len(item[1])):
+        more = f" and {len(names) - SHOWN} more" if len(names) > SHOWN else ""
+        lines += [f"  {reason}", f"    {', '.join(names[:SHOWN])}{more}"]
+    return "\n".join(lines)
 
 
 def installed_versions(python: Path) -> dict[str, str]:
@@ -63,9 +77,7 @@ def ended(command: Sequence[str | Path], **variables: str) -> int:
 
 def main() -> None:
     """Install, test, compare."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("tests", nargs="*", default=FAST, help="what pytest is given instead")
-    asked = parser.parse_args()
+    tests = sys.argv[1:] or FAST
     locked = {
         name: version(entry) for name, entry in blocks((FOLDER / "dev.txt").read_text()).items()
     }
@@ -78,16 +90,16 @@ def main() -> None:
         if ended([*install, "pip"]) or ended([*install, "-e", f"{PROJECT}[dev]"]):
             raise SystemExit("broken: the newest allowed versions cannot be installed, see above")
         moved = differing(locked, installed_versions(python))
-        code = ended(
-            [python, "-m", "pytest", f"--junitxml={report}", *asked.tests], OMP_NUM_THREADS="1"
-        )
-        broken = failures(report) if report.exists() else [f"pytest ended with {code}, see above"]
-    print(f"\n{len(moved)} versions differ from the lock" + (":" if moved else ""))
-    print("".join(f"  {line}\n" for line in moved), end="")
+        # Said before the tests: they take minutes, and may be interrupted.
+        print(f"{len(moved)} versions differ from the lock" + (":" if moved else ""), flush=True)
+        print("".join(f"  {line}\n" for line in moved), end="", flush=True)
+        command = [python, "-m", "pytest", "-p", "no:cacheprovider", f"--junitxml={report}"]
+        code = ended([*command, *tests], OMP_NUM_THREADS="1")
+        broken = failures(report) if report.exists() else {}
+    if broken:
+        raise SystemExit(told(broken))
     if code:
-        print(f"{len(broken)} tests break with them:")
-        print("".join(f"  {line}\n" for line in broken), end="")
-        raise SystemExit(1)
+        raise SystemExit(f"pytest ended with {code}, see above")
     print("nothing breaks with them" if moved else "nothing breaks")
 
 

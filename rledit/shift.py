@@ -76,27 +76,11 @@ Shifts = Mapping[str, LowRankShift]
 
 
 @contextmanager
-def injected(model: EditableModel, shifts: Shifts) -> Iterator[None]:
-    """Apply shifts inside the forward, ``y += (x Leftᵀ) Right``, without touching a weight."""
-
-    def inject(shift: LowRankShift) -> Any:
-        def hook(_: Any, args: tuple[Tensor, ...], output: Tensor) -> Tensor:
-            x = args[0]
-            inner = x if shift.left is None else x @ shift.left.to(x.dtype).T
-            return output + inner @ shift.right.to(x.dtype)
-
-        return hook
-
-    with _hooks(model, {name: inject(shift) for name, shift in shifts.items()}):
-        yield
-
-
-@contextmanager
 def traced(model: EditableModel, shifts: Shifts, *, input_gradient: bool = True) -> Iterator[None]:
     """Differentiate with respect to shifts that are already merged into the weights.
 
-    The forward is the model's own; only the backward does extra work, about a third of what
-    `injected` costs. Gradients equal those of `injected` on the weights before the merge.
+    The forward is the model's own; only the backward does extra work. Gradients equal those of
+    shifts that are added inside the forward, on the weights before the merge.
 
     Args:
         model: The model, with the shifts merged.

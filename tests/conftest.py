@@ -2,8 +2,19 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 import torch
+
+CLUSTER = Path(__file__).with_name("cluster")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """`make test` looks for cluster tests in their folder alone."""
+    for item in items:
+        if item.get_closest_marker("cluster") and not item.path.is_relative_to(CLUSTER):
+            raise pytest.UsageError(f"{item.nodeid}: tests marked cluster lie in tests/cluster")
 
 
 @pytest.fixture(autouse=True)

@@ -5,14 +5,25 @@ from __future__ import annotations
 from collections.abc import Collection
 from difflib import get_close_matches
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import typer
+
+if TYPE_CHECKING:
+    from pipeline.results.latex import Fit
 
 NOTHING_COMPARABLE = 2
 
 
 def print_table(
-    lake: str, name: str, fmt: str, scale: str | None = None, among: Collection[str] = ()
+    lake: str,
+    name: str,
+    fmt: str,
+    scale: str | None = None,
+    among: Collection[str] = (),
+    *,
+    long: bool = False,
+    fit: Fit | None = None,
 ) -> int:
     """Print a grid's table: beside the published one where there is one.
 
@@ -22,6 +33,8 @@ def print_table(
         fmt: One of the formats of tables.
         scale: Show results at this scale only; None: see `paper_table`, else all there are.
         among: Show results at these scales only; empty: at all.
+        long: Every column there is, not only those of a paper.
+        fit: In LaTeX, the width that the table must fit.
 
     Returns:
         What ``--check`` exits with.
@@ -48,7 +61,7 @@ def print_table(
 
         (only,) = among if len(among) == 1 else (scale,)
         table = paper_table(lake, name, scale or only)
-        typer.echo(render_paper_table(table, fmt))
+        typer.echo(render_paper_table(table, fmt, long=long, fit=fit))
         return table.exit_code
     from pipeline.results.query import runs
 
@@ -56,7 +69,7 @@ def print_table(
     rows = [row for row in runs(lake, name) if not shown or row["scale"] in shown]
     if not rows:
         raise TableError(_no_results(lake, name, shown))
-    typer.echo(render_table(build_table(rows, title=name), fmt))
+    typer.echo(render_table(build_table(rows, title=name), fmt, long=long, fit=fit))
     return NOTHING_COMPARABLE
 
 

@@ -25,6 +25,22 @@ def table(
             "first of these that there are, else all.",
         ),
     ] = None,
+    long: Annotated[
+        bool,
+        typer.Option(
+            "--long",
+            help="Every score and cost, intervals, and what other papers print. Default: what a "
+            "paper shows: Eff, Gen, Spe, and their mean where it fits.",
+        ),
+    ] = False,
+    fit: Annotated[
+        str | None,
+        typer.Option(
+            "--fit",
+            help="For --format latex: what the table must fit, a column (of two) or a page. "
+            "Default: a column where it fits there in one piece.",
+        ),
+    ] = None,
     check: Annotated[
         bool,
         typer.Option(
@@ -38,7 +54,11 @@ def table(
 
     Every figure then has the published one, the difference and a verdict beside it.
     """
-    code = print_table(RunPaths.under(results, lake).lake, name, format_, scale=scale)
+    from pipeline.results.pages import known_fit
+
+    width = known_fit(format_, fit)
+    place = RunPaths.under(results, lake).lake
+    code = print_table(place, name, format_, scale=scale, long=long, fit=width)
     if check and code:
         raise typer.Exit(code)
 

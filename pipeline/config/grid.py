@@ -127,6 +127,8 @@ class DatasetEntry:
         answer_space: Put a space before an answer as the scripts of prompt and answer have it
             (`auto`: none in Chinese, Japanese, Thai and the like), `always`, or `never`. In a chat
             template `auto` puts none.
+        protocols: Those of the grid's protocols that this dataset is scored by; all where none are
+            given.
     """
 
     name: str = "world"
@@ -143,6 +145,7 @@ class DatasetEntry:
     strict: bool = False
     split: Literal["evaluation", "validation"] = "evaluation"
     answer_space: AnswerSpace = "auto"
+    protocols: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -193,8 +196,10 @@ class CovarianceEntry:
     """Key covariance, for the editors that need it.
 
     Attributes:
-        corpus: None: the synthetic world's text; a .txt file (a document a line), or .jsonl or
-            Parquet (a document in ``text``); or such a file of a hub dataset as
+        corpus: None: the synthetic world's text, and for a checkpoint that is edited with the
+            shipped real facts ``real_facts``; these are true sentences of the train pool's facts in
+            all phrasings, which come with the package. Or a .txt file (a document a line), .jsonl
+            or Parquet (a document in ``text``); or such a file of a hub dataset as
             ``hf://datasets/owner/name@revision/file.jsonl``, the revision a commit.
         documents: Documents taken from the start of the corpus; all where it has fewer, with a
             warning. The results say how many there were.
@@ -220,6 +225,9 @@ class Grid:
         models: The models, each edited by every editor.
         datasets: Where edits come from.
         editors: The methods; `none` is the unedited model.
+        unedited: Add the unedited model to the editors of a file that does not name it, so that
+            every table has it as a row; ``false``: leave it out. With ``--set editors=[…]`` the
+            editors are those that are given there.
         streams: Lengths of streams: batches, and edits per batch.
         standins: Stream by stream, the one that takes its place below scale `full`; the stream
             itself where there is none. A file says so in the stream: ``proxy: {n_batches: …}``.
@@ -256,6 +264,7 @@ class Grid:
     standins: tuple[StreamEntry | None, ...] = ()
     seeds: tuple[int, ...] = (0,)
     title: str = ""
+    unedited: bool = True
     scale: Literal["world", "standin", "full"] = "world"
     protocols: tuple[str, ...] = ("token_accuracy",)
     checkpoints: int = 1

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -10,11 +11,12 @@ from pipeline.config.build import build
 from pipeline.config.gguf_refs import gguf_reference
 from pipeline.config.grid import (
     DatasetEntry,
+    EditorEntry,
     Grid,
     ModelEntry,
 )
 from pipeline.config.hub_refs import names_revision, unpinned_checkpoint
-from pipeline.config.presets import PRESETS
+from pipeline.config.presets import PRESETS, preset_setting
 from pipeline.config.yaml_location import KeyPath, Located
 from pipeline.errors import ConfigError
 from rledit.datasets import FORMATS, DatasetError
@@ -32,13 +34,14 @@ def check_names(grid: Grid, located: Located) -> None:
             editor_class(entry.editor)
         except ValueError as error:
             raise ConfigError(f"{located.place(('editors', i, 'editor'))}: {error}") from None
-        settings = {"modules": ("down:0",), **entry.settings}
         path: KeyPath = ("editors", i, "settings")
-        config: Any = build(editor_class(entry.editor).Config, settings, path, located)
-        for stream in grid.streams:
-            problem = editor_class(entry.editor).batch_problem(config, stream.batch_size)
-            if problem is not None:
-                raise ConfigError(f"{located.place(path)}: {problem}")
+        for base in _preset_recipes(grid, entry):
+            settings = {"modules": ("down:0",), **base, **entry.settings}
+            config: Any = build(editor_class(entry.editor).Config, settings, path, located)
+            for stream in grid.streams:
+                problem = editor_class(entry.editor).batch_problem(config, stream.batch_size)
+                if problem is not None:
+                    raise ConfigError(f"{located.place(path)}: {problem}")
     for i, name in enumerate(grid.protocols):
         _known(name, PROTOCOLS, ("protocols", i), located, "protocol")
     for i, model in enumerate(grid.models):
@@ -65,6 +68,9 @@ def check_names(grid: Grid, located: Located) -> None:
         if dataset.format != "auto":
             _known(dataset.format, FORMATS, ("datasets", i, "format"), located, "format")
         _check_pools(dataset, ("datasets", i), located)
+        for k, name in enumerate(dataset.protocols):
+            own = dict.fromkeys(grid.protocols)
+            _known(name, own, ("datasets", i, "protocols", k), located, "protocol of the grid")
     if grid.standins and len(grid.standins) != len(grid.streams):
         raise ConfigError(f"{located.place(('proxies',))}: one for each stream, or none at all")
     if (problem := grid.resources.problem()) is not None:
@@ -75,6 +81,20 @@ def check_names(grid: Grid, located: Located) -> None:
     _unique([(e.editor, e.variant) for e in grid.editors], "editors", located)
     _unique([m.name for m in grid.models], "models", located)
     _unique([d.name for d in grid.datasets], "datasets", located)
+
+
+def _preset_recipes(grid: Grid, entry: EditorEntry) -> list[dict[str, Any]]:
+    """What the models' presets say of an editor's recipe, on which its other settings may rest."""
+    cls = editor_class(entry.editor)
+    found: list[dict[str, Any]] = []
+    for model in grid.models:
+        recipe = {}
+        if model.preset in PRESETS and any(f.name == "reference" for f in fields(cls.Config)):
+            preset = preset_setting(str(model.preset), cls.name, None, cls.target_modules)
+            recipe = {k: v for k, v in preset.values.items() if k == "reference"}
+        if recipe not in found:
+            found.append(recipe)
+    return found or [{}]
 
 
 def _check_real_facts(dataset: DatasetEntry, grid: Grid, path: KeyPath, located: Located) -> None:

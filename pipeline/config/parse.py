@@ -58,11 +58,22 @@ def load_grid(
         ConfigError: Anything unknown or ill-typed; names the place and the nearest valid names.
     """
     located = read_grid(path, overrides)
+    if not any(text.startswith("editors=") for text in overrides):
+        _add_unedited(located.data)
     grid = parse_grid(located)
     found = scaled(grid, scale, limit)
     small = found.scale != "full" and (scale is not None or "scale" in located.data)
     check_asked_for(located, small)
     return found
+
+
+def _add_unedited(data: dict[str, Any]) -> None:
+    """Name the unedited model among the editors of a grid that leaves it out unsaid."""
+    editors = data.get("editors")
+    if data.get("unedited", True) is not True or not isinstance(editors, list) or not editors:
+        return
+    if all(isinstance(entry, Mapping) and entry.get("editor") != "none" for entry in editors):
+        data["editors"] = [*editors, {"editor": "none"}]
 
 
 def read_grid(path: Path, overrides: Sequence[str] = ()) -> Located:

@@ -1,4 +1,5 @@
-"""Corpora for key covariance: the synthetic world's text, a file, or a file on the hub."""
+"""Corpora for key covariance: the synthetic world's text, sentences of the shipped real facts, a
+file, or a file on the hub."""
 
 from __future__ import annotations
 
@@ -13,9 +14,13 @@ from pipeline.errors import ConfigError
 from pipeline.inputs.edit_files import hub_file
 from pipeline.inputs.text_files import texts_of
 from rledit.datasets.errors import DatasetError
+from rledit.facts import sentences
 from rledit.world import World
 
 logger = logging.getLogger(__name__)
+
+REAL_FACTS = "real_facts"
+"""The corpus of sentences that the package ships, by the name that a grid has for it."""
 
 _SAMPLE = 1000  # documents whose length is kept, at least, where there are so many
 
@@ -49,9 +54,10 @@ def open_corpus(
     """The first `limit` documents of a corpus, or as many as it has.
 
     Args:
-        location: None for the synthetic world's text; a file as in `pipeline.inputs.text_files`:
-            ``.txt`` (a document a line), ``.jsonl`` or Parquet (a document in ``text``); or
-            ``hf://datasets/owner/name@revision/file``.
+        location: None for the synthetic world's text; `REAL_FACTS` for the sentences of the
+            shipped real facts (`rledit.facts.sentences`); a file as in
+            `pipeline.inputs.text_files`: ``.txt`` (a document a line), ``.jsonl`` or Parquet (a
+            document in ``text``); or ``hf://datasets/owner/name@revision/file``.
         limit: Number of documents.
         world: The synthetic world, if the cell has one.
         setting: What the grid calls the location, for messages.
@@ -66,6 +72,8 @@ def open_corpus(
                 "covariance: {corpus: wiki.jsonl}"
             )
         documents = tuple(_world_text(world))[:limit]
+    elif location == REAL_FACTS:
+        documents = sentences()[:limit]
     else:
         try:
             path = hub_file(location) if location.startswith("hf://") else Path(location)
@@ -83,8 +91,8 @@ def corpus_metadata(location: str | None, limit: int, world: World | None) -> Co
 
     A file that is shorter than what was asked for is used as it is, and says so.
     """
-    if location is None:
-        return _metadata(open_corpus(None, limit, world))
+    if location is None or location == REAL_FACTS:
+        return _metadata(open_corpus(location, limit, world))
     return _file_metadata(location, limit, file_version(location))
 
 

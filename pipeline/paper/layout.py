@@ -80,9 +80,18 @@ class Section:
     @property
     def title(self) -> str:
         """Models, datasets and stream."""
-        models = " / ".join(self.models) if len(self.models) == 1 else f"mean of {len(self.models)}"
         at = f", after {self.edits_at:,} edits" if self.edits_at is not None else ""
-        return f"{models} · {' + '.join(self.datasets)} · {self.stream[0]}×{self.stream[1]}{at}"
+        return f"{self.subject} · {self.dataset} · {self.stream[0]}×{self.stream[1]}{at}"
+
+    @property
+    def subject(self) -> str:
+        """Its model, or of how many the mean is taken."""
+        return self.models[0] if len(self.models) == 1 else f"mean of {len(self.models)}"
+
+    @property
+    def dataset(self) -> str:
+        """Its datasets in one word."""
+        return " + ".join(self.datasets)
 
     def published(self, method: Method, metric: Metric) -> Reference | None:
         """The published figure of a method, in our units; None where there is none."""
@@ -116,3 +125,8 @@ class Layout:
     protocols: Mapping[str, str]
     notes: tuple[str, ...] = ()
     paper_claims: tuple[Literal["gain", "total_time", "edit_time"], ...] = ()
+
+    @property
+    def model_names(self) -> tuple[str, ...]:
+        """Its models, in order."""
+        return tuple(dict.fromkeys(m for section in self.sections for m in section.models))

@@ -12,6 +12,7 @@ import yaml
 
 from pipeline.paper.layout import Layout, Method, Metric, Section
 from pipeline.paper.references import Source
+from pipeline.results.tables import method_order
 
 _FILE = yaml.safe_load((resources.files("pipeline.paper") / "layouts.yaml").read_text("utf-8"))
 
@@ -29,7 +30,7 @@ def _layout(name: str) -> Layout:
     return Layout(
         name=name,
         title=values["title"],
-        methods=tuple(map(_method, values["methods"])),
+        methods=tuple(sorted(map(_method, values["methods"]), key=_order)),
         sections=tuple(s for section in values["sections"] for s in _sections(**section)),
         protocols=values["protocols"],
         notes=tuple(values.get("notes", ())),
@@ -43,6 +44,11 @@ def _method(named: str | Mapping[str, Any]) -> Method:
         return Method(**named)
     known = _FILE["methods"][named]
     return Method(label=named, **(known if isinstance(known, dict) else {"editor": known}))
+
+
+def _order(method: Method) -> tuple[Any, ...]:
+    """Methods stand in the order of all tables."""
+    return method_order(method.editor, method.variant)
 
 
 def _sections(

@@ -19,7 +19,6 @@ from pipeline.paper.reference_grids import proxy_streams
 from pipeline.results.tables import OverSeeds
 
 SUBJECT = "RLEdit"
-_NOT_BASELINES = (SUBJECT, "Pre-edited")
 _LOCATE = ("ROME", "MEMIT", "PRUNE", "RECT", "AlphaEdit")
 
 # (section, method, metric) → figure, ours or the paper's.
@@ -69,8 +68,8 @@ class _Claim:
 
     @property
     def baselines(self) -> list[Method]:
-        """What it is compared with."""
-        return [method for method in self.methods if method.label not in _NOT_BASELINES]
+        """What it is compared with: no other recipe of its own is among them."""
+        return [m for m in self.methods if m.editor not in (self.subject.editor, "none")]
 
 
 def sentences(layout: Layout, cells: Sequence[CellRows]) -> tuple[Sentence, ...]:

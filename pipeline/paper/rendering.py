@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
-from string import ascii_lowercase
 from typing import Any
 
+from pipeline.paper.comparability import stream_name
 from pipeline.paper.paper_claims import Sentence
 from pipeline.paper.references import Reference
 from pipeline.paper.related_results import RelatedResult, related_results
+from pipeline.paper.signs import Signs
 from pipeline.paper.table import Block, Figure, PaperTable
+from pipeline.paper.table_sheets import beside, own_sheet
+from pipeline.results.latex import Fit
+from pipeline.results.pages import Piece, drawn, known_fit, render_page
 from pipeline.results.protocol_captions import definition
-from pipeline.results.sheets import ABSENT, Cell, Head, Sheet, as_csv, render_page
+from pipeline.results.sheets import ABSENT, Cell, Head, Sheet, as_csv
 
 _OTHERS = ("method", "model", "dataset", "setting", "Eff", "Gen", "Spe", "source", "confidence")
 _COLUMNS = (
@@ -22,40 +25,44 @@ _COLUMNS = (
 )  # fmt: skip
 
 
-@dataclass(frozen=True)
-class _Reasons:
-    """Reasons of verdicts, each with a letter."""
-
-    letters: dict[str, str] = field(default_factory=dict)
-
-    def letter(self, reason: str) -> str:
-        n = len(self.letters)
-        first = ascii_lowercase[n // 26 - 1] if n >= 26 else ""
-        return self.letters.setdefault(reason, first + ascii_lowercase[n % 26])
-
-
-def render_paper_table(table: PaperTable, fmt: str = "md") -> str:
+def render_paper_table(
+    table: PaperTable, fmt: str = "md", *, long: bool = False, fit: Fit | None = None
+) -> str:
     """Renders a table.
 
     Args:
-        fmt: "md", "latex" (booktabs), "html" (a fragment), or "csv" (one line per figure,
-            unrounded).
+        fmt: "md" (at most 120 characters wide), "latex", "html" (a fragment), or "csv" (one line
+            per figure, unrounded).
+        long: With all decimals, published spreads, intervals over edits and what other papers
+            print. In LaTeX the short form has our figures alone, as they stand in a paper.
+        fit: In LaTeX, what a table must fit; None: a column where that is possible, else a page.
 
     Raises:
-        TableError: the format is unknown.
+        TableError: the format is unknown, or has nothing to fit.
     """
+    known_fit(fmt, fit)
     if fmt == "csv":
         return as_csv(_COLUMNS, _csv_rows(table))
-    reasons = _Reasons()
+    if fmt == "latex" and not long:
+        return render_page(
+            "pipeline.paper", "own", fmt, table=table, title=_title(table), piece=_own(table, fit),
+            protocols=_protocols(table), streams=_streams(table), notes=_notes(table, own=True),
+        )  # fmt: skip
+    signs = Signs(figure.verdict for _, figure in _figures(table))
     others = [_other(row) for row in related_results(table.layout)]
+    related = Sheet(heads=_heads(_OTHERS), rows=others)
     return render_page(
         "pipeline.paper",
         "paper",
         fmt,
         table=table,
-        blocks=[_block(block, reasons) for block in table.blocks],
-        reasons=reasons.letters.items(),
-        others=Sheet(heads=_heads(_OTHERS), rows=others),
+        title=_title(table),
+        subjects=_subjects(table, signs, fmt, long, fit),
+        protocols=_protocols(table),
+        legend=signs.legend,
+        notes=_notes(table, long=long),
+        others=drawn(related, fmt, fit) if others and (long or fmt == "html") else None,
+        n_others=len(others),
         paper_claims=[_sentence(sentence) for sentence in table.paper_claims],
     )
 
@@ -65,44 +72,82 @@ def _heads(labels: Sequence[str]) -> list[Head]:
     return [Head(label=label, left=i < 2) for i, label in enumerate(labels)]
 
 
-def _block(block: Block, reasons: _Reasons) -> dict[str, Any]:
-    labels = ["method", "protocol"]
-    for metric in block.section.metrics:
-        labels += [metric.label, "paper", "Δ", "verdict"]
-    defined = [f"{name}: {definition(name)}" for name in block.protocol.split(" + ")]
-    rows = []
-    for line in block.lines:
-        row: list[Cell | str] = [line.label, line.figures[0].protocol]
-        for figure in line.figures:
-            row += _cells(figure, reasons)
-        rows.append(row)
-    return {
-        "title": block.title,
-        "protocol": block.protocol,
-        "definition": "; ".join(defined),
-        "sheet": Sheet(heads=_heads(labels), rows=rows),
-    }
+def _title(table: PaperTable) -> str:
+    """The title where a table has a number of its own: ``Main comparison (as table 2)``."""
+    number, colon, rest = table.layout.title.partition(": ")
+    if not colon or not number.startswith(("Table ", "Figure ")):
+        return table.layout.title
+    return f"{rest[0].upper()}{rest[1:]} (as {number.lower()} of the paper)"
 
 
-def _cells(figure: Figure, reasons: _Reasons) -> tuple[Cell | str, ...]:
-    """Ours, the paper's, difference and verdict."""
-    ours, paper, digits = figure.ours, figure.reference, figure.metric.digits
-    published = Cell() if paper is None else Cell(value=paper.value, std=paper.std, form="g")
-    return (
-        Cell(value=ours.mean, std=ours.std, interval=ours.interval, form=f".{digits}f"),
-        published,
-        Cell(value=figure.difference, form=f"+.{digits}f"),
-        _verdict(figure, reasons),
-    )
+def _own(table: PaperTable, fit: Fit | None) -> Piece:
+    """Ours alone on paper, with the mean where it takes no further line."""
+    without, with_mean = (drawn(own_sheet(table, mean=m), "latex", fit) for m in (False, True))
+    return with_mean if with_mean.as_compact_as(without) else without
 
 
-def _verdict(figure: Figure, reasons: _Reasons) -> str:
-    verdict = figure.verdict
-    if not verdict.reason:
-        return verdict.kind
-    if verdict.kind in ("reproduced", "differs"):
-        return f"{verdict.kind} ({verdict.reason})"
-    return f"{verdict.kind} ({reasons.letter(verdict.reason)})"
+def _subjects(
+    table: PaperTable, signs: Signs, fmt: str, long: bool, fit: Fit | None
+) -> list[dict[str, Any]]:
+    """The sections of each model, or of the mean of several."""
+    several = len(_protocols(table)) > 1
+    found: dict[str, list[dict[str, Any]]] = {}
+    for block in table.blocks:
+        title = _place(block) + (f"; protocol {block.protocol}" if several else "")
+        piece = drawn(beside(block, signs, long=long), fmt, fit)
+        found.setdefault(block.section.subject, []).append({"title": title, "piece": piece})
+    return [
+        {"name": table.models[subject][0], "title": table.models[subject][1], "blocks": blocks}
+        for subject, blocks in found.items()
+    ]
+
+
+def _place(block: Block) -> str:
+    """Dataset and stream of a section, and where ours was read."""
+    section = block.section
+    at = f", after {section.edits_at:,} edits" if section.edits_at is not None else ""
+    read = f"; read here: {', '.join(block.read)}" if block.read else ""
+    return f"{section.dataset} · {stream_name(section.stream)}{at}{read}"
+
+
+def _protocols(table: PaperTable) -> list[tuple[str, str]]:
+    """Every protocol of the table with what it means."""
+    names = dict.fromkeys(n for block in table.blocks for n in block.protocol.split(" + "))
+    return [(name, definition(name)) for name in names]
+
+
+def _streams(table: PaperTable) -> str:
+    """The stream of all figures, if it is one, and what it stands for."""
+    read = {(", ".join(b.read), stream_name(b.section.stream)) for b in table.blocks}
+    if len(read) > 1 or any(b.section.edits_at is not None for b in table.blocks):
+        return ""
+    ((here, asked),) = read
+    return f"stream {here} in place of {asked}" if here else f"stream {asked}"
+
+
+def _figures(table: PaperTable) -> Iterator[tuple[Block, Figure]]:
+    for block in table.blocks:
+        for line in block.lines:
+            for figure in line.figures:
+                yield block, figure
+
+
+def _notes(table: PaperTable, *, own: bool = False, long: bool = False) -> list[str]:
+    """What stands below: the table's notes, and what its signs and numbers are."""
+    notes = list(table.notes)
+    figures = [figure for _, figure in _figures(table)]
+    if table.scale == "full" and any(f.departures for f in figures if f.ours.values):
+        how = f"rledit table {table.layout.name} says how" if own else "the letters say how"
+        notes.append(f"Some figures were not measured as the published ones: {how}.")
+    sources = dict.fromkeys(b.section.source.label for b in table.blocks if b.section.source)
+    if sources and not own:
+        notes.append(f"Published figures: {'; '.join(sources)}.")
+    n_seeds = max((len(figure.ours.values) for figure in figures), default=0)
+    if n_seeds > 1:
+        notes.append(f"± is the sample standard deviation over {n_seeds} seeds.")
+    if long:
+        notes.append("[low, high] is the 95 % bootstrap interval over edits.")
+    return notes
 
 
 def _sentence(sentence: Sentence) -> str:

@@ -17,7 +17,8 @@ from pipeline.paper.references import Reference, published
 from pipeline.paper.verdicts import Verdict, judge
 from pipeline.results.lake.lake import Lake
 from pipeline.results.lake.records import remark_in
-from pipeline.results.sheets import MARK
+from pipeline.results.model_names import row_titles
+from pipeline.results.sheets import ABSENT, MARK
 from rledit.editors import editor_class
 
 
@@ -51,10 +52,18 @@ class Line:
 
     @property
     def label(self) -> str:
-        """What the line is called."""
-        shown = self.method.shown or self.method.label
-        marks = "†" if self.own_setting and not self.method.shown else ""
-        return shown + marks + (MARK if self.remarks else "")
+        """What the line is called, with its marks."""
+        return self.name + ("†" if self.marked_own else "") + (MARK if self.remarks else "")
+
+    @property
+    def name(self) -> str:
+        """What the method is called."""
+        return self.method.shown or self.method.label
+
+    @property
+    def marked_own(self) -> bool:
+        """Whether its settings are ours, and its name does not say so."""
+        return self.own_setting and not self.method.shown
 
     @property
     def remarks(self) -> list[str]:
@@ -72,18 +81,23 @@ class Block:
     lines: tuple[Line, ...]
 
     @property
-    def title(self) -> str:
-        """The section's, and where ours was read, if that is elsewhere."""
+    def read(self) -> list[str]:
+        """Where ours was read, if that is elsewhere than the published figures."""
         at = self.section.edits_at
         places = [p for line in self.lines for f in line.figures for p in f.places if p.done]
         read = {(p.stream, p.edits_for(at)): None for p in places if p.edits_for(at) is not None}
         if all(stream == self.section.stream for stream, _ in read):
-            return self.section.title
-        named = [
+            return []
+        return [
             stream_name(stream) + ("" if at is None else f" after {n:,} edits")
             for stream, n in read
         ]
-        return f"{self.section.title}; read here: {', '.join(named)}"
+
+    @property
+    def title(self) -> str:
+        """The section's, and where ours was read, if that is elsewhere."""
+        read = f"; read here: {', '.join(self.read)}" if self.read else ""
+        return f"{self.section.title}{read}"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -92,14 +106,21 @@ class PaperTable:
 
     Attributes:
         scale: What kind of models our figures are about; "" where there are none.
+        models: Name and title of each model, by its name in the layout: proxies are called so.
         paper_claims: The paper's sentences, computed from our rows.
     """
 
     layout: Layout
     scale: str
+    models: Mapping[str, tuple[str, str]]
     blocks: tuple[Block, ...]
     paper_claims: tuple[Sentence, ...]
     notes: tuple[str, ...]
+
+    @property
+    def proxies(self) -> bool:
+        """Whether our figures are those of small models that stand for the published ones."""
+        return self.scale in ("proxy", "world")
 
     @property
     def verdicts(self) -> list[Verdict]:
@@ -125,10 +146,12 @@ def paper_table(lake: str | Lake, name: str, scale: str | None = None) -> PaperT
     cells = read_cells(lake, name, scale)
     blocks = tuple(_block(section, layout, cells) for section in layout.sections)
     shown = cells[0].scale if cells else ""
-    notes = [*layout.notes, *_notes(blocks, shown)]
+    models = _models(layout, cells, shown)
+    notes = [*layout.notes, *_notes(blocks, shown, models)]
     return PaperTable(
         layout=layout,
         scale=shown,
+        models=models,
         blocks=blocks,
         paper_claims=sentences(layout, cells),
         notes=tuple(notes),
@@ -232,27 +255,58 @@ def _is_own(method: Method, section: Section) -> bool:
     )
 
 
-def _notes(blocks: Sequence[Block], scale: str) -> list[str]:
+def _models(layout: Layout, cells: Sequence[CellRows], scale: str) -> dict[str, tuple[str, str]]:
+    """Name and title of each model, and of the means over several of them."""
+    several = " (proxies)" if scale in ("proxy", "world") else ""
+    found = {}
+    for section in layout.sections:
+        mean = f"{section.subject} models{several}"
+        found[section.subject] = (mean, mean)
+    rows = [
+        {"scale": scale, "model": model, "preset": True, "parameters": parameters}
+        for model in layout.model_names
+        for parameters in {None, *(c.resolved.get("parameters") for c in cells if c.model == model)}
+    ]
+    return found | {model: titles for (_, model), titles in row_titles(rows).items()}
+
+
+def _notes(blocks: Sequence[Block], scale: str, models: Mapping[str, tuple[str, str]]) -> list[str]:
     notes = []
     if scale in ("proxy", "world"):
         notes.append(
             "Figures of proxy models show that the grid runs; they say nothing about the models."
         )
     lines = [(block, line) for block in blocks for line in block.lines]
-    figures = [figure for _, line in lines for figure in line.figures]
-    if scale == "full" and any(f.departures for f in figures if f.ours.values):
-        notes.append("Some figures were not measured as the published ones: the letters say how.")
-    if any(line.own_setting and not line.method.shown for _, line in lines):
-        notes.append("† our own setting: no paper gives the method's settings on this model.")
+    own: dict[str, dict[str, None]] = {}
+    for block, line in lines:
+        if line.marked_own and len(block.section.models) == 1:
+            own.setdefault(line.name, {})[models[block.section.subject][0]] = None
+    places: dict[str, list[str]] = {}
+    for name, where in own.items():
+        places.setdefault(", ".join(where), []).append(name)
     notes += [
-        f"{MARK} {text}: {line.method.label}, {block.section.title}."
+        f"† our own setting, as no paper gives one: {', '.join(names)} on {where}."
+        for where, names in places.items()
+    ]
+    notes += dict.fromkeys(
+        f"{MARK} {text}: {line.method.label} on {models[block.section.subject][0]}, "
+        f"{block.section.dataset}, {stream_name(block.section.stream)}."
         for block, line in lines
         for text in line.remarks
+    )
+    return notes + _refusals(lines)
+
+
+def _refusals(lines: Sequence[tuple[Block, Line]]) -> list[str]:
+    """What a table cannot show because of the data: a line for every reason and dataset."""
+    places: dict[tuple[str, str], dict[str, None]] = {}
+    for _, line in lines:
+        for figure in line.figures:
+            for cell in (cell for place in figure.places for cell in place.cells):
+                if cell.status == "skipped" and cell.reason:
+                    place = (cell.reason, cell.dataset)
+                    places.setdefault(place, {})[line.name] = None
+    return [
+        f"{ABSENT} {', '.join(methods)} on {dataset}: {reason}."
+        for (reason, dataset), methods in places.items()
     ]
-    sources = dict.fromkeys(b.section.source.label for b in blocks if b.section.source)
-    if sources:
-        notes.append(f"Published figures: {'; '.join(sources)}.")
-    if max((len(figure.ours.values) for figure in figures), default=0) > 1:
-        notes.append("± is the sample standard deviation over seeds.")
-    notes.append("[low, high] is the 95 % bootstrap interval over edits.")
-    return notes

@@ -24,7 +24,7 @@ from rledit.protocols import protocol
 from rledit.records import Edit, Split
 from rledit.world import World
 
-VALIDATED_BATCHES = 10
+VALIDATED_BATCHES = 20
 """Batches that a training is validated on at most, where its settings name no number."""
 
 
@@ -52,11 +52,23 @@ def calibration_edits(cell: Cell) -> int:
 
 
 def validation_batches(cell: Cell) -> int:
-    """Batches of the stream that training is validated on; 0 where it is not."""
+    """Batches of the stream that training is validated on; 0 where it is not.
+
+    As many as the evaluation stream has, where the pool holds them: steps that suit a short stream
+    are too large for a long one.
+    """
     if cell.stopping is None:
         return 0
     held = cell.source().sizes()["validation"] // cell.stream.batch_size
-    return cell.stopping.batches or min(cell.trajectory_batches, VALIDATED_BATCHES, held)
+    return cell.stopping.batches or min(cell.stream.n_batches, VALIDATED_BATCHES, held)
+
+
+def former_validation_batches(cell: Cell) -> int:
+    """How many there were in earlier versions, whose keys do not say."""
+    if cell.stopping is None:
+        return 0
+    held = cell.source().sizes()["validation"] // cell.stream.batch_size
+    return cell.stopping.batches or min(cell.trajectory_batches, 10, held)
 
 
 def validation_edits(cell: Cell) -> list[Edit]:
@@ -100,8 +112,7 @@ def read_quantisation(cell: Cell) -> Quantised | None:
 @once
 def read_corpus(cell: Cell) -> CorpusMetadata:
     """The corpus of the cell's key covariance: its hash, its documents and a sample of them."""
-    entry = cell.statistics
-    return corpus_metadata(entry.corpus, entry.documents, own_world(cell))
+    return corpus_metadata(cell.corpus, cell.statistics.documents, own_world(cell))
 
 
 def own_world(cell: Cell) -> World | None:

@@ -30,9 +30,11 @@ from pipeline.inputs.tokenizer_files import thinking_switches, writes_bos
 from pipeline.plan.cell_data import (
     calibration_edits,
     calibration_pool,
+    former_validation_batches,
     own_world,
     read_corpus,
     read_quantisation,
+    validation_batches,
 )
 from pipeline.plan.cells import Cell
 from pipeline.plan.spec import once
@@ -65,6 +67,7 @@ def identity_of(cell: Cell) -> dict[str, Any]:
             "stream": asdict(cell.stream),
             "seed": cell.seed,
             **_training_seed(cell),
+            **_validated(cell),
             "protocols": list(cell.protocols),
             "checkpoints": cell.checkpoints,
             **({"also_after": cell.also_after} if cell.also_after else {}),
@@ -125,10 +128,17 @@ def _train_key(cell: Cell, known: dict[str, Any]) -> str:
     kept = ("key_version", "model", "dataset", "editor", "editor_source", "settings", "seed")
     identity = {name: known[name] for name in (*kept, "calibration", "threads") if name in known}
     identity["seed"] = cell.training_seed
+    identity |= _validated(cell)
     # Training draws from the train pool only, whatever the stream is drawn from.
     identity["dataset"] = {k: v for k, v in identity["dataset"].items() if k != "split"}
     batch = cell.stream.batch_size
     return fingerprint(identity | {"trajectory": [cell.trajectory_batches, batch]})
+
+
+def _validated(cell: Cell) -> dict[str, int]:
+    """Batches that training is validated on, where they are others than settings alone say."""
+    found = validation_batches(cell)
+    return {"validated": found} if found != former_validation_batches(cell) else {}
 
 
 def _training_seed(cell: Cell) -> dict[str, int]:

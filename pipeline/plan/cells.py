@@ -24,6 +24,7 @@ from pipeline.config.presets import (
 )
 from pipeline.config.yaml_location import Located
 from pipeline.errors import ConfigError
+from pipeline.inputs.corpus import REAL_FACTS
 from pipeline.inputs.datasets import source_of, world_of
 from pipeline.inputs.gguf_checkpoints import known_preset
 from pipeline.plan.spec import CellSpec
@@ -173,6 +174,14 @@ class Cell(CellSpec):
         each = int(getattr(self.settings, "trajectories_per_step", 1))
         return steps * each * self.trajectory_batches
 
+    @property
+    def corpus(self) -> str | None:
+        """The corpus of the cell's key covariance: the grid's, or the sentences of the shipped real
+        facts for a checkpoint that is edited with these; None: the text of the synthetic world."""
+        own = self.statistics.corpus
+        shipped = self.dataset.real_facts and self.model.checkpoint is not None
+        return REAL_FACTS if own is None and shipped else own
+
     def source(self) -> EditSource:
         """Opens the data that the cell's edits come from, once per process."""
         return source_of(self.dataset, self.known)
@@ -196,7 +205,7 @@ def cells_of(grid: Grid) -> list[Cell]:
             editor=editor,
             stream=stream,
             seed=seed,
-            protocols=grid.protocols,
+            protocols=dataset.protocols or grid.protocols,
             checkpoints=grid.checkpoints,
             also_after=_shorter(grid, stream, editor),
             probes=grid.probes,

@@ -10,6 +10,7 @@ from collections.abc import Sequence
 
 from pipeline.config.stored_words import documented_value
 from pipeline.errors import ConfigError
+from pipeline.inputs.corpus import REAL_FACTS
 from pipeline.inputs.datasets import lacking, pool_origin, pool_remedy, source_of
 from pipeline.plan.cell_data import available_edits, calibration_edits, read_quantisation
 from pipeline.plan.cells import Cell
@@ -183,9 +184,7 @@ def check_corpus(cells: Sequence[Cell]) -> None:
     lacking = [
         cell
         for cell in cells
-        if "statistics" in cell.needs
-        and cell.model.checkpoint is not None
-        and cell.statistics.corpus is None
+        if "statistics" in cell.needs and cell.model.checkpoint is not None and cell.corpus is None
     ]
     if lacking:
         editors = list(dict.fromkeys(cell.label for cell in lacking))
@@ -194,7 +193,8 @@ def check_corpus(cells: Sequence[Cell]) -> None:
         raise ConfigError(
             f"covariance.corpus is not given, and {', '.join(editors)} {need} key covariance of "
             f"running text on {models}: give a .txt, .jsonl or Parquet file with --set "
-            f"covariance.corpus=wiki.jsonl, or leave {', '.join(editors)} out"
+            f"covariance.corpus=wiki.jsonl, take the sentences that the package ships with "
+            f"covariance.corpus={REAL_FACTS}, or leave {', '.join(editors)} out"
         )
 
 

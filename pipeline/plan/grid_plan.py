@@ -12,12 +12,14 @@ from pipeline.errors import ConfigError
 from pipeline.inputs.checkpoints import check_weights, is_folder
 from pipeline.inputs.content_hashes import changed_fields
 from pipeline.inputs.datasets import lacking, pool_origin, source_of, unread
-from pipeline.plan.cell_data import read_not_measured
+from pipeline.plan.cell_data import read_not_measured, validation_batches
 from pipeline.plan.cell_keys import address_of, identity_of, key_of
 from pipeline.plan.cells import Cell, cells_of
 from pipeline.plan.checks import check_cell, check_corpus, check_rows, skip_reason
+from pipeline.plan.done_cells import Containing, contained_cells, contains, find_done
 from pipeline.plan.versions import code_version
 from pipeline.results.lake.addresses import doubles, place_of, shown
+from pipeline.results.lake.contained import ContainedCell
 from pipeline.results.lake.key_versions import without_labels
 from pipeline.results.lake.lake import Lake
 from pipeline.results.lake.records import SCORES, CellRecord
@@ -38,6 +40,7 @@ class Plan:
         refused: Why cells cannot run, by key, as preflight found out.
         other_code: Version of the code by key, of cells with rows in the lake that other code
             than this made. They are done, or outdated where they are to be run again.
+        contained: Cells that another one has the rows of, done or to run, by key.
         shared: Names of the other grids of the lake that ask for a cell, by key.
         doubles: Finished rows of an earlier version that are one cell today, by key, the one that
             counts first.
@@ -49,6 +52,7 @@ class Plan:
     outdated: tuple[str, ...]
     refused: Mapping[str, str] = field(default_factory=dict)
     other_code: Mapping[str, str] = field(default_factory=dict)
+    contained: Mapping[str, Containing] = field(default_factory=dict)
     shared: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     doubles: Mapping[str, Sequence[CellRecord]] = field(default_factory=dict)
 
@@ -58,12 +62,23 @@ class Plan:
 
     @property
     def missing(self) -> tuple[Cell, ...]:
-        """Cells still to run, each once, however many addresses of the grid it has."""
+        """Cells still to run, each once, however many addresses of the grid it has.
+
+        One that is contained in another is not run, unless that one is refused.
+        """
         first = {key_of(cell): cell for cell in reversed(self.cells)}
+        answered = self.done | {contained.address.cell_key for contained in self.without_rows}
         return tuple(
             cell
             for cell in self.cells
-            if key_of(cell) not in self.done and first[key_of(cell)] is cell
+            if key_of(cell) not in answered and first[key_of(cell)] is cell
+        )
+
+    @property
+    def without_rows(self) -> list[ContainedCell]:
+        """Cells that are shown with the rows of another cell, done or still to run."""
+        return contained_cells(
+            self.cells, {k: c for k, c in self.contained.items() if c.key not in self.refused}
         )
 
 
@@ -100,26 +115,21 @@ def make_plan(
     check_corpus(cells)
     for cell in cells:
         check_cell(cell)
-    asked = {key_of(cell) for cell in cells}
     rows = lake.rows() if lake.exists() else []
     records = shown(rows, lake.addresses()) if rows else []
-    known = {r.address.cell_key: r for r in records if r.address.cell_key in asked}
-    other_code = {
-        key: str(record.values["code_version"])
-        for key, record in known.items()
-        if record.done and record.values["code_version"] != code_version()
-    }
-    again = tuple(other_code) if rerun_other_code else ()
+    outdated = _outdated(cells, records, replace)
+    found = find_done(cells, records, rerun_other_code, outdated, grid.share_prefixes)
+    asked = {key_of(cell) for cell in cells}
+    again = tuple(found.other_code) if rerun_other_code else ()
     return Plan(
         cells=cells,
-        done=frozenset(key for key, record in known.items() if record.done) - {*again},
-        failed={
-            key: record.reason or record.status for key, record in known.items() if not record.done
-        },
-        outdated=(*_outdated(cells, records, replace), *again),
-        other_code=other_code,
-        shared=_shared(grid.name, known, records),
-        doubles={key: found for key, found in doubles(rows).items() if key in asked},
+        done=found.done,
+        failed=found.failed,
+        outdated=(*outdated, *again),
+        other_code=found.other_code,
+        contained=found.contained,
+        shared=_shared(grid.name, asked, records),
+        doubles={key: several for key, several in doubles(rows).items() if key in asked},
     )
 
 
@@ -138,8 +148,11 @@ def _outdated(cells: Sequence[Cell], records: Sequence[CellRecord], replace: boo
         if stands is None or key in asked:
             left.add(key)
         elif record.done:
+            identity = without_labels(record.values["identity"])
+            if contains(identity, identity_of(stands)):
+                left.add(key)
+                continue
             if not replace:
-                identity = without_labels(record.values["identity"])
                 changes = changed_fields(identity, identity_of(stands))
                 raise ConfigError(
                     f"{stands.path} is in the lake with other settings: {'; '.join(changes)}. Give "
@@ -176,6 +189,9 @@ def shared_lines(plan: Plan) -> list[str]:
         by_key.setdefault(key_of(cell), []).append(cell.path)
     for first, *others in by_key.values():
         lines += [f"shared: {path} is the same cell as {first}, run once" for path in others]
+    for key, whole in plan.contained.items():
+        state = "which is done" if whole.done else "which is run"
+        lines.append(f"shared: {by_key[key][0]} has its rows in {whole.name}, {state}")
     return lines
 
 
@@ -210,10 +226,22 @@ def pool_lines(cells: Sequence[Cell]) -> list[str]:
         for probe in PROBES:
             if n := sum(lacking(dataset, split, probe) for split in SPLITS):
                 lines.append(f"  without a {probe}: {n} of {total}, not scored by one")
+        lines += [f"  {line}" for line in _validated_short(cells, dataset)]
         lines += [f"  {line}" for line in _unmeasured(cells, dataset)]
         for file, keys in unread(dataset).items():
             lines.append(f"  not read of {file}: {unread_keys(keys)}")
     return lines
+
+
+def _validated_short(cells: Sequence[Cell], dataset: DatasetEntry) -> list[str]:
+    """Trainings that are validated on a shorter stream than they are evaluated on."""
+    found = {
+        f"{cell.label} is validated on {n} batches and edits {cell.stream.n_batches}: steps that "
+        "suit a short stream may be too large for a long one"
+        for cell in cells
+        if cell.dataset == dataset and (n := validation_batches(cell)) and n < cell.stream.n_batches
+    }
+    return sorted(found)
 
 
 def _unmeasured(cells: Sequence[Cell], dataset: DatasetEntry) -> Iterator[str]:

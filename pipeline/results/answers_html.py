@@ -11,8 +11,8 @@ from markupsafe import Markup, escape
 
 from pipeline.results.answers_text import shown
 from pipeline.results.find_answers import Asked, Question, Said, find_answers, spread
+from pipeline.results.pages import render_page
 from pipeline.results.query import Connection, query, quoted
-from pipeline.results.sheets import render_page
 from pipeline.results.tables import stream_label
 
 SHOWN_ROWS = 20

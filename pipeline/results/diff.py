@@ -5,6 +5,7 @@
   matched by the rest of their identity.
 - Where both cells ran with equal threads and ranks, floats must agree bitwise; otherwise to 1e-5
   (relative, or absolute below 1).
+- A cell that is contained in another (`pipeline.results.lake.contained`) has no rows of its own.
 - Not compared: times, memory, the machine's library versions, execution settings. A different
   code version is noted, because comparing versions is a reason to call this.
 """
@@ -79,7 +80,9 @@ def diff_lakes(a: str | Lake, b: str | Lake, grid: str | None = None) -> DiffRep
     for lake in lakes:
         if not lake.exists():
             raise LakeError(f"there is no lake at {lake.storage}: a diff needs two existing lakes")
-    first, second = ({r.address.cell_key: r for r in lake.manifest(grid)} for lake in lakes)
+    first, second = (
+        {r.address.cell_key: r for r in lake.manifest(grid) if r.asked is None} for lake in lakes
+    )
     if grid is not None and not first and not second:
         raise LakeError(_no_grid(grid, lakes))
     pairs, alone = _pairs(first, second)

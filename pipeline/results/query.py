@@ -47,16 +47,28 @@ def _placed(table: str) -> str:
         f"batch_size, n_batches) FROM {table}"
     )
     cells = (
-        f"SELECT stored_key, cell_key, {_LABELS}, editor, seed, batch_size, n_batches "
-        "FROM lake_cells"
+        f"SELECT stored_key, cell_key, {_LABELS}, editor, seed, batch_size, n_batches, "
+        "asked_protocols, asked_edits FROM lake_cells"
     )
     return f"({rows}) JOIN ({cells}) USING (stored_key)"
 
 
+# Of a cell that is contained in another, the rows that it asks for.
+_OF_ITS_STREAM = "(asked_edits IS NULL OR checkpoint <= asked_edits)"
+_OF_ITS_PROTOCOLS = (
+    "(asked_protocols IS NULL OR protocol IS NULL OR list_contains(asked_protocols, protocol))"
+)
+_OF_ITS_STEPS = (
+    "(asked_edits IS NULL OR step <= asked_edits OR metric SIMILAR TO '(train|validation)_.*')"
+)
+
+
 _VIEWS = {
-    "runs": """
+    "runs": f"""
         SELECT c.grid, c.cell_key AS cell, c.editor, c.variant, c.model, c.dataset, c.scale,
-               c.seed, c.batch_size, c.n_batches, s.n_edits, s.final, s.protocol,
+               c.seed, c.batch_size, c.n_batches, s.n_edits,
+               CASE WHEN c.asked_edits IS NULL THEN s.final ELSE s.n_edits = c.asked_edits END
+               AS final, s.protocol,
                coalesce(c.identity->>'$.model.prompt.template', 'bare') AS prompt, s.efficacy,
                s.generalization, s.specificity, s.specificity_self, c.train_seconds, c.edit_ms,
                c.peak_memory_gb, c.data_hash, c.code_version, c.status,
@@ -66,11 +78,12 @@ _VIEWS = {
             SELECT cell_key AS stored_key, * EXCLUDE (cell_key) FROM lake_scores
             UNION ALL BY NAME
             SELECT DISTINCT stored_key FROM lake_cells WHERE status <> 'done'
-        ) s USING (stored_key)""",
+        ) s USING (stored_key)
+        WHERE (s.checkpoint IS NULL OR {_OF_ITS_STREAM}) AND {_OF_ITS_PROTOCOLS}""",
     "edits": f"""
         SELECT {_ADDRESS}, checkpoint, protocol, edit_index, batch_index, edit_id, {_SCORES},
                superseded
-        FROM {_placed("lake_edits")}""",
+        FROM {_placed("lake_edits")} WHERE {_OF_ITS_STREAM} AND {_OF_ITS_PROTOCOLS}""",
     "answers": f"""
         SELECT {_ADDRESS}, checkpoint, edit_index, edit_id, probe, probe_index, prompt, target,
                before, answer, before_logprob, target_logprob, had_target, has_target, is_target,
@@ -80,11 +93,13 @@ _VIEWS = {
                    target_logprob AS before_logprob, has_target AS had_target
             FROM lake_answers WHERE checkpoint = 0
         ) USING (stored_key, edit_index, probe, probe_index)
-        WHERE checkpoint > 0""",
-    "curves": f"SELECT {_ADDRESS}, step, metric, value FROM {_placed('lake_steps')}",
+        WHERE checkpoint > 0 AND {_OF_ITS_STREAM}""",
+    "curves": f"""
+        SELECT {_ADDRESS}, step, metric, value
+        FROM {_placed("lake_steps")} WHERE {_OF_ITS_STEPS}""",
     "cells": f"""
         SELECT {_ADDRESS}, * EXCLUDE (cell_key, grid, editor, variant, model, dataset, scale, seed,
-               batch_size, n_batches, stored_key)
+               batch_size, n_batches, stored_key, asked_protocols, asked_edits)
         FROM lake_cells""",
 }
 VIEWS = tuple(_VIEWS)
@@ -180,7 +195,9 @@ def runs(
     Args:
         final: keep only the last checkpoint of each cell, and cells without scores. A longer stream
             that was scored for a shorter one answers for it, with its own costs. A row then has
-            `not_measured` (what → why) where the cell's data has nothing to measure it on.
+            `not_measured` (what → why) where the cell's data has nothing to measure it on,
+            `reason` where it has no result, and of a model that was trained on the spot
+            `parameters`, and `preset` where it has the settings of a published model.
     """
     connection = lake if isinstance(lake, duckdb.DuckDBPyConnection) else connect(lake)
     of = "TRUE" if grid is None else f"grid = {quoted(grid)}"
@@ -202,17 +219,23 @@ def runs(
     own += [
         row for row in prefixes if answering.setdefault(_place(row), row["cell"]) == row["cell"]
     ]
-    _add_unmeasured(own, of, connection)
+    _add_remarks(own, of, connection)
     return sorted(own, key=lambda row: [row[name] for name in _ADDRESS_ORDER.split(", ")])
 
 
-def _add_unmeasured(rows: Sequence[dict[str, Any]], of: str, connection: Connection) -> None:
-    """Say in each row what was asked for and could not be measured on the cell's data, and why."""
-    sql = f"SELECT cell, resolved->'$.not_measured' FROM cells WHERE {of}"
-    found = {cell: json.loads(text) for cell, text in query(sql, connection).rows if text}
+def _add_remarks(rows: Sequence[dict[str, Any]], of: str, connection: Connection) -> None:
+    """Say in each row what a table must say of its cell and the view has no column for."""
+    sql = f"""SELECT cell, reason, resolved->'$.not_measured' AS not_measured,
+        CAST(resolved->>'$.parameters' AS BIGINT) AS parameters,
+        resolved->>'$.preset.name' AS preset
+        FROM cells WHERE {of}"""
+    found: dict[str, dict[str, Any]] = {}
+    for said in query(sql, connection).dicts():
+        if said["not_measured"] is not None:
+            said["not_measured"] = json.loads(said["not_measured"])
+        found[said.pop("cell")] = {k: v for k, v in said.items() if v is not None}
     for row in rows:
-        if row["cell"] in found:
-            row["not_measured"] = found[row["cell"]]
+        row.update(found.get(row["cell"], {}))
 
 
 def _place(row: Mapping[str, Any]) -> tuple[Any, ...]:

@@ -18,6 +18,8 @@ from pipeline.results import figures
 from pipeline.results.answers_html import answers_html
 from pipeline.results.lake.lake import Lake
 from pipeline.results.lake.records import CellRecord, prompt_of, remark_in
+from pipeline.results.model_names import model_name, row_titles
+from pipeline.results.pages import render_page
 from pipeline.results.protocol_captions import (
     SCORE_DEFINITIONS,
     definition,
@@ -27,7 +29,6 @@ from pipeline.results.protocol_captions import (
 from pipeline.results.query import Connection, connect, runs
 from pipeline.results.rendering import format_value, render_table
 from pipeline.results.report_queries import questions
-from pipeline.results.sheets import render_page
 from pipeline.results.tables import Column, build_table, editor_label, stream_label
 from pipeline.storage.object_store import Storage
 from rledit.errors import UserError
@@ -115,7 +116,7 @@ def _page(
         counts=dict(sorted(Counter(record.status for record in records).items())),
         header=header(records, protocols),
         published=None if published is None else Markup(published),
-        table=Markup(render_table(build_table(rows), "html", bold_best=True)),
+        table=Markup(render_table(build_table(rows), "html", long=True)),
         protocols=[(name, definition(name)) for name in protocols],
         scores=SCORE_DEFINITIONS.values(),
         sections=sections,
@@ -155,9 +156,10 @@ def summaries(rows: Sequence[Row], preferred: Mapping[str, str]) -> list[Summary
         preferred: dataset → protocol to rank by, where there are scores by it.
     """
     found = []
+    names = row_titles(rows)
     for subject in _subjects(rows):
         here = _of_subject(rows, subject)
-        _, model, dataset = subject
+        model, dataset = names[subject[:2]][0], subject[2]
         done = [row for row in here if row["status"] == "done"]
         if not done:
             found.append(Summary(text=f"{dataset} on {model}: no cell finished.", ranking=()))
@@ -203,6 +205,7 @@ def _sections(
     Each section has what its registry draws, every dataset under the protocol of its table.
     """
     style = figures.styles(figures.framed(rows))
+    names = row_titles(rows)
     subjects = _subjects([row for row in rows if row["status"] == "done"])
     models = sorted({(row["scale"], row["model"]) for row in rows})
     overviews: list[Subject] = [(scale, model, None) for scale, model in models]
@@ -226,7 +229,8 @@ def _sections(
         registry = figures.OVERVIEWS if dataset is None else figures.FIGURES
         pictures = tuple(picture for draw in registry.values() for picture in draw(figure_data))
         if pictures:
-            title = f"{dataset or 'all datasets'} on {model} ({_named(shown)})"
+            name, _ = names[scale, model]
+            title = f"{dataset or 'all datasets'} on {name} ({_named(shown)})"
             sections.append(Section(title=title, pictures=pictures))
     return sections
 
@@ -251,7 +255,8 @@ def header(records: Sequence[CellRecord], protocols: Sequence[str]) -> list[tupl
     """What a number must not be read without: protocol, scale, code and data."""
     metadata = dict(provenance(records))
     # Here the name is enough; which weights it stands for is said at the end of the report.
-    metadata["model"] = ", ".join(sorted({record.address.model for record in records}))
+    models = {model_name(record.address.model, record.address.scale) for record in records}
+    metadata["model"] = ", ".join(sorted(models))
     names = ("prompts", "scale", "model", "data", "streams", "seeds", "code version")
     found = [("protocol", ", ".join(protocols))] if protocols else []
     return found + [(name, _short_hashes(metadata[name])) for name in names if name in metadata]

@@ -1,19 +1,16 @@
-"""Tables as text: one structure, and a renderer each for terminals, Markdown, LaTeX, HTML and CSV.
+"""Tables before they are written down: cells, heads and rows, and their text in lines.
 
-Whoever makes a table fills a `Sheet`. Pages around sheets (captions, notes) are Jinja templates
-`NAME.FORMAT.j2`, which draw a sheet by the macro in `sheet.FORMAT.j2`.
+Whoever makes a table fills a `Sheet`; `fitting` breaks one that is too wide into several, and
+`pages` writes them as Markdown, LaTeX or HTML.
 """
 
 from __future__ import annotations
 
 import csv
 import io
-from collections import Counter
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
-from typing import Any
-
-import jinja2
+from collections.abc import Collection, Iterable, Sequence
+from dataclasses import dataclass, replace
+from itertools import groupby
 
 from rledit.errors import UserError
 
@@ -38,6 +35,7 @@ class Cell:
         mark: The sign of a footnote.
         note: What is said in brackets behind it.
         best: Whether it is the best of its column.
+        second: Whether it is the second of its column.
         text: What stands there without a number.
     """
 
@@ -48,6 +46,7 @@ class Cell:
     mark: str = ""
     note: str = ""
     best: bool = False
+    second: bool = False
     text: str = ABSENT
 
     def __str__(self) -> str:
@@ -71,12 +70,13 @@ class Head:
 
     Attributes:
         label: What it says.
-        group: What neighbouring columns have in common; "" for none.
+        groups: What the column has in common with its neighbours, the outermost first, such as
+            model and dataset: one name for each level of heads.
         left: Whether the column names the row: on the left, in HTML a head of its row.
     """
 
     label: str
-    group: str = ""
+    groups: tuple[str, ...] = ()
     left: bool = False
 
 
@@ -85,25 +85,70 @@ class Sheet:
     """A table that only has to be written down.
 
     Attributes:
-        name: What all figures are by, such as a protocol. It stands with every group; in Markdown,
-            which has one line of heads, over the last column of row names.
+        title: What all its columns have in common and no head says.
+        apart: How many of the first rows a rule parts from the rest.
     """
 
     heads: Sequence[Head]
     rows: Sequence[Sequence[Cell | str]]
-    name: str = ""
+    title: str = ""
+    apart: int = 0
 
     @property
-    def groups(self) -> list[tuple[str, int]]:
-        """Groups in order, with how many columns each spans."""
-        return list(Counter(head.group for head in self.heads if head.group).items())
+    def n_left(self) -> int:
+        """Columns that name the row; they come first."""
+        return sum(head.left for head in self.heads)
+
+    @property
+    def depth(self) -> int:
+        """Levels of groups."""
+        return max((len(head.groups) for head in self.heads), default=0)
+
+    def values(self, level: int) -> list[str]:
+        """The distinct names at a level of groups, in order."""
+        return list(dict.fromkeys(h.groups[level] for h in self.heads if not h.left))
+
+    def spans(self, level: int) -> list[tuple[str, int]]:
+        """The groups at a level, each with how many columns it spans."""
+        outer = (head.groups[: level + 1] for head in self.heads if not head.left)
+        return [(key[-1], len(list(run))) for key, run in groupby(outer)]
+
+    def columns(self, kept: Collection[int]) -> Sheet:
+        """The columns that name the row and the chosen ones, by place."""
+        places = [i for i, head in enumerate(self.heads) if head.left or i in kept]
+        return replace(
+            self,
+            heads=[self.heads[i] for i in places],
+            rows=[[row[i] for i in places] for row in self.rows],
+        )._tidied()
+
+    def only(self, level: int, values: Collection[str]) -> Sheet:
+        """The columns with one of these names at a level of groups."""
+        return self.columns(
+            [i for i, h in enumerate(self.heads) if not h.left and h.groups[level] in values]
+        )
+
+    def _tidied(self) -> Sheet:
+        """A level that has become the same in all columns is said in the title."""
+        same = [level for level in range(self.depth) if len(self.values(level)) == 1]
+        if not same:
+            return self
+        heads = [
+            replace(h, groups=tuple(g for i, g in enumerate(h.groups) if i not in same))
+            for h in self.heads
+        ]
+        said = [self.title, *(self.values(level)[0] for level in same)]
+        return replace(self, heads=heads, title=" · ".join(filter(None, said)))
 
     @property
     def lines(self) -> list[list[str]]:
-        """Heads and rows as text, the group before each head."""
-        heads = [f"{head.group} {head.label}".strip() for head in self.heads]
-        if self.name:
-            heads[sum(head.left for head in self.heads) - 1] = self.name
+        """Heads and rows as text; the first column of a group says which group it is."""
+        heads: list[str] = []
+        before: tuple[str, ...] = ()
+        for head in self.heads:
+            new = head.groups and head.groups != before
+            heads.append(f"{' '.join(head.groups)}: {head.label}" if new else head.label)
+            before = head.groups
         return [heads, *([str(cell) for cell in row] for row in self.rows)]
 
 
@@ -133,59 +178,3 @@ def as_csv(columns: Iterable[object], rows: Iterable[Iterable[object]]) -> str:
     writer.writerow(columns)
     writer.writerows(rows)
     return out.getvalue()
-
-
-def render_page(package: str, name: str, fmt: str, **values: Any) -> str:
-    """A page from the template of a package: a value that is not given is an error.
-
-    Raises:
-        TableError: The format is unknown.
-    """
-    if fmt not in FORMATS:
-        raise TableError(f"unknown format {fmt!r}; choose from {', '.join(FORMATS)}")
-    packages = dict.fromkeys((package, "pipeline.results"))
-    environment = jinja2.Environment(
-        loader=jinja2.ChoiceLoader([jinja2.PackageLoader(name) for name in packages]),
-        autoescape=fmt == "html",
-        trim_blocks=True,
-        lstrip_blocks=True,
-        undefined=jinja2.StrictUndefined,
-    )
-    environment.filters |= {"md": escape_md, "latex": escape_latex, "md_lines": _markdown_lines}
-    return environment.get_template(f"{name}.{fmt}.j2").render(values).strip() + "\n"
-
-
-def _markdown_lines(sheet: Sheet) -> list[list[str]]:
-    """A Markdown table that is readable before it is rendered."""
-    left = [head.left for head in sheet.heads]
-    heads, *body = ([escape_md(text) for text in line] for line in sheet.lines)
-    for line, row in zip(body, sheet.rows, strict=True):
-        for i, cell in enumerate(row):
-            if isinstance(cell, Cell) and cell.best:
-                line[i] = f"**{line[i]}**"
-    heads, *body = padded([heads, *body], left, 3)
-    rule = [
-        ":" + "-" * (len(text) - 1) if on_left else "-" * (len(text) - 1) + ":"
-        for text, on_left in zip(heads, left, strict=True)
-    ]
-    return [heads, rule, *body]
-
-
-def escape_md(text: str) -> str:
-    """`text` as the content of a cell of a Markdown table."""
-    for mark in "\\|*`<":
-        text = text.replace(mark, f"\\{mark}")
-    return text
-
-
-_LATEX = {
-    "\\": r"\textbackslash{}", "&": r"\&", "%": r"\%", "$": r"\$", "#": r"\#", "_": r"\_",
-    "{": r"\{", "}": r"\}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}",
-    "±": r"$\pm$", "×": r"$\times$", "–": "--", "<": r"\textless{}", ">": r"\textgreater{}",
-    "Δ": r"$\Delta$", "·": r"$\cdot$", "†": r"\dag{}", "‡": r"\ddag{}",
-}  # fmt: skip
-
-
-def escape_latex(text: str) -> str:
-    """`text` as LaTeX."""
-    return "".join(_LATEX.get(character, character) for character in text)

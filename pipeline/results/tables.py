@@ -1,13 +1,14 @@
 """Result tables from rows of `runs`, wherever the rows come from.
 
-One panel per protocol, one line per editor, one group of columns per stream n×m (n batches of m
-edits). Several seeds show as mean ± sample standard deviation. A cell that failed shows its status,
-one that never ran shows a dash; nothing is filled in.
+One panel per protocol, one line per method, model and dataset, one group of columns per stream n×m
+(n batches of m edits). Several seeds show as mean ± sample standard deviation. A cell that failed
+shows its status, one that never ran shows a dash; nothing is filled in.
 """
 
 from __future__ import annotations
 
 import math
+import re
 import statistics
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
@@ -15,8 +16,9 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from pipeline.results.lake.records import BARE, SCORES
+from pipeline.results.model_names import row_titles
 from pipeline.results.protocol_captions import SCORE_DEFINITIONS, sorted_protocols
-from pipeline.results.sheets import MARK, TableError
+from pipeline.results.sheets import ABSENT, MARK, TableError
 
 Row = Mapping[str, Any]
 Stream = tuple[int, int]  # (batches, edits per batch)
@@ -30,8 +32,10 @@ EDITOR_ORDER = (
     "malmen_star", "mend_rledit", "malmen_rledit", "rledit",
 )  # fmt: skip
 
+MEAN = "mean"  # of these three, as in the literature's tables
+MEAN_OF = ("efficacy", "generalization", "specificity")
 COSTS = {"edit_ms": "ms/edit", "train_seconds": "train s"}
-_LABELS = {name: short for name, (short, _) in SCORE_DEFINITIONS.items()} | COSTS
+_LABELS = {name: short for name, (short, _) in SCORE_DEFINITIONS.items()} | {MEAN: "Mean"} | COSTS
 ADDRESS_FIELDS = ("scale", "model", "dataset")
 PROMPT = "prompt"  # an address field where a prompt is not bare
 _SEED = (*ADDRESS_FIELDS, PROMPT, "editor", "variant", "n_batches", "batch_size", "seed")
@@ -66,11 +70,14 @@ class Value(OverSeeds):
         status: of cells that have no result: "failed", "skipped", …; "" if there is none.
         n_missing: how many seeds have that status.
         remark: what must be said of the cells, e.g. that their edits had no effect.
+        basis: what it was measured on: seeds, data and size of the sample. Figures of another
+            basis are not ranked against each other.
     """
 
     status: str = ""
     n_missing: int = 0
     remark: str = ""
+    basis: tuple[tuple[Any, ...], ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -123,7 +130,8 @@ class Table:
     Attributes:
         n_seeds: how many seeds the grid has; figures of fewer say so.
         shared: address fields that are the same in every line, for the caption.
-        varying: address fields that need a column of their own.
+        varying: address fields that are not.
+        models: name and title of each model, by scale and name in the grid.
         notes: what a reader must know to trust the figures.
     """
 
@@ -134,6 +142,7 @@ class Table:
     panels: tuple[Panel, ...]
     shared: Mapping[str, str] = field(default_factory=dict)
     varying: tuple[str, ...] = ()
+    models: Mapping[tuple[str, str], tuple[str, str]] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
 
 
@@ -172,7 +181,7 @@ def build_table(
         asked = [""]  # nothing but failures: one panel that says so
     lines = sorted({_line(row) for row in kept}, key=_line_order)
     streams = sorted({_stream(row) for row in kept}, key=lambda s: (s[0] * s[1], s))
-    columns = tuple(Column(stream=s, metric=m) for s in streams for m in (*SCORES, *COSTS))
+    columns = tuple(Column(stream=s, metric=m) for s in streams for m in (*SCORES, MEAN, *COSTS))
     fields = (*ADDRESS_FIELDS, *((PROMPT,) if any(line.prompt != BARE for line in lines) else ()))
     values = {name: sorted({getattr(line, name) for line in lines}) for name in fields}
     return Table(
@@ -183,6 +192,7 @@ def build_table(
         panels=tuple(_panel(protocol, kept, columns) for protocol in asked),
         shared={name: found[0] for name, found in values.items() if len(found) == 1},
         varying=tuple(name for name, found in values.items() if len(found) > 1),
+        models=dict(sorted(row_titles(kept).items())),
         notes=tuple(_notes(kept)),
     )
 
@@ -196,10 +206,20 @@ def _stream(row: Row) -> Stream:
 
 
 def _line_order(line: Line) -> tuple[Any, ...]:
-    """Methods in the order of `EDITOR_ORDER`, those that are not in it after them by name."""
-    known = line.editor in EDITOR_ORDER
-    place = EDITOR_ORDER.index(line.editor) if known else len(EDITOR_ORDER)
-    return (line.scale, line.model, line.dataset, line.prompt, place, line.editor, line.variant)
+    where = (line.scale, line.model, line.dataset, line.prompt)
+    return (*where, *method_order(line.editor, line.variant))
+
+
+def method_order(editor: str | None, variant: str = "") -> tuple[Any, ...]:
+    """Sorts methods wherever they stand below each other: by `EDITOR_ORDER`, then by variant.
+
+    Editors that are not in it come after them by name, methods that are none of ours (None) last;
+    numbers in variants count as numbers.
+    """
+    place = EDITOR_ORDER.index(editor) if editor in EDITOR_ORDER else len(EDITOR_ORDER)
+    parts = re.split(r"(\d+)", variant)
+    natural = tuple((0, int(p), "") if p.isdigit() else (1, 0, p) for p in parts if p)
+    return (editor is None, place, editor or "", natural)
 
 
 def _refuse_duplicates(rows: Sequence[Row]) -> None:
@@ -235,11 +255,20 @@ def _value(metric: str, rows: Sequence[Row]) -> Value:
     measured = [row for row in rows if row["status"] == "done"]
     missing = [row["status"] for row in rows if row["status"] != "done"]
     return Value(
-        values=tuple(float(row[metric]) for row in measured if row[metric] is not None),
+        values=tuple(value for row in measured if (value := _figure(row, metric)) is not None),
         status="/".join(sorted(set(missing))),
         n_missing=len(missing),
         remark="" if metric in COSTS else _remark(measured),
+        basis=tuple((row["seed"], row["data_hash"], row.get("scored_edits")) for row in measured),
     )
+
+
+def _figure(row: Row, metric: str) -> float | None:
+    """A cell's score or cost; the mean of its scores where it has all three."""
+    parts = [row[name] for name in (MEAN_OF if metric == MEAN else (metric,))]
+    if any(part is None for part in parts):
+        return None
+    return math.fsum(parts) / len(parts)
 
 
 def _remark(rows: Iterable[Row]) -> str:
@@ -267,6 +296,20 @@ def _samples(rows: Sequence[Row]) -> list[str]:
     ]
 
 
+def _refusals(rows: Iterable[Row]) -> list[str]:
+    """A note for every reason for which cells could not be run, with the methods and datasets."""
+    places: dict[str, dict[str, dict[str, None]]] = {}
+    for row in rows:
+        if row["status"] == "skipped" and (why := row.get("reason")):
+            methods = places.setdefault(why, {}).setdefault(row["dataset"], {})
+            methods[editor_label(row["editor"], row["variant"])] = None
+    return [
+        f"{ABSENT} {', '.join(methods)} on {dataset}: {why}."
+        for why, datasets in sorted(places.items())
+        for dataset, methods in datasets.items()
+    ]
+
+
 def _notes(rows: Sequence[Row]) -> list[str]:
     """What the caption must say about seeds, failures and mixed provenance."""
     seeds = sorted({row["seed"] for row in rows})
@@ -281,6 +324,7 @@ def _notes(rows: Sequence[Row]) -> list[str]:
     notes += _remarks(rows)
     missing = Counter(row["status"] for row in rows if row["status"] != "done")
     notes += [f"{n} cell{'s' * (n > 1)} {status}." for status, n in sorted(missing.items())]
+    notes += _refusals(rows)
     notes += dict.fromkeys(
         f"Not measured on {row['dataset']}: {what}, because {why}."
         for row in rows

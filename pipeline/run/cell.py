@@ -9,6 +9,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+from pipeline.plan.architecture import architecture_of
 from pipeline.plan.cell_data import read_metadata
 from pipeline.plan.cell_keys import address_of, identity_of, model_hash_of
 from pipeline.plan.cells import Cell
@@ -162,6 +163,7 @@ def _result(
             **read_metadata(cell),
             **rows.facts,
             **({"remark": remark} if remark else {}),
+            **_size(cell),
             **({"training": network.outcome} if network and network.outcome else {}),
             "execution": _execution(cell, rows, interruptions),
         },
@@ -194,6 +196,13 @@ def _validation_rows(network: Trained) -> Iterator[dict[str, Any]]:
     if network.outcome:
         step, score = network.outcome["best_step"], network.outcome["best_score"]
         yield {"step": step, "metric": "validation_best", "value": score}
+
+
+def _size(cell: Cell) -> dict[str, int]:
+    """Parameters of a model that was trained on the spot, for captions of tables."""
+    if cell.model.checkpoint is not None:
+        return {}
+    return {"parameters": architecture_of(cell).parameters}
 
 
 def _used(cell: Cell, rows: StreamRows) -> dict[str, Any]:

@@ -5,9 +5,7 @@ from __future__ import annotations
 import fcntl
 import logging
 import os
-import shutil
 import sys
-import sysconfig
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -18,16 +16,6 @@ FOLDER = Path(
     os.environ.get("TORCH_EXTENSIONS_DIR")
     or Path.home() / ".cache" / "rledit-at-scale" / "torch_extensions"
 )
-
-
-def why_unavailable() -> str | None:
-    """What this machine lacks to compile operators; None where nothing is missing."""
-    if shutil.which(os.environ.get("CXX", "c++")) is None:
-        return "no C++ compiler to build DeepSpeed's operators with"
-    headers = Path(sysconfig.get_path("include")) / "Python.h"
-    if not headers.is_file():
-        return f"no Python headers ({headers}) to build DeepSpeed's operators with"
-    return None
 
 
 @contextmanager

@@ -74,6 +74,7 @@ def run_plan(
             for key in plan.outdated:
                 if key not in left_out:  # what other code could run and this cannot keeps its rows
                     lake.forget(key)
+            lake.contain(plan.without_rows)
             lake.show(address_of(cell) for cell in plan.cells)
             migrate_cache(plan.missing, run_paths.cache)
             for cell in plan.missing:

@@ -87,13 +87,22 @@ def export(
 
 
 def _record(key: str, lake: Lake) -> CellRecord:
-    records = lake.manifest()
+    known = lake.manifest()
+    for record in known:
+        if record.asked is not None and record.address.cell_key.startswith(key):
+            a = record.address
+            raise LakeError(
+                f"cell {a.cell_key} ({a.n_batches} batches of {a.batch_size}) has no model of its "
+                f"own: its rows are in cell {record.asked.within}. Export that one, or run the "
+                "grid into another lake (--lake)"
+            )
+    records = [record for record in known if record.asked is None]
     found = [r for r in records if r.address.cell_key.startswith(key) or r.stored_key == key]
     if len(found) != 1:
-        known = ", ".join(r.address.cell_key for r in (found or records)[:5]) or "none"
+        keys = ", ".join(r.address.cell_key for r in (found or records)[:5]) or "none"
         raise LakeError(
             f"{lake.storage}: {len(found)} cells have a key that begins with {key!r}; keys there: "
-            f"{known}"
+            f"{keys}"
         )
     if not found[0].done:
         raise LakeError(f"cell {key} is {found[0].status}: {found[0].reason}")

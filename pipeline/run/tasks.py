@@ -11,6 +11,7 @@ from typing import Literal
 from pipeline.config.gguf_refs import is_gguf_path
 from pipeline.config.resources import ResourcesEntry
 from pipeline.inputs.content_hashes import fingerprint
+from pipeline.inputs.corpus import REAL_FACTS
 from pipeline.plan.cell_data import calibration_edits
 from pipeline.plan.cell_keys import (
     calibration_key_of,
@@ -152,7 +153,7 @@ def _located(cell: Cell) -> Cell:
     checkpoint, corpus = cell.model.checkpoint, cell.statistics.corpus
     if checkpoint is not None and (Path(checkpoint).is_dir() or is_gguf_path(checkpoint)):
         checkpoint = _absolute(checkpoint)
-    if corpus is not None:
+    if corpus not in (None, REAL_FACTS):
         corpus = _absolute(corpus)
     if (files, checkpoint, corpus) == (
         cell.dataset.files,

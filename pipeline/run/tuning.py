@@ -12,6 +12,7 @@ from rich.console import Console
 
 from pipeline.config.grid import Grid
 from pipeline.config.parse import check_asked_for, parse_grid, read_grid
+from pipeline.config.scale import scaled
 from pipeline.config.stored_words import stored_settings
 from pipeline.errors import ConfigError
 from pipeline.plan.grid_plan import code_lines, make_plan
@@ -60,7 +61,7 @@ def load_search(path: Path) -> Search:
     counts = {name: len(candidates) for name, candidates in trials.items()}
     if len(set(counts.values())) != 1:
         raise ConfigError(f"{path}: every editor gets the same number of trials, not {counts}")
-    grid = parse_grid(located)
+    grid = scaled(parse_grid(located))
     check_asked_for(located, small=grid.scale != "full" and "scale" in located.data)
     if any(dataset.split != "validation" for dataset in grid.datasets):
         raise ConfigError(f"{path}: tuning draws its streams from `split: validation` only")
@@ -91,6 +92,12 @@ def tune(
         The record: objective, budget, every trial with its scores, and the winners.
     """
     grid = search.grid
+    for dataset in grid.datasets:
+        if dataset.protocols and grid.protocols[0] not in dataset.protocols:
+            raise ConfigError(
+                f"dataset {dataset.name}: trials are judged by {grid.protocols[0]}, the grid's "
+                "first protocol, which its own `protocols` leave out"
+            )
     plan = make_plan(grid, Lake(run_paths.lake), rerun_other_code=rerun_other_code)
     for line in code_lines(plan):
         console.print(line, highlight=False, markup=False, soft_wrap=True)

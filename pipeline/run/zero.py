@@ -1,10 +1,10 @@
 """Language models too large for one GPU, sharded by DeepSpeed ZeRO-3: the only file that knows it.
 
 Each rank holds an equal slice of every parameter. A pass gathers one module at a time, edits are
-written under `GatheredParameters`, and the low-rank term of `rledit.shift` is injected or traced by
-hooks as on a whole model. Everything but the parameters is replicated: all ranks run the same
-passes in the same order and take the same step. Beside its slice, a rank keeps the unedited copies
-(and fp32 masters) of the edited matrices.
+written under `GatheredParameters`, and the low-rank term of `rledit.shift` is traced by hooks as on
+a whole model. Everything but the parameters is replicated: all ranks run the same passes in the
+same order and take the same step. Beside its slice, a rank keeps the unedited copies (and fp32
+masters) of the edited matrices.
 
 DeepSpeed replaces ``torch.nn.functional.linear`` in the whole process when it first shards a model.
 Its version adds a bias after rounding the product, so linear layers with biases (GPT-J) agree with

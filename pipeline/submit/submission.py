@@ -16,6 +16,7 @@ from pipeline.config.parse import parse_grid
 from pipeline.config.stored_words import documented
 from pipeline.config.yaml_location import Located
 from pipeline.inputs.content_hashes import fingerprint
+from pipeline.inputs.corpus import REAL_FACTS
 from pipeline.storage.object_store import Storage
 from pipeline.storage.redaction import names_a_secret, redact
 from rledit.errors import UserError
@@ -132,8 +133,8 @@ def _files(grid: Grid) -> Iterator[tuple[str, str]]:
     for dataset in grid.datasets:
         for pool, path in dataset.files.items():
             yield f"dataset {dataset.name}, {pool}", path
-    if grid.statistics.corpus is not None:
-        yield "covariance, corpus", grid.statistics.corpus
+    if grid.statistics.corpus not in (None, REAL_FACTS):
+        yield "covariance, corpus", str(grid.statistics.corpus)
     for name, path in asdict(grid.material).items():
         if isinstance(path, str):
             yield f"eval_data, {documented(name)}", path

@@ -91,14 +91,6 @@ class Format:
                 raise RowError(place.file, place.row, reason)
         return opened
 
-    def read_row(self, row: object, place: Place) -> list[Edit]:
-        """Map one row.
-
-        Raises:
-            RowError: As for `open_row`; or the row holds values that cannot be mapped.
-        """
-        return self.read(self.open_row(row, place), place)
-
 
 def _likely(missing: Collection[str], row: Mapping[object, object]) -> str:
     """The keys of a row that look like misspellings of those it lacks."""

@@ -62,7 +62,7 @@ class HypernetworkConfig:
         min_improvement: Points that the mean of efficacy, generalisation and specificity has to
             rise above the best one so far to count as better.
         validation_batches: Batches of the validation stream, all of which is scored after its last
-            one; None: as many as a trajectory has and the validation pool holds, 10 at most.
+            one; None: as many as the evaluation stream has and the pool holds, 20 at most.
         step_search: Factors on all learned steps η that are tried once training has ended and the
             best state is put back: each is validated, and the one with the highest mean stays. 1,
             the steps as learned, is always among them. Needs `patience`; empty: nothing is tried.

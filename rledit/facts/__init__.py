@@ -8,6 +8,7 @@ Where they come from and under which licences says ``SOURCES.md`` beside this fi
 
 from rledit.facts.knowledge import known_facts, known_parts
 from rledit.facts.relations import ASKED, RELATIONS, Relation
+from rledit.facts.sentences import sentences
 from rledit.facts.source import FEWEST_KNOWN, Known, RealFacts, known_counts, untrue
 from rledit.facts.table import RealFact, real_facts, table_hash
 
@@ -23,6 +24,7 @@ __all__ = [
     "known_facts",
     "known_parts",
     "real_facts",
+    "sentences",
     "table_hash",
     "untrue",
 ]

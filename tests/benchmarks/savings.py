@@ -21,7 +21,7 @@ from rledit.micro_batches import MicroBatch, make_micro_batches
 from rledit.model import EditableModel, Execution
 from rledit.prefix_cache import PrefixCache
 from rledit.reward import Reward, final_states
-from rledit.shift import Shifts, Solution, injected
+from rledit.shift import Shifts, Solution
 from rledit.tokenization import Sample
 from tests.benchmarks.clock import (
     Clock,
@@ -35,6 +35,7 @@ from tests.benchmarks.clock import (
 from tests.benchmarks.contenders import Contender, Fast, StepSettings
 from tests.benchmarks.models import ModelShape, build, random_batches
 from tests.reference import reference_shift
+from tests.reference.injected import injected
 
 Without = Callable[[], AbstractContextManager[Any]]
 

@@ -27,7 +27,6 @@ from pipeline.plan.cell_keys import key_of
 from pipeline.plan.cells import Cell, cells_of
 from pipeline.results.lake.lake import Lake
 from pipeline.run.cache import LOCAL_FOLDER, Cache
-from pipeline.run.deepspeed_ops import why_unavailable
 from pipeline.run.fleet.fleet import local_fleet, require_room, run_tasks
 from pipeline.run.fleet.progress import Progress
 from pipeline.run.reporting import Stage, silent
@@ -35,6 +34,7 @@ from pipeline.run.stages import edit
 from pipeline.run.stages.prepare import prepare_model
 from pipeline.run.tasks import perform, tasks_of
 from pipeline.storage.run_paths import RunPaths
+from tests.cluster.launch import why_unavailable
 from tests.cluster.s3 import s3_bucket
 from tests.unit.helpers.oracle import relative
 

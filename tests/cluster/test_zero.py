@@ -9,9 +9,9 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, LlamaConfig
 
-from pipeline.run.deepspeed_ops import building, why_unavailable
+from pipeline.run.deepspeed_ops import building
 from pipeline.run.weight_files import CheckpointFiles
-from tests.cluster.launch import launch
+from tests.cluster.launch import launch, why_unavailable
 from tests.unit.helpers.tiny_models import tiny_model
 
 SIZE = 2

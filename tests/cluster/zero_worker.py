@@ -29,8 +29,9 @@ from rledit.finite import NonFiniteError
 from rledit.model import EditableModel
 from rledit.prefix_cache import PrefixCache
 from rledit.protocols import read
-from rledit.shift import LowRankShift, injected, traced
+from rledit.shift import LowRankShift, traced
 from tests.cluster.ranks_worker import SETTINGS, worst
+from tests.reference.injected import injected
 from tests.unit.helpers.oracle import relative
 from tests.unit.helpers.tiny_models import double_arithmetic, random_batches, tiny_model, two_shapes
 

@@ -65,8 +65,10 @@ def _cases(config: pytest.Config, by_part: bool) -> list[object]:
     cases: list[object] = []
     for name, golden in sets:
         judge = judge_of(golden)
-        # A whole run on a model of 135 M parameters takes minutes.
+        # A whole run on a model of 135 M parameters takes minutes; of the others, those of the
+        # project are enough for what is run all day.
         marks = [pytest.mark.slow] if isinstance(judge, RealJudge) else []
+        marks += [] if golden.root.is_relative_to(RECORDED) else [pytest.mark.long]
         if by_part:
             for part in judge.parts:
                 cases.append(pytest.param((judge, part), id=f"{name}-{part}", marks=marks))

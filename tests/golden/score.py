@@ -7,7 +7,7 @@ from torch import Tensor
 
 from rledit.model import EditableModel
 from rledit.protocols import read, token_accuracy
-from rledit.protocols.choice_official import official_choice
+from tests.golden.official_choice import official_choice
 
 from .spec import KINDS, Stream, samples_of
 

@@ -18,6 +18,9 @@ from .made import N_STEPS, RUNS, make_set, write_file
 from .sets import GoldenSet, find_sets, integrity, kind_of
 from .tolerances import GRADIENT, uncertainty
 
+# They judge the judge: what a developer runs all day is the judge itself.
+pytestmark = pytest.mark.long
+
 SHAPES = ("(16, 24)", "(24, 16)")
 
 

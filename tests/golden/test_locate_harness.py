@@ -16,6 +16,9 @@ from .locate_judge import LocateJudge
 from .made_locate import FAMILY, make_locate_set, save_manifest, write_tensors
 from .sets import GoldenSet, integrity
 
+# As in `test_harness`.
+pytestmark = pytest.mark.long
+
 
 @pytest.fixture(scope="module")
 def made(tmp_path_factory: pytest.TempPathFactory) -> GoldenSet:

@@ -102,6 +102,7 @@ def test_doctored_samples_fail(
     assert all(any(name in failure for name in names) for failure in failures)
 
 
+@pytest.mark.long
 def test_settings_matter(copied: Callable[[str], Path]) -> None:
     root = copied("hypernet")
     manifest = json.loads((root / "manifest.json").read_text())
@@ -149,6 +150,7 @@ def _no_second_moment(patch: pytest.MonkeyPatch) -> None:
     )
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     ("change", "kind", "parts"),
     [

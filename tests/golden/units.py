@@ -14,8 +14,8 @@ from rledit.hypernetwork import Hypernetwork
 from rledit.losses import row_losses
 from rledit.moments import RunningMoments
 from rledit.protocols import Reading, token_accuracy
-from rledit.protocols.choice_official import official_choice
 from rledit.tokenization import Phase, Sample
+from tests.golden.official_choice import official_choice
 
 from .ledger import Ledger
 from .names import load_moments, load_networks, moment_state

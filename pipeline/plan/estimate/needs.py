@@ -17,6 +17,7 @@ from pipeline.inputs.checkpoints import (
     missing_weights,
     weight_files,
 )
+from pipeline.inputs.corpus import REAL_FACTS
 from pipeline.inputs.eval_data import eval_data_files
 from pipeline.inputs.gguf_checkpoints import gguf_is_fetched, known_file, packed_words, store
 from pipeline.inputs.pickled_weights import is_pickled
@@ -286,8 +287,8 @@ def _files(cell: Cell) -> Iterator[tuple[str, str]]:
     """Files of edits, a corpus, and what the measurements look at, each with what it is for."""
     for name in cell.dataset.files.values():
         yield "data", name
-    if "statistics" in cell.needs and cell.statistics.corpus is not None:
-        yield "covariance corpus", cell.statistics.corpus
+    if "statistics" in cell.needs and cell.statistics.corpus not in (None, REAL_FACTS):
+        yield "covariance corpus", str(cell.statistics.corpus)
     for name in eval_data_files(cell.material, cell.measurements):
         yield "evaluation data", name
 

@@ -199,7 +199,7 @@ def _validating(model: _Passes, own: float) -> float:
     count = 1 + -(-cell.settings.train_steps // cell.stopping.validate_every)
     count += sum(factor != 1 for factor in cell.stopping.step_search)
     # What the pool holds may not be known yet: data that is away can be planned for.
-    batches = cell.stopping.batches or min(cell.trajectory_batches, VALIDATED_BATCHES)
+    batches = cell.stopping.batches or min(cell.stream.n_batches, VALIDATED_BATCHES)
     edits = batches * model.batch
     # Every prompt kind is scored, and two of them count in the reward.
     each = batches * (own + model.network(1.0))

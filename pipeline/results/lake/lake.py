@@ -12,6 +12,7 @@
   first, which `homes/CELL_KEY.json` keeps; `pipeline.results.lake.addresses` says where else they
   are shown. Cells of earlier versions are known by today's key
   (`pipeline.results.lake.key_versions`).
+- A cell whose rows are among another's has none of its own: `pipeline.results.lake.contained`.
 - Everything here reads through the manifest. Plain readers may use
   `read_parquet('LAKE/scores/**/*.parquet', hive_partitioning=true, union_by_name=true)`.
 """
@@ -33,6 +34,13 @@ from pipeline.results.lake.addresses import (
     home_name,
     home_of,
     shown,
+)
+from pipeline.results.lake.contained import (
+    ContainedCell,
+    asked_rows,
+    contained_name,
+    contained_records,
+    write_contained,
 )
 from pipeline.results.lake.layout import (
     SUFFIX,
@@ -134,6 +142,10 @@ class Lake:
         """Lets cells be shown at addresses, whoever ran them and whether or not they are there."""
         Addresses(self.storage).add(addresses)
 
+    def contain(self, cells: Iterable[ContainedCell]) -> None:
+        """Lets cells be shown with the rows of others that have theirs, there or not yet."""
+        write_contained(cells, self.storage)
+
     def _whole(self, record: CellRecord) -> bool:
         sizes = {f["path"]: self.storage.size(f["path"]) for f in record.files.values()}
         return all(sizes[f["path"]] == f["bytes"] for f in record.files.values())
@@ -226,9 +238,15 @@ class Lake:
     def forget(self, cell_key: str) -> None:
         """Takes a cell out of the lake: its manifest rows first, then its shards.
 
-        Rows that an earlier version wrote of the same cell go with it.
+        Rows that an earlier version wrote of the same cell go with it. Of a cell that is contained
+        in another, the other's rows stay.
         """
-        stored = [r for r in self.rows() if cell_key in (r.address.cell_key, r.stored_key)]
+        self.storage.delete(contained_name(cell_key))
+        stored = [
+            r
+            for r in self.rows()
+            if r.asked is None and cell_key in (r.address.cell_key, r.stored_key)
+        ]
         for key in dict.fromkeys((cell_key, *(record.stored_key for record in stored))):
             for name in self._manifest_names(key):
                 self.storage.delete(name)
@@ -265,12 +283,16 @@ class Lake:
         return sorted({record.address.grid for record in self.shown()})
 
     def rows(self) -> list[CellRecord]:
-        """Every row of the manifest, those that are one cell today and were several among them."""
+        """Every row of the manifest, and the cells that are contained in others.
+
+        Rows that are one cell today and were several are several.
+        """
         sizes = {name: size for table in TABLES for name, size in self.storage.sizes(table).items()}
         names = [name for name in sizes if name.startswith("cells/") and name.endswith(SUFFIX)]
         with ThreadPoolExecutor(_READERS) as pool:
             records = [record for record in pool.map(self._read_record, names) if record]
-        return [checked_files(record, sizes) for record in records]
+        records = [checked_files(record, sizes) for record in records]
+        return records + contained_records(records, self.storage)
 
     def record(self, cell: str | CellAddress) -> CellRecord | None:
         """One cell of the manifest, or None. For many cells call `manifest` once.
@@ -343,7 +365,8 @@ class Lake:
         where = f"{self.storage}: {path}"
         if hashlib.sha256(data).hexdigest() != record.files[table]["sha256"]:
             raise LakeError(f"{where} is not what its manifest row describes; run the cell again")
-        return read_shard(data, table, where)
+        columns = read_shard(data, table, where)
+        return columns if record.asked is None else asked_rows(table, columns, record.asked)
 
     def result(self, record: CellRecord, tables: Collection[str] | None = None) -> CellResult:
         """The cell as it was committed, with the rows of `tables` only.

@@ -81,6 +81,9 @@ def manifest_row(record: CellRecord) -> dict[str, Any]:
     row = dict(record.values) | {"files": dict(record.files)}
     row |= {name: json.dumps(row[name], sort_keys=True) for name in JSON_COLUMNS}
     row |= {"stored_key": record.stored_key}
+    if record.asked is not None:
+        asked = record.asked
+        row |= {"asked_protocols": list(asked.protocols), "asked_edits": asked.n_edits}
     return asdict(record.address) | row | {"status": record.status, "reason": record.reason}
 
 

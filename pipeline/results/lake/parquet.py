@@ -16,10 +16,10 @@ from pipeline.results.lake.records import CellAddress, TableRows
 from pipeline.results.lake.schemas import (
     ADDRESS,
     ADDRESS_ROWS,
+    IN_MEMORY,
     PARTITION,
     ROW_KEYS,
     SCHEMA_VERSION,
-    STORED_KEY,
     TABLES,
     VERSION_KEY,
     Columns,
@@ -59,7 +59,7 @@ _FILE_SCHEMAS = {
 }
 _FILE_SCHEMAS["addresses"] = _schema(ADDRESS_ROWS, {VERSION_KEY: str(SCHEMA_VERSION)})
 _READ_SCHEMAS = {table: _schema(ADDRESS | columns) for table, columns in TABLES.items()}
-_READ_SCHEMAS["cells"] = _schema(ADDRESS | TABLES["cells"] | STORED_KEY)
+_READ_SCHEMAS["cells"] = _schema(ADDRESS | TABLES["cells"] | IN_MEMORY)
 
 
 def shard_bytes(table: str, rows: TableRows, address: CellAddress) -> tuple[bytes, int]:

@@ -123,6 +123,21 @@ def remark_in(resolved: Mapping[str, Any]) -> str:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Asked:
+    """What a cell asks for of the rows of another that has more.
+
+    Attributes:
+        protocols: Of its scores.
+        n_edits: Edits in its stream.
+        within: Key of the cell that has the rows.
+    """
+
+    protocols: tuple[str, ...]
+    n_edits: int
+    within: str
+
+
+@dataclass(frozen=True, kw_only=True)
 class CellRecord:
     """A cell as the lake's manifest knows it.
 
@@ -134,6 +149,8 @@ class CellRecord:
             missing or has another size.
         files: per table its name in the lake, rows, bytes and sha256.
         values: the manifest row, with JSON columns decoded.
+        asked: of a cell that has no rows of its own, what it asks for of those of another (see
+            `pipeline.results.lake.contained`).
     """
 
     address: CellAddress
@@ -142,6 +159,7 @@ class CellRecord:
     reason: str | None
     files: Mapping[str, Mapping[str, Any]]
     values: Mapping[str, Any]
+    asked: Asked | None = None
 
     @property
     def done(self) -> bool:

@@ -32,8 +32,13 @@ ADDRESS: Columns = {
 # A file of addresses: where results are shown beside the columns they were written with.
 ADDRESS_ROWS: Columns = ADDRESS | {"since": ("timestamp", True)}
 
-# Of cells in memory alone: the key in a cell's own files, see `pipeline.results.lake.key_versions`.
-STORED_KEY: Columns = {"stored_key": ("string", True)}
+# Of cells in memory alone: the key in a cell's own files (see `lake.key_versions`), and what a cell
+# asks for of another's rows (see `lake.contained`).
+IN_MEMORY: Columns = {
+    "stored_key": ("string", True),
+    "asked_protocols": ("list<string>", False),
+    "asked_edits": ("int32", False),
+}
 
 _SCORES: Columns = {  # percent, 0-100; null where a score is undefined
     "efficacy": ("float64", False),

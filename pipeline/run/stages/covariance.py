@@ -121,7 +121,7 @@ def load_covariance(cell: Cell, cache: Cache, modules: Sequence[str]) -> dict[st
 def covariance_metadata(cell: Cell, covariances: Mapping[str, KeyCovariance]) -> dict[str, Any]:
     """How much text a cell's moments are of: a corpus may be shorter than was asked for."""
     return {
-        "corpus": cell.statistics.corpus or "the synthetic world's text",
+        "corpus": cell.corpus or "the synthetic world's text",
         "documents": read_corpus(cell).documents,
         "asked_for": cell.statistics.documents,
         "tokens": min((moment.count for moment in covariances.values()), default=0),
@@ -175,7 +175,7 @@ def shard_of(cell: Cell, model: EditableModel, shard: int) -> list[Sequence[int]
     """Token ids of a shard's documents, cut to the model's length."""
     entry = cell.statistics
     corpus = open_corpus(
-        entry.corpus, entry.documents, None if cell.model.checkpoint else cell.world()
+        cell.corpus, entry.documents, None if cell.model.checkpoint else cell.world()
     )
     limit = model.encoder.max_length or entry.max_tokens
     # Whole passes are sharded, so that a pass holds the same documents, and gives the same
@@ -190,7 +190,7 @@ def shard_of(cell: Cell, model: EditableModel, shard: int) -> list[Sequence[int]
     try:
         return [model.encoder.text_ids(text)[:most] for text in documents]
     except TokenizationError as error:
-        raise ConfigError(f"covariance.corpus {entry.corpus!r}: a document: {error}") from None
+        raise ConfigError(f"covariance.corpus {cell.corpus!r}: a document: {error}") from None
 
 
 def finished_sums(storage: Storage) -> list[str]:

@@ -88,6 +88,7 @@ def _run(name: str, folder: Path, *more: str) -> dict[str, Any]:
     return result
 
 
+@pytest.mark.long
 @pytest.mark.usefixtures("tiny")
 @pytest.mark.parametrize("name", ["small", "llama3-8b", "mistral-7b", "gpt-j-6b"])
 def test_step_presets(name: str, tmp_path: Path) -> None:
@@ -104,6 +105,7 @@ def test_step_presets(name: str, tmp_path: Path) -> None:
             assert one[f"profile_{step}"][0]["calls"] > 0
 
 
+@pytest.mark.long
 @pytest.mark.usefixtures("tiny")
 def test_the_textbooks_time_is_accounted_for(tmp_path: Path) -> None:
     result = _run("small", tmp_path, "--configurations", "down_half")
@@ -177,6 +179,7 @@ def test_values(tmp_path: Path) -> None:
     assert 0 <= result["delta_difference"] < 1e-3
 
 
+@pytest.mark.long
 @pytest.mark.usefixtures("tiny")
 def test_savings(tmp_path: Path) -> None:
     result = _run("savings", tmp_path)
@@ -240,6 +243,7 @@ def test_batches_have_the_lengths_asked_for() -> None:
     )
 
 
+@pytest.mark.long
 def test_runs_where_the_cluster_stack_is_absent() -> None:
     absent = ("ray", "deepspeed", "mlflow", "typer", "rich", "pyarrow", "duckdb", "pydantic")
     code = (

@@ -41,7 +41,7 @@ def made(
     *,
     seed: int = 0,
     n_batches: int = 40,
-    grid: str = "demo-full",
+    grid: str = "demo-world-full",
     variant: str = "",
     scale: str = "world",
     fates: Fates | None = None,
@@ -246,8 +246,8 @@ ANSWERS: dict[int, tuple[list[CellResult], list[tuple[Any, ...]]]] = {
             made("mend", data_hash="0" + HASH[1:]),
         ],
         [
-            ("demo-full", "world", HASH[:12], "0.1.0+aaa", 2, "2.13.0"),
-            ("demo-full", "world", HASH[:12], "0.1.0+bbb", 1, "2.12.0"),
+            ("demo-world-full", "world", HASH[:12], "0.1.0+aaa", 2, "2.13.0"),
+            ("demo-world-full", "world", HASH[:12], "0.1.0+bbb", 1, "2.12.0"),
             ("zeta", "world", HASH[:12], "0.1.0", 1, "2.13.0"),
         ],
     ),
@@ -313,6 +313,8 @@ def test_the_answer_is_right(number: int, tmp_path: Path) -> None:
         ("memit", "failed", "CUDA out of memory"),
         ("rome", "skipped", "rome looks up subjects, and FEVER gives none"),
     ):
-        where = address(grid="demo-full", model="llama-world", editor=editor, n_batches=40, seed=9)
+        where = address(
+            grid="demo-world-full", model="llama-world", editor=editor, n_batches=40, seed=9
+        )
         lake.record_failure(where, reason, identity={}, code_version="0.1.0", status=status)  # type: ignore[arg-type]
     assert list(query(SQL[number], lake).rows) == expected

@@ -33,7 +33,7 @@ def results() -> list[CellResult]:
     found = [
         dataclasses.replace(result, data_hash=HASH, resolved={"settings": SETTINGS})
         for result in demo_cells(
-            grid="demo-full", model="llama-world", seeds=2, streams=(20, 40), checkpoints=2
+            grid="demo-world-full", model="llama-world", seeds=2, streams=(20, 40), checkpoints=2
         )
     ]
     long = next(r for r in found if r.address.editor == "rledit" and r.address.n_batches == 40)
@@ -46,12 +46,12 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with results/lake and results/mlflow.db, as after a run."""
     folder = tmp_path_factory.mktemp("asked")
     lake = Lake(str(folder / "results" / "lake"))
-    failed = address(grid="demo-full", model="llama-world", editor="ft", variant="big")
+    failed = address(grid="demo-world-full", model="llama-world", editor="ft", variant="big")
     lake.record_failure(failed, "CUDA out of memory", identity={}, code_version="0.1.0")
     for result in results():
         lake.commit(result)
-    tracker = Tracker(f"sqlite:///{folder / 'results' / 'mlflow.db'}", "demo-full")
-    parent = tracker.start("run demo-full")
+    tracker = Tracker(f"sqlite:///{folder / 'results' / 'mlflow.db'}", "demo-world-full")
+    parent = tracker.start("run demo-world-full")
     few = [r for r in results() if r.address.seed == 0 and r.address.n_batches == 40]
     full = dataclasses.replace(few[0].address, scale="full", cell_key="full-0")
     for result in (*few, dataclasses.replace(few[0], address=full)):
@@ -99,6 +99,7 @@ def test_the_answers_of_the_document_say_what_the_lake_says(connection: Connecti
         assert row["eff_difference"] == pytest.approx(sum(pairs) / 2, abs=0.006)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("snippet", SNIPPETS, ids=lambda s: s.split()[1])
 def test_a_snippet_runs_without_our_code(snippet: str, place: Path) -> None:
     assert "pipeline" not in snippet
@@ -112,7 +113,7 @@ def test_a_snippet_runs_without_our_code(snippet: str, place: Path) -> None:
 @pytest.mark.parametrize("condition", FILTERS)
 def test_a_filter_string_finds_runs(condition: str, place: Path) -> None:
     mlflow.set_tracking_uri(f"sqlite:///{place / 'results' / 'mlflow.db'}")
-    found = mlflow.search_runs(experiment_names=["demo-full"], filter_string=condition)
+    found = mlflow.search_runs(experiment_names=["demo-world-full"], filter_string=condition)
     assert len(found) >= 1
-    every = mlflow.search_runs(experiment_names=["demo-full"])
+    every = mlflow.search_runs(experiment_names=["demo-world-full"])
     assert len(found) < len(every)

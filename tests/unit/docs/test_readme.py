@@ -181,15 +181,24 @@ def test_the_notebook_snippet_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPat
 
 
 def test_the_figures_of_the_readme_are_those_of_the_full_table() -> None:
-    """Five rows of the demo's table, with the names of its columns."""
+    """Five rows of a full table of the demo's page, with the names of its columns."""
     (short,) = re.findall(r"<!-- demo-table:begin -->(.*?)<!-- demo-table:end -->", TEXT, re.S)
-    full = (README.parent / "docs" / "demo.md").read_text()
-    (head, *shown), (names, *rows) = _cells(short), _cells(full)
-    named = [dict(zip(names, row, strict=True)) for row in rows]
-    columns = [name if i == 0 else f"40×10 {name}" for i, name in enumerate(head)]
-    chosen = {row[0] for row in shown}
-    assert [[row[name] for name in columns] for row in named if row[names[0]] in chosen] == shown
-    assert len(shown) == 5 and len(rows) == 10
+    page = (README.parent / "docs" / "demo.md").read_text()
+    tables = re.findall(r"<!-- demo-(?:world-)?table:begin -->(.*?)<!--", page, re.S)
+    (head, *shown) = _cells(short)
+    assert len(shown) == 5
+    assert shown in [_rows(table, head, {row[0] for row in shown}) for table in tables]
+
+
+def _rows(table: str, head: list[str], chosen: set[str]) -> list[list[str]]:
+    """Rows of a full table, in columns that are named without the stream."""
+    if "|" not in table:
+        return []
+    (names, *rows) = _cells(table)
+    assert len(rows) == 10
+    plain = [name.partition("×10 ")[2] or name for name in names]
+    named = [dict(zip(plain, row, strict=True)) for row in rows]
+    return [[row[name] for name in head] for row in named if row[head[0]] in chosen]
 
 
 def _cells(text: str) -> list[list[str]]:

@@ -95,13 +95,27 @@ def test_what_the_newest_versions_change_and_break(
     installed = {"torch": "2.13.0+cpu", "ray": "2.61.0", "extra": "3"}
     assert newest.differing(locked, installed) == ["ray 2.60.0 -> 2.61.0", "extra 3 is new"]
     report = tmp_path / "report.xml"
+    failed = '<failure message="assert 1 == 2&#10;more"/></testcase>'
+    collected = "def f():\nE   ImportError: first\n\ntests/b.py:3: in f\nE   ImportError: x"
     report.write_text(
         '<testsuites><testsuite><testcase classname="tests.a" name="good"/>'
-        '<testcase classname="tests.a" name="bad"><failure message="assert 1 == 2&#10;more"/>'
-        '</testcase><testcase classname="" name="tests.b"><error message="ImportError: x"/>'
-        "</testcase></testsuite></testsuites>"
+        f'<testcase classname="" name="tests.b"><error message="collection failure">{collected}'
+        f"</error></testcase>"
+        + "".join(f'<testcase classname="tests.a" name="bad{i}">{failed}' for i in range(5))
+        + "</testsuite></testsuites>"
     )
-    assert newest.failures(report) == ["tests.a::bad: assert 1 == 2", "tests.b: ImportError: x"]
+    broken = newest.failures(report)
+    assert broken == {
+        "ImportError: x": ["tests.b"],
+        "assert 1 == 2": [f"tests.a::bad{i}" for i in range(5)],
+    }
+    assert newest.told(broken).splitlines() == [
+        "6 tests break with them:",
+        "  assert 1 == 2",
+        "    tests.a::bad0, tests.a::bad1, tests.a::bad2 and 2 more",
+        "  ImportError: x",
+        "    tests.b",
+    ]
 
 
 def made(folder: Path, path: Path, *asked: str) -> subprocess.CompletedProcess[str]:

@@ -19,8 +19,8 @@ from pipeline.run.cache import Cache
 from pipeline.run.cell import record_failure, run_cell
 from pipeline.run.reporting import silent
 from pipeline.run.stages import edit, train
-from pipeline.run.stages.prepare import prepare_model
 from rledit.finite import NonFiniteError
+from tests.unit.helpers.prepared import prepared_model
 
 GRID = Path(__file__).parents[2] / "cluster" / "tiny.yaml"
 
@@ -53,7 +53,7 @@ class Exploding(UltraEdit):
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     chosen = cells_of(load_grid(GRID, ["editors=[{editor: none}]"]))[0]
-    return prepare_model(chosen, Cache(tmp_path_factory.mktemp("models")), silent)
+    return prepared_model(chosen, Cache(tmp_path_factory.mktemp("models")))
 
 
 @pytest.fixture

@@ -28,7 +28,6 @@ from pipeline.results.tracking.tracker import Tracker
 from pipeline.results.unchanged_cells import remark_of, warning_of
 from pipeline.run.cache import Cache
 from pipeline.run.reporting import silent
-from pipeline.run.stages.prepare import prepare_model
 from pipeline.run.tasks import perform, tasks_of
 from pipeline.storage.run_paths import RunPaths
 from rledit.calibration import CalibrationError, Candidate, calibrate, choose
@@ -41,6 +40,7 @@ from rledit.records import Edit
 from rledit.scoring import Scorer
 from rledit.shift import Solution
 from rledit.step_size import SettingError
+from tests.unit.helpers.prepared import prepared_model
 
 GRID = Path(__file__).parents[2] / "cluster" / "tiny.yaml"
 DEFAULTS = "[{editor: none}, {editor: rledit}, {editor: mend}]"
@@ -54,13 +54,13 @@ def cells(*overrides: str) -> list[Cell]:
 def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A cache that holds the tiny model of the world."""
     path = tmp_path_factory.mktemp("cache")
-    prepare_model(cells()[0], Cache(path), silent)
+    prepared_model(cells()[0], Cache(path))
     return path
 
 
 @pytest.fixture
 def model(cache: Path) -> EditableModel:
-    folder = prepare_model(cells()[0], Cache(cache), silent)
+    folder = prepared_model(cells()[0], Cache(cache))
     tokenizer = AutoTokenizer.from_pretrained(folder)
     return EditableModel(AutoModelForCausalLM.from_pretrained(folder), tokenizer, ["down:all"])
 
@@ -205,7 +205,7 @@ def test_a_library_configuration_refuses_them_too() -> None:
 
 
 def test_a_checkpoint_without_modules_is_edited_in_its_upper_layers(cache: Path) -> None:
-    folder = prepare_model(cells()[0], Cache(cache), silent)
+    folder = prepared_model(cells()[0], Cache(cache))
     chosen = cells(f"models=[{{name: mine, checkpoint: {folder}}}]")[1]
     assert chosen.settings.modules == ("down:upper",)
     assert cells("models=[{name: tiny, world_model: tiny}]")[1].settings.modules == ("down:all",)
@@ -326,15 +326,16 @@ def test_the_outcome_is_in_the_results(lake: Lake, cache: Path) -> None:
         assert ("calibration" in other.values["resolved"]) == calibrated
 
 
+@pytest.mark.long
 def test_a_cell_without_effect_is_marked_wherever_it_is_shown(lake: Lake, tmp_path: Path) -> None:
     remark = "no effect: step 1e-08"
     marked = {r["editor"] for r in runs(lake, "tiny") if r["remark"] == remark}
     assert marked == {"ultraedit"}
     assert not any(r["remark"] for r in runs(lake, "tiny") if r["editor"] != "ultraedit")
-    for fmt, mark in (("md", "‡"), ("html", "‡"), ("latex", r"\ddag{}")):
+    for fmt, mark in (("md", " ‡"), ("html", " ‡"), ("latex", r"\ddag{}")):
         lines = render_table(build_table(runs(lake, "tiny")), fmt).splitlines()
-        assert any("ultraedit" in line and f" {mark}" in line for line in lines), fmt
-        assert any(remark in line and mark in line for line in lines), fmt
+        assert any("ultraedit" in line and mark in line for line in lines), fmt
+        assert any(remark in line and mark.strip() in line for line in lines), fmt
     table = render_table(build_table(runs(lake, "tiny")), "md")
     assert f"‡ {remark}: ultraedit 2×10 on llama-tiny, world." in table
     assert f",{remark}" in render_table(build_table(runs(lake, "tiny")), "csv")

@@ -16,7 +16,8 @@ from rledit.locate.contexts import Contexts
 from rledit.locate.keys import block_values, stream_gain
 from rledit.locate.requests import make_requests
 from rledit.model import EditableModel, Execution
-from rledit.shift import LowRankShift, injected
+from rledit.shift import LowRankShift
+from tests.reference.injected import injected
 from tests.unit.helpers.oracle import relative
 from tests.unit.helpers.text_edits import random_edits, tiny_tokenizer
 from tests.unit.helpers.tiny_families import RARER, UNLIKE, tiny_config

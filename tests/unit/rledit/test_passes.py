@@ -12,9 +12,10 @@ from torch import Tensor
 from rledit.families import FAMILIES
 from rledit.hypernetwork import Hypernetwork
 from rledit.model import EditableModel, Execution
-from rledit.shift import LowRankShift, injected, solve_normal_equation, traced
+from rledit.shift import LowRankShift, solve_normal_equation, traced
 from rledit.tokenization import Sample
 from tests.reference import reference_shift
+from tests.reference.injected import injected
 from tests.unit.helpers.oracle import relative
 from tests.unit.helpers.tiny_models import (
     VOCABULARY,

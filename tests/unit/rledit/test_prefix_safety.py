@@ -20,9 +20,9 @@ from pipeline.run.cache import Cache
 from pipeline.run.reporting import silent
 from pipeline.run.stages import covariance
 from pipeline.run.stages.edit import StreamRows, edit_stream
-from pipeline.run.stages.prepare import prepare_model
 from rledit.editors import EDITORS
 from rledit.editors.ultraedit import UltraEdit
+from tests.unit.helpers.prepared import prepared_model
 
 TINY = Path(__file__).parents[2] / "cluster" / "tiny.yaml"
 SAFE = [name for name, cls in EDITORS.items() if cls.prefix_safe]
@@ -65,7 +65,7 @@ def prepared(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Cache]:
     """The model of all cells, and a cache with its key covariance."""
     cache = Cache(tmp_path_factory.mktemp("cache"))
     chosen = cells("memit", shared=True)[0]
-    folder = prepare_model(chosen, cache, silent)
+    folder = prepared_model(chosen, cache)
     covariance.collect(chosen, 0, folder, cache, silent)
     return folder, cache
 

@@ -25,8 +25,9 @@ from pipeline.plan.preflight import preflight
 from pipeline.run.cache import Cache
 from pipeline.run.reporting import silent
 from pipeline.run.stages.edit import edit_stream
-from pipeline.run.stages.prepare import open_model, prepare_model
+from pipeline.run.stages.prepare import open_model
 from rledit.world import world_encoder
+from tests.unit.helpers.prepared import prepared_model
 from tests.unit.pipeline.config.test_prompt_style import CHAT, TINY, cell
 from tests.unit.pipeline.inputs.test_checkpoints import cell as checkpoint_cell
 from tests.unit.pipeline.inputs.test_checkpoints import folder, untrained
@@ -149,7 +150,7 @@ def test_a_reasoning_template_is_found_before_the_run(folder: Path) -> None:
 
 def test_the_record_says_how_many_answers_no_space_sets_off(tmp_path: Path) -> None:
     chosen: Cell = cell(editor="{editor: none}")
-    made = prepare_model(chosen, Cache(tmp_path), silent)
+    made = prepared_model(chosen, Cache(tmp_path))
     words = [w for w in AutoTokenizer.from_pretrained(made).get_vocab() if w.isalpha()][:3]
     one, two, three = words
     rows = data(tmp_path / "edits.json", (f"{one} {two}", three, two), ("挪?", one, three))

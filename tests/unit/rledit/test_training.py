@@ -206,11 +206,17 @@ def test_small_gains_count_as_none_where_a_least_one_is_asked_for() -> None:
     assert training.step == 2 and training.best is not None and training.best.step == 0
 
 
+RETRAINED = "retrained on the stream"
+
+
 class Killed(Exception):
     """Stands for a killed process."""
 
 
-@pytest.mark.parametrize("case", ["converged", "averaged", "retrained on the stream"])
+@pytest.mark.parametrize(
+    "case",
+    ["converged", *(pytest.param(c, marks=pytest.mark.long) for c in ("averaged", RETRAINED))],
+)
 def test_training_resumes_at_every_event(case: str, tmp_path: Path) -> None:
     settings: dict[str, Any] = {"patience": 2, "validate_every": 2, "train_steps": 3}
     straight = training_of(make(case, **settings))

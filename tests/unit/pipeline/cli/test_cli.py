@@ -251,6 +251,7 @@ main()
 """
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("slow", [False, True])
 def test_ctrl_c_while_the_run_is_prepared(grid: Path, tmp_path: Path, slow: bool) -> None:
     """Once it says what is kept; twice it does not wait for what is being closed."""

@@ -3,19 +3,23 @@
 from __future__ import annotations
 
 import json
+from dataclasses import asdict
 from pathlib import Path
 
 import pytest
 
-from pipeline.config.parse import load_grid
+from pipeline.config.parse import load_grid, parse_grid
+from pipeline.config.presets import PRESETS
+from pipeline.config.yaml_location import Located
 from pipeline.errors import ConfigError
+from pipeline.plan.cell_keys import key_of
 from pipeline.plan.cells import cells_of
 from pipeline.plan.checks import check_cell
 from pipeline.run.tuning import load_search
 from rledit.editors import EDITORS
 
 GRIDS = Path(__file__).parents[4] / "jobs" / "grids"
-RECORDS = ("demo", "methods")
+RECORDS = sorted(path.name.removesuffix(".tuned.json") for path in GRIDS.glob("*.tuned.json"))
 SEARCHES = sorted(GRIDS.glob("*.search.yaml"))
 PLAIN = sorted(set(GRIDS.glob("*.yaml")) - set(SEARCHES))
 
@@ -40,10 +44,12 @@ def test_every_editor_of_a_search_has_as_many_trials_on_the_validation_pool(path
     assert search.grid.datasets[0].split == "validation"
 
 
-@pytest.mark.parametrize("name", ["demo.yaml", "demo-full.yaml"])
-def test_the_demo_runs_with_the_tuned_settings(name: str) -> None:
-    record = json.loads((GRIDS / "demo.tuned.json").read_text())
-    settings = {entry.editor: entry.settings for entry in load_grid(GRIDS / name).editors}
+@pytest.mark.parametrize("name", [name for name in RECORDS if name.startswith("demo")])
+@pytest.mark.parametrize("suffix", ["", "-full"])
+def test_the_demo_runs_with_the_tuned_settings(name: str, suffix: str) -> None:
+    record = json.loads((GRIDS / f"{name}.tuned.json").read_text())
+    grid = load_grid(GRIDS / f"{name}{suffix}.yaml")
+    settings = {entry.editor: entry.settings for entry in grid.editors}
     tuned = {editor: found["best"] for editor, found in record["editors"].items()}
     assert {editor: settings[editor] for editor in tuned} == tuned
     assert set(settings) == {*tuned, "none"}
@@ -52,7 +58,8 @@ def test_the_demo_runs_with_the_tuned_settings(name: str) -> None:
 def test_every_editor_of_the_registry_runs_with_settings_of_one_budget() -> None:
     grid = load_grid(GRIDS / "methods.yaml")
     assert [entry.editor for entry in grid.editors if not entry.variant] == list(EDITORS)
-    records = [json.loads((GRIDS / f"{name}.tuned.json").read_text()) for name in RECORDS]
+    of_the_world = ("demo-world", "methods")
+    records = [json.loads((GRIDS / f"{name}.tuned.json").read_text()) for name in of_the_world]
     budget = ("objective", "pool", "stream", "seeds", "trials_per_editor")
     assert len({json.dumps([record[key] for key in budget]) for record in records}) == 1
     tuned = {e: found["best"] for record in records for e, found in record["editors"].items()}
@@ -73,6 +80,13 @@ def test_the_record_names_the_best_of_the_listed_trials(name: str) -> None:
         assert found["best"] == best["settings"]
 
 
+def test_a_search_tries_the_weights_that_its_grid_edits() -> None:
+    """A preset's own, as `load_grid` has them: not a proxy of it."""
+    (tried,) = load_search(GRIDS / "demo.search.yaml").grid.models
+    (edited,) = load_grid(GRIDS / "demo.yaml").models
+    assert tried == edited and tried.checkpoint == PRESETS["smollm2-135m"].checkpoint
+
+
 def test_a_search_with_unequal_budgets_is_refused(tmp_path: Path) -> None:
     text = SEARCHES[0].read_text()
     path = tmp_path / "unequal.yaml"
@@ -82,3 +96,32 @@ def test_a_search_with_unequal_budgets_is_refused(tmp_path: Path) -> None:
     path.write_text(text.replace("split: validation", "split: evaluation"))
     with pytest.raises(ConfigError, match="split: validation"):
         load_search(path)
+
+
+@pytest.mark.parametrize(
+    ("editors", "more", "sets", "found"),
+    [
+        ("[{editor: ft}, {editor: memit}]", "", (), ["ft", "memit", "none"]),
+        ("[{editor: none}, {editor: ft}]", "", (), ["none", "ft"]),
+        ("[{editor: ft}]", "unedited: false\n", (), ["ft"]),
+        ("[{editor: ft}]", "", ("unedited=false",), ["ft"]),
+        ("[{editor: ft}]", "", ("editors.ft.settings.lr=0.1",), ["ft", "none"]),
+        ("[{editor: ft}]", "", ("editors=[{editor: memit}]",), ["memit"]),
+    ],
+)
+def test_a_grid_that_leaves_the_unedited_model_out_unsaid_has_it_as_a_row(
+    editors: str, more: str, sets: tuple[str, ...], found: list[str], tmp_path: Path
+) -> None:
+    path = tmp_path / "mine.yaml"
+    path.write_text(
+        f"name: mine\n{more}models: [{{name: tiny, world_model: tiny}}]\n"
+        f"datasets: [{{name: world}}]\neditors: {editors}\n"
+        "streams: [{n_batches: 2, batch_size: 4}]\n"
+    )
+    grid = load_grid(path, sets)
+    assert [entry.editor for entry in grid.editors] == found
+    stored = Located.of_data(json.loads(json.dumps(asdict(grid))), "submission mine")
+    assert parse_grid(stored) == grid  # nothing is added to what was submitted
+    rest = [cell for cell in cells_of(grid) if cell.editor.editor != "none"]
+    without = cells_of(load_grid(path, (*sets, "unedited=false")))
+    assert {*map(key_of, rest)} == {key_of(c) for c in without if c.editor.editor != "none"}

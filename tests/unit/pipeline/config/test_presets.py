@@ -172,12 +172,12 @@ def test_scales_and_limits_that_make_no_sense_are_refused() -> None:
     with pytest.raises(ConfigError, match="did you mean 'proxy'"):
         load_grid(GRIDS / "table2.yaml", (), "proxys")
     with pytest.raises(ConfigError, match="names no preset"):
-        load_grid(GRIDS / "demo.yaml", (), "full")
+        load_grid(GRIDS / "demo-world.yaml", (), "full")
     with pytest.raises(ConfigError, match="at least one batch"):
-        load_grid(GRIDS / "demo.yaml", (), None, 0)
+        load_grid(GRIDS / "demo-world.yaml", (), None, 0)
     with pytest.raises(ConfigError, match="unknown preset 'llama-3-8'"):
         load_grid(GRIDS / "table2.yaml", ("models.Llama-3-8B.preset=llama-3-8",))
-    assert [s.n_batches for s in load_grid(GRIDS / "demo.yaml", (), None, 2).streams] == [2]
+    assert [s.n_batches for s in load_grid(GRIDS / "demo-world.yaml", (), None, 2).streams] == [2]
 
 
 def test_at_scale_world_the_plain_world_takes_the_datasets_place() -> None:

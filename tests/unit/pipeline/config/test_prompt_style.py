@@ -21,8 +21,9 @@ from pipeline.run.cache import Cache
 from pipeline.run.cell import run_cell
 from pipeline.run.reporting import silent
 from pipeline.run.stages.edit import edit_stream
-from pipeline.run.stages.prepare import open_model, prepare_model
+from pipeline.run.stages.prepare import open_model
 from rledit.world import training_record, world_encoder, world_model_key
+from tests.unit.helpers.prepared import prepared_model
 
 GRIDS = Path(__file__).parents[4] / "jobs" / "grids"
 TINY = Path(__file__).parents[3] / "cluster" / "tiny.yaml"
@@ -66,7 +67,7 @@ def test_the_record_says_what_the_tokenizer_writes(family: str, bos: bool) -> No
 
 def test_the_record_of_a_cell_has_it(tmp_path: Path) -> None:
     chosen, lake = cell(editor="{editor: none}"), Lake(str(tmp_path / "lake"))
-    folder = prepare_model(chosen, Cache(tmp_path), silent)
+    folder = prepared_model(chosen, Cache(tmp_path))
     run_cell(chosen, folder, None, Cache(tmp_path), lake, silent)
     (record,) = lake.manifest()
     assert record.values["resolved"]["prompt"] == {"template": "bare", "bos": True}
@@ -74,7 +75,7 @@ def test_the_record_of_a_cell_has_it(tmp_path: Path) -> None:
 
 
 def test_a_template_in_a_file_of_its_own_is_part_of_the_identity(tmp_path: Path) -> None:
-    folder = prepare_model(cell(), Cache(tmp_path), silent)
+    folder = prepared_model(cell(), Cache(tmp_path))
     path = f"models.llama-tiny.checkpoint={folder}"
     keys = {key_of(cell(path))}
     for template in (TEMPLATE, TEMPLATE.replace("of", "in")):
@@ -95,7 +96,7 @@ def test_a_preset_that_was_not_made_for_chat_is_refused(scale: str) -> None:
 
 
 def test_a_tokenizer_that_cannot_chat_is_found_before_the_run(tmp_path: Path) -> None:
-    folder = prepare_model(cell(), Cache(tmp_path), silent)
+    folder = prepared_model(cell(), Cache(tmp_path))
     path = f"models.llama-tiny.checkpoint={folder}"
     preflight([cell(path)])
     with pytest.raises(ConfigError, match=r"tiny/llama-tiny/.*has no chat template; take the"):
@@ -106,18 +107,19 @@ def test_a_prompt_that_the_template_changes_is_found_before_the_run(tmp_path: Pa
     world = cell().source().draw("evaluation", 12, seed=0)
     marked = [e.prompt for e in world if "?" in e.prompt]
     assert marked
-    folder = prepare_model(cell(), Cache(tmp_path), silent)
+    folder = prepared_model(cell(), Cache(tmp_path))
     template = "{{ bos_token }}{{ messages[0]['content'] | replace('?', '') }}{{ '\n' }}"
     (folder / "chat_template.jinja").write_text(template)
     with pytest.raises(ConfigError, match=r"does not hold the prompt '[^']*\?' as it is"):
         preflight([cell(f"models.llama-tiny.checkpoint={folder}", CHAT)])
 
 
+@pytest.mark.long
 def test_the_stand_in_knows_its_world_in_the_chat(tmp_path: Path) -> None:
     """Trained, described, checked, edited and scored inside the template."""
     chosen = cell(CHAT, editor="{editor: none}")
     preflight([chosen])
-    folder = prepare_model(chosen, Cache(tmp_path), silent)
+    folder = prepared_model(chosen, Cache(tmp_path))
     assert training_record(folder)["recall"]["held_out"] > 0.9
     tokenizer = AutoTokenizer.from_pretrained(folder)
     assert json.loads((folder / "config.json").read_text())["vocab_size"] == len(tokenizer)

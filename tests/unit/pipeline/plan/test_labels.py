@@ -180,7 +180,9 @@ def test_a_plan_names_the_grids_that_have_done_its_cells(tmp_path: Path) -> None
         "shared: 4 of 8 cells are cells of grid tiny, which are done; they are shown under both, "
         "and not run again" in said.output
     )
-    assert "8 cells, 4 to run" in said.output
+    none = "longer/llama-tiny/world/none/2x4/seed0 has its rows in tiny/llama-tiny/world/none/3x4"
+    assert f"shared: {none}, which is done" in said.output
+    assert "8 cells, 3 to run" in said.output
 
 
 def test_addresses_of_a_grid_that_are_one_cell_are_run_once_and_shown_each(tmp_path: Path) -> None:

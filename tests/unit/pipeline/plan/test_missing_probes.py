@@ -26,10 +26,10 @@ from pipeline.run.cache import Cache
 from pipeline.run.cell import run_cell
 from pipeline.run.driver import run_plan
 from pipeline.run.reporting import silent
-from pipeline.run.stages.prepare import prepare_model
 from pipeline.storage.run_paths import RunPaths
 from rledit.editors import EDITORS
 from rledit.world import World, WorldConfig
+from tests.unit.helpers.prepared import prepared_model
 
 GRID = Path(__file__).parents[3] / "cluster" / "tiny.yaml"
 LEARNERS = ["malmen", "malmen_rledit", "malmen_star", "mend", "mend_rledit", "mend_star", "rledit"]
@@ -114,6 +114,7 @@ def test_keys_that_nobody_reads_are_named_in_the_plan(files: str) -> None:
     assert all(line.startswith("  not read of /") and "`case_id` 16" in line for line in lines)
 
 
+@pytest.mark.long
 def test_what_could_not_be_measured_is_said_with_the_results(tmp_path: Path) -> None:
     """Rows without a rephrase, an old answer and questions, and a grid that asks for all."""
     world = World(WorldConfig(n_subjects=60))
@@ -138,7 +139,7 @@ def test_what_could_not_be_measured_is_said_with_the_results(tmp_path: Path) -> 
     why = "no edit of the stream has a question that follows from it"
     assert f"  portability: asked for and not measured, {why}" in pool_lines([chosen])
     lake, cache = Lake(str(tmp_path / "lake")), Cache(tmp_path)
-    run_cell(chosen, prepare_model(chosen, cache, silent), None, cache, lake, silent)
+    run_cell(chosen, prepared_model(chosen, cache, silent), None, cache, lake)
     built = build_table(runs(lake, "tiny"))
     old = "no edit of the stream has an old answer that differs from its new one"
     for what, reason in (
@@ -162,20 +163,21 @@ def test_a_run_records_the_refusal_and_computes_nothing(files: str, tmp_path: Pa
     assert not (tmp_path / "cache").exists()
 
 
+@pytest.mark.long
 def test_what_is_not_there_is_a_dash_in_tables_and_reports(files: str, tmp_path: Path) -> None:
     lake, cache = Lake(str(tmp_path / "lake")), Cache(tmp_path)
     for editor in ("{editor: none}", "{editor: ft, settings: {lr: 0.01}}"):
         chosen = cell(files, editor)
         preflight([chosen])
-        folder = prepare_model(chosen, cache, silent)
+        folder = prepared_model(chosen, cache)
         assert run_cell(chosen, folder, None, cache, lake, silent) == "done"
     rows = runs(lake, "tiny")
     assert all(row["generalization"] is not None for row in rows)
     assert {row["specificity"] for row in rows} == {None}
     text = render_table(build_table(rows), "md")
     ft = next(line for line in text.splitlines() if line.startswith("| ft"))
-    eff, gen, spe, own = [part.strip() for part in ft.split("|")[2:6]]
-    assert (spe, own) == ("–", "–") and float(eff) > 0 and float(gen) > 0
+    eff, gen, spe, mean = [part.strip() for part in ft.split("|")[2:6]]
+    assert (spe, mean) == ("–", "–") and float(eff) > 0 and float(gen) > 0
     page = tmp_path / "tiny.html"
     write_report(lake, "tiny", page)
     assert "Eff" in page.read_text()

@@ -28,6 +28,7 @@ from pipeline.run.stages.prepare import prepare_model
 from pipeline.storage.run_paths import RunPaths
 from rledit.datasets import DatasetError, RowErrors
 from rledit.world import World, WorldConfig
+from tests.unit.helpers.prepared import prepared_model
 
 GRID = Path(__file__).parents[3] / "cluster" / "tiny.yaml"
 WORLD = "{n_subjects: 60}"
@@ -62,7 +63,7 @@ def cell(tmp_path: Path, rows: Rows, *more: str) -> Cell:
 def test_a_file_of_edits_runs_like_the_world(tmp_path: Path, rows: Rows) -> None:
     chosen = cell(tmp_path, rows)
     preflight([chosen])
-    folder = prepare_model(chosen, Cache(tmp_path), silent)
+    folder = prepared_model(chosen, Cache(tmp_path))
     scored = edit_stream(chosen, folder, Cache(tmp_path), None, silent)
     assert len(scored.edits) == 2 * (2 + 4)  # two protocols, two checkpoints
     prompts = {row["src"] for row in rows}
@@ -309,7 +310,7 @@ def test_a_checkpoint_is_a_folder_or_a_pinned_revision(tmp_path: Path, rows: Row
         checkpoint_fingerprint("owner/name")
     with pytest.raises(ConfigError, match="no config.json"):
         checkpoint_fingerprint(str(tmp_path))
-    folder = prepare_model(cell(tmp_path, rows), Cache(tmp_path), silent)
+    folder = prepared_model(cell(tmp_path, rows), Cache(tmp_path))
     loaded = cell(tmp_path, rows, f"models.llama-tiny.checkpoint={folder}")
     assert prepare_model(loaded, Cache(tmp_path), silent) == folder
     preflight([loaded])

@@ -106,6 +106,7 @@ def test_at_full_scale_every_point_of_a_curve_is_measured_and_no_edit_made_twice
             assert section.edits_at // batch_size in points, section.title
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("name", SHOWN)
 def test_every_figure_and_every_table_is_there(
     name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

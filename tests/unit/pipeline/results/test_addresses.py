@@ -144,6 +144,7 @@ def test_a_failure_is_shown_under_all_addresses(lake: Lake) -> None:
     assert found.rows == (("demo", "failed"), ("other", "failed"))
 
 
+@pytest.mark.long
 def test_published_tables_and_reports_tell_addresses_of_one_cell_apart(tmp_path: Path) -> None:
     lake = Lake(str(tmp_path))
     lake.commit(cell())
@@ -173,6 +174,7 @@ def test_plain_readers_join_addresses_by_key(tmp_path: Path) -> None:
     assert rows == [("demo", "tiny-llama", 4), ("other", "a/b c", 4)]
 
 
+@pytest.mark.long
 def test_a_cell_is_tracked_at_each_address_with_the_same_values(tmp_path: Path) -> None:
     lake, uri = Lake(str(tmp_path / "lake")), f"sqlite:///{tmp_path}/mlflow.db"
     lake.commit(cell())

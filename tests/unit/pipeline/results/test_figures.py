@@ -73,6 +73,7 @@ def words(svg: bytes) -> str:
     return " ".join(re.findall(r"<!-- (.*?) -->", svg.decode()))
 
 
+@pytest.mark.long
 def test_every_figure_is_drawn_where_its_data_is(rich: Lake) -> None:
     here = subject(rich)
     drawn = {name: list(figure(here)) for name, figure in figures.FIGURES.items()}

@@ -311,6 +311,7 @@ def test_the_command(lake: Lake) -> None:
     assert wrong.exit_code == 2
 
 
+@pytest.mark.long
 def test_the_report_shows_twenty_rows_with_changed_words_marked(lake: Lake, tmp_path: Path) -> None:
     hard = [row(n, 39, "edit", f"{'old' if n else 'new'} {HARD}", prompt=HARD) for n in (0, 40)]
     lake.commit(dataclasses.replace(cell(editor="ft"), answers=hard))
@@ -327,6 +328,7 @@ def test_the_report_shows_twenty_rows_with_changed_words_marked(lake: Lake, tmp_
     assert "<b>" not in methods["ft"] and "\x1b" not in page
 
 
+@pytest.mark.long
 def test_a_report_without_answers_has_no_such_section(tmp_path: Path) -> None:
     lake = Lake(str(tmp_path / "lake"))
     lake.commit(cell())
@@ -342,6 +344,7 @@ def test_words_that_differ_are_marked() -> None:
     assert marked("a <i> b", "a <i> b") == ("a &lt;i&gt; b", "a &lt;i&gt; b")
 
 
+@pytest.mark.long
 def test_a_tracked_run_has_the_answers_as_a_table(lake: Lake, tmp_path: Path) -> None:
     uri = f"sqlite:///{tmp_path / 'mlflow.db'}"
     tracker = Tracker(uri, "demo")

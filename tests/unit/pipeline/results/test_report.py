@@ -72,7 +72,7 @@ def test_the_file_needs_no_other(page: str) -> None:
 
 
 def test_it_shows_what_the_lake_says(page: str, lake: Lake) -> None:
-    assert render_table(build_table(runs(lake, "demo")), "html", bold_best=True).strip() in page
+    assert render_table(build_table(runs(lake, "demo")), "html", long=True).strip() in page
     shown = " ".join(Page(page).shown)
     for expected in (REASON, "0.1.0+abc1234", "world " + "d" * 12, "torch 2.13.0", "0, 1",
                      "4×10, 8×10", "28 done", "1 failed", "teacher-forced; share of answer tokens",
@@ -137,6 +137,7 @@ def test_a_grid_with_failures_only_still_has_a_report(tmp_path: Path) -> None:
     assert "no cell finished" in text and "CUDA out of memory" in text
 
 
+@pytest.mark.long
 def test_each_dataset_is_drawn_by_the_protocol_of_its_table(tmp_path: Path) -> None:
     """Figures of a paper's table show what the table shows, and every title says what that is."""
     lake = Lake(str(tmp_path / "lake"))
@@ -152,9 +153,9 @@ def test_each_dataset_is_drawn_by_the_protocol_of_its_table(tmp_path: Path) -> N
     write_report(lake, "fig6", tmp_path / "r.html", protocols=shown,
                  figures_folder=tmp_path / "figures")  # fmt: skip
     text = (tmp_path / "r.html").read_text()
-    for title in ("CounterFact on Llama-3-8B (choice_official)",
-                  "ZsRE on Llama-3-8B (token_accuracy)",
-                  "all datasets on Llama-3-8B (choice_official on CounterFact, "
+    for title in ("CounterFact on Llama-3-8B proxy (choice_official)",
+                  "ZsRE on Llama-3-8B proxy (token_accuracy)",
+                  "all datasets on Llama-3-8B proxy (choice_official on CounterFact, "
                   "token_accuracy on ZsRE)"):  # fmt: skip
         assert title in text
     assert "by choice_official, highest efficacy first" in text
@@ -166,6 +167,7 @@ def test_each_dataset_is_drawn_by_the_protocol_of_its_table(tmp_path: Path) -> N
     assert f"<!-- {expected / 2:.1f} -->" in picture.read_text()
 
 
+@pytest.mark.long
 def test_a_dataset_without_scores_by_the_tables_protocol_shows_the_first(tmp_path: Path) -> None:
     lake = Lake(str(tmp_path / "lake"))
     lake.commit(cell(editor="ft"))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import dataclasses
 import io
+import re
 import statistics
 from pathlib import Path
 from typing import Any
@@ -40,8 +41,10 @@ def failed(**changes: Any) -> dict[str, Any]:
     return row(**(nothing | {"status": "failed"} | changes))
 
 
-def lines(rows: list[dict[str, Any]], **options: Any) -> list[list[str]]:
-    text = render_table(build_table(rows, **options), "md")
+def lines(
+    rows: list[dict[str, Any]], long: bool = False, fmt: str = "md", **options: Any
+) -> list[list[str]]:
+    text = render_table(build_table(rows, **options), fmt, long=long)
     return [
         [part.strip() for part in line.strip("|").split(" | ")]
         for line in text.splitlines()
@@ -51,12 +54,16 @@ def lines(rows: list[dict[str, Any]], **options: Any) -> list[list[str]]:
 
 def test_seeds_give_mean_and_sample_deviation() -> None:
     values = [50.0, 52.0, 57.5]
-    head, _, body = lines([row(seed=i, efficacy=v) for i, v in enumerate(values)])
-    assert head == ["exact_match", "20×10 Eff", "20×10 Gen", "20×10 Spe", "20×10 Spe(self)",
-                    "20×10 ms/edit", "20×10 train s"]  # fmt: skip
+    rows = [row(seed=i, efficacy=v) for i, v in enumerate(values)]
+    head, _, body = lines(rows, long=True)
+    assert head == ["method", "Eff", "Gen", "Spe", "Spe(self)", "Mean", "ms/edit", "train s"]
     mean, std = statistics.mean(values), statistics.stdev(values)
+    means = [(value + 40.0 + 30.0) / 3 for value in values]
     assert body == ["ft", f"{mean:.1f} ± {std:.1f}", "40.0 ± 0.0", "30.0 ± 0.0", "20.0 ± 0.0",
+                    f"{statistics.mean(means):.1f} ± {statistics.stdev(means):.1f}",
                     "2.00 ± 0.00", "–"]  # fmt: skip
+    short, _, body = lines(rows)
+    assert short == ["method", "Eff", "Gen", "Spe", "Mean"] and len(body) == 5
     text = render_table(build_table([row(seed=i) for i in range(3)]), "md")
     assert "over 3 seeds (0, 1, 2)" in text
     assert "One seed (0)" in render_table(build_table([row()]), "md")
@@ -73,8 +80,8 @@ def test_failed_and_absent_cells_show_as_such() -> None:
         row(editor="none", efficacy=None),
     ]
     body = {line[0]: line[1:] for line in lines(rows)[2:]}
-    assert body["a"][0] == "50.0 ± 0.0" and body["a"][6] == "–"
-    assert body["b"][0] == "failed" and body["b"][6] == "50.0 (n=1)"
+    assert body["a"][0] == "50.0 ± 0.0" and body["a"][3] == "–"
+    assert body["b"][0] == "failed" and body["b"][3] == "50.0 (n=1)"
     assert body["c"][0] == "70.0 (n=1, 1 failed)"
     assert body["unedited"][0] == "–"
     assert "2 cells failed." in render_table(build_table(rows), "md")
@@ -91,22 +98,26 @@ def test_the_references_come_first_then_methods_in_their_order() -> None:
 
 def test_streams_and_protocols_stand_in_the_header() -> None:
     rows = [row(n_batches=n, protocol=p) for n in (100, 20) for p in ("choice", "token_accuracy")]
+    text = render_table(build_table(rows), "md")
+    found = re.findall(r"^Protocol \*\*(\w+)\*\*", text, re.M)
+    assert found == ["token_accuracy", "choice"]
     heads = [line for line in lines(rows) if "Eff" in line[1]]
-    assert [head[0] for head in heads] == ["token_accuracy", "choice"]
-    assert [heads[0][1], heads[0][7]] == ["20×10 Eff", "100×10 Eff"]
-    assert lines(rows, protocols=["choice"])[0][0] == "choice"
+    assert heads == 2 * [["method", "20×10: Eff", "Gen", "Spe", "Mean",
+                          "100×10: Eff", "Gen", "Spe", "Mean"]]  # fmt: skip
+    assert "token_accuracy" not in render_table(build_table(rows, protocols=["choice"]), "md")
     for fmt in ("html", "latex"):
         text = render_table(build_table(rows), fmt)
         assert "token" in text and "100" in text and text.count("ft") >= 2
 
 
 def test_what_varies_has_a_column_and_kinds_of_model_never_mix() -> None:
-    rows = [row(), row(scale="full"), row(dataset="e")]
-    head, _, *body = lines(rows)
-    assert head[:3] == ["scale", "dataset", "exact_match"]
-    assert [line[:3] for line in body] == [
-        ["full", "d", "ft"], ["world", "d", "ft"], ["world", "e", "ft"]]  # fmt: skip
-    assert all(line[3] == "50.0" for line in body)
+    rows = [row(), row(scale="full", efficacy=60.0), row(dataset="e", efficacy=70.0)]
+    text = render_table(build_table(rows), "md")
+    assert [line for line in text.splitlines() if line.startswith("###")] == [
+        "### m (full) · d", "### m (world)"]  # fmt: skip
+    full, _, own, world, _, other = lines(rows)
+    assert full == ["method", "Eff", "Gen", "Spe", "Mean"] and own[1] == "60.0"
+    assert world[1::4] == ["d: Eff", "e: Eff"] and other[1::4] == ["50.0", "70.0"]
 
 
 def test_two_cells_at_one_place_are_refused() -> None:
@@ -129,18 +140,20 @@ def test_mixed_versions_are_said() -> None:
 def test_the_best_edited_model_is_bold_and_the_unedited_does_not_compete() -> None:
     rows = [row(editor="none", specificity=100.0), row(editor="a", specificity=60.0, edit_ms=9.0),
             row(editor="b", specificity=70.0)]  # fmt: skip
-    text = render_table(build_table(rows), "md", bold_best=True)
-    assert "**70.0**" in text and "**100.0**" not in text
-    assert "**2.00**" in text and "**9.00**" not in text
-    assert r"\textbf{70.0}" in render_table(build_table(rows), "latex", bold_best=True)
+    html = render_table(build_table(rows), "html", long=True)
+    assert "<b>70.0</b>" in html and "<u>60.0</u>" in html and ">100.0<" in html
+    assert "<b>2.00</b>" in html and "<u>9.00</u>" in html
+    latex = render_table(build_table(rows), "latex")
+    assert r"\textbf{70.0}" in latex and r"\underline{60.0}" in latex
+    assert re.search(r"\\midrule\nunedited & .*\n\\midrule\na & ", latex)  # apart from the others
 
 
 def test_names_are_escaped() -> None:
-    rows = [row(editor="a_b&<c|d>", variant="50%")]
+    rows = [row(editor="a_b&<c|d>", variant="5%")]
     table = build_table(rows, title="x_y & <z>")
-    assert r"a\_b\&\textless{}c|d\textgreater{} (50\%)" in render_table(table, "latex")
-    assert "a_b&amp;&lt;c|d&gt; (50%)" in render_table(table, "html")
-    assert r"a_b&\<c\|d> (50%)" in render_table(table, "md")
+    assert r"a\_b\&\textless{}c$|$d\textgreater{} (5\%)" in render_table(table, "latex")
+    assert "a_b&amp;&lt;c|d&gt; (5%)" in render_table(table, "html")
+    assert r"a_b&\<c\|d> (5%)" in render_table(table, "md")
 
 
 def test_markdown_lines_up() -> None:
@@ -154,13 +167,12 @@ def test_prompts_in_a_chat_are_named_in_the_header() -> None:
         return render_table(build_table(list(rows)), fmt)
 
     assert "prompt" not in text(row())
-    assert "Grid g, scale world, model m, dataset d, prompt chat; protocol" in text(
-        row(prompt="chat")
+    assert "Grid g; scale world; model m; dataset d; prompt chat; stream 20×10 (20 batches of" in (
+        text(row(prompt="chat"))
     )
     assert "prompt chat" in text(row(prompt="chat"), fmt="latex")
-    head, _, *body = lines([row(), row(prompt="chat", model="n")])
-    assert head[:3] == ["model", "prompt", "exact_match"]
-    assert [line[:2] for line in body] == [["m", "bare"], ["n", "chat"]]
+    both = text(row(), row(prompt="chat", model="n"))
+    assert "### m · bare" in both and "### n · chat" in both
     parsed = list(csv.DictReader(io.StringIO(text(row(prompt="chat"), fmt="csv"))))
     assert {line["prompt"] for line in parsed} == {"chat"}
 
@@ -201,7 +213,7 @@ def parquet_rows(root: str) -> list[dict[str, Any]]:
                coalesce(c.identity->>'$.model.prompt.template', 'bare') AS prompt, s.efficacy,
                s.generalization, s.specificity, s.specificity_self, c.train_seconds, c.edit_ms,
                c.peak_memory_gb, c.data_hash, c.code_version, c.status,
-               coalesce(c.resolved->>'$.remark', '') AS remark
+               coalesce(c.resolved->>'$.remark', '') AS remark, c.reason
         FROM {read.format(root, "cells")} c
         LEFT JOIN {read.format(root, "scores")} s USING (cell_key)"""
     answer = duckdb.sql(sql)

@@ -171,6 +171,7 @@ def test_rebuild_makes_the_runs_equal_to_the_lake(uri: str, tmp_path: Path) -> N
                 and run.info.run_id != parent]  # fmt: skip
 
 
+@pytest.mark.long
 def test_the_sweep_ends_runs_of_dead_invocations(uri: str) -> None:
     script = (
         "import sys; from pipeline.results.tracking.tracker import Tracker\n"

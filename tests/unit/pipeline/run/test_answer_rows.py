@@ -19,8 +19,8 @@ from pipeline.run.cache import Cache
 from pipeline.run.cell import run_cell
 from pipeline.run.reporting import Stage, silent
 from pipeline.run.stages import edit
-from pipeline.run.stages.prepare import prepare_model
 from rledit.protocols import generation
+from tests.unit.helpers.prepared import prepared_model
 
 GRID = Path(__file__).parents[3] / "cluster" / "tiny.yaml"
 LEARNS = "editors.ultraedit.settings.step=0.05"
@@ -36,7 +36,7 @@ def cell(editor: str, *overrides: str) -> Cell:
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return prepare_model(cell("none"), Cache(tmp_path_factory.mktemp("models")), silent)
+    return prepared_model(cell("none"), Cache(tmp_path_factory.mktemp("models")))
 
 
 def stream(chosen: Cell, folder: Path, cache: Path) -> edit.StreamRows:

@@ -65,6 +65,7 @@ def test_what_is_there_by_todays_key_is_not_replaced(tmp_path: Path) -> None:
     assert storage.read_bytes(trained_name(rledit)) == b"new"
 
 
+@pytest.mark.long
 def test_two_grids_on_one_lake_run_a_shared_cell_once(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -86,6 +87,7 @@ def test_two_grids_on_one_lake_run_a_shared_cell_once(
     assert [r.address.grid for r in lake.manifest()] == ["tiny"]
 
 
+@pytest.mark.long
 def test_a_run_of_a_renamed_grid_starts_nothing_and_shows_its_table(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -15,7 +15,7 @@ from pipeline.plan.cell_keys import former_keys_of, identity_of, key_of
 from pipeline.plan.cells import Cell, cells_of
 from pipeline.plan.estimate import estimate
 from pipeline.plan.estimate.summary import summary
-from pipeline.plan.grid_plan import make_plan
+from pipeline.plan.grid_plan import make_plan, pool_lines
 from pipeline.results.lake.lake import Lake
 from pipeline.results.query import connect, query
 from pipeline.results.tracking.logged_run import flatten
@@ -23,8 +23,9 @@ from pipeline.run.cache import Cache
 from pipeline.run.cell import run_cell
 from pipeline.run.reporting import Stage, silent
 from pipeline.run.stages import train
-from pipeline.run.stages.prepare import open_model, prepare_model
+from pipeline.run.stages.prepare import open_model
 from rledit.editors import TrainableEditor, editor_class
+from tests.unit.helpers.prepared import prepared_model
 
 GRID = Path(__file__).parents[3] / "cluster" / "tiny.yaml"
 EARLY = "{rank: 8, n_blocks: 1, init_std: 0.05, initial_step: 1.0e-3, meta_lr: 1.0e-3"
@@ -39,7 +40,7 @@ def cell(more: str = "", *overrides: str, editor: str = "rledit") -> Cell:
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return prepare_model(cell(), Cache(tmp_path_factory.mktemp("models")), silent)
+    return prepared_model(cell(), Cache(tmp_path_factory.mktemp("models")))
 
 
 class Interrupted(Exception):
@@ -63,6 +64,7 @@ def trained(chosen: Cell, folder: Path, cache: Path, report: Any = silent) -> tr
     return train.load_trained(path)
 
 
+@pytest.mark.long
 def test_a_training_that_was_killed_anywhere_comes_to_the_same_end(
     folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -273,3 +275,29 @@ def test_a_training_is_planned_for_data_that_is_away() -> None:
     chosen = cell("", away, "datasets.0.schema=zsre")
     (found,) = estimate([chosen], []).cells
     assert found.seconds.setup > 0 and found.trained == 12
+
+
+def test_settings_of_a_preset_s_recipe_need_no_recipe_in_the_grid() -> None:
+    grid = (
+        "models=[{preset: smollm2-135m}]",
+        "datasets=[{name: facts, real_facts: true}]",
+        "scale=full",
+        "editors=[{editor: rledit, settings: {validation_batches: 2, min_improvement: 1}}]",
+    )
+    (one,) = cells_of(load_grid(GRID, grid))[:1]
+    assert one.settings.patience == 4 and one.settings.validation_batches == 2
+    official = grid[-1].replace("min_improvement: 1", "min_improvement: 1, reference: official")
+    with pytest.raises(ConfigError, match="patience 0 makes no validation"):
+        load_grid(GRID, (*grid[:-1], official))
+
+
+def test_training_is_validated_on_as_long_a_stream_as_it_edits() -> None:
+    long = cell(", trajectory_batches: 1", "streams=[{n_batches: 12, batch_size: 3}]")
+    assert validation_batches(long) == 12
+    assert identity_of(long)["validated"] == 12
+    # As many as earlier versions took: their keys.
+    assert "validated" not in identity_of(cell("", "streams=[{n_batches: 2, batch_size: 3}]"))
+    assert not any("validated" in line for line in pool_lines([long]))
+    short = cell("", "streams=[{n_batches: 9, batch_size: 6}]")
+    (line,) = [line for line in pool_lines([short]) if "validated" in line]
+    assert line.startswith("  rledit is validated on 6 batches and edits 9: steps that suit")

@@ -25,9 +25,10 @@ from pipeline.run.resume import write_tensors
 from pipeline.run.shared_covariance import export_covariance, import_covariance
 from pipeline.run.stages import covariance
 from pipeline.run.stages.edit import edit_stream
-from pipeline.run.stages.prepare import open_model, prepare_model
+from pipeline.run.stages.prepare import open_model
 from pipeline.run.tasks import tasks_of
 from rledit.locate.covariance import CovarianceError, KeyCovariance
+from tests.unit.helpers.prepared import prepared_model
 
 GRID = Path(__file__).parents[3] / "cluster" / "tiny.yaml"
 EDITOR = "editors=[{editor: memit}]"
@@ -45,7 +46,7 @@ def cell(**entry: object) -> Cell:
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return prepare_model(cell(), Cache(tmp_path_factory.mktemp("models")), silent)
+    return prepared_model(cell(), Cache(tmp_path_factory.mktemp("models")))
 
 
 def loaded(chosen: Cell, folder: Path, cache: Path) -> dict[str, KeyCovariance]:
@@ -129,17 +130,18 @@ def test_only_one_matrix_per_linear_is_alive_while_summing(folder: Path, tmp_pat
     width = cell().model_spec.intermediate
     alive: list[int] = []
 
-    def matrices() -> int:
-        gc.collect()
-        found = {t.data_ptr() for t in gc.get_objects() if is_tensor(t) and t.shape == (width,) * 2}
-        return len(found)
-
     def count(stage: Stage, done: int, total: int) -> None:
+        gc.collect()
         if done > 0:
-            alive.append(matrices() - before)
+            found = [t for t in gc.get_objects() if is_tensor(t) and t.shape == (width,) * 2]
+            alive.append(len({t.data_ptr() for t in found}))
 
-    before = matrices()
-    covariance.collect(cell(), 0, folder, Cache(tmp_path), count)
+    # What was there before is neither searched nor collected each time: it is a million objects.
+    gc.freeze()
+    try:
+        covariance.collect(cell(), 0, folder, Cache(tmp_path), count)
+    finally:
+        gc.unfreeze()
     assert alive and set(alive) == {2}
 
 

@@ -21,10 +21,11 @@ from pipeline.run.cache import Cache
 from pipeline.run.export import export
 from pipeline.run.reporting import silent
 from pipeline.run.stages import edit
-from pipeline.run.stages.prepare import open_model, prepare_model
+from pipeline.run.stages.prepare import open_model
 from pipeline.run.tasks import perform, tasks_of
 from pipeline.storage.run_paths import RunPaths
 from rledit.model import EditableModel
+from tests.unit.helpers.prepared import prepared_model
 
 GRID = Path(__file__).parents[3] / "cluster" / "tiny.yaml"
 EDITOR = "editors=[{editor: ultraedit, settings: {step: 1.0e-2}}]"
@@ -33,7 +34,7 @@ EDITOR = "editors=[{editor: ultraedit, settings: {step: 1.0e-2}}]"
 @pytest.fixture(scope="module")
 def models(tmp_path_factory: pytest.TempPathFactory) -> Cache:
     cache = Cache(tmp_path_factory.mktemp("models"))
-    prepare_model(cells_of(load_grid(GRID, [EDITOR]))[0], cache, silent)
+    prepared_model(cells_of(load_grid(GRID, [EDITOR]))[0], cache)
     return cache
 
 
@@ -86,7 +87,7 @@ def test_an_exported_checkpoint_is_the_model_at_the_streams_end(
 def test_the_change_alone_gives_the_edited_matrices_exactly(
     dtype: str, models: Cache, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    source = prepare_model(cells_of(load_grid(GRID, [EDITOR]))[0], models, silent)
+    source = prepared_model(cells_of(load_grid(GRID, [EDITOR]))[0], models)
     checkpoint = f"models=[{{name: m, checkpoint: {source}, dtype: {dtype}}}]"
     cell, run_paths, ours = done(
         models, tmp_path, checkpoint, "keep_edited=true", patch=monkeypatch

@@ -16,11 +16,12 @@ from pipeline.results.lake.lake import Lake
 from pipeline.run.cache import Cache
 from pipeline.run.reporting import Stage, silent
 from pipeline.run.stages import edit, train
-from pipeline.run.stages.prepare import open_model, prepare_model
+from pipeline.run.stages.prepare import open_model
 from pipeline.run.tasks import tasks_of
 from rledit.editors import TrainableEditor, editor_class
 from rledit.records import SPLITS
 from rledit.scoring import count_contradicting
+from tests.unit.helpers.prepared import prepared_model
 
 GRID = Path(__file__).parents[3] / "cluster" / "tiny.yaml"
 
@@ -45,7 +46,7 @@ def cell(editor: str, *overrides: str) -> Cell:
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return prepare_model(cell("rledit"), Cache(tmp_path_factory.mktemp("models")), silent)
+    return prepared_model(cell("rledit"), Cache(tmp_path_factory.mktemp("models")))
 
 
 def network_of(chosen: Cell, folder: Path, cache: Path) -> train.Trained:
@@ -139,6 +140,7 @@ def test_every_batch_reports_what_its_merge_realised(
     assert "frozen prefix hit rate" in caplog.text
 
 
+@pytest.mark.long
 def test_measurements_go_on_after_an_interruption(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -146,7 +148,7 @@ def test_measurements_go_on_after_an_interruption(
     names = "measurements=[perplexity, fluency, consistency]"
     small = "material={prompts: 2, documents: 5}"
     chosen = cell("ultraedit", names, small, "datasets.0.world.lessons=true")
-    folder = prepare_model(chosen, Cache(tmp_path), silent)
+    folder = prepared_model(chosen, Cache(tmp_path))
     straight = edit.edit_stream(chosen, folder, Cache(tmp_path / "a"), None, silent)
     with pytest.raises(Interrupted):
         edit.edit_stream(chosen, folder, Cache(tmp_path / "b"), None, stop_at("edit", 2))

@@ -38,7 +38,7 @@ from pipeline.submit.submission import (
 
 ROOT = Path(__file__).parents[4]
 TINY = ROOT / "tests" / "cluster" / "tiny.yaml"
-GRIDS = [TINY, ROOT / "jobs" / "grids" / "demo.yaml"]
+GRIDS = [TINY, ROOT / "jobs" / "grids" / "demo-world.yaml"]
 
 
 def submission(grid: Grid | None = None, **values: Any) -> Submission:

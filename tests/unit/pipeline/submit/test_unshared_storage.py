@@ -39,6 +39,7 @@ def test_a_network_that_is_not_there_is_not_replaced_by_an_untrained_one(tmp_pat
     assert Lake(place(tmp_path).lake).record(key_of(task.cell)) is None
 
 
+@pytest.mark.long
 def test_rows_that_nobody_else_sees_are_no_success(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -24,6 +24,7 @@ from rledit.datasets import (
 )
 from rledit.datasets.downstream import SCHEMAS, find_schema, map_downstream
 from rledit.datasets.errors import RowErrors
+from rledit.datasets.format import Format
 from rledit.datasets.known import map_known
 from rledit.datasets.reading import RowFile, open_rows
 from rledit.records import Edit, Locality
@@ -32,15 +33,19 @@ PLACE = Place(file="dir/file.json", row=17)
 NAMES = list(FORMATS)
 
 
+def read_row(form: Format, row: object) -> list[Edit]:
+    return form.read(form.open_row(row, PLACE), PLACE)
+
+
 def read_example(name: str, **changes: Any) -> list[Edit]:
-    return FORMATS[name].read_row({**FORMATS[name].example, **changes}, PLACE)
+    return read_row(FORMATS[name], {**FORMATS[name].example, **changes})
 
 
 @pytest.mark.parametrize("name", NAMES)
 def test_registry_entry_is_whole_and_reads_its_own_example(name: str) -> None:
     form = FORMATS[name]
     assert form.name == name
-    edits = form.read_row(form.example, PLACE)
+    edits = read_row(form, form.example)
     assert len({edit.edit_id for edit in edits}) == len(edits)
     for edit in edits:
         assert edit.edit_id.startswith(f"{name}:17")
@@ -58,7 +63,7 @@ def test_detection_finds_the_format_of_every_example(name: str) -> None:
 def test_every_missing_key_is_named_at_once(name: str) -> None:
     form = FORMATS[name]
     with pytest.raises(RowError) as caught:
-        form.read_row({}, PLACE)
+        read_row(form, {})
     assert caught.value.missing == form.required
     assert "dir/file.json, row 17" in str(caught.value)
 
@@ -110,7 +115,7 @@ def test_template_without_exactly_one_slot_gives_row_and_reason(name: str, templ
     rewrite = row["requested_rewrite"]
     (rewrite[0] if name == "mquake" else rewrite)["prompt"] = template
     with pytest.raises(RowError, match=r"row 17.*requested_rewrite.*prompt.*slot"):
-        FORMATS[name].read_row(row, PLACE)
+        read_row(FORMATS[name], row)
 
 
 def test_fever_keeps_every_equivalent_claim() -> None:
@@ -149,7 +154,7 @@ def test_knowedit_without_ground_truth_and_with_two_sections() -> None:
         "Forgetfulness": [{"prompt": "f", "ground_truth": "x"}],
         "Relation_Specificity": [{"prompt": "r", "ground_truth": "y"}],
     }
-    (edit,) = FORMATS["knowedit"].read_row(row, PLACE)
+    (edit,) = read_row(FORMATS["knowedit"], row)
     assert edit.old_target is None
     assert [probe.prompt for probe in edit.locality] == ["r", "f"]
 
@@ -246,7 +251,7 @@ def test_mutated_rows_give_edits_or_file_row_and_reason(name: str, data: st.Data
     form = FORMATS[name]
     row = mutate(form.example, data)
     try:
-        edits = form.read_row(row, PLACE)
+        edits = read_row(form, row)
     except RowError as error:
         assert_located(error)
         return
@@ -266,7 +271,7 @@ def test_garbage_is_no_schema_and_no_crash(row: Any) -> None:
     assert_located(caught.value)
     for form in FORMATS.values():
         with pytest.raises(RowError):
-            form.read_row(row, PLACE)
+            read_row(form, row)
 
 
 DOWNSTREAM_ROWS: dict[str, dict[str, Any]] = {

@@ -86,11 +86,12 @@ def through_a_file(state: dict[str, Tensor], path: Path) -> dict[str, Tensor]:
     return load_file(path)
 
 
+CASES_BY_MARK = [c if c == "one step" else pytest.param(c, marks=pytest.mark.long) for c in CASES]
 ROUNDED = ("one step", "two trajectories", "reference previous", "without transition")
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize("case", CASES_BY_MARK)
 def test_after_every_batch(case: str, dtype: torch.dtype, tmp_path: Path) -> None:
     if dtype == torch.bfloat16 and case not in ROUNDED:
         pytest.skip("the masters of a rounded model are looked at in other cases")

