@@ -334,8 +334,8 @@ def downstream_curves(points: dict[int, float]) -> dict[tuple[str, int], float]:
         # The published stream; a proxy of it, at its thirds; a proxy model cut to one batch; a
         # published one cut to six.
         ((30, 100), "full", {0: (0, 90), 1000: (1000, 80), 2000: (2000, 70), 3000: (3000, 60)}),
-        ((3, 20), "proxy", {0: (0, 90), 1000: (20, 80), 2000: (40, 70), 3000: (60, 60)}),
-        ((1, 20), "proxy", {0: (0, 90), 1000: None, 2000: None, 3000: (20, 60)}),
+        ((3, 10), "proxy", {0: (0, 90), 1000: (10, 80), 2000: (20, 70), 3000: (30, 60)}),
+        ((1, 10), "proxy", {0: (0, 90), 1000: None, 2000: None, 3000: (10, 60)}),
         ((6, 100), "full", {0: (0, 90), 1000: (200, 80), 2000: (400, 70), 3000: (600, 60)}),
     ],
 )
@@ -357,7 +357,7 @@ def test_a_point_of_the_stream_is_read_where_it_is_and_said(
         if known is None:
             assert ours.ours.mean is None
             assert ours.verdict.reason == (
-                f"no batch of 1×20 ends where {at:,} edits of the published stream do"
+                f"no batch of 1×10 ends where {at:,} edits of the published stream do"
             )
             assert block.title == section
             continue
