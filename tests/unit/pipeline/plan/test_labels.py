@@ -97,7 +97,8 @@ def test_identities_of_version_1_lose_their_labels_and_nothing_else() -> None:
 
 def test_keys_that_version_1_gave_to_cells_of_the_demo_are_known() -> None:
     """As its lakes and caches have them; calibrations and key covariance are found as they were."""
-    demo = cells_of(load_grid(GRID.parents[2] / "jobs" / "grids" / "demo.yaml"))
+    path = GRID.parents[2] / "jobs" / "grids" / "demo-world.yaml"
+    demo = cells_of(load_grid(path, ["name=demo"]))
     kept = ("none", "ultraedit", "memit")
     short = {c.label: c for c in demo if c.stream.n_batches == 20 and c.label in kept}
     assert {label: former_keys_of(cell)[0] for label, cell in short.items()} == {

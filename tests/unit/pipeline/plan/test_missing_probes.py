@@ -139,7 +139,7 @@ def test_what_could_not_be_measured_is_said_with_the_results(tmp_path: Path) -> 
     why = "no edit of the stream has a question that follows from it"
     assert f"  portability: asked for and not measured, {why}" in pool_lines([chosen])
     lake, cache = Lake(str(tmp_path / "lake")), Cache(tmp_path)
-    run_cell(chosen, prepared_model(chosen, cache, silent), None, cache, lake)
+    run_cell(chosen, prepared_model(chosen, cache), None, cache, lake, silent)
     built = build_table(runs(lake, "tiny"))
     old = "no edit of the stream has an old answer that differs from its new one"
     for what, reason in (

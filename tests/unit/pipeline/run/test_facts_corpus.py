@@ -47,7 +47,7 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def cell_of(checkpoint: Path, folder: Path, *sets: str) -> Cell:
     path = folder / "grid.yaml"
     path.write_text(GRID % checkpoint)
-    (cell,) = cells_of(load_grid(path, sets))
+    (cell,) = cells_of(load_grid(path, [*sets, "unedited=false"]))
     return cell
 
 

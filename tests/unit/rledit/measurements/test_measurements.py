@@ -41,7 +41,7 @@ from rledit.world import (
 )
 from tests.unit.helpers.plain_scoring import PlainScorer
 
-GRID = Path(__file__).parents[2] / "cluster" / "tiny.yaml"
+GRID = Path(__file__).parents[3] / "cluster" / "tiny.yaml"
 SMALL = WorldConfig(n_subjects=60, answers_per_relation=8, lessons=True)
 
 
