@@ -198,7 +198,7 @@ def _rows(table: str, head: list[str], chosen: set[str]) -> list[list[str]]:
     assert len(rows) == 10
     plain = [name.partition("×10 ")[2] or name for name in names]
     named = [dict(zip(plain, row, strict=True)) for row in rows]
-    return [[row[name] for name in head] for row in named if row[head[0]] in chosen]
+    return [[row[name] for name in head] for row in named if row.get(head[0]) in chosen]
 
 
 def _cells(text: str) -> list[list[str]]:
