@@ -184,7 +184,11 @@ class PrefixStore:
             found = _read(path)
         except FileNotFoundError:
             return
-        except (OSError, SafetensorError, KeyError, ValueError) as error:
+        except OSError as error:  # it may be whole, and others may be able to read it
+            logger.warning("%s is not read: %s", path, error)
+            self._ignored.add(path.name)
+            return
+        except (SafetensorError, KeyError, ValueError) as error:
             logger.warning(
                 "%s is broken (%s) and removed; its prompts are recorded again", path, error
             )

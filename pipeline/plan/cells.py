@@ -228,7 +228,9 @@ def cells_of(grid: Grid) -> list[Cell]:
 
 
 def _shares(grid: Grid, editor: EditorEntry) -> bool:
-    return grid.share_prefixes and editor_class(editor.editor).prefix_safe
+    # Of a sample of the longest stream, few edits lie in a shorter one.
+    whole = grid.share_prefixes and grid.scored_edits is None
+    return whole and editor_class(editor.editor).prefix_safe
 
 
 def _shorter(grid: Grid, stream: StreamEntry, editor: EditorEntry) -> tuple[int, ...]:

@@ -147,8 +147,12 @@ def contains(
     if _editing(whole) != _editing(part):
         return False
     same_batches = whole["stream"]["batch_size"] == part["stream"]["batch_size"]
-    same_stream = whole["stream"] == part["stream"] or part["editor"] == "none"
-    if not (same_stream or (share_prefixes and same_batches)):
+    same_stream = whole["stream"] == part["stream"]
+    # Which edits are in a sample depends on the length of the stream.
+    longer = (part["editor"] == "none" or (share_prefixes and same_batches)) and not (
+        part.get("scored_edits")
+    )
+    if not (same_stream or longer):
         return False
     return (
         set(part["protocols"]) <= set(whole["protocols"])

@@ -1,4 +1,4 @@
-"""What models are called where results are shown: a proxy never by the name it stands for alone."""
+"""Names models in tables, captions and reports; a proxy model is always called a proxy there."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What an unedited model says of a stream, kept for all cells that ask it the same.
+"""Keeps what an unedited model says of a stream in the cache, so that each stream asks it once.
 
 The first cell of a stream reads it: answers to unrelated prompts, scores of all edits before the
 first one, what is measured then, and answers in words. Cells that differ in nothing but editor and
@@ -30,6 +30,7 @@ logger = logging.getLogger(__name__)
 UNEDITED = "unedited"
 _OF_THE_EDITOR = (
     "editor", "editor_source", "settings", "calibration", "statistics", "checkpoints", "also_after",
+    "training_seed", "validated",
 )  # fmt: skip
 _ROWS = ("scores", "steps", "answers")
 

@@ -9,8 +9,9 @@ import pytest
 from pipeline.config.parse import load_grid
 from pipeline.errors import ConfigError
 from pipeline.plan.cell_data import validation_edits
-from pipeline.plan.cell_keys import key_of, train_key_of
+from pipeline.plan.cell_keys import identity_of, key_of, train_key_of
 from pipeline.plan.cells import Cell, cells_of
+from pipeline.plan.done_cells import contains
 from pipeline.plan.estimate import estimate
 from pipeline.results.lake.lake import Lake
 from pipeline.results.query import connect, query
@@ -85,6 +86,16 @@ def test_a_sample_larger_than_the_stream_is_all_of_it(folder: Path, tmp_path: Pa
 def test_a_sample_of_nothing_is_refused() -> None:
     with pytest.raises(ConfigError, match=r"\(scored_edits\): expected at least 1, found 0"):
         ultraedit("scored_edits=0")
+
+
+def test_streams_of_other_lengths_have_samples_of_their_own() -> None:
+    streams = "streams=[{n_batches: 2, batch_size: 4}, {n_batches: 4, batch_size: 4}]"
+    none = ("editors=[{editor: none}]", streams, "checkpoints=4", "share_prefixes=true")
+    assert len(cells(*none)) == 1  # the longer one answers for the shorter
+    short, long = map(identity_of, cells(*none, "scored_edits=6"))
+    assert not contains(long, short, share_prefixes=True) and contains(short, short)
+    short, long = map(identity_of, cells(*none, "share_prefixes=false"))
+    assert contains(long, short)
 
 
 def trained_cells(settings: str, seeds: str = "[0, 1]") -> list[Cell]:
