@@ -32,10 +32,10 @@ FEWEST_AXES = 3
 
 
 def radar(figure_data: FigureData) -> Iterator[Picture]:
-    """A panel per editor, a line per stream."""
+    """A panel per editor, a line per stream; one stream alone is a row of the table."""
     shapes = shapes_of(figure_data.done, downstream_rows(figure_data), costs(figure_data))
     axes = _axes(shapes)
-    if len(axes) < FEWEST_AXES:
+    if len(axes) < FEWEST_AXES or len({s for of in shapes.values() for s in of}) < 2:
         return
     text = f"Eff, Gen and Spe in percent by {figure_data.protocol}"
     if SPEED in axes:
@@ -96,12 +96,12 @@ def draw(shapes: Shapes, style: Style) -> bytes:
                 axis.plot(*zip(*around, strict=True), color=colour, linestyle=dashes, linewidth=1.5)
                 axis.fill(*zip(*points, strict=True), color=colour, alpha=0.08)
         axis.set_xticks(angles, names, fontsize=9)
-        axis.tick_params(axis="x", pad=1)
+        axis.tick_params(axis="x", pad=4)
         axis.set_ylim(0, 100)
         axis.set_yticks([25, 50, 75, 100], [])
         axis.grid(color="#dddddd", linewidth=0.6)
         axis.spines["polar"].set_color("#bbbbbb")
-        axis.set_title(label, fontsize=TITLE_SIZE)
+        axis.set_title(label, fontsize=TITLE_SIZE, pad=10)
     handles = [Line2D([], [], color=c, linestyle=s, linewidth=1.5) for c, s in styles.values()]
     legend(figure, handles, [stream_title(stream) for stream in styles])
     return rendered(figure)

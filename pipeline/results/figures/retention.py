@@ -17,9 +17,10 @@ from pipeline.results.figures.canvas import (
     thinned,
 )
 from pipeline.results.figures.figure_data import FigureData, Picture, longest_stream, of_stream
+from pipeline.results.figures.findings import extremes, flat, ranges, span
 from pipeline.results.figures.style import Style, line_handles, shown_in
 from pipeline.results.query import quoted
-from pipeline.results.tables import stream_label
+from pipeline.results.tables import UNEDITED, Stream, stream_label
 
 _BINS = 10  # a stream of 400 batches is still a readable line
 _COLUMNS = 4
@@ -55,6 +56,16 @@ def by_age(figure_data: FigureData) -> Iterator[Picture]:
         return
     last = rows.groupby(["n_batches", "batch_size"])["checkpoint"].transform("max")
     at_end, style = rows[rows["checkpoint"] == last], figure_data.style
+    edited = at_end[at_end["editor"] != UNEDITED]
+    stream = longest_stream(at_end)
+    found = ranges(of_stream(edited, stream), "age", "score")
+    if flat(found, percent=True):
+        said = (
+            f"Efficacy does not depend on an edit's age: {span(found, '.1f')} %." if found else ""
+        )
+        if said:
+            yield Picture(title="Retention by age", text=said)
+        return
     figure, drawn = stream_panels(at_end, columns=2, width=3.6, height=2.9)
     for axis, here in drawn:
         plot_lines(axis, here, style, "age", "score")
@@ -63,10 +74,25 @@ def by_age(figure_data: FigureData) -> Iterator[Picture]:
     legend(figure, *line_handles(shown_in(at_end, style)))
     yield Picture(
         title="Retention by age",
-        text="Efficacy of the edits by how many edits came after them, at the end of the "
-        "stream. A line that falls to the right forgets.",
+        text=f"{_forgotten(of_stream(edited, stream), stream)}Efficacy of the edits by how many "
+        f"edits came after them, at the end of the stream, by {figure_data.protocol}. A line that "
+        "falls to the right forgets.",
         svg=rendered(figure),
     )
+
+
+def _forgotten(rows: DataFrame, stream: Stream) -> str:
+    """What the older half of the edits has lost against the newer one, most and least."""
+    half = stream[0] * stream[1] / 2
+    new, old = (own.groupby("label")["score"].mean()
+                for own in (rows[rows["age"] < half], rows[rows["age"] >= half]))  # fmt: skip
+    lost = {str(label): float(value) for label, value in (new - old).dropna().items()}
+    if not lost:
+        return ""
+    least, most = extremes(lost)
+    said = f"From the newer to the older half of the edits {most} goes from {new[most]:.1f} to "
+    return said + (f"{old[most]:.1f} %" + ("" if least == most else
+                   f", {least} from {new[least]:.1f} to {old[least]:.1f} %") + ". ")  # fmt: skip
 
 
 def heat_map(figure_data: FigureData) -> Iterator[Picture]:
@@ -76,12 +102,18 @@ def heat_map(figure_data: FigureData) -> Iterator[Picture]:
         return
     longest = longest_stream(rows)
     mapped = of_stream(rows, longest)
-    if mapped["checkpoint"].nunique() > 1:
+    if mapped["checkpoint"].nunique() > 2 and not flat(_all(mapped), percent=True):
         yield Picture(
             title=f"Retention along the stream, {stream_label(longest)}",
             text="Efficacy by stream position (across) and edit age (up); grey: no such age.",
             svg=_draw_maps(mapped, figure_data.style),
         )
+
+
+def _all(rows: DataFrame) -> dict[str, tuple[float, float]]:
+    """Least and largest efficacy over positions and ages, by edited model."""
+    edited = rows[rows["editor"] != UNEDITED].groupby("label")["score"]
+    return {str(label): (float(own.min()), float(own.max())) for label, own in edited}
 
 
 def _draw_maps(rows: DataFrame, style: Style) -> bytes:
