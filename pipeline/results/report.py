@@ -113,7 +113,7 @@ def _page(
     lake = lake if isinstance(lake, Lake) else Lake(lake)
     records = lake.shown()
     if not any(record.address.grid == grid for record in records):
-        raise ReportError(_no_grid(lake, grid, {record.address.grid for record in records}))
+        raise ReportError(no_grid(lake, grid, {record.address.grid for record in records}))
     records = [record for record in records if record.address.grid == grid]
     connection = connect(lake, records)
     rows = runs(connection, grid)
@@ -186,7 +186,8 @@ def _write_figures(sections: Sequence[Section], storage: Storage) -> None:
             storage.write_bytes(f"{name}.svg", picture.svg)
 
 
-def _no_grid(lake: Lake, grid: str, known: Iterable[str]) -> str:
+def no_grid(lake: Lake, grid: str, known: Iterable[str]) -> str:
+    """A grid is not in a lake; which ones are, and which is meant perhaps."""
     near = get_close_matches(grid, known, n=1)
     hint = f" Did you mean {near[0]!r}?" if near else ""
     there = ", ".join(sorted(known)) or "none"

@@ -34,7 +34,7 @@ _SCORE_BARS = {
 MARKERS = 8  # at most so many along a line, roughly
 _LEGEND_LINE = 0.19  # inches
 _PAGE_WIDTH, _PANELS_ACROSS = 7.2, 3
-_MARGIN = 2.0  # points around a panel that a page shows by itself
+_MARGIN = 3.0  # points around a panel that a page shows by itself
 
 
 def stream_title(stream: Stream) -> str:

@@ -20,7 +20,7 @@ def listed(names: Sequence[str]) -> str:
 
 def ranges(rows: DataFrame, x: str, y: str) -> dict[str, tuple[float, float]]:
     """Least and largest mean of a quantity along `x`, by editor; without those that have none."""
-    there = rows[rows[y].map(lambda value: value is not None and math.isfinite(value))]
+    there = rows[rows[y].map(lambda value: value is not None and math.isfinite(value)).astype(bool)]
     found = {}
     for label, own in there.groupby("label"):
         means = own.groupby(x)[y].mean()

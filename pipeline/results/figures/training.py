@@ -37,8 +37,8 @@ def pictures(figure_data: FigureData) -> Iterator[Picture]:
         yield Picture(
             title=f"Training of {label}",
             text=f"{_best(own)}On a stream of the validation pool, after its last batch, by "
-            "teacher-forced token accuracy; specificity against the unedited model's answers. Step 0 is "
-            "the untrained network; the star is the state that edits.",
+            "teacher-forced token accuracy; specificity against the unedited model's answers. Step "
+            "0 is the untrained network; the star is the state that edits.",
             svg=draw(own),
         )
 

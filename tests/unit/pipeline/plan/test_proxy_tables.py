@@ -31,7 +31,7 @@ from rledit.measurements.downstream import TASKS
 
 ROOT = Path(__file__).parents[4]
 MAKEFILE = (ROOT / "Makefile").read_text()
-EVERY = {"scores", "frontier", "radar", "retention", "time", "total_time", "curves", "along"}
+EVERY = {"frontier", "retention", "time", "total_time", "curves"}
 # Beyond those, what each grid is there to show; RLEdit's two recipes are variants to compare.
 SHOWN = {
     "table2": {"ablation", "composite"},
