@@ -21,7 +21,7 @@ from pipeline.results.pages import render_page
 from pipeline.results.protocol_captions import definition, shown_protocol
 from pipeline.results.query import connect, runs
 from pipeline.results.report import ReportError, no_grid
-from pipeline.results.report_facts import provenance
+from pipeline.results.report_facts import provenance, short_hashes
 from pipeline.results.tables import MEAN, MEAN_OF, editor_label, method_order
 from pipeline.storage.object_store import Storage
 
@@ -288,7 +288,8 @@ def _arrows(block: Block, prefix: str) -> Any:
     axis.grid(axis="x", color="#dddddd", linewidth=0.6)
     canvas.settle(figure)
     ends = [(to_x, to_y) for _, _, to_x, to_y in points.values()]
-    name_points(figure, axis, ends, list(points))  # type: ignore[arg-type]
+    arrows = [((x, y), (to_x, to_y)) for x, y, to_x, to_y in moved.values()]
+    name_points(figure, axis, ends, list(points), arrows)  # type: ignore[arg-type]
     picture = Picture(
         title="From A to B",
         text="Efficacy against specificity: the arrow begins at A, the marker is B; no arrow: less "
@@ -304,7 +305,7 @@ def _differences(a: Side, b: Side) -> list[tuple[str, str, str]]:
     names = ("model", "data", "prompts", "scale", "streams", "seeds", "code version",
              "threads × ranks", "versions", "training + editing + scoring")  # fmt: skip
     found = [(name, left.get(name, ""), right.get(name, "")) for name in names]
-    return [entry for entry in found if entry[1] != entry[2]]
+    return [(name, short_hashes(x), short_hashes(y)) for name, x, y in found if x != y]
 
 
 def _settings(a: Side, b: Side) -> list[tuple[str, str, Any, Any]]:
@@ -327,8 +328,12 @@ def _flat(settings: Mapping[str, Any], before: str = "") -> dict[str, Any]:
     found: dict[str, Any] = {}
     for name, value in settings.items():
         inner = isinstance(value, Mapping)
-        found |= _flat(value, f"{before}{name}.") if inner else {f"{before}{name}": value}
+        found |= _flat(value, f"{before}{name}.") if inner else {f"{before}{name}": _plain(value)}
     return found
+
+
+def _plain(value: Any) -> Any:
+    return ", ".join(map(str, value)) if isinstance(value, list | tuple) else value
 
 
 def _alone(a: Side, b: Side) -> list[str]:

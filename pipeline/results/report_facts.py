@@ -36,10 +36,10 @@ def header(records: Sequence[CellRecord], protocols: Sequence[str]) -> list[tupl
     metadata["model"] = ", ".join(sorted(models))
     names = ("prompts", "scale", "model", "data", "streams", "seeds", "code version")
     found = [("protocol", ", ".join(protocols))] if protocols else []
-    return found + [(name, _short_hashes(metadata[name])) for name in names if name in metadata]
+    return found + [(name, short_hashes(metadata[name])) for name in names if name in metadata]
 
 
-def _short_hashes(text: str) -> str:
+def short_hashes(text: str) -> str:
     """Twelve digits tell two files apart; the whole hash stands at the end of the report."""
     return re.sub(r"\b([0-9a-f]{12})[0-9a-f]{20,}\b", r"\1…", text)
 

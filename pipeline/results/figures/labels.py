@@ -18,18 +18,29 @@ _LINE_FROM = 12.0  # names that are farther away have a line to their point
 Point = tuple[float, float]
 
 
-def name_points(figure: Figure, axis: Axes, points: Sequence[Point], names: Sequence[str]) -> None:
+def name_points(
+    figure: Figure,
+    axis: Axes,
+    points: Sequence[Point],
+    names: Sequence[str],
+    arrows: Sequence[tuple[Point, Point]] = (),
+) -> None:
     """Writes a name beside every point; the figure's layout must not change after this.
 
     Crowded points come first. A name for which no free place is found within the axes takes the
     one on which least lies.
+
+    Args:
+        arrows: Lines that names keep clear of, in the axes' units.
     """
     renderer = figure.canvas.get_renderer()  # type: ignore[attr-defined]
     scale = figure.dpi / 72
     where = [tuple(float(v) for v in axis.transData.transform(point)) for point in points]
     half = _POINT * scale
     taken = [Bbox.from_extents(x - half, y - half, x + half, y + half) for x, y in where]
-    lines: list[tuple[Point, Point]] = []
+    lines: list[tuple[Point, Point]] = [
+        (tuple(axis.transData.transform(a)), tuple(axis.transData.transform(b))) for a, b in arrows
+    ]
     inside = axis.get_window_extent(renderer)
     for i in sorted(range(len(names)), key=lambda i: -_crowd(where, i, 40 * scale)):
         size = axis.text(0, 0, names[i], fontsize=SIZE)

@@ -120,8 +120,8 @@ def _draw_maps(rows: DataFrame, style: Style) -> bytes:
     """Efficacy over stream position and edit age, a panel per editor."""
     labels = list(shown_in(rows, style))
     positions, ages = (sorted(set(rows[name])) for name in ("checkpoint", "age"))
-    figure, axes = panels(len(labels), columns=_COLUMNS, width=1.8, height=1.9, share=True)
-    for i, (axis, label) in enumerate(zip(axes, labels, strict=True)):
+    figure, axes = panels(len(labels), columns=_COLUMNS, width=1.8, height=2.0)
+    for axis, label in zip(axes, labels, strict=True):
         own = rows[rows["label"] == label].pivot(index="age", columns="checkpoint", values="score")
         grid = own.reindex(index=ages, columns=positions).to_numpy()
         image = axis.imshow(grid, origin="lower", aspect="auto", cmap="cividis", vmin=0, vmax=100)
@@ -130,10 +130,8 @@ def _draw_maps(rows: DataFrame, style: Style) -> bytes:
         axis.set_yticks(*thinned(ages, 6))
         axis.set_title(label, fontsize=TITLE_SIZE, loc="left")
         axis.grid(False)
-        if i % _COLUMNS == 0:
-            axis.set_ylabel("edit age (edits)")
-        if i + _COLUMNS >= len(labels):  # nothing below it, even where the last row is not full
-            axis.set_xlabel("edits applied")
-            axis.tick_params(labelbottom=True)
-    figure.colorbar(image, ax=list(axes), label="efficacy (%)", shrink=0.8)
+        axis.set_ylabel("edit age (edits)")
+        axis.set_xlabel("edits applied")
+    figure.colorbar(image, ax=list(axes), label="efficacy (%)", orientation="horizontal",
+                    shrink=0.3, aspect=24)  # fmt: skip
     return rendered(figure)
