@@ -258,7 +258,17 @@ def test_the_queries_it_hands_out_give_the_figures_of_its_table(page: str, lake:
     (block,) = re.findall(r"<pre>(rledit table .*?)</pre>", page, re.S)
     told = html.unescape(block)
     asked = re.findall(r'rledit query --lake \S+ "(.*?)"', told)
-    assert len(asked) == 3 == told.count("rledit query")
+    assert len(asked) == 4 == told.count("rledit query")
+    filtered, *asked = asked
+    assert "protocol = 'token_accuracy' AND n_batches = 8 AND batch_size = 10" in filtered
+    (panel,) = build_table(runs(lake, "demo"), protocols=["token_accuracy"]).panels
+    of = {r["editor"] + r["variant"]: r for r in query(filtered, lake).dicts()}
+    for line in {line for line, column in panel.values if column.stream == (8, 10)}:
+        for metric, short in (SHORT | {"mean": "mean"}).items():
+            mean = panel.value(line, Column(stream=(8, 10), metric=metric)).mean
+            if mean is not None and short != "spe_self":
+                row = of[line.editor + line.variant]
+                assert row[short] == pytest.approx(mean, abs=0.0501), (line, metric)
     table = build_table(runs(lake, "demo"))
     shown = {}
     for panel in table.panels:
