@@ -204,7 +204,7 @@ def made_up(cell: Cell, key: str) -> CellResult:
         edits=[
             {"checkpoint": at, "protocol": protocol, "edit_index": first,
              "batch_index": first // size, "edit_id": str(first), "superseded": False} | scores
-            | {"efficacy": 40.0 + first % 3 * 10}  # what is flat is a sentence
+            | {"efficacy": 40.0 + first % 7 * 10}  # what is flat is a sentence
             for protocol in cell.protocols
             for at in points
             for first in range(0, at, size)
