@@ -265,13 +265,14 @@ def _methods(n: int) -> str:
 
 def _arrows(block: Block, prefix: str) -> Any:
     """Efficacy against specificity, an arrow from A to B for every method that moved a point."""
-    points = {
-        line.label: (x.a, y.a, x.b, y.b)
-        for line in block.lines
-        if None not in ((x := line.pairs["specificity"]).a, x.b)
-        and None not in ((y := line.pairs["efficacy"]).a, y.b)
-    }
-    moved = {n: p for n, p in points.items() if math.dist(p[:2], p[2:]) >= 1}  # type: ignore[arg-type]
+    points: dict[str, tuple[float, float, float, float]] = {}
+    for line in block.lines:
+        across, up = line.pairs["specificity"], line.pairs["efficacy"]
+        ends = (across.a, up.a, across.b, up.b)
+        known = [value for value in ends if value is not None]
+        if len(known) == len(ends):
+            points[line.label] = (known[0], known[1], known[2], known[3])
+    moved = {name: p for name, p in points.items() if math.dist(p[:2], p[2:]) >= 1}
     if not moved:
         return None
     style = styles(framed([{"editor": ln.editor, "variant": ln.variant} for ln in block.lines]))
@@ -280,16 +281,16 @@ def _arrows(block: Block, prefix: str) -> Any:
         colour, marker = style[label]
         axis.plot(to_x, to_y, color=colour, marker=marker, markersize=7, markeredgewidth=1.6)
         if label in moved:
-            axis.annotate("", (to_x, to_y), (x, y),  # type: ignore[arg-type]
+            axis.annotate("", (to_x, to_y), (x, y),
                           arrowprops={"arrowstyle": "->", "color": colour, "linewidth": 1.2,
                                       "shrinkB": 5})  # fmt: skip
     canvas.percent_axis(axis, "x", "Spe (%)")
     canvas.percent_axis(axis, "y", "Eff (%)")
     axis.grid(axis="x", color="#dddddd", linewidth=0.6)
     canvas.settle(figure)
-    ends = [(to_x, to_y) for _, _, to_x, to_y in points.values()]
+    heads = [(to_x, to_y) for _, _, to_x, to_y in points.values()]
     arrows = [((x, y), (to_x, to_y)) for x, y, to_x, to_y in moved.values()]
-    name_points(figure, axis, ends, list(points), arrows)  # type: ignore[arg-type]
+    name_points(figure, axis, heads, list(points), arrows)
     picture = Picture(
         title="From A to B",
         text="Efficacy against specificity: the arrow begins at A, the marker is B; no arrow: less "
@@ -338,9 +339,9 @@ def _plain(value: Any) -> Any:
 
 def _alone(a: Side, b: Side) -> list[str]:
     """Methods that only one side has."""
-    methods = [{editor_label(r["editor"], r["variant"]) for r in side.rows} for side in (a, b)]
+    left, right = ({editor_label(r["editor"], r["variant"]) for r in s.rows} for s in (a, b))
     return [
-        f"Only in {side.name}: {', '.join(sorted(own - other))}."
-        for side, own, other in ((a, *methods), (b, *methods[::-1]))
-        if own - other
+        f"Only in {side.name}: {', '.join(sorted(own))}."
+        for side, own in ((a, left - right), (b, right - left))
+        if own
     ]

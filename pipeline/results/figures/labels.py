@@ -35,12 +35,10 @@ def name_points(
     """
     renderer = figure.canvas.get_renderer()  # type: ignore[attr-defined]
     scale = figure.dpi / 72
-    where = [tuple(float(v) for v in axis.transData.transform(point)) for point in points]
+    where = [_pixels(axis, point) for point in points]
     half = _POINT * scale
     taken = [Bbox.from_extents(x - half, y - half, x + half, y + half) for x, y in where]
-    lines: list[tuple[Point, Point]] = [
-        (tuple(axis.transData.transform(a)), tuple(axis.transData.transform(b))) for a, b in arrows
-    ]
+    lines = [(_pixels(axis, start), _pixels(axis, end)) for start, end in arrows]
     inside = axis.get_window_extent(renderer)
     for i in sorted(range(len(names)), key=lambda i: -_crowd(where, i, 40 * scale)):
         size = axis.text(0, 0, names[i], fontsize=SIZE)
@@ -57,11 +55,16 @@ def name_points(
             lines.append((where[i], centre))
         axis.annotate(
             names[i], points[i], xycoords="data", fontsize=SIZE, ha="center", va="center",
-            xytext=[(c - w) / scale for c, w in zip(centre, where[i], strict=True)],
+            xytext=((centre[0] - where[i][0]) / scale, (centre[1] - where[i][1]) / scale),
             textcoords="offset points", annotation_clip=False,
             arrowprops={"arrowstyle": "-", "color": "#8a8a8a", "linewidth": 0.6, "shrinkA": 0,
                         "shrinkB": _POINT} if far else None,
         )  # fmt: skip
+
+
+def _pixels(axis: Axes, point: Point) -> Point:
+    x, y = axis.transData.transform(point)
+    return float(x), float(y)
 
 
 def _crowd(where: Sequence[Point], i: int, radius: float) -> int:
@@ -88,9 +91,11 @@ def _cost(
     within = _common(place, inside) / (place.width * place.height)
     centre = ((place.x0 + place.x1) / 2, (place.y0 + place.y1) / 2)
     crossed = sum(_meets(line, place) for line in lines)
+    cost = 10 * overlap + 1000 * (1 - within) + 50 * crossed
+    if cost or _distance(at, place) <= _LINE_FROM:
+        return cost
     through = sum(_meets((at, centre), other) for other in taken if not _holds(other, at))
-    far = _distance(at, place)
-    return 10 * overlap + 1000 * (1 - within) + 50 * crossed + (30 * through if far > 12 else 0)
+    return 30.0 * through
 
 
 def _common(a: Bbox, b: Bbox) -> float:

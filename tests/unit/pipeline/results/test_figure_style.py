@@ -80,6 +80,8 @@ def test_names_of_points_do_not_lie_on_each_other(seed: int) -> None:
     canvas.settle(figure)
     name_points(figure, axis, points, names)
     renderer = figure.canvas.get_renderer()  # type: ignore[attr-defined]
+    for text in axis.texts:
+        text.update_positions(renderer)  # type: ignore[attr-defined]
     boxes = [Text.get_window_extent(text, renderer) for text in axis.texts]  # without its line
     assert sorted(text.get_text() for text in axis.texts) == sorted(names)
     pairs = [(a, b) for i, a in enumerate(boxes) for b in boxes[i + 1 :]]
