@@ -176,7 +176,8 @@ def _placed(sections: Sequence[Section], place: str) -> list[tuple[str, list[Sho
 
 def _shown(picture: figures.Picture, prefix: str) -> Shown:
     found = pieces(picture.svg, prefix) if picture.svg else Pieces(keys=(), panels=())
-    return Shown(title=picture.title, text=picture.text, pieces=found)
+    text = picture.text.replace(" %", "\N{NO-BREAK SPACE}%")
+    return Shown(title=picture.title, text=text, pieces=found)
 
 
 def _write_figures(sections: Sequence[Section], storage: Storage) -> None:

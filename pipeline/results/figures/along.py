@@ -23,7 +23,7 @@ SCORES = {"efficacy": "Eff", "generalization": "Gen", "specificity": "Spe"}
 CURVES = {
     "shift_norm": "‖ΔW‖ of the batch",
     "weight_change_norm": "‖W − W₀‖",
-    "realised_cosine": "realised cosine",
+    "realised_cosine": "Realised cosine",
 }
 DOWNSTREAM = re.compile(r"^ability_(?P<task>.+)_f1$")
 TEXT = ("perplexity", "fluency", "consistency")

@@ -111,8 +111,8 @@ def test_what_does_not_change_is_a_sentence(tmp_path: Path) -> None:
     lake = Lake(str(tmp_path / "lake"))
     lake.commit(cell(editor="ft"))
     (picture,) = figures.along.curves(subject(lake))
-    assert "realised cosine stays at " in picture.text
-    assert "realised cosine" not in texts(picture.svg) and "‖ΔW‖ of the batch" in texts(picture.svg)
+    assert "Realised cosine stays at " in picture.text
+    assert "Realised cosine" not in texts(picture.svg) and "‖ΔW‖ of the batch" in texts(picture.svg)
 
 
 def test_flat_is_judged_by_the_widest_line() -> None:
