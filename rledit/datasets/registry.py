@@ -11,6 +11,7 @@ from rledit.datasets import (
     fever,
     knowedit,
     mquake,
+    plain,
     qaedit,
     ultraeditbench,
     wikibigedit,
@@ -35,6 +36,8 @@ FORMATS: dict[str, Format] = {
     "knowedit": knowedit.KNOWEDIT,
     "knowedit_wikibio": knowedit.WIKIBIO,
     "qaedit": qaedit.QAEDIT,
+    # Last: rows of others have its keys, too.
+    "facts": plain.FACTS,
 }
 
 
@@ -66,10 +69,11 @@ def match_format(row: object) -> Format | None:
 @lru_cache(maxsize=256)
 def _match(keys: frozenset[str]) -> Format | None:
     """By the schemas' own names first, then by the others that their keys have."""
-    for literal in (True, False):
-        for form in FORMATS.values():
-            if form.detected and not form.missing(keys, literal):
-                return form
+    for forms in ([f for f in FORMATS.values() if f is not plain.FACTS], [plain.FACTS]):
+        for literal in (True, False):
+            for form in forms:
+                if form.detected and not form.missing(keys, literal):
+                    return form
     return None
 
 

@@ -1,0 +1,130 @@
+"""What a model says of some facts: before a batch, and after it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from rledit.decoding import write_lines
+from rledit.finite import NonFiniteError
+from rledit.model import EditableModel
+from rledit.protocols import exact_match
+from rledit.protocols.reading import Reading, read
+from rledit.records import Edit
+from rledit.written_answers import target_logprobs
+
+_MORE_TOKENS = 6
+
+
+@dataclass(frozen=True, kw_only=True)
+class FactResult:
+    """One fact before and after.
+
+    Attributes:
+        edit: The fact.
+        before: What the model wrote behind the prompt before the edit.
+        after: What it writes now.
+        took: Whether the model's most likely tokens behind the prompt are the target's.
+        logprob_before, logprob_after: Log-probability of the target behind the prompt, the sum
+            over its tokens in nats; None where it is not finite.
+        rephrases: How many of its rephrases give the target.
+        locality: How many of its unrelated prompts are answered as before.
+        note: What to know of it; "" if nothing.
+    """
+
+    edit: Edit
+    before: str
+    after: str
+    took: bool
+    logprob_before: float | None
+    logprob_after: float | None
+    rephrases: int
+    locality: int
+    note: str = ""
+
+    def record(self) -> dict[str, Any]:
+        """What was found, as plain JSON, without the fact itself."""
+        return {k: v for k, v in vars(self).items() if k != "edit"}
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Answers:
+    texts: list[str]
+    logprobs: list[float | None]
+    own: list[bool]
+    rephrased: list[int]
+    unrelated: list[list[Reading]]
+
+
+class Judge:
+    """Asks a model for some facts.
+
+    Args:
+        model: The model as it is before they are edited, see `EditableModel`.
+        edits: The facts.
+    """
+
+    def __init__(self, model: EditableModel, edits: Sequence[Edit]) -> None:
+        encoder = model.encoder
+        self.edits = tuple(edits)
+        self._own = [encoder.sample(e.prompt, e.target) for e in edits]
+        self._rephrased = [[encoder.sample(p, e.target) for p in e.rephrases] for e in edits]
+        self._unrelated = [[encoder.sample(x.prompt, x.answer) for x in e.locality] for e in edits]
+        self._limits = [len(s.answer_ids) + _MORE_TOKENS for s in self._own]
+        self._before = self._answers(model)
+
+    def took(self, model: EditableModel, places: Iterable[int] | None = None) -> list[int]:
+        """Which facts the model gives, among those at some places."""
+        asked = list(range(len(self.edits)) if places is None else places)
+        found = read(model, [self._own[i] for i in asked])
+        return [i for i, reading in zip(asked, found, strict=True) if exact_match.score(reading)]
+
+    def results(self, model: EditableModel) -> list[FactResult]:
+        """Every fact, before and now."""
+        now, then = self._answers(model), self._before
+        return [
+            FactResult(
+                edit=edit,
+                before=then.texts[i],
+                after=now.texts[i],
+                took=now.own[i],
+                logprob_before=then.logprobs[i],
+                logprob_after=now.logprobs[i],
+                rephrases=now.rephrased[i],
+                locality=sum(
+                    bool(exact_match.agreement(a, b))
+                    for a, b in zip(now.unrelated[i], then.unrelated[i], strict=True)
+                ),
+            )
+            for i, edit in enumerate(self.edits)
+        ]
+
+    def _answers(self, model: EditableModel) -> _Answers:
+        groups = [self._rephrased, self._unrelated]
+        flat = [*self._own, *(s for group in groups for own in group for s in own)]
+        readings = iter(read(model, flat))
+        own = [bool(exact_match.score(next(readings))) for _ in self._own]
+        rephrased = [
+            sum(bool(exact_match.score(next(readings))) for _ in group) for group in self._rephrased
+        ]
+        unrelated = [[next(readings) for _ in group] for group in self._unrelated]
+        return _Answers(
+            texts=texts_of(model, [edit.prompt for edit in self.edits], self._limits),
+            logprobs=target_logprobs(model, self._own),
+            own=own,
+            rephrased=rephrased,
+            unrelated=unrelated,
+        )
+
+
+def texts_of(
+    model: EditableModel, prompts: Sequence[str], limits: Sequence[int] | int
+) -> list[str]:
+    """What a model writes behind prompts; "(no numbers)" where it gives none."""
+    if not prompts:
+        return []
+    try:
+        return [line.text for line in write_lines(model, prompts, limits, blank_first=True)]
+    except NonFiniteError:
+        return ["(no numbers)"] * len(prompts)

@@ -1,0 +1,180 @@
+"""One batch: an editor goes over its facts in passes, as long as the model keeps what it knew.
+
+A pass goes over the facts that the passes before did not write, and beside them over known facts
+that those have cost, with their true answers. The known facts are those of the pool that settings
+are chosen by, see `rledit.editing.known`. A pass after which the model answers fewer of them than
+it may is taken back and tried with half the step, where the editor has one; else it is the last.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Protocol
+
+from torch import Tensor
+
+from rledit.editing.deltas import Delta
+from rledit.editing.host import Host
+from rledit.editing.judge import FactResult, Judge
+from rledit.editing.known import Cost, Knowledge
+from rledit.editing.methods import Method
+from rledit.editors import Editor
+from rledit.editors.base import State
+from rledit.finite import NonFiniteError, require_finite_weights
+from rledit.locate.covariance import KeyCovariance
+from rledit.model import EditableModel
+from rledit.records import Edit
+
+_CARRIED = ("moments.", "past.")
+LARGEST_STATE = 32 << 20
+"""Bytes of running statistics that are kept with a batch; an editor with more begins anew."""
+
+_HALVINGS = 2
+"""How often a step may be halved where a pass with it costs too much."""
+
+Tell = Callable[[str], None]
+
+
+def silent(_: str) -> None:
+    """Nobody is told."""
+
+
+class Provides(Protocol):
+    """What editors need beside facts."""
+
+    def knowledge(self, pool: str) -> Knowledge:
+        """Facts that the unedited model knew."""
+        ...
+
+    def covariance(self, modules: Sequence[str]) -> Mapping[str, KeyCovariance]:
+        """Key covariance of some modules on the unedited model."""
+        ...
+
+    def start(self, method: Method) -> State:
+        """State in which an editor begins its first batch: a trained network, warm statistics."""
+        ...
+
+
+@dataclass(frozen=True, kw_only=True)
+class Written:
+    """A batch as it was written.
+
+    Attributes:
+        delta: What it changed.
+        state: Running statistics for the editor's next batch.
+        metrics: What the editor measured in its last pass.
+        passes: By pass, the facts that the model gave after it, and its known facts.
+        before, after: What it cost, in the pool that settings are chosen by.
+    """
+
+    delta: Delta
+    state: State = field(default_factory=dict)
+    metrics: Mapping[str, float]
+    passes: list[dict[str, float]]
+    before: Cost
+    after: Cost
+
+
+def write(
+    host: Host,
+    method: Method,
+    edits: Sequence[Edit],
+    supplies: Provides,
+    state: Mapping[str, Tensor],
+    floor: float,
+    tell: Tell = silent,
+    rehearse: bool = True,
+) -> tuple[Written, list[FactResult]]:
+    """Write a batch into the model, and judge it.
+
+    Args:
+        host: The model; its batches so far stay as they are.
+        method: The editor, calibrated.
+        edits: The facts.
+        supplies: What the editor needs beside them.
+        state: Running statistics that an earlier batch has left.
+        floor: Share of the known facts below which a pass is taken back.
+
+    Raises:
+        NonFiniteError: The first pass left weights that are no numbers.
+    """
+    opened = host.open(method.modules)
+    editor = equipped(opened, method, supplies, state)
+    judge = Judge(opened, edits)
+    knowledge = supplies.knowledge("choosing")
+    names = knowledge.apart_from(edits)
+    before = after = knowledge.cost(opened, names)
+    todo, halvings = list(range(len(edits))), 0
+    delta, metrics = Delta({}), {}
+    passes: list[dict[str, float]] = []
+    while todo and len(passes) < method.passes:
+        kept_state = {k: v.clone() for k, v in editor.state_dict().items()}
+        repaired = knowledge.lost(opened, names) if rehearse else []
+        change, measured = host.edit(editor, [*(edits[i] for i in todo), *repaired])
+        fault = _fault(opened)
+        cost = after if fault else knowledge.cost(opened, names)
+        below = cost.kept < floor * cost.known
+        smaller = hasattr(editor, "step_size") and halvings < _HALVINGS
+        if fault or (below and (passes or smaller)):
+            host.take_back()
+            editor.load_state_dict(kept_state)
+            tell(f"  pass {len(passes) + 1}: taken back ({fault or _kept(cost)})")
+            if smaller:
+                editor.step_size /= 2
+                halvings += 1
+                continue
+            if not passes:
+                raise NonFiniteError(fault)
+            break
+        delta, metrics, after = delta.then(change), measured, cost
+        took = set(judge.took(opened))
+        todo = [i for i in range(len(edits)) if i not in took]
+        passes.append({"took": len(took), "kept": cost.kept, "known": cost.known})
+        tell(f"  pass {len(passes)}: {len(took)} of {len(edits)} facts, {_kept(cost)}")
+    written = Written(
+        delta=delta,
+        state=_carried(editor),
+        metrics=metrics,
+        passes=passes,
+        before=before,
+        after=after,
+    )
+    return written, judge.results(opened)
+
+
+def equipped(
+    opened: EditableModel,
+    method: Method,
+    supplies: Provides,
+    state: Mapping[str, Tensor] | None = None,
+) -> Editor:
+    """An editor of an opened model with all that it needs, its statistics going on from a state."""
+    editor = method.cls(opened, method.config)
+    if method.needs_covariance:
+        editor.load_covariance(supplies.covariance(opened.modules))
+    first = dict(supplies.start(method)) | dict(state or {})
+    if first:
+        editor.load_state_dict({k: v.to(opened.device) for k, v in first.items()})
+    return editor
+
+
+def _carried(editor: Editor) -> State:
+    """What the editor's next batch goes on from; nothing where that is more than statistics."""
+    state = editor.state_dict()
+    found = {k: v.clone() for k, v in state.items() if k.startswith(_CARRIED)}
+    whole = len(found) == len(state) or hasattr(editor, "train_step")
+    small = sum(v.nbytes for v in found.values()) <= LARGEST_STATE
+    return found if whole and small else {}
+
+
+def _fault(opened: EditableModel) -> str:
+    try:
+        require_finite_weights(opened)
+    except NonFiniteError as error:
+        return str(error)
+    return ""
+
+
+def _kept(cost: Cost) -> str:
+    return f"{cost.kept} of {cost.known} known facts kept"
