@@ -1,4 +1,4 @@
-"""The editor for some facts: each candidate is tried on a few of them, on the model at hand."""
+"""The editor for a model: each candidate is tried on a few shipped facts, on the model at hand."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from typing import Any
 
 from rledit.calibration import CalibrationError
 from rledit.editing.host import Host
+from rledit.editing.judge import took
 from rledit.editing.methods import Method, candidates
 from rledit.editing.supplies import Supplies
 from rledit.editing.writing import Tell, write
@@ -16,7 +17,7 @@ from rledit.records import Edit
 
 TRIED = 12
 """Facts that a candidate is tried on."""
-_PASSES = 4
+_PASSES = 6
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,8 +45,9 @@ class Trial:
     def words(self) -> str:
         """The trial in a line."""
         return (
-            f"{self.method.editor}: {100 * self.took:.0f} % of {TRIED} facts at most, "
-            f"{100 * self.rephrases:.0f} % of rephrases, {100 * self.kept:.0f} % of known facts kept"
+            f"{self.method.editor} on {', '.join(self.method.modules)}: {100 * self.took:.0f} % of "
+            f"{TRIED} trial facts, {100 * self.rephrases:.0f} % of their rephrases, "
+            f"{100 * self.kept:.0f} % of known facts kept"
         )
 
 
@@ -65,21 +67,20 @@ class Chooser:
         """The method with its step as a number."""
         return self._supplies.calibrated(method)
 
-    def best(
-        self, edits: Sequence[Edit], settings: Mapping[str, Any] | None, floor: float
-    ) -> tuple[Method, str]:
-        """The candidate that does best on a sample of some facts, and why.
+    def best(self, settings: Mapping[str, Any] | None, floor: float) -> tuple[Method, str]:
+        """The candidate that does best on a few edits of facts that ship, and why.
 
         Args:
-            edits: The facts.
             settings: What the user sets, of every candidate that has such a setting.
             floor: Share of the known facts that is to be kept.
 
         Raises:
             CalibrationError: No candidate changes the model's answers.
         """
-        stride = max(1, len(edits) // TRIED)
-        sample = list(edits[::stride][:TRIED])
+        known = self._supplies.chosen(settings, floor)
+        if known is not None:
+            return known
+        sample = self._supplies.real_edits(TRIED)
         trials: list[Trial] = []
         fault: Exception | None = None
         for candidate in candidates(self._host.model, settings):
@@ -93,19 +94,26 @@ class Chooser:
         if not trials:
             raise fault or CalibrationError("there is no editor to try")
         best = max(trials, key=lambda trial: trial.score)
-        return best.method, "; ".join(trial.words for trial in trials)
+        words = "; ".join(trial.words for trial in trials)
+        self._supplies.keep_chosen(settings, floor, best.method, words)
+        return best.method, words
 
     def _trial(self, method: Method, sample: Sequence[Edit], floor: float) -> Trial:
         before = list(self._host.shown)
+        self._host.show([])
         try:
-            short = replace(method, passes=min(_PASSES, method.passes))
-            written, found = write(self._host, short, sample, self._supplies, {}, floor)
+            short = replace(method, passes=_PASSES)
+            written, _ = write(self._host, short, sample, self._supplies, {}, floor, answers=False)
+            opened = self._host.open(method.modules)
+            own = took(opened, sample)
+            rephrased = took(
+                opened, [replace(e, prompt=text) for e in sample for text in e.rephrases[:1]]
+            )
         finally:
             self._host.show(before)
-        asked = sum(len(f.edit.rephrases) for f in found)
         return Trial(
             method=method,
-            took=sum(f.took for f in found) / max(1, len(found)),
-            rephrases=sum(f.rephrases for f in found) / max(1, asked),
+            took=sum(own) / len(own),
+            rephrases=sum(rephrased) / max(1, len(rephrased)),
             kept=written.after.share,
         )

@@ -88,15 +88,12 @@ class Delta:
 
     def to(self, device: torch.device) -> Delta:
         """The same on another device."""
-        return Delta(
-            {
-                name: tuple(
-                    LowRankShift(t.left if t.left is None else t.left.to(device), t.right.to(device))
-                    for t in own
-                )
-                for name, own in self.terms.items()
-            }
-        )
+
+        def moved(term: LowRankShift) -> LowRankShift:
+            left = None if term.left is None else term.left.to(device)
+            return LowRankShift(left, term.right.to(device))
+
+        return Delta({name: tuple(map(moved, own)) for name, own in self.terms.items()})
 
     def then(self, later: Delta) -> Delta:
         """Both changes, one after the other."""
@@ -113,7 +110,7 @@ class Recorder:
 
     def __init__(self, weights: EditedWeights) -> None:
         self._weights = weights
-        self._before = {name: weights.read(name).clone() for name in weights.names}
+        self._before = {name: full(weights.read(name)).clone() for name in weights.names}
         self._added: dict[str, list[LowRankShift]] = {}
 
     @contextmanager
@@ -140,7 +137,7 @@ class Recorder:
         """The change so far: the terms that were added, where they are all that happened."""
         terms: dict[str, tuple[LowRankShift, ...]] = {}
         for name, before in self._before.items():
-            after = self._weights.read(name)
+            after = full(self._weights.read(name))
             if torch.equal(before, after):
                 continue
             added = tuple(self._added.get(name, ()))
@@ -152,6 +149,11 @@ class Recorder:
             else:
                 terms[name] = (_dense((after - before).T, before),)
         return Delta(terms)
+
+
+def full(matrix: Tensor) -> Tensor:
+    """A matrix in the precision that changes accumulate in."""
+    return matrix.float() if matrix.dtype in (torch.bfloat16, torch.float16) else matrix
 
 
 def _kept(shift: LowRankShift, dtype: torch.dtype) -> LowRankShift:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import glob
 import hashlib
 import json
 import os
@@ -75,6 +76,8 @@ def require_room(folder: Path, n_bytes: int) -> None:
 def whole_folder(path: Path, n_bytes: int) -> Iterator[Path]:
     """A folder to write into that takes its name once all is in it.
 
+    What a process that was killed has left of it is removed first.
+
     Args:
         path: Its name; there must be nothing, or an empty folder.
         n_bytes: What is going to be written.
@@ -85,8 +88,12 @@ def whole_folder(path: Path, n_bytes: int) -> Iterator[Path]:
     if path.exists() and (not path.is_dir() or any(path.iterdir())):
         raise FileExistsError(errno.EEXIST, "is there already, and is not empty", str(path))
     path.parent.mkdir(parents=True, exist_ok=True)
+    prefix = f"{PARTIAL}{path.name}-"
+    for left in path.parent.glob(f"{glob.escape(prefix)}*"):
+        if not _runs(left.name.removeprefix(prefix).partition("-")[0]):
+            shutil.rmtree(left, ignore_errors=True)
     require_room(path.parent, n_bytes)
-    made = Path(tempfile.mkdtemp(dir=path.parent, prefix=f"{PARTIAL}{path.name}-"))
+    made = Path(tempfile.mkdtemp(dir=path.parent, prefix=f"{prefix}{os.getpid()}-"))
     try:
         yield made
         for file in made.rglob("*"):
@@ -108,6 +115,17 @@ def flush_folder(folder: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+def _runs(process: str) -> bool:
+    """Whether a process of this machine is alive; one whose number is none is not."""
+    try:
+        os.kill(int(process), 0)
+    except PermissionError:
+        return True
+    except (OSError, ValueError):
+        return False
+    return True
 
 
 def _umask() -> int:

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from rledit.editing.deltas import Delta, Recorder
+from rledit.editing.deltas import Delta, Recorder, full
 from rledit.editing.ledger import ModelRecord
 from rledit.editors import Editor
 from rledit.errors import UserError
@@ -47,6 +47,7 @@ class Host:
         self.prompting = dict(prompting or {})
         self.shown: list[Delta] = []
         self._matrices: dict[str, EditedWeights] = {}
+        self._seen: dict[str, tuple[float, float]] = {}
         self._fingerprint: str | None = None
         self._last: tuple[EditedWeights, dict[str, Tensor]] | None = None
 
@@ -88,6 +89,7 @@ class Host:
             reference=reference or str(getattr(config, "name_or_path", "") or ""),
             dtype=str(next(self.model.parameters()).dtype).removeprefix("torch."),
             architecture=f"{type(self.model).__name__}, {count / 1e6:,.0f} M parameters",
+            prompting=self.prompting,
         )
 
     def open(self, modules: Sequence[str] = ()) -> EditableModel:
@@ -110,7 +112,7 @@ class Host:
             What it changed, which is in the model now, and what the editor measured.
         """
         weights = editor.model.weights
-        before = {name: self._matrix(name).read(name).clone() for name in weights.names}
+        before = {name: full(self._matrix(name).read(name)).clone() for name in weights.names}
         recorder = Recorder(weights)
         try:
             with recorder.recording():
@@ -124,6 +126,7 @@ class Host:
             weights.set(name, self._matrices[name].read(name))
         self.shown.append(delta)
         self._last = (weights, before)
+        self._look()
         return delta, metrics
 
     def take_back(self) -> None:
@@ -135,6 +138,7 @@ class Host:
             weights.set(name, value)
         self.shown.pop()
         self._last = None
+        self._look()
 
     def show(self, deltas: Sequence[Delta]) -> None:
         """Make the model the unedited one with these changes, and no others."""
@@ -144,6 +148,7 @@ class Host:
         for delta in deltas:
             self._add(delta)
             self.shown.append(delta)
+        self._look()
 
     @contextmanager
     def unedited(self) -> Iterator[None]:
@@ -155,7 +160,7 @@ class Host:
 
     def matrix(self, name: str) -> Tensor:
         """The current matrix of a module (d_out x d_in) at full precision. Do not modify."""
-        return self._matrix(name).read(name)
+        return full(self._matrix(name).read(name))
 
     def original(self, name: str) -> Tensor:
         """Its unedited matrix. Do not modify."""
@@ -167,13 +172,20 @@ class Host:
         Raises:
             HostError: Names the matrix.
         """
-        for name, matrix in self._matrices.items():
-            here = matrix.upright(name, matrix.parameter(name).detach())
-            if not torch.equal(here, matrix.read(name).to(here.dtype)):
+        for name, seen in self._seen.items():
+            if self._sums(name) != seen:
                 raise HostError(
                     f"{name}.weight was changed by something else than edits since the last one; "
                     "load the model again, or take the edits back (undo) before other changes"
                 )
+
+    def _sums(self, name: str) -> tuple[float, float]:
+        """What tells a parameter from another: its sum, and that of its squares."""
+        value = self._matrices[name].parameter(name).detach().double()
+        return float(value.sum()), float(value.square().sum())
+
+    def _look(self) -> None:
+        self._seen = {name: self._sums(name) for name in self._matrices}
 
     def _matrix(self, name: str) -> EditedWeights:
         """A module's matrix; the first call comes before anything has changed it."""

@@ -6,12 +6,16 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import torch
+
 from rledit.decoding import write_lines
 from rledit.finite import NonFiniteError
 from rledit.model import EditableModel
 from rledit.protocols import exact_match
 from rledit.protocols.reading import Reading, read
 from rledit.records import Edit
+from rledit.tokenization import Sample
+from rledit.writing_systems import writes_spaces
 from rledit.written_answers import target_logprobs
 
 _MORE_TOKENS = 6
@@ -63,26 +67,28 @@ class Judge:
     Args:
         model: The model as it is before they are edited, see `EditableModel`.
         edits: The facts.
+        answers: Whether `results` will be asked for.
     """
 
-    def __init__(self, model: EditableModel, edits: Sequence[Edit]) -> None:
+    def __init__(self, model: EditableModel, edits: Sequence[Edit], answers: bool = True) -> None:
         encoder = model.encoder
         self.edits = tuple(edits)
         self._own = [encoder.sample(e.prompt, e.target) for e in edits]
         self._rephrased = [[encoder.sample(p, e.target) for p in e.rephrases] for e in edits]
         self._unrelated = [[encoder.sample(x.prompt, x.answer) for x in e.locality] for e in edits]
         self._limits = [len(s.answer_ids) + _MORE_TOKENS for s in self._own]
-        self._before = self._answers(model)
+        self._before = self._answers(model) if answers else None
 
     def took(self, model: EditableModel, places: Iterable[int] | None = None) -> list[int]:
         """Which facts the model gives, among those at some places."""
         asked = list(range(len(self.edits)) if places is None else places)
-        found = read(model, [self._own[i] for i in asked])
-        return [i for i, reading in zip(asked, found, strict=True) if exact_match.score(reading)]
+        found = took(model, [self.edits[i] for i in asked])
+        return [i for i, right in zip(asked, found, strict=True) if right]
 
     def results(self, model: EditableModel) -> list[FactResult]:
         """Every fact, before and now."""
         now, then = self._answers(model), self._before
+        assert then is not None
         return [
             FactResult(
                 edit=edit,
@@ -102,9 +108,7 @@ class Judge:
 
     def _answers(self, model: EditableModel) -> _Answers:
         groups = [self._rephrased, self._unrelated]
-        flat = [*self._own, *(s for group in groups for own in group for s in own)]
-        readings = iter(read(model, flat))
-        own = [bool(exact_match.score(next(readings))) for _ in self._own]
+        readings = iter(read(model, [s for group in groups for own in group for s in own]))
         rephrased = [
             sum(bool(exact_match.score(next(readings))) for _ in group) for group in self._rephrased
         ]
@@ -112,10 +116,39 @@ class Judge:
         return _Answers(
             texts=texts_of(model, [edit.prompt for edit in self.edits], self._limits),
             logprobs=target_logprobs(model, self._own),
-            own=own,
+            own=took(model, self.edits),
             rephrased=rephrased,
             unrelated=unrelated,
         )
+
+
+def took(model: EditableModel, edits: Sequence[Edit]) -> list[bool]:
+    """Whether the model's most likely tokens behind each prompt are the target's, and end there.
+
+    The token behind the target must not go on with its last word: an answer of "Astanaab" is not
+    "Astana".
+    """
+    samples = [_and_next(model.encoder.sample(e.prompt, e.target)) for e in edits]
+    found: list[bool] = []
+    for edit, reading in zip(edits, read(model, samples), strict=True):
+        right = bool((reading.predicted[:-1] == reading.expected[:-1]).all())
+        found.append(right and not _goes_on(model, edit.target, reading))
+    return found
+
+
+def _goes_on(model: EditableModel, target: str, reading: Reading) -> bool:
+    """Whether the token behind a target is more of its last word."""
+    decode = model.encoder.tokenizer.decode
+    answer = str(decode(reading.expected[:-1].tolist()))
+    longer = str(decode([*reading.expected[:-1].tolist(), int(reading.predicted[-1])]))
+    rest = longer.removeprefix(answer)
+    return writes_spaces(target) and longer.startswith(answer) and rest[:1].isalnum()
+
+
+def _and_next(sample: Sample) -> Sample:
+    """The sample with one more label behind the answer, whatever it says."""
+    last = sample.labels[-1:]
+    return Sample(torch.cat([sample.input_ids, last]), torch.cat([sample.labels, last]))
 
 
 def texts_of(

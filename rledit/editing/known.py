@@ -24,7 +24,7 @@ from rledit.records import Edit, Locality
 from rledit.tokenization import Sample
 
 Pool = Literal["choosing", "telling"]
-ASKED = 96
+ASKED: Mapping[Pool, int] = {"choosing": 240, "telling": 110}
 """Facts of a pool that a model is asked for; it knows some of them."""
 _SENTENCES = 24
 _POOLS: Mapping[Pool, str] = {"choosing": "train", "telling": "evaluation"}
@@ -112,7 +112,12 @@ class Knowledge:
     def lost(self, model: EditableModel, names: Sequence[str]) -> list[Edit]:
         """Those that a model does not answer any more, as edits that would write them again."""
         answers: list[Reading] = read(model, self.samples(names))
-        gone = [n for n, a in zip(names, answers, strict=True) if not exact_match.score(a)]
+        return self.edits(
+            [n for n, a in zip(names, answers, strict=True) if not exact_match.score(a)]
+        )
+
+    def edits(self, names: Sequence[str]) -> list[Edit]:
+        """These facts as edits to their true answers."""
         return [
             Edit(
                 edit_id=name,
@@ -121,7 +126,7 @@ class Knowledge:
                 subject=self._facts[name].subject,
                 source=f"known fact: {name}",
             )
-            for name, item in zip(gone, self.statements(gone), strict=True)
+            for name, item in zip(names, self.statements(names), strict=True)
         ]
 
 
@@ -131,4 +136,4 @@ def asked_facts(pool: Pool) -> tuple[RealFact, ...]:
     split = _POOLS[pool]
     facts = list(RealFacts().pool(split, probes=True))  # type: ignore[arg-type]
     random.Random(f"editing/{pool}").shuffle(facts)
-    return tuple(facts[:ASKED])
+    return tuple(facts[: ASKED[pool]])

@@ -48,12 +48,14 @@ class ModelRecord:
         reference: Where it was loaded from, as the user named it; "" where nobody said.
         dtype: Type that it was loaded in.
         architecture: Its class and size, for people.
+        prompting: How prompts are put to it, where not as they are.
     """
 
     fingerprint: str
     reference: str = ""
     dtype: str = ""
     architecture: str = ""
+    prompting: Mapping[str, Any] = field(default_factory=dict, hash=False)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -15,7 +15,7 @@ from rledit.editors import Editor, TrainableEditor, editor_class
 from rledit.errors import UserError
 from rledit.families import family_of
 
-PASSES = 8
+PASSES = 16
 """Passes over a batch at most: each goes over the facts that the ones before did not write."""
 
 
@@ -141,7 +141,7 @@ def candidates(model: Any, settings: Mapping[str, Any] | None = None) -> list[Me
         known = {f.name for f in fields(editor_class(editor).Config)} | {"target_modules"}
         own = {k: v for k, v in given.items() if k in known}
         found.append(method_of(model, editor, {"modules": modules, **own}))
-    return found
+    return list({method.key: method for method in found}.values())
 
 
 def late(model: Any, share: float = 1 / 6) -> tuple[str, ...]:
@@ -183,8 +183,8 @@ def _defaults(model: Any, editor: type[Editor]) -> dict[str, Any]:
 
 _VALUE = {"value_lr": 0.5, "value_decay": 1e-3, "clamp": 4.0, "value_steps": 10}
 _VALUES: dict[str, dict[str, Any]] = {
-    "ft": {"steps": 5, "lr": 1e-4},
-    "ft_m": {"steps": 5, "lr": 1e-4},
+    "ft": {"steps": 3, "lr": 5e-4},
+    "ft_m": {"steps": 3, "lr": 5e-4},
     "locft": {"passes": 5, "batch_size": 10, "lr": 2e-4},
     "memit": {**_VALUE, "moment_weight": 30.0},
     "prune": {**_VALUE, "moment_weight": 30.0},

@@ -22,7 +22,7 @@ from rledit.editing.facts import (
     with_subject,
 )
 from rledit.editing.host import Host
-from rledit.editing.judge import FactResult, Judge
+from rledit.editing.judge import FactResult, Judge, took
 from rledit.editing.ledger import Batch, Ledger, LedgerError
 from rledit.editing.memory import MemoryLedger
 from rledit.editing.methods import Method, method_of
@@ -126,7 +126,7 @@ class Session:
         names = knowledge.apart_from([*earlier, *edits])
         cost_before = knowledge.cost(opened, names)
         standing = self._standing(earlier, edits)
-        held = Judge(opened, standing).took(opened)
+        held = took(opened, standing)
         method, choice = self._method(edits, editor, settings, passes, floor)
         plan = Plan(method=method, floor=floor, chosen=editor is None, notes=notes)
         results: list[FactResult] = []
@@ -141,7 +141,7 @@ class Session:
                     f"batch {batch.number}: {sum(f.took for f in found)} of {len(found)} facts"
                 )
         opened = self.host.open()
-        now = Judge(opened, standing).took(opened)
+        now = took(opened, standing)
         return EditResult(
             facts=tuple(results),
             skipped=tuple((s.edit, s.batch) for s in skipped),
@@ -154,7 +154,7 @@ class Session:
             cost_before=cost_before,
             cost_after=knowledge.cost(opened, names),
             lost=tuple(f"{e.prompt} {e.target}" for e in knowledge.lost(opened, names)),
-            earlier=(len(now), len(held), len(standing)),
+            earlier=(sum(now), sum(held), len(standing)),
             seconds=time.monotonic() - began,
             session=self,
         )
@@ -188,15 +188,14 @@ class Session:
         opened = self.host.open()
         taken = [edit_of(fact) for n in gone for fact in self.ledger.batch(n).facts]
         remaining, _ = self._earlier()
-        judge = Judge(opened, [*taken, *remaining])
-        held = judge.took(opened)
+        held = took(opened, remaining)
         return Undone(
             batches=tuple(gone),
             later=tuple(b.number for b in later),
             recomputed=recompute and bool(later),
             moved={n: _distance(before[n], change[1]) for n, change in changes.items()},
-            facts=tuple(judge.results(opened)[: len(taken)]),
-            remaining=(sum(i >= len(taken) for i in held), len(remaining)),
+            facts=tuple(Judge(opened, taken).results(opened)),
+            remaining=(sum(held), len(remaining)),
         )
 
     def _method(
@@ -212,7 +211,7 @@ class Session:
         if editor is None and not settings and last.get("chosen"):
             method, choice = Method.of(last["method"]), "goes on with the ledger's editor"
         elif editor is None:
-            method, choice = chooser.best(edits, settings, floor)
+            method, choice = chooser.best(settings, floor)
         else:
             method, choice = method_of(self.host.model, editor, settings), "named by the user"
         method = chooser.calibrated(method)
@@ -307,7 +306,7 @@ class Session:
     ) -> tuple[list[Edit], list[Skipped], dict[str, str]]:
         """Facts that are to be written; those that the model has from an earlier batch; notes."""
         known = same_fact(edits, earlier)
-        holds = set(Judge(opened, edits).took(opened)) if known else set()
+        holds = took(opened, edits) if known else []
         kept: list[Edit] = []
         skipped: list[Skipped] = []
         notes: dict[str, str] = {}
@@ -318,7 +317,7 @@ class Session:
             if place is not None:
                 said, number = earlier[place].target, owners[place]
                 alike = said.strip().casefold() == edit.target.strip().casefold()
-                if alike and i in holds:
+                if alike and holds[i]:
                     skipped.append(Skipped(edit=edit, batch=number))
                     continue
                 notes[edit.edit_id] = (
@@ -363,6 +362,6 @@ def _distance(one: Delta, other: Delta) -> float:
     for name in names:
         mine = one.matrix(name) if name in one.terms else 0.0
         theirs = other.matrix(name) if name in other.terms else 0.0
-        difference += torch.as_tensor(theirs - mine).square().sum()  # type: ignore[operator]
+        difference += torch.as_tensor(theirs - mine).square().sum()
         size += torch.as_tensor(mine).square().sum()
     return float((difference / size.clamp_min(1e-30)).sqrt())

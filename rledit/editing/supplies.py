@@ -13,13 +13,14 @@ import os
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file
 
-from rledit.calibration import CalibrationError, calibrate, needs_calibration
+from rledit.calibration import calibrate, needs_calibration
 from rledit.editing.files import write_json, write_tensors
 from rledit.editing.host import Host
 from rledit.editing.known import Knowledge, Pool
@@ -27,15 +28,16 @@ from rledit.editing.methods import Method
 from rledit.editing.training import trained_network
 from rledit.editors.base import State
 from rledit.editors.moment_editor import MomentEditor
-from rledit.facts import RELATIONS, RealFacts, sentences, table_hash
-from rledit.facts.relations import put
+from rledit.facts import RealFacts, sentences, table_hash
 from rledit.locate.covariance import CovarianceFingerprint, KeyCovariance, accumulate
-from rledit.records import Edit, Locality
+from rledit.records import Edit
 
 _SENTENCES = 1000  # of key covariance
 _PART = 50
 _WARM = 32  # edits of the running statistics that a first batch begins with
-_TRIED = 24  # edits of a calibration
+_TRIED = 16  # edits of a calibration
+CHOICE = 1
+"""Version of candidates and trials: another one chooses again."""
 _KEPT = 95.0  # percent of unrelated answers that one pass has to leave alone
 
 Tell = Callable[[str], None]
@@ -89,7 +91,9 @@ class Supplies:
                 self._covariance[name] = kept
                 lacking.remove(name)
         if lacking:
-            self._tell(f"key covariance of {', '.join(lacking)} over {_SENTENCES:,} sentences, once")
+            self._tell(
+                f"key covariance of {', '.join(lacking)} over {_SENTENCES:,} sentences, once"
+            )
             self._covariance |= self._summed(lacking)
         return {name: self._covariance[name] for name in modules}
 
@@ -114,15 +118,33 @@ class Supplies:
             self._keep(path, lambda: write_json(path, step))
         return replace(method, settings={**method.settings, setting: step})
 
+    def chosen(self, settings: Mapping[str, Any] | None, floor: float) -> tuple[Method, str] | None:
+        """The editor that was chosen for this model before, and why; None: none was."""
+        kept = _read_json(self._choice_file(settings, floor))
+        try:
+            return (Method.of(kept["method"]), str(kept["why"])) if kept else None
+        except (KeyError, TypeError):
+            return None
+
+    def keep_chosen(
+        self, settings: Mapping[str, Any] | None, floor: float, method: Method, why: str
+    ) -> None:
+        """Keep the editor that was chosen for this model."""
+        path = self._choice_file(settings, floor)
+        self._keep(path, lambda: write_json(path, {"method": method.record(), "why": why}))
+
+    def _choice_file(self, settings: Mapping[str, Any] | None, floor: float) -> Path:
+        asked = json.dumps([CHOICE, dict(settings or {}), floor], sort_keys=True, default=list)
+        return self.folder / f"choice-{hashlib.sha256(asked.encode()).hexdigest()[:12]}.json"
+
     def real_edits(self, n: int) -> list[Edit]:
-        """Edits of shipped facts, each with a fact as locality that the model knows."""
+        """Edits of shipped facts, each with a fact as locality that the model knows, if it knows any."""
         knowledge = self.knowledge("choosing")
         edits = RealFacts().draw("validation", n, seed=0)
-        names = knowledge.apart_from(edits) or list(knowledge.known)
-        probes = knowledge.statements(names)
-        return [
-            replace(edit, locality=(probes[i % len(probes)],)) for i, edit in enumerate(edits)
-        ]
+        probes = knowledge.statements(knowledge.apart_from(edits))
+        if not probes:
+            return edits
+        return [replace(edit, locality=(probes[i % len(probes)],)) for i, edit in enumerate(edits)]
 
     def _step(self, method: Method) -> float:
         with self._host.unedited():
@@ -130,9 +152,7 @@ class Supplies:
             edits = self.real_edits(_TRIED)
             found = calibrate(opened, method.editor, method.config, edits)
         quiet = [
-            c
-            for c in found.candidates
-            if c.specificity_self is None or c.specificity_self >= _KEPT
+            c for c in found.candidates if c.specificity_self is None or c.specificity_self >= _KEPT
         ]
         # Passes add up: the largest step that leaves unrelated answers alone, no larger than what
         # one pass would be calibrated to.
@@ -158,9 +178,7 @@ class Supplies:
                 accumulate(opened, texts[first : first + _PART], found)
         for name, moment in found.items():
             path = self.folder / f"covariance-{name}.safetensors"
-            self._keep(
-                path, lambda p=path, m=moment: write_tensors(p, m.tensors(), m.metadata())
-            )
+            self._keep(path, partial(write_tensors, path, moment.tensors(), moment.metadata()))
         return found
 
     def _warmed(self, method: Method) -> State:

@@ -44,9 +44,7 @@ def trained_network(
     trajectories = walk(lambda _: train, length)
 
     def draw(step: int) -> list[list[EditBatch]]:
-        return [
-            _batches(editor, next(trajectories)) for _ in range(editor.trajectories_per_step)
-        ]
+        return [_batches(editor, next(trajectories)) for _ in range(editor.trajectories_per_step)]
 
     validate = ValidationStream(editor, validation, BATCH)
     training = Training(editor, draw, validate)

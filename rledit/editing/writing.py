@@ -1,9 +1,11 @@
 """One batch: an editor goes over its facts in passes, as long as the model keeps what it knew.
 
-A pass goes over the facts that the passes before did not write, and beside them over known facts
-that those have cost, with their true answers. The known facts are those of the pool that settings
-are chosen by, see `rledit.editing.known`. A pass after which the model answers fewer of them than
-it may is taken back and tried with half the step, where the editor has one; else it is the last.
+A pass goes over the facts that the passes before did not write, and beside them over facts that
+the model knows, with their true answers: what an editor writes then is what changes the former and
+not the latter. Other known facts are watched. A pass after which the model answers fewer of these
+than it may is taken back and tried with half the step, where the editor has one; else it is the
+last. Both are of the pool that settings are chosen by, see `rledit.editing.known`, and never of the
+one that results are told by.
 """
 
 from __future__ import annotations
@@ -21,6 +23,7 @@ from rledit.editing.known import Cost, Knowledge
 from rledit.editing.methods import Method
 from rledit.editors import Editor
 from rledit.editors.base import State
+from rledit.editors.moment_editor import MomentEditor
 from rledit.finite import NonFiniteError, require_finite_weights
 from rledit.locate.covariance import KeyCovariance
 from rledit.model import EditableModel
@@ -30,8 +33,12 @@ _CARRIED = ("moments.", "past.")
 LARGEST_STATE = 32 << 20
 """Bytes of running statistics that are kept with a batch; an editor with more begins anew."""
 
-_HALVINGS = 2
-"""How often a step may be halved where a pass with it costs too much."""
+_WATCHED = 2  # every second known fact is watched, the others are rehearsed
+_REHEARSED = 48  # known facts that a pass goes over, at most
+_GROWTH = 1.1
+"""By how much a step grows after a pass that cost nothing."""
+_HALVINGS, _FIRST = 2, 6
+"""How often a step may be halved where a pass with it costs too much; the first pass more often."""
 
 Tell = Callable[[str], None]
 
@@ -84,7 +91,7 @@ def write(
     state: Mapping[str, Tensor],
     floor: float,
     tell: Tell = silent,
-    rehearse: bool = True,
+    answers: bool = True,
 ) -> tuple[Written, list[FactResult]]:
     """Write a batch into the model, and judge it.
 
@@ -95,27 +102,31 @@ def write(
         supplies: What the editor needs beside them.
         state: Running statistics that an earlier batch has left.
         floor: Share of the known facts below which a pass is taken back.
+        tell: Told of every pass.
+        answers: Whether answers are wanted in words; without them there are no results.
 
     Raises:
         NonFiniteError: The first pass left weights that are no numbers.
     """
     opened = host.open(method.modules)
     editor = equipped(opened, method, supplies, state)
-    judge = Judge(opened, edits)
+    judge = Judge(opened, edits, answers)
     knowledge = supplies.knowledge("choosing")
-    names = knowledge.apart_from(edits)
+    known = knowledge.apart_from(edits)
+    names = known[::_WATCHED]
+    rehearsed = knowledge.edits([n for n in known if n not in names][:_REHEARSED])
     before = after = knowledge.cost(opened, names)
     todo, halvings = list(range(len(edits))), 0
     delta, metrics = Delta({}), {}
     passes: list[dict[str, float]] = []
     while todo and len(passes) < method.passes:
         kept_state = {k: v.clone() for k, v in editor.state_dict().items()}
-        repaired = knowledge.lost(opened, names) if rehearse else []
-        change, measured = host.edit(editor, [*(edits[i] for i in todo), *repaired])
+        beside = rehearsed if isinstance(editor, MomentEditor) else []
+        change, measured = host.edit(editor, [*(edits[i] for i in todo), *beside])
         fault = _fault(opened)
         cost = after if fault else knowledge.cost(opened, names)
         below = cost.kept < floor * cost.known
-        smaller = hasattr(editor, "step_size") and halvings < _HALVINGS
+        smaller = hasattr(editor, "step_size") and halvings < (_HALVINGS if passes else _FIRST)
         if fault or (below and (passes or smaller)):
             host.take_back()
             editor.load_state_dict(kept_state)
@@ -128,6 +139,8 @@ def write(
                 raise NonFiniteError(fault)
             break
         delta, metrics, after = delta.then(change), measured, cost
+        if cost.kept >= before.kept and hasattr(editor, "step_size"):
+            editor.step_size *= _GROWTH
         took = set(judge.took(opened))
         todo = [i for i in range(len(edits)) if i not in took]
         passes.append({"took": len(took), "kept": cost.kept, "known": cost.known})
@@ -140,7 +153,7 @@ def write(
         before=before,
         after=after,
     )
-    return written, judge.results(opened)
+    return written, judge.results(opened) if answers else []
 
 
 def equipped(
