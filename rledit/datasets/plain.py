@@ -24,12 +24,7 @@ def read(row: Row, place: Place) -> list[Edit]:
             edit_id=f"facts:{place.row}",
             prompt=fields.text("prompt"),
             target=fields.answer("target"),
-            rephrases=tuple(
-                part.strip()
-                for text in fields.texts("rephrases")
-                for part in text.split("|")
-                if part.strip()
-            ),
+            rephrases=fields.texts("rephrases"),
             locality=_locality(fields),
             old_target=fields.first_answer("old_target"),
             subject=fields.optional("subject"),

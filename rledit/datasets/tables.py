@@ -1,7 +1,8 @@
 """Rows of a CSV file: comma, semicolon or tab between cells, the first line names the columns.
 
 Rows are counted as a spreadsheet counts them: the first one under the names is row 2. A cell that
-is a JSON list or object becomes one; an empty cell is a missing value.
+is a JSON list or object becomes one, one of rephrases is cut at each ``|``; an empty cell is a
+missing value.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ import json
 from typing import Any
 
 from rledit.datasets.errors import DataFileError
+from rledit.datasets.format import REPHRASE
 from rledit.datasets.values import Unreadable
 
 SUFFIXES = (".csv", ".tsv")
@@ -77,11 +79,13 @@ def _row(cells: list[str], names: list[str], delimiter: str) -> Any:
             f"with a {shown} in them into double quotes"
         )
     return {
-        name: _value(cell) for name, cell in zip(names, cells, strict=True) if name or cell.strip()
+        name: _value(name, cell)
+        for name, cell in zip(names, cells, strict=True)
+        if name or cell.strip()
     }
 
 
-def _value(cell: str) -> Any:
+def _value(name: str, cell: str) -> Any:
     text = cell.strip()
     if not text:
         return None
@@ -90,4 +94,6 @@ def _value(cell: str) -> Any:
             return json.loads(text)
         except ValueError:
             return cell
+    if name in REPHRASE and "|" in text:
+        return [part.strip() for part in text.split("|") if part.strip()]
     return cell

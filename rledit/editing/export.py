@@ -226,6 +226,5 @@ def _numerical_rank(singular: Tensor) -> int:
     """How many singular values matter at the precision of the masters."""
     if not len(singular) or not float(singular[0]):
         return 0
-    # What is left out, over all, must be below the round-off of float32.
     tail = singular.square().flip(0).cumsum(0).flip(0).sqrt()
-    return int((tail > 1e-8 * tail[0]).sum())
+    return int((tail > 0.5 * _EXACT * tail[0]).sum())

@@ -138,7 +138,7 @@ class Supplies:
         return self.folder / f"choice-{hashlib.sha256(asked.encode()).hexdigest()[:12]}.json"
 
     def real_edits(self, n: int) -> list[Edit]:
-        """Edits of shipped facts, each with a fact as locality that the model knows, if it knows any."""
+        """Edits of shipped facts, with known facts as locality where the model knows any."""
         knowledge = self.knowledge("choosing")
         edits = RealFacts().draw("validation", n, seed=0)
         probes = knowledge.statements(knowledge.apart_from(edits))

@@ -11,8 +11,8 @@ import torch
 from torch import Tensor, nn
 
 from rledit.editing import Host, Session, Supplies
-from rledit.facts.relations import RELATIONS, put
 from rledit.editing.known import asked_facts
+from rledit.facts.relations import RELATIONS, put
 from tests.unit.helpers.knowing_model import byte_pair_tokenizer, learn, small_model
 
 NAMES = ("Maribel", "Colonsay", "Tiree", "Oban", "Brodick", "Mallaig", "Ardrossan", "Largs")
