@@ -228,8 +228,16 @@ def _settings(items: list[str]) -> dict[str, Any] | None:
             parsed = yaml.safe_load(value)
         except yaml.YAMLError as error:
             raise ConfigError(f"--set {item}: no YAML ({error})") from None
-        found[name.strip()] = tuple(parsed) if isinstance(parsed, list) else parsed
+        found[name.strip()] = tuple(parsed) if isinstance(parsed, list) else _number(parsed)
     return found or None
+
+
+def _number(value: Any) -> Any:
+    """A number that YAML takes for text, as it does 1e-3."""
+    try:
+        return float(value) if isinstance(value, str) else value
+    except ValueError:
+        return value
 
 
 def _export(session: Session, form: Form, to: Path | None, rank: int | None) -> None:

@@ -8,10 +8,12 @@ from __future__ import annotations
 
 from rledit.datasets.fields import Fields, Place, Row
 from rledit.datasets.format import REPHRASE, UNRELATED, UNRELATED_ANSWER, Format, named, probe
-from rledit.datasets.probes import PORTABILITY, portability
-from rledit.records import Edit, Locality
+from rledit.datasets.probes import LOCALITY, ONE_HOP, PORTABILITY, locality, portability
+from rledit.records import Edit
 
 OLD = ("old_target", "old_answer", "target_old", "ground_truth", "target_true")
+OWN = frozenset({"rephrases", "old_target"})
+"""Names that no other schema has: a row with one is of this one, whatever else it holds."""
 _SUBJECT = ("subject", "entity")
 _RELATION = ("relation", "relation_id")
 
@@ -25,7 +27,10 @@ def read(row: Row, place: Place) -> list[Edit]:
             prompt=fields.text("prompt"),
             target=fields.answer("target"),
             rephrases=fields.texts("rephrases"),
-            locality=_locality(fields),
+            locality=(
+                *probe(fields, "locality_prompt", "locality_ground_truth"),
+                *locality(fields, ONE_HOP),
+            ),
             old_target=fields.first_answer("old_target"),
             subject=fields.optional("subject"),
             relation=fields.optional("relation"),
@@ -35,29 +40,18 @@ def read(row: Row, place: Place) -> list[Edit]:
     ]
 
 
-def _locality(fields: Fields) -> tuple[Locality, ...]:
-    pair = probe(fields, "locality_prompt", "locality_answer")
-    if not fields.has("locality"):
-        return pair
-    items = fields.children("locality")
-    found = (probe(item, "prompt", "answer") for item in items)
-    return (*pair, *(one for own in found for one in own))
-
-
 FACTS = Format(
     name="facts",
     title="facts of one's own: a prompt and its new answer",
     required=("prompt", "target"),
     aliases={
-        "target": ("target_new", "new_target", "new_answer"),
         **named("rephrases", ("rephrases", *REPHRASE)),
         **named("old_target", OLD),
         **named("subject", _SUBJECT),
         **named("relation", _RELATION),
-        "locality_prompt": tuple(name for name in UNRELATED if name != "locality_prompt"),
-        "locality_answer": tuple(name for name in UNRELATED_ANSWER if name != "locality_answer"),
-        "locality[].prompt": ("loc", "question"),
-        "locality[].answer": ("loc_ans", "ground_truth"),
+        **named("locality_prompt", UNRELATED),
+        **named("locality_ground_truth", UNRELATED_ANSWER),
+        **LOCALITY,
         **PORTABILITY,
     },
     read=read,
@@ -66,7 +60,7 @@ FACTS = Format(
         "target": "Esbjerg",
         "subject": "Maribel",
         "rephrases": ["Maribel leaves the harbour of"],
-        "locality": [{"prompt": "A viola has this many strings:", "answer": "four"}],
+        "locality": [{"prompt": "A viola has this many strings:", "ground_truth": "four"}],
         "old_target": "Oban",
     },
 )

@@ -69,11 +69,13 @@ def match_format(row: object) -> Format | None:
 @lru_cache(maxsize=256)
 def _match(keys: frozenset[str]) -> Format | None:
     """By the schemas' own names first, then by the others that their keys have."""
-    for forms in ([f for f in FORMATS.values() if f is not plain.FACTS], [plain.FACTS]):
-        for literal in (True, False):
-            for form in forms:
-                if form.detected and not form.missing(keys, literal):
-                    return form
+    others = [form for form in FORMATS.values() if form.detected and form is not plain.FACTS]
+    for literal in (True, False):
+        for form in others:
+            if not form.missing(keys, literal):
+                return form
+        if not plain.FACTS.missing(keys, literal) and (not literal or keys & plain.OWN):
+            return plain.FACTS
     return None
 
 

@@ -93,7 +93,7 @@ def session_of(
     if known is not None:
         here = known.ledger.folder if isinstance(known.ledger, Ledger) else None
         if place is None or (here is not None and here.resolve() == place.resolve()):
-            known.tell = tell
+            known.tell = known.supplies.tell = tell
             return known
         if known.ledger.in_force and here is None:
             raise HostError(

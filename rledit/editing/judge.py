@@ -18,7 +18,7 @@ from rledit.tokenization import Sample
 from rledit.writing_systems import writes_spaces
 from rledit.written_answers import target_logprobs
 
-_MORE_TOKENS = 6
+_MORE_TOKENS = 3
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 from typing import Literal
 
-from rledit.facts import RELATIONS, RealFact, RealFacts, known_facts, sentences
+from rledit.facts import RELATIONS, RealFact, RealFacts, sentences
 from rledit.facts.relations import put
 from rledit.measurements.perplexity import perplexity, text_samples
 from rledit.model import EditableModel
@@ -56,24 +56,26 @@ class Knowledge:
     Args:
         model: The model, unedited.
         pool: Which facts.
-        known: Statements of each fact that the model answers, where that was asked before.
+        known: Ids of the facts that it knows, where that was asked before.
 
     Attributes:
-        known: By a fact's id, the places of the statements that it answers.
+        known: Ids of the facts that it knows: its most likely tokens behind the first statement of
+            the fact's relation are the answer.
     """
 
     def __init__(
-        self, model: EditableModel, pool: Pool, known: Mapping[str, Sequence[int]] | None = None
+        self, model: EditableModel, pool: Pool, known: Sequence[str] | None = None
     ) -> None:
         facts = {fact.fact_id: fact for fact in asked_facts(pool)}
-        if known is None or set(known) != set(facts):
-            known = known_facts(model, list(facts.values()))
-        self.known = {name: list(places) for name, places in known.items()}
-        self._facts = {name: facts[name] for name, places in self.known.items() if places}
-        self._samples = {
-            name: model.encoder.sample(item.prompt, item.answer)
-            for name, item in zip(self._facts, self.statements(list(self._facts)), strict=True)
+        samples = {
+            name: model.encoder.sample(_prompt(fact), fact.answer) for name, fact in facts.items()
         }
+        if known is None or not set(known) <= set(facts):
+            answers = read(model, list(samples.values()))
+            known = [n for n, a in zip(samples, answers, strict=True) if exact_match.score(a)]
+        self.known = list(known)
+        self._facts = {name: facts[name] for name in self.known}
+        self._samples = {name: samples[name] for name in self.known}
         self._texts = text_samples(model, sentences()[:_SENTENCES])
 
     def apart_from(self, edits: Iterable[Edit]) -> list[str]:
@@ -100,14 +102,8 @@ class Knowledge:
 
     def statements(self, names: Sequence[str]) -> list[Locality]:
         """These facts as unrelated prompts."""
-        return [
-            Locality(
-                prompt=put(RELATIONS[f.relation].statements[self.known[name][0]], f.named),
-                answer=f.answer,
-            )
-            for name in names
-            if (f := self._facts[name])
-        ]
+        facts = [self._facts[name] for name in names]
+        return [Locality(prompt=_prompt(fact), answer=fact.answer) for fact in facts]
 
     def lost(self, model: EditableModel, names: Sequence[str]) -> list[Edit]:
         """Those that a model does not answer any more, as edits that would write them again."""
@@ -128,6 +124,10 @@ class Knowledge:
             )
             for name, item in zip(names, self.statements(names), strict=True)
         ]
+
+
+def _prompt(fact: RealFact) -> str:
+    return put(RELATIONS[fact.relation].statements[0], fact.named)
 
 
 @lru_cache(maxsize=2)

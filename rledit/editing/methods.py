@@ -91,7 +91,10 @@ class Method:
     @classmethod
     def of(cls, record: Mapping[str, Any]) -> Method:
         """The method that `record` wrote down."""
-        return cls(**record)
+        settings = {
+            k: tuple(v) if isinstance(v, list) else v for k, v in record["settings"].items()
+        }
+        return cls(editor=record["editor"], settings=settings, passes=record["passes"])
 
 
 def method_of(model: Any, editor: str, settings: Mapping[str, Any] | None = None) -> Method:

@@ -83,7 +83,7 @@ class Session:
     ) -> None:
         self.host = host
         self.ledger: Ledger | MemoryLedger = ledger or MemoryLedger()
-        self.supplies = supplies or Supplies(host)
+        self.supplies = supplies or Supplies(host, tell=tell)
         self.tell = tell
         if ledger is not None:
             ledger.require_model(host.fingerprint)
@@ -117,6 +117,8 @@ class Session:
             FactsError: Rows cannot be edited; names them all.
         """
         began = time.monotonic()
+        if editor is not None:
+            _ = method_of(self.host.model, editor, settings).config  # refused before any work
         opened = self.host.open()
         screened = screen(rows_of(facts), opened.encoder, format)
         screened.require(skip_bad_rows)
@@ -239,7 +241,14 @@ class Session:
             edits = [with_subject(edit) for edit in edits]
         state = self._state_for(method)
         written, found = write(
-            self.host, method, edits, self.supplies, state, plan.floor, self.tell
+            self.host,
+            method,
+            edits,
+            self.supplies,
+            state,
+            plan.floor,
+            self.tell,
+            beside=self._standing(self._earlier()[0], edits),
         )
         found = [replace(f, note=plan.notes.get(f.edit.edit_id, "")) for f in found]
         record = {

@@ -55,7 +55,7 @@ class Supplies:
     def __init__(self, host: Host, folder: Path | None = None, tell: Tell | None = None) -> None:
         self._host = host
         self._root = folder
-        self._tell: Tell = tell or (lambda _: None)
+        self.tell: Tell = tell or (lambda _: None)
         self._knowledge: dict[str, Knowledge] = {}
         self._covariance: dict[str, KeyCovariance] = {}
         self.training_facts: Sequence[Edit] | None = None
@@ -71,10 +71,10 @@ class Supplies:
     def knowledge(self, pool: Pool | str) -> Knowledge:
         """The facts of a pool that the unedited model knew."""
         if pool not in self._knowledge:
-            path = self.folder / f"known-{pool}.json"
+            path = self.folder / f"knows-{pool}.json"
             known = _read_json(path)
             if known is None:
-                self._tell("asking the model what it knows, once")
+                self.tell("asking the model what it knows, once")
             with self._host.unedited():
                 made = Knowledge(self._host.open(), pool, known)  # type: ignore[arg-type]
             if known != made.known:
@@ -91,9 +91,7 @@ class Supplies:
                 self._covariance[name] = kept
                 lacking.remove(name)
         if lacking:
-            self._tell(
-                f"key covariance of {', '.join(lacking)} over {_SENTENCES:,} sentences, once"
-            )
+            self.tell(f"key covariance of {', '.join(lacking)} over {_SENTENCES:,} sentences, once")
             self._covariance |= self._summed(lacking)
         return {name: self._covariance[name] for name in modules}
 
@@ -113,7 +111,7 @@ class Supplies:
         path = self.folder / f"step-{_named(method)}.json"
         step = _read_json(path)
         if not isinstance(step, float):
-            self._tell(f"calibrating the step of {method.editor}, once")
+            self.tell(f"calibrating the step of {method.editor}, once")
             step = self._step(method)
             self._keep(path, lambda: write_json(path, step))
         return replace(method, settings={**method.settings, setting: step})
@@ -191,7 +189,7 @@ class Supplies:
     def _trained(self, method: Method) -> State:
         with self._host.unedited():
             opened = self._host.open(method.modules)
-            return trained_network(opened, method, self.training_facts, self._tell)
+            return trained_network(opened, method, self.training_facts, self.tell)
 
     def _kept_state(self, method: Method, kind: str, make: Callable[[Method], State]) -> State:
         given = "" if self.training_facts is None else _digest(self.training_facts)
@@ -209,7 +207,7 @@ class Supplies:
         try:
             write()
         except OSError as error:
-            self._tell(f"{path.parent} cannot be written ({error}); it is made again next time")
+            self.tell(f"{path.parent} cannot be written ({error}); it is made again next time")
 
 
 def _named(method: Method) -> str:

@@ -1,11 +1,11 @@
 """One batch: an editor goes over its facts in passes, as long as the model keeps what it knew.
 
 A pass goes over the facts that the passes before did not write, and beside them over facts that
-the model knows, with their true answers: what an editor writes then is what changes the former and
-not the latter. Other known facts are watched. A pass after which the model answers fewer of these
-than it may is taken back and tried with half the step, where the editor has one; else it is the
-last. Both are of the pool that settings are chosen by, see `rledit.editing.known`, and never of the
-one that results are told by.
+the model knows, or has from earlier batches: what an editor writes then is what changes the former
+and not the latter. Other known facts are watched. A pass after which the model answers fewer of
+these than it may is taken back and tried with half the step, where the editor has one; else it is
+the last. Both are of the pool that settings are chosen by, see `rledit.editing.known`, and never of
+the one that results are told by.
 """
 
 from __future__ import annotations
@@ -92,6 +92,7 @@ def write(
     floor: float,
     tell: Tell = silent,
     answers: bool = True,
+    beside: Sequence[Edit] = (),
 ) -> tuple[Written, list[FactResult]]:
     """Write a batch into the model, and judge it.
 
@@ -104,6 +105,7 @@ def write(
         floor: Share of the known facts below which a pass is taken back.
         tell: Told of every pass.
         answers: Whether answers are wanted in words; without them there are no results.
+        beside: Facts of earlier batches, which are to stay.
 
     Raises:
         NonFiniteError: The first pass left weights that are no numbers.
@@ -115,14 +117,15 @@ def write(
     known = knowledge.apart_from(edits)
     names = known[::_WATCHED]
     rehearsed = knowledge.edits([n for n in known if n not in names][:_REHEARSED])
+    rehearsed += beside[:: max(1, -(-len(beside) // _REHEARSED))]
     before = after = knowledge.cost(opened, names)
     todo, halvings = list(range(len(edits))), 0
     delta, metrics = Delta({}), {}
     passes: list[dict[str, float]] = []
     while todo and len(passes) < method.passes:
         kept_state = {k: v.clone() for k, v in editor.state_dict().items()}
-        beside = rehearsed if isinstance(editor, MomentEditor) else []
-        change, measured = host.edit(editor, [*(edits[i] for i in todo), *beside])
+        others = rehearsed if isinstance(editor, MomentEditor) else []
+        change, measured = host.edit(editor, [*(edits[i] for i in todo), *others])
         fault = _fault(opened)
         cost = after if fault else knowledge.cost(opened, names)
         below = cost.kept < floor * cost.known

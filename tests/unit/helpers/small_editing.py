@@ -52,7 +52,8 @@ def learnt(dtype: torch.dtype = torch.float32) -> tuple[nn.Module, Any]:
 def small_session(folder: Path, dtype: torch.dtype = torch.float32, **named: Any) -> Session:
     """A session on such a model, its supplies below a folder."""
     host = Host(*learnt(dtype))
-    return Session(host, supplies=Supplies(host, folder / "supplies"), **named)
+    supplies = Supplies(host, folder / "supplies", named.get("tell"))
+    return Session(host, supplies=supplies, **named)
 
 
 def weights_of(model: nn.Module) -> dict[str, Tensor]:
