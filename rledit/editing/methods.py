@@ -15,7 +15,7 @@ from rledit.editors import Editor, TrainableEditor, editor_class
 from rledit.errors import UserError
 from rledit.families import family_of
 
-PASSES = 16
+PASSES = 20
 """Passes over a batch at most: each goes over the facts that the ones before did not write."""
 
 

@@ -152,10 +152,10 @@ class Supplies:
         quiet = [
             c for c in found.candidates if c.specificity_self is None or c.specificity_self >= _KEPT
         ]
-        # Passes add up: the largest step that leaves unrelated answers alone, no larger than what
-        # one pass would be calibrated to.
+        # Passes add up: two thirds of the largest step that leaves unrelated answers alone, or of
+        # what one pass would be calibrated to.
         largest = max((c.step for c in quiet), default=found.step / 2)
-        return min(largest, found.step)
+        return 2 / 3 * min(largest, found.step)
 
     def _summed(self, modules: Sequence[str]) -> dict[str, KeyCovariance]:
         with self._host.unedited():

@@ -35,8 +35,8 @@ LARGEST_STATE = 32 << 20
 
 _WATCHED = 2  # every second known fact is watched, the others are rehearsed
 _REHEARSED = 48  # known facts that a pass goes over, at most
-_GROWTH = 1.1
-"""By how much a step grows after a pass that cost nothing."""
+_GROWTH = 1.25
+"""By how much a step grows after a pass that wrote no more facts and cost nothing."""
 _HALVINGS, _FIRST = 2, 6
 """How often a step may be halved where a pass with it costs too much; the first pass more often."""
 
@@ -141,10 +141,11 @@ def write(
             if not passes:
                 raise NonFiniteError(fault)
             break
-        delta, metrics, after = delta.then(change), measured, cost
-        if cost.kept >= before.kept and hasattr(editor, "step_size"):
-            editor.step_size *= _GROWTH
         took = set(judge.took(opened))
+        stalled = bool(passes) and len(took) <= len(edits) - len(todo) and cost.kept >= after.kept
+        if stalled and hasattr(editor, "step_size"):
+            editor.step_size *= _GROWTH
+        delta, metrics, after = delta.then(change), measured, cost
         todo = [i for i in range(len(edits)) if i not in took]
         passes.append({"took": len(took), "kept": cost.kept, "known": cost.known})
         tell(f"  pass {len(passes)}: {len(took)} of {len(edits)} facts, {_kept(cost)}")
