@@ -128,7 +128,8 @@ def method_of(model: Any, editor: str, settings: Mapping[str, Any] | None = None
 
 
 def candidates(model: Any, settings: Mapping[str, Any] | None = None) -> list[Method]:
-    """Editors that need nothing but the facts, on several depths of a model.
+    """Editors that need nothing but the facts: one that takes shifts from normal equations, and
+    one that descends the loss.
 
     Args:
         model: The language model.
@@ -138,7 +139,6 @@ def candidates(model: Any, settings: Mapping[str, Any] | None = None) -> list[Me
     found: list[Method] = []
     for editor, modules in (
         ("ultraedit", late(model)),
-        ("ultraedit", late(model, share=0.3)),
         ("ft", late(model)),
     ):
         known = {f.name for f in fields(editor_class(editor).Config)} | {"target_modules"}
@@ -147,11 +147,11 @@ def candidates(model: Any, settings: Mapping[str, Any] | None = None) -> list[Me
     return list({method.key: method for method in found}.values())
 
 
-def late(model: Any, share: float = 1 / 6) -> tuple[str, ...]:
-    """The matrices that write into the residual stream of the last layers but one: a share of all
-    layers, of 30 layers, 24 to 28."""
+def late(model: Any) -> tuple[str, ...]:
+    """The matrices that write into the residual stream of the last layers but one, a sixth of all
+    layers: of 30 layers, 24 to 28."""
     n = _depth(model)
-    count = max(1, round(n * share))
+    count = max(1, round(n / 6))
     last = max(0, n - 2)
     return (f"down:{max(0, last - count + 1)}-{last}",)
 

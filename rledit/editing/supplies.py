@@ -23,7 +23,7 @@ from safetensors.torch import load_file
 from rledit.calibration import calibrate, needs_calibration
 from rledit.editing.files import write_json, write_tensors
 from rledit.editing.host import Host
-from rledit.editing.known import Knowledge, Pool
+from rledit.editing.known import Knowledge, Pool, asked_facts
 from rledit.editing.methods import Method
 from rledit.editing.training import trained_network
 from rledit.editors.base import State
@@ -71,7 +71,7 @@ class Supplies:
     def knowledge(self, pool: Pool | str) -> Knowledge:
         """The facts of a pool that the unedited model knew."""
         if pool not in self._knowledge:
-            path = self.folder / f"knows-{pool}.json"
+            path = self.folder / f"knows-{pool}-{len(asked_facts(pool))}.json"  # type: ignore[arg-type]
             known = _read_json(path)
             if known is None:
                 self.tell("asking the model what it knows, once")

@@ -4,7 +4,7 @@ A pass goes over the facts that the passes before did not write, and beside them
 the model knows, or has from earlier batches: what an editor writes then is what changes the former
 and not the latter. Other known facts are watched. A pass after which the model answers fewer of
 these than it may is taken back and tried with half the step, where the editor has one; else it is
-the last. Both are of the pool that settings are chosen by, see `rledit.editing.known`, and never of
+the last. The batch ends with the pass after which the model gives most of its facts. Both are of the pool that settings are chosen by, see `rledit.editing.known`, and never of
 the one that results are told by.
 """
 
@@ -37,6 +37,8 @@ _WATCHED = 2  # every second known fact is watched, the others are rehearsed
 _REHEARSED = 48  # known facts that a pass goes over, at most
 _GROWTH = 1.25
 """By how much a step grows after a pass that wrote no more facts and cost nothing."""
+_PATIENCE = 4
+"""Passes in a row that write no more facts, after which a batch ends."""
 _HALVINGS, _FIRST = 2, 6
 """How often a step may be halved where a pass with it costs too much; the first pass more often."""
 
@@ -120,19 +122,18 @@ def write(
     rehearsed += beside[:: max(1, -(-len(beside) // _REHEARSED))]
     before = after = knowledge.cost(opened, names)
     todo, halvings = list(range(len(edits))), 0
-    delta, metrics = Delta({}), {}
-    passes: list[dict[str, float]] = []
-    while todo and len(passes) < method.passes:
-        kept_state = {k: v.clone() for k, v in editor.state_dict().items()}
+    shown = list(host.shown)
+    passes: list[_Pass] = []
+    while todo and len(passes) < method.passes and not _stuck(passes):
+        state_before = {k: v.clone() for k, v in editor.state_dict().items()}
         others = rehearsed if isinstance(editor, MomentEditor) else []
         change, measured = host.edit(editor, [*(edits[i] for i in todo), *others])
         fault = _fault(opened)
         cost = after if fault else knowledge.cost(opened, names)
-        below = cost.kept < floor * cost.known
         smaller = hasattr(editor, "step_size") and halvings < (_HALVINGS if passes else _FIRST)
-        if fault or (below and (passes or smaller)):
+        if fault or (cost.kept < floor * cost.known and (passes or smaller)):
             host.take_back()
-            editor.load_state_dict(kept_state)
+            editor.load_state_dict(state_before)
             tell(f"  pass {len(passes) + 1}: taken back ({fault or _kept(cost)})")
             if smaller:
                 editor.step_size /= 2
@@ -145,19 +146,45 @@ def write(
         stalled = bool(passes) and len(took) <= len(edits) - len(todo) and cost.kept >= after.kept
         if stalled and hasattr(editor, "step_size"):
             editor.step_size *= _GROWTH
-        delta, metrics, after = delta.then(change), measured, cost
-        todo = [i for i in range(len(edits)) if i not in took]
-        passes.append({"took": len(took), "kept": cost.kept, "known": cost.known})
+        passes.append(_Pass(change, measured, _carried(editor), len(took), cost))
+        todo, after = [i for i in range(len(edits)) if i not in took], cost
         tell(f"  pass {len(passes)}: {len(took)} of {len(edits)} facts, {_kept(cost)}")
+    best = max(range(len(passes)), key=lambda i: (passes[i].took, -i), default=-1)
+    if best + 1 < len(passes):
+        tell(f"  the passes behind the best, pass {best + 1}, are taken back")
+        passes = passes[: best + 1]
+        host.show([*shown, *(one.change for one in passes)])
+    delta = Delta({})
+    for one in passes:
+        delta = delta.then(one.change)
     written = Written(
         delta=delta,
-        state=_carried(editor),
-        metrics=metrics,
-        passes=passes,
+        state=passes[-1].state if passes else {},
+        metrics=passes[-1].metrics if passes else {},
+        passes=[one.record() for one in passes],
         before=before,
-        after=after,
+        after=passes[-1].cost if passes else before,
     )
     return written, judge.results(opened) if answers else []
+
+
+@dataclass(frozen=True)
+class _Pass:
+    change: Delta
+    metrics: Mapping[str, float]
+    state: State
+    took: int
+    cost: Cost
+
+    def record(self) -> dict[str, float]:
+        """What it came to, as plain JSON."""
+        return {"took": self.took, "kept": self.cost.kept, "known": self.cost.known}
+
+
+def _stuck(passes: Sequence[_Pass]) -> bool:
+    """Whether the last passes have written no more facts than those before them."""
+    took = [one.took for one in passes]
+    return len(took) > _PATIENCE and max(took[-_PATIENCE:]) <= max(took[:-_PATIENCE]) > 0
 
 
 def equipped(
