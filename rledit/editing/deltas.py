@@ -95,6 +95,23 @@ class Delta:
 
         return Delta({name: tuple(map(moved, own)) for name, own in self.terms.items()})
 
+    def compact(self) -> Delta:
+        """The change with the terms of a matrix as one dense term where that is smaller.
+
+        It differs by round-off: whoever takes it has to add it anew.
+        """
+        found: dict[str, tuple[LowRankShift, ...]] = {}
+        for name, own in self.terms.items():
+            left = own[0].left
+            width = own[0].right.shape[0] if left is None else left.shape[1]
+            factors = sum(t.right.numel() + (0 if t.left is None else t.left.numel()) for t in own)
+            if len(own) > 1 and factors > width * own[0].right.shape[1]:
+                dense = self.matrix(name).T.to(own[0].right.dtype).contiguous()
+                found[name] = (LowRankShift(None, dense),)
+            else:
+                found[name] = own
+        return Delta(found)
+
     def then(self, later: Delta) -> Delta:
         """Both changes, one after the other."""
         names = dict.fromkeys((*self.terms, *later.terms))

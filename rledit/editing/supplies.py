@@ -71,7 +71,7 @@ class Supplies:
     def knowledge(self, pool: Pool | str) -> Knowledge:
         """The facts of a pool that the unedited model knew."""
         if pool not in self._knowledge:
-            path = self.folder / f"knows-{pool}-{len(asked_facts(pool))}.json"  # type: ignore[arg-type]
+            path = self.folder / f"knows-{pool}-{len(asked_facts(pool))}.json"
             known = _read_json(path)
             if known is None:
                 self.tell("asking the model what it knows, once")

@@ -4,8 +4,9 @@ A pass goes over the facts that the passes before did not write, and beside them
 the model knows, or has from earlier batches: what an editor writes then is what changes the former
 and not the latter. Other known facts are watched. A pass after which the model answers fewer of
 these than it may is taken back and tried with half the step, where the editor has one; else it is
-the last. The batch ends with the pass after which the model gives most of its facts. Both are of the pool that settings are chosen by, see `rledit.editing.known`, and never of
-the one that results are told by.
+the last. The batch ends with the pass after which the model gives most of its facts. All known
+facts here are of the pool that settings are chosen by, see `rledit.editing.known`, and never of the
+one that results are told by.
 """
 
 from __future__ import annotations
@@ -149,15 +150,24 @@ def write(
         passes.append(_Pass(change, measured, _carried(editor), len(took), cost))
         todo, after = [i for i in range(len(edits)) if i not in took], cost
         tell(f"  pass {len(passes)}: {len(took)} of {len(edits)} facts, {_kept(cost)}")
+    written = _finished(host, shown, passes, before, tell)
+    return written, judge.results(opened) if answers else []
+
+
+def _finished(
+    host: Host, shown: Sequence[Delta], passes: list[_Pass], before: Cost, tell: Tell
+) -> Written:
+    """The batch up to its best pass, which is what the model has then."""
     best = max(range(len(passes)), key=lambda i: (passes[i].took, -i), default=-1)
     if best + 1 < len(passes):
         tell(f"  the passes behind the best, pass {best + 1}, are taken back")
         passes = passes[: best + 1]
-        host.show([*shown, *(one.change for one in passes)])
     delta = Delta({})
     for one in passes:
         delta = delta.then(one.change)
-    written = Written(
+    delta = delta.compact()
+    host.show([*shown, delta])
+    return Written(
         delta=delta,
         state=passes[-1].state if passes else {},
         metrics=passes[-1].metrics if passes else {},
@@ -165,7 +175,6 @@ def write(
         before=before,
         after=passes[-1].cost if passes else before,
     )
-    return written, judge.results(opened) if answers else []
 
 
 @dataclass(frozen=True)
