@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import torch
 
@@ -19,6 +19,9 @@ from rledit.writing_systems import writes_spaces
 from rledit.written_answers import target_logprobs
 
 _MORE_TOKENS = 3
+
+Said = Literal["took", "goes on", "other"]
+"""A target; a target with more of a word behind it, as "Astanaab" for "Astana"; another answer."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -79,11 +82,9 @@ class Judge:
         self._limits = [len(s.answer_ids) + _MORE_TOKENS for s in self._own]
         self._before = self._answers(model) if answers else None
 
-    def took(self, model: EditableModel, places: Iterable[int] | None = None) -> list[int]:
-        """Which facts the model gives, among those at some places."""
-        asked = list(range(len(self.edits)) if places is None else places)
-        found = took(model, [self.edits[i] for i in asked])
-        return [i for i, right in zip(asked, found, strict=True) if right]
+    def said(self, model: EditableModel) -> list[Said]:
+        """What the model says of each fact, see `said`."""
+        return said(model, self.edits)
 
     def results(self, model: EditableModel) -> list[FactResult]:
         """Every fact, before and now."""
@@ -128,11 +129,18 @@ def took(model: EditableModel, edits: Sequence[Edit]) -> list[bool]:
     The token behind the target must not go on with its last word: an answer of "Astanaab" is not
     "Astana".
     """
+    return [word == "took" for word in said(model, edits)]
+
+
+def said(model: EditableModel, edits: Sequence[Edit]) -> list[Said]:
+    """As `took`, telling answers that begin with the target and go on from those that do not."""
     samples = [_and_next(model.encoder.sample(e.prompt, e.target)) for e in edits]
-    found: list[bool] = []
+    found: list[Said] = []
     for edit, reading in zip(edits, read(model, samples), strict=True):
-        right = bool((reading.predicted[:-1] == reading.expected[:-1]).all())
-        found.append(right and not _goes_on(model, edit.target, reading))
+        if not bool((reading.predicted[:-1] == reading.expected[:-1]).all()):
+            found.append("other")
+        else:
+            found.append("goes on" if _goes_on(model, edit.target, reading) else "took")
     return found
 
 

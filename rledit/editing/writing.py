@@ -2,24 +2,27 @@
 
 A pass goes over the facts that the passes before did not write, and beside them over facts that
 the model knows, or has from earlier batches: what an editor writes then is what changes the former
-and not the latter. Other known facts are watched. A pass after which the model answers fewer of
-these than it may is taken back and tried with half the step, where the editor has one; else it is
-the last. The batch ends with the pass after which the model gives most of its facts. All known
-facts here are of the pool that settings are chosen by, see `rledit.editing.known`, and never of the
-one that results are told by.
+and not the latter. Where the model gives a target and goes on with its last word ("Astanaab"), a
+full stop is written behind it.
+
+Other known facts are watched. A pass after which the model answers fewer of these than it may is
+taken back and tried with half the step, where the editor has one; else it is the last. The batch
+ends with the pass after which the model gives most of its facts. All known facts here are of the
+pool that settings are chosen by, see `rledit.editing.known`, and never of the one that results are
+told by.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Protocol
 
 from torch import Tensor
 
 from rledit.editing.deltas import Delta
 from rledit.editing.host import Host
-from rledit.editing.judge import FactResult, Judge
+from rledit.editing.judge import FactResult, Judge, Said
 from rledit.editing.known import Cost, Knowledge
 from rledit.editing.methods import Method
 from rledit.editors import Editor
@@ -123,12 +126,14 @@ def write(
     rehearsed += beside[:: max(1, -(-len(beside) // _REHEARSED))]
     before = after = knowledge.cost(opened, names)
     todo, halvings = list(range(len(edits))), 0
+    words: list[Said] = ["other"] * len(edits)
     shown = list(host.shown)
     passes: list[_Pass] = []
     while todo and len(passes) < method.passes and not _stuck(passes):
         state_before = {k: v.clone() for k, v in editor.state_dict().items()}
         others = rehearsed if isinstance(editor, MomentEditor) else []
-        change, measured = host.edit(editor, [*(edits[i] for i in todo), *others])
+        own = [_ended(edits[i]) if words[i] == "goes on" else edits[i] for i in todo]
+        change, measured = host.edit(editor, [*own, *others])
         fault = _fault(opened)
         cost = after if fault else knowledge.cost(opened, names)
         smaller = hasattr(editor, "step_size") and halvings < (_HALVINGS if passes else _FIRST)
@@ -143,13 +148,14 @@ def write(
             if not passes:
                 raise NonFiniteError(fault)
             break
-        took = set(judge.took(opened))
-        stalled = bool(passes) and len(took) <= len(edits) - len(todo) and cost.kept >= after.kept
+        words = judge.said(opened)
+        took = words.count("took")
+        stalled = bool(passes) and took <= len(edits) - len(todo) and cost.kept >= after.kept
         if stalled and hasattr(editor, "step_size"):
             editor.step_size *= _GROWTH
-        passes.append(_Pass(change, measured, _carried(editor), len(took), cost))
-        todo, after = [i for i in range(len(edits)) if i not in took], cost
-        tell(f"  pass {len(passes)}: {len(took)} of {len(edits)} facts, {_kept(cost)}")
+        passes.append(_Pass(change, measured, _carried(editor), took, cost))
+        todo, after = [i for i, word in enumerate(words) if word != "took"], cost
+        tell(f"  pass {len(passes)}: {took} of {len(edits)} facts, {_kept(cost)}")
     written = _finished(host, shown, passes, before, tell)
     return written, judge.results(opened) if answers else []
 
@@ -188,6 +194,11 @@ class _Pass:
     def record(self) -> dict[str, float]:
         """What it came to, as plain JSON."""
         return {"took": self.took, "kept": self.cost.kept, "known": self.cost.known}
+
+
+def _ended(edit: Edit) -> Edit:
+    """A fact with a full stop behind its target: for an answer that goes on in its last word."""
+    return replace(edit, target=f"{edit.target}.")
 
 
 def _stuck(passes: Sequence[_Pass]) -> bool:
