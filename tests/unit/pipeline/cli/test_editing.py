@@ -64,7 +64,7 @@ def test_from_facts_to_an_edited_model_and_back(place: Path) -> None:
     more = said("edit", "out", "more.csv", *FAST)
     assert "batch 2" in more and "earlier " in more and "of 4 facts of earlier batches" in more
     listed = said("ledger", "out", "--facts")
-    assert "batch 1  4 of 4 facts, ultraedit, rank" in listed
+    assert "batch 1  4 of 4 facts, ultraedit, dense" in listed
     assert "2 of 2 batches in force" in listed
     assert "✓ The ferry Maribel 0 sails from Oban" in listed
     undone = said("undo", "out", "1")
