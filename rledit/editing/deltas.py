@@ -168,6 +168,19 @@ class Recorder:
         return Delta(terms)
 
 
+def distance(one: Delta, other: Delta) -> float:
+    """‖other − one‖ over ‖one‖, over all matrices."""
+    names = dict.fromkeys((*one.terms, *other.terms))
+    difference = torch.zeros((), dtype=torch.float64)
+    size = torch.zeros((), dtype=torch.float64)
+    for name in names:
+        mine = one.matrix(name) if name in one.terms else 0.0
+        theirs = other.matrix(name) if name in other.terms else 0.0
+        difference += torch.as_tensor(theirs - mine).square().sum()
+        size += torch.as_tensor(mine).square().sum()
+    return float((difference / size.clamp_min(1e-30)).sqrt())
+
+
 def full(matrix: Tensor) -> Tensor:
     """A matrix in the precision that changes accumulate in."""
     return matrix.float() if matrix.dtype in (torch.bfloat16, torch.float16) else matrix

@@ -169,3 +169,20 @@ def texts_of(
         return [line.text for line in write_lines(model, prompts, limits, blank_first=True)]
     except NonFiniteError:
         return ["(no numbers)"] * len(prompts)
+
+
+def scores_of(found: Sequence[FactResult]) -> dict[str, float | None]:
+    """Efficacy, generalisation and locality of some facts, in percent."""
+
+    def percent(right: int, asked: int) -> float | None:
+        return round(100 * right / asked, 2) if asked else None
+
+    return {
+        "efficacy": percent(sum(f.took for f in found), len(found)),
+        "generalization": percent(
+            sum(f.rephrases for f in found), sum(len(f.edit.rephrases) for f in found)
+        ),
+        "locality": percent(
+            sum(f.locality for f in found), sum(len(f.edit.locality) for f in found)
+        ),
+    }

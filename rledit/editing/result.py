@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from rledit.datasets.errors import RowError
-from rledit.editing.judge import FactResult
+from rledit.editing.judge import FactResult, scores_of
 from rledit.editing.known import Cost
 from rledit.editing.methods import Method
 from rledit.records import Edit
@@ -109,8 +109,6 @@ class EditResult:
     @property
     def scores(self) -> dict[str, float | None]:
         """Efficacy, generalisation, locality and known facts kept, in percent, and perplexity."""
-        from rledit.editing.session import scores_of
-
         known = self.cost_before.known
         return {
             **scores_of(self.facts),
@@ -193,8 +191,3 @@ def _log(value: float | None) -> str:
 
 def _numbers(numbers: tuple[int, ...]) -> str:
     return ", ".join(map(str, numbers))
-
-
-def plain(value: Any) -> Any:
-    """A value without what JSON has no word for."""
-    return None if isinstance(value, float) and value != value else value

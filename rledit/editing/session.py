@@ -7,12 +7,11 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from rledit.datasets.reading import RowFile
 from rledit.editing.choose import Chooser
-from rledit.editing.deltas import Delta
+from rledit.editing.deltas import Delta, distance
 from rledit.editing.facts import (
     edit_of,
     plain_fact,
@@ -22,7 +21,7 @@ from rledit.editing.facts import (
     with_subject,
 )
 from rledit.editing.host import Host
-from rledit.editing.judge import FactResult, Judge, took
+from rledit.editing.judge import FactResult, Judge, scores_of, took
 from rledit.editing.ledger import Batch, Ledger, LedgerError
 from rledit.editing.memory import MemoryLedger
 from rledit.editing.methods import Method, method_of
@@ -195,7 +194,7 @@ class Session:
             batches=tuple(gone),
             later=tuple(b.number for b in later),
             recomputed=recompute and bool(later),
-            moved={n: _distance(before[n], change[1]) for n, change in changes.items()},
+            moved={n: distance(before[n], change[1]) for n, change in changes.items()},
             facts=tuple(Judge(opened, taken).results(opened)),
             remaining=(sum(held), len(remaining)),
         )
@@ -344,33 +343,3 @@ class Session:
         standing = [edit for i, edit in enumerate(earlier) if known.last_word(i, n) == i]
         stride = max(1, -(-len(standing) // _EARLIER))
         return standing[::stride]
-
-
-def scores_of(found: Sequence[FactResult]) -> dict[str, float | None]:
-    """Efficacy, generalisation and locality of some facts, in percent."""
-
-    def percent(right: int, asked: int) -> float | None:
-        return round(100 * right / asked, 2) if asked else None
-
-    return {
-        "efficacy": percent(sum(f.took for f in found), len(found)),
-        "generalization": percent(
-            sum(f.rephrases for f in found), sum(len(f.edit.rephrases) for f in found)
-        ),
-        "locality": percent(
-            sum(f.locality for f in found), sum(len(f.edit.locality) for f in found)
-        ),
-    }
-
-
-def _distance(one: Delta, other: Delta) -> float:
-    """‖other − one‖ over ‖one‖, over all matrices."""
-    names = dict.fromkeys((*one.terms, *other.terms))
-    difference = torch.zeros((), dtype=torch.float64)
-    size = torch.zeros((), dtype=torch.float64)
-    for name in names:
-        mine = one.matrix(name) if name in one.terms else 0.0
-        theirs = other.matrix(name) if name in other.terms else 0.0
-        difference += torch.as_tensor(theirs - mine).square().sum()
-        size += torch.as_tensor(mine).square().sum()
-    return float((difference / size.clamp_min(1e-30)).sqrt())
