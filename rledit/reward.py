@@ -19,6 +19,7 @@ with a prefix store, where prefixes do not depend on their company, they are run
 
 from __future__ import annotations
 
+import random
 from collections import deque
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -46,6 +47,9 @@ class RewardConfig:
         loc_coef: λ_loc, weight of the divergence on unrelated prompts.
         decay: μ, weight of a batch j steps back is μ^j.
         depth: k, batches scored at each step, the current one counted.
+        window_share: Share of the older batches' prompts that a step scores, drawn anew at each
+            step; their losses count by its inverse. Needs `kl_reference: pretrained`.
+        seed: Seed of that draw.
         kl_reference: `pretrained` compares with the unedited model W_0, `previous` with W_{t-1}.
         locality_gradient: `edited` takes the divergence's gradient at the edited weights;
             `unedited` repeats the release, which has un-edited them by then.
@@ -54,6 +58,8 @@ class RewardConfig:
     loc_coef: float
     decay: float = 1.0
     depth: int = 1
+    window_share: float = 1.0
+    seed: int = 0
     kl_reference: KLReference = "pretrained"
     locality_gradient: LocalityGradient = "edited"
 
@@ -261,18 +267,32 @@ class Reward:
         return self._summed(shifts, terms, total)
 
     def _items(self) -> tuple[list[_Item], list[_Item]]:
-        """The prompts of the window that fall to this rank."""
+        """The prompts of the window that this step scores and that fall to this rank."""
         ranks = self._model.ranks
         equivalent: list[_Item] = []
         unrelated: list[_Item] = []
         for age, entry in enumerate(self._window):
             batch = entry.batch
             own = shard(batch.unrelated.samples, ranks, entry.first)
-            unrelated += _items_of(batch.unrelated, own, age, entry.reference)
+            taken = self._drawn(batch.unrelated, age, "unrelated")
+            unrelated += _items_of(batch.unrelated, own, age, entry.reference, taken)
             # The second deal goes on where the first one ended.
             own = shard(batch.equivalent.samples, ranks, entry.first + len(batch.unrelated))
-            equivalent += _items_of(batch.equivalent, own, age, [None] * len(own))
+            taken = self._drawn(batch.equivalent, age, "equivalent")
+            equivalent += _items_of(batch.equivalent, own, age, [None] * len(own), taken)
         return equivalent, unrelated
+
+    def _drawn(self, phase: Phase, age: int, kind: str) -> list[float]:
+        """What each prompt of a phase counts in this step, 0 for those that are left out.
+
+        A function of the seed and of the prompts observed so far: all ranks draw the same, and so
+        does a trajectory that goes on after an interruption.
+        """
+        share = self._config.window_share
+        if age == 0 or share == 1:
+            return [1.0] * len(phase)
+        rng = random.Random(f"{self._config.seed}/{self._next_deal}/{age}/{kind}")
+        return [1 / share if rng.random() < share else 0.0 for _ in range(len(phase))]
 
     def _summed(self, shifts: Shifts, terms: RewardTerms, total: float) -> RewardTerms:
         """Sum the leaves' gradients and the losses over the ranks."""
@@ -356,10 +376,15 @@ class Reward:
 
 
 def _items_of(
-    phase: Phase, own: Sequence[int], age: int, references: Sequence[Tensor | None]
+    phase: Phase,
+    own: Sequence[int],
+    age: int,
+    references: Sequence[Tensor | None],
+    taken: Sequence[float],
 ) -> list[_Item]:
     weights: list[float] = phase.weights.tolist()
     return [
-        _Item(phase.samples[i], age, weights[i], reference)
+        _Item(phase.samples[i], age, weights[i] * taken[i], reference)
         for i, reference in zip(own, references, strict=True)
+        if taken[i]
     ]

@@ -181,7 +181,8 @@ def _training(model: _Passes) -> float:
     window = min(getattr(settings, "depth", 1), model.work.cell.trajectory_batches)
     own = model.prompts(model.batch, layers, model.above)
     references = model.prompts(2 * model.batch, layers, 0)
-    reward = model.prompts(2 * model.batch * window, model.above, model.above)
+    scored = 1 + (window - 1) * getattr(settings, "window_share", 1.0)
+    reward = model.prompts(2 * model.batch * scored, model.above, model.above)
     batches = model.work.trained_batches * (own + references + reward + model.network(3.0))
     return batches + _validating(model, own)
 
