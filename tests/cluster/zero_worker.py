@@ -23,7 +23,7 @@ from transformers import AutoModelForCausalLM
 
 from pipeline.run.device import PeakMemory
 from pipeline.run.fleet.process_group import joined
-from pipeline.run.zero import Offload, ZeroSettings, held_share, open_sharded, shard
+from pipeline.run.sharded_model import Offload, ZeroSettings, held_share, open_sharded, shard
 from rledit.editors import EDITORS, TrainableEditor
 from rledit.finite import NonFiniteError
 from rledit.model import EditableModel

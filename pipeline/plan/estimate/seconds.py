@@ -71,8 +71,7 @@ def modelled(
     """
     model = _Passes(work, placement)
     cell = work.cell
-    # Ranks that hold the whole model share the prompts of training and scoring.
-    shared = 1 if placement.sharded else placement.ranks
+    shared = placement.ranks
     return Seconds(
         setup=_opening(work) + _training(model) / shared,
         edit=cell.stream.n_batches * _edit_batch(model),

@@ -17,7 +17,7 @@ from pipeline.plan.cell_data import knowing
 from pipeline.plan.cell_keys import identity_of
 from pipeline.plan.cells import Cell
 from pipeline.run.cache import Cache
-from pipeline.run.gang import SINGLE_PROCESS, Gang
+from pipeline.run.rank_group import SINGLE_PROCESS, Gang
 from pipeline.run.reporting import Report
 from pipeline.run.resume import StateFolder, load_together
 from pipeline.run.stages.prepare import open_model
