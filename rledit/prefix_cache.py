@@ -179,7 +179,7 @@ class PrefixCache(PrefixPasses):
         prefix, rows = self._prefix(micro_batch), micro_batch.rows.to(self._device)
         with self._output_rows(rows) as states:
             logits = self._pass(prefix, rows, narrow)
-        return Top(states=states[0], logits=logits.reshape(len(rows), -1))
+        return Top(states=states[0], logits=logits.flatten(0, -2))
 
     def states(self, micro_batch: MicroBatch, *, narrow: bool = True) -> Tensor:
         """As `logits`, short of the output embedding: (rows, hidden), to go into `logits_of`."""
