@@ -34,7 +34,7 @@ def ask_model(
     cell: Cell, model_folder: Path, cache: Cache, report: Report, gang: Gang = SINGLE_PROCESS
 ) -> None:
     """Ask the cell's unedited model for the facts that its probes depend on, unless the cache has
-    the answers. All ranks of a gang make the same passes, the leader writes."""
+    the answers. The ranks of a gang share the passes, the leader writes."""
     name = known_name(cell)
     folder = StateFolder(cache.storage.join(*f"{name.removesuffix('.json')}.progress".split("/")))
     if gang.broadcast(gang.is_rank_zero and cache.file(name) is not None):

@@ -1,4 +1,4 @@
-"""Work that several ranks share: dealt evenly, the same results, and in step over a sharded model."""
+"""Work that several ranks share: dealt evenly, with the same results, in step where sharded."""
 
 from __future__ import annotations
 
@@ -83,7 +83,8 @@ def opened(
 def editor_of(name: str, model: EditableModel, **settings: Any) -> Editor:
     cls = EDITORS[name]
     known = {f.name for f in dataclasses.fields(cls.Config)}
-    chosen = {k: v for k, v in (SETTINGS | {"step": 1e-3, "steps": 3, "passes": 2}).items() if k in known}
+    chosen = SETTINGS | {"step": 1e-3, "steps": 3, "passes": 2}
+    chosen = {k: v for k, v in chosen.items() if k in known}
     return cls(model, cls.Config(modules=model.modules, **(chosen | settings)))
 
 
@@ -203,7 +204,7 @@ def test_scores_with_rivals_and_texts(in_step: bool) -> None:
         scorer = Scorer(model, edits, protocols)
         misses = model.prefix_cache.misses
         found = [scorer.score(4), scorer.score(9), target_logprobs(model, SAMPLES.edit.samples)]
-        assert model.prefix_cache.misses == misses, "a prefix was made by one rank, asked of another"
+        assert model.prefix_cache.misses == misses, "made by one rank, asked of another"
         return found, calls, misses
 
     (expected, _, alone) = work(SingleProcess())
@@ -343,4 +344,3 @@ def test_the_largest_and_the_gathered() -> None:
     assert largest(SingleProcess(), 4) == 4
     places = torch.tensor([2, 0, 1])
     assert gathered(SingleProcess(), alone, places, 3).tolist() == [1, 2, 3]
-
