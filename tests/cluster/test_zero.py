@@ -11,7 +11,9 @@ from transformers import AutoModelForCausalLM, LlamaConfig
 
 from pipeline.run.deepspeed_ops import building
 from pipeline.run.weight_files import CheckpointFiles
+from rledit.editors import EDITORS
 from tests.cluster.launch import launch, why_unavailable
+from tests.golden.tolerances import WEIGHT
 from tests.unit.helpers.tiny_models import tiny_model
 
 SIZE = 2
@@ -65,7 +67,7 @@ def test_mixed_passes_restarts_and_edits(reports: list[dict[str, Any]], family: 
         assert max(found["errors"].values()) < 1e-12
         assert found["with_gradient"] == []
         assert found["gathered"] == []
-        assert found["share"] == pytest.approx(1 / SIZE, abs=0.01)
+        assert found["share"] == pytest.approx(1 / SIZE, abs=0.1)  # vectors lie whole
 
 
 @pytest.mark.cluster
@@ -74,17 +76,24 @@ def test_training_editing_and_scoring(reports: list[dict[str, Any]], case: str) 
     for report in reports:
         found = report[case]
         assert found["errors"].keys() == {"network", "weights", "measured", "scores"}
-        assert max(found["errors"].values()) < 1e-5
+        # The network after two Adam steps, which turn round-off of small gradients into steps.
+        # bfloat16 rounds a prompt otherwise in a micro-batch of another width.
+        coarse = 0.1 if "bfloat16" in case else None
+        assert found["errors"]["network"] < (coarse or WEIGHT.limit)
+        assert max(v for k, v in found["errors"].items() if k != "network") < (coarse or 1e-5)
         assert found["with_gradient"] == []
         assert found["gathered"] == []
-        assert found["share"] == pytest.approx(1 / SIZE, abs=0.01)
+        assert found["share"] == pytest.approx(1 / SIZE, abs=0.1)  # vectors lie whole
 
 
 @pytest.mark.cluster
-def test_editors_built_on_captured_rows(reports: list[dict[str, Any]]) -> None:
+@pytest.mark.parametrize("family", ["llama", "mistral", "gptj"])
+def test_every_editor_edits_a_sharded_model(reports: list[dict[str, Any]], family: str) -> None:
     for report in reports:
-        assert report["editors"].keys() == {"untrained", "ultraedit", "mend", "malmen"}
-        assert max(report["editors"].values()) < 1e-5
+        found = report[f"editors {family}"]
+        assert found.keys() == EDITORS.keys() - {"none"} | {"texts"}
+        # Locate-then-edit methods sum their moments in float32, in the order of the ranks.
+        assert max(found.values()) < 1e-6
 
 
 @pytest.mark.cluster

@@ -19,7 +19,7 @@ from pipeline.plan.cell_data import validation_batches, validation_edits
 from pipeline.plan.cell_keys import identity_of
 from pipeline.plan.cells import Cell
 from pipeline.run.cache import Cache
-from pipeline.run.gang import SINGLE_PROCESS, Gang
+from pipeline.run.rank_group import SINGLE_PROCESS, Gang
 from pipeline.run.reporting import Report
 from pipeline.run.resume import StateFolder, load_together, write_tensors
 from pipeline.run.stages.calibrated import settings_with_step

@@ -2,9 +2,10 @@
 
 Each rank holds an equal slice of every parameter. A pass gathers one module at a time, edits are
 written under `GatheredParameters`, and the low-rank term of `rledit.shift` is traced by hooks as on
-a whole model. Everything but the parameters is replicated: all ranks run the same passes in the
-same order and take the same step. Beside its slice, a rank keeps the unedited copies (and fp32
-masters) of the edited matrices.
+a whole model. Prompts are dealt over the ranks as where each holds the whole model. Gathering is
+collective, so all make as many passes in the same order, empty ones where they have no prompt left
+(see `rledit.ranks`), and all take the same step. Beside its slice, a rank keeps the unedited copies
+(and fp32 masters) of the edited matrices.
 
 DeepSpeed replaces ``torch.nn.functional.linear`` in the whole process when it first shards a model.
 Its version adds a bias after rounding the product, so linear layers with biases (GPT-J) agree with
@@ -29,6 +30,7 @@ from transformers.integrations import HfDeepSpeedConfig
 from pipeline.inputs.checkpoints import read_config
 from pipeline.inputs.model_loading import configured
 from pipeline.run import deepspeed_ops
+from pipeline.run.fleet.process_group import ProcessRanks
 from pipeline.run.weight_files import CheckpointFiles
 from rledit.finite import NonFiniteError
 from rledit.model import EditableModel, Execution
@@ -217,10 +219,31 @@ def _editable(
     execution: Execution | None,
     prompting: Mapping[str, Any] | None = None,
 ) -> EditableModel:
+    zero = {**zero, "zero_optimization": _keeping_vectors(zero["zero_optimization"], model)}
     engine, *_ = deepspeed.initialize(model=model.eval().requires_grad_(False), config=zero)
     logger.info("this rank holds %.0f%% of the parameters", 100 * held_share(engine.module))
     access = ShardedAccess(engine)
-    return EditableModel(engine.module, tokenizer, modules, execution, access, **(prompting or {}))
+    return EditableModel(
+        engine.module,
+        tokenizer,
+        modules,
+        execution,
+        access,
+        ProcessRanks(),
+        **(prompting or {}),
+    )
+
+
+def _keeping_vectors(settings: dict[str, Any], model: nn.Module) -> dict[str, Any]:
+    """Settings under which norms and biases lie whole on every rank, as they take no room.
+
+    Where a norm is run twice before its backward, DeepSpeed may leave its scale ungathered then, and
+    PyTorch takes an empty scale for none: gradients would be wrong, without an error.
+    """
+    parameters: list[Any] = list(model.parameters())
+    shapes = [getattr(p, "ds_shape", p.shape) for p in parameters]
+    longest = max((shape.numel() for shape in shapes if len(shape) == 1), default=0)
+    return {**settings, "stage3_param_persistence_threshold": longest}
 
 
 def _fill(model: nn.Module, files: CheckpointFiles) -> None:
