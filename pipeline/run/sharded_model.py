@@ -237,8 +237,8 @@ def _editable(
 def _keeping_vectors(settings: dict[str, Any], model: nn.Module) -> dict[str, Any]:
     """Settings under which norms and biases lie whole on every rank, as they take no room.
 
-    Where a norm is run twice before its backward, DeepSpeed may leave its scale ungathered then, and
-    PyTorch takes an empty scale for none: gradients would be wrong, without an error.
+    Where a norm is run twice before its backward, DeepSpeed may leave its scale ungathered then,
+    and PyTorch takes an empty scale for none: gradients would be wrong, without an error.
     """
     parameters: list[Any] = list(model.parameters())
     shapes = [getattr(p, "ds_shape", p.shape) for p in parameters]

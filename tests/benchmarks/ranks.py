@@ -3,8 +3,8 @@
     python -m tests.benchmarks.ranks [--repeats 3] [--json FILE]
 
 Every rank has one thread. Ranks are processes of this machine that talk by gloo, so wall time means
-something only where each has a core of its own. Tokens (summed over decoder layers, of the rank that
-passes most) do not depend on the machine, and processor time depends on it little.
+something only where each has a core of its own. Tokens (summed over decoder layers, of the rank
+that passes most) do not depend on the machine, and processor time depends on it little.
 """
 
 from __future__ import annotations

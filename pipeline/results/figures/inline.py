@@ -93,6 +93,4 @@ def _text(element: Element, prefix: str) -> str:
 
 def _wrapped(text: str, box: str) -> Markup:
     width, height = (float(number) * PIXELS_PER_POINT for number in box.split()[2:])
-    return Markup(
-        f'<svg viewBox="{box}" width="{width:.0f}" height="{height:.0f}">{text}</svg>'
-    )
+    return Markup(f'<svg viewBox="{box}" width="{width:.0f}" height="{height:.0f}">{text}</svg>')
