@@ -204,7 +204,8 @@ class HypernetworkConfig:
             raise SettingError(
                 "window_share", f"a share is above 0 and at most 1, not {self.window_share}"
             )
-        if self.window_share < 1 and self.conventions().kl_reference == "previous":
+        previous = self.conventions().kl_reference == "previous"
+        if self.window_share < 1 and self.depth > 1 and previous:
             raise SettingError(
                 "window_share",
                 "kl_reference: previous renews its references with every prompt of the window; set "
