@@ -29,7 +29,9 @@ def delta(seed: int) -> Delta:
 
 
 def record(number: int) -> dict[str, Any]:
-    return {"facts": [{"prompt": f"p{number}", "target": "t", "result": {"took": True}}]}
+    """A batch of ten facts."""
+    prompts = [f"p{number}.{i}" for i in range(10)]
+    return {"facts": [{"prompt": p, "target": "t", "result": {"took": True}} for p in prompts]}
 
 
 def opened(folder: Path, name: str = "out") -> Session:
@@ -158,7 +160,7 @@ for number in range(first, last + 1):
 
 @pytest.mark.long
 @pytest.mark.parametrize("where", ["fsync", "replace"])
-def test_a_hundred_sessions_and_kills_in_the_middle_of_a_write(where: str, tmp_path: Path) -> None:
+def test_a_thousand_edits_in_a_hundred_sessions_and_kills_in_the_middle_of_a_write(where: str, tmp_path: Path) -> None:
     place = tmp_path / "out"
     Ledger.create(place, MODEL)
 
