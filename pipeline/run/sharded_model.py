@@ -219,7 +219,6 @@ def _editable(
     execution: Execution | None,
     prompting: Mapping[str, Any] | None = None,
 ) -> EditableModel:
-    zero = {**zero, "zero_optimization": _keeping_vectors(zero["zero_optimization"], model)}
     engine, *_ = deepspeed.initialize(model=model.eval().requires_grad_(False), config=zero)
     logger.info("this rank holds %.0f%% of the parameters", 100 * held_share(engine.module))
     access = ShardedAccess(engine)
@@ -232,18 +231,6 @@ def _editable(
         ProcessRanks(),
         **(prompting or {}),
     )
-
-
-def _keeping_vectors(settings: dict[str, Any], model: nn.Module) -> dict[str, Any]:
-    """Settings under which norms and biases lie whole on every rank, as they take no room.
-
-    Where a norm is run twice before its backward, DeepSpeed may leave its scale ungathered then,
-    and PyTorch takes an empty scale for none: gradients would be wrong, without an error.
-    """
-    parameters: list[Any] = list(model.parameters())
-    shapes = [getattr(p, "ds_shape", p.shape) for p in parameters]
-    longest = max((shape.numel() for shape in shapes if len(shape) == 1), default=0)
-    return {**settings, "stage3_param_persistence_threshold": longest}
 
 
 def _fill(model: nn.Module, files: CheckpointFiles) -> None:

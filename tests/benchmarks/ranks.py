@@ -67,13 +67,13 @@ def measure(model: EditableModel, repeats: int) -> dict[str, dict[str, list[floa
     """Tokens, processor seconds and wall seconds of each repeat, by kind of work."""
     tokens = _Tokens(model)
     config = RLEdit.Config(
-        modules=model.modules, rank=64, n_blocks=1, initial_step=1e-4, depth=8, train_steps=1
+        modules=model.modules, rank=64, n_blocks=1, initial_step=1e-4, depth=6, train_steps=1
     )
     editor = RLEdit(model, config)
     scored = [s for b in random_batches(10, 20, 8000, seed=1) for s in b.equivalent.samples]
 
     def train(i: int) -> None:
-        editor.train_step(random_batches(8, 20, 8000, seed=10 + i))
+        editor.train_step(random_batches(6, 20, 8000, seed=10 + i))
 
     def score(_: int) -> None:
         model.prefix_cache.clear()
