@@ -248,7 +248,9 @@ class HypernetworkEditor(TrainableEditor, HypernetworkUpdate):
 
     def _step(self) -> None:
         if self.config.warmup_steps or self.config.schedule != "constant":
-            set_learning_rates(self.optimiser, self._learning_rate(steps_made(self.optimiser)))
+            training = self._under_way is not None
+            share = self._learning_rate(steps_made(self.optimiser)) if training else 1.0
+            set_learning_rates(self.optimiser, share)
         self.optimiser.step()
         self.optimiser.zero_grad(set_to_none=True)
         if self._mean is not None:

@@ -56,15 +56,15 @@ def test_each_kind_of_task_gets_what_it_can_use() -> None:
     assert {t.kind: t.resources.ranks for t in sharded.values()}["statistics"] == 4
 
 
-def test_what_cannot_be_sharded_is_refused_before_anything_runs(tmp_path: Path) -> None:
-    zero = "resources={ranks: 2, sharding: zero3}"
-    tuned = load_grid(GRID, ["editors=[{editor: ft_l}]", zero])
-    with pytest.raises(ConfigError, match="ft_l differentiates.*sharding: none"):
-        make_plan(tuned, Lake(str(tmp_path)))
-    make_plan(
-        load_grid(GRID, ["editors=[{editor: ft_l}]", "resources={ranks: 2}"]), Lake(str(tmp_path))
+@pytest.mark.parametrize("sharding", ["none", "zero3"])
+def test_editors_of_whole_matrices_are_planned_on_several_ranks(
+    sharding: str, tmp_path: Path
+) -> None:
+    tuned = load_grid(
+        GRID, ["editors=[{editor: ft_l}]", f"resources={{ranks: 2, sharding: {sharding}}}"]
     )
-    make_plan(load_grid(GRID, [zero]), Lake(str(tmp_path)))
+    plan = make_plan(tuned, Lake(str(tmp_path)))
+    assert "ft_l" in {cell.editor.editor for cell in plan.missing}
 
 
 def test_workers_get_absolute_paths(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -160,7 +160,9 @@ for number in range(first, last + 1):
 
 @pytest.mark.long
 @pytest.mark.parametrize("where", ["fsync", "replace"])
-def test_a_thousand_edits_in_a_hundred_sessions_and_kills_in_the_middle_of_a_write(where: str, tmp_path: Path) -> None:
+def test_a_thousand_edits_in_a_hundred_sessions_and_kills_in_the_middle_of_a_write(
+    where: str, tmp_path: Path
+) -> None:
     place = tmp_path / "out"
     Ledger.create(place, MODEL)
 

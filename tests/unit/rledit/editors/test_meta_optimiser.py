@@ -166,7 +166,7 @@ def test_a_cosine_schedule_falls_over_all_training_steps() -> None:
             rates.append(editor.optimiser.param_groups[0]["lr"])
     assert len(rates) == 8
     assert rates[:2] == pytest.approx([0.5e-2, 1e-2])
-    assert all(later < before for before, later in pairwise(rates[1:]))
+    assert all(later < before for before, later in pairwise(rates[2:]))
     assert 0.02e-2 < rates[-1] < 0.15e-2
     resumed = make(schedule="cosine", warmup_steps=2, train_steps=2)
     resumed.load_training_state_dict(editor.training_state_dict())
