@@ -12,11 +12,13 @@ from pipeline.errors import ConfigError
 from pipeline.plan.cell_keys import key_of
 from pipeline.plan.cells import cells_of
 from pipeline.plan.grid_plan import make_plan
+from pipeline.plan.preflight import check_modules
 from pipeline.results.lake.lake import Lake
 from pipeline.run.tasks import tasks_of
 from pipeline.storage.run_paths import RunPaths
 
 GRID = Path(__file__).parents[3] / "cluster" / "tiny.yaml"
+GRIDS = Path(__file__).parents[4] / "jobs" / "grids"
 
 
 @pytest.mark.parametrize(
@@ -78,3 +80,20 @@ def test_workers_get_absolute_paths(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     run_paths = RunPaths.under(Path("results"), lake="lake", cache="s3://bucket/cache")
     assert run_paths.lake == os.path.join(str(tmp_path), "lake")
     assert run_paths.cache == "s3://bucket/cache"
+
+
+@pytest.mark.parametrize(("layer", "refused"), [(27, True), (13, False)])
+def test_value_vectors_at_the_last_layer_of_a_sharded_gptj_are_refused(
+    layer: int, refused: bool
+) -> None:
+    """Of 28 layers, which a proxy has fewer of."""
+    given = [
+        f"editors=[{{editor: memit, settings: {{target_modules: ['down:{layer}']}}}}]",
+        "resources={ranks: 2, sharding: zero3}",
+    ]
+    (cell, *_) = cells_of(load_grid(GRIDS / "gptj.yaml", given, "proxy", 1))
+    if refused:
+        with pytest.raises(ConfigError, match="last layer of a GPT-J.*sharding: none"):
+            check_modules(cell)
+    else:
+        check_modules(cell)
