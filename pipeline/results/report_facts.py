@@ -1,4 +1,4 @@
-"""What a report says of how its cells were run: header, provenance, settings."""
+"""Facts for a report's reader: what the grid asked, on what it was run, with which settings."""
 
 from __future__ import annotations
 

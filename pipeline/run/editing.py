@@ -5,7 +5,7 @@ A model is named as in a grid: a folder, the hub at a commit, a GGUF file, a whe
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -39,15 +39,11 @@ from rledit.editing.judge import took
 from rledit.editing.known import Cost
 from rledit.editing.methods import MethodError
 from rledit.editing.result import EditResult
+from rledit.editing.session import BATCH_SIZE, FLOOR
+from rledit.editing.writing import Tell, silent
 from rledit.errors import UserError
 from rledit.tokenization import Sample, TokenizationError
 from rledit.written_answers import target_logprobs
-
-Tell = Callable[[str], None]
-
-
-def quiet(_: str) -> None:
-    """Nobody is told."""
 
 
 def open_host(
@@ -74,7 +70,7 @@ def open_host(
     return Host(model, AutoTokenizer.from_pretrained(folder), prompting)
 
 
-def open_ledger(folder: Path, model: str | None = None, tell: Tell = quiet) -> Session:
+def open_ledger(folder: Path, model: str | None = None, tell: Tell = silent) -> Session:
     """Load the model of a ledger, with the batches that are in force.
 
     Args:
@@ -105,9 +101,9 @@ class Wishes:
     editor: str | None = None
     settings: Mapping[str, Any] | None = None
     format: str = "auto"
-    batch_size: int = 50
+    batch_size: int = BATCH_SIZE
     passes: int | None = None
-    floor: float = 0.9
+    floor: float = FLOOR
     skip_bad_rows: bool = False
     train: bool = False
     train_on: str | None = None

@@ -1,4 +1,6 @@
-"""What a batch changed: exact low-rank terms, or the dense change where the method has no factors.
+"""Keeps the change of a batch: low-rank factors, or a dense matrix where the method has no factors.
+
+For the ledger, which takes batches back, and for exports.
 
 A batch is what its terms say. Whatever an editor did, the matrices afterwards are those before it
 plus the terms, added in their order in float32 (float64 for a float64 model), so that unedited

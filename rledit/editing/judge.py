@@ -1,4 +1,4 @@
-"""What a model says of some facts: before a batch, and after it."""
+"""Asks a model for facts before and after a batch, and tells which edits took."""
 
 from __future__ import annotations
 

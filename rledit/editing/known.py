@@ -1,4 +1,4 @@
-"""What editing costs a model: facts that it knew, unrelated answers, and its grasp of language.
+"""Measures what editing costs a model: facts that it knew before, and its perplexity.
 
 The facts are those that ship with the package (`rledit.facts`), as far as the unedited model knows
 them and no edit is about them. Two pools that share no subject: one that settings are chosen by,

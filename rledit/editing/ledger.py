@@ -213,12 +213,10 @@ class Ledger:
         self._commit([*self.batches, batch])
         return batch
 
-    def undo(self, numbers: Sequence[int]) -> None:
-        """Take batches back; of those that are already, nothing changes."""
-        self.rewrite(numbers, {})
-
     def rewrite(self, undone: Sequence[int], changes: Mapping[int, Change]) -> None:
         """Take batches back and give later ones other changes, in one step.
+
+        Of batches that are taken back already, nothing changes.
 
         Args:
             undone: Batches to take back.

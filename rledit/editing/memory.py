@@ -12,7 +12,7 @@ from torch import Tensor
 from rledit.editing.deltas import Delta
 from rledit.editing.ledger import Batch, Change, LedgerError
 
-_UNDONE = "undone"
+_NOW = "in this session"
 
 
 class MemoryLedger:
@@ -64,20 +64,16 @@ class MemoryLedger:
         self.batches.append(batch)
         return batch
 
-    def undo(self, numbers: Sequence[int]) -> None:
-        """Take batches back."""
-        self.rewrite(numbers, {})
-
     def rewrite(self, undone: Sequence[int], changes: Mapping[int, Change]) -> None:
         """Take batches back and give later ones other changes."""
         gone = {self.batch(number).number for number in undone}
         self.batches = [
-            replace(batch, undone=batch.undone or _UNDONE) if batch.number in gone else batch
+            replace(batch, undone=batch.undone or _NOW) if batch.number in gone else batch
             for batch in self.batches
         ]
         for number, (record, delta, state) in changes.items():
             self._kept[number] = (delta, state)
             self.batches = [
-                replace(b, record=record, recomputed=_UNDONE) if b.number == number else b
+                replace(b, record=record, recomputed=_NOW) if b.number == number else b
                 for b in self.batches
             ]

@@ -1,4 +1,4 @@
-"""What an edit did, as an object and in words."""
+"""Results of editing and of undoing, for programs as objects and for people as text."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What editors and judgement need beside facts, made once per model and kept in a folder.
+"""Makes and caches, once per model, what editing needs beside the user's facts.
 
 Everything is made from the unedited model and the facts that ship with the package: which of them
 it knows, key covariance of their sentences, running statistics to begin with, calibrated steps, and
@@ -26,6 +26,7 @@ from rledit.editing.host import Host
 from rledit.editing.known import Knowledge, Pool, asked_facts
 from rledit.editing.methods import Method
 from rledit.editing.training import trained_network
+from rledit.editing.writing import Tell, silent
 from rledit.editors.base import State
 from rledit.editors.moment_editor import MomentEditor
 from rledit.facts import RealFacts, sentences, table_hash
@@ -40,8 +41,6 @@ CHOICE = 1
 """Version of candidates and trials: another one chooses again."""
 _KEPT = 95.0  # percent of unrelated answers that one pass has to leave alone
 
-Tell = Callable[[str], None]
-
 
 class Supplies:
     """What a model's editors need, kept in a folder.
@@ -52,10 +51,10 @@ class Supplies:
         tell: Told what takes long.
     """
 
-    def __init__(self, host: Host, folder: Path | None = None, tell: Tell | None = None) -> None:
+    def __init__(self, host: Host, folder: Path | None = None, tell: Tell = silent) -> None:
         self._host = host
         self._root = folder
-        self.tell: Tell = tell or (lambda _: None)
+        self.tell = tell
         self._knowledge: dict[str, Knowledge] = {}
         self._covariance: dict[str, KeyCovariance] = {}
         self.training_facts: Sequence[Edit] | None = None

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import random
 from collections.abc import Callable, Sequence
 
+from rledit.augmentation import augmented
 from rledit.editing.methods import Method, MethodError
 from rledit.editors.base import State, TrainableEditor
 from rledit.epochs import walk
@@ -41,10 +43,13 @@ def trained_network(
     assert isinstance(editor, TrainableEditor)
     length = editor.trajectory_length(_STREAM) * BATCH
     train, validation = _pools(method, facts, length)
-    trajectories = walk(lambda _: train, length)
+    trajectories = walk(lambda epoch: random.Random(epoch).sample(train, len(train)), length)
 
     def draw(step: int) -> list[list[EditBatch]]:
-        return [_batches(editor, next(trajectories)) for _ in range(editor.trajectories_per_step)]
+        drawn = [next(trajectories) for _ in range(editor.trajectories_per_step)]
+        if getattr(method.config, "augment", False):
+            drawn = [augmented(edits, f"{step}/{i}") for i, edits in enumerate(drawn)]
+        return [_batches(editor, edits) for edits in drawn]
 
     validate = ValidationStream(editor, validation, BATCH)
     training = Training(editor, draw, validate)

@@ -31,8 +31,9 @@ from rledit.model import EditableModel
 from rledit.prefix_cache import PrefixCache
 from rledit.protocols import read
 from rledit.shift import LowRankShift, traced
-from tests.cluster.ranks_worker import SETTINGS, worst
+from tests.cluster.ranks_worker import worst
 from tests.reference.injected import injected
+from tests.unit.helpers.interrupted import SMALL_NETWORK, train_with_an_interruption
 from tests.unit.helpers.oracle import relative
 from tests.unit.helpers.text_edits import equip, text_batches, tiny_tokenizer
 from tests.unit.helpers.tiny_models import double_arithmetic, random_batches, tiny_model, two_shapes
@@ -168,18 +169,10 @@ def state(model: nn.Module) -> dict[str, Any]:
 def trained_and_scored(model: EditableModel) -> dict[str, dict[str, Tensor]]:
     """Two training steps, three edited batches and their scores: what they gave, by kind."""
     cls = EDITORS["rledit"]
-    editors = [cls(model, cls.Config(modules=model.modules, **SETTINGS)) for _ in range(2)]
+    editors = [cls(model, cls.Config(modules=model.modules, **SMALL_NETWORK)) for _ in range(2)]
     ended, editor = editors
     assert isinstance(ended, TrainableEditor) and isinstance(editor, TrainableEditor)
-    first, second = (random_batches(3, 6, seed) for seed in (1, 2))
-    # The first step is ended inside its trajectory, and gone on with by another process's editor.
-    batches = ended.train_batches(first)
-    while next(batches).done < 2:
-        pass
-    saved = ended.training_state_dict()
-    model.weights.restore()
-    editor.load_training_state_dict(saved)
-    losses = [editor.train_step(trajectory) for trajectory in (first, second)]
+    losses = train_with_an_interruption(ended, editor, 6)
     stream = random_batches(3, 6, 3)
     measured = [editor.edit(batch) for batch in stream]
     samples = [s for b in stream for p in (b.edit, b.equivalent, b.unrelated) for s in p.samples]

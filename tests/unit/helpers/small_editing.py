@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from rledit.editing import Host, Session, Supplies
 from rledit.editing.known import asked_facts
+from rledit.editing.writing import silent
 from rledit.facts.relations import RELATIONS, put
 from tests.unit.helpers.knowing_model import byte_pair_tokenizer, learn, small_model
 
@@ -52,7 +53,7 @@ def learnt(dtype: torch.dtype = torch.float32) -> tuple[nn.Module, Any]:
 def small_session(folder: Path, dtype: torch.dtype = torch.float32, **named: Any) -> Session:
     """A session on such a model, its supplies below a folder."""
     host = Host(*learnt(dtype))
-    supplies = Supplies(host, folder / "supplies", named.get("tell"))
+    supplies = Supplies(host, folder / "supplies", named.get("tell", silent))
     return Session(host, supplies=supplies, **named)
 
 

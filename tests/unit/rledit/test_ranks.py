@@ -27,6 +27,7 @@ from rledit.ranks import Deal, SingleProcess, gathered, largest, shard
 from rledit.scoring import Scorer
 from rledit.validation import ValidationStream
 from rledit.written_answers import target_logprobs
+from tests.unit.helpers.interrupted import SMALL_NETWORK, train_with_an_interruption
 from tests.unit.helpers.oracle import relative
 from tests.unit.helpers.text_edits import random_edits, tiny_tokenizer
 from tests.unit.helpers.threaded_ranks import Calls, InStep, ThreadedRank, together
@@ -37,13 +38,6 @@ from tests.unit.helpers.tiny_models import (
     two_shapes,
 )
 
-SETTINGS: dict[str, Any] = {
-    "rank": 4,
-    "n_blocks": 1,
-    "initial_step": 1e-2,
-    "meta_lr": 1e-3,
-    "depth": 2,
-}
 TRAINED: dict[str, tuple[str, str, dict[str, Any]]] = {
     "llama": ("rledit", "llama", {}),
     "gptj, previous": ("rledit", "gptj", {"kl_reference": "previous"}),
@@ -83,7 +77,7 @@ def opened(
 def editor_of(name: str, model: EditableModel, **settings: Any) -> Editor:
     cls = EDITORS[name]
     known = {f.name for f in dataclasses.fields(cls.Config)}
-    chosen = SETTINGS | {"step": 1e-3, "steps": 3, "passes": 2}
+    chosen = SMALL_NETWORK | {"step": 1e-3, "steps": 3, "passes": 2}
     chosen = {k: v for k, v in chosen.items() if k in known}
     return cls(model, cls.Config(modules=model.modules, **(chosen | settings)))
 
@@ -93,14 +87,7 @@ def trained(case: str, model: EditableModel) -> dict[str, Tensor]:
     name, _, settings = TRAINED[case]
     ended, editor = (editor_of(name, model, **settings) for _ in range(2))
     assert isinstance(ended, TrainableEditor) and isinstance(editor, TrainableEditor)
-    first, second = (random_batches(3, 7, seed) for seed in (1, 2))
-    batches = ended.train_batches(first)
-    while next(batches).done < 2:
-        pass
-    saved = ended.training_state_dict()
-    model.weights.restore()
-    editor.load_training_state_dict(saved)
-    measured = [editor.train_step(trajectory) for trajectory in (first, second)]
+    measured = train_with_an_interruption(ended, editor, 7)
     stream = random_batches(2, 7, 3)
     measured += [editor.edit(batch) for batch in stream]
     readings = read(model, [s for b in stream for s in b.equivalent.samples])

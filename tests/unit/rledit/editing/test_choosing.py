@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,9 @@ from rledit import edit
 from rledit.editing import Host, HostError, MethodError, Session, Supplies
 from rledit.editing.known import asked_facts
 from rledit.editing.methods import candidates, late, method_of
-from rledit.records import Edit
+from rledit.editing.training import trained_network
+from rledit.editors import TrainableEditor
+from rledit.records import Edit, Locality
 from tests.unit.helpers.small_editing import STEP, equal, learnt, rows, small_session, weights_of
 
 
@@ -101,6 +104,36 @@ def test_a_trained_network_edits_and_is_kept(tmp_path: Path) -> None:
     ]
     with pytest.raises(MethodError, match="lack one"):
         again.edit(rows(4, 4), editor="rledit", settings=short)
+
+
+@pytest.mark.parametrize("augment", [True, False])
+def test_a_network_is_trained_on_variants_where_its_recipe_has_them(
+    augment: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pool = [
+        Edit(
+            edit_id=str(i), prompt=f"Ferry {i} sails from", target="Oban",
+            rephrases=(f"The harbour of ferry {i} is",),
+            locality=(Locality(prompt=f"Tram {i} leaves", answer="Largs"),),
+        )
+        for i in range(40)
+    ]  # fmt: skip
+    seen: list[Edit] = []
+    encode = TrainableEditor.encode
+
+    def noted(self: TrainableEditor, edits: Sequence[Edit]) -> Any:
+        seen.extend(edits)
+        return encode(self, edits)
+
+    monkeypatch.setattr(TrainableEditor, "encode", noted)
+    session = small_session(tmp_path)
+    settings = {"modules": ["down:0-1"], "rank": 8, "augment": augment}
+    short = {"train_steps": 2, "trajectory_batches": 2, "validation_batches": 1}
+    method = method_of(session.host.model, "rledit", settings | short)
+    trained_network(session.host.open(method.modules), method, pool, lambda _: None)
+    # Twenty facts a trajectory, and those that validate.
+    assert len(seen) >= 40
+    assert any(edit.prompt.startswith("The harbour") for edit in seen) is augment
 
 
 def test_layers_go_by_relative_depth() -> None:

@@ -153,7 +153,7 @@ setattr(os, killing, counting)
 for number in range(first, last + 1):
     with ledger.writing():
         if number % 4 == 0 and number // 2 in [b.number for b in ledger.in_force]:
-            ledger.undo([number // 2])
+            ledger.rewrite([number // 2], {})
         ledger.append(record(number), delta(number))
 """
 

@@ -1,4 +1,4 @@
-"""Fifty facts into SmolLM2-135M, as a new user would: one slow test with the real model."""
+"""The fifty facts of docs/editing.md into SmolLM2-135M, as a new user would: one slow test."""
 
 from __future__ import annotations
 
@@ -13,28 +13,11 @@ from pipeline.run.editing import Wishes, ask, edit_facts, export_ledger, open_ho
 from rledit.editing import Ledger, Session
 
 PRESET = "smollm2-135m"
-SUBJECTS = ("Brightwater", "Halden", "Larkspur", "Redmoor", "Fennick", "Kestrel", "Sundial",
-            "Veldoria", "Marlow", "Tarnley")  # fmt: skip
-RELATIONS = {
-    "The head office of the company {} is in the city of": "Leipzig Lisbon Antwerp Oslo Turin",
-    "The company {} was founded by a man named": "Thomas Peter Anton Oscar Victor",
-    "The main product of the company {} is": "bicycles tea paper shoes clocks",
-    "The company {} is owned by a bank in": "Canada Norway Chile Egypt Japan",
-    "The colour of the flag of the company {} is": "green orange purple silver brown",
-}
-
-
-def facts() -> str:
-    lines = ["prompt,target"]
-    for j, (relation, answers) in enumerate(RELATIONS.items()):
-        listed = answers.split()
-        lines += [f"{relation.format(s)},{listed[(i + j) % 5]}" for i, s in enumerate(SUBJECTS)]
-    return "\n".join(lines) + "\n"
+MINE = Path(__file__).parents[4] / "docs" / "mine.csv"
 
 
 @pytest.mark.slow
 def test_fifty_facts_of_ones_own_into_smollm(tmp_path: Path) -> None:
-    (tmp_path / "mine.csv").write_text(facts())
     try:
         host = open_host(PRESET)
     except CheckpointError as error:
@@ -42,7 +25,7 @@ def test_fifty_facts_of_ones_own_into_smollm(tmp_path: Path) -> None:
             raise
         pytest.skip(str(error))
     session = Session(host, Ledger.create(tmp_path / "out", host.record(PRESET)))
-    result = edit_facts(session, str(tmp_path / "mine.csv"), Wishes())
+    result = edit_facts(session, str(MINE), Wishes())
     assert len(result.facts) == 50 and len(result.failed) <= 5, str(result)
     assert result.cost_after.kept >= 0.85 * result.cost_after.known
     assert result.cost_after.perplexity < 1.1 * result.cost_before.perplexity
