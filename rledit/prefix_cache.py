@@ -89,6 +89,17 @@ class PrefixCache(PrefixPasses):
         other.store, other._same_bits = self.store, self._same_bits
         return other
 
+    def same_bits(self, length: int) -> tuple[int, ...]:
+        """As `PrefixPasses.same_bits`; tried once for all processes where there is a store."""
+        if self.store is None or length in self._same_bits:
+            return super().same_bits(length)
+        found = self.store.tried(length)
+        if found is None:
+            found = super().same_bits(length)
+            self.store.keep_tried(length, found)
+        self._same_bits[length] = found
+        return found
+
     def clear(self) -> None:
         """Forget all prefixes that lie in memory.
 

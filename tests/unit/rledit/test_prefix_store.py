@@ -329,3 +329,32 @@ def test_training_is_equal_cold_warm_and_resumed(
     for name, value in cold.items():
         assert torch.equal(value, warm[name]), name
         assert torch.equal(value, found[name]), name
+
+
+def test_what_passes_give_is_tried_once_on_machines_of_one_kind(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Later processes find it beside the prefixes; broken notes and other machines try again."""
+    monkeypatch.setattr(PrefixPasses, "same_bits", TRIES)
+    tried: list[int] = []
+    whole = PrefixPasses._tried
+
+    def count(self: PrefixPasses, length: int, sizes: Sequence[int]) -> tuple[int, ...]:
+        tried.append(length)
+        return whole(self, length, sizes)
+
+    monkeypatch.setattr(PrefixPasses, "_tried", count)
+    first = model_of(tmp_path)
+    found = {length: first.prefix_cache.same_bits(length) for length in (7, 9)}
+    assert tried == [7, 9]
+    second = model_of(tmp_path)
+    assert {length: second.prefix_cache.same_bits(length) for length in (7, 9)} == found
+    assert tried == [7, 9]
+    next(tmp_path.glob("tried-*-7.json")).write_text("{")
+    assert model_of(tmp_path).prefix_cache.same_bits(7) == found[7]
+    assert tried == [7, 9, 7]
+    monkeypatch.setattr(prefix_store, "_processor", lambda: "another")
+    model_of(tmp_path).prefix_cache.same_bits(9)
+    assert tried == [7, 9, 7, 9]
+    model_of(tmp_path, seed=1).prefix_cache.same_bits(9)  # another model
+    assert tried == [7, 9, 7, 9, 9]
