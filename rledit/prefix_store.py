@@ -62,7 +62,7 @@ class PrefixStore:
     Args:
         folder: The folder; made when something is written.
         identity: What the prefixes depend on beside the tokens, see `PrefixCache.fingerprint`.
-        budget: Bytes that the folder may come to; what is over it is not kept.
+        budget: Bytes that its prefixes may come to; what is over it is not kept.
         published: Called with every file that is written.
     """
 
