@@ -4,6 +4,7 @@ step, train a network, run a cell."""
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
@@ -24,6 +25,7 @@ from pipeline.plan.cell_keys import (
 from pipeline.plan.cells import Cell
 from pipeline.plan.checks import skip_reason
 from pipeline.results.lake.lake import Lake
+from pipeline.run import kept_model
 from pipeline.run.cache import Cache
 from pipeline.run.cell import record_skip, run_cell
 from pipeline.run.lease import leased
@@ -200,7 +202,8 @@ def perform(
     if (reason := skip_reason(cell)) is not None:
         return record_skip(cell, lake, reason)
     cache = Cache(run_paths.cache)
-    with leased(cache.storage, task.key, run, gang, report) as report:
+    keeping = nullcontext() if task.resources.gang else kept_model.keeping()
+    with leased(cache.storage, task.key, run, gang, report) as report, keeping:
         model = prepare_model(cell, cache, report)
         if task.kind == "ask":
             ask_model(cell, model, cache, report, gang)

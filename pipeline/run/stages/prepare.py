@@ -13,6 +13,7 @@ from pipeline.inputs.model_loading import load_model
 from pipeline.inputs.pickled_weights import converted, is_pickled
 from pipeline.plan.cache_names import MODELS
 from pipeline.plan.cells import Cell
+from pipeline.run import kept_model
 from pipeline.run.cache import Cache
 from pipeline.run.device import device_of
 from pipeline.run.rank_group import SINGLE_PROCESS, Gang
@@ -46,21 +47,29 @@ def prepare_model(cell: Cell, cache: Cache, report: Report) -> Path:
 
 
 def open_model(cell: Cell, folder: Path, gang: Gang = SINGLE_PROCESS) -> EditableModel:
-    """Load the model and mark the cell's target modules; every rank of a gang makes this call."""
+    """Load the model and mark the cell's target modules; every rank of a gang makes this call.
+
+    A worker whose last task had the same model has it at hand, see `pipeline.run.kept_model`.
+    """
     torch.set_num_threads(cell.threads)
     torch.manual_seed(cell.seed)
     if gang.sharding == "zero3":
         return _open_sharded(cell, folder, gang)
     dtype = cell.model.dtype if cell.model.checkpoint is not None else "auto"
-    model = load_model(folder, dtype).to(device_of(cell.resources))
+    device = device_of(cell.resources)
+    model = kept_model.take(folder, dtype, device, lambda: load_model(folder, dtype).to(device))
+    # Whether it was loaded or at hand, what is drawn from here on is the same.
+    torch.manual_seed(cell.seed)
     tokenizer = AutoTokenizer.from_pretrained(folder)
-    return EditableModel(
+    opened = EditableModel(
         model,
         tokenizer,
         cell.settings.modules,
         ranks=gang.together,
         **cell.prompting,
     )
+    kept_model.lend(opened)
+    return opened
 
 
 def _open_sharded(cell: Cell, folder: Path, gang: Gang) -> EditableModel:
