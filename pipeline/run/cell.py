@@ -17,7 +17,7 @@ from pipeline.plan.stored_spec import write_cell_spec
 from pipeline.plan.versions import code_version, library_versions
 from pipeline.results.lake.lake import Lake
 from pipeline.results.lake.records import CellResult
-from pipeline.results.unchanged_cells import remark_of
+from pipeline.results.without_effect import remark_of
 from pipeline.run.cache import Cache
 from pipeline.run.device import PeakMemory, device_of
 from pipeline.run.rank_group import SINGLE_PROCESS, Gang

@@ -17,7 +17,7 @@ from pipeline.results.lake.lake import Lake
 from pipeline.results.lake.records import remark_in
 from pipeline.results.tracking.tracker import Tracker
 from pipeline.results.tracking.uri import TrackingError
-from pipeline.results.unchanged_cells import warning_of
+from pipeline.results.without_effect import warning_of
 from pipeline.run.cache_migration import migrate_cache
 from pipeline.run.cell import record_failure, record_skip
 from pipeline.run.display import Display
