@@ -6,12 +6,14 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
 from pipeline.results.lake.lake import Lake
-from pipeline.results.tracking.liveness import Invocation, minutes_since
+from pipeline.results.tracking.liveness import Invocation, minutes_since, process_alive
 from pipeline.results.tracking.tracker import Tracker, experiments
 from pipeline.results.tracking.uri import TrackingError
+from pipeline.run.run_file import read_runs
 from pipeline.storage.redaction import redact
 from pipeline.storage.run_paths import RunPaths
 from pipeline.submit.ray_cluster import Job
+from pipeline.submit.run_lines import run_lines
 from pipeline.submit.submission import read_record
 
 _SHOWN_FAILURES = 5
@@ -31,7 +33,7 @@ class Cells:
     failed: Mapping[str, str]
 
     def __str__(self) -> str:
-        known = f"{self.total} cells: " if self.total is not None else "cells: "
+        known = f"{self.total} cells: " if self.total is not None else "cells in the lake: "
         left = (
             f", {self.total - self.done - len(self.failed)} to run"
             if self.total is not None
@@ -111,12 +113,21 @@ def nothing_line(run_paths: RunPaths, grid: str | None = None) -> str:
 
 
 def grids_lines(run_paths: RunPaths, grid: str | None = None) -> Iterator[str]:
-    """The grids of a lake or a tracking store, without asking any cluster."""
+    """The grids of a lake or a tracking store, without asking any cluster.
+
+    Of each: its newest run and all that go on, what the lake has, and what the tracking store says.
+    """
     store = Lake(run_paths.lake)
     in_lake = store.grids() if store.exists() else []
-    for name in sorted({*in_lake, *experiments(run_paths.tracking)}):
+    records = read_runs(store.storage, grid) if store.exists() else []
+    runs = {record.grid for record in records}
+    for name in sorted({*in_lake, *runs, *experiments(run_paths.tracking)}):
         if grid in (None, name):
             yield name
+            own = [record for record in records if record.grid == name]
+            for number, record in enumerate(own):
+                if number == 0 or record.state() == "running":
+                    yield from run_lines(record)
             yield from _cell_lines(cells_of_grid(run_paths.lake, name))
             yield from _tracked_lines(run_paths.tracking, name)
 
@@ -147,7 +158,9 @@ def _tracked_lines(uri: str, grid: str, submission: str | None = None) -> Iterat
 def _invocation_line(invocation: Invocation) -> str:
     m = invocation.metrics
     live = ""
-    if invocation.status == "RUNNING":
+    if invocation.status == "RUNNING" and not process_alive(invocation.tags):
+        live = ", though its process is gone; rledit close-stale-runs closes it, or the next run"
+    elif invocation.status == "RUNNING":
         if {"cells", "cells_ended", "tasks_running"} <= m.keys():
             live += f", {m['cells_ended']:.0f} of {m['cells']:.0f} missing cells ended"
             live += f", {m['tasks_running']:.0f} tasks running"

@@ -53,7 +53,7 @@ class CellEstimate:
 
     Attributes:
         seconds: Wall time; set-up that another cell shares is that one's.
-        model: Seconds of training its model of the synthetic world, on the first cell that needs it.
+        model: Seconds of training its model of the synthetic world, on the first cell with it.
         asking: Seconds of asking its model which real facts it knows, likewise.
         statistics: Seconds of its key covariance, likewise.
         memory_gb: Peak of a rank.
