@@ -80,7 +80,7 @@ def kept_lines(plan: Plan | None, grid: str, run_paths: RunPaths) -> str:
     ]
     runs = read_runs(lake.storage, grid) if lake.exists() else []
     for task in runs[0].now.running if runs else ():
-        lines.append(f"  under way: {task.label}: {task.position.partition(',')[0]}")
+        lines.append(f"  under way: {task.label}: {task.position.partition(' at ')[0]}")
     return "\n".join([*lines, again])
 
 

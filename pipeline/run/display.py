@@ -12,7 +12,7 @@ from rich.console import Console, Group, RenderableType
 from rich.live import Live
 from rich.padding import Padding
 from rich.progress_bar import ProgressBar
-from rich.table import Table
+from rich.table import Column, Table
 from rich.text import Text
 
 from pipeline.run.durations import duration
@@ -157,6 +157,8 @@ class Display:
         left = self._estimate.seconds_left(self._unfinished, self._running, now)
         if left is None:
             return "estimating"
+        if left < 1:
+            return "nearly done"
         return f"about {duration(left)} left" + ("" if self._estimate.is_measured else " by plan")
 
     def _status_line(self) -> str:
@@ -215,20 +217,21 @@ class Display:
         return Group(Text(self._headline(), style="bold"), *self._rows())
 
     def _rows(self) -> Iterator[RenderableType]:
-        """A line for every running task, and one below it for what it says beside numbers."""
+        """Every running task: its name, a bar, and how far it is; on a narrow terminal, and where
+        it says more than numbers, in several lines."""
         wide = self._live is not None and self._live.console.width >= WIDE
-        keys = sorted(self._running)
-        widest = max((len(self._tasks[key].label) for key in keys), default=0)
-        for key in keys:
-            p = self._running[key]
-            table = Table.grid(padding=(0, 1))
-            width = min(widest, 60 if wide else 32)
-            table.add_column(no_wrap=True, overflow="ellipsis", width=width)
-            table.add_column(no_wrap=True)
-            table.add_column(no_wrap=True, overflow="ellipsis")
-            bar = ProgressBar(max(1, p.total), p.done, width=30 if wide else 8)
-            table.add_row(Text(self._tasks[key].label), bar, Text(self._position(key, p)))
+        for key in sorted(self._running):
+            p, label = self._running[key], self._tasks[key].label
+            bar = ProgressBar(max(1, p.total), p.done, width=30 if wide else 20)
+            cells: list[RenderableType] = [Text(label), bar]
+            position = Text(self._position(key, p))
+            cells += [position] if wide else []
+            columns = [Column(no_wrap=True, overflow="ellipsis") for _ in cells]
+            table = Table.grid(*columns, padding=(0, 1))
+            table.add_row(*cells)
             yield table
+            if not wide:
+                yield Padding(position, (0, 0, 0, 2))
             if p.detail:
                 yield Padding(Text(p.detail, style="dim"), (0, 0, 0, 2))
 
@@ -237,7 +240,7 @@ class Display:
         task = self._tasks[key]
         left = self._estimate.task_left(key, p, time.time())
         most = "at most " if p.detail and p.stage == "train" else ""
-        yet = f", {most}{duration(left)} left" if left else ""
+        yet = f", {most}{duration(left)} left" if left is not None and left >= 1 else ""
         if p.stage not in _UNITS or p.total <= 1:
             doing = {"commit": "writing rows"}.get(p.stage, _BEFORE_EDITING.get(p.stage, "begun"))
             if p.stage == task.kind == "prepare" and p.total > 1:

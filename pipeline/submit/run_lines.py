@@ -25,7 +25,8 @@ def run_lines(record: RunRecord) -> Iterator[str]:
     if state != "running" and running:
         yield "  under way then, kept up to its last saved state:"
     for task in running[:_SHOWN_TASKS]:
-        yield f"    {task.label}: {task.position}"
+        reached, _, _ = task.position.partition(" at ")
+        yield f"    {task.label}: {task.position if state == 'running' else reached}"
         if task.detail:
             yield f"      {task.detail}"
     if len(running) > _SHOWN_TASKS:
@@ -93,8 +94,9 @@ def _cells(record: RunRecord) -> str:
 
 def _waiting(record: RunRecord) -> Iterator[str]:
     waiting = ", ".join(f"{n} {kind}" for kind, n in record.now.waiting.items())
-    found = f"{record.now.found} taken from the cache or the lake" if record.now.found else ""
-    parts = [part for part in (f"waiting: {waiting}" if waiting else "", found) if part]
+    n = record.now.found
+    found = f"{n} task{'s' * (n > 1)} found done in the cache or the lake" if n else ""
+    parts = [part for part in (f"tasks that wait: {waiting}" if waiting else "", found) if part]
     if parts:
         yield f"  {'; '.join(parts)}"
 

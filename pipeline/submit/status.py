@@ -33,7 +33,7 @@ class Cells:
     failed: Mapping[str, str]
 
     def __str__(self) -> str:
-        known = f"{self.total} cells: " if self.total is not None else "cells in the lake: "
+        known = f"{self.total} cells: " if self.total is not None else "cells: "
         left = (
             f", {self.total - self.done - len(self.failed)} to run"
             if self.total is not None
@@ -112,28 +112,38 @@ def nothing_line(run_paths: RunPaths, grid: str | None = None) -> str:
     return f"{what} in {redact(run_paths.lake)} or {redact(run_paths.tracking)}{there}"
 
 
-def grids_lines(run_paths: RunPaths, grid: str | None = None) -> Iterator[str]:
+def grids_lines(
+    run_paths: RunPaths, grid: str | None = None, always_tracked: bool = False
+) -> Iterator[str]:
     """The grids of a lake or a tracking store, without asking any cluster.
 
     Of each: its newest run and all that go on, what the lake has, and what the tracking store says.
+
+    Args:
+        grid: Of this grid alone. Where the lake knows its runs, the tracking store, which is slow
+            to open, is not asked unless `always_tracked` is set.
     """
     store = Lake(run_paths.lake)
     in_lake = store.grids() if store.exists() else []
     records = read_runs(store.storage, grid) if store.exists() else []
     runs = {record.grid for record in records}
-    for name in sorted({*in_lake, *runs, *experiments(run_paths.tracking)}):
+    asked = always_tracked or grid not in runs
+    tracked = {*experiments(run_paths.tracking)} if asked else set()
+    for name in sorted({*in_lake, *runs, *tracked}):
         if grid in (None, name):
             yield name
             own = [record for record in records if record.grid == name]
             for number, record in enumerate(own):
                 if number == 0 or record.state() == "running":
                     yield from run_lines(record)
-            yield from _cell_lines(cells_of_grid(run_paths.lake, name))
-            yield from _tracked_lines(run_paths.tracking, name)
+            lead = "in the lake, " if own else ""
+            yield from _cell_lines(cells_of_grid(run_paths.lake, name), lead)
+            if name in tracked:
+                yield from _tracked_lines(run_paths.tracking, name)
 
 
-def _cell_lines(cells: Cells) -> Iterator[str]:
-    yield f"  {cells}"
+def _cell_lines(cells: Cells, lead: str = "") -> Iterator[str]:
+    yield f"  {lead}{cells}"
     for path, reason in list(cells.failed.items())[:_SHOWN_FAILURES]:
         yield f"  failed {path}: {redact(reason).splitlines()[0]}"
     if len(cells.failed) > _SHOWN_FAILURES:
