@@ -181,7 +181,7 @@ def _report(report: Report, training: Training, total: int) -> None:
     """How far training is; of one that may end early, what its validations say as well."""
     left = training.seconds_left(total)
     if training.stopping is None:
-        report("train", training.batches, total, left=left)
+        report("train", training.batches, total, "", left)
         return
     count = training.editor.trajectories_per_step
     parts = [f"trajectory {training.step * count} of at most {training.editor.train_steps * count}"]

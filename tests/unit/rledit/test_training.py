@@ -226,7 +226,8 @@ def test_what_a_training_takes_yet_counts_its_validations_and_trials() -> None:
     checks = {2: 3, 4: 3, 6: 2, 8: 2, 10: 1, 12: 1}  # validations to come after so many batches
     for batches, due in checks.items():
         # Where a validation is due right now, it is among those to come.
-        assert left["batch", batches, 0] == pytest.approx(2.0 * (total - batches) + 10.0 * (due + 2)), batches
+        expected = 2.0 * (total - batches) + 10.0 * (due + 2)
+        assert left["batch", batches, 0] == pytest.approx(expected), batches
     assert left["validation", 4, 0] == pytest.approx(2.0 * 8 + 10.0 * (2 + 2))
     assert left["trial", 12, 1] == pytest.approx(10.0) and left["trial", 12, 2] == 0.0
 
