@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import statistics
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from pipeline.plan.schedule import Work, makespan
@@ -96,6 +96,34 @@ class _Sample:
     expected: float | None
 
 
+_Like = tuple[Kind | None, str | None]
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Summary:
+    """What some tasks took.
+
+    Attributes:
+        seconds: On average.
+        ratio: Of what was expected of them, where that is enough to tell.
+    """
+
+    seconds: float
+    ratio: float | None
+
+
+def _summary(samples: Sequence[_Sample]) -> _Summary:
+    ratios = [
+        sample.seconds / sample.expected
+        for sample in samples
+        if sample.expected is not None and sample.expected >= _TELLING_SECONDS
+    ]
+    return _Summary(
+        seconds=statistics.fmean(sample.seconds for sample in samples),
+        ratio=statistics.median(ratios) if ratios else None,
+    )
+
+
 class Estimate:
     """Seconds left of all tasks together: who waits for what, and how many run at a time.
 
@@ -123,7 +151,7 @@ class Estimate:
         self._pace = pace or Pace()
         self._expected = expected or {}
         self._taken: list[_Sample] = []
-        self._known: list[_Sample] = []
+        self._known: dict[_Like, _Summary] = {}
 
     @property
     def is_measured(self) -> bool:
@@ -144,7 +172,7 @@ class Estimate:
             if p.stage in _OWN[self._tasks[key].kind]
             and (left := self._pace.seconds_left(key, p, now)) is not None
         ]
-        self._known = self._taken + promised
+        self._know(self._taken + promised)
         seconds = {
             key: self.task_left(key, running[key], now) if key in running else self._whole(key)
             for key in self._tasks
@@ -174,16 +202,23 @@ class Estimate:
         rest = None if whole is None else max(whole - passed, _OVERDUE * passed)
         return max((value for value in (left, rest) if value is not None), default=None)
 
+    def _know(self, samples: Sequence[_Sample]) -> None:
+        """Sum up what tasks took: of the same kind and editor, of the same kind, of all."""
+        groups: dict[_Like, list[_Sample]] = {}
+        for sample in samples:
+            for like in ((sample.kind, sample.label), (sample.kind, None), (None, None)):
+                groups.setdefault(like, []).append(sample)
+        self._known = {like: _summary(group) for like, group in groups.items()}
+
     def _whole(self, key: str) -> float | None:
         """Seconds of a whole task, from the tasks most like it that there are."""
         task, expected = self._tasks[key], self._expected.get(key)
-        kind = [s for s in self._known if s.kind == task.kind]
-        for known in ([s for s in kind if s.label == _label(task)], kind, self._known):
-            telling = [s for s in known if (s.expected or 0.0) >= _TELLING_SECONDS]
-            if expected and telling:
-                return expected * statistics.median(s.seconds / (s.expected or 1) for s in telling)
-            if not expected and known:
-                return statistics.fmean(sample.seconds for sample in known)
+        for like in ((task.kind, _label(task)), (task.kind, None), (None, None)):
+            known = self._known.get(like)
+            if expected and known is not None and known.ratio is not None:
+                return expected * known.ratio
+            if not expected and known is not None:
+                return known.seconds
         return expected
 
     def _sample(self, key: str, seconds: float) -> _Sample:
