@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shlex
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -27,33 +27,35 @@ def closing_lines(
         given: Options that name places, with what was given for them; they belong to every
             command that reads the results.
     """
-    places = {name: value for name, value in given.items() if value is not None}
-    program = program_name()
-
-    def command(*words: str, but: Sequence[str] = ()) -> str:
-        options = [part for name, v in places.items() if name not in but for part in (name, v)]
-        return shlex.join([program, *words, *options])
-
-    without = ("--cache",)
     lines = [
         f"report: {report}",
         f"lake:   {redact(run_paths.lake)}",
-        f"table:  {command('table', grid, but=without)}  (--format latex, md, html or csv)",
+        f"table:  {command(given, 'table', grid)}  (--format latex, md, html or csv)",
         f"MLflow: {_tracking(run_paths.tracking)}  (experiment {grid})",
     ]
     cells = _exportable(plan, run_paths)
     if cells:
-        export = command(
-            "export",
-            "CELL",
-            "FOLDER",
-        )
+        export = command(given, "export", "CELL", "FOLDER", cached=True)
         lines.append(f"export: {export}  writes the edited model of a cell:")
         lines += [f"  {key}  {path}" for key, path in cells[:_SHOWN_CELLS]]
         if (more := len(cells) - _SHOWN_CELLS) > 0:
             sql = f"SELECT cell_key, model, dataset, editor, seed FROM cells WHERE grid = '{grid}'"
-            lines.append(f"  and {more} more: {command('query', sql, but=without)}")
+            lines.append(f"  and {more} more: {command(given, 'query', sql)}")
     return lines
+
+
+def command(given: Mapping[str, str | None], *words: str, cached: bool = False) -> str:
+    """A command of ours that reads the results, as it is typed.
+
+    Args:
+        given: Options that name places, with what was given for them, if anything was.
+        cached: Whether it reads the cache as well.
+    """
+    places = {name: value for name, value in given.items() if value is not None}
+    if not cached:
+        places.pop("--cache", None)
+    options = [part for name, value in places.items() for part in (name, value)]
+    return shlex.join([program_name(), *words, *options])
 
 
 def kept_lines(plan: Plan | None, grid: str, run_paths: RunPaths) -> str:

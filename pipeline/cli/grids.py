@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from rich.console import Console
 
-from pipeline.cli.closing import closing_lines, kept_lines
+from pipeline.cli.closing import closing_lines, command, kept_lines
 from pipeline.cli.options import (
     DEFAULT_RESULTS,
     CacheUri,
@@ -89,10 +89,10 @@ def run(
     print_table(
         run_paths.lake, parsed.name, "md", among={address_of(cell).scale for cell in found.cells}
     )
-    _print_words(run_paths.lake, parsed.name)
-    report_path = write_report_files(run_paths.lake, parsed.name, results / f"{parsed.name}.html")
     given = {"--results": None if results == DEFAULT_RESULTS else str(results)}
     given |= {"--lake": lake, "--cache": cache}
+    _print_words(run_paths.lake, parsed.name, command(given, "answers", parsed.name))
+    report_path = write_report_files(run_paths.lake, parsed.name, results / f"{parsed.name}.html")
     for line in closing_lines(parsed.name, found, run_paths, report_path, given):
         console.print(line, highlight=False, markup=False, soft_wrap=True)
     if found.refused:
@@ -102,8 +102,12 @@ def run(
         raise typer.Exit(1)
 
 
-def _print_words(lake: str, grid: str) -> None:
-    """Ten edits before and after, in words, where the grid's cells have kept answers."""
+def _print_words(lake: str, grid: str, more: str) -> None:
+    """Ten edits before and after, in words, where the grid's cells have kept answers.
+
+    Args:
+        more: The command that shows all of them.
+    """
     from pipeline.results.answers_text import ten_edits
     from pipeline.results.query import QueryError
 
@@ -111,4 +115,4 @@ def _print_words(lake: str, grid: str) -> None:
         words = ten_edits(lake, grid)
     except QueryError:
         return  # `answers.sample` is 0, or all cells are older than answers
-    typer.echo(f"\n{words}\n      all of them: rledit answers {grid}\n")
+    typer.echo(f"\n{words}\n      all of them: {more}\n")
