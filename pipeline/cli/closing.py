@@ -54,7 +54,7 @@ def command(given: Mapping[str, str | None], *words: str, cached: bool = False) 
     places = {name: value for name, value in given.items() if value is not None}
     if not cached:
         places.pop("--cache", None)
-    options = [part for name, value in places.items() for part in (name, value)]
+    options = [part for name, value in places.items() for part in (name, redact(value))]
     return shlex.join([program_name(), *words, *options])
 
 

@@ -9,14 +9,18 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from pipeline.storage.redaction import redact
+
 
 def command_line(words: Sequence[str] | None = None) -> str:
     """The command, without the interpreter where a console script was called.
 
+    Passwords in URIs are left out: it is shown, and kept where others read it.
+
     Args:
         words: What the process was started with (default: this process's own).
     """
-    interpreter, *rest = words or sys.orig_argv
+    interpreter, *rest = (redact(word) for word in words or sys.orig_argv)
     if rest and _is_script(rest[0]):
         return shlex.join([_short(rest[0]), *rest[1:]])
     return shlex.join([_short(interpreter), *rest])

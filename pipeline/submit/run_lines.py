@@ -79,12 +79,11 @@ def _cells(record: RunRecord) -> str:
     parts = [f"{done} done{before}", f"{failed} failed"]
     parts += [f"{record.skipped} skipped"] if record.skipped else []
     editing = sum(task.label.startswith("edit ") for task in now.running)
-    if record.ended is None:
-        parts += [f"{editing} running", f"{max(0, left - editing)} to run"]
-    else:
-        parts.append(f"{max(0, left)} to run")
+    running = record.state() == "running"
+    parts += [f"{editing} running"] if running else []
+    parts.append(f"{max(0, left - (editing if running else 0))} to run")
     line = f"{record.cells} cells: {', '.join(parts)}"
-    if record.ended is None and record.state() == "running":
+    if running:
         line += f"; {now.edits_per_second:.2g} edits/s" if now.edits_per_second else ""
         if now.seconds_left is not None:
             by = "" if now.is_measured else " by plan"

@@ -199,6 +199,10 @@ def test_a_file_is_written_now_and_then(lake: Storage, monkeypatch: pytest.Monke
         (["/usr/bin/python3", "{bin}/rledit", "run", "my grid.yaml"], "rledit run 'my grid.yaml'"),
         (["python", "-m", "jobs.demo", "--full"], "python -m jobs.demo --full"),
         (["/elsewhere/python", "-c", "x = 1"], "/elsewhere/python -c 'x = 1'"),
+        (
+            ["python", "-m", "pipeline.cli", "run", "--tracking", "https://me:secret@host/x"],
+            "python -m pipeline.cli run --tracking 'https://***@host/x'",
+        ),
     ],
 )
 def test_the_command_is_said_as_it_is_typed(
