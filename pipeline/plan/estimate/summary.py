@@ -191,10 +191,13 @@ def assumption_line(placement: Placement, room: int) -> str:
     """
     device = placement.device
     if device.memory_gb is None:
-        what = f"{_counted(room, 'core')} (--workers), each cell on {device.name}"
+        what = f"{_counted(room, 'core')} (--workers): {device.name} a rank"
     else:
         what = f"{_counted(room, 'GPU')} (--gpus): {device.name}, other memory by --gpu-memory-gb"
-    return f"figures assume {what}, {placement.words}; of cells like those of the lake, theirs"
+    return (
+        f"figures assume {what}; each cell on {placement.words}; of cells like those of the lake, "
+        "theirs"
+    )
 
 
 def _counted(n: int, what: str) -> str:

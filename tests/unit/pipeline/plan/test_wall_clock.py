@@ -80,7 +80,7 @@ def test_a_network_that_cells_share_is_waited_for_once() -> None:
 def test_a_plan_says_on_its_first_line_what_its_figures_are_for(tmp_path: Path) -> None:
     first, *_ = planned(TINY, "--results", tmp_path, "--workers", 3).splitlines()
     assert first.startswith(
-        "figures assume 3 cores (--workers), each cell on 1 CPU core at 0.04 TF"
+        "figures assume 3 cores (--workers): 1 CPU core at 0.04 TFLOP/s a rank; ea"
     )
     text = planned(TABLE2, *SMALLER, "--results", tmp_path, "--no-cells", "--gpus", 8)
     assert text.startswith(
