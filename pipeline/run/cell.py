@@ -57,7 +57,7 @@ def run_cell(
         interruptions: Why earlier attempts ended; kept with the rows.
 
     Returns:
-        The recorded status.
+        The recorded status, or ``found`` where the lake has the cell already.
 
     Raises:
         NonFiniteError: The model gives no numbers, or an edit or a measured value is none. What was
@@ -65,7 +65,7 @@ def run_cell(
             from which a stream cannot go on.
     """
     if gang.broadcast(gang.is_rank_zero and lake.is_done(address_of(cell))):
-        return "done"
+        return "found"
     started = datetime.now(UTC)
     memory = PeakMemory(device_of(cell.resources))
     network = load_trained(trained) if trained else None

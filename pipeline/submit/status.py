@@ -6,12 +6,14 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
 from pipeline.results.lake.lake import Lake
-from pipeline.results.tracking.liveness import Invocation, minutes_since
+from pipeline.results.tracking.liveness import Invocation, minutes_since, process_alive
 from pipeline.results.tracking.tracker import Tracker, experiments
 from pipeline.results.tracking.uri import TrackingError
+from pipeline.run.run_file import read_runs
 from pipeline.storage.redaction import redact
 from pipeline.storage.run_paths import RunPaths
 from pipeline.submit.ray_cluster import Job
+from pipeline.submit.run_lines import run_lines
 from pipeline.submit.submission import read_record
 
 _SHOWN_FAILURES = 5
@@ -110,19 +112,38 @@ def nothing_line(run_paths: RunPaths, grid: str | None = None) -> str:
     return f"{what} in {redact(run_paths.lake)} or {redact(run_paths.tracking)}{there}"
 
 
-def grids_lines(run_paths: RunPaths, grid: str | None = None) -> Iterator[str]:
-    """The grids of a lake or a tracking store, without asking any cluster."""
+def grids_lines(
+    run_paths: RunPaths, grid: str | None = None, always_tracked: bool = False
+) -> Iterator[str]:
+    """The grids of a lake or a tracking store, without asking any cluster.
+
+    Of each: its newest run and all that go on, what the lake has, and what the tracking store says.
+
+    Args:
+        grid: Of this grid alone. Where the lake knows its runs, the tracking store, which is slow
+            to open, is not asked unless `always_tracked` is set.
+    """
     store = Lake(run_paths.lake)
     in_lake = store.grids() if store.exists() else []
-    for name in sorted({*in_lake, *experiments(run_paths.tracking)}):
+    records = read_runs(store.storage, grid) if store.exists() else []
+    runs = {record.grid for record in records}
+    asked = always_tracked or grid not in runs
+    tracked = {*experiments(run_paths.tracking)} if asked else set()
+    for name in sorted({*in_lake, *runs, *tracked}):
         if grid in (None, name):
             yield name
-            yield from _cell_lines(cells_of_grid(run_paths.lake, name))
-            yield from _tracked_lines(run_paths.tracking, name)
+            own = [record for record in records if record.grid == name]
+            for number, record in enumerate(own):
+                if number == 0 or record.state() == "running":
+                    yield from run_lines(record)
+            lead = "in the lake, " if own else ""
+            yield from _cell_lines(cells_of_grid(run_paths.lake, name), lead)
+            if name in tracked:
+                yield from _tracked_lines(run_paths.tracking, name)
 
 
-def _cell_lines(cells: Cells) -> Iterator[str]:
-    yield f"  {cells}"
+def _cell_lines(cells: Cells, lead: str = "") -> Iterator[str]:
+    yield f"  {lead}{cells}"
     for path, reason in list(cells.failed.items())[:_SHOWN_FAILURES]:
         yield f"  failed {path}: {redact(reason).splitlines()[0]}"
     if len(cells.failed) > _SHOWN_FAILURES:
@@ -147,7 +168,9 @@ def _tracked_lines(uri: str, grid: str, submission: str | None = None) -> Iterat
 def _invocation_line(invocation: Invocation) -> str:
     m = invocation.metrics
     live = ""
-    if invocation.status == "RUNNING":
+    if invocation.status == "RUNNING" and not process_alive(invocation.tags):
+        live = ", though its process is gone; rledit close-stale-runs closes it, or the next run"
+    elif invocation.status == "RUNNING":
         if {"cells", "cells_ended", "tasks_running"} <= m.keys():
             live += f", {m['cells_ended']:.0f} of {m['cells']:.0f} missing cells ended"
             live += f", {m['tasks_running']:.0f} tasks running"

@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 from transformers import AutoTokenizer
 
-from pipeline.inputs.checkpoints import fetch_whole, weight_files
+from pipeline.inputs.checkpoints import cached, fetch_whole, weight_files
 from pipeline.inputs.model_loading import load_model
 from pipeline.inputs.pickled_weights import converted, is_pickled
 from pipeline.plan.cache_names import MODELS
@@ -23,6 +23,16 @@ from rledit.world import build_world_model, world_model_key
 from rledit.world.model import TRAINING_FILE
 
 CONVERTED = "converted"
+
+
+def has_model(cell: Cell, cache: Cache) -> bool:
+    """Whether the cell's model is there as it is opened, so that nothing has to be prepared."""
+    if cell.model.checkpoint is None:
+        name = f"{MODELS}/{world_model_key(cell.world(), cell.model_spec)}"
+        return cache.tree(name, last=TRAINING_FILE) is not None
+    folder = cached(cell.model.checkpoint)
+    files = [] if folder is None else weight_files(folder)
+    return bool(files) and all(path.is_file() and not is_pickled(path) for path in files)
 
 
 def prepare_model(cell: Cell, cache: Cache, report: Report) -> Path:
