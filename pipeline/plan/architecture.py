@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from functools import cached_property, lru_cache
 from typing import TYPE_CHECKING, Any
 
@@ -141,7 +141,7 @@ def architecture_of(cell: Cell) -> Architecture:
     """
     checkpoint, preset = cell.model.checkpoint, cell.model.preset
     if checkpoint is None:
-        return _of_world(json.dumps(asdict(cell.model_spec)), json.dumps(cell.dataset.world))
+        return _of_world(cell.model_spec, json.dumps(cell.dataset.world))
     folder = cached(checkpoint)
     if folder is None and (known := known_preset(checkpoint)) is not None:
         return _of_preset(known)
@@ -183,8 +183,7 @@ def _of_preset(name: str) -> Architecture:
 
 
 @lru_cache(maxsize=8)
-def _of_world(spec: str, world: str) -> Architecture:
-    model = WorldModelSpec(**json.loads(spec))
+def _of_world(model: WorldModelSpec, world: str) -> Architecture:
     words = world_words(World(WorldConfig(**json.loads(world))))
     vocabulary = len(special_words(model.chat)) + len(words)
     shape = Shape(
