@@ -1,4 +1,4 @@
-"""Measure the pipeline's own cost: planning a grid, and one cell beside its editor's time.
+"""Measure the pipeline's own cost: start-up, planning, and one cell beside its editor's time.
 
 python -m jobs.overhead --cells 12 --json overhead.json
 """
@@ -17,7 +17,7 @@ def main(cells: int = 12, json: Path | None = None) -> None:
     """Measure with so many cells, print, and write the figures to a file, too."""
     found = overhead(cells)
     for name, value in found.items():
-        typer.echo(f"{name:28} {value:8.3f}")
+        typer.echo(f"{name:36} {value:8.3f}")
     if json is not None:
         json.write_text(dumps(found, indent=1) + "\n")
 

@@ -3,6 +3,8 @@
 Everything else in the package treats a model as a stack of decoder layers whose MLP linear layers
 are plain matrices. Five families are entries of `FAMILIES`; what those entries say of the others is
 found from the model itself (`rledit.layout_discovery`), or the model is refused with its reason.
+
+Plans read the table without a model: what needs torch or transformers imports it where it is used.
 """
 
 from __future__ import annotations
@@ -11,15 +13,13 @@ import copy
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
-
-import torch
-import transformers
-from torch import nn
-from transformers import AutoModelForCausalLM
-from transformers.pytorch_utils import Conv1D
+from importlib.metadata import version
+from typing import TYPE_CHECKING, Any
 
 from rledit.errors import UserError
+
+if TYPE_CHECKING:
+    from torch import nn
 
 
 class UneditableError(UserError, ValueError):
@@ -61,7 +61,7 @@ class Family:
 _GATED = {"gate": "mlp.gate_proj", "up": "mlp.up_proj", "down": "mlp.down_proj"}
 
 # GPT-J's layers return a tuple up to transformers 5.23, and the hidden states alone since then.
-_RELEASE = tuple(int(part) for part in transformers.__version__.split(".")[:2])
+_RELEASE = tuple(int(part) for part in version("transformers").split(".")[:2])
 
 FAMILIES: dict[str, Family] = {
     "llama": Family(name="llama", target_modules=_GATED),
@@ -119,6 +119,9 @@ def blank_model(config: Any) -> nn.Module:
     Raises:
         UneditableError: It is no causal language model of one stack, or its sizes do not fit.
     """
+    import torch
+    from transformers import AutoModelForCausalLM
+
     if getattr(config, "is_encoder_decoder", False):
         raise UneditableError(
             "it is an encoder-decoder model: a prompt is read by one stack and answered by "
@@ -143,15 +146,45 @@ def blank_model(config: Any) -> nn.Module:
 
 def linear_shape(module: nn.Module) -> tuple[int, int]:
     """(d_in, d_out) of a linear, whichever way its matrix lies, and where a slice of it does."""
-    if isinstance(module, Conv1D):
-        return int(module.nx), int(module.nf)
+    from torch import nn
+
+    if is_transposed(module):
+        found: Any = module
+        return int(found.nx), int(found.nf)
     assert isinstance(module, nn.Linear)
     return module.in_features, module.out_features
 
 
 def is_transposed(module: nn.Module) -> bool:
     """Whether a linear keeps its matrix as (d_in x d_out), as GPT-2's `Conv1D` does."""
+    from transformers.pytorch_utils import Conv1D
+
     return isinstance(module, Conv1D)
+
+
+def shorthand_names(family: Family, n_layers: int, spec: Sequence[str]) -> list[str]:
+    """The full names that shorthands ``kind:layers`` stand for; other items as they are.
+
+    Raises:
+        ValueError: The family has no linear layer of that kind, or the layers cannot be read.
+    """
+    names: list[str] = []
+    for item in spec:
+        match = _SHORTHAND.match(item)
+        if match is None:
+            names.append(item)
+            continue
+        kind = match["kind"]
+        if kind not in family.target_modules:
+            fused = kind in ("gate", "up") and "gate_up" in family.target_modules
+            raise ValueError(
+                f"edited module {item!r}: family {family.name!r} has no {kind!r}"
+                f"{', its gate and up are one fused matrix' if fused else ''}; "
+                f"it has {', '.join(family.target_modules)}"
+            )
+        for layer in _layer_numbers(match["layers"], n_layers, item):
+            names.append(f"{family.layers}.{layer}.{family.target_modules[kind]}")
+    return names
 
 
 _SHORTHAND = re.compile(r"^(?P<kind>[a-z_]+):(?P<layers>[\d,\- ]+|all|upper)$")
@@ -174,22 +207,7 @@ def edited_modules(model: nn.Module, spec: Sequence[str]) -> tuple[str, ...]:
     """
     family = family_of(model)
     n_layers = len(model.get_submodule(family.layers))  # type: ignore[arg-type]
-    names: list[str] = []
-    for item in spec:
-        match = _SHORTHAND.match(item)
-        if match is None:
-            names.append(item)
-            continue
-        kind = match["kind"]
-        if kind not in family.target_modules:
-            fused = kind in ("gate", "up") and "gate_up" in family.target_modules
-            raise ValueError(
-                f"edited module {item!r}: family {family.name!r} has no {kind!r}"
-                f"{', its gate and up are one fused matrix' if fused else ''}; "
-                f"it has {', '.join(family.target_modules)}"
-            )
-        for layer in _layer_numbers(match["layers"], n_layers, item):
-            names.append(f"{family.layers}.{layer}.{family.target_modules[kind]}")
+    names = shorthand_names(family, n_layers, spec)
     for name in names:
         _require_linear(model, name, family, n_layers)
     if len(set(names)) != len(names):
@@ -230,5 +248,7 @@ def _require_linear(model: nn.Module, name: str, family: Family, n_layers: int) 
             f"edited module {name!r} does not exist in this {family.name} model of "
             f"{n_layers} layers; MLP modules per layer: {', '.join(family.target_modules.values())}"
         ) from None
-    if not isinstance(module, nn.Linear | Conv1D):
+    from torch import nn
+
+    if not (isinstance(module, nn.Linear) or is_transposed(module)):
         raise ValueError(f"edited module {name!r} is a {type(module).__name__}, not an nn.Linear")

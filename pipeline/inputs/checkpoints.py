@@ -12,6 +12,7 @@ import socket
 from collections.abc import Mapping, Sequence
 from functools import lru_cache
 from pathlib import Path
+from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
 from pipeline.config.gguf_refs import gguf_reference
@@ -23,7 +24,9 @@ from pipeline.inputs.checkpoint_files import (
     safetensors_header,
     why_no_json,
 )
-from pipeline.inputs.gguf_files import Progress
+
+if TYPE_CHECKING:
+    from pipeline.inputs.gguf_files import Progress
 
 _SMALL_FILES = ["*.json", "*.model", "*.txt", "chat_template.jinja"]
 _SINGLE = "model.safetensors"

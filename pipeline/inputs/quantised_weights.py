@@ -11,17 +11,16 @@ import importlib.util
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from importlib.metadata import version
 from typing import Any
 
-import transformers
-from transformers import CompressedTensorsConfig, FineGrainedFP8Config
-
-# Method → its configuration in transformers, which takes `dequantize`, and the package it needs.
+# Method → its configuration's class in transformers, which takes `dequantize`, and the package it
+# needs.
 # Of the formats that transformers dequantises, MXFP4 and Metal are left out: the one is met in
 # mixtures of experts alone, the other on Apple's machines.
-_DEQUANTISED: Mapping[str, tuple[type[Any], str | None]] = {
-    "fp8": (FineGrainedFP8Config, None),
-    "compressed-tensors": (CompressedTensorsConfig, "compressed_tensors"),
+_DEQUANTISED: Mapping[str, tuple[str, str | None]] = {
+    "fp8": ("FineGrainedFP8Config", None),
+    "compressed-tensors": ("CompressedTensorsConfig", "compressed_tensors"),
 }
 # Tensors beside packed matrices: of GPTQ and AWQ, bitsandbytes, compressed-tensors, FP8 and NVFP4.
 _COMPANIONS = (
@@ -68,7 +67,7 @@ class Quantised:
         if self.method not in _DEQUANTISED:
             known = ", ".join(_DEQUANTISED)
             return (
-                f"{said}; transformers {transformers.__version__} does not turn this format back "
+                f"{said}; transformers {version('transformers')} does not turn this format back "
                 f"into them while loading (it does for {known}): {remedy}"
             )
         package = _DEQUANTISED[self.method][1]
@@ -82,7 +81,9 @@ class Quantised:
 
     def loading(self) -> Any:
         """What `from_pretrained` takes as `quantization_config` to load plain matrices."""
-        return _DEQUANTISED[self.method][0](dequantize=True)
+        import transformers
+
+        return getattr(transformers, _DEQUANTISED[self.method][0])(dequantize=True)
 
 
 def quantised(config: Mapping[str, Any]) -> Quantised | None:

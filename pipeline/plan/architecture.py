@@ -1,16 +1,17 @@
-"""A model's modules without its weights, built on the meta device, for checks and estimates."""
+"""A model's sizes and modules without its weights, for checks and estimates.
+
+Of the listed families at a preset's or a world model's sizes, all is counted from these. Other
+models are built on the meta device, which takes the seconds that importing their classes takes.
+"""
 
 from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
-from functools import lru_cache
-from typing import Any
-
-from torch import nn
-from transformers import AutoConfig
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property, lru_cache
+from typing import TYPE_CHECKING, Any
 
 from pipeline.config.presets import PRESETS, Shape
 from pipeline.inputs.checkpoints import (
@@ -33,15 +34,29 @@ from rledit.families import (
     family_of,
     layer_index,
     linear_shape,
+    shorthand_names,
 )
+from rledit.world import World, WorldConfig, WorldModelSpec
 from rledit.world.presets import model_config
+from rledit.world.words import special_words, world_words
+
+if TYPE_CHECKING:
+    from torch import nn
 
 _WORLD_LENGTH = 64
+# What a family's configuration has beyond its sizes; see `Shape`.
+_TRAITS: Mapping[str, Mapping[str, Any]] = {
+    "llama": {},
+    "mistral": {},
+    "qwen2": {"qkv_bias": True},
+    "gemma2": {"tied": True, "norms": 4},
+    "gptj": {"gated": False, "mlp_bias": True, "head_bias": True},
+}
 
 
 @dataclass(frozen=True, kw_only=True)
 class Architecture:
-    """Sizes of a model, counted on its modules.
+    """Sizes of a model.
 
     Attributes:
         source: Where the configuration comes from, for the reader.
@@ -55,7 +70,7 @@ class Architecture:
         hidden: Width of the residual stream.
         intermediate: Width of the MLP.
         vocabulary: Rows of the output embedding.
-        model: The modules on the meta device: shapes without numbers.
+        build: Makes its modules on the meta device.
     """
 
     source: str
@@ -69,7 +84,12 @@ class Architecture:
     hidden: int
     intermediate: int
     vocabulary: int
-    model: nn.Module
+    build: Callable[[], nn.Module] = field(repr=False, compare=False)
+
+    @cached_property
+    def model(self) -> nn.Module:
+        """The modules on the meta device: shapes without numbers."""
+        return self.build()
 
     def target_modules(self, modules: Sequence[str]) -> dict[str, tuple[int, int]]:
         """Target modules by name → (d_in, d_out).
@@ -77,10 +97,25 @@ class Architecture:
         Raises:
             ValueError: A module does not exist in this model, or is no linear.
         """
+        counted = self._counted()
+        names = shorthand_names(self.description, self.layers, modules)
+        if len(set(names)) == len(names) and all(name in counted for name in names):
+            return {name: counted[name] for name in names}
         found = {}
         for name in edited_modules(self.model, modules):
             found[name] = linear_shape(self.model.get_submodule(name))
         return found
+
+    def _counted(self) -> dict[str, tuple[int, int]]:
+        """(d_in, d_out) of every MLP linear layer, of a listed family."""
+        if self.description.described:
+            return {}
+        inward, outward = (self.hidden, self.intermediate), (self.intermediate, self.hidden)
+        return {
+            f"{self.description.layers}.{layer}.{path}": outward if kind == "down" else inward
+            for layer in range(self.layers)
+            for kind, path in self.description.target_modules.items()
+        }
 
     def first_layer(self, modules: Sequence[str]) -> int:
         """The lowest edited layer; passes for gradients go back no further."""
@@ -106,7 +141,7 @@ def architecture_of(cell: Cell) -> Architecture:
     """
     checkpoint, preset = cell.model.checkpoint, cell.model.preset
     if checkpoint is None:
-        return _of_world(json.dumps(asdict(cell.model_spec)), json.dumps(cell.dataset.world))
+        return _of_world(cell.model_spec, json.dumps(cell.dataset.world))
     folder = cached(checkpoint)
     if folder is None and (known := known_preset(checkpoint)) is not None:
         return _of_preset(known)
@@ -137,18 +172,55 @@ def _of_config(text: str, checkpoint: str) -> Architecture:
 @lru_cache(maxsize=8)
 def _of_preset(name: str) -> Architecture:
     preset = PRESETS[name]
-    config = AutoConfig.for_model(preset.family, **_sizes(preset.family, preset.shape))
-    return _built(config, f"preset {name}")
+    family, shape = preset.family, preset.shape
+
+    def config() -> Any:
+        from transformers import AutoConfig
+
+        return AutoConfig.for_model(family, **_sizes(family, shape))
+
+    return _counted(family, shape, f"preset {name}", config)
 
 
 @lru_cache(maxsize=8)
-def _of_world(spec: str, world: str) -> Architecture:
-    from rledit.world import World, WorldConfig, WorldModelSpec, world_tokenizer
+def _of_world(model: WorldModelSpec, world: str) -> Architecture:
+    words = world_words(World(WorldConfig(**json.loads(world))))
+    vocabulary = len(special_words(model.chat)) + len(words)
+    shape = Shape(
+        layers=model.layers,
+        hidden=model.hidden,
+        intermediate=model.intermediate,
+        heads=model.heads,
+        kv_heads=model.kv_heads or model.heads,
+        head_dim=model.hidden // model.heads,
+        vocabulary=vocabulary,
+        **_TRAITS[model.family],
+    )
 
-    model = WorldModelSpec(**json.loads(spec))
-    tokenizer = world_tokenizer(World(WorldConfig(**json.loads(world))), model)
-    config = model_config(model, vocab_size=len(tokenizer), max_length=_WORLD_LENGTH, special={})
-    return _built(config, "trained on the spot")
+    def config() -> Any:
+        return model_config(model, vocab_size=vocabulary, max_length=_WORLD_LENGTH, special={})
+
+    return _counted(model.family, shape, "trained on the spot", config)
+
+
+def _counted(family: str, shape: Shape, source: str, config: Callable[[], Any]) -> Architecture:
+    """A model of a listed family by its sizes."""
+    if not shape.layers:
+        raise UneditableError("its settings give it no layers")
+    return Architecture(
+        source=source,
+        family=family,
+        description=FAMILIES[family],
+        part_of=None,
+        quantised=None,
+        layers=shape.layers,
+        parameters=shape.parameters,
+        layer_parameters=shape.layer_parameters,
+        hidden=shape.hidden,
+        intermediate=shape.intermediate,
+        vocabulary=shape.vocabulary,
+        build=lambda: blank_model(config()),
+    )
 
 
 def _sizes(family: str, shape: Shape) -> Mapping[str, Any]:
@@ -196,7 +268,7 @@ def _built(
         hidden=hidden,
         intermediate=inner,
         vocabulary=head.weight.shape[0],
-        model=model,
+        build=lambda: model,
     )
 
 

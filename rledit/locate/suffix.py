@@ -14,8 +14,6 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
-from transformers import DynamicCache
-from transformers.cache_utils import DynamicLayer
 
 from rledit.locate.restart import decoder_layers, states_above
 from rledit.model import EditableModel
@@ -40,6 +38,10 @@ class Continuation:
         """Keyword arguments of the model; the cache among them serves one pass."""
         if self.mask is None:
             return {"position_ids": self.positions}
+        # Plans read the editors' settings, and need no model's classes.
+        from transformers import DynamicCache
+        from transformers.cache_utils import DynamicLayer
+
         cache = DynamicCache()
         for keys, values in self.states:
             layer = DynamicLayer()
@@ -80,6 +82,8 @@ class PrefixStates:
     @torch.no_grad()
     def _record(self, model: EditableModel, hidden: Sequence[Tensor]) -> None:
         """One pass over the beginnings."""
+        from transformers import DynamicCache
+
         lengths = self._lengths.tolist()
         begun = [_beginning(h, int(length)) for h, length in zip(hidden, lengths, strict=True)]
         for micro_batch in model.micro_batches(begun):

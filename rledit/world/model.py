@@ -22,10 +22,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import tokenizers
 import torch
-import transformers
-from transformers import AutoModelForCausalLM, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 from rledit.chat import PromptStyle
 from rledit.errors import UserError
@@ -38,7 +35,8 @@ from rledit.world.words import save_tokenizer, word_tokenizer, world_words
 from rledit.writing_systems import AnswerSpace
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedModel  # imported for its name alone, it takes seconds
+    # Imported for their names alone, they take seconds, and plans need none of them.
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 logger = logging.getLogger(__name__)
 
@@ -128,6 +126,9 @@ def training_record(path: str | os.PathLike[str]) -> dict[str, Any]:
 
 
 def _build(world: World, spec: WorldModelSpec, folder: Path, progress: Progress | None) -> None:
+    import tokenizers
+    import transformers
+
     tokenizer = world_tokenizer(world, spec)
     started, cpu_started = time.perf_counter(), time.process_time()
     with _threads(spec.threads), torch.random.fork_rng(devices=[]):
@@ -175,6 +176,8 @@ def _max_length(world: World) -> int:
 def _untrained(
     spec: WorldModelSpec, tokenizer: PreTrainedTokenizerBase, max_length: int
 ) -> PreTrainedModel:
+    from transformers import AutoModelForCausalLM
+
     special = {
         "bos_token_id": tokenizer.bos_token_id,
         "eos_token_id": tokenizer.eos_token_id,

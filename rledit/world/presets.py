@@ -7,9 +7,10 @@ times its hidden size.
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass
-from typing import Any, Literal, get_args
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
-from transformers import AutoConfig, PretrainedConfig
+if TYPE_CHECKING:
+    from transformers import PretrainedConfig
 
 Family = Literal["llama", "mistral", "gptj", "gemma2", "qwen2"]
 FAMILIES: tuple[Family, ...] = get_args(Family)
@@ -104,6 +105,8 @@ def model_config(
         max_length: Longest sequence the model is made for, in tokens.
         special: The ids ``bos_token_id``, ``eos_token_id`` and ``pad_token_id``.
     """
+    from transformers import AutoConfig
+
     common: dict[str, Any] = {
         "vocab_size": vocab_size,
         "initializer_range": float(spec.init_std),

@@ -11,15 +11,18 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from tokenizers import Regex, Tokenizer
 from tokenizers.models import WordLevel
 from tokenizers.pre_tokenizers import Sequence, Split, WhitespaceSplit
 from tokenizers.processors import TemplateProcessing
-from transformers import PreTrainedTokenizerFast
 
 from rledit.measurements.downstream.tasks import TASKS
 from rledit.world.facts import World
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerFast
 
 PAD, BOS, EOS, UNK = "<pad>", "<s>", "</s>", "<unk>"
 # What marks whose turn it is, for models that are to be asked in a chat.
@@ -47,6 +50,11 @@ def world_words(world: World) -> list[str]:
     return sorted({word for text in texts for word in text.replace("?", " ?").split()})
 
 
+def special_words(chat: bool) -> tuple[str, ...]:
+    """The tokens before a vocabulary's words, with the marks of the roles where there is a chat."""
+    return (PAD, BOS, EOS, UNK, *(ROLES if chat else ()))
+
+
 def word_tokenizer(
     words: Iterable[str], *, add_bos: bool, chat: bool = False
 ) -> PreTrainedTokenizerFast:
@@ -57,7 +65,9 @@ def word_tokenizer(
         add_bos: Whether encoding with special tokens puts BOS in front, as Llama's does.
         chat: Give it a chat template; the marks of the roles then go before the words as well.
     """
-    special = (PAD, BOS, EOS, UNK, *(ROLES if chat else ()))
+    from transformers import PreTrainedTokenizerFast
+
+    special = special_words(chat)
     vocabulary = {word: index for index, word in enumerate((*special, *words))}
     tokenizer = Tokenizer(WordLevel(vocabulary, unk_token=UNK))
     tokenizer.pre_tokenizer = Sequence([WhitespaceSplit(), Split(Regex(r"\?"), "isolated")])

@@ -19,3 +19,5 @@ def test_the_overhead_of_cells_and_plans_is_measured(tmp_path: Path) -> None:
     found = json.loads(out.read_text())
     assert 0 < found["overhead_seconds"] < found["cell_seconds"]
     assert found["plan_500_cells_seconds"] > 0
+    assert 0 < found["help_cpu_seconds"] < found["plan_500_cells_command_cpu_seconds"]
+    assert 0 < found["import_plan_cpu_seconds"] < found["import_driver_cpu_seconds"]

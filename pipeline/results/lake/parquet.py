@@ -7,8 +7,6 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import pyarrow as pa
-import pyarrow.dataset as pads
-import pyarrow.fs as pafs
 import pyarrow.parquet as pq
 
 from pipeline.results.lake.layout import CorruptShard, LakeError, complete_columns
@@ -50,9 +48,6 @@ def _stored(columns: Columns) -> Columns:
     return {name: kind for name, kind in columns.items() if name not in PARTITION}
 
 
-_PARTITIONING = pads.partitioning(
-    pa.schema([(name, pa.string()) for name in PARTITION]), flavor="hive"
-)
 _FILE_SCHEMAS = {
     table: _schema(_stored(ADDRESS) | columns, {VERSION_KEY: str(SCHEMA_VERSION)})
     for table, columns in TABLES.items()
@@ -114,13 +109,18 @@ def dataset(table: str, paths: Sequence[str], storage: Storage) -> Any:
     schema = _READ_SCHEMAS[table]
     if not paths:
         return schema.empty_table()
+    # Imports pandas, where that is installed: half a second that no plan needs.
+    import pyarrow.dataset as pads
+    import pyarrow.fs as pafs
+
     filesystem, root = storage.filesystem()
+    folders = pa.schema([(name, pa.string()) for name in PARTITION])
     return pads.dataset(
         [f"{root}/{path}" for path in paths],
         schema=schema,
         format="parquet",
         filesystem=pafs.LocalFileSystem() if storage.is_local else filesystem,
-        partitioning=_PARTITIONING,
+        partitioning=pads.partitioning(folders, flavor="hive"),
         partition_base_dir=root,
     )
 

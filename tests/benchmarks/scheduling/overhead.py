@@ -1,4 +1,4 @@
-"""Overhead of the pipeline: planning a grid, and one cell beside its editor's own time."""
+"""Overhead of the pipeline: start-up, planning a grid, one cell beside its editor's own time."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from pipeline.run.fleet.fleet import local_fleet, run_tasks
 from pipeline.run.tasks import tasks_of
 from pipeline.storage.run_paths import RunPaths
 from tests.benchmarks.scheduling.measure import planning_seconds
+from tests.benchmarks.scheduling.start_up import start_up
 
 PLANNED = 500
 
@@ -26,7 +27,11 @@ def overhead(n_cells: int) -> dict[str, float]:
     with tempfile.TemporaryDirectory(prefix="rledit-overhead-") as folder:
         planning_seconds(1, Path(folder))  # imports, and the world
         planned = planning_seconds(PLANNED, Path(folder))
-        return {f"plan_{PLANNED}_cells_seconds": planned, **_cell_seconds(n_cells, Path(folder))}
+        return {
+            f"plan_{PLANNED}_cells_seconds": planned,
+            **start_up(PLANNED, Path(folder)),
+            **_cell_seconds(n_cells, Path(folder)),
+        }
 
 
 def _trivial(n_cells: int) -> Grid:

@@ -170,6 +170,7 @@ def test_table_2_with_a_model_of_my_own_on_two_gpus(place: Path) -> None:
     assert {path.name for path in mine.iterdir()} == {"config.json"}
 
 
+@pytest.mark.long
 def test_the_notebook_snippet_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """As written, but for a smaller world and its smaller model."""
     (_, snippet) = re.findall(r"```python\n(.*?)```", TEXT, re.DOTALL)
@@ -183,6 +184,7 @@ def test_the_notebook_snippet_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     assert 0 < names["efficacy"] <= 100
 
 
+@pytest.mark.long
 def test_the_three_lines_that_edit_a_model_run(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -114,7 +114,14 @@ def same_bits(results: list[dict[str, Tensor]]) -> bool:
 
 @pytest.mark.parametrize(
     ("case", "in_step", "size"),
-    [("llama", False, 2), ("llama", True, 2), *((case, True, 3) for case in TRAINED)],
+    [
+        ("llama", False, 2),
+        ("llama", True, 2),
+        *(
+            pytest.param(case, True, 3, marks=() if case == "llama" else pytest.mark.long)
+            for case in TRAINED
+        ),
+    ],
 )
 def test_training_editing_and_reading_equal_those_of_one_process(
     case: str, in_step: bool, size: int
@@ -160,6 +167,7 @@ def test_editors_that_are_not_trained(name: str, family: str) -> None:
     assert found[0][1].order == found[1][1].order
 
 
+@pytest.mark.long
 def test_a_second_rank_halves_the_tokens_that_each_passes() -> None:
     """Of training, editing and scoring; sharded ranks pass a token of an empty batch here and
     there."""
@@ -181,7 +189,9 @@ def test_a_second_rank_halves_the_tokens_that_each_passes() -> None:
             assert found / alone < most
 
 
-@pytest.mark.parametrize("in_step", [False, True], ids=["whole", "sharded"])
+@pytest.mark.parametrize(
+    "in_step", [pytest.param(False, marks=pytest.mark.long), True], ids=["whole", "sharded"]
+)
 def test_scores_with_rivals_and_texts(in_step: bool) -> None:
     edits = random_edits(9)
 

@@ -161,6 +161,7 @@ def drawn_from(rows: DataFrame) -> figures.FigureData:
     )  # fmt: skip
 
 
+@pytest.mark.long
 def test_pictures_are_whole_and_repeatable(page: str, lake: Lake) -> None:
     found = re.findall(r"<svg .*?</svg>", page, re.S)
     ids = re.findall(r' id="([^"]+)"', page)

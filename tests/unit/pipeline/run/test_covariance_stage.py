@@ -125,6 +125,7 @@ def test_each_linear_is_summed_once_whichever_cells_need_it(folder: Path, tmp_pa
         torch.testing.assert_close(found[name], value, rtol=1e-5, atol=1e-7)
 
 
+@pytest.mark.long
 def test_only_one_matrix_per_linear_is_alive_while_summing(folder: Path, tmp_path: Path) -> None:
     """Counted between passes, and while rows are added: no copy of a sum is ever made."""
     width = cell().model_spec.intermediate

@@ -22,6 +22,12 @@ from tests.unit.helpers.plain_scoring import NAMES, PlainScorer
 from tests.unit.helpers.text_edits import WORDS, random_edits, tiny_tokenizer
 from tests.unit.helpers.tiny_models import tiny_model, two_shapes
 
+# The plainest family and the one most unlike it are enough all day.
+BY_MARK = [
+    family if family in ("llama", "gptj") else pytest.param(family, marks=pytest.mark.long)
+    for family in FAMILIES
+]
+
 
 def edits_with_rivals(n: int) -> list[Edit]:
     """Random edits, several probes each; some without an old answer, one whose edit is none."""
@@ -95,7 +101,7 @@ def by_edit(scores: list[EditScore], edits: list[Edit]) -> dict[tuple[str, str],
     }
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", BY_MARK)
 def test_protocols_agree_with_a_plain_implementation(family: str) -> None:
     editable = edited_model(family)
     unedited = copy.deepcopy(editable.model)
@@ -118,7 +124,7 @@ def test_protocols_agree_with_a_plain_implementation(family: str) -> None:
     assert None in seen["choice"] and None in seen["choice_official"]
 
 
-@pytest.mark.parametrize("family", ["llama", "gptj"])
+@pytest.mark.parametrize("family", [*BY_MARK[:1], pytest.param("gptj", marks=pytest.mark.long)])
 def test_scores_depend_neither_on_batches_nor_on_order_nor_on_padding_side(family: str) -> None:
     edits = edits_with_rivals(4)
     expected = by_edit(scores_of(edited_model(family), edits), edits)
