@@ -83,7 +83,7 @@ def test_the_table_prints_a_dash() -> None:
 def test_a_subject_outside_its_prompt_is_found_before_the_run(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    (found,) = cells_of(grid("{editor: memit}"))
+    (found,) = cells_of(grid("{editor: memit, settings: {target_modules: ['down:0']}}"))
     source = found.source()
     first, *rest = source.draw("evaluation", found.n_edits, seed=0)
 
