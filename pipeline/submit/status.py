@@ -78,7 +78,7 @@ def job_lines(job: Job, lake: str | None = None, tracking: str | None = None) ->
         yield f"  {redact(lake)} is not there (yet), seen from here; say with --lake where it is"
     tracking = tracking or job.metadata.get("tracking")
     if tracking and not job.over:
-        yield from _tracked_lines(tracking, grid, job.name)
+        yield from _tracked_lines(tracking, grid, job.name, lake)
 
 
 def ended_lines(job: Job, before: bool, waited: float) -> Iterator[str]:
@@ -118,7 +118,7 @@ def grids_lines(run_paths: RunPaths, grid: str | None = None) -> Iterator[str]:
         if grid in (None, name):
             yield name
             yield from _cell_lines(cells_of_grid(run_paths.lake, name))
-            yield from _tracked_lines(run_paths.tracking, name)
+            yield from _tracked_lines(run_paths.tracking, name, lake=run_paths.lake)
 
 
 def _cell_lines(cells: Cells) -> Iterator[str]:
@@ -129,12 +129,15 @@ def _cell_lines(cells: Cells) -> Iterator[str]:
         yield f"  and {len(cells.failed) - _SHOWN_FAILURES} more"
 
 
-def _tracked_lines(uri: str, grid: str, submission: str | None = None) -> Iterator[str]:
+def _tracked_lines(
+    uri: str, grid: str, submission: str | None = None, lake: str | None = None
+) -> Iterator[str]:
     """The newest invocation of a grid, or of a submission; a store that is away is no error."""
     try:
         if grid not in experiments(uri):
             return
-        invocations = Tracker(uri, grid).invocations()
+        store = Lake(lake) if lake is not None and Lake(lake).exists() else None
+        invocations = Tracker(uri, grid, store).invocations()
     except TrackingError as error:
         yield f"  {error}"
         return

@@ -1,12 +1,14 @@
 """MLflow as a view of the lake; the only file that imports mlflow.
 
-- Experiment = grid, parent run = one invocation, child run = one cell. The lake is the truth:
-  `Tracker.rebuild` recreates the runs from it, and logging the same cell twice changes nothing.
+- Experiment = grid of one lake. Its runs lie side by side: one per cell (`kind = 'cell'`), one per
+  invocation, which a cell names by the tag `invocation`. The lake is the truth: `Tracker.rebuild`
+  recreates the runs from it, and logging the same cell twice changes nothing.
 - One process writes, with explicit run ids; workers return rows. The database schema is created
   once, by that process, before anyone else opens it.
 - Metrics are named `{metric}_{protocol}` and their step is the number of edits applied, so the
   latest value MLflow shows is the score at the end of the stream. Those of learning curves are
-  named `train_{metric}` and `validation_{metric}`, and their step is the training step.
+  named `train_{metric}` and `validation_{metric}`, and their step is the training step. A metric
+  with one value has step 0: MLflow draws bars of it and no line with one point.
 """
 
 from __future__ import annotations
@@ -14,9 +16,10 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime
+from pathlib import Path
 
 os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")  # read when mlflow is imported
 # It would print the address of every run, with the password that may be in it.
@@ -25,8 +28,19 @@ os.environ.setdefault("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true")
 os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "3")
 os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "20")
 
+import psutil
 from mlflow import MlflowClient
-from mlflow.entities import Metric, Param, Run, RunTag, ViewType
+from mlflow.entities import (
+    Dataset,
+    DatasetInput,
+    Experiment,
+    InputTag,
+    Metric,
+    Param,
+    Run,
+    RunTag,
+    ViewType,
+)
 from mlflow.exceptions import MlflowException
 from mlflow.store.entities import PagedList
 from mlflow.utils import get_results_from_paginated_fn
@@ -41,10 +55,20 @@ from pipeline.results.tracking.logged_run import (
     address_tags,
     metric_name,
 )
+from pipeline.results.tracking.owner import lake_id
+from pipeline.results.tracking.presentation import (
+    COMMIT,
+    NOTE,
+    cell_note,
+    dataset_of,
+    experiment_tags,
+    source_tags,
+)
 from pipeline.results.tracking.uri import (
     DEFAULT_URI,
     TrackingError,
     checked_uri,
+    quiet_migrations,
     schema_lock,
     sqlite_path,
 )
@@ -53,9 +77,13 @@ from pipeline.storage.redaction import redact
 logger = logging.getLogger(__name__)
 
 _PAGE = 1000
+_MOST_NAMESAKES = 20
 _READERS = 16
 
-_PARENT = "mlflow.parentRunId"
+_PARENT = "mlflow.parentRunId"  # of cells as earlier versions logged them
+_INVOCATION = "invocation"
+_LAKE = "lake"
+_CONFLICT = "RESOURCE_ALREADY_EXISTS"
 _DIGEST = "content_digest"
 _ENDINGS = ("FINISHED", "FAILED", "KILLED")
 
@@ -65,16 +93,21 @@ class Tracker:
 
     Args:
         uri: a database (`sqlite:///path.db`, `postgresql://…`) or an MLflow server.
-        experiment: the grid's name; created if new.
+        experiment: the grid's name. Its experiment is called so too, unless another lake has the
+            one of that name on this store; then the user's name stands behind it.
+        lake: whose cells are logged; None: whichever lake's experiment has the grid's name.
+        code: version of the code that runs; cells that it made get the commit it is of.
 
     Raises:
         TrackingError: the URI is a file store, or cannot be opened.
     """
 
-    def __init__(self, uri: str, experiment: str) -> None:
+    def __init__(self, uri: str, experiment: str, lake: Lake | None = None, code: str = "") -> None:
         self.uri = checked_uri(uri)
         self.experiment = experiment
-        with _quiet_migrations(), schema_lock(self.uri):
+        self._code = code
+        self._lake = "" if lake is None else lake_id(lake)
+        with quiet_migrations(), schema_lock(self.uri):
             try:
                 self._client = MlflowClient(self.uri)
                 self._experiment_id = self._open_experiment()
@@ -94,7 +127,7 @@ class Tracker:
         Args:
             tags: more tags, e.g. the submission id by which a job's state can be asked.
         """
-        own = {"kind": "invocation", "grid": self.experiment, **own_tags()}
+        own = {"kind": "invocation", "grid": self.experiment, **source_tags(), **own_tags()}
         given = {key: redact(value) for key, value in (tags or {}).items()}
         with _explained(self.uri):
             run = self._client.create_run(self._experiment_id, run_name=name, tags=own | given)
@@ -112,14 +145,15 @@ class Tracker:
         """
         now = datetime.now(UTC)
         moment = int(now.timestamp() * 1000)
-        metrics = [Metric(metric_name(k), float(v), moment, step) for k, v in values.items()]
+        seen = {**values, **_machine()}
+        metrics = [Metric(metric_name(k), float(v), moment, step) for k, v in seen.items()]
         with _explained(self.uri):
             self._client.log_batch(
                 parent, metrics, tags=[RunTag(HEARTBEAT, now.isoformat(timespec="seconds"))]
             )
 
     def log_cell(self, parent: str, result: CellResult) -> str:
-        """Logs a cell below `parent` and returns its run id.
+        """Logs a cell of the invocation `parent` and returns its run id.
 
         A cell that is logged already, with the same content, keeps its run; with other content its
         run is superseded (deleted in MLflow's sense), because parameters cannot be changed.
@@ -160,16 +194,16 @@ class Tracker:
         ended = []
         with _explained(self.uri):
             running = self._search("attributes.status = 'RUNNING'")
-            parents = [run for run in running if _PARENT not in run.data.tags]
+            parents = [run for run in running if _invocation(run) is None]
             living = {run.info.run_id for run in parents if alive(run.data.tags)}
             for run in running:
-                if run.data.tags.get(_PARENT, run.info.run_id) not in living:
+                if (_invocation(run) or run.info.run_id) not in living:
                     self._client.set_terminated(run.info.run_id, status="KILLED")
                     ended.append(str(run.info.run_id))
         return ended
 
     def rebuild(self, lake: Lake, parent: str | None = None) -> int:
-        """Makes the child runs equal to the lake's cells that are shown under this grid.
+        """Makes the runs of cells equal to the lake's cells that are shown under this grid.
 
         One that another grid has run is logged here as well, with the same values and key.
 
@@ -222,15 +256,73 @@ class Tracker:
             for run in runs
         ]
 
+    def log_report(self, paths: Iterable[Path], folder: str = "report") -> str:
+        """Keeps files (a report, its figures) with the newest invocation; returns its run id.
+
+        Raises:
+            TrackingError: there is no invocation, or its files cannot be stored.
+        """
+        found = self.invocations()
+        if not found:
+            raise TrackingError(f"{redact(self.uri)}: {self.experiment} has no invocation")
+        try:
+            for path in paths:
+                self._client.log_artifact(found[0].run_id, str(path), folder)
+        except Exception as error:  # each kind of store has errors of its own library
+            raise TrackingError(
+                f"{redact(self.uri)}: the report could not be stored ({redact(str(error))})"
+            ) from None
+        return found[0].run_id
+
     def _open_experiment(self) -> str:
-        known = self._client.get_experiment_by_name(self.experiment)
-        if known is None:
-            database = sqlite_path(self.uri)
-            artifacts = None if database is None else (database.parent / "artifacts").as_uri()
-            return str(self._client.create_experiment(self.experiment, artifact_location=artifacts))
+        user = source_tags().get("mlflow.user", "another user")
+        for n in range(1, _MOST_NAMESAKES):
+            name = self.experiment
+            if n > 1:
+                name += f" ({user})" if n == 2 else f" ({user} {n - 1})"
+            known = self._client.get_experiment_by_name(name) or self._new_experiment(name)
+            if known is not None and self._own(known):
+                break
+        else:
+            raise TrackingError(
+                f"{redact(self.uri)}: {_MOST_NAMESAKES} lakes have a grid {self.experiment!r} "
+                "there; give the grid another name"
+            )
         if known.lifecycle_stage == "deleted":
             self._client.restore_experiment(known.experiment_id)
+        tags = experiment_tags(self.experiment, str(known.experiment_id))
+        if self._lake:
+            tags[_LAKE] = self._lake
+        for key, value in tags.items():
+            if known.tags.get(key) != value:
+                self._client.set_experiment_tag(known.experiment_id, key, value)
         return str(known.experiment_id)
+
+    def _new_experiment(self, name: str) -> Experiment | None:
+        """Creates an experiment; another process may be first to."""
+        database = sqlite_path(self.uri)
+        artifacts = None if database is None else (database.parent / "artifacts").as_uri()
+        tags = {_LAKE: self._lake} if self._lake else {}
+        try:
+            self._client.create_experiment(name, artifact_location=artifacts, tags=tags)
+        except MlflowException as error:
+            if error.error_code != _CONFLICT:
+                raise
+        return self._client.get_experiment_by_name(name)
+
+    def _own(self, experiment: Experiment) -> bool:
+        """Whether this lake may write an experiment.
+
+        One from before lakes were told apart is taken over in a database file of the user's own,
+        and on a server if it is empty: its runs may be somebody else's.
+        """
+        if not self._lake or experiment.tags.get(_LAKE) == self._lake:
+            return True
+        if _LAKE in experiment.tags:
+            return False
+        return sqlite_path(self.uri) is not None or not self._client.search_runs(
+            [experiment.experiment_id], max_results=1
+        )
 
     def _cell_runs(self, address: CellAddress) -> list[Run]:
         """The runs of a cell at one of its addresses; a grid may have it at several."""
@@ -250,9 +342,17 @@ class Tracker:
             self._experiment_id,
             start_time=_milliseconds(result.started_at),
             run_name=_run_name(result),
-            tags={_PARENT: parent, **logged.tags},
+            tags={
+                _INVOCATION: parent,
+                NOTE: redact(cell_note(result)),
+                **self._source(result),
+                **logged.tags,
+            },
         )
         run_id = str(run.info.run_id)
+        if data := dataset_of(result):
+            used = [InputTag("mlflow.data.context", "evaluation")]
+            self._client.log_inputs(run_id, [DatasetInput(Dataset(**data), used)])
         params = [Param(key, value) for key, value in logged.params.items()]
         moment = _milliseconds(result.finished_at) or run.info.start_time
         metrics = [Metric(key, value, moment, step) for key, value, step in logged.metrics]
@@ -263,6 +363,13 @@ class Tracker:
         ending = "FAILED" if result.status == "failed" else "FINISHED"
         self._client.set_terminated(run_id, ending, _milliseconds(result.finished_at))
         return run_id
+
+    def _source(self, result: CellResult) -> dict[str, str]:
+        """Where a cell comes from; the commit only where it was made by the code that runs."""
+        tags = source_tags()
+        if result.code_version != self._code:
+            tags.pop(COMMIT, None)
+        return tags
 
     def _log_answers(self, run_id: str, result: CellResult) -> None:
         """Keep the answers with the run; a store of artifacts that is away costs only a warning."""
@@ -293,7 +400,7 @@ def experiments(uri: str) -> list[str]:
     database = sqlite_path(checked_uri(uri))
     if database is not None and not database.is_file():
         return []
-    with _quiet_migrations(), schema_lock(uri), _explained(uri):
+    with quiet_migrations(), schema_lock(uri), _explained(uri):
         client = MlflowClient(uri)
         found = client.search_experiments()
         return sorted(
@@ -303,6 +410,22 @@ def experiments(uri: str) -> list[str]:
                 [experiment.experiment_id], "tags.kind = 'invocation'", max_results=1
             )
         )
+
+
+def _invocation(run: Run) -> str | None:
+    """The invocation that a cell's run was logged by; None for an invocation."""
+    tags = run.data.tags
+    return tags.get(_INVOCATION) or tags.get(_PARENT)
+
+
+def _machine() -> dict[str, float]:
+    """Load of the machine, under the names by which MLflow shows it as system metrics."""
+    memory = psutil.virtual_memory()
+    return {
+        "system/cpu_utilization_percentage": psutil.cpu_percent(),
+        "system/system_memory_usage_megabytes": (memory.total - memory.available) / 1e6,
+        "system/system_memory_usage_percentage": memory.percent,
+    }
 
 
 def _tagged(tags: Mapping[str, str]) -> tuple[str, ...]:
@@ -331,17 +454,3 @@ def _explained(uri: str) -> Iterator[None]:
     except MlflowException as error:
         message = f"{redact(uri)}: the tracking store failed ({redact(str(error))})"
         raise TrackingError(message) from None
-
-
-@contextlib.contextmanager
-def _quiet_migrations() -> Iterator[None]:
-    """Keeps forty lines of schema history out of the first run's output."""
-    loggers = [logging.getLogger(name) for name in ("alembic", "mlflow.store.db.utils")]
-    before = [log.level for log in loggers]
-    for log in loggers:
-        log.setLevel(logging.WARNING)
-    try:
-        yield
-    finally:
-        for log, level in zip(loggers, before, strict=True):
-            log.setLevel(level)
