@@ -30,10 +30,14 @@ _VIEW_SINCE = 1767225600000  # a fixed moment in ms: the same view is written by
 
 def experiment_tags(grid: str, experiment_id: str) -> dict[str, str]:
     """Tags of an experiment, but for those that say whose it is."""
-    link = f"#/experiments/{experiment_id}/runs?viewStateShareKey={COMPARISON}"
+    # Without the last part, MLflow shows its GenAI pages to a browser that has not chosen yet.
+    link = (
+        f"#/experiments/{experiment_id}/runs?viewStateShareKey={COMPARISON}&compareRunsMode=CHART"
+        "&workflowType=machine_learning"
+    )
     note = (
         f"Cells of the grid **{grid}**: a run is one method on one model, data set, stream and "
-        f"seed.\n\n**[Compare editors]({link}&compareRunsMode=CHART)** shows their scores side by "
+        f"seed.\n\n**[Compare editors]({link})** shows their scores side by "
         "side (also under *Views* above the list of runs). To average seeds, choose *Group by* → "
         f"`editor`. In a terminal: `rledit table {grid}`, `rledit answers {grid}`."
     )
@@ -127,7 +131,9 @@ def _shown(score: float | None) -> str:
 
 def source_tags() -> dict[str, str]:
     """Who runs this, by which program, and of which commit, as MLflow's pages name it."""
-    tags = {"mlflow.source.name": Path(sys.argv[0]).name or "python", "mlflow.source.type": "LOCAL"}
+    program = Path(sys.argv[0]).name
+    name = "rledit" if program in ("", "-c", "__main__.py") else program
+    tags = {"mlflow.source.name": name, "mlflow.source.type": "LOCAL"}
     if user := _user():
         tags[USER] = user
     if commit := _commit():

@@ -38,7 +38,10 @@ def test_an_experiment_opens_as_training_and_has_a_view_of_editors(uri: str) -> 
     Tracker(uri, "demo")
     tags = MlflowClient(uri).get_experiment_by_name("demo").tags
     assert tags["mlflow.experimentKind"] == "custom_model_development"
-    assert "viewStateShareKey=rleditcompare" in tags["mlflow.note.content"]
+    assert (
+        "rleditcompare&compareRunsMode=CHART&workflowType=machine_learning"
+        in tags["mlflow.note.content"]
+    )
     view = json.loads(tags[VIEW])
     state = json.loads(view["state"])
     assert view["name"] == "Compare editors" and isinstance(view["createdAt"], int)
