@@ -72,7 +72,7 @@ lint: install
 	$(BIN)/mypy rledit pipeline jobs
 	$(BIN)/lint-imports
 
-# What a developer runs all day: about five minutes on two cores. Each worker takes tests that follow
+# What a developer runs all day: about six minutes on two cores. Each worker takes tests that follow
 # one another, so that what a module shares is made once.
 SHARED := -n 2 --dist worksteal
 quick: install

@@ -6,6 +6,7 @@ The stop rule is declared: the first of an end-of-sequence token, a line break, 
 
 from __future__ import annotations
 
+import itertools
 from collections import defaultdict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -106,19 +107,15 @@ def decode(
     written = torch.full((len(prompts), int(limits.max()) if prompts else 0), IGNORED)
     broken = torch.zeros(len(prompts), dtype=torch.long)
     own = shard([Sample(row, row) for row in ids], model.ranks)
-    groups: dict[int, list[int]] = defaultdict(list)
-    for place in own:
-        groups[len(ids[place])].append(place)
-    for length, places in sorted(groups.items()):
-        size = max(1, model.execution.tokens(model.device) // length)
-        for first in range(0, len(places), size):
-            part = places[first : first + size]
-            room = _room(model, length, limits[part])
-            rows, failed = _continue(
-                model, torch.stack([ids[i] for i in part]), part, room, stop, choose, blank
-            )
-            written[part, : rows.shape[1]] = rows
-            broken[part] = failed.long()
+    parts = _of_one_length(model, ids, own)
+    for i in range(model.passes(len(parts))):
+        # None are left where only other ranks of a sharded model have prompts.
+        part = parts[i] if i < len(parts) else []
+        begun = torch.stack([ids[p] for p in part]) if part else torch.zeros(0, 1, dtype=torch.long)
+        room = _room(model, begun.shape[1], limits[part])
+        rows, failed = _continue(model, begun, part, room, stop, choose, blank)
+        written[part, : rows.shape[1]] = rows
+        broken[part] = failed.long()
     if model.ranks.size > 1 and prompts:
         written[sorted(set(range(len(prompts))) - set(own))] = 0
         model.ranks.all_reduce_(written)
@@ -129,6 +126,20 @@ def decode(
         samples = [Sample(text, _last_asked(text)) for text in texts]
         refuse(model, samples, len(prompts), "what the model writes")
     return [row[row != IGNORED].tolist() for row in written]
+
+
+def _of_one_length(
+    model: EditableModel, ids: Sequence[Tensor], own: Sequence[int]
+) -> list[list[int]]:
+    """Places of prompts that run together."""
+    groups: dict[int, list[int]] = defaultdict(list)
+    for place in own:
+        groups[len(ids[place])].append(place)
+    parts: list[list[int]] = []
+    for length, places in sorted(groups.items()):
+        size = max(1, model.execution.tokens(model.device) // length)
+        parts += [places[first : first + size] for first in range(0, len(places), size)]
+    return parts
 
 
 @torch.no_grad()
@@ -146,13 +157,21 @@ def _continue(
     A row has at most as many as its entry of `room` (b,) says. The second, (b,) bool, tells which
     came to logits that are no numbers before their stop.
     """
-    most = int(room.max())
+    most = max([0, *room.tolist()])
     rows = torch.full((len(ids), most), IGNORED)
     running = room > 0
     failed = torch.zeros(len(ids), dtype=torch.bool)
     begun = torch.full((len(ids),), blank is None)
     state: dict[str, Any] = {"input_ids": ids.to(model.device)}
-    for step in range(most):
+    for step in itertools.count():
+        runs = bool(running.any())
+        # A sharded model makes as many steps as the rank whose texts are longest.
+        if not model.passes(int(runs)):
+            break
+        if not runs:
+            nothing = torch.zeros(1, 1, dtype=torch.long, device=model.device)
+            model.model(input_ids=nothing, use_cache=False, logits_to_keep=1)
+            continue
         output: Any = model.model(**state, use_cache=True, logits_to_keep=1)
         logits = output.logits[:, -1].to(model.compute_dtype)
         token = logits.argmax(-1) if choose is None else choose(logits, places, step)
@@ -165,10 +184,6 @@ def _continue(
             running &= ~(begun & torch.tensor([stop(t) for t in token.tolist()]))
         rows[running, step] = token[running]
         running &= step + 1 < room
-        # A sharded model needs the same passes on every rank: all prompts are on each of them,
-        # so all stop at the same step.
-        if not running.any():
-            break
         state = {"input_ids": token[:, None].to(model.device)}
         state["past_key_values"] = output.past_key_values
     return rows, failed

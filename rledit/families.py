@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
+import transformers
 from torch import nn
 from transformers import AutoModelForCausalLM
 from transformers.pytorch_utils import Conv1D
@@ -59,6 +60,9 @@ class Family:
 
 _GATED = {"gate": "mlp.gate_proj", "up": "mlp.up_proj", "down": "mlp.down_proj"}
 
+# GPT-J's layers return a tuple up to transformers 5.23, and the hidden states alone since then.
+_RELEASE = tuple(int(part) for part in transformers.__version__.split(".")[:2])
+
 FAMILIES: dict[str, Family] = {
     "llama": Family(name="llama", target_modules=_GATED),
     "mistral": Family(name="mistral", target_modules=_GATED),
@@ -74,7 +78,7 @@ FAMILIES: dict[str, Family] = {
         target_modules={"up": "mlp.fc_in", "down": "mlp.fc_out"},
         attention="attn",
         final_norm="transformer.ln_f",
-        layer_returns_tuple=True,
+        layer_returns_tuple=_RELEASE < (5, 24),
     ),
 }
 

@@ -7,13 +7,13 @@ weights travel with the samples (see `rledit.tokenization.Phase`).
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
-from rledit.tokenization import Sample
+from rledit.tokenization import IGNORED, Sample
 
 LENGTH_SPREAD = 1.25
 """Lengths in one micro-batch, longest over shortest, above which a micro-batch is cut early."""
@@ -44,6 +44,27 @@ class MicroBatch:
     row_sample: Tensor
     labels: Tensor
 
+    @classmethod
+    def empty(cls) -> MicroBatch:
+        """A pass of one made-up token that answers nothing: no sample, no row, no loss.
+
+        It runs every layer forward and backward, as ranks that hold slices of one model have to
+        where only others have prompts left.
+        """
+        nothing = torch.zeros(0, dtype=torch.long)
+        token = Sample(torch.zeros(1, dtype=torch.long), torch.full((1,), IGNORED))
+        return cls((token,), nothing, nothing, nothing, nothing)
+
+    @property
+    def is_empty(self) -> bool:
+        """Whether it is one of `empty`."""
+        return len(self.index) == 0
+
+    def among(self, places: Sequence[int]) -> MicroBatch:
+        """The same pass, its samples counted among others: sample i as `places[i]`."""
+        place = torch.tensor(places, dtype=torch.long)
+        return replace(self, index=place[self.index], row_sample=place[self.row_sample])
+
     @property
     def width(self) -> int:
         """Padded length T."""
@@ -55,6 +76,8 @@ class MicroBatch:
 
     def real_rows(self) -> tuple[Tensor, Tensor]:
         """All unpadded positions, flattened, and the caller's sample of each."""
+        if self.is_empty:
+            return self.rows, self.row_sample
         width = self.width
         rows = [torch.arange(len(s)) + b * width for b, s in enumerate(self.samples)]
         lengths = torch.tensor([len(s) for s in self.samples])

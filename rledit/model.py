@@ -5,6 +5,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -16,7 +17,7 @@ from rledit.families import edited_modules, family_of, layer_index, linear_shape
 from rledit.finite import require_finite_parameters
 from rledit.micro_batches import TOKENS_PER_ROW, MicroBatch, make_micro_batches
 from rledit.prefix_cache import PrefixCache
-from rledit.ranks import Ranks, SingleProcess
+from rledit.ranks import MostPasses, Ranks, SingleProcess, largest
 from rledit.tokenization import Encoder, Sample
 from rledit.weights import EditedWeights, WeightAccess
 from rledit.writing_systems import AnswerSpace
@@ -61,13 +62,14 @@ class EditableModel:
         modules: Target modules, see `rledit.families.edited_modules`.
         execution: How passes are run.
         access: How weights are read and written (sharded models bring their own).
-        ranks: Processes that hold the same model and share the passes of training and scoring.
+        ranks: Processes that hold the same model, or slices of it, and share the prompts of
+            training, editing and scoring.
         prompt_style: How prompts are put to the model: bare, or in its chat template.
         bos: Whether texts begin with BOS; None: as the tokenizer itself has it.
         answer_space: Whether a space stands before an answer.
 
     Raises:
-        ValueError: The modules are not this model's, or a sharded model is to share its passes.
+        ValueError: The modules are not this model's.
         UneditableError: The model's architecture cannot be edited.
         NonFiniteError: A weight is no number; names the matrix and the entry.
         TokenizationError: The tokenizer has no usable chat template, or no BOS token, and one is
@@ -87,11 +89,8 @@ class EditableModel:
         answer_space: AnswerSpace = "auto",
     ) -> None:
         self.ranks: Ranks = ranks or SingleProcess()
-        if access is not None and access.in_step and self.ranks.size > 1:
-            raise ValueError(
-                "the ranks of a sharded model have to make the same passes in the same order; "
-                "they cannot share the passes out as well"
-            )
+        in_step = access is not None and access.in_step and self.ranks.size > 1
+        self.most_passes: MostPasses | None = partial(largest, self.ranks) if in_step else None
         self.model = model.eval().requires_grad_(False)
         require_finite_parameters(model)
         self.family = family_of(model)
@@ -107,6 +106,7 @@ class EditableModel:
             min(layers, default=n_layers - 1),
             cache_bytes=self.execution.cache_bytes,
             cache_device=self.device if self.execution.cache_on_device else None,
+            most_passes=self.most_passes,
         )
         if self.family.described:
             require_exact(model, self.family, self.prefix_cache.first_layer)
@@ -171,3 +171,25 @@ class EditableModel:
         return make_micro_batches(
             samples, self.execution.tokens(self.device, least), tokens_per_row
         )
+
+    def own_micro_batches(
+        self, samples: Sequence[Sample], own: Sequence[int], least: int = 0
+    ) -> list[MicroBatch]:
+        """Physical batches of this rank's share of samples, whose places in `samples` they keep.
+
+        The ranks of a sharded model all get as many: the last ones of some are empty.
+
+        Args:
+            samples: The samples, the same on every rank.
+            own: Places of those that fall to this rank, see `rledit.ranks`.
+            least: As for `micro_batches`.
+        """
+        found = [m.among(own) for m in self.micro_batches([samples[i] for i in own], least)]
+        return found + [MicroBatch.empty()] * (self.passes(len(found)) - len(found))
+
+    def passes(self, needed: int) -> int:
+        """Passes that this rank makes where it needs so many itself.
+
+        Over a sharded model that is the most that any rank needs, and every rank makes this call.
+        """
+        return needed if self.most_passes is None else self.most_passes(needed)

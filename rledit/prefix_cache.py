@@ -23,6 +23,7 @@ from rledit.families import Family
 from rledit.micro_batches import MicroBatch
 from rledit.prefix_passes import PrefixPasses, Top
 from rledit.prefix_store import Prefix, PrefixStore, passes_of_one_length
+from rledit.ranks import MostPasses
 from rledit.tokenization import Sample
 
 logger = logging.getLogger(__name__)
@@ -39,6 +40,8 @@ class PrefixCache(PrefixPasses):
         cache_bytes: Budget of the prefix cache; the least recently used prompts leave first and
             are computed again when needed. 0 switches the cache off.
         cache_device: Where cached prefixes lie; None: in host memory.
+        most_passes: For a model that is sharded over ranks, which record together: see
+            `rledit.ranks`.
 
     Attributes:
         store: Where prefixes are looked for first and kept, see `keep_in`; None: in memory alone.
@@ -52,12 +55,14 @@ class PrefixCache(PrefixPasses):
         *,
         cache_bytes: int = 2 << 30,
         cache_device: torch.device | None = None,
+        most_passes: MostPasses | None = None,
     ) -> None:
         super().__init__(model, family, first_layer)
         self._element_size = next(model.parameters()).element_size()
         self._cache: OrderedDict[bytes, Prefix] = OrderedDict()
         self._cache_bytes = cache_bytes
         self._cache_device = cache_device or torch.device("cpu")
+        self._most_passes = most_passes
         self._cached = 0
         self._full = False
         self.store: PrefixStore | None = None
@@ -73,18 +78,27 @@ class PrefixCache(PrefixPasses):
         """Look for prefixes in a store from now on, and keep there those that it lacks.
 
         Each then has the bits that its prompt has by itself, see `PrefixPasses.same_bits`.
+
+        Raises:
+            ValueError: The model is sharded over ranks.
         """
+        if self._most_passes is not None:
+            raise ValueError(
+                "the ranks of a sharded model record prefixes together, and a store may hold "
+                "other prompts when each of them looks; leave the store out"
+            )
         self.clear()
         self.store = store
 
-    def another(self) -> PrefixCache:
-        """An empty cache of the same model, with the same budget and store."""
+    def another(self, cache_bytes: int | None = None) -> PrefixCache:
+        """An empty cache of the same model, with the same store, and budget unless one is given."""
         other = PrefixCache(
             self._model,
             self._family,
             self.first_layer,
-            cache_bytes=self._cache_bytes,
+            cache_bytes=self._cache_bytes if cache_bytes is None else cache_bytes,
             cache_device=self._cache_device,
+            most_passes=self._most_passes,
         )
         other.store, other._same_bits = self.store, self._same_bits
         return other
@@ -165,7 +179,7 @@ class PrefixCache(PrefixPasses):
         prefix, rows = self._prefix(micro_batch), micro_batch.rows.to(self._device)
         with self._output_rows(rows) as states:
             logits = self._pass(prefix, rows, narrow)
-        return Top(states=states[0], logits=logits.reshape(len(rows), -1))
+        return Top(states=states[0], logits=logits.flatten(0, -2))
 
     def states(self, micro_batch: MicroBatch, *, narrow: bool = True) -> Tensor:
         """As `logits`, short of the output embedding: (rows, hidden), to go into `logits_of`."""
@@ -178,11 +192,16 @@ class PrefixCache(PrefixPasses):
         """Padded (b, T, hidden) prefixes of a micro-batch, from the cache where it has them."""
         if self.store is not None:
             return self._padded(self._found(micro_batch.samples))
-        missing = [b for b, s in enumerate(micro_batch.samples) if s.key not in self._cache]
-        self.hits += len(micro_batch.samples) - len(missing)
+        asked = () if micro_batch.is_empty else micro_batch.samples
+        missing = [b for b, s in enumerate(asked) if s.key not in self._cache]
+        self.hits += len(asked) - len(missing)
         self.misses += len(missing)
         if self._cache_bytes == 0:
             return self._record(micro_batch.input_ids())
+        if self._most_passes is not None and self._most_passes(int(bool(missing))) > len(missing):
+            self._record(torch.zeros(1, 1, dtype=torch.long))  # together with ranks that need to
+        if micro_batch.is_empty:
+            return self._nothing()
         fresh: dict[bytes, Prefix] = {}
         if missing:
             ids = pad_sequence(
@@ -199,6 +218,13 @@ class PrefixCache(PrefixPasses):
         for key, prefix in fresh.items():
             self._insert(key, prefix)
         return self._padded(found)
+
+    def _nothing(self) -> Prefix:
+        """(1, 1, hidden) prefix of an empty micro-batch."""
+        config: Any = self._model.config
+        kind = next(self._model.parameters()).dtype
+        hidden = torch.zeros(1, 1, config.hidden_size, dtype=kind, device=self._device)
+        return hidden, hidden
 
     def _padded(self, found: Sequence[Prefix]) -> Prefix:
         return (

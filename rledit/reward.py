@@ -7,8 +7,8 @@ unrelated prompts with a reference model, both under the weights after the edit;
 are the paper's memory backtracking (RLEdit, arXiv 2502.05759, section 4). The norm term is a
 function of the shift alone and is added by the editor.
 
-Where several ranks hold the same model, each scores the prompts of its shard, and gradients and
-losses are summed. A batch's prompts are sharded once, when it enters the window: the rank that
+Where several ranks share the work, each scores the prompts of its shard, and gradients and losses
+are summed. A batch's prompts are sharded once, when it enters the window: the rank that
 scored a prompt under W_{t-1} has its reference at W_t.
 
 A trajectory that was interrupted goes on bit by bit. Every number therefore depends on the weights,
@@ -19,8 +19,10 @@ with a prefix store, where prefixes do not depend on their company, they are run
 
 from __future__ import annotations
 
+import random
 from collections import deque
 from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -46,6 +48,9 @@ class RewardConfig:
         loc_coef: λ_loc, weight of the divergence on unrelated prompts.
         decay: μ, weight of a batch j steps back is μ^j.
         depth: k, batches scored at each step, the current one counted.
+        window_share: Share of the older batches' prompts that a step scores, drawn anew at each
+            step; their losses count by its inverse. Needs `kl_reference: pretrained`.
+        seed: Seed of that draw.
         kl_reference: `pretrained` compares with the unedited model W_0, `previous` with W_{t-1}.
         locality_gradient: `edited` takes the divergence's gradient at the edited weights;
             `unedited` repeats the release, which has un-edited them by then.
@@ -54,6 +59,8 @@ class RewardConfig:
     loc_coef: float
     decay: float = 1.0
     depth: int = 1
+    window_share: float = 1.0
+    seed: int = 0
     kl_reference: KLReference = "pretrained"
     locality_gradient: LocalityGradient = "edited"
 
@@ -74,16 +81,42 @@ class RewardTerms:
 
 
 @torch.no_grad()
-def final_states(model: EditableModel, samples: Sequence[Sample]) -> list[Tensor]:
-    """(a, hidden) input of the output embedding at the answer positions of each sample."""
-    found: list[Tensor] = [torch.empty(0)] * len(samples)
-    for micro_batch in model.micro_batches(samples):
+def final_states(
+    model: EditableModel, samples: Sequence[Sample], own: Sequence[int] | None = None
+) -> list[Tensor]:
+    """(a, hidden) input of the output embedding at the answer positions of each sample.
+
+    Args:
+        model: The model.
+        samples: The samples.
+        own: Places of those that this rank runs and gets; None: all.
+    """
+    own = range(len(samples)) if own is None else own
+    found: dict[int, Tensor] = {}
+    for micro_batch in model.own_micro_batches(samples, own):
         states = model.prefix_cache.run(micro_batch).states
-        counts = [len(s.answer_ids) for s in micro_batch.samples]
-        for i, part in zip(micro_batch.index.tolist(), states.split(counts), strict=True):
+        places = micro_batch.index.tolist()
+        counts = [len(samples[i].answer_ids) for i in places]
+        for i, part in zip(places, states.split(counts), strict=True):
             # A copy: a view would hold the whole micro-batch's memory.
             found[i] = part.clone()
-    return found
+    return [found[i] for i in own]
+
+
+@torch.no_grad()
+def log_reference(model: EditableModel, references: Sequence[Tensor | None]) -> Tensor | None:
+    """(rows, vocabulary) log-probabilities of the references there are, one after another.
+
+    Every rank of a sharded model makes this call; the output embedding runs if any has one.
+    """
+    states = [r for r in references if r is not None]
+    if not model.passes(int(bool(states))):
+        return None
+    config: Any = model.model.config
+    kind = next(model.model.parameters()).dtype
+    made_up = torch.zeros(1, config.hidden_size, dtype=kind, device=model.device)
+    logits = model.prefix_cache.logits_of(torch.cat(states or [made_up]))
+    return F.log_softmax(logits.to(model.compute_dtype), dim=-1) if states else None
 
 
 @dataclass(eq=False)
@@ -142,13 +175,11 @@ class Reward:
         self._window.appendleft(entry)
         self._hold_prefixes()
         own = shard(batch.unrelated.samples, self._model.ranks, first)
-        samples = [batch.unrelated.samples[i] for i in own]
-        if self._config.kl_reference == "pretrained":
-            with self._model.weights.unedited():
-                entry.reference = final_states(self._model, samples)
-        else:
-            # Older batches already hold their logits under W_{t-1}: those of the last reward pass.
-            entry.reference = final_states(self._model, samples)
+        # Under `previous`, older batches already hold their logits under W_{t-1}: those of the last
+        # reward pass.
+        pretrained = self._config.kl_reference == "pretrained"
+        with self._model.weights.unedited() if pretrained else nullcontext():
+            entry.reference = final_states(self._model, batch.unrelated.samples, own)
 
     def state_dict(self) -> dict[str, Tensor]:
         """The window's references and deals; every rank makes this call, and gets all of them."""
@@ -212,7 +243,7 @@ class Reward:
         if prefix_cache.store is not None:
             prefix_cache.keep({s.key for s in everything})  # what the store has no room for
             return
-        if not prefix_cache.fits(everything):
+        if self._model.passes(int(not prefix_cache.fits(everything))):
             prefix_cache.clear()
             self._recorded = False
             return
@@ -220,16 +251,18 @@ class Reward:
         for groups in prompts[:1] if self._recorded else reversed(prompts):
             for own in groups:
                 prefix_cache.forget({s.key for s in own})
-                prefix_cache.prefetch(self._model.micro_batches(own, least=SINGLE_PASS_TOKENS))
+                passes = self._model.own_micro_batches(own, range(len(own)), SINGLE_PASS_TOKENS)
+                prefix_cache.prefetch(passes)
         self._recorded = True
 
     def _prompts(self, entry: _Remembered) -> tuple[list[Sample], list[Sample]]:
         """The distinct prompts of a batch that this rank runs, those recorded together in a group.
 
-        Edit prompts, which all ranks run, are by themselves: all ranks have to find the same bits.
+        Edit prompts, which `rledit.capture` deals, are by themselves.
         """
         batch, ranks = entry.batch, self._model.ranks
-        edits = {s.key: s for s in batch.edit.samples}
+        captured = (batch.edit.samples[i] for i in shard(batch.edit.samples, ranks))
+        edits = {s.key: s for s in captured}
         others: dict[bytes, Sample] = {}
         first = entry.first
         for phase in (batch.unrelated, batch.equivalent):
@@ -261,28 +294,45 @@ class Reward:
         return self._summed(shifts, terms, total)
 
     def _items(self) -> tuple[list[_Item], list[_Item]]:
-        """The prompts of the window that fall to this rank."""
+        """The prompts of the window that this step scores and that fall to this rank."""
         ranks = self._model.ranks
         equivalent: list[_Item] = []
         unrelated: list[_Item] = []
         for age, entry in enumerate(self._window):
             batch = entry.batch
             own = shard(batch.unrelated.samples, ranks, entry.first)
-            unrelated += _items_of(batch.unrelated, own, age, entry.reference)
+            taken = self._drawn(batch.unrelated, age, "unrelated")
+            unrelated += _items_of(batch.unrelated, own, age, entry.reference, taken)
             # The second deal goes on where the first one ended.
             own = shard(batch.equivalent.samples, ranks, entry.first + len(batch.unrelated))
-            equivalent += _items_of(batch.equivalent, own, age, [None] * len(own))
+            taken = self._drawn(batch.equivalent, age, "equivalent")
+            equivalent += _items_of(batch.equivalent, own, age, [None] * len(own), taken)
         return equivalent, unrelated
+
+    def _drawn(self, phase: Phase, age: int, kind: str) -> list[float]:
+        """What each prompt of a phase counts in this step, 0 for those that are left out.
+
+        A function of the seed and of the prompts observed so far: all ranks draw the same, and so
+        does a trajectory that goes on after an interruption.
+        """
+        share = self._config.window_share
+        if age == 0 or share == 1:
+            return [1.0] * len(phase)
+        rng = random.Random(f"{self._config.seed}/{self._next_deal}/{age}/{kind}")
+        return [1 / share if rng.random() < share else 0.0 for _ in range(len(phase))]
 
     def _summed(self, shifts: Shifts, terms: RewardTerms, total: float) -> RewardTerms:
         """Sum the leaves' gradients and the losses over the ranks."""
         ranks = self._model.ranks
         if ranks.size > 1:
-            for leaf in (t for s in shifts.values() for t in (s.left, s.right) if t is not None):
-                if leaf.requires_grad:
-                    if leaf.grad is None:
-                        leaf.grad = torch.zeros_like(leaf)
-                    ranks.all_reduce_(leaf.grad)
+            factors = (t for s in shifts.values() for t in (s.left, s.right) if t is not None)
+            leaves = [t for t in factors if t.requires_grad]
+            gradients = [torch.zeros_like(t) if t.grad is None else t.grad for t in leaves]
+            # At once: each sum over ranks waits for all of them.
+            flat = torch.cat([g.flatten() for g in gradients])
+            ranks.all_reduce_(flat)
+            for leaf, whole in zip(leaves, flat.split([t.numel() for t in leaves]), strict=True):
+                leaf.grad = whole.view_as(leaf)
         depth = len(self._window)
         losses = torch.tensor([*terms.equivalence, *terms.divergence, total], dtype=torch.float64)
         ranks.all_reduce_(losses)
@@ -302,12 +352,12 @@ class Reward:
         latest: dict[int, Tensor] = {}
         found: list[Tensor] = []
         row_items: list[Tensor] = []
-        for micro_batch in model.micro_batches([i.sample for i in items]):
+        for micro_batch in model.own_micro_batches([i.sample for i in items], range(len(items))):
             top = model.prefix_cache.run(micro_batch)
             logits = top.logits.to(model.compute_dtype)
             kl_rows = is_kl[micro_batch.row_sample]
-            reference = self._log_reference(
-                [items[i].reference for i in micro_batch.index.tolist()]
+            reference = log_reference(
+                model, [items[i].reference for i in micro_batch.index.tolist()]
             )
             losses = row_losses(logits, micro_batch.labels.to(logits.device), kl_rows, reference)
             states = top.states
@@ -335,15 +385,6 @@ class Reward:
                 kind[age] += loss
         return float((plain * factors[rows]).sum())
 
-    @torch.no_grad()
-    def _log_reference(self, references: Sequence[Tensor | None]) -> Tensor | None:
-        """(rows, vocabulary) log-probabilities of the references there are, one after another."""
-        states = [r for r in references if r is not None]
-        if not states:
-            return None
-        logits = self._model.prefix_cache.logits_of(torch.cat(states))
-        return F.log_softmax(logits.to(self._model.compute_dtype), dim=-1)
-
     def _renew_references(self, items: list[_Item], latest: dict[int, Tensor]) -> None:
         """Under `previous`, this step's edited states are the next step's reference."""
         fresh: list[list[Tensor]] = [[] for _ in self._window]
@@ -356,10 +397,15 @@ class Reward:
 
 
 def _items_of(
-    phase: Phase, own: Sequence[int], age: int, references: Sequence[Tensor | None]
+    phase: Phase,
+    own: Sequence[int],
+    age: int,
+    references: Sequence[Tensor | None],
+    taken: Sequence[float],
 ) -> list[_Item]:
     weights: list[float] = phase.weights.tolist()
     return [
-        _Item(phase.samples[i], age, weights[i], reference)
+        _Item(phase.samples[i], age, weights[i] * taken[i], reference)
         for i, reference in zip(own, references, strict=True)
+        if taken[i]
     ]

@@ -10,6 +10,7 @@ from typing import Literal, TypeVar
 
 from rledit.model import SINGLE_PASS_TOKENS, EditableModel
 from rledit.protocols import Protocol, Reading, generate, read
+from rledit.ranks import Deal
 from rledit.records import Edit
 from rledit.superseded import Facts, Standing, count_contradicting
 from rledit.tokenization import Encoder, Sample
@@ -155,6 +156,7 @@ class Scorer:
         unedited: What an earlier scorer of the same found, see the attribute; None: it is read.
 
     Attributes:
+        deal: Which rank asks which prompt, those of `beside` among them.
         resident: Whether the prefix cache holds all prompts that are asked.
         unedited: The unedited model's readings of all unrelated prompts, one after another.
 
@@ -185,11 +187,13 @@ class Scorer:
         ]
         every = [q for item in self._questions for q in item.all]
         samples = [s for q in every for s in (q.sample, q.rival) if s is not None]
+        self.deal = Deal([*samples, *beside], model.ranks)
         self.resident = model.prefix_cache.fits([*samples, *beside])
         if self.resident and prefetch is not None:
             prefetch(samples)
         elif self.resident:
-            model.prefix_cache.prefetch(model.micro_batches(samples, least=SINGLE_PASS_TOKENS))
+            own = model.own_micro_batches(samples, self.deal.own(samples), SINGLE_PASS_TOKENS)
+            model.prefix_cache.prefetch(own)
         unrelated = [q for item in self._questions for q in item.unrelated]
         if unedited is None:
             with model.weights.unedited():
@@ -211,7 +215,8 @@ class Scorer:
 
     def _read(self, asked: Sequence[Question]) -> list[Reading]:
         """Everything the protocols look at, on the current weights."""
-        readings = read(self._model, [q.sample for q in asked], [q.rival for q in asked])
+        samples, rivals = [q.sample for q in asked], [q.rival for q in asked]
+        readings = read(self._model, samples, rivals, self.deal)
         if not self._writes:
             return readings
         distinct = list(dict.fromkeys(q.prompt for q in asked))

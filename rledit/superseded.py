@@ -69,8 +69,19 @@ class Facts:
 
     def in_force(self, i: int, n_edits: int) -> bool:
         """Whether the last word of the first edits on the fact of one of them is its target."""
-        last = max(self._last_agreeing(link, i, n_edits) for link in self._links[i])
-        return self.targets[last] == self.targets[i]
+        return self.targets[self.last_word(i, n_edits)] == self.targets[i]
+
+    def last_word(self, i: int, n_edits: int) -> int:
+        """The last of the first edits that is of the fact of one of all; -1: there is none."""
+        return max(self._last_agreeing(link, i, n_edits) for link in self._links[i])
+
+    def places_of(self, i: int) -> list[int]:
+        """The places of all edits of one edit's fact, its own among them, ascending."""
+        found = {i}
+        for key, compared in self._links[i]:
+            places = self._places.get(key, ())
+            found |= {j for j in places if not compared or self._agree(i, j)}
+        return sorted(found)
 
     def targets_of(self, i: int) -> set[str]:
         """The targets, normalised, that all edits of one edit's fact give it."""

@@ -15,21 +15,19 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from rledit.editors.base import TrainableEditor
 from rledit.editors.isolation import new_prefix_cache, prefix_cache_of
 from rledit.finite import NonFiniteError, require_finite
 from rledit.losses import row_losses
-from rledit.model import SINGLE_PASS_TOKENS
+from rledit.model import SINGLE_PASS_TOKENS, EditableModel
 from rledit.protocols import protocol
-from rledit.ranks import shard
 from rledit.records import Edit
-from rledit.reward import final_states
+from rledit.reward import final_states, log_reference
 from rledit.scoring import EditScore, Scorer
 from rledit.stream import StreamScored, run_stream
-from rledit.tokenization import Sample
+from rledit.tokenization import EditBatch, Sample
 
 PROTOCOL = "token_accuracy"
 SCORES = ("efficacy", "generalization", "specificity_self")
@@ -113,18 +111,26 @@ class ValidationStream:
             self._scorer = Scorer(model, edits, [protocol(PROTOCOL)], beside=samples)
             if self._scorer.resident:
                 # All are recorded now, in the same company whichever validation comes first.
-                model.prefix_cache.prefetch(model.micro_batches(samples, least=SINGLE_PASS_TOKENS))
-            locality = [s for batch in batches for s in batch.unrelated.samples]
-            with model.weights.unedited():
-                references = iter(final_states(model, locality))
-        self._items: list[_Item] = []
+                own = self._scorer.deal.own(samples)
+                passes = model.own_micro_batches(samples, own, SINGLE_PASS_TOKENS)
+                model.prefix_cache.prefetch(passes)
+            self._items = self._asked(model, batches)
+        self._forget()
+
+    def _asked(self, model: EditableModel, batches: Sequence[EditBatch]) -> list[_Item]:
+        """The prompts of the reward that fall to this rank, with their references."""
+        deal = self._scorer.deal
+        locality = [s for batch in batches for s in batch.unrelated.samples]
+        with model.weights.unedited():
+            references = iter(final_states(model, locality, deal.own(locality)))
+        items: list[_Item] = []
         for batch in batches:
             for kind, compared in ((batch.equivalent, False), (batch.unrelated, True)):
                 weights: list[float] = kind.weights.tolist() if kind.samples else []
-                for sample, weight in zip(kind.samples, weights, strict=True):
+                for i in deal.own(kind.samples):
                     reference = next(references) if compared else None
-                    self._items.append(_Item(sample, weight, reference))
-        self._forget()
+                    items.append(_Item(kind.samples[i], weights[i], reference))
+        return items
 
     def __call__(self, editor: TrainableEditor, step: int) -> Validation:
         """Validate the editor as it is after so many training steps.
@@ -167,21 +173,16 @@ class ValidationStream:
     def _loss(self, editor: TrainableEditor) -> float:
         """Σ over batches of L_e + λ_loc KL, on the current weights."""
         model = editor.model
-        own = shard([item.sample for item in self._items], model.ranks)
-        items = [self._items[i] for i in own]
+        items, samples = self._items, [item.sample for item in self._items]
+        everything = range(len(items))
         factors = [i.weight * (1.0 if i.reference is None else self._loc_coef) for i in items]
         weights = torch.tensor(factors, dtype=torch.float64)
         compared = torch.tensor([i.reference is not None for i in items], dtype=torch.bool)
         total = torch.zeros((), dtype=torch.float64)
-        samples = [i.sample for i in items]
-        for micro_batch in model.micro_batches(samples, least=SINGLE_PASS_TOKENS):
+        for micro_batch in model.own_micro_batches(samples, everything, SINGLE_PASS_TOKENS):
             logits = model.prefix_cache.logits(micro_batch).to(model.compute_dtype)
             known = [items[i].reference for i in micro_batch.index.tolist()]
-            states = [r for r in known if r is not None]
-            reference = None
-            if states:
-                unedited = model.prefix_cache.logits_of(torch.cat(states))
-                reference = F.log_softmax(unedited.to(model.compute_dtype), dim=-1)
+            reference = log_reference(model, known)
             rows = micro_batch.row_sample
             labels = micro_batch.labels.to(logits.device)
             losses = row_losses(logits, labels, compared[rows], reference)

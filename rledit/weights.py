@@ -93,6 +93,7 @@ class EditedWeights:
     ) -> None:
         self.names = tuple(modules)
         self._access: WeightAccess = access or LocalAccess()
+        self._linears = {name: model.get_submodule(name) for name in self.names}
         self._parameters = {name: _weight(model, name) for name in self.names}
         self._transposed = {name for name in self.names if is_transposed(model.get_submodule(name))}
         self._original = {name: self._read(name).clone() for name in self.names}
@@ -114,6 +115,14 @@ class EditedWeights:
         It lies as the model keeps it; `upright` turns what is of its shape.
         """
         return self._parameters[name]
+
+    def linear(self, name: str) -> nn.Module:
+        """The linear that a matrix belongs to."""
+        return self._linears[name]
+
+    def gradient(self, name: str, keys: Tensor, values: Tensor) -> Tensor:
+        """(d_out x d_in) gradient of a matrix, from its linear's keys and value gradients."""
+        return values.T @ keys
 
     def upright(self, name: str, value: Tensor) -> Tensor:
         """A tensor in the layout of the parameter as (d_out x d_in), and the other way round."""

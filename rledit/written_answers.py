@@ -21,7 +21,6 @@ import torch.nn.functional as F
 from rledit.decoding import Line, line_of, write_lines
 from rledit.finite import NonFiniteError
 from rledit.model import SINGLE_PASS_TOKENS, EditableModel
-from rledit.prefix_cache import PrefixCache
 from rledit.protocols import generation
 from rledit.ranks import shard
 from rledit.records import Consequence, Edit
@@ -207,14 +206,13 @@ def target_logprobs(model: EditableModel, samples: Sequence[Sample]) -> list[flo
     if passes.store is None:
         # One of its own that keeps nothing: what the model's holds, scores depend on to the last
         # bit, unless a store holds it.
-        passes = PrefixCache(model.model, model.family, passes.first_layer, cache_bytes=0)
+        passes = passes.another(cache_bytes=0)
     own = shard(samples, model.ranks)
-    for micro_batch in model.micro_batches([samples[i] for i in own], least=SINGLE_PASS_TOKENS):
+    for micro_batch in model.own_micro_batches(samples, own, SINGLE_PASS_TOKENS):
         logits = passes.logits(micro_batch).to(model.compute_dtype)
         labels = micro_batch.labels.to(logits.device)
         losses = F.cross_entropy(logits, labels, reduction="none").double().cpu()
-        places = torch.tensor(own)[micro_batch.row_sample]
-        found.index_add_(0, places, -losses)
+        found.index_add_(0, micro_batch.row_sample, -losses)
     if model.ranks.size > 1 and samples:
         model.ranks.all_reduce_(found)
     fine = found.isfinite().tolist()

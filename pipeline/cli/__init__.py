@@ -9,7 +9,7 @@ from typing import Annotated, Any
 
 import typer
 
-from pipeline.cli import answers, cluster, covariance, data, export, grids, plan, results
+from pipeline.cli import answers, cluster, covariance, data, editing, export, grids, plan, results
 from pipeline.cli.errors import errors_as_help
 from pipeline.cli.old_names import add_old_names
 from pipeline.run.logs import configure_logging
@@ -42,7 +42,7 @@ def options(
         ),
     ] = False,
 ) -> None:
-    """Benchmark lifelong model editing: plan and run grids, read their results."""
+    """Benchmark lifelong model editing: plan and run grids, read their results; edit a model."""
 
 
 for command in (
@@ -54,6 +54,10 @@ for command in (
     results.diff,
     results.report,
     export.export,
+    editing.edit,
+    editing.ledger,
+    editing.undo,
+    editing.ask,
     cluster.submit,
     cluster.status,
     cluster.cancel,

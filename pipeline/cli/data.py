@@ -12,7 +12,7 @@ def data_check(
     paths: Annotated[
         list[str],
         typer.Argument(
-            help="Files or folders of edits (JSON, JSONL, Parquet), paths or URIs; a hub's as "
+            help="Files or folders of edits (JSON, JSONL, CSV, Parquet), paths or URIs; a hub's as "
             "hf://datasets/owner/name@revision/file."
         ),
     ],

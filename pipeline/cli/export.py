@@ -7,25 +7,45 @@ from typing import Annotated
 
 import typer
 
+from pipeline.cli.editing import Form, ModelNow, Rank, export_ledger
 from pipeline.cli.options import DEFAULT_RESULTS, CacheUri, LakeUri, Results
 from pipeline.storage.run_paths import RunPaths
 
 
 def export(
-    cell: Annotated[str, typer.Argument(help="Key of a done cell, or its beginning.")],
+    cell: Annotated[
+        str,
+        typer.Argument(
+            metavar="CELL|LEDGER",
+            help="Key of a done cell, or its beginning; or the folder of a ledger.",
+        ),
+    ],
     folder: Annotated[Path, typer.Argument(help="Where to write.")],
-    delta: Annotated[
-        bool, typer.Option("--delta", help="Only the change of the edited matrices.")
-    ] = False,
+    delta: Annotated[bool, typer.Option("--delta", help="The same as --form delta.")] = False,
+    form: Annotated[
+        Form,
+        typer.Option(
+            "--form",
+            help="A whole checkpoint, only the change of the edited matrices (exact), or a LoRA "
+            "adapter.",
+        ),
+    ] = Form.checkpoint,
+    rank: Rank = None,
+    model: ModelNow = None,
     results: Results = DEFAULT_RESULTS,
     lake: LakeUri = None,
     cache: CacheUri = None,
 ) -> None:
-    """Write the edited model of a cell as a Hugging Face checkpoint.
+    """Write the edited model of a cell, or of a ledger, as a Hugging Face checkpoint.
 
     Without `keep_edited: true` in its grid, the cell is run again first, and has to score as it
     did.
     """
+    chosen = Form.delta if delta else form
+    if (Path(cell) / "ledger.json").is_file():
+        export_ledger(Path(cell), folder, chosen, rank, model)
+        return
     from pipeline.run.export import export as write
 
-    typer.echo(write(cell, RunPaths.under(results, lake, cache=cache), folder, delta))
+    places = RunPaths.under(results, lake, cache=cache)
+    typer.echo(write(cell, places, folder, form=chosen.value, rank=rank))

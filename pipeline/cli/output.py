@@ -111,3 +111,22 @@ def write_report_files(lake: str, name: str, path: Path) -> str:
     return write_report(
         lake, name, path, published=published, protocols=protocols, figures_folder=beside
     )
+
+
+def write_comparison_file(first: tuple[str, str], second: tuple[str, str], path: Path) -> str:
+    """Write the page that compares two (lake, grid).
+
+    Raises:
+        ReportError: they are the same, or one of them is not there.
+    """
+    from pipeline.paper.layouts import LAYOUTS
+    from pipeline.results.comparison import write_comparison
+    from pipeline.results.report import ReportError
+
+    if first == second:
+        raise ReportError(
+            f"grid {first[1]!r} would be compared with itself; name another grid by --against, "
+            "or another lake by --against-lake"
+        )
+    protocols = LAYOUTS[first[1]]().protocols if first[1] in LAYOUTS else None
+    return write_comparison(first, second, path, protocols=protocols)

@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from pipeline.cli.options import DEFAULT_RESULTS, GridName, LakeUri, Results
-from pipeline.cli.output import print_table, write_report_files
+from pipeline.cli.output import print_table, write_comparison_file, write_report_files
 from pipeline.storage.run_paths import RunPaths
 
 
@@ -102,7 +102,32 @@ def report(
     results: Results = DEFAULT_RESULTS,
     lake: LakeUri = None,
     out: Annotated[Path | None, typer.Option(help="The HTML file to write.")] = None,
+    against: Annotated[
+        str | None,
+        typer.Option(
+            "--against",
+            help="Write a page that compares the grid with this one instead: method by method, "
+            "from the first to the second.",
+        ),
+    ] = None,
+    against_lake: Annotated[
+        str | None,
+        typer.Option(
+            "--against-lake",
+            help="URI of the lake that is compared with. Default: the same one; without --against "
+            "the same grid is compared there.",
+        ),
+    ] = None,
 ) -> None:
-    """Write the self-contained HTML report of a grid, and its figures as SVG files beside it."""
+    """Write the self-contained HTML report of a grid, and its figures as SVG files beside it.
+
+    With --against or --against-lake: a page that compares two grids, or a grid in two lakes.
+    """
+    if against is not None or against_lake is not None:
+        lake = RunPaths.under(results, lake).lake
+        other = (against_lake or lake, against or name)
+        path = out or results / f"{name}-against-{against or 'other'}.html"
+        typer.echo(write_comparison_file((lake, name), other, path))
+        return
     path = out or results / f"{name}.html"
     typer.echo(write_report_files(RunPaths.under(results, lake).lake, name, path))

@@ -114,8 +114,9 @@ class DatasetEntry:
         world: Settings of the synthetic world.
         files: Files of edits instead of the world's own: ``train``, ``evaluation``,
             ``validation``, each of them that pool; and ``all``, which is cut into the pools that
-            have no file: JSON, JSONL or Parquet in any schema of `rledit.datasets`, as a path,
-            a URI, or ``hf://datasets/owner/name@revision/file``, the revision a commit; with
+            have no file: JSON, JSONL, CSV or Parquet in any schema of `rledit.datasets`, one's own
+            facts (``prompt``, ``target``) among them; as a path, a URI, or
+            ``hf://datasets/owner/name@revision/file``, the revision a commit; with
             ``#sha256=…`` behind it the content must have that hash.
         shares: How ``files.all`` is cut: share of its prompts by pool; 70 for train to 10 for
             validation to 20 for evaluation where nothing is given.

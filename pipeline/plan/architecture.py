@@ -87,6 +87,11 @@ class Architecture:
         names = self.target_modules(modules)
         return min((layer_index(self.description, name) for name in names), default=self.layers)
 
+    def edits_last_layer(self, modules: Sequence[str]) -> bool:
+        """Whether a module of the uppermost layer is edited."""
+        names = self.target_modules(modules)
+        return any(layer_index(self.description, name) == self.layers - 1 for name in names)
+
 
 def architecture_of(cell: Cell) -> Architecture:
     """The architecture of a cell's model, without its weights.

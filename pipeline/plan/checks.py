@@ -199,7 +199,7 @@ def check_corpus(cells: Sequence[Cell]) -> None:
 
 
 def check_sharded(cell: Cell) -> None:
-    """Refuse a sharded model for an editor or precision that cannot have one.
+    """Refuse a sharded model for a precision or checkpoint that cannot be.
 
     Raises:
         ConfigError: The cell's grid shards its model, and it cannot be.
@@ -211,12 +211,6 @@ def check_sharded(cell: Cell) -> None:
 
 def unshardable(cell: Cell) -> str | None:
     """Why a cell's model cannot be sharded, with the remedy; None where it can."""
-    if not editor_class(cell.editor.editor).shardable:
-        return (
-            f"{cell.label} differentiates with respect to whole matrices, which no "
-            "rank of a sharded model holds; set resources.sharding: none for it, in a grid of its "
-            "own, with `ranks` to share out the scoring"
-        )
     if cell.model.checkpoint is not None and cell.model.dtype == "float64":
         return "a float64 model cannot be sharded; load it in float32 or bfloat16"
     if cell.model.checkpoint is not None and (packed := read_quantisation(cell)) is not None:

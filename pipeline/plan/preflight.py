@@ -188,6 +188,27 @@ class _Checks:
         return known
 
 
+def _check_sharded_values(cell: Cell, architecture: Architecture) -> None:
+    """Refuse value vectors at the last layer of a GPT-J that is sharded.
+
+    Sharded by DeepSpeed, their optimisation takes other steps than on a whole model, for a reason
+    that is not known; tests/cluster/test_zero.py shows it.
+
+    Raises:
+        ConfigError: The cell would be edited with such values.
+    """
+    if cell.resources.sharding == "none" or architecture.description.name != "gptj":
+        return
+    if hasattr(cell.settings, "value_steps") and architecture.edits_last_layer(
+        cell.settings.modules
+    ):
+        raise ConfigError(
+            f"{cell.path}: {cell.label} edits the last layer of a GPT-J, whose value vectors come "
+            "out otherwise on a sharded model than on a whole one; edit lower layers, or set "
+            "resources.sharding: none"
+        )
+
+
 def check_modules(cell: Cell, stored: dict[str, tuple[int, ...]] | None = None) -> None:
     """Find the edited modules in the model's classes, and their matrices in its weight files.
 
@@ -205,6 +226,7 @@ def check_modules(cell: Cell, stored: dict[str, tuple[int, ...]] | None = None) 
     except ValueError as error:
         raise ConfigError(f"{cell.path}: {error}") from None
     _check_kind(cell, architecture, list(target_modules))
+    _check_sharded_values(cell, architecture)
     if stored and architecture.quantised is None and (odd := packed_tensor(stored)) is not None:
         raise CheckpointError(
             f"checkpoint {cell.model.checkpoint!r}: its weights are quantised, as the tensor "

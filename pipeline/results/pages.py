@@ -15,6 +15,7 @@ import jinja2
 
 from pipeline.results.fitting import split, split_at
 from pipeline.results.latex import WIDTHS, Fit, Fitted, escape_latex, fitted, latex_lines
+from pipeline.results.method_papers import paper_url
 from pipeline.results.sheets import FORMATS, Sheet, TableError, padded
 from rledit.names import nearest
 
@@ -98,6 +99,7 @@ def render_page(package: str, name: str, fmt: str, **values: Any) -> str:
     environment.filters |= {
         "md": escape_md, "wrap": _wrapped, "md_lines": markdown_lines,
         "latex": escape_latex, "latex_lines": latex_lines, "slug": _slug,
+        "paper": paper_url,
     }  # fmt: skip
     return environment.get_template(f"{name}.{fmt}.j2").render(values).strip() + "\n"
 

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import os
 import re
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
 from typing import Any
@@ -16,9 +15,11 @@ from markupsafe import Markup
 
 from pipeline.results import figures
 from pipeline.results.answers_html import answers_html
+from pipeline.results.figures.inline import Pieces, pieces
+from pipeline.results.figures.style import DARK
 from pipeline.results.lake.lake import Lake
-from pipeline.results.lake.records import CellRecord, prompt_of, remark_in
-from pipeline.results.model_names import model_name, row_titles
+from pipeline.results.lake.records import remark_in
+from pipeline.results.model_names import row_titles
 from pipeline.results.pages import render_page
 from pipeline.results.protocol_captions import (
     SCORE_DEFINITIONS,
@@ -27,15 +28,27 @@ from pipeline.results.protocol_captions import (
     sorted_protocols,
 )
 from pipeline.results.query import Connection, connect, runs
-from pipeline.results.rendering import format_value, render_table
+from pipeline.results.rendering import render_table
+from pipeline.results.report_facts import asked, header, provenance, settings_of
 from pipeline.results.report_queries import questions
-from pipeline.results.tables import Column, build_table, editor_label, stream_label
+from pipeline.results.tables import (
+    MEAN,
+    MEAN_OF,
+    UNEDITED,
+    Column,
+    Stream,
+    Table,
+    build_table,
+    editor_label,
+    stream_label,
+)
 from pipeline.storage.object_store import Storage
 from rledit.errors import UserError
 
 logger = logging.getLogger(__name__)
 
 Row = Mapping[str, Any]
+ALONG = "along"
 Subject = tuple[str, str, str | None]  # scale, model, dataset; None: all its datasets
 
 
@@ -44,19 +57,20 @@ class ReportError(UserError, ValueError):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Summary:
-    """What a grid found on one model and dataset: a sentence and a ranking."""
+class Section:
+    """The figures of one model on one dataset, by where the page shows them."""
 
-    text: str
-    ranking: tuple[str, ...]
+    title: str
+    pictures: Mapping[str, Sequence[figures.Picture]]
 
 
 @dataclass(frozen=True, kw_only=True)
-class Section:
-    """The figures of one model on one dataset."""
+class Shown:
+    """A figure as the page shows it."""
 
     title: str
-    pictures: tuple[figures.Picture, ...]
+    text: str
+    pieces: Pieces
 
 
 def write_report(
@@ -99,7 +113,7 @@ def _page(
     lake = lake if isinstance(lake, Lake) else Lake(lake)
     records = lake.shown()
     if not any(record.address.grid == grid for record in records):
-        raise ReportError(_no_grid(lake, grid, {record.address.grid for record in records}))
+        raise ReportError(no_grid(lake, grid, {record.address.grid for record in records}))
     records = [record for record in records if record.address.grid == grid]
     connection = connect(lake, records)
     rows = runs(connection, grid)
@@ -112,17 +126,22 @@ def _page(
         title=f"Lifelong model editing: {grid}",
         grid=grid,
         lake=str(lake.storage),
-        summaries=summaries(rows, preferred),
+        question=asked(records, protocols),
+        colours=DARK.items(),
+        findings=summaries(rows, preferred),
         counts=dict(sorted(Counter(record.status for record in records).items())),
         header=header(records, protocols),
         published=None if published is None else Markup(published),
-        table=Markup(render_table(build_table(rows), "html", long=True)),
+        tables=[Markup(text) for text in _short_tables(rows, preferred)] if not published else [],
+        long=Markup(render_table(build_table(rows), "html", long=True)),
         protocols=[(name, definition(name)) for name in protocols],
         scores=SCORE_DEFINITIONS.values(),
-        sections=sections,
+        outcome=_placed(sections, figures.OUTCOME),
+        cost=_placed(sections, figures.COST),
+        along=_placed(sections, ALONG),
         answers=answers_html(connection, grid),
         provenance=provenance(records),
-        settings=_settings(records),
+        settings=settings_of(records),
         failures=[r for r in records if not r.done],
         remarks=[
             (r, text) for r in records if r.done and (text := remark_in(r.values["resolved"]))
@@ -134,54 +153,106 @@ def _page(
     return text, sections
 
 
+def _short_tables(rows: Sequence[Row], preferred: Mapping[str, str]) -> Iterator[str]:
+    """Eff, Gen, Spe and their mean, every dataset by the protocol of its figures."""
+    shown = _shown_protocols(rows, preferred)
+    for protocol in dict.fromkeys(shown.values()):
+        own = [row for row in rows if shown.get(row["dataset"]) == protocol]
+        yield render_table(build_table(own, protocols=[protocol]), "html")
+    if not shown:
+        yield render_table(build_table(rows), "html")
+
+
+def _placed(sections: Sequence[Section], place: str) -> list[tuple[str, list[Shown]]]:
+    """The title of every section with figures at a place, and these as the page shows them."""
+    found = []
+    for i, section in enumerate(sections):
+        pictures = section.pictures.get(place, ())
+        if pictures:
+            shown = [_shown(p, f"{place[0]}{i}-{j}-") for j, p in enumerate(pictures)]
+            found.append((section.title, shown))
+    return found
+
+
+def _shown(picture: figures.Picture, prefix: str) -> Shown:
+    found = pieces(picture.svg, prefix) if picture.svg else Pieces(keys=(), panels=())
+    text = picture.text.replace(" %", "\N{NO-BREAK SPACE}%")
+    return Shown(title=picture.title, text=text, pieces=found)
+
+
 def _write_figures(sections: Sequence[Section], storage: Storage) -> None:
     for section in sections:
-        for picture in section.pictures:
+        for picture in (p for found in section.pictures.values() for p in found if p.svg):
             name = re.sub(r"[^a-z0-9]+", "-", f"{section.title} {picture.title}".lower()).strip("-")
             storage.write_bytes(f"{name}.svg", picture.svg)
 
 
-def _no_grid(lake: Lake, grid: str, known: Iterable[str]) -> str:
+def no_grid(lake: Lake, grid: str, known: Iterable[str]) -> str:
+    """A grid is not in a lake; which ones are, and which is meant perhaps."""
     near = get_close_matches(grid, known, n=1)
     hint = f" Did you mean {near[0]!r}?" if near else ""
     there = ", ".join(sorted(known)) or "none"
     return f"no cells of grid {grid!r} in {lake.storage}.{hint} Grids there: {there}"
 
 
-def summaries(rows: Sequence[Row], preferred: Mapping[str, str]) -> list[Summary]:
-    """Per model and dataset: the methods by efficacy after the longest stream, every one named.
+def summaries(rows: Sequence[Row], preferred: Mapping[str, str]) -> list[str]:
+    """Per model and dataset a sentence: who has the best mean, who the most efficacy.
 
     Args:
         rows: final rows of `runs`.
-        preferred: dataset → protocol to rank by, where there are scores by it.
+        preferred: dataset → protocol to judge by, where there are scores by it.
     """
     found = []
     names = row_titles(rows)
     for subject in _subjects(rows):
         here = _of_subject(rows, subject)
-        model, dataset = names[subject[:2]][0], subject[2]
+        where = f"{subject[2]} on {names[subject[:2]][0]}"
         done = [row for row in here if row["status"] == "done"]
         if not done:
-            found.append(Summary(text=f"{dataset} on {model}: no cell finished.", ranking=()))
+            found.append(f"{where}: no cell finished.")
             continue
         stream = figures.longest_stream(figures.framed(done))
         protocol = shown_protocol(done, preferred) or ""
         table = build_table(here, protocols=[protocol])
-        panel = table.panels[0]
-        eff, spe = (Column(stream=stream, metric=m) for m in ("efficacy", "specificity"))
-        scored = [line for line in table.lines if panel.value(line, eff).mean is not None]
-        scored.sort(key=lambda line: -(panel.value(line, eff).mean or 0.0))
-        ranking = tuple(
-            f"{line.label} {format_value(panel.value(line, eff), eff, table.n_seeds)}"
-            f" / {format_value(panel.value(line, spe), spe, table.n_seeds)}"
-            for line in scored
-        )
-        text = (
-            f"{dataset} on {model} after {stream[0] * stream[1]} edits ({stream_label(stream)}): "
-            f"efficacy / specificity by {protocol}, highest efficacy first"
-        )
-        found.append(Summary(text=text, ranking=ranking))
+        said = _best(table, stream)
+        edits = f"{stream[0] * stream[1]} edits ({stream_label(stream)})"
+        found.append(f"{where} after {edits}, by {protocol}: {said}")
     return found
+
+
+def _best(table: Table, stream: Stream) -> str:
+    """The best and second method by the mean of Eff, Gen and Spe, and the best efficacy."""
+    panel = table.panels[0]
+    scores = (*MEAN_OF, MEAN)
+    columns = {metric: Column(stream=stream, metric=metric) for metric in scores}
+
+    def of(metric: str) -> dict[str, float]:
+        values = {line: panel.value(line, columns[metric]).mean for line in table.lines}
+        return {line.label: value for line, value in values.items() if value is not None}
+
+    means, efficacy = of(MEAN), of("efficacy")
+    if not means:
+        return _most(efficacy, "efficacy") + "."
+    bare = means.pop(editor_label(UNEDITED), None)
+    ranking = sorted(means, key=lambda name: -means[name])
+    if not ranking:
+        return f"the unedited model alone, mean {bare:.1f}."
+    first = ranking[0]
+    parts = " / ".join(f"{of(metric)[first]:.1f}" for metric in MEAN_OF)
+    said = f"{first} has the best mean, {means[first]:.1f} (Eff / Gen / Spe {parts})"
+    if len(ranking) > 1:
+        lead = means[first] - means[ranking[1]]
+        said += f", {lead:.1f} points above {ranking[1]}" if round(lead, 1) else (
+            f", level with {ranking[1]}")  # fmt: skip
+    efficacy.pop(editor_label(UNEDITED), None)
+    leader = max(efficacy, key=lambda name: efficacy[name])
+    said += "; " + (_most(efficacy, "efficacy") if leader != first else "and the most efficacy")
+    return said + (f". The unedited model's mean is {bare:.1f}." if bare is not None else ".")
+
+
+def _most(values: Mapping[str, float], what: str) -> str:
+    name = max(values, key=lambda key: values[key]) if values else None
+    return "nothing scored" if name is None else f"{name} has the most {what}, {values[name]:.1f}"
 
 
 def _subjects(rows: Sequence[Row]) -> list[Subject]:
@@ -227,10 +298,12 @@ def _sections(
             style=style,
         )
         registry = figures.OVERVIEWS if dataset is None else figures.FIGURES
-        pictures = tuple(picture for draw in registry.values() for picture in draw(figure_data))
-        if pictures:
-            name, _ = names[scale, model]
-            title = f"{dataset or 'all datasets'} on {name} ({_named(shown)})"
+        pictures: dict[str, list[figures.Picture]] = {}
+        for name, draw in registry.items():
+            pictures.setdefault(figures.PLACES.get(name, ALONG), []).extend(draw(figure_data))
+        if any(pictures.values()):
+            called, _ = names[scale, model]
+            title = f"{dataset or 'all datasets'} on {called} ({_named(shown)})"
             sections.append(Section(title=title, pictures=pictures))
     return sections
 
@@ -249,81 +322,3 @@ def _named(shown: Mapping[str, str]) -> str:
     if len(set(shown.values())) == 1:
         return next(iter(shown.values()))
     return ", ".join(f"{protocol} on {dataset}" for dataset, protocol in shown.items())
-
-
-def header(records: Sequence[CellRecord], protocols: Sequence[str]) -> list[tuple[str, str]]:
-    """What a number must not be read without: protocol, scale, code and data."""
-    metadata = dict(provenance(records))
-    # Here the name is enough; which weights it stands for is said at the end of the report.
-    models = {model_name(record.address.model, record.address.scale) for record in records}
-    metadata["model"] = ", ".join(sorted(models))
-    names = ("prompts", "scale", "model", "data", "streams", "seeds", "code version")
-    found = [("protocol", ", ".join(protocols))] if protocols else []
-    return found + [(name, _short_hashes(metadata[name])) for name in names if name in metadata]
-
-
-def _short_hashes(text: str) -> str:
-    """Twelve digits tell two files apart; the whole hash stands at the end of the report."""
-    return re.sub(r"\b([0-9a-f]{12})[0-9a-f]{20,}\b", r"\1…", text)
-
-
-def provenance(records: Sequence[CellRecord]) -> list[tuple[str, str]]:
-    """What was run, as (name, distinct values)."""
-
-    def distinct(values: Iterable[Any]) -> str:
-        return ", ".join(sorted({str(value) for value in values if value not in (None, "")}))
-
-    done = [record for record in records if record.done]
-    values = [record.values for record in done]
-    moments = [v[name] for v in values for name in ("started_at", "finished_at") if v[name]]
-    seconds = sum(
-        v[name] or 0 for v in values for name in ("train_seconds", "edit_seconds", "score_seconds")
-    )
-    streams = {(r.address.n_batches, r.address.batch_size) for r in records}
-    metadata = [
-        ("code version", distinct(v["code_version"] for v in values)),
-        ("data", distinct(f"{r.address.dataset} {r.values['data_hash']}" for r in done)),
-        ("model", distinct(f"{r.address.model} {r.values['model_hash'] or ''}" for r in done)),
-        ("prompts", distinct(prompt_of(r.values["identity"]) for r in records)),
-        ("scale", distinct(r.address.scale for r in records)),
-        ("streams", ", ".join(stream_label(s) for s in sorted(streams))),
-        ("seeds", ", ".join(map(str, sorted({r.address.seed for r in records})))),
-        ("threads × ranks", distinct(f"{v['threads']}×{v['ranks']}" for v in values)),
-        ("contradicting edits", distinct(v["n_contradicting"] for v in values)),
-        ("peak memory (GB)", f"{max(_known(values, 'peak_memory_gb'), default=0):.2f}"),
-        ("training + editing + scoring", f"{seconds:.0f} s over {len(done)} cells"),
-        ("versions", distinct(_pairs(v["versions"]) for v in values)),
-    ]
-    if moments:
-        metadata.append(
-            ("run (UTC)", f"{min(moments):%Y-%m-%d %H:%M} to {max(moments):%Y-%m-%d %H:%M}")
-        )
-    return [(name, value) for name, value in metadata if value]
-
-
-def _known(values: Sequence[Mapping[str, Any]], name: str) -> list[float]:
-    return [v[name] for v in values if v[name] is not None]
-
-
-def _pairs(versions: Mapping[str, Any]) -> str:
-    return " ".join(f"{name} {value}" for name, value in sorted(versions.items()))
-
-
-def _settings(records: Sequence[CellRecord]) -> list[tuple[str, str, str]]:
-    """(editor, cell, resolved settings as JSON) of one cell per editor, on its longest stream."""
-    chosen: dict[tuple[str, ...], CellRecord] = {}
-    for record in sorted(records, key=_size, reverse=True):
-        a = record.address
-        chosen.setdefault((editor_label(a.editor, a.variant), a.model, a.dataset), record)
-    return [
-        (
-            f"{editor} on {model}, {dataset}",
-            record.address.cell_key,
-            json.dumps(record.values["resolved"], indent=1, sort_keys=True, ensure_ascii=False),
-        )
-        for (editor, model, dataset), record in sorted(chosen.items())
-    ]
-
-
-def _size(record: CellRecord) -> tuple[int, int]:
-    return (record.address.n_batches * record.address.batch_size, -record.address.seed)

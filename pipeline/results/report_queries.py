@@ -21,7 +21,9 @@ _SHORT = {
 
 
 def questions(grid: str, rows: Sequence[Row], preferred: Mapping[str, str]) -> list[str]:
-    """SQL that answers with the figures of the tables: all of them, and where one comes from.
+    """SQL that answers with the figures of the tables, and where one of them comes from.
+
+    The first asks by one protocol after one stream, the second gives all protocols and streams.
 
     Args:
         rows: Final rows of `runs`.
@@ -42,7 +44,15 @@ def questions(grid: str, rows: Sequence[Row], preferred: Mapping[str, str]) -> l
     protocol = shown_protocol([r for r in own if r["cell"] == cell["cell"]], preferred)
     where = f"cell = {quoted(cell['cell'])}"
     last = f"checkpoint = {cell['n_edits']} AND protocol = {quoted(str(protocol))}"
+    n_batches, batch_size = longest
+    said = f"protocol = {quoted(str(protocol))} AND n_batches = {n_batches}"
+    short = [name for name in _SHORT if name != "specificity_self"]
+    table = ", ".join(f"round(avg({name}), 1) AS {_SHORT[name]}" for name in short)
+    mean = f"round(avg(({' + '.join(short)}) / {len(short)}), 1) AS mean"
     return [
+        f"SELECT model, dataset, editor, variant, {table}, {mean} FROM runs WHERE grid = "
+        f"{quoted(grid)} AND final AND {said} AND batch_size = {batch_size} GROUP BY ALL ORDER BY "
+        "model, dataset, mean DESC",
         *found,
         f"SELECT edit_id, efficacy FROM edits WHERE {where} AND {last} AND NOT superseded "
         "ORDER BY efficacy, edit_id",

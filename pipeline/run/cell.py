@@ -20,7 +20,7 @@ from pipeline.results.lake.records import CellResult
 from pipeline.results.unchanged_cells import remark_of
 from pipeline.run.cache import Cache
 from pipeline.run.device import PeakMemory, device_of
-from pipeline.run.gang import SINGLE_PROCESS, Gang
+from pipeline.run.rank_group import SINGLE_PROCESS, Gang
 from pipeline.run.reporting import Report
 from pipeline.run.stages.edit import (
     StreamBroken,

@@ -7,7 +7,6 @@ are there.
 
 from __future__ import annotations
 
-import json
 import logging
 from collections.abc import Collection, Mapping
 from dataclasses import replace
@@ -35,7 +34,6 @@ from pipeline.results.lake.records import CellRecord
 from pipeline.run.cache import Cache
 from pipeline.run.cache_migration import migrate_cache
 from pipeline.run.reporting import Report, silent
-from pipeline.run.resume import write_tensors
 from pipeline.run.stages.ask_known_facts import with_known
 from pipeline.run.stages.edit import StreamRows, edit_stream, edited_name, state_folder
 from pipeline.run.stages.prepare import prepare_model
@@ -43,27 +41,46 @@ from pipeline.run.stages.train import load_trained
 from pipeline.run.tasks import perform, tasks_of
 from pipeline.run.weight_files import CheckpointFiles
 from pipeline.storage.run_paths import RunPaths
+from rledit.editing.deltas import Delta
+from rledit.editing.export import (
+    DELTA_FILE,
+    ExportError,
+    Form,
+    adapter_of,
+    write_adapter,
+    write_checkpoint,
+    write_delta,
+)
 from rledit.families import is_transposed
+from rledit.shift import LowRankShift
 
 logger = logging.getLogger(__name__)
 
-DELTA_FILE = "delta.safetensors"
-METADATA_FILE = "edited.json"
 _COMPARED = ("efficacy", "generalization", "specificity", "specificity_self")
 
 
 def export(
-    key: str, run_paths: RunPaths, folder: Path, delta: bool = False, report: Report = silent
+    key: str,
+    run_paths: RunPaths,
+    folder: Path,
+    delta: bool = False,
+    report: Report = silent,
+    *,
+    form: Form = "checkpoint",
+    rank: int | None = None,
 ) -> Path:
-    """Write the model that a cell's stream ended with.
+    """Write the model that a cell's stream ended with, in the forms that a ledger has.
 
     Args:
         key: The cell's key, or an unambiguous beginning of it.
         run_paths: Where its results and caches lie.
         folder: Where to write; made if absent.
-        delta: Write only the change of the edited matrices, in float64: the original plus the
-            change, rounded to the model's precision, is the edited matrix bit by bit.
+        delta: The same as form `delta`.
         report: Told how far a cell that has to be run again is.
+        form: A whole checkpoint; only the change of the edited matrices, in float64: the original
+            plus the change, rounded to the model's precision, is the edited matrix bit by bit; or
+            a LoRA adapter.
+        rank: Of the adapter; None: the one at which it is exact.
 
     Returns:
         The folder of the checkpoint, or the file of the change.
@@ -81,9 +98,15 @@ def export(
     assert kept is not None
     model = prepare_model(cell, cache, report)
     metadata = {"cell": key_of(cell), "code_version": code_version(), "identity": identity_of(cell)}
-    folder.mkdir(parents=True, exist_ok=True)
-    write = _write_delta if delta else _write_checkpoint
-    return write(cell, model, load_file(kept), folder, metadata)
+    if rank is not None and form != "lora":
+        raise ExportError(f"--rank is for the form lora, not for {form}")
+    edited = load_file(kept)
+    if form == "checkpoint" and not delta:
+        return _write_checkpoint(cell, model, edited, folder, metadata)
+    changes = _changes(cell, model, edited)
+    if form == "lora":
+        return _write_adapter(cell, changes, folder, rank)
+    return write_delta(changes, folder / DELTA_FILE, metadata)
 
 
 def _record(key: str, lake: Lake) -> CellRecord:
@@ -153,23 +176,39 @@ def _write_checkpoint(
         for name, value in edited.items():
             linear = model.get_submodule(name)
             linear.weight.copy_(value.T if is_transposed(linear) else value)
-    model.save_pretrained(folder)
-    AutoTokenizer.from_pretrained(source).save_pretrained(folder)
-    (folder / METADATA_FILE).write_text(json.dumps(metadata, indent=1) + "\n")
-    return folder
+    tokenizer = AutoTokenizer.from_pretrained(source)
+    return write_checkpoint(model, tokenizer, folder, metadata=metadata)
 
 
-def _write_delta(
-    cell: Cell, source: Path, edited: Mapping[str, Tensor], folder: Path, metadata: dict[str, Any]
-) -> Path:
+def _changes(cell: Cell, source: Path, edited: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Parameter → what the cell has added to it, in float64 and in the layout of the parameter."""
     changes: dict[str, Tensor] = {}
     for name, original in _originals(cell, source, edited).items():
         linear = architecture_of(cell).model.get_submodule(name)
         value = edited[name].T if is_transposed(linear) else edited[name]
         changes[f"{name}.weight"] = (value.double() - original.double()).contiguous()
-    path = folder / DELTA_FILE
-    write_tensors(path, changes, {"facts": json.dumps(metadata)})
-    return path
+    return changes
+
+
+def _write_adapter(
+    cell: Cell, changes: Mapping[str, Tensor], folder: Path, rank: int | None
+) -> Path:
+    model = architecture_of(cell).model
+    terms: dict[str, tuple[LowRankShift, ...]] = {}
+    for parameter, change in changes.items():
+        name = parameter.removesuffix(".weight")
+        upright = change if is_transposed(model.get_submodule(name)) else change.T
+        terms[name] = (LowRankShift(None, upright.contiguous()),)
+    adapter = adapter_of([Delta(terms)], rank)
+    logger.info(
+        "adapter of rank %d (exact: %d), %.2g of the change left out, %.1f MB",
+        adapter.rank,
+        adapter.needed,
+        adapter.error,
+        adapter.n_bytes / 1e6,
+    )
+    reference = cell.model.checkpoint or cell.model.name
+    return write_adapter(model, adapter, folder, reference)
 
 
 def _originals(cell: Cell, source: Path, names: Collection[str]) -> dict[str, Tensor]:

@@ -25,7 +25,7 @@ from typing import Any
 
 import psutil
 
-from pipeline.run.gang import Gang
+from pipeline.run.rank_group import Gang
 from pipeline.run.reporting import Report, Stage
 from pipeline.storage.object_store import Storage
 from pipeline.storage.redaction import redact

@@ -18,7 +18,7 @@ from typing import Any
 from safetensors.torch import load, save, save_file
 from torch import Tensor
 
-from pipeline.run.gang import Gang
+from pipeline.run.rank_group import Gang
 from pipeline.storage.object_store import Storage
 
 _POINTER = "latest.json"

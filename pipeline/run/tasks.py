@@ -26,8 +26,8 @@ from pipeline.plan.checks import skip_reason
 from pipeline.results.lake.lake import Lake
 from pipeline.run.cache import Cache
 from pipeline.run.cell import record_skip, run_cell
-from pipeline.run.gang import SINGLE_PROCESS, Gang
 from pipeline.run.lease import leased
+from pipeline.run.rank_group import SINGLE_PROCESS, Gang
 from pipeline.run.reporting import Report
 from pipeline.run.stages.ask_known_facts import ask_model, with_known
 from pipeline.run.stages.calibrate import calibrate_step

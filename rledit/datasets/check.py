@@ -21,7 +21,7 @@ from rledit.datasets.values import has_content, shown_key
 Opener = Callable[[str], RowFile]
 
 _SHOWN_KEYS = 20
-_SUFFIXES = (".json", ".jsonl", ".ndjson", ".parquet")
+_SUFFIXES = (".json", ".jsonl", ".ndjson", ".parquet", ".csv", ".tsv")
 
 
 @dataclass
@@ -41,7 +41,7 @@ def check_paths(
     """Describe data files: format, counts, hash, traps, and what they share with each other.
 
     Args:
-        paths: Files, or directories that are searched for JSON, JSONL and Parquet files.
+        paths: Files, or directories that are searched for JSON, JSONL, CSV and Parquet files.
         strict: Make every trap an error.
         opener: Opens a file; another one than this package's own reads Parquet and URIs.
 
@@ -61,7 +61,7 @@ def check_paths(
 
 
 def data_files(path: str | Path) -> Iterable[str]:
-    """A file, or the JSON, JSONL and Parquet files of a folder."""
+    """A file, or the JSON, JSONL, CSV and Parquet files of a folder."""
     directory = Path(path)
     if not directory.is_dir():
         return [str(path)]

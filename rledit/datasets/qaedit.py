@@ -9,7 +9,7 @@ from rledit.records import Edit
 
 
 def read(row: Row, place: Place) -> list[Edit]:
-    """One edit towards the true answer, so there is no old target."""
+    """One edit towards the true answer: the published rows have no old one."""
     fields = Fields(row, place)
     probes = [probe(item, "loc", "loc_ans") for item in fields.children("locality")]
     return [
@@ -19,6 +19,7 @@ def read(row: Row, place: Place) -> list[Edit]:
             target=fields.answer("target"),
             rephrases=fields.texts("rephrase"),
             locality=tuple(found for item in probes for found in item),
+            old_target=fields.optional("old_target"),
             subject=fields.optional("subject"),
             source=str(place),
             consequences=portability(fields),

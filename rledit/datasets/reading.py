@@ -1,7 +1,8 @@
-"""Open a JSON or JSONL file as numbered rows, or say in one message why that is impossible.
+"""Open a JSON, JSONL or CSV file as numbered rows, or say in one message why that is impossible.
 
 The format is told by the content, not by the suffix: a text that opens with ``[`` is an array,
-one that opens with ``{`` is JSONL. Rows are counted from 1; for JSONL the number is the line's.
+one that opens with ``{`` is JSONL; CSV goes by its suffix (see `rledit.datasets.tables`). Rows are
+counted from 1; for JSONL the number is the line's.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from rledit.datasets.errors import DataFileError
+from rledit.datasets.tables import SUFFIXES, table_rows
 
 # Byte-order marks; UTF-32's begins like UTF-16's, so it comes first.
 _MARKS: tuple[tuple[bytes, str], ...] = (
@@ -93,7 +95,7 @@ class RowFile:
 
 
 def open_rows(path: str | Path) -> RowFile:
-    """Read a JSON array or a JSONL file.
+    """Read a JSON array, a JSONL or a CSV file.
 
     Raises:
         DataFileError: The file is missing, empty, truncated, not UTF-8, not a list of rows, or
@@ -144,7 +146,7 @@ def rows_given(path: str | Path, rows: Iterable[Any], data_hash: str | None) -> 
 
 
 def parse_rows(content: bytes, name: str) -> list[tuple[int, Any]]:
-    """Parse the bytes of a JSON array or JSONL file into numbered rows.
+    """Parse the bytes of a JSON array, JSONL or CSV file into numbered rows.
 
     Raises:
         DataFileError: See `open_rows`.
@@ -154,6 +156,8 @@ def parse_rows(content: bytes, name: str) -> list[tuple[int, Any]]:
 
 
 def _parse_text(text: str, name: str) -> list[tuple[int, Any]]:
+    if name.lower().endswith(SUFFIXES):
+        return table_rows(text, name)
     start = text.lstrip()[:1]
     if not start:
         raise DataFileError(name, "is empty", _DOWNLOAD_AGAIN)
@@ -161,7 +165,8 @@ def _parse_text(text: str, name: str) -> list[tuple[int, Any]]:
         raise DataFileError(name, "is named .parquet and is no Parquet file", _DOWNLOAD_AGAIN)
     if start not in "[{":
         reason = f"starts with {text.lstrip()[:20]!r}, which is neither a JSON array nor JSONL"
-        raise DataFileError(name, reason, "Give a list of objects, or one object per line")
+        remedy = "Give a list of objects, one object per line, or a table named .csv"
+        raise DataFileError(name, reason, remedy)
     rows = _parse_array(text, name) if start == "[" else _parse_lines(text, name)
     if not rows:
         raise DataFileError(name, "holds no rows", _DOWNLOAD_AGAIN)
@@ -209,7 +214,7 @@ def _broken_rows(content: bytes, name: str) -> str:
 
 def _is_encodable(row: Any) -> bool:
     try:
-        json.dumps(row, ensure_ascii=False).encode("utf-8")
+        json.dumps(row, ensure_ascii=False, default=str).encode("utf-8")
     except UnicodeEncodeError:
         return False
     return True

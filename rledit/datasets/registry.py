@@ -11,6 +11,7 @@ from rledit.datasets import (
     fever,
     knowedit,
     mquake,
+    plain,
     qaedit,
     ultraeditbench,
     wikibigedit,
@@ -35,6 +36,8 @@ FORMATS: dict[str, Format] = {
     "knowedit": knowedit.KNOWEDIT,
     "knowedit_wikibio": knowedit.WIKIBIO,
     "qaedit": qaedit.QAEDIT,
+    # Last: rows of others have its keys, too.
+    "facts": plain.FACTS,
 }
 
 
@@ -66,10 +69,13 @@ def match_format(row: object) -> Format | None:
 @lru_cache(maxsize=256)
 def _match(keys: frozenset[str]) -> Format | None:
     """By the schemas' own names first, then by the others that their keys have."""
+    others = [form for form in FORMATS.values() if form.detected and form is not plain.FACTS]
     for literal in (True, False):
-        for form in FORMATS.values():
-            if form.detected and not form.missing(keys, literal):
+        for form in others:
+            if not form.missing(keys, literal):
                 return form
+        if not plain.FACTS.missing(keys, literal) and (not literal or keys & plain.OWN):
+            return plain.FACTS
     return None
 
 

@@ -17,6 +17,17 @@ _PROMPTS = frozenset({"prompt", "src"})
 _SHOWN = 40  # characters
 
 
+class Unreadable:
+    """A row that could not be taken apart.
+
+    Attributes:
+        reason: What is wrong with it, to go on after "the row".
+    """
+
+    def __init__(self, reason: str) -> None:
+        self.reason = reason
+
+
 def absent(value: object) -> bool:
     """Whether a value stands for one that is missing: null or NaN."""
     return value is None or (isinstance(value, float | Decimal) and value != value)
@@ -52,6 +63,8 @@ def kind_of(value: object) -> str:
 
 def mismatch(value: object, expected: str) -> str:
     """What is wrong with a value that should be `expected`, for messages."""
+    if isinstance(value, Unreadable):
+        return value.reason
     if absent(value):
         return f"is missing ({kind_of(value)}), and {expected} is needed"
     shown = repr(value)

@@ -49,8 +49,6 @@ class Editor(ABC):
             that trains on a stream of its own length, or replays, is not.
         step_setting: Name of the setting that every shift is proportional to as long as nothing is
             trained, and that may be `auto` (see `rledit.calibration`); None where there is none.
-        shardable: Whether the model may be sharded over ranks: not where a loss is differentiated
-            with respect to whole matrices.
     """
 
     name: ClassVar[str]
@@ -60,7 +58,6 @@ class Editor(ABC):
     target_modules: ClassVar[TargetModules] = "any"
     prefix_safe: ClassVar[bool] = False
     step_setting: ClassVar[str | None] = None
-    shardable: ClassVar[bool] = True
 
     def __init__(self, model: EditableModel, config: Any) -> None:
         if self.step_setting is not None:

@@ -71,7 +71,6 @@ class FineTuning(Editor):
     Config = FineTuningConfig
     config: FineTuningConfig
     prefix_safe = True
-    shardable = False
 
     @classmethod
     def skip_reason_of(cls, config: FineTuningConfig, encoder: Encoder) -> str | None:

@@ -30,6 +30,7 @@ from rledit.tokenization import Order
 Rule = Literal["normal_equation", "outer_product"]
 MomentsScope = Literal["lifelong", "trajectory"]
 Drawing = Literal["independent", "epochs"]
+Schedule = Literal["constant", "cosine"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,6 +57,8 @@ class HypernetworkConfig:
             Lifelong moments run on from one to the next.
         drawing: How trajectories come from the train pool. `epochs`: no edit twice before all have
             been seen, each epoch in an order of its own; `independent`: each is drawn anew.
+        augment: Train on variants of the edits: in half of them the prompt and a rephrase change
+            places, and any of the locality prompts counts, see `rledit.augmentation`.
         patience: Validations in a row without improvement that end the training; the best state
             is put back then. 0: none is made, and training goes on to `train_steps`.
         validate_every: Training steps between two validations.
@@ -68,6 +71,8 @@ class HypernetworkConfig:
             the steps as learned, is always among them. Needs `patience`; empty: nothing is tried.
         meta_lr: Adam's learning rate.
         warmup_steps: Optimiser steps over which the learning rate rises to `meta_lr`.
+        schedule: The learning rate after the warm-up: `constant`, or falling over `train_steps` by
+            half a `cosine` to a fiftieth of itself.
         weight_decay: Decay of the blocks' matrices in every optimiser step, times the learning
             rate (as AdamW's); steps, ridges, biases and scales have none.
         average: Decay of a running mean of the weights over optimiser steps, which validation and
@@ -80,6 +85,9 @@ class HypernetworkConfig:
         reg_coef: η_reg of the shift's squared norm.
         decay: μ of memory backtracking.
         depth: k, batches scored per step, the current one counted.
+        window_share: Share of the prompts of older batches in the window that a step scores, drawn
+            anew at each step and weighted by its inverse: a long window at the cost of a short one.
+            Needs `kl_reference: pretrained`, as the other reference is renewed with every prompt.
         discount: γ of the return over a trajectory.
         update_moments_while_editing: Let the stream's rows enter the running moments.
         moments_scope: `lifelong` moments run on from trajectory to trajectory and into the stream,
@@ -111,6 +119,7 @@ class HypernetworkConfig:
     trajectory_batches: int | None = None
     trajectories_per_step: int = 1
     drawing: Drawing = FROM_RECIPE
+    augment: bool = FROM_RECIPE
     patience: int = FROM_RECIPE
     validate_every: int = FROM_RECIPE
     min_improvement: float = 0.0
@@ -118,6 +127,7 @@ class HypernetworkConfig:
     step_search: tuple[float, ...] = FROM_RECIPE
     meta_lr: float = FROM_RECIPE
     warmup_steps: int = FROM_RECIPE
+    schedule: Schedule = FROM_RECIPE
     weight_decay: float = 0.0
     average: float = 0.0
     scalar_lr_factor: float = FROM_RECIPE
@@ -127,6 +137,7 @@ class HypernetworkConfig:
     reg_coef: float = 1e-4
     decay: float = 0.95
     depth: int = FROM_RECIPE
+    window_share: float = FROM_RECIPE
     discount: float = 1.0
     update_moments_while_editing: bool = True
     moments_scope: MomentsScope = FROM_RECIPE
@@ -147,12 +158,15 @@ class HypernetworkConfig:
     """The method's published settings, where they are not RLEdit's."""
     younger: ClassVar[Mapping[str, Any]] = {
         "drawing": "independent",
+        "augment": False,
         "patience": 0,
         "validate_every": 1,
         "min_improvement": 0.0,
         "validation_batches": None,
         "step_search": (),
         "warmup_steps": 0,
+        "schedule": "constant",
+        "window_share": 1.0,
         "weight_decay": 0.0,
         "average": 0.0,
         "loc_warmup": 0,
@@ -184,6 +198,18 @@ class HypernetworkConfig:
             raise ValueError(
                 f"depth {self.depth}: without transition each batch is trained on its own, with "
                 "nothing to backtrack to; set depth to 1"
+            )
+
+        if not 0 < self.window_share <= 1:
+            raise SettingError(
+                "window_share", f"a share is above 0 and at most 1, not {self.window_share}"
+            )
+        previous = self.conventions().kl_reference == "previous"
+        if self.window_share < 1 and self.depth > 1 and previous:
+            raise SettingError(
+                "window_share",
+                "kl_reference: previous renews its references with every prompt of the window; set "
+                "window_share to 1, or kl_reference to pretrained",
             )
 
     def _check_step_search(self) -> None:

@@ -28,6 +28,7 @@ from rledit.editors.hypernetwork_config import HypernetworkConfig
 from rledit.editors.hypernetwork_update import HypernetworkUpdate
 from rledit.editors.meta_optimiser import (
     RunningMean,
+    cosine,
     new_optimiser,
     ramp,
     set_learning_rates,
@@ -74,12 +75,15 @@ class HypernetworkEditor(TrainableEditor, HypernetworkUpdate):
         super().__init__(model, config)
         self.optimiser = new_optimiser(list(self.networks.values()), config)
         self._mean: RunningMean | None = None
+        self._total_steps = 0  # optimiser steps of the whole training, known when it begins
         self._under_way: UnderWay | None = None
         self._saved_step: State = {}
         self._reward = RewardConfig(
             loc_coef=config.loc_coef,
             decay=config.decay,
             depth=config.depth,
+            window_share=config.window_share,
+            seed=config.seed,
             kl_reference=self.conventions.kl_reference,
             locality_gradient=self.conventions.locality_gradient,
         )
@@ -110,6 +114,8 @@ class HypernetworkEditor(TrainableEditor, HypernetworkUpdate):
             NonFiniteError: A loss or gradient is not finite; names the batch.
         """
         places = places_of(trajectories)
+        one = self.config.optimise == "trajectory"
+        self._total_steps = self.config.train_steps * (1 if one else len(places))
         step = self._under_way = self._begin_step(trajectories)
         for i, t in places[step.done :]:
             step.done += 1
@@ -241,12 +247,22 @@ class HypernetworkEditor(TrainableEditor, HypernetworkUpdate):
         return norm
 
     def _step(self) -> None:
-        if self.config.warmup_steps:
-            set_learning_rates(self.optimiser, self._ramp(self.config.warmup_steps))
+        if self.config.warmup_steps or self.config.schedule != "constant":
+            training = self._under_way is not None
+            share = self._learning_rate(steps_made(self.optimiser)) if training else 1.0
+            set_learning_rates(self.optimiser, share)
         self.optimiser.step()
         self.optimiser.zero_grad(set_to_none=True)
         if self._mean is not None:
             self._mean.update(steps_made(self.optimiser))
+
+    def _learning_rate(self, step: int) -> float:
+        """Share of the full learning rate in an optimiser step, counted from 0."""
+        config = self.config
+        share = ramp(step, config.warmup_steps)
+        if config.schedule == "cosine" and self._total_steps:
+            share *= cosine(step, config.warmup_steps, self._total_steps)
+        return share
 
     def _ramp(self, over: int) -> float:
         """Share of a setting that rises over so many optimiser steps of the training.
@@ -266,7 +282,7 @@ class HypernetworkEditor(TrainableEditor, HypernetworkUpdate):
             "eta_min": min(etas),
             "eta_median": statistics.median(etas),
             "eta_max": max(etas),
-            "learning_rate": self.config.meta_lr * ramp(last, self.config.warmup_steps),
+            "learning_rate": self.config.meta_lr * self._learning_rate(last),
         }
 
     def scale_steps(self, factor: float) -> None:
@@ -313,6 +329,8 @@ class HypernetworkEditor(TrainableEditor, HypernetworkUpdate):
         if self._under_way is not None:
             state |= self._under_way.state_dict(self.model, self._parameters())
         state |= self._saved_step
+        if self.config.schedule != "constant":
+            state["total_steps"] = torch.tensor(self._total_steps)
         for i, values in self.optimiser.state_dict()["state"].items():
             copies = {k: torch.as_tensor(v).clone() for k, v in values.items()}
             state |= prefixed(f"optimiser.{i}.", copies)
@@ -324,6 +342,7 @@ class HypernetworkEditor(TrainableEditor, HypernetworkUpdate):
         if mean := unprefixed("mean.", state):
             self._mean = RunningMean(self._parameters(), self.config.average)
             self._mean.load_state_dict(mean)
+        self._total_steps = int(state.get("total_steps", 0))
         self._saved_step = prefixed(PREFIX, unprefixed(PREFIX, state))
         slots: dict[int, State] = {}
         for key, value in unprefixed("optimiser.", state).items():

@@ -50,7 +50,6 @@ class LocFT(Editor):
     name = "locft"
     Config = LocFTConfig
     config: LocFTConfig
-    shardable = False
 
     def __init__(self, model: EditableModel, config: LocFTConfig) -> None:
         super().__init__(model, config)

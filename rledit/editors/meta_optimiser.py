@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -43,6 +44,12 @@ def steps_made(optimiser: torch.optim.Optimizer) -> int:
 def ramp(step: int, over: int) -> float:
     """Share of the full value in a step, counted from 0, that is reached linearly in `over`."""
     return 1.0 if step >= over else (step + 1) / over
+
+
+def cosine(step: int, first: int, total: int) -> float:
+    """Share of the full value in a step that falls from 1 at `first` to a fiftieth at `total`."""
+    done = min(1.0, max(0, step - first) / max(1, total - first))
+    return 0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * done))
 
 
 def set_learning_rates(optimiser: torch.optim.Optimizer, share: float) -> None:

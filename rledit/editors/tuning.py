@@ -10,9 +10,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from rledit.capture import taken
 from rledit.finite import require_finite
 from rledit.micro_batches import MicroBatch
 from rledit.model import EditableModel
+from rledit.ranks import shard
 from rledit.tokenization import IGNORED, Sample
 
 
@@ -73,7 +75,13 @@ def _prompt(ids: Sequence[int]) -> Sample:
 
 
 class Tunable(Protocol):
-    """Matrices that can be read, written and differentiated, such as `EditedWeights`."""
+    """Matrices of linear layers that can be read, written and differentiated, such as
+    `EditedWeights`.
+
+    A gradient is made of the linear's keys (its inputs, (n, d_in)) and value gradients (those with
+    respect to its outputs, (n, d_out)): no rank of a sharded model holds a whole matrix to
+    differentiate.
+    """
 
     names: tuple[str, ...]
 
@@ -85,12 +93,12 @@ class Tunable(Protocol):
         """Replace the value."""
         ...
 
-    def parameter(self, name: str) -> nn.Parameter:
-        """The model's parameter."""
+    def linear(self, name: str) -> nn.Module:
+        """The linear it is of."""
         ...
 
-    def upright(self, name: str, value: Tensor) -> Tensor:
-        """A tensor in the layout of the parameter as `read` and `set` have it."""
+    def gradient(self, name: str, keys: Tensor, values: Tensor) -> Tensor:
+        """Its gradient, in the layout of `read` and `set`, from keys and value gradients."""
         ...
 
 
@@ -119,6 +127,8 @@ def descend(
     config: Descent,
 ) -> list[float]:
     """Minimise objectives by Adam, one step per mini-batch.
+
+    Several ranks share the samples of a mini-batch out, and take the same step.
 
     Args:
         model: The model.
@@ -159,23 +169,21 @@ def descend(
 def _gradients(
     model: EditableModel, weights: Tunable, objective: Objective
 ) -> tuple[float, dict[str, Tensor]]:
-    """Loss of a mini-batch, and its gradient for every matrix."""
-    parameters = {name: weights.parameter(name) for name in weights.names}
-    total = 0.0
-    sums = {name: torch.zeros_like(p, dtype=model.compute_dtype) for name, p in parameters.items()}
-    for p in parameters.values():
-        p.requires_grad_()
-    try:
-        for micro_batch in model.micro_batches(objective.samples):
-            with torch.enable_grad():
-                logits = model.prefix_cache.logits(micro_batch).to(model.compute_dtype)
-                loss = objective.loss(micro_batch, logits)
-            found = torch.autograd.grad(loss, list(parameters.values()))
-            total += float(loss.detach())
-            for name, gradient in zip(parameters, found, strict=True):
-                sums[name] += gradient
-    finally:
-        for p in parameters.values():
-            p.requires_grad_(False)
-    require_finite({"edit_loss": total}, "the loss of fine-tuning", model, objective.samples)
-    return total, {name: weights.upright(name, gradient) for name, gradient in sums.items()}
+    """Loss of a mini-batch, and its gradient for every matrix, on every rank."""
+    total = torch.zeros((), dtype=torch.float64)
+    sums = {n: torch.zeros_like(weights.read(n), dtype=model.compute_dtype) for n in weights.names}
+    linears = {name: weights.linear(name) for name in weights.names}
+    own = shard(objective.samples, model.ranks)
+    for micro_batch in model.own_micro_batches(objective.samples, own):
+        with torch.enable_grad(), taken(linears) as found:
+            logits = model.prefix_cache.logits(micro_batch).to(model.compute_dtype)
+            loss = objective.loss(micro_batch, logits)
+            gradients = torch.autograd.grad(loss, [output for _, output in found.values()])
+        total += float(loss.detach())
+        for name, gradient in zip(found, gradients, strict=True):
+            keys = found[name][0].flatten(0, -2)
+            sums[name] += weights.gradient(name, keys, gradient.flatten(0, -2))
+    for whole in (total, *sums.values()):
+        model.ranks.all_reduce_(whole)
+    require_finite({"edit_loss": float(total)}, "the loss of fine-tuning", model, objective.samples)
+    return float(total), sums

@@ -20,6 +20,7 @@ from rledit.families import layer_index
 from rledit.finite import NonFiniteError, origin
 from rledit.locate.restart import stopping_after
 from rledit.model import EditableModel
+from rledit.ranks import Ranks, shard
 from rledit.tokenization import IGNORED, Sample
 
 MomentType = Literal["float32", "float64"]
@@ -89,6 +90,11 @@ class KeyCovariance:
         rows = rows.to(self.total)
         self.total.addmm_(rows.T, rows)
         self.count += len(rows)
+
+    def reset(self) -> None:
+        """Begin anew, with nothing seen."""
+        self.total.zero_()
+        self.count = 0
 
     def merge(self, other: KeyCovariance) -> None:
         """Add another worker's sum.
@@ -163,13 +169,16 @@ def accumulate(
 ) -> int:
     """Add the inputs of linear layers at every token of some texts.
 
+    Several ranks share the texts out; each adds what it has seen to its own moments, see
+    `sum_over_ranks`.
+
     Args:
         model: The unedited model.
         texts: Token ids of each text; a text no longer than one pass takes.
         covariances: Linear → the moment to add to.
 
     Returns:
-        Number of tokens seen.
+        Number of tokens seen by this rank.
 
     Raises:
         NonFiniteError: A moment is not finite; names the linear and the layer it comes from.
@@ -177,7 +186,7 @@ def accumulate(
     samples = [_text(ids) for ids in texts if len(ids)]
     top = max(layer_index(model.family, name) for name in covariances)
     seen = 0
-    for micro_batch in model.micro_batches(samples):
+    for micro_batch in model.own_micro_batches(samples, shard(samples, model.ranks)):
         rows, _ = micro_batch.real_rows()
         seen += len(rows)
         with ExitStack() as stack:
@@ -186,13 +195,24 @@ def accumulate(
                 hook = _adding(moment, rows.to(model.device))
                 stack.callback(model.linear(name).register_forward_hook(hook).remove)
             model.prefix_cache.logits(micro_batch, narrow=False)
-    for name, moment in covariances.items():
-        if not moment.finite:
+    broken = torch.tensor([not moment.finite for moment in covariances.values()]).long()
+    model.ranks.all_reduce_(broken)
+    for name, is_broken in zip(covariances, broken.tolist(), strict=True):
+        if is_broken:
             raise NonFiniteError(
                 f"key covariance of {name!r}: an input of this linear is not finite; "
                 f"{origin(model, samples)}"
             )
     return seen
+
+
+def sum_over_ranks(ranks: Ranks, covariances: Mapping[str, KeyCovariance]) -> None:
+    """Give every rank the sums of all, after which one of them may add to them."""
+    for moment in covariances.values():
+        count = torch.tensor(moment.count)
+        ranks.all_reduce_(moment.total)
+        ranks.all_reduce_(count)
+        moment.count = int(count)
 
 
 def _adding(moment: KeyCovariance, rows: Tensor) -> Any:

@@ -12,7 +12,7 @@ from torch import Tensor
 from rledit.finite import refuse
 from rledit.micro_batches import MicroBatch
 from rledit.model import SINGLE_PASS_TOKENS, EditableModel
-from rledit.ranks import shard
+from rledit.ranks import Deal, shard
 from rledit.tokenization import Sample
 
 _NO_RIVAL = -1
@@ -47,6 +47,7 @@ def read(
     model: EditableModel,
     samples: Sequence[Sample],
     rivals: Sequence[Sample | None] | None = None,
+    deal: Deal | None = None,
 ) -> list[Reading]:
     """Read all samples in one batched pass over the model's current weights.
 
@@ -56,12 +57,15 @@ def read(
         model: The model.
         samples: Prompts with their expected answers.
         rivals: For every sample the same prompt with another answer, or None.
+        deal: Which rank reads which sample; None: as evenly as these can be shared.
 
     Raises:
         NonFiniteError: The model gives no numbers for a prompt; names it, and the layer.
     """
     others = [r for r in rivals or () if r is not None]
-    tokens, nll = _run(model, [*samples, *others], _rival_labels(samples, rivals))
+    asked = [*samples, *others]
+    own = shard(asked, model.ranks) if deal is None else deal.own(asked)
+    tokens, nll = _run(model, asked, own, _rival_labels(samples, rivals))
     next_rival = iter(nll[len(samples) :])
     readings: list[Reading] = []
     for i, sample in enumerate(samples):
@@ -96,22 +100,24 @@ def _rival_labels(
 
 
 def _run(
-    model: EditableModel, samples: Sequence[Sample], rival_labels: Sequence[Tensor]
+    model: EditableModel,
+    samples: Sequence[Sample],
+    own: Sequence[int],
+    rival_labels: Sequence[Tensor],
 ) -> tuple[list[tuple[Tensor, Tensor]], list[float]]:
-    """Predicted tokens with preferences, and mean NLL, of every sample."""
+    """Predicted tokens with preferences, and mean NLL, of every sample; this rank runs its own."""
     counts = [len(s.answer_ids) for s in samples]
     predicted = [torch.zeros(n, dtype=torch.int64) for n in counts]
     preferred = [torch.zeros(n, dtype=torch.int64) for n in counts]
     nll = torch.zeros(len(samples), dtype=torch.float64)
-    own = shard(samples, model.ranks)
-    for micro_batch in model.micro_batches([samples[i] for i in own], least=SINGLE_PASS_TOKENS):
-        places = [own[i] for i in micro_batch.index.tolist()]
+    for micro_batch in model.own_micro_batches(samples, own, SINGLE_PASS_TOKENS):
+        places = micro_batch.index.tolist()
         rows = [counts[i] for i in places]
         against = [
             rival_labels[i] if i < len(rival_labels) else torch.full((n,), _NO_RIVAL)
             for i, n in zip(places, rows, strict=True)
         ]
-        guesses, wins, losses = _judge_rows(model, micro_batch, torch.cat(against))
+        guesses, wins, losses = _judge_rows(model, micro_batch, against)
         for i, guess, win, part in zip(
             places, guesses.split(rows), wins.split(rows), losses.split(rows), strict=True
         ):
@@ -130,9 +136,10 @@ def _run(
 
 
 def _judge_rows(
-    model: EditableModel, micro_batch: MicroBatch, against: Tensor
+    model: EditableModel, micro_batch: MicroBatch, rival_labels: Sequence[Tensor]
 ) -> tuple[Tensor, Tensor, Tensor]:
     """(rows,) each: the argmax, whether the label beats the rival's token, and the loss."""
+    against = torch.cat([micro_batch.labels[:0], *rival_labels])
     logits = model.prefix_cache.logits(micro_batch).to(model.compute_dtype)
     labels = micro_batch.labels.to(logits.device)
     guesses = logits.argmax(-1).cpu()

@@ -148,7 +148,7 @@ def _enter_whole_layer(prefix_cache: PrefixCache, hidden: Tensor, _: Tensor) -> 
         hook.remove()
 
 
-def _fours(_: EditableModel, samples: Sequence[Sample], **_bounds: int) -> list[MicroBatch]:
+def _fours(_: EditableModel, samples: Sequence[Sample], least: int = 0) -> list[MicroBatch]:
     fours = [samples[i : i + 4] for i in range(0, len(samples), 4)]
     micro_batches = []
     for start, four in enumerate(fours):

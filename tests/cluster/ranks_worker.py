@@ -19,16 +19,10 @@ from rledit.editors import EDITORS, TrainableEditor
 from rledit.model import EditableModel, Execution
 from rledit.protocols import read
 from rledit.ranks import Ranks, SingleProcess
+from tests.unit.helpers.interrupted import SMALL_NETWORK
 from tests.unit.helpers.oracle import relative
 from tests.unit.helpers.tiny_models import double_arithmetic, random_batches, tiny_model, two_shapes
 
-SETTINGS: dict[str, Any] = {
-    "rank": 4,
-    "n_blocks": 1,
-    "initial_step": 1e-2,
-    "meta_lr": 1e-3,
-    "depth": 2,
-}
 CASES: dict[str, tuple[str, str, dict[str, Any]]] = {
     "llama": ("rledit", "llama", {}),
     "gptj-previous": ("rledit", "gptj", {"kl_reference": "previous"}),
@@ -47,7 +41,7 @@ def trainer(case: str, ranks: Ranks) -> TrainableEditor:
     modules = two_shapes(whole)
     model = EditableModel(whole, None, modules, Execution(token_budget=60), ranks=ranks)
     cls = EDITORS[name]
-    editor = cls(model, cls.Config(modules=modules, **(SETTINGS | settings)))
+    editor = cls(model, cls.Config(modules=modules, **(SMALL_NETWORK | settings)))
     assert isinstance(editor, TrainableEditor)
     return editor
 

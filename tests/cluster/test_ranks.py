@@ -2,32 +2,15 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Any
 
 import pytest
-from torch import Tensor
 
-from rledit.model import EditableModel
-from rledit.ranks import shard
-from rledit.weights import LocalAccess
 from tests.cluster.launch import launch
 from tests.cluster.ranks_worker import CASES
 from tests.golden.tolerances import LOSS, WEIGHT
-from tests.unit.helpers.tiny_models import random_batches, tiny_model
 
 SIZE = 4
-
-
-@dataclass(frozen=True)
-class Place:
-    """A rank that has nothing to sum."""
-
-    rank: int
-    size: int
-
-    def all_reduce_(self, tensor: Tensor) -> None:
-        raise AssertionError("nothing is summed here")
 
 
 @pytest.fixture(scope="module")
@@ -78,27 +61,3 @@ def test_every_prompt_is_read_by_one_rank(reports: list[dict[str, Any]], ranks: 
 @pytest.mark.cluster
 def test_nothing_to_read_is_nothing(reports: list[dict[str, Any]]) -> None:
     assert [report["empty"] for report in reports] == [0] * SIZE
-
-
-@pytest.mark.parametrize("first", [0, 1, 7])
-@pytest.mark.parametrize("size", [1, 2, 3, 8])
-def test_samples_are_dealt_completely_and_evenly(size: int, first: int) -> None:
-    (batch,) = random_batches(1, 7)
-    samples = batch.edit.samples
-    shares = [shard(samples, Place(rank, size), first) for rank in range(size)]
-    assert sorted(i for share in shares for i in share) == list(range(7))
-    assert max(map(len, shares)) - min(map(len, shares)) <= 1
-    longest = max(range(7), key=lambda i: len(samples[i]))
-    turned = [shard(samples, Place(rank, size), first + 1) for rank in range(size)]
-    if size > 1:
-        assert [longest in share for share in shares] != [longest in share for share in turned]
-
-
-def test_the_ranks_of_a_sharded_model_cannot_share_its_passes() -> None:
-    class InStep(LocalAccess):
-        in_step = True
-
-    model = tiny_model("llama")
-    EditableModel(model, None, ("up:1",), access=InStep(), ranks=Place(0, 1))
-    with pytest.raises(ValueError, match="same passes in the same order"):
-        EditableModel(model, None, ("up:1",), access=InStep(), ranks=Place(0, 2))

@@ -23,19 +23,24 @@ from transformers import AutoModelForCausalLM
 
 from pipeline.run.device import PeakMemory
 from pipeline.run.fleet.process_group import joined
-from pipeline.run.zero import Offload, ZeroSettings, held_share, open_sharded, shard
-from rledit.editors import EDITORS, TrainableEditor
+from pipeline.run.sharded_model import Offload, ZeroSettings, held_share, open_sharded, shard
+from rledit.decoding import decode
+from rledit.editors import EDITORS, Editor, TrainableEditor
 from rledit.finite import NonFiniteError
 from rledit.model import EditableModel
 from rledit.prefix_cache import PrefixCache
 from rledit.protocols import read
 from rledit.shift import LowRankShift, traced
-from tests.cluster.ranks_worker import SETTINGS, worst
+from tests.cluster.ranks_worker import worst
 from tests.reference.injected import injected
+from tests.unit.helpers.interrupted import SMALL_NETWORK, train_with_an_interruption
 from tests.unit.helpers.oracle import relative
+from tests.unit.helpers.text_edits import equip, text_batches, tiny_tokenizer
 from tests.unit.helpers.tiny_models import double_arithmetic, random_batches, tiny_model, two_shapes
+from tests.unit.rledit.editors.test_editors import SETTINGS as EDITOR_SETTINGS
 
 MIXED = ("llama", "gptj", "gemma2", "mistral", "qwen3", "gpt2")
+ALL_EDITORS = ("llama", "mistral", "gptj")
 EDITED: dict[tuple[str, torch.dtype], Offload] = {
     ("llama", torch.float32): "none",
     ("llama", torch.bfloat16): "none",
@@ -164,18 +169,10 @@ def state(model: nn.Module) -> dict[str, Any]:
 def trained_and_scored(model: EditableModel) -> dict[str, dict[str, Tensor]]:
     """Two training steps, three edited batches and their scores: what they gave, by kind."""
     cls = EDITORS["rledit"]
-    editors = [cls(model, cls.Config(modules=model.modules, **SETTINGS)) for _ in range(2)]
+    editors = [cls(model, cls.Config(modules=model.modules, **SMALL_NETWORK)) for _ in range(2)]
     ended, editor = editors
     assert isinstance(ended, TrainableEditor) and isinstance(editor, TrainableEditor)
-    first, second = (random_batches(3, 6, seed) for seed in (1, 2))
-    # The first step is ended inside its trajectory, and gone on with by another process's editor.
-    batches = ended.train_batches(first)
-    while next(batches).done < 2:
-        pass
-    saved = ended.training_state_dict()
-    model.weights.restore()
-    editor.load_training_state_dict(saved)
-    losses = [editor.train_step(trajectory) for trajectory in (first, second)]
+    losses = train_with_an_interruption(ended, editor, 6)
     stream = random_batches(3, 6, 3)
     measured = [editor.edit(batch) for batch in stream]
     samples = [s for b in stream for p in (b.edit, b.equivalent, b.unrelated) for s in p.samples]
@@ -195,19 +192,53 @@ def trained_and_scored(model: EditableModel) -> dict[str, dict[str, Tensor]]:
     }
 
 
-def moment_editors(model: EditableModel) -> dict[str, dict[str, Tensor]]:
-    """Edited weights of editors built on [K, V] rows, each from the unedited model."""
+def every_editor(model: EditableModel) -> dict[str, dict[str, Tensor]]:
+    """The weights that each editor leaves, from the unedited model, with what it measures; and
+    texts that the last of these models writes."""
     found: dict[str, dict[str, Tensor]] = {}
-    for name in ("untrained", "ultraedit", "mend", "malmen"):
-        cls = EDITORS[name]
-        known = {f.name for f in dataclasses.fields(cls.Config)}
-        settings = {k: v for k, v in (SETTINGS | {"depth": 1, "step": 1e-3}).items() if k in known}
-        editor = cls(model, cls.Config(modules=model.modules, **settings))
-        for batch in random_batches(2, 6):
-            editor.edit(batch)
-        found[name] = model.weights.state_dict()
-        model.weights.restore()
+    for target_modules, names in by_target_modules().items():
+        of = editable_at(model, target_modules)
+        for name in names:
+            editor = new_editor(name, of)
+            (batch,) = text_batches(of, 1, 3, group_size=editor.group_size)
+            measured = editor.edit(batch)
+            values = torch.tensor(list(measured.values()), dtype=torch.float64)
+            found[name] = of.weights.state_dict() | {"measured": values}
+            if name == "ft":
+                lines = decode(of, [edit.prompt for edit in batch.edits], [2, 5, 3])
+                found["texts"] = {str(i): torch.tensor(line) for i, line in enumerate(lines)}
+            of.weights.restore()
     return found
+
+
+def by_target_modules() -> dict[str, list[str]]:
+    """All editors that edit, by the matrices they can."""
+    found: dict[str, list[str]] = {}
+    for name, cls in EDITORS.items():
+        if name != "none":
+            found.setdefault(cls.target_modules, []).append(name)
+    return found
+
+
+def editable_at(model: EditableModel, target_modules: str) -> EditableModel:
+    """The same model, sharded or whole, with other matrices to edit, and prompts in words."""
+    modules = {"any": two_shapes(model.model), "down": ("down:1,3",), "one_down": ("down:2",)}
+    tokenizer = tiny_tokenizer(model.family.name)
+    chosen = modules[target_modules]
+    access = model.weights._access
+    return EditableModel(model.model, tokenizer, chosen, None, access, model.ranks)
+
+
+def new_editor(name: str, model: EditableModel) -> Editor:
+    """An editor with few steps, and what it needs."""
+    cls = EDITORS[name]
+    known = {f.name for f in dataclasses.fields(cls.Config)}
+    settings = {k: v for k, v in EDITOR_SETTINGS.items() if k in known}
+    if not getattr(cls.Config, "transition", True):
+        settings.pop("depth", None)
+    editor = cls(model, cls.Config(modules=model.modules, **settings))
+    equip(editor)
+    return editor
 
 
 def loaded(folder: Path) -> dict[str, Any]:
@@ -255,13 +286,17 @@ def main(rank: int, size: int, folder: Path) -> None:
     # DeepSpeed replaces torch's linear function for the whole process when it first shards a
     # model, so everything that is not sharded comes first.
     expected = {case: trained_and_scored(whole(folder / case[0], case[1])) for case in EDITED}
-    by_editor = moment_editors(whole(folder / "llama", torch.float32))
     with pytest.MonkeyPatch.context() as patch:
         double_arithmetic(patch)
         twins = {family: tiny_model(family) for family in MIXED}
         results = {
             family: mixed(EditableModel(copy.deepcopy(twin), None, two_shapes(twin)))
             for family, twin in twins.items()
+        }
+        by_editor = {
+            family: every_editor(EditableModel(copy.deepcopy(twin), None, two_shapes(twin)))
+            for family, twin in twins.items()
+            if family in ALL_EDITORS
         }
     report: dict[str, Any] = {}
     with joined(rank, size, f"file://{folder}/rendezvous", "gloo", timedelta(minutes=1)):
@@ -276,10 +311,6 @@ def main(rank: int, size: int, folder: Path) -> None:
             found = trained_and_scored(model)
             errors = {kind: worst(found[kind], e) for kind, e in expected[family, dtype].items()}
             report[f"{family} {dtype}"] = {"errors": errors, **state(model.model)}
-            if (family, dtype) == ("llama", torch.float32):
-                model.weights.restore()
-                editors = moment_editors(model)
-                report["editors"] = {k: worst(editors[k], by_editor[k]) for k in by_editor}
         report["loaded"] = loaded(folder)
         try:
             open_sharded(folder / "broken", ("up:1",), with_tokenizer=False)
@@ -291,6 +322,9 @@ def main(rank: int, size: int, folder: Path) -> None:
                 model = shard(twin, two_shapes(twin))
                 errors = worst_by_kind(mixed(model), results[family])
                 report[f"mixed {family}"] = {"errors": errors, **state(model.model)}
+                if family in ALL_EDITORS:
+                    found, expect = every_editor(model), by_editor[family]
+                    report[f"editors {family}"] = {k: worst(found[k], expect[k]) for k in expect}
     (folder / f"{rank}.json").write_text(json.dumps(report))
 
 

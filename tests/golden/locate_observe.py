@@ -222,6 +222,7 @@ class _WholeModules:
     """Weights and biases of linear layers: what the common release tunes."""
 
     def __init__(self, model: nn.Module, modules: Sequence[str]) -> None:
+        self._model = model
         self._parameters = {
             name: parameter
             for name, parameter in model.named_parameters()
@@ -235,11 +236,11 @@ class _WholeModules:
     def set(self, name: str, value: Tensor) -> None:
         self._parameters[name].data.copy_(value)
 
-    def parameter(self, name: str) -> nn.Parameter:
-        return self._parameters[name]
+    def linear(self, name: str) -> nn.Module:
+        return self._model.get_submodule(name.rpartition(".")[0])
 
-    def upright(self, name: str, value: Tensor) -> Tensor:
-        return value
+    def gradient(self, name: str, keys: Tensor, values: Tensor) -> Tensor:
+        return values.sum(0) if name.endswith(".bias") else values.T @ keys
 
 
 def _finetuning(family: FamilySet, stem: str, plan: Plan) -> dict[str, Tensor]:

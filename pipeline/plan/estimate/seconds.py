@@ -71,12 +71,10 @@ def modelled(
     """
     model = _Passes(work, placement)
     cell = work.cell
-    # Ranks that hold the whole model share the prompts of training and scoring.
-    shared = 1 if placement.sharded else placement.ranks
     return Seconds(
-        setup=_opening(work) + _training(model) / shared,
+        setup=_opening(work) + _training(model) / placement.ranks,
         edit=cell.stream.n_batches * _edit_batch(model),
-        score=_scoring(model, stored, asked) / shared,
+        score=_scoring(model, stored, asked) / placement.ranks,
     )
 
 
@@ -149,16 +147,16 @@ class _Passes:
 def _edit_batch(model: _Passes) -> float:
     """One batch of the stream."""
     work, settings = model.work, model.work.cell.settings
-    layers = work.architecture.layers
+    layers, ranks = work.architecture.layers, model.placement.ranks
     capture = model.prompts(model.batch, layers, model.above)
     if work.kind == "none":
         return 0.0
     if work.kind == "tuned":
         passes = getattr(settings, "steps", None) or settings.passes
-        return float(passes) * model.prompts(model.batch, layers, 2 * model.above)
+        return float(passes) * model.prompts(model.batch, layers, 2 * model.above) / ranks
     if work.kind == "located":
         return _located_batch(model, settings)
-    return capture + model.network(1.0)
+    return capture / ranks + model.network(1.0)
 
 
 def _located_batch(model: _Passes, settings: Any) -> float:
@@ -181,7 +179,8 @@ def _training(model: _Passes) -> float:
     window = min(getattr(settings, "depth", 1), model.work.cell.trajectory_batches)
     own = model.prompts(model.batch, layers, model.above)
     references = model.prompts(2 * model.batch, layers, 0)
-    reward = model.prompts(2 * model.batch * window, model.above, model.above)
+    scored = 1 + (window - 1) * getattr(settings, "window_share", 1.0)
+    reward = model.prompts(2 * model.batch * scored, model.above, model.above)
     batches = model.work.trained_batches * (own + references + reward + model.network(3.0))
     return batches + _validating(model, own)
 

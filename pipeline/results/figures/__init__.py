@@ -24,7 +24,6 @@ Figure = Callable[[FigureData], Iterable[Picture]]
 
 # Of one model on one dataset.
 FIGURES: dict[str, Figure] = {
-    "scores": scores.bars,
     "frontier": scores.frontier,
     "radar": radar.radar,
     "ablation": scores.ablation,
@@ -39,12 +38,21 @@ FIGURES: dict[str, Figure] = {
     "training": training.pictures,
     "optimiser_steps": optimiser_steps.pictures,
 }
+# Where the report shows them, if not with what happened along the stream.
+OUTCOME, COST = "outcome", "cost"
+PLACES = {
+    "frontier": OUTCOME, "ablation": OUTCOME, "composite": OUTCOME, "radar": OUTCOME,
+    "time": COST, "total_time": COST,
+}  # fmt: skip
 # Of one model on all its datasets.
 OVERVIEWS: dict[str, Figure] = {"composite": scores.composite}
 
 __all__ = [
+    "COST",
     "FIGURES",
+    "OUTCOME",
     "OVERVIEWS",
+    "PLACES",
     "Figure",
     "FigureData",
     "Picture",

@@ -9,13 +9,16 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Any
 
 import matplotlib
+from matplotlib.artist import Artist
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter
+from matplotlib.transforms import Bbox
 from pandas import DataFrame
 
 from pipeline.results.figures.figure_data import of_stream, streams_of
+from pipeline.results.figures.inline import KEY, PANEL
 from pipeline.results.figures.style import Style, line_handles, line_options, shown_in
 from pipeline.results.protocol_captions import SCORE_DEFINITIONS
 from pipeline.results.tables import Stream, stream_label
@@ -28,8 +31,10 @@ _SCORE_BARS = {
     "generalization": ("#858585", ""),
     "specificity": ("#cccccc", "//"),
 }
+MARKERS = 8  # at most so many along a line, roughly
 _LEGEND_LINE = 0.19  # inches
 _PAGE_WIDTH, _PANELS_ACROSS = 7.2, 3
+_MARGIN = 3.0  # points around a panel that a page shows by itself
 
 
 def stream_title(stream: Stream) -> str:
@@ -117,15 +122,14 @@ def thinned(values: Sequence[int], most: int) -> tuple[list[int], list[str]]:
     return places, [str(values[i]) for i in places]
 
 
-def plot_lines(
-    axis: Axes, rows: DataFrame, style: Style, x: str, y: str, markers: bool = True
-) -> None:
+def plot_lines(axis: Axes, rows: DataFrame, style: Style, x: str, y: str) -> None:
     """A line per editor: the mean of column `y` at each value of column `x`."""
     there = rows[rows[y].map(lambda value: value is not None and math.isfinite(value))]
     for label, look in style.items():
         means = there[there["label"] == label].groupby(x)[y].agg(mean)
         if len(means):
-            axis.plot(means.index, means, **line_options(*look, markers))
+            axis.plot(means.index, means, markevery=max(1, round(len(means) / MARKERS)),
+                      **line_options(*look))  # fmt: skip
 
 
 def draw_lines(
@@ -153,7 +157,7 @@ def draw_lines(
         if column in percent:
             percent_axis(axis, "y", "")
         elif column in logarithmic:
-            _log_axis(axis)
+            log_axis(axis)
         axis.set_title(title, fontsize=TITLE_SIZE, loc="left")
         axis.set_ylabel(y_label if i % columns == 0 else "")
         axis.set_xlabel(x_label)
@@ -169,11 +173,24 @@ def thousands(number: float) -> str:
     return f"{number / 1000:g}k" if abs(number) >= 1000 else f"{number:g}"
 
 
-def _log_axis(axis: Axes) -> None:
-    axis.set_yscale("log")
-    axis.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
-    axis.yaxis.set_major_formatter(FuncFormatter(lambda y, _: f"{y:g}"))
-    axis.yaxis.set_minor_formatter(NullFormatter())
+def log_axis(axis: Axes, which: str = "y") -> None:
+    """Scale axis `x` or `y` logarithmically, with numbers as the tables print them.
+
+    Two ticks have numbers at least: what spans less than two decades has them at 1, 2 and 5 too,
+    what spans more than four at every other power of ten or fewer.
+    """
+    axis.set(**{f"{which}scale": "log"})
+    own = getattr(axis, f"{which}axis")
+    low, high = (math.log10(end) for end in sorted(own.get_view_interval()))
+    decades = math.floor(high) - math.ceil(low) + 1  # powers of ten in sight
+    if decades < 2:
+        spread = high - low
+        subs = (1, 2, 5) if spread > 0.8 else (1, 1.5, 2, 3, 4, 5, 6, 7, 8, 9)
+        own.set_major_locator(LogLocator(subs=subs, numticks=50))
+    else:
+        own.set_major_locator(LogLocator(numticks=5))
+    own.set_major_formatter(FuncFormatter(lambda number, _: thousands(number)))
+    own.set_minor_formatter(NullFormatter())
 
 
 def score_bars(
@@ -203,14 +220,18 @@ def score_bars(
 
 def editor_bars(
     axis: Axes, labels: Sequence[str], means: Sequence[float], spreads: Sequence[float],
-    style: Style, texts: Sequence[str], named: bool = True,
+    style: Style, texts: Sequence[str],
 ) -> None:  # fmt: skip
     """A horizontal bar per editor with its figure behind it; a figure that is NaN has no bar."""
     axis.barh(range(len(labels)), means, xerr=[spread or math.nan for spread in spreads],
               color=[style[label][0] for label in labels], error_kw=ERROR_BARS)  # fmt: skip
     for place, (centre, spread, text) in enumerate(zip(means, spreads, texts, strict=True)):
-        at_end(axis, centre + spread if centre > 0 else 0, place, text)
-    axis.set_yticks(range(len(labels)), labels if named else [""] * len(labels))
+        if centre > 0:
+            at_end(axis, centre + spread, place, text)
+        else:  # at the axis, wherever that begins
+            axis.annotate(text, (0, place), xycoords=("axes fraction", "data"), xytext=(3, 0),
+                          textcoords="offset points", va="center", fontsize=8)  # fmt: skip
+    axis.set_yticks(range(len(labels)), labels)
     axis.set_ylim(max(len(labels), 1) - 0.5, -0.5)
     axis.grid(axis="y", visible=False)
 
@@ -233,7 +254,7 @@ def legend(figure: Figure, handles: Sequence[Any], labels: Sequence[str]) -> Non
     figure.set_figheight(figure.get_figheight() + _LEGEND_LINE * (lines - 1))
     # matplotlib fills a legend column by column; reading goes along the lines.
     order = [i for start in range(columns) for i in range(start, len(labels), columns)]
-    figure.legend(
+    drawn = figure.legend(
         [handles[i] for i in order],
         [labels[i] for i in order],
         loc="outside upper center",
@@ -243,11 +264,54 @@ def legend(figure: Figure, handles: Sequence[Any], labels: Sequence[str]) -> Non
         columnspacing=1.2,
         handletextpad=0.5,
     )
+    for i, handle, text in zip(order, drawn.legend_handles, drawn.get_texts(), strict=True):
+        text.set_gid(f"{KEY}-{i:03}-text")
+        if handle is not None:
+            handle.set_gid(f"{KEY}-{i:03}")
+
+
+def settle(figure: Figure) -> None:
+    """Fixes where the axes are, for what is placed in pixels after that."""
+    figure.draw_without_rendering()
+    figure.set_layout_engine("none")
 
 
 def rendered(figure: Figure) -> bytes:
-    """The picture as SVG; the same figure gives the same bytes, without a date or random ids."""
+    """The picture as SVG; the same figure gives the same bytes, without a date or random ids.
+
+    Text is text. ``<view>`` elements name the place of every panel and of every legend entry, for
+    pages that show them apart (`inline.pieces`).
+    """
+    settle(figure)
+    for i, axis in enumerate(figure.axes):
+        axis.set_gid(f"{PANEL}-{i:03}")
     out = io.BytesIO()
-    with matplotlib.rc_context({"svg.hashsalt": "rledit"}):
+    with matplotlib.rc_context({"svg.hashsalt": "rledit", "svg.fonttype": "none"}):
         figure.savefig(out, format="svg", dpi=150, metadata={"Date": None})
-    return out.getvalue()
+    figure.draw_without_rendering()  # places in the figure's own resolution, not in the file's
+    views = [_view(figure, name, artists) for name, artists in _parts(figure).items()]
+    head, tail, rest = out.getvalue().partition(b"</metadata>")
+    return head + tail + "\n".join(["", *filter(None, views)]).encode() + rest
+
+
+def _parts(figure: Figure) -> dict[str, list[Artist]]:
+    """The artists of every panel, and the handle and text of every legend entry, by name."""
+    found = [*(part for drawn in figure.legends
+               for part in (*filter(None, drawn.legend_handles), *drawn.get_texts())),
+             *figure.axes]  # fmt: skip
+    parts: dict[str, list[Artist]] = {}
+    for artist in found:
+        if (name := artist.get_gid()) is not None:
+            parts.setdefault(name.removesuffix("-text"), []).append(artist)
+    return dict(sorted(parts.items()))
+
+
+def _view(figure: Figure, name: str, artists: Sequence[Artist]) -> str:
+    """Where artists lie in the SVG, whose unit is the point and whose y points down."""
+    renderer = figure.canvas.get_renderer()  # type: ignore[attr-defined]
+    box = Bbox.union([box for a in artists if (box := a.get_tightbbox(renderer)) is not None])
+    scale = 72 / figure.dpi
+    left, bottom, right, top = (end * scale for end in box.padded(_MARGIN / scale).extents)
+    y = figure.get_figheight() * 72 - top
+    place = f"{left:.1f} {y:.1f} {right - left:.1f} {top - bottom:.1f}"
+    return f'<view id="{name}-view" viewBox="{place}"/>'

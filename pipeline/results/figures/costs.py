@@ -12,13 +12,21 @@ from collections.abc import Iterator
 
 from pandas import DataFrame
 
-from pipeline.results.figures.canvas import draw_lines, editor_bars, over_seeds, panels, rendered
+from pipeline.results.figures.canvas import (
+    draw_lines,
+    editor_bars,
+    log_axis,
+    over_seeds,
+    panels,
+    rendered,
+)
 from pipeline.results.figures.figure_data import FigureData, Picture, longest_stream, of_stream
+from pipeline.results.figures.findings import extremes, flat, ranges
 from pipeline.results.figures.style import Style, shown_in
 from pipeline.results.tables import UNEDITED, stream_label
 
 SETUP, EDITING, TOTAL = "setup_per_edit", "editing_per_edit", "seconds_per_edit"
-PANELS = {EDITING: "editing (s per edit)", SETUP: "set-up (s per edit)"}
+PANELS = {"edit_ms": "editing (ms/edit)", "setup_s": "set-up (s)"}
 
 
 def costs(figure_data: FigureData) -> DataFrame:
@@ -55,33 +63,48 @@ def costs(figure_data: FigureData) -> DataFrame:
 
 
 def time_bars(figure_data: FigureData) -> Iterator[Picture]:
-    """Bars of the seconds per edit of every editor on the longest stream, set-up apart."""
+    """Bars of editing and set-up of every editor on the longest stream, in the tables' units."""
     rows = costs(figure_data)
     if rows.empty:
         return
     longest = longest_stream(rows)
+    here = of_stream(rows, longest)
+    edited = here[(here["editor"] != UNEDITED) & (here[EDITING] > 0)]
+    said = ""
+    if edited["label"].nunique() > 1:
+        times = {
+            str(n): 1000 * float(v) for n, v in edited.groupby("label")[EDITING].mean().items()
+        }
+        least, most = extremes(times)
+        said = (f"An edit takes {times[least]:.3g} ms with {least}, {times[most]:.3g} ms with "
+                f"{most}. ")  # fmt: skip
     yield Picture(
         title=f"Time, {stream_label(longest)}",
-        text="Seconds of editing, and apart from them those of what comes before the first edit: "
-        "training a network, and summing key covariance of the target modules; both divided by "
-        "the edits of the stream. Times depend on the machine and on what else it does.",
-        svg=draw_times(of_stream(rows, longest), figure_data.style),
+        text=f"{said}Editing, and apart from it what comes before the first edit: training a "
+        "network, and summing key covariance of the target modules. Logarithmic. Times depend on "
+        "the machine and on what else it does.",
+        svg=draw_times(here, figure_data.style),
     )
 
 
 def draw_times(rows: DataFrame, style: Style) -> bytes:
     """A panel for editing and one for set-up, from rows of `costs` of one stream."""
     edited = rows[rows["editor"] != UNEDITED]
-    timed = edited[edited[list(PANELS)].fillna(0).any(axis=1)]
+    timed = edited[edited[[SETUP, EDITING]].fillna(0).any(axis=1)]
+    shown = edited.assign(
+        edit_ms=1000 * edited[EDITING].astype(float),
+        setup_s=edited[SETUP].astype(float) * edited["n_batches"] * edited["batch_size"],
+    )
     labels = list(shown_in(timed, style))
-    figure, axes = panels(2, columns=2, width=3.6, height=0.9 + 0.3 * max(len(labels), 2))
+    figure, axes = panels(2, columns=2, width=3.6, height=0.9 + 0.26 * max(len(labels), 2))
     for axis, (column, name) in zip(axes, PANELS.items(), strict=True):
-        means, spreads = over_seeds(edited, labels, column)
+        means, spreads = over_seeds(shown, labels, column)
         texts = [f"{mean:.3g}" if mean > 0 else "none" for mean in means]
-        editor_bars(axis, labels, means, spreads, style, texts, named=axis is axes[0])
-        ends = [m + s for m, s in zip(means, spreads, strict=True)]
-        top = max((end for end in ends if math.isfinite(end)), default=0.0)
-        axis.set_xlim(0, top * 1.22 or 1)
+        editor_bars(axis, labels, means, spreads, style, texts)
+        known = [mean for mean in means if math.isfinite(mean) and mean > 0]
+        if known:
+            axis.set_xlim(min(known) / 2, max(known) * (max(known) / min(known)) ** 0.25 * 2)
+            log_axis(axis, "x")
         axis.set_xlabel(name)
         axis.grid(axis="x", color="#dddddd", linewidth=0.6)
     return rendered(figure)
@@ -116,13 +139,36 @@ def total_time(figure_data: FigureData) -> Iterator[Picture]:
     kept = of_stream(rows[rows["editor"] != UNEDITED], longest)
     titles = {
         "total_seconds": "set-up and editing so far (s)",
-        "edit_ms": "editing (ms per edit)",
+        "edit_ms": "editing (ms/edit)",
     }
+    found = ranges(kept, "step", "edit_ms")
+    said = ""
+    if found and flat(found, percent=False):
+        del titles["edit_ms"]
+        said = "What an edit takes does not depend on how many came before it. "
     if len(kept):
+        right = (
+            ""
+            if said
+            else (
+                " Right: what one edit takes at that point of the stream, set-up apart; a line "
+                "that rises costs more the longer the stream."
+            )
+        )
         yield Picture(
             title=f"Cost against edits, {stream_label(longest)}",
-            text="Left: training and key covariance before the first edit, plus all editing so "
-            "far. Right: what one edit takes at that point of the stream, set-up apart; a line "
-            "that rises costs more the longer the stream. Logarithmic; mean over seeds.",
+            text=f"{_paid_back(kept)}{said}Training and key covariance before the first edit, plus "
+            f"all editing so far.{right} Logarithmic; mean over seeds.",
             svg=draw_lines(kept, titles, figure_data.style, logarithmic=titles),
-        )
+        )  # fmt: skip
+
+
+def _paid_back(rows: DataFrame) -> str:
+    """Who has spent least and most by the end, set-up included."""
+    last = rows[rows["step"] == rows["step"].max()].groupby("label")["total_seconds"].mean()
+    if len(last) < 2:
+        return ""
+    spent = {str(label): float(value) for label, value in last.items()}
+    least, most = extremes(spent)
+    return (f"All in all the stream takes {spent[least]:.3g} s with {least} and "
+            f"{spent[most]:.3g} s with {most}. ")  # fmt: skip

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import base64
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -14,29 +12,17 @@ from pipeline.results.figures.style import Style
 from pipeline.results.query import Connection, query, quoted
 from pipeline.results.tables import Stream, editor_label
 
-_WIDTH = re.compile(rb'<svg[^>]*? width="([0-9.]+)pt"')
-_PIXELS_PER_POINT = 1.4
-
 
 @dataclass(frozen=True, kw_only=True)
 class Picture:
-    """A figure as SVG, with how to read it; its title and the section's name the file."""
+    """A figure as SVG with what it shows and how to read it; its title and section name the file.
+
+    Without an SVG the text says all that there is to see, a flat line for example.
+    """
 
     title: str
     text: str
-    svg: bytes
-
-    @property
-    def uri(self) -> str:
-        """The picture as a data URI, which needs no other file."""
-        return f"data:image/svg+xml;base64,{base64.b64encode(self.svg).decode()}"
-
-    @property
-    def width(self) -> int:
-        """Pixels at which text of 9 points is as large as the page's small print."""
-        match = _WIDTH.search(self.svg)
-        assert match is not None, "matplotlib states the width of every SVG"
-        return round(float(match[1]) * _PIXELS_PER_POINT)
+    svg: bytes = b""
 
 
 @dataclass(frozen=True, kw_only=True)

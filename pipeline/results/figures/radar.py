@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Mapping
 
-import matplotlib
 from matplotlib.lines import Line2D
 from matplotlib.projections.polar import PolarAxes
 from pandas import DataFrame
@@ -21,7 +20,7 @@ from pipeline.results.figures.canvas import (
 )
 from pipeline.results.figures.costs import TOTAL, costs
 from pipeline.results.figures.figure_data import FigureData, Picture, of_stream
-from pipeline.results.figures.style import Style
+from pipeline.results.figures.style import GREY, INK, Style
 from pipeline.results.tables import UNEDITED, Stream
 
 # editor label -> stream -> axis -> percent
@@ -32,10 +31,10 @@ FEWEST_AXES = 3
 
 
 def radar(figure_data: FigureData) -> Iterator[Picture]:
-    """A panel per editor, a line per stream."""
+    """A panel per editor, a line per stream; one stream alone is a row of the table."""
     shapes = shapes_of(figure_data.done, downstream_rows(figure_data), costs(figure_data))
     axes = _axes(shapes)
-    if len(axes) < FEWEST_AXES:
+    if len(axes) < FEWEST_AXES or len({s for of in shapes.values() for s in of}) < 2:
         return
     text = f"Eff, Gen and Spe in percent by {figure_data.protocol}"
     if SPEED in axes:
@@ -78,10 +77,10 @@ def draw(shapes: Shapes, style: Style) -> bytes:
     angles = [2 * math.pi * i / len(names) for i in range(len(names))]
     figure, axes = panels(len(labels), columns=4, width=2.0, height=2.1, polar=True)
     figure.get_layout_engine().set(h_pad=0.12)  # type: ignore[union-attr, call-arg]
-    colours = matplotlib.colormaps["cividis"]
+    # Colours mean editors: streams are told apart by their dashes, the longest one is dark.
     styles = {
-        stream: (colours(0.85 * i / max(len(streams) - 1, 1)), LINE_STYLES[i % len(LINE_STYLES)])
-        for i, stream in enumerate(streams)
+        stream: (GREY if stream != streams[-1] else INK, LINE_STYLES[i % len(LINE_STYLES)])
+        for i, stream in enumerate(reversed(streams))
     }
     for axis, label in zip(axes, labels, strict=True):
         assert isinstance(axis, PolarAxes)
@@ -96,12 +95,12 @@ def draw(shapes: Shapes, style: Style) -> bytes:
                 axis.plot(*zip(*around, strict=True), color=colour, linestyle=dashes, linewidth=1.5)
                 axis.fill(*zip(*points, strict=True), color=colour, alpha=0.08)
         axis.set_xticks(angles, names, fontsize=9)
-        axis.tick_params(axis="x", pad=1)
+        axis.tick_params(axis="x", pad=4)
         axis.set_ylim(0, 100)
         axis.set_yticks([25, 50, 75, 100], [])
         axis.grid(color="#dddddd", linewidth=0.6)
-        axis.spines["polar"].set_color("#bbbbbb")
-        axis.set_title(label, fontsize=TITLE_SIZE)
+        axis.spines["polar"].set_color("#dddddd")
+        axis.set_title(label, fontsize=TITLE_SIZE, pad=10)
     handles = [Line2D([], [], color=c, linestyle=s, linewidth=1.5) for c, s in styles.values()]
     legend(figure, handles, [stream_title(stream) for stream in styles])
     return rendered(figure)

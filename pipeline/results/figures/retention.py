@@ -17,9 +17,10 @@ from pipeline.results.figures.canvas import (
     thinned,
 )
 from pipeline.results.figures.figure_data import FigureData, Picture, longest_stream, of_stream
+from pipeline.results.figures.findings import extremes, flat, ranges, span
 from pipeline.results.figures.style import Style, line_handles, shown_in
 from pipeline.results.query import quoted
-from pipeline.results.tables import stream_label
+from pipeline.results.tables import UNEDITED, Stream, stream_label
 
 _BINS = 10  # a stream of 400 batches is still a readable line
 _COLUMNS = 4
@@ -55,6 +56,16 @@ def by_age(figure_data: FigureData) -> Iterator[Picture]:
         return
     last = rows.groupby(["n_batches", "batch_size"])["checkpoint"].transform("max")
     at_end, style = rows[rows["checkpoint"] == last], figure_data.style
+    edited = at_end[at_end["editor"] != UNEDITED]
+    stream = longest_stream(at_end)
+    found = ranges(of_stream(edited, stream), "age", "score")
+    if flat(found, percent=True):
+        said = (
+            f"Efficacy does not depend on an edit's age: {span(found, '.1f')} %." if found else ""
+        )
+        if said:
+            yield Picture(title="Retention by age", text=said)
+        return
     figure, drawn = stream_panels(at_end, columns=2, width=3.6, height=2.9)
     for axis, here in drawn:
         plot_lines(axis, here, style, "age", "score")
@@ -63,10 +74,25 @@ def by_age(figure_data: FigureData) -> Iterator[Picture]:
     legend(figure, *line_handles(shown_in(at_end, style)))
     yield Picture(
         title="Retention by age",
-        text="Efficacy of the edits by how many edits came after them, at the end of the "
-        "stream. A line that falls to the right forgets.",
+        text=f"{_forgotten(of_stream(edited, stream), stream)}Efficacy of the edits by how many "
+        f"edits came after them, at the end of the stream, by {figure_data.protocol}. A line that "
+        "falls to the right forgets.",
         svg=rendered(figure),
     )
+
+
+def _forgotten(rows: DataFrame, stream: Stream) -> str:
+    """What the older half of the edits has lost against the newer one, most and least."""
+    half = stream[0] * stream[1] / 2
+    new, old = (own.groupby("label")["score"].mean()
+                for own in (rows[rows["age"] < half], rows[rows["age"] >= half]))  # fmt: skip
+    lost = {str(label): float(value) for label, value in (new - old).dropna().items()}
+    if not lost:
+        return ""
+    least, most = extremes(lost)
+    said = f"From the newer to the older half of the edits {most} goes from {new[most]:.1f} to "
+    return said + (f"{old[most]:.1f} %" + ("" if least == most else
+                   f", {least} from {new[least]:.1f} to {old[least]:.1f} %") + ". ")  # fmt: skip
 
 
 def heat_map(figure_data: FigureData) -> Iterator[Picture]:
@@ -76,7 +102,7 @@ def heat_map(figure_data: FigureData) -> Iterator[Picture]:
         return
     longest = longest_stream(rows)
     mapped = of_stream(rows, longest)
-    if mapped["checkpoint"].nunique() > 1:
+    if mapped["checkpoint"].nunique() > 2 and not flat(_all(mapped), percent=True):
         yield Picture(
             title=f"Retention along the stream, {stream_label(longest)}",
             text="Efficacy by stream position (across) and edit age (up); grey: no such age.",
@@ -84,12 +110,18 @@ def heat_map(figure_data: FigureData) -> Iterator[Picture]:
         )
 
 
+def _all(rows: DataFrame) -> dict[str, tuple[float, float]]:
+    """Least and largest efficacy over positions and ages, by edited model."""
+    edited = rows[rows["editor"] != UNEDITED].groupby("label")["score"]
+    return {str(label): (float(own.min()), float(own.max())) for label, own in edited}
+
+
 def _draw_maps(rows: DataFrame, style: Style) -> bytes:
     """Efficacy over stream position and edit age, a panel per editor."""
     labels = list(shown_in(rows, style))
     positions, ages = (sorted(set(rows[name])) for name in ("checkpoint", "age"))
-    figure, axes = panels(len(labels), columns=_COLUMNS, width=1.8, height=1.9, share=True)
-    for i, (axis, label) in enumerate(zip(axes, labels, strict=True)):
+    figure, axes = panels(len(labels), columns=_COLUMNS, width=1.8, height=2.0)
+    for axis, label in zip(axes, labels, strict=True):
         own = rows[rows["label"] == label].pivot(index="age", columns="checkpoint", values="score")
         grid = own.reindex(index=ages, columns=positions).to_numpy()
         image = axis.imshow(grid, origin="lower", aspect="auto", cmap="cividis", vmin=0, vmax=100)
@@ -98,10 +130,8 @@ def _draw_maps(rows: DataFrame, style: Style) -> bytes:
         axis.set_yticks(*thinned(ages, 6))
         axis.set_title(label, fontsize=TITLE_SIZE, loc="left")
         axis.grid(False)
-        if i % _COLUMNS == 0:
-            axis.set_ylabel("edit age (edits)")
-        if i + _COLUMNS >= len(labels):  # nothing below it, even where the last row is not full
-            axis.set_xlabel("edits applied")
-            axis.tick_params(labelbottom=True)
-    figure.colorbar(image, ax=list(axes), label="efficacy (%)", shrink=0.8)
+        axis.set_ylabel("edit age (edits)")
+        axis.set_xlabel("edits applied")
+    figure.colorbar(image, ax=list(axes), label="efficacy (%)", orientation="horizontal",
+                    shrink=0.3, aspect=24)  # fmt: skip
     return rendered(figure)

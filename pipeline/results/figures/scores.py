@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import statistics
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 
 from pandas import DataFrame
 
@@ -16,49 +16,74 @@ from pipeline.results.figures.figure_data import (
     of_stream,
     streams_of,
 )
-from pipeline.results.figures.style import point_handles, shown_in
-from pipeline.results.tables import editor_label, stream_label
+from pipeline.results.figures.findings import listed
+from pipeline.results.figures.labels import name_points
+from pipeline.results.figures.style import shown_in
+from pipeline.results.tables import UNEDITED, Stream, editor_label, stream_label
 
-
-def bars(figure_data: FigureData) -> Iterator[Picture]:
-    """Bars of Eff, Gen and Spe of every editor, a panel per stream."""
-    figure, drawn = canvas.stream_panels(figure_data.rows, columns=1, width=7.2, height=2.6)
-    for axis, here in drawn:
-        done = here[here["status"] == "done"]
-        labels = list(shown_in(done, figure_data.style))
-        canvas.score_bars(axis, done, labels, 0.8 / 3)
-        axis.set_xticks(range(len(labels)), labels)
-        canvas.tilt_if_crowded(axis, labels)
-        canvas.percent_axis(axis, "y", "score (%)")
-    canvas.legend(figure, *drawn[0][0].get_legend_handles_labels())
-    yield Picture(
-        title="Scores at the end of the stream",
-        text=f"Efficacy, generalization and specificity by {figure_data.protocol}; mean over "
-        "seeds, bars of one standard deviation.",
-        svg=canvas.rendered(figure),
-    )
+_Point = tuple[float, float, float, float]  # specificity, efficacy, and their spreads
 
 
 def frontier(figure_data: FigureData) -> Iterator[Picture]:
-    """Efficacy against specificity: a point per editor, a panel per stream."""
-    figure, drawn = canvas.stream_panels(figure_data.rows, columns=2, width=3.6, height=3.4)
-    for axis, here in drawn:
-        done = here[here["status"] == "done"]
-        for label, (colour, marker) in figure_data.style.items():
-            (x,), (dx,) = canvas.over_seeds(done, [label], "specificity")
-            (y,), (dy,) = canvas.over_seeds(done, [label], "efficacy")
-            if not (math.isnan(x) or math.isnan(y)):
-                axis.errorbar(x, y, xerr=dx, yerr=dy, color=colour, marker=marker, markersize=7,
-                              markeredgewidth=1.6, elinewidth=0.9, linestyle="none")  # fmt: skip
-        canvas.percent_axis(axis, "x", "specificity (%)")
-        canvas.percent_axis(axis, "y", "efficacy (%)")
-    canvas.legend(figure, *point_handles(shown_in(figure_data.done, figure_data.style)))
+    """Efficacy against specificity: a named point per editor, a panel per stream."""
+    streams = {stream: _points(figure_data, stream) for stream in streams_of(figure_data.rows)}
+    streams = {stream: points for stream, points in streams.items() if len(points) > 1}
+    if not streams:
+        return
+    figure, axes = canvas.panels(len(streams), columns=2, width=3.6, height=3.5)
+    for axis, (stream, points) in zip(axes, streams.items(), strict=True):
+        axis.set_title(canvas.stream_title(stream), fontsize=canvas.TITLE_SIZE, loc="left")
+        for label, (x, y, dx, dy) in points.items():
+            colour, marker = figure_data.style[label]
+            axis.errorbar(x, y, xerr=dx or None, yerr=dy or None, color=colour, marker=marker,
+                          markersize=7, markeredgewidth=1.6, elinewidth=0.9,
+                          linestyle="none")  # fmt: skip
+        canvas.percent_axis(axis, "x", "Spe (%)")
+        canvas.percent_axis(axis, "y", "Eff (%)")
+        axis.grid(axis="x", color="#dddddd", linewidth=0.6)
+    canvas.settle(figure)
+    for axis, points in zip(axes, streams.values(), strict=True):
+        places = [(x, y) for x, y, _, _ in points.values()]
+        name_points(figure, axis, places, list(points))
     yield Picture(
         title="What an edit costs the rest of the model",
-        text=f"Efficacy against specificity by {figure_data.protocol}; up and to the right is "
-        "better. Bars: one standard deviation over seeds.",
+        text=f"{_undominated(figure_data, streams)} Efficacy against specificity by "
+        f"{figure_data.protocol}; up and to the right is better"
+        f"{'; bars: one standard deviation over seeds' if _spread(streams) else ''}.",
         svg=canvas.rendered(figure),
     )
+
+
+def _points(figure_data: FigureData, stream: Stream) -> dict[str, _Point]:
+    """Specificity and efficacy of every editor that has both, with their spreads."""
+    done = of_stream(figure_data.done, stream)
+    found = {}
+    for label in shown_in(done, figure_data.style):
+        (x,), (dx,) = canvas.over_seeds(done, [label], "specificity")
+        (y,), (dy,) = canvas.over_seeds(done, [label], "efficacy")
+        if not (math.isnan(x) or math.isnan(y)):
+            found[label] = (x, y, dx, dy)
+    return found
+
+
+def _undominated(figure_data: FigureData, streams: Mapping[Stream, Mapping[str, _Point]]) -> str:
+    """Which methods no other one beats in both scores, on the longest stream that is drawn."""
+    stream = list(streams)[-1]
+    edited = {k: v for k, v in streams[stream].items() if k != editor_label(UNEDITED)}
+    best = [
+        name
+        for name, (x, y, *_) in edited.items()
+        if not any(a >= x and b >= y and (a, b) != (x, y) for a, b, *_ in edited.values())
+    ]
+    of = f" after {stream_label(stream)}" if len(streams) > 1 else ""
+    if len(best) == len(edited):
+        return f"No method is ahead of another in both scores{of}."
+    verb = "is" if len(best) == 1 else "are"
+    return f"Of {len(edited)} methods {listed(best)} {verb} not behind another in both scores{of}."
+
+
+def _spread(streams: Mapping[Stream, Mapping[str, _Point]]) -> bool:
+    return any(dx or dy for points in streams.values() for *_, dx, dy in points.values())
 
 
 def ablation(figure_data: FigureData) -> Iterator[Picture]:
@@ -107,11 +132,11 @@ def composite(figure_data: FigureData) -> Iterator[Picture]:
     if longest is None or not scores:
         return
     labels = [name for name in style if name in scores]
-    figure, (axis,) = canvas.panels(1, columns=1, width=7.2, height=0.9 + 0.3 * len(labels))
+    figure, (axis,) = canvas.panels(1, columns=1, width=4.4, height=0.9 + 0.3 * len(labels))
     means, spreads = [scores[n][0] for n in labels], [scores[n][1] for n in labels]
     canvas.editor_bars(axis, labels, means, spreads, style, [f"{centre:.1f}" for centre in means])
     canvas.percent_axis(axis, "x", "composite score (%)")
-    axis.set_xlim(0, 106)
+    axis.set_xlim(0, 112)
     axis.grid(axis="y", visible=False)
     yield Picture(
         title=f"Over {' and '.join(datasets)}, {stream_label(longest)}",

@@ -36,11 +36,24 @@ def pictures(figure_data: FigureData) -> Iterator[Picture]:
         own = [row for row in rows if editor_label(row["editor"], row["variant"]) == label]
         yield Picture(
             title=f"Training of {label}",
-            text="On a stream of the validation pool, after its last batch, by teacher-forced "
-            "token accuracy; specificity against the unedited model's answers. Step 0 is the "
-            "untrained network; the star is the state that edits.",
+            text=f"{_best(own)}On a stream of the validation pool, after its last batch, by "
+            "teacher-forced token accuracy; specificity against the unedited model's answers. Step "
+            "0 is the untrained network; the star is the state that edits.",
             svg=draw(own),
         )
+
+
+def _best(rows: Sequence[dict[str, Any]]) -> str:
+    """What training brought to the validation stream: the mean before it and at its best."""
+    said = []
+    for place in sorted({_place(row) for row in rows}):
+        here = [row for row in rows if _place(row) == place]
+        scores = {row["step"]: row["value"] for row in here if row["metric"] == "validation_score"}
+        best = [(row["step"], row["value"]) for row in here if row["metric"] == BEST]
+        if best and 0 in scores:
+            step, value = best[-1]
+            said.append(f"{scores[0]:.1f} % to {value:.1f} % at step {step} of {max(scores)}")
+    return f"Training takes the mean from {'; from '.join(said)}. " if said else ""
 
 
 def draw(rows: Sequence[dict[str, Any]]) -> bytes:

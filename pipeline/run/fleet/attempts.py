@@ -26,8 +26,8 @@ from pipeline.run.fleet.process_group import (
     use_network_of,
 )
 from pipeline.run.fleet.progress import Progress
-from pipeline.run.gang import SINGLE_PROCESS, Gang
 from pipeline.run.lease import LeaseLost
+from pipeline.run.rank_group import SINGLE_PROCESS, Gang
 from pipeline.run.reporting import Report, Stage, watched
 from pipeline.run.tasks import Task, perform
 from pipeline.storage.redaction import redact

@@ -17,7 +17,7 @@ from pipeline.plan.cell_data import knowing
 from pipeline.plan.cell_keys import identity_of
 from pipeline.plan.cells import Cell
 from pipeline.run.cache import Cache
-from pipeline.run.gang import SINGLE_PROCESS, Gang
+from pipeline.run.rank_group import SINGLE_PROCESS, Gang
 from pipeline.run.reporting import Report
 from pipeline.run.resume import StateFolder, load_together
 from pipeline.run.stages.prepare import open_model
@@ -34,7 +34,7 @@ def ask_model(
     cell: Cell, model_folder: Path, cache: Cache, report: Report, gang: Gang = SINGLE_PROCESS
 ) -> None:
     """Ask the cell's unedited model for the facts that its probes depend on, unless the cache has
-    the answers. All ranks of a gang make the same passes, the leader writes."""
+    the answers. The ranks of a gang share the passes, the leader writes."""
     name = known_name(cell)
     folder = StateFolder(cache.storage.join(*f"{name.removesuffix('.json')}.progress".split("/")))
     if gang.broadcast(gang.is_rank_zero and cache.file(name) is not None):

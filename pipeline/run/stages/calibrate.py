@@ -10,7 +10,7 @@ from pipeline.plan.cache_names import calibration_name
 from pipeline.plan.cell_data import calibration_edits, calibration_pool
 from pipeline.plan.cells import Cell
 from pipeline.run.cache import Cache
-from pipeline.run.gang import SINGLE_PROCESS, Gang
+from pipeline.run.rank_group import SINGLE_PROCESS, Gang
 from pipeline.run.reporting import Report
 from pipeline.run.stages.prepare import open_model
 from pipeline.run.stages.train import training_batches
@@ -24,7 +24,7 @@ def calibrate_step(
 ) -> None:
     """Calibrate the cell's step on a batch of its pool for that, unless the cache has it.
 
-    All ranks of a gang make the same passes, the leader writes.
+    The ranks of a gang share the passes, the leader writes.
     """
     name = calibration_name(cell)
     if gang.broadcast(gang.is_rank_zero and cache.file(name) is not None):

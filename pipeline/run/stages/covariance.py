@@ -23,7 +23,7 @@ from pipeline.plan.cell_data import read_corpus
 from pipeline.plan.cell_keys import corpus_hash_of, model_hash_of
 from pipeline.plan.cells import Cell
 from pipeline.run.cache import Cache
-from pipeline.run.gang import SINGLE_PROCESS, Gang
+from pipeline.run.rank_group import SINGLE_PROCESS, Gang
 from pipeline.run.reporting import Report
 from pipeline.run.resume import StateFolder, load_together, write_tensors
 from pipeline.run.stages.prepare import open_model
@@ -33,6 +33,7 @@ from rledit.locate.covariance import (
     CovarianceFingerprint,
     KeyCovariance,
     accumulate,
+    sum_over_ranks,
 )
 from rledit.model import EditableModel
 from rledit.tokenization import TokenizationError
@@ -51,7 +52,7 @@ def collect(
     report: Report,
     gang: Gang = SINGLE_PROCESS,
 ) -> None:
-    """Sum one shard of the corpus; all ranks of a gang make the same passes, the leader writes."""
+    """Sum one shard of the corpus; the ranks of a gang share its documents, the leader writes."""
     folder = covariance_folder(cell)
     model = open_model(cell, model_folder, gang)
     lacking = [
@@ -76,10 +77,16 @@ def collect(
         # A sum depends on no earlier document through a cache's last bits.
         model.prefix_cache.clear()
         accumulate(model, texts[first : first + DOCUMENTS_PER_PASS], covariances)
-        if gang.is_rank_zero and time.perf_counter() - last_save > SAVE_EVERY_SECONDS:
-            seconds = before + time.perf_counter() - began
-            _save(covariances, progress, min(first + DOCUMENTS_PER_PASS, len(texts)), seconds)
+        if gang.broadcast(time.perf_counter() - last_save > SAVE_EVERY_SECONDS):
+            sum_over_ranks(gang.together, covariances)
+            if gang.is_rank_zero:
+                seconds = before + time.perf_counter() - began
+                _save(covariances, progress, min(first + DOCUMENTS_PER_PASS, len(texts)), seconds)
+            else:  # the leader goes on with the sums
+                for moment in covariances.values():
+                    moment.reset()
             last_save = time.perf_counter()
+    sum_over_ranks(gang.together, covariances)
     report("statistics", len(texts), len(texts))
     if not gang.is_rank_zero:
         return
@@ -220,14 +227,16 @@ def _there(folder: str, module: str, shard: int, cache: Cache) -> bool:
 def _resume(
     covariances: dict[str, KeyCovariance], progress: StateFolder, gang: Gang
 ) -> tuple[int, float]:
-    """Documents that are summed already, and the seconds that took."""
+    """Documents that are summed already, and the seconds that took; the leader goes on with the
+    sums."""
     saved = load_together(progress, gang)
     if saved is None:
         return 0, 0.0
     tensors, metadata = saved
-    for name, moment in covariances.items():
-        moment.total.copy_(tensors[name])
-        moment.count = metadata["counts"][name]
+    if gang.is_rank_zero:
+        for name, moment in covariances.items():
+            moment.total.copy_(tensors[name])
+            moment.count = metadata["counts"][name]
     return int(metadata["documents"]), float(metadata.get(SECONDS, 0.0))
 
 

@@ -16,7 +16,7 @@ from pipeline.inputs.datasets import known_metadata
 from pipeline.plan.cell_keys import key_of
 from pipeline.plan.cells import Cell
 from pipeline.run.cache import Cache
-from pipeline.run.gang import SINGLE_PROCESS, Gang
+from pipeline.run.rank_group import SINGLE_PROCESS, Gang
 from pipeline.run.reporting import Report
 from pipeline.run.resume import StateFolder, load_together, write_tensors
 from pipeline.run.stages.answer_rows import StreamAnswers

@@ -15,7 +15,7 @@ from pipeline.plan.cache_names import MODELS
 from pipeline.plan.cells import Cell
 from pipeline.run.cache import Cache
 from pipeline.run.device import device_of
-from pipeline.run.gang import SINGLE_PROCESS, Gang
+from pipeline.run.rank_group import SINGLE_PROCESS, Gang
 from pipeline.run.reporting import Report
 from rledit.model import EditableModel
 from rledit.world import build_world_model, world_model_key
@@ -65,7 +65,7 @@ def open_model(cell: Cell, folder: Path, gang: Gang = SINGLE_PROCESS) -> Editabl
 
 def _open_sharded(cell: Cell, folder: Path, gang: Gang) -> EditableModel:
     # DeepSpeed takes seconds to import, and changes torch in the process that does.
-    from pipeline.run.zero import ZeroSettings, open_sharded
+    from pipeline.run.sharded_model import ZeroSettings, open_sharded
 
     dtype = getattr(torch, cell.model.dtype) if cell.model.checkpoint is not None else None
     settings = ZeroSettings(offload="cpu" if gang.offload else "none")
@@ -78,6 +78,6 @@ def held_shares(model: EditableModel, gang: Gang) -> list[float]:
     """Share of the parameters that each rank holds of a sharded model; empty for a whole one."""
     if gang.sharding == "none":
         return []
-    from pipeline.run.zero import held_share
+    from pipeline.run.sharded_model import held_share
 
     return gang.all_gather(held_share(model.model))

@@ -19,12 +19,13 @@ from pipeline.plan.cell_data import validation_batches, validation_edits
 from pipeline.plan.cell_keys import identity_of
 from pipeline.plan.cells import Cell
 from pipeline.run.cache import Cache
-from pipeline.run.gang import SINGLE_PROCESS, Gang
+from pipeline.run.rank_group import SINGLE_PROCESS, Gang
 from pipeline.run.reporting import Report
 from pipeline.run.resume import StateFolder, load_together, write_tensors
 from pipeline.run.stages.calibrated import settings_with_step
 from pipeline.run.stages.prefixes import open_store
 from pipeline.run.stages.prepare import open_model
+from rledit.augmentation import augmented
 from rledit.editors import Editor, TrainableEditor, editor_class
 from rledit.epochs import walk
 from rledit.finite import NonFiniteError
@@ -227,7 +228,7 @@ class TrainingPool:
             return trajectories(self._cell, self._editor, step)
         count = self._editor.trajectories_per_step
         return [
-            batches_of(self._editor, self._edits(i), self._size)
+            batches_of(self._editor, _varied(self._cell, self._edits(i), i), self._size)
             for i in range(step * count, (step + 1) * count)
         ]
 
@@ -259,7 +260,14 @@ def training_batches(cell: Cell, editor: Editor, n: int, seed: int) -> list[Edit
     """`n` batches of the train pool, the same for the same training seed and `seed`."""
     size = cell.stream.batch_size
     edits = cell.source().draw("train", n * size, seed=_seed(cell, seed))
-    return batches_of(editor, edits, size)
+    return batches_of(editor, _varied(cell, edits, seed), size)
+
+
+def _varied(cell: Cell, edits: Sequence[Edit], trajectory: int) -> Sequence[Edit]:
+    """The edits of a trajectory as they are trained on: in variants, where the editor asks so."""
+    if not getattr(cell.settings, "augment", False):
+        return edits
+    return augmented(edits, f"augment/{_seed(cell, trajectory)}")
 
 
 def batches_of(editor: Editor, edits: Sequence[Edit], size: int) -> list[EditBatch]:

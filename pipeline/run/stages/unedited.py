@@ -20,7 +20,7 @@ from pipeline.plan.cell_keys import identity_of
 from pipeline.plan.cells import Cell
 from pipeline.plan.versions import code_version
 from pipeline.run.cache import Cache
-from pipeline.run.gang import Gang
+from pipeline.run.rank_group import Gang
 from pipeline.storage.object_store import Storage
 from rledit.model import EditableModel
 from rledit.protocols import Reading

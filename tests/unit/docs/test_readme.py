@@ -11,7 +11,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 import typer
+from transformers import AutoModelForCausalLM
 from typer.testing import CliRunner
 
 from pipeline.cli import app
@@ -23,6 +25,7 @@ from pipeline.results.query import runs
 from pipeline.results.tables import build_table
 from rledit.datasets import FORMATS
 from tests.unit.helpers.lake_fixtures import demo_cells
+from tests.unit.helpers.small_editing import learnt
 
 README = Path(__file__).parents[3] / "README.md"
 PAGES = (README, README.parent / "docs" / "first-steps.md")
@@ -169,7 +172,7 @@ def test_table_2_with_a_model_of_my_own_on_two_gpus(place: Path) -> None:
 
 def test_the_notebook_snippet_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """As written, but for a smaller world and its smaller model."""
-    (snippet,) = re.findall(r"```python\n(.*?)```", TEXT, re.DOTALL)
+    (_, snippet) = re.findall(r"```python\n(.*?)```", TEXT, re.DOTALL)
     small = snippet.replace('WORLD_MODELS["llama"]', 'WORLD_MODELS["tiny"]').replace(
         "World()", "World(WorldConfig(n_subjects=60))"
     )
@@ -178,6 +181,23 @@ def test_the_notebook_snippet_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     names: dict[str, Any] = {}
     exec("from rledit.world import WorldConfig\n" + small, names)
     assert 0 < names["efficacy"] <= 100
+
+
+def test_the_three_lines_that_edit_a_model_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """As written, but for a smaller model that lies with its tokenizer."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    small, tokenizer = learnt()
+    small.save_pretrained(tmp_path / "model")  # type: ignore[operator]
+    tokenizer.save_pretrained(tmp_path / "model")
+    (snippet, _) = re.findall(r"```python\n(.*?)```", TEXT, re.DOTALL)
+    names: dict[str, Any] = {"model": AutoModelForCausalLM.from_pretrained(tmp_path / "model")}
+    exec(snippet, names)
+    assert "The mayor of Oslo is" in capsys.readouterr().out
+    unedited = {name: p.detach().clone() for name, p in small.named_parameters()}
+    names["result"].undo()
+    assert all(torch.equal(p, unedited[n]) for n, p in names["model"].named_parameters())
 
 
 def test_the_figures_of_the_readme_are_those_of_the_full_table() -> None:

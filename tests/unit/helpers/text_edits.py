@@ -6,7 +6,12 @@ import torch
 from transformers import PreTrainedTokenizerFast
 
 from rledit.editors import Editor
-from rledit.locate.covariance import CovarianceFingerprint, KeyCovariance, accumulate
+from rledit.locate.covariance import (
+    CovarianceFingerprint,
+    KeyCovariance,
+    accumulate,
+    sum_over_ranks,
+)
 from rledit.model import EditableModel
 from rledit.records import Edit, Locality
 from rledit.tokenization import EditBatch
@@ -74,6 +79,7 @@ def random_covariances(model: EditableModel, seed: int = 0) -> dict[str, KeyCova
         for name in model.modules
     }
     accumulate(model, texts, moments)
+    sum_over_ranks(model.ranks, moments)
     return moments
 
 

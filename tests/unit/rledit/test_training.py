@@ -384,7 +384,7 @@ def test_a_search_that_cannot_be_made_is_refused(
 
 def test_the_recipes_search_goes_with_its_validation() -> None:
     config = editor_class("rledit").Config
-    assert config(modules=("m",), reference="converged").step_search == (0.5, 0.65, 0.8)
+    assert config(modules=("m",), reference="converged").step_search == (0.65, 0.8, 1.25)
     assert config(modules=("m",), reference="converged", patience=0).step_search == ()
     assert config(modules=("m",), reference="converged", step_search=()).step_search == ()
     assert config(modules=("m",), patience=2).step_search == ()

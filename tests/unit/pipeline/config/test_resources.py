@@ -12,11 +12,13 @@ from pipeline.errors import ConfigError
 from pipeline.plan.cell_keys import key_of
 from pipeline.plan.cells import cells_of
 from pipeline.plan.grid_plan import make_plan
+from pipeline.plan.preflight import check_modules
 from pipeline.results.lake.lake import Lake
 from pipeline.run.tasks import tasks_of
 from pipeline.storage.run_paths import RunPaths
 
 GRID = Path(__file__).parents[3] / "cluster" / "tiny.yaml"
+GRIDS = Path(__file__).parents[4] / "jobs" / "grids"
 
 
 @pytest.mark.parametrize(
@@ -56,15 +58,15 @@ def test_each_kind_of_task_gets_what_it_can_use() -> None:
     assert {t.kind: t.resources.ranks for t in sharded.values()}["statistics"] == 4
 
 
-def test_what_cannot_be_sharded_is_refused_before_anything_runs(tmp_path: Path) -> None:
-    zero = "resources={ranks: 2, sharding: zero3}"
-    tuned = load_grid(GRID, ["editors=[{editor: ft_l}]", zero])
-    with pytest.raises(ConfigError, match="ft_l differentiates.*sharding: none"):
-        make_plan(tuned, Lake(str(tmp_path)))
-    make_plan(
-        load_grid(GRID, ["editors=[{editor: ft_l}]", "resources={ranks: 2}"]), Lake(str(tmp_path))
+@pytest.mark.parametrize("sharding", ["none", "zero3"])
+def test_editors_of_whole_matrices_are_planned_on_several_ranks(
+    sharding: str, tmp_path: Path
+) -> None:
+    tuned = load_grid(
+        GRID, ["editors=[{editor: ft_l}]", f"resources={{ranks: 2, sharding: {sharding}}}"]
     )
-    make_plan(load_grid(GRID, [zero]), Lake(str(tmp_path)))
+    plan = make_plan(tuned, Lake(str(tmp_path)))
+    assert "ft_l" in {cell.editor.editor for cell in plan.missing}
 
 
 def test_workers_get_absolute_paths(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -78,3 +80,20 @@ def test_workers_get_absolute_paths(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     run_paths = RunPaths.under(Path("results"), lake="lake", cache="s3://bucket/cache")
     assert run_paths.lake == os.path.join(str(tmp_path), "lake")
     assert run_paths.cache == "s3://bucket/cache"
+
+
+@pytest.mark.parametrize(("layer", "refused"), [(27, True), (13, False)])
+def test_value_vectors_at_the_last_layer_of_a_sharded_gptj_are_refused(
+    layer: int, refused: bool
+) -> None:
+    """Of 28 layers, which a proxy has fewer of."""
+    given = [
+        f"editors=[{{editor: memit, settings: {{target_modules: ['down:{layer}']}}}}]",
+        "resources={ranks: 2, sharding: zero3}",
+    ]
+    (cell, *_) = cells_of(load_grid(GRIDS / "gptj.yaml", given, "proxy", 1))
+    if refused:
+        with pytest.raises(ConfigError, match="last layer of a GPT-J.*sharding: none"):
+            check_modules(cell)
+    else:
+        check_modules(cell)

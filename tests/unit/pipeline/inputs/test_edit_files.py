@@ -205,3 +205,29 @@ def test_arrows_threads_hold_nothing_of_pythons(
     else:
         assert shards.read_shard(given, "cells", "here")["status"] == ["done"]
     assert seen and seen[0] == len(content) - len(seen)
+
+
+def test_a_table_of_ones_own_facts_is_a_data_set(tmp_path: Path) -> None:
+    path = tmp_path / "mine.csv"
+    lines = [f'"The ferry {i}, sails from",Oban,ferry {i},,old {i}' for i in range(30)]
+    path.write_text(
+        "\n".join(["prompt,target,subject,rephrases,old_target", *lines, "The sea,salt,,a|b,"])
+    )
+    code, output = check(path)
+    assert code == 0 and "facts: facts of one's own" in output and "31 edits of 31" in output
+    (cell,) = cells_of(
+        load_grid(
+            GRID,
+            [
+                f"datasets=[{{name: mine, files: {{all: {path}}}}}]",
+                "editors=[{editor: ultraedit, settings: {step: 1.0e-2}}]",
+                "streams=[{n_batches: 2, batch_size: 2}]",
+            ],
+        )
+    )
+    edits = cell.source().draw("evaluation", 4, seed=0)
+    known = {edit.prompt: edit for edit in read_data(str(path)).edits}
+    assert all(known[e.prompt].target == e.target for e in edits) and len(known) == 31
+    first, last = known["The ferry 0, sails from"], known["The sea"]
+    assert (first.subject, first.old_target, first.source) == ("ferry 0", "old 0", "mine.csv:2")
+    assert last.rephrases == ("a", "b") and last.subject is None

@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import math
-import re
 from pathlib import Path
 from typing import Any
-from xml.etree import ElementTree
 
 import pytest
 from pandas import DataFrame
@@ -19,6 +17,7 @@ from pipeline.results.lake.lake import Lake
 from pipeline.results.lake.records import CellResult
 from pipeline.results.query import Connection, connect, runs
 from tests.unit.helpers.lake_fixtures import address, cell
+from tests.unit.helpers.pictures import texts
 
 PROTOCOL = "token_accuracy"
 
@@ -68,9 +67,7 @@ def rich(tmp_path_factory: pytest.TempPathFactory) -> Lake:
 
 
 def words(svg: bytes) -> str:
-    """The text of a picture: matplotlib keeps it in comments beside the outlines."""
-    ElementTree.fromstring(svg)
-    return " ".join(re.findall(r"<!-- (.*?) -->", svg.decode()))
+    return " ".join(texts(svg))
 
 
 @pytest.mark.long
@@ -85,7 +82,7 @@ def test_every_figure_is_drawn_where_its_data_is(rich: Lake) -> None:
     assert len(set(titles)) == len(titles)
     for pictures in drawn.values():
         for picture in pictures:
-            assert words(picture.svg) and picture.text and 300 < picture.width < 1200
+            assert picture.text and (not picture.svg or words(picture.svg))
 
 
 def test_and_not_where_it_is_not(tmp_path: Path) -> None:
@@ -93,8 +90,8 @@ def test_and_not_where_it_is_not(tmp_path: Path) -> None:
     lake.commit(cell(editor="ft", checkpoints=1))
     here = subject(lake)
     absent = {name for name, figure in figures.FIGURES.items() if not list(figure(here))}
-    assert absent == {"ablation", "along", "batch_sizes", "heat_map", "abilities", "training",
-                      "optimiser_steps"}  # fmt: skip
+    assert absent == {"frontier", "radar", "ablation", "along", "batch_sizes", "heat_map",
+                      "abilities", "training", "optimiser_steps"}  # fmt: skip
     assert not list(scores.composite(here))
 
 
@@ -168,7 +165,6 @@ def test_a_score_that_no_cell_has_is_left_out(rich: Lake) -> None:
     rows = [row | {"generalization": None} for row in here.rows.to_dict("records")]
     here = dataclasses.replace(here, rows=framed(rows))
     assert list(scores.composite(here)) == []
-    assert "Gen" in words(next(scores.bars(here)).svg)
     (picture,) = along.batch_sizes(dataclasses.replace(here, rows=framed(
         [row for row in rows if row["dataset"] == "world"])))  # fmt: skip
     assert "Gen (%)" not in words(picture.svg) and "Eff (%)" in words(picture.svg)
@@ -183,7 +179,8 @@ def test_equal_streams_are_compared_by_batch_size(rich: Lake) -> None:
 def test_time_keeps_set_up_apart(rich: Lake) -> None:
     (picture,) = costs.time_bars(subject(rich))
     shown = words(picture.svg)
-    assert "set-up (s per edit)" in shown and "1.3" in shown and "none" in shown
+    assert "set-up (s)" in shown and "52" in shown.split() and "none" in shown
+    assert "editing (ms/edit)" in shown and "1.7" in shown.split()  # as in the table
     assert "unedited" not in shown
 
 
@@ -222,7 +219,7 @@ def test_second_moments_are_set_up_in_plots_as_in_tables(tmp_path: Path) -> None
             assert editing == pytest.approx(row[costs.EDITING])
     (bars,) = costs.time_bars(here)
     shown = words(bars.svg)
-    assert "0.2" in shown.split() and "0.867" in shown.split() and "none" not in shown
+    assert "12" in shown.split() and "52" in shown.split() and "none" not in shown
     (spent,) = costs.total_time(here)
     assert "key covariance" in spent.text
 

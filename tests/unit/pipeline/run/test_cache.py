@@ -10,7 +10,7 @@ import torch
 
 from pipeline.run import resume as module
 from pipeline.run.cache import LOCAL_FOLDER, Cache
-from pipeline.run.gang import Gang
+from pipeline.run.rank_group import Gang
 from pipeline.run.resume import StateFolder, load_together
 from pipeline.storage.object_store import Storage
 

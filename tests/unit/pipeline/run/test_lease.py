@@ -16,8 +16,8 @@ from typing import Any
 import pytest
 
 from pipeline.run import lease as module
-from pipeline.run.gang import SINGLE_PROCESS
 from pipeline.run.lease import Lease, LeaseLost, leased
+from pipeline.run.rank_group import SINGLE_PROCESS
 from pipeline.run.reporting import silent
 from pipeline.storage.object_store import Storage
 

@@ -69,9 +69,9 @@ def readings(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[int]]:
     counts: list[int] = []
     whole = reading._run
 
-    def run(model: Any, samples: Any, rivals: Any) -> Any:
+    def run(model: Any, samples: Any, own: Any, rivals: Any) -> Any:
         counts.append(len(samples))
-        return whole(model, samples, rivals)
+        return whole(model, samples, own, rivals)
 
     monkeypatch.setattr(reading, "_run", run)
     yield counts

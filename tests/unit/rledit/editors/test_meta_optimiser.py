@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
 from typing import Any
 
 import pytest
@@ -155,3 +156,50 @@ def test_knobs_that_are_off_change_nothing() -> None:
     assert not [key for key in state if key.startswith("mean.")]
     assert len(editor.optimiser.param_groups) == 2
     assert [group["lr"] for group in editor.optimiser.param_groups] == [1e-2, 5e-2]
+
+
+def test_a_cosine_schedule_falls_over_all_training_steps() -> None:
+    editor = make(schedule="cosine", warmup_steps=2, train_steps=2)
+    rates = []
+    for _ in range(2):
+        for _ in by_batch(editor, 4):
+            rates.append(editor.optimiser.param_groups[0]["lr"])
+    assert len(rates) == 8
+    assert rates[:2] == pytest.approx([0.5e-2, 1e-2])
+    assert all(later < before for before, later in pairwise(rates[2:]))
+    assert 0.02e-2 < rates[-1] < 0.15e-2
+    resumed = make(schedule="cosine", warmup_steps=2, train_steps=2)
+    resumed.load_training_state_dict(editor.training_state_dict())
+    assert resumed.training_measures == editor.training_measures
+
+
+def scored(editor: HypernetworkEditor, monkeypatch: pytest.MonkeyPatch) -> list[list[float]]:
+    """Weights of the older batches' prompts that count in each step of a trajectory of six."""
+    steps: list[list[float]] = []
+    run = Reward._run
+
+    def noted(self: Reward, items: Any, terms: Any) -> float:
+        steps.append([item.token_weight for item in items if item.age])
+        return run(self, items, terms)
+
+    monkeypatch.setattr(Reward, "_run", noted)
+    for _ in by_batch(editor, 6):
+        pass
+    return steps
+
+
+def test_a_share_of_the_window_counts_by_its_inverse(monkeypatch: pytest.MonkeyPatch) -> None:
+    whole = scored(make(depth=6), monkeypatch)
+    monkeypatch.undo()
+    some = scored(make(depth=6, window_share=0.25), monkeypatch)
+    assert [len(items) for items in whole] == [0, 8, 16, 24, 32, 40]
+    assert 10 < sum(map(len, some)) < 60
+    plain = {round(4 * weight, 6) for items in whole for weight in items}
+    assert {round(weight, 6) for items in some for weight in items} <= plain
+
+
+def test_a_share_is_refused_where_every_reference_is_renewed() -> None:
+    with pytest.raises(SettingError, match="kl_reference: previous"):
+        make(reference="official", window_share=0.5)
+    with pytest.raises(SettingError, match="above 0 and at most 1"):
+        make(window_share=1.5)

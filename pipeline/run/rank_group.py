@@ -18,8 +18,8 @@ class Gang:
 
     Attributes:
         together: The ranks.
-        sharding: `zero3`: each rank holds a slice of the model, and all make the same passes;
-            `none`: each holds the whole model, and they share the passes out.
+        sharding: `zero3`: each rank holds a slice of the model; `none`: each holds the whole model.
+            Either way they share the prompts out.
         offload: Keep the slices of a sharded model in host memory.
     """
 

@@ -2,9 +2,10 @@
 
 Each rank holds an equal slice of every parameter. A pass gathers one module at a time, edits are
 written under `GatheredParameters`, and the low-rank term of `rledit.shift` is traced by hooks as on
-a whole model. Everything but the parameters is replicated: all ranks run the same passes in the
-same order and take the same step. Beside its slice, a rank keeps the unedited copies (and fp32
-masters) of the edited matrices.
+a whole model. Prompts are dealt over the ranks as where each holds the whole model. Gathering is
+collective, so all make as many passes in the same order, empty ones where they have no prompt left
+(see `rledit.ranks`), and all take the same step. Beside its slice, a rank keeps the unedited copies
+(and fp32 masters) of the edited matrices.
 
 DeepSpeed replaces ``torch.nn.functional.linear`` in the whole process when it first shards a model.
 Its version adds a bias after rounding the product, so linear layers with biases (GPT-J) agree with
@@ -29,6 +30,7 @@ from transformers.integrations import HfDeepSpeedConfig
 from pipeline.inputs.checkpoints import read_config
 from pipeline.inputs.model_loading import configured
 from pipeline.run import deepspeed_ops
+from pipeline.run.fleet.process_group import ProcessRanks
 from pipeline.run.weight_files import CheckpointFiles
 from rledit.finite import NonFiniteError
 from rledit.model import EditableModel, Execution
@@ -220,7 +222,15 @@ def _editable(
     engine, *_ = deepspeed.initialize(model=model.eval().requires_grad_(False), config=zero)
     logger.info("this rank holds %.0f%% of the parameters", 100 * held_share(engine.module))
     access = ShardedAccess(engine)
-    return EditableModel(engine.module, tokenizer, modules, execution, access, **(prompting or {}))
+    return EditableModel(
+        engine.module,
+        tokenizer,
+        modules,
+        execution,
+        access,
+        ProcessRanks(),
+        **(prompting or {}),
+    )
 
 
 def _fill(model: nn.Module, files: CheckpointFiles) -> None:

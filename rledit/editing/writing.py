@@ -1,0 +1,244 @@
+"""One batch: an editor goes over its facts in passes, as long as the model keeps what it knew.
+
+A pass goes over the facts that the passes before did not write, and beside them over facts that
+the model knows, or has from earlier batches: what an editor writes then is what changes the former
+and not the latter. Where the model gives a target and goes on with its last word ("Astanaab"), a
+full stop is written behind it.
+
+Other known facts are watched. A pass after which the model answers fewer of these than it may is
+taken back and tried with half the step, where the editor has one; else it is the last. The batch
+ends with the pass after which the model gives most of its facts. All known facts here are of the
+pool that settings are chosen by, see `rledit.editing.known`, and never of the one that results are
+told by.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Protocol
+
+from torch import Tensor
+
+from rledit.editing.deltas import Delta
+from rledit.editing.host import Host
+from rledit.editing.judge import FactResult, Judge, Said
+from rledit.editing.known import Cost, Knowledge
+from rledit.editing.methods import Method
+from rledit.editors import Editor
+from rledit.editors.base import State
+from rledit.editors.moment_editor import MomentEditor
+from rledit.finite import NonFiniteError, require_finite_weights
+from rledit.locate.covariance import KeyCovariance
+from rledit.model import EditableModel
+from rledit.records import Edit
+
+_CARRIED = ("moments.", "past.")
+LARGEST_STATE = 32 << 20
+"""Bytes of running statistics that are kept with a batch; an editor with more begins anew."""
+
+_WATCHED = 2  # every second known fact is watched, the others are rehearsed
+_REHEARSED = 48  # known facts that a pass goes over, at most
+_GROWTH = 1.25
+"""By how much a step grows after a pass that wrote no more facts and cost nothing."""
+_PATIENCE = 4
+"""Passes in a row that write no more facts, after which a batch ends."""
+_HALVINGS, _FIRST = 2, 6
+"""How often a step may be halved where a pass with it costs too much; the first pass more often."""
+
+Tell = Callable[[str], None]
+
+
+def silent(_: str) -> None:
+    """Nobody is told."""
+
+
+class Provides(Protocol):
+    """What editors need beside facts."""
+
+    def knowledge(self, pool: str) -> Knowledge:
+        """Facts that the unedited model knew."""
+        ...
+
+    def covariance(self, modules: Sequence[str]) -> Mapping[str, KeyCovariance]:
+        """Key covariance of some modules on the unedited model."""
+        ...
+
+    def start(self, method: Method) -> State:
+        """State in which an editor begins its first batch: a trained network, warm statistics."""
+        ...
+
+
+@dataclass(frozen=True, kw_only=True)
+class Written:
+    """A batch as it was written.
+
+    Attributes:
+        delta: What it changed.
+        state: Running statistics for the editor's next batch.
+        metrics: What the editor measured in its last pass.
+        passes: By pass, the facts that the model gave after it, and its known facts.
+        before, after: What it cost, in the pool that settings are chosen by.
+    """
+
+    delta: Delta
+    state: State = field(default_factory=dict)
+    metrics: Mapping[str, float]
+    passes: list[dict[str, float]]
+    before: Cost
+    after: Cost
+
+
+def write(
+    host: Host,
+    method: Method,
+    edits: Sequence[Edit],
+    supplies: Provides,
+    state: Mapping[str, Tensor],
+    floor: float,
+    tell: Tell = silent,
+    answers: bool = True,
+    beside: Sequence[Edit] = (),
+) -> tuple[Written, list[FactResult]]:
+    """Write a batch into the model, and judge it.
+
+    Args:
+        host: The model; its batches so far stay as they are.
+        method: The editor, calibrated.
+        edits: The facts.
+        supplies: What the editor needs beside them.
+        state: Running statistics that an earlier batch has left.
+        floor: Share of the known facts below which a pass is taken back.
+        tell: Told of every pass.
+        answers: Whether answers are wanted in words; without them there are no results.
+        beside: Facts of earlier batches, which are to stay.
+
+    Raises:
+        NonFiniteError: The first pass left weights that are no numbers.
+    """
+    opened = host.open(method.modules)
+    editor = equipped(opened, method, supplies, state)
+    judge = Judge(opened, edits, answers)
+    knowledge = supplies.knowledge("choosing")
+    known = knowledge.apart_from(edits)
+    names = known[::_WATCHED]
+    rehearsed = knowledge.edits([n for n in known if n not in names][:_REHEARSED])
+    rehearsed += beside[:: max(1, -(-len(beside) // _REHEARSED))]
+    before = after = knowledge.cost(opened, names)
+    todo, halvings = list(range(len(edits))), 0
+    words: list[Said] = ["other"] * len(edits)
+    shown = list(host.shown)
+    passes: list[_Pass] = []
+    while todo and len(passes) < method.passes and not _stuck(passes):
+        state_before = {k: v.clone() for k, v in editor.state_dict().items()}
+        others = rehearsed if isinstance(editor, MomentEditor) else []
+        own = [_ended(edits[i]) if words[i] == "goes on" else edits[i] for i in todo]
+        change, measured = host.edit(editor, [*own, *others])
+        fault = _fault(opened)
+        cost = after if fault else knowledge.cost(opened, names)
+        smaller = hasattr(editor, "step_size") and halvings < (_HALVINGS if passes else _FIRST)
+        if fault or (cost.kept < floor * cost.known and (passes or smaller)):
+            host.take_back()
+            editor.load_state_dict(state_before)
+            tell(f"  pass {len(passes) + 1}: taken back ({fault or _kept(cost)})")
+            if smaller:
+                editor.step_size /= 2
+                halvings += 1
+                continue
+            if not passes:
+                raise NonFiniteError(fault)
+            break
+        words = judge.said(opened)
+        took = words.count("took")
+        stalled = bool(passes) and took <= len(edits) - len(todo) and cost.kept >= after.kept
+        if stalled and hasattr(editor, "step_size"):
+            editor.step_size *= _GROWTH
+        passes.append(_Pass(change, measured, _carried(editor), took, cost))
+        todo, after = [i for i, word in enumerate(words) if word != "took"], cost
+        tell(f"  pass {len(passes)}: {took} of {len(edits)} facts, {_kept(cost)}")
+    written = _finished(host, shown, passes, before, tell)
+    return written, judge.results(opened) if answers else []
+
+
+def _finished(
+    host: Host, shown: Sequence[Delta], passes: list[_Pass], before: Cost, tell: Tell
+) -> Written:
+    """The batch up to its best pass, which is what the model has then."""
+    best = max(range(len(passes)), key=lambda i: (passes[i].took, -i), default=-1)
+    if best + 1 < len(passes):
+        tell(f"  the passes behind the best, pass {best + 1}, are taken back")
+        passes = passes[: best + 1]
+    delta = Delta({})
+    for one in passes:
+        delta = delta.then(one.change)
+    delta = delta.compact()
+    host.show([*shown, delta])
+    return Written(
+        delta=delta,
+        state=passes[-1].state if passes else {},
+        metrics=passes[-1].metrics if passes else {},
+        passes=[one.record() for one in passes],
+        before=before,
+        after=passes[-1].cost if passes else before,
+    )
+
+
+@dataclass(frozen=True)
+class _Pass:
+    change: Delta
+    metrics: Mapping[str, float]
+    state: State
+    took: int
+    cost: Cost
+
+    def record(self) -> dict[str, float]:
+        """What it came to, as plain JSON."""
+        return {"took": self.took, "kept": self.cost.kept, "known": self.cost.known}
+
+
+def _ended(edit: Edit) -> Edit:
+    """A fact with a full stop behind its target: for an answer that goes on in its last word."""
+    return replace(edit, target=f"{edit.target}.")
+
+
+def _stuck(passes: Sequence[_Pass]) -> bool:
+    """Whether the last passes have written no more facts than those before them."""
+    took = [one.took for one in passes]
+    return len(took) > _PATIENCE and max(took[-_PATIENCE:]) <= max(took[:-_PATIENCE]) > 0
+
+
+def equipped(
+    opened: EditableModel,
+    method: Method,
+    supplies: Provides,
+    state: Mapping[str, Tensor] | None = None,
+) -> Editor:
+    """An editor of an opened model with all that it needs, its statistics going on from a state."""
+    editor = method.cls(opened, method.config)
+    if method.needs_covariance:
+        editor.load_covariance(supplies.covariance(opened.modules))
+    first = dict(supplies.start(method)) | dict(state or {})
+    if first:
+        editor.load_state_dict({k: v.to(opened.device) for k, v in first.items()})
+    return editor
+
+
+def _carried(editor: Editor) -> State:
+    """What the editor's next batch goes on from; nothing where that is more than statistics."""
+    state = editor.state_dict()
+    found = {k: v.clone() for k, v in state.items() if k.startswith(_CARRIED)}
+    whole = len(found) == len(state) or hasattr(editor, "train_step")
+    small = sum(v.nbytes for v in found.values()) <= LARGEST_STATE
+    return found if whole and small else {}
+
+
+def _fault(opened: EditableModel) -> str:
+    try:
+        require_finite_weights(opened)
+    except NonFiniteError as error:
+        return str(error)
+    return ""
+
+
+def _kept(cost: Cost) -> str:
+    return f"{cost.kept} of {cost.known} known facts kept"
