@@ -6,9 +6,11 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
 from pipeline.results.lake.lake import Lake
+from pipeline.results.tracking.experiment import Tracked, of_lake, tracked
 from pipeline.results.tracking.liveness import Invocation, minutes_since
-from pipeline.results.tracking.tracker import Tracker, experiments
-from pipeline.results.tracking.uri import TrackingError
+from pipeline.results.tracking.owner import known_owner
+from pipeline.results.tracking.tracker import Tracker
+from pipeline.results.tracking.uri import TrackingError, is_server, page_of
 from pipeline.storage.redaction import redact
 from pipeline.storage.run_paths import RunPaths
 from pipeline.submit.ray_cluster import Job
@@ -78,7 +80,10 @@ def job_lines(job: Job, lake: str | None = None, tracking: str | None = None) ->
         yield f"  {redact(lake)} is not there (yet), seen from here; say with --lake where it is"
     tracking = tracking or job.metadata.get("tracking")
     if tracking and not job.over:
-        yield from _tracked_lines(tracking, grid, job.name, lake)
+        try:
+            yield from _tracked_lines(tracking, _of_job(tracking, grid, lake), job.name)
+        except TrackingError as error:  # a store that is away is no error
+            yield f"  {error}"
 
 
 def ended_lines(job: Job, before: bool, waited: float) -> Iterator[str]:
@@ -104,7 +109,8 @@ def ended_lines(job: Job, before: bool, waited: float) -> Iterator[str]:
 def nothing_line(run_paths: RunPaths, grid: str | None = None) -> str:
     """There is no grid, or not this one; says where was looked and what there is."""
     store = Lake(run_paths.lake)
-    known = sorted({*(store.grids() if store.exists() else ()), *experiments(run_paths.tracking)})
+    in_lake = store.grids() if store.exists() else ()
+    known = sorted({*in_lake, *(one.name for one in tracked(run_paths.tracking))})
     there = f"; there are {', '.join(known)}" if known else ""
     what = "no grid" if grid is None else f"no grid {grid!r}"
     return f"{what} in {redact(run_paths.lake)} or {redact(run_paths.tracking)}{there}"
@@ -113,12 +119,27 @@ def nothing_line(run_paths: RunPaths, grid: str | None = None) -> str:
 def grids_lines(run_paths: RunPaths, grid: str | None = None) -> Iterator[str]:
     """The grids of a lake or a tracking store, without asking any cluster."""
     store = Lake(run_paths.lake)
+    owner = known_owner(store) if store.exists() else None
     in_lake = store.grids() if store.exists() else []
-    for name in sorted({*in_lake, *experiments(run_paths.tracking)}):
-        if grid in (None, name):
+    away = ""
+    try:
+        found = tracked(run_paths.tracking)
+    except TrackingError as error:  # the lake has its say all the same
+        found, away = [], str(error)
+    for name in sorted({*in_lake, *(one.grid for one in found)}):
+        if grid not in (None, name):
+            continue
+        own = of_lake(found, name, owner)
+        if own is not None or name in in_lake:
             yield name
             yield from _cell_lines(cells_of_grid(run_paths.lake, name))
-            yield from _tracked_lines(run_paths.tracking, name, lake=run_paths.lake)
+            yield from _tracked_lines(run_paths.tracking, own)
+        for other in found:
+            if other.grid == name and other != own:
+                yield f"{other.name} (of another lake)"
+                yield from _tracked_lines(run_paths.tracking, other)
+    if away:
+        yield away
 
 
 def _cell_lines(cells: Cells) -> Iterator[str]:
@@ -129,22 +150,22 @@ def _cell_lines(cells: Cells) -> Iterator[str]:
         yield f"  and {len(cells.failed) - _SHOWN_FAILURES} more"
 
 
-def _tracked_lines(
-    uri: str, grid: str, submission: str | None = None, lake: str | None = None
-) -> Iterator[str]:
-    """The newest invocation of a grid, or of a submission; a store that is away is no error."""
-    try:
-        if grid not in experiments(uri):
-            return
-        store = Lake(lake) if lake is not None and Lake(lake).exists() else None
-        invocations = Tracker(uri, grid, store).invocations()
-    except TrackingError as error:
-        yield f"  {error}"
+def _of_job(uri: str, grid: str, lake: str) -> Tracked | None:
+    """The experiment of a job's grid."""
+    store = Lake(lake)
+    return of_lake(tracked(uri), grid, known_owner(store) if store.exists() else None)
+
+
+def _tracked_lines(uri: str, known: Tracked | None, submission: str | None = None) -> Iterator[str]:
+    """The newest invocation of an experiment, or of a submission there, and its page's address."""
+    if known is None:
         return
-    for invocation in invocations:
+    for invocation in Tracker(uri, known.grid, known=known).invocations():
         if submission in (None, invocation.tags.get("submission_id")):
             yield _invocation_line(invocation)
-            return
+            break
+    if is_server(uri):
+        yield f"  MLflow: {page_of(uri, known.experiment_id)}"
 
 
 def _invocation_line(invocation: Invocation) -> str:

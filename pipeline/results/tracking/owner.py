@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import uuid
+from dataclasses import dataclass
 
 from pipeline.results.lake.lake import Lake
 from pipeline.storage.object_store import Storage
@@ -11,8 +12,26 @@ from pipeline.storage.object_store import Storage
 _NAME = "lake-id.json"
 
 
-def lake_id(lake: Lake) -> str:
-    """A name for a lake that no other has; written into it when it is first asked for.
+@dataclass(frozen=True, kw_only=True)
+class Owner:
+    """A lake, as tracking stores tell it from others.
+
+    Attributes:
+        name: What no other lake is called.
+        original: The name of the lake that it is a copy of; empty: it is none.
+    """
+
+    name: str
+    original: str = ""
+
+    @property
+    def names(self) -> set[str]:
+        """All that runs of its cells may be said to be of."""
+        return {self.name, self.original} - {""}
+
+
+def owner_of(lake: Lake) -> Owner:
+    """A lake's name, written into it when it is first asked for.
 
     A lake that was moved keeps its name. A copy beside the original gets one of its own.
 
@@ -26,14 +45,23 @@ def lake_id(lake: Lake) -> str:
         found = _read(lake.storage)
     elif found["place"] != here:
         copied = _read(Storage(found["place"])) == found
-        content = _content(here) if copied else _content(here, found["id"])
-        lake.storage.write_bytes(_NAME, content)
+        again = {"original": found["id"]} if copied else {"name": found["id"]}
+        lake.storage.write_bytes(_NAME, _content(here, **again))
         found = _read(lake.storage)
-    return found["id"] if found is not None else here
+    if found is None:  # written by nobody: the file system keeps nothing
+        return Owner(name=here)
+    return Owner(name=found["id"], original=found.get("original", ""))
 
 
-def _content(place: str, name: str | None = None) -> bytes:
-    return json.dumps({"id": name or uuid.uuid4().hex, "place": place}).encode()
+def known_owner(lake: Lake) -> Owner | None:
+    """A lake's name as it stands, without writing; None where it has none yet."""
+    found = _read(lake.storage)
+    return None if found is None else Owner(name=found["id"], original=found.get("original", ""))
+
+
+def _content(place: str, name: str | None = None, original: str = "") -> bytes:
+    said = {"id": name or uuid.uuid4().hex, "place": place}
+    return json.dumps(said | ({"original": original} if original else {})).encode()
 
 
 def _read(storage: Storage) -> dict[str, str] | None:

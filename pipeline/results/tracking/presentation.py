@@ -16,6 +16,7 @@ from typing import Any
 
 from pipeline.results.lake.records import SCORES, CellResult
 from pipeline.results.tracking.answers_table import rows_of
+from pipeline.results.tracking.uri import runs_page
 
 KIND = "mlflow.experimentKind"
 TRAINING = "custom_model_development"  # opens as model training, not as GenAI
@@ -23,6 +24,7 @@ NOTE = "mlflow.note.content"
 USER = "mlflow.user"
 COMMIT = "mlflow.source.git.commit"
 COMPARISON = "rleditcompare"
+COMPARE = f"&viewStateShareKey={COMPARISON}&compareRunsMode=CHART"
 VIEW = f"mlflow.sharedViewState.{COMPARISON}"
 _ROOT = Path(__file__).parents[3]
 _VIEW_SINCE = 1767225600000  # a fixed moment in ms: the same view is written by every run
@@ -30,11 +32,7 @@ _VIEW_SINCE = 1767225600000  # a fixed moment in ms: the same view is written by
 
 def experiment_tags(grid: str, experiment_id: str) -> dict[str, str]:
     """Tags of an experiment, but for those that say whose it is."""
-    # Without the last part, MLflow shows its GenAI pages to a browser that has not chosen yet.
-    link = (
-        f"#/experiments/{experiment_id}/runs?viewStateShareKey={COMPARISON}&compareRunsMode=CHART"
-        "&workflowType=machine_learning"
-    )
+    link = f"#{runs_page(experiment_id, COMPARE)}"
     note = (
         f"Cells of the grid **{grid}**: a run is one method on one model, data set, stream and "
         f"seed.\n\n**[Compare editors]({link})** shows their scores side by "

@@ -39,7 +39,7 @@ def test_an_experiment_opens_as_training_and_has_a_view_of_editors(uri: str) -> 
     tags = MlflowClient(uri).get_experiment_by_name("demo").tags
     assert tags["mlflow.experimentKind"] == "custom_model_development"
     assert (
-        "rleditcompare&compareRunsMode=CHART&workflowType=machine_learning"
+        "/runs?workflowType=machine_learning&viewStateShareKey=rleditcompare&compareRunsMode=CHART)"
         in tags["mlflow.note.content"]
     )
     view = json.loads(tags[VIEW])
