@@ -11,6 +11,7 @@ from pathlib import Path
 from mlflow import MlflowClient
 from mlflow.entities import Experiment
 from mlflow.exceptions import MlflowException
+from mlflow.utils.file_utils import local_file_uri_to_path
 
 from pipeline.results.tracking.owner import Owner
 from pipeline.results.tracking.presentation import experiment_tags, source_tags
@@ -112,10 +113,16 @@ def open_experiment(client: MlflowClient, uri: str, grid: str, owner: Owner | No
     tags = experiment_tags(grid, str(known.experiment_id))
     if owner is not None:
         tags[_LAKE] = owner.name
-    for key, value in tags.items():
-        if known.tags.get(key) != value:
-            client.set_experiment_tag(known.experiment_id, key, value)
+    set_tags(client, str(known.experiment_id), tags)
     return str(known.experiment_id)
+
+
+def set_tags(client: MlflowClient, experiment_id: str, tags: Mapping[str, str]) -> None:
+    """Writes those tags of an experiment that are not there yet."""
+    known = client.get_experiment(experiment_id).tags
+    for key, value in tags.items():
+        if known.get(key) != value:
+            client.set_experiment_tag(experiment_id, key, value)
 
 
 def _new(client: MlflowClient, uri: str, name: str, owner: Owner | None) -> Experiment | None:
@@ -185,8 +192,12 @@ def _bring_home(uri: str, experiment: Experiment) -> None:
             (home.as_uri(), int(experiment.experiment_id)),
         )
         runs = connection.execute(
-            "SELECT run_uuid FROM runs WHERE experiment_id = ?", (int(experiment.experiment_id),)
+            "SELECT run_uuid, artifact_uri FROM runs WHERE experiment_id = ?",
+            (int(experiment.experiment_id),),
         ).fetchall()
-        places = {run: home / run / "artifacts" for (run,) in runs}
-        moved = [(place.as_uri(), run) for run, place in places.items() if place.is_dir()]
-        connection.executemany("UPDATE runs SET artifact_uri = ? WHERE run_uuid = ?", moved)
+        for run, before in runs:
+            place = home / run / "artifacts"
+            if place.is_dir() or not Path(local_file_uri_to_path(before)).is_dir():
+                connection.execute(
+                    "UPDATE runs SET artifact_uri = ? WHERE run_uuid = ?", (place.as_uri(), run)
+                )

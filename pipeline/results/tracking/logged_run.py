@@ -41,8 +41,8 @@ class Logged:
         named |= {"data_hash": result.data_hash, "code_version": result.code_version}
         named |= {"prompt": prompt_of(result.identity)}
         self.tags = {"kind": "cell"} | {name: str(named[name] or "") for name in TAGS}
-        protocols = {str(row["protocol"]) for row in rows_of(result.scores)}
-        self.tags["protocols"] = ",".join(sorted(protocols))
+        self.protocols = {str(row["protocol"]) for row in rows_of(result.scores)}
+        self.tags["protocols"] = ",".join(sorted(self.protocols))
         # Runs without a remark are as they were before there was one, their digests too.
         if remark := remark_in(result.resolved):
             self.tags["remark"] = remark

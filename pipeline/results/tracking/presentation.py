@@ -1,7 +1,4 @@
-"""What MLflow's pages show around the numbers: descriptions, a saved view, where a run comes from.
-
-The names of tags and the form of a saved view are those of MLflow 3.17's own pages.
-"""
+"""What MLflow's pages show around the numbers: descriptions, and where a run comes from."""
 
 from __future__ import annotations
 
@@ -12,82 +9,30 @@ import sys
 from collections.abc import Mapping
 from functools import cache
 from pathlib import Path
-from typing import Any
 
 from pipeline.results.lake.records import SCORES, CellResult
 from pipeline.results.tracking.answers_table import rows_of
+from pipeline.results.tracking.saved_views import COMPARISON, TABLE
 from pipeline.results.tracking.uri import runs_page
 
 KIND = "mlflow.experimentKind"
-TRAINING = "custom_model_development"  # opens as model training, not as GenAI
+TRAINING = "custom_model_development"  # where pages go by the experiment: 3.17 goes by the link
 NOTE = "mlflow.note.content"
 USER = "mlflow.user"
 COMMIT = "mlflow.source.git.commit"
-COMPARISON = "rleditcompare"
-COMPARE = f"&viewStateShareKey={COMPARISON}&compareRunsMode=CHART"
-VIEW = f"mlflow.sharedViewState.{COMPARISON}"
 _ROOT = Path(__file__).parents[3]
-_VIEW_SINCE = 1767225600000  # a fixed moment in ms: the same view is written by every run
 
 
 def experiment_tags(grid: str, experiment_id: str) -> dict[str, str]:
     """Tags of an experiment, but for those that say whose it is."""
-    link = f"#{runs_page(experiment_id, COMPARE)}"
+    table, charts = (f"#{runs_page(experiment_id, view)}" for view in (TABLE, COMPARISON))
     note = (
-        f"Cells of the grid **{grid}**: a run is one method on one model, data set, stream and "
-        f"seed.\n\n**[Compare editors]({link})** shows their scores side by "
-        "side (also under *Views* above the list of runs). To average seeds, choose *Group by* → "
-        f"`editor`. In a terminal: `rledit table {grid}`, `rledit answers {grid}`."
+        f"Cells of the grid {grid}: **[Scores]({table})**, **[Compare editors]({charts})** (also "
+        "under *Views* above the list of runs).\n\nA run is one method on one model, data set, "
+        "stream and seed. To average seeds, choose *Group by* → `editor`. In a terminal: "
+        f"`rledit table {grid}`, `rledit answers {grid}`."
     )
-    return {KIND: TRAINING, NOTE: note, VIEW: _saved_view(), "grid": grid}
-
-
-def _saved_view() -> str:
-    """The view "Compare editors": bars of scores and costs, efficacy against specificity."""
-
-    def chart(kind: str, name: str, section: str, **more: Any) -> dict[str, Any]:
-        common = {"type": kind, "uuid": name, "metricSectionId": section, "deleted": False}
-        return {**common, "isGenerated": False, "runsCountToCompare": 20, **more}
-
-    def axis(name: str) -> dict[str, str]:
-        return {"key": f"{name}_token_accuracy", "type": "METRIC"}
-
-    scores = SCORES[:3]
-    charts = [
-        *(
-            chart("BAR", f"bar-{name}", "scores", metricKey=f"{name}_token_accuracy")
-            for name in scores
-        ),
-        chart("SCATTER", "trade", "scores", xaxis=axis("specificity"), yaxis=axis("efficacy")),
-        *(
-            chart("BAR", f"bar-{name}", "costs", metricKey=name)
-            for name in ("edit_ms", "train_seconds", "peak_memory_gb")
-        ),
-        chart(
-            "LINE", "retention", "stream", metricKey="retention_token_accuracy",
-            selectedMetricKeys=["retention_token_accuracy"], xAxisKey="step",
-        ),
-    ]  # fmt: skip
-    sections = [
-        {"uuid": name, "name": title, "display": True, "isReordered": True}
-        for name, title in (
-            ("scores", "Scores at the end of the stream (%)"),
-            ("costs", "Costs"),
-            ("stream", "Retention: efficacy at the end, by edits applied since"),
-        )
-    ]
-    state = {
-        "searchFilter": "tags.kind = 'cell' and tags.status = 'done'",
-        "orderByKey": f"metrics.`{scores[0]}_token_accuracy`",
-        "orderByAsc": False,
-        "selectedColumns": [f"metrics.`{name}_token_accuracy`" for name in scores],
-        "runsHiddenMode": "FIRST_20_RUNS",
-        "compareRunCharts": charts,
-        "compareRunSections": sections,
-        "isAccordionReordered": True,
-    }
-    view = {"name": "Compare editors", "createdAt": _VIEW_SINCE, "updatedAt": _VIEW_SINCE}
-    return json.dumps({**view, "state": json.dumps(state)})
+    return {KIND: TRAINING, NOTE: note, "grid": grid}
 
 
 def cell_note(result: CellResult) -> str:

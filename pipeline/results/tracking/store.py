@@ -18,6 +18,7 @@ from mlflow.entities import Run, ViewType
 from mlflow.exceptions import MlflowException
 from mlflow.store.entities import PagedList
 from mlflow.utils import get_results_from_paginated_fn
+from sqlalchemy.exc import SQLAlchemyError
 
 from pipeline.results.tracking.uri import (
     DEFAULT_URI,
@@ -29,6 +30,7 @@ from pipeline.results.tracking.uri import (
 from pipeline.storage.redaction import redact
 
 _PAGE = 1000
+_ERRORS = (MlflowException, SQLAlchemyError)
 
 
 @contextlib.contextmanager
@@ -41,9 +43,9 @@ def opened(uri: str) -> Iterator[MlflowClient]:
     with quiet_migrations(), schema_lock(checked_uri(uri)):
         try:
             yield MlflowClient(uri)
-        except MlflowException as error:
+        except _ERRORS as error:
             raise TrackingError(
-                f"{redact(uri)}: cannot open the tracking store ({redact(str(error))}); expected a "
+                f"{redact(uri)}: cannot open the tracking store ({_said(error)}); expected a "
                 f"database such as {DEFAULT_URI}, or the address of an MLflow server"
             ) from None
 
@@ -53,9 +55,15 @@ def explained(uri: str) -> Iterator[None]:
     """Turns MLflow's errors into one that names the store and hides its secrets."""
     try:
         yield
-    except MlflowException as error:
-        message = f"{redact(uri)}: the tracking store failed ({redact(str(error))})"
+    except _ERRORS as error:
+        message = f"{redact(uri)}: the tracking store failed ({_said(error)})"
         raise TrackingError(message) from None
+
+
+def _said(error: Exception) -> str:
+    """What an error says, without secrets and without the statement of SQL behind it."""
+    text = str(error)
+    return redact(text.splitlines()[0] if isinstance(error, SQLAlchemyError) else text)
 
 
 def search(client: MlflowClient, experiment_id: str, condition: str) -> list[Run]:

@@ -23,6 +23,7 @@ from mlflow.entities import Metric, Run, RunTag
 
 from pipeline.results.lake.lake import Lake
 from pipeline.results.lake.records import CellAddress, CellResult
+from pipeline.results.protocol_captions import sorted_protocols
 from pipeline.results.tracking.cell_runs import (
     invocation_of,
     is_whole,
@@ -30,11 +31,12 @@ from pipeline.results.tracking.cell_runs import (
     place_of,
     write_cell_run,
 )
-from pipeline.results.tracking.experiment import Tracked, open_experiment
+from pipeline.results.tracking.experiment import Tracked, open_experiment, set_tags
 from pipeline.results.tracking.liveness import HEARTBEAT, Invocation, own_tags, process_alive
 from pipeline.results.tracking.logged_run import Logged, metric_name
 from pipeline.results.tracking.owner import owner_of
 from pipeline.results.tracking.presentation import source_tags
+from pipeline.results.tracking.saved_views import view_tags
 from pipeline.results.tracking.store import explained, opened, search
 from pipeline.results.tracking.uri import TrackingError
 from pipeline.storage.redaction import redact
@@ -70,6 +72,7 @@ class Tracker:
         self.uri = uri
         self.experiment = experiment
         self._code = code
+        self._protocol = ""  # whose scores the views show
         owner = None if lake is None else owner_of(lake)
         with opened(uri) as client:
             self._client = client
@@ -130,6 +133,8 @@ class Tracker:
                     keep = str(run.info.run_id)
                 else:
                     self._client.delete_run(run.info.run_id)
+            if not self._protocol:
+                self._show(logged.protocols)
             return keep or write_cell_run(
                 self._client, self._experiment_id, result, logged,
                 invocation=parent, code=self._code,
@@ -192,10 +197,14 @@ class Tracker:
         with ThreadPoolExecutor(_READERS) as pool:  # on an object store each read is a round trip
             results = list(pool.map(lake.result, records))
         new = []
+        protocols: set[str] = set()
         for result in results:
-            runs = known.get(place_at(result.address), [])
-            if len(runs) != 1 or not is_whole(runs[0], Logged(result)):
+            runs, logged = known.get(place_at(result.address), []), Logged(result)
+            protocols |= logged.protocols
+            if len(runs) != 1 or not is_whole(runs[0], logged):
                 new.append(result)
+        with explained(self.uri):
+            self._show(protocols)
         own = self.start("rebuild") if new and parent is None else None
         for result in new:
             self.log_cell(parent or own or "", result)
@@ -237,6 +246,12 @@ class Tracker:
                 f"{redact(self.uri)}: the report could not be stored ({redact(str(error))})"
             ) from None
         return found[0].run_id
+
+    def _show(self, protocols: Iterable[str]) -> None:
+        """Has the views show the first of these protocols, in the order of tables."""
+        for protocol in sorted_protocols(protocols)[:1]:
+            set_tags(self._client, self._experiment_id, view_tags(protocol))
+            self._protocol = protocol
 
     def _cell_runs(self, address: CellAddress) -> list[Run]:
         """The runs of a cell at one of its addresses; a grid may have it at several."""

@@ -2,8 +2,14 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import shutil
+import socket
+import subprocess
+import sys
+import time
+import urllib.request
 from pathlib import Path
 from typing import Any
 
@@ -12,8 +18,13 @@ from mlflow import MlflowClient
 
 from pipeline.results.lake.lake import Lake
 from pipeline.results.tracking import logged_run
-from pipeline.results.tracking.presentation import VIEW
+from pipeline.results.tracking.experiment import tracked
+from pipeline.results.tracking.pages_server import HOST, check_port, chosen, page_lines
 from pipeline.results.tracking.tracker import Tracker
+from pipeline.results.tracking.uri import TrackingError
+from pipeline.storage.run_paths import RunPaths
+from pipeline.submit.reconcile import close_stale_grids
+from pipeline.submit.status import grids_lines
 from tests.unit.helpers.lake_fixtures import cell
 
 
@@ -34,19 +45,27 @@ def cells_of(client: MlflowClient, experiment_id: str) -> list[Any]:
     return list(client.search_runs([experiment_id], "tags.kind = 'cell'"))
 
 
-def test_an_experiment_opens_as_training_and_has_a_view_of_editors(uri: str) -> None:
-    Tracker(uri, "demo")
+def test_an_experiment_opens_as_training_and_has_views_of_scores_and_editors(uri: str) -> None:
+    tracker = Tracker(uri, "demo")
+    tracker.log_cell(tracker.start("run"), cell(protocols=("exact_match",)))
     tags = MlflowClient(uri).get_experiment_by_name("demo").tags
     assert tags["mlflow.experimentKind"] == "custom_model_development"
     assert (
         "/runs?workflowType=machine_learning&viewStateShareKey=rleditcompare&compareRunsMode=CHART)"
         in tags["mlflow.note.content"]
     )
-    view = json.loads(tags[VIEW])
+    scores, view = (json.loads(tags[f"mlflow.sharedViewState.rledit{name}"])
+                    for name in ("scores", "compare"))  # fmt: skip
+    assert (scores["name"], view["name"]) == ("Scores", "Compare editors")
+    assert isinstance(view["createdAt"], int)
+    assert "metrics.`efficacy_exact_match`" in json.loads(scores["state"])["selectedColumns"]
+    # A run's own protocols are shown: the first of them in the order of tables.
     state = json.loads(view["state"])
-    assert view["name"] == "Compare editors" and isinstance(view["createdAt"], int)
     shown = {chart.get("metricKey") for chart in state["compareRunCharts"]}
-    assert {"efficacy_token_accuracy", "specificity_token_accuracy", "edit_ms"} <= shown
+    assert {"efficacy_exact_match", "specificity_exact_match", "edit_ms"} <= shown
+    assert len({chart["uuid"] for chart in state["compareRunCharts"]}) == len(
+        state["compareRunCharts"]
+    )
     assert {c["metricSectionId"] for c in state["compareRunCharts"]} == {
         section["uuid"] for section in state["compareRunSections"]
     }
@@ -138,6 +157,134 @@ def test_a_moved_lake_keeps_its_experiment_and_a_copy_has_another(uri: str, tmp_
     shutil.copytree(tmp_path / "moved", tmp_path / "copy")
     copied = Tracker(uri, "demo", Lake(str(tmp_path / "copy" / "lake")))._experiment_id
     assert copied != before
+
+
+def test_a_lake_and_its_database_are_copied_together(uri: str, tmp_path: Path) -> None:
+    """The copy's runs, artifacts and experiment are its own; the original's stay as they are."""
+    made, copy = tmp_path / "made", tmp_path / "copy"
+    made.mkdir()
+    shutil.move(uri.removeprefix("sqlite:///"), made / "mlflow.db")
+    lake = Lake(str(made / "lake"))
+    rows = [
+        {"checkpoint": n, "edit_index": 1, "edit_id": "f", "probe": "edit", "probe_index": 0,
+         "prompt": "p", "target": "t", "answer": "t", "tokens": [1], "target_logprob": -1.0,
+         "is_target": True, "has_target": True, "superseded": False}
+        for n in (0, 40)
+    ]  # fmt: skip
+    lake.commit(dataclasses.replace(cell(), answers=rows))
+    first = Tracker(f"sqlite:///{made / 'mlflow.db'}", "demo", lake)
+    assert first.rebuild(lake) == 1
+    before = sorted(str(p) for p in (made / "artifacts").rglob("*"))
+    assert any(name.endswith("answers.json") for name in before)
+    shutil.copytree(made, copy)
+
+    there = Lake(str(copy / "lake"))
+    there.commit(dataclasses.replace(cell(seed=1), answers=rows))
+    again = Tracker(f"sqlite:///{copy / 'mlflow.db'}", "demo", there)
+    assert again.rebuild(there) == 1, "what was copied is logged already"
+    client = MlflowClient(f"sqlite:///{copy / 'mlflow.db'}")
+    (experiment,) = (e for e in client.search_experiments() if e.name.startswith("demo"))
+    assert experiment.name == "demo"
+    assert experiment.artifact_location == (copy / "artifacts").as_uri()
+    places = [run.info.artifact_uri for run in client.search_runs([experiment.experiment_id])]
+    assert places and all(place.startswith(copy.as_uri()) for place in places)
+    (tmp_path / "report.html").write_text("<p>it</p>")
+    again.log_report([tmp_path / "report.html"])
+    assert list((copy / "artifacts").rglob("report.html"))
+    assert sorted(str(p) for p in (made / "artifacts").rglob("*")) == before
+    # The original still knows its own.
+    assert Tracker(f"sqlite:///{made / 'mlflow.db'}", "demo", lake).rebuild(lake) == 0
+
+
+def test_a_database_that_was_copied_alone_reads_where_its_artifacts_are(
+    uri: str, tmp_path: Path
+) -> None:
+    (tmp_path / "demo.html").write_text("<p>it</p>")
+    tracker = Tracker(uri, "demo")
+    run_id = tracker.start("run")
+    tracker.log_report([tmp_path / "demo.html"])
+    (tmp_path / "alone").mkdir()
+    shutil.copy(uri.removeprefix("sqlite:///"), tmp_path / "alone" / "mlflow.db")
+    alone = f"sqlite:///{tmp_path / 'alone' / 'mlflow.db'}"
+    later = Tracker(alone, "demo").start("later")
+    client = MlflowClient(alone)
+    assert [f.path for f in client.list_artifacts(run_id, "report")] == ["report/demo.html"]
+    assert client.get_run(run_id).info.artifact_uri.startswith((tmp_path / "artifacts").as_uri())
+    assert client.get_run(later).info.artifact_uri.startswith((tmp_path / "alone").as_uri())
+
+
+def test_who_only_looks_makes_no_experiment(uri: str, tmp_path: Path) -> None:
+    mine, theirs = Lake(str(tmp_path / "a" / "lake")), Lake(str(tmp_path / "b" / "lake"))
+    for lake, result in ((mine, cell()), (theirs, cell(noise=1)), (theirs, cell(grid="other"))):
+        lake.commit(result)
+        Tracker(uri, result.address.grid, lake).rebuild(lake)
+    before = {e.name: e.tags for e in MlflowClient(uri).search_experiments()}
+    paths = RunPaths(lake=str(mine.storage), tracking=uri, cache=str(tmp_path / "cache"))
+    lines = list(grids_lines(paths))
+    (second,) = (name for name in before if name.startswith("demo ("))
+    assert lines == [
+        "demo", "  cells: 1 done, 0 failed", "  tracking: rebuild FINISHED",
+        f"{second} (of another lake)", "  tracking: rebuild FINISHED",
+        "other (of another lake)", "  tracking: rebuild FINISHED",
+    ]  # fmt: skip
+    swept = [str(one) for one in close_stale_grids(uri, ["demo"])]
+    assert swept == ["demo: no run was left open", f"{second}: no run was left open"]
+    assert {e.name: e.tags for e in MlflowClient(uri).search_experiments()} == before
+
+
+def test_a_store_that_is_away_leaves_the_lake_to_tell(tmp_path: Path) -> None:
+    lake = Lake(str(tmp_path / "lake"))
+    lake.commit(cell())
+    (tmp_path / "mlflow.db").write_text("this is no database, and long enough to be seen as none")
+    uri = f"sqlite:///{tmp_path / 'mlflow.db'}"
+    lines = list(grids_lines(RunPaths(lake=str(lake.storage), tracking=uri, cache="c")))
+    assert lines[:2] == ["demo", "  cells: 1 done, 0 failed"]
+    assert "cannot open the tracking store" in lines[2] and len(lines) == 3
+
+
+def test_addresses_open_the_pages_of_model_training(uri: str) -> None:
+    Tracker(uri, "demo").start("run")
+    (one,) = chosen(uri, tracked(uri), "demo")
+    lines = list(page_lines("https://me:secret@host/team/", [one]))
+    start = f"https://host/team/#/experiments/{one.experiment_id}/runs?workflowType="
+    assert lines == [
+        f"demo: {start}machine_learning&viewStateShareKey=rleditscores",
+        f"  editors side by side: {start}machine_learning&viewStateShareKey=rleditcompare"
+        "&compareRunsMode=CHART",
+    ]
+    with pytest.raises(TrackingError, match="'dmo'; did you mean 'demo'. Grids there: demo"):
+        chosen(uri, [one], "dmo")
+    with pytest.raises(TrackingError, match="there are no tracked runs; run a grid first"):
+        chosen(uri, [], None)
+    with (
+        socket.create_server((HOST, 0)) as busy,
+        pytest.raises(TrackingError, match="name another with --port"),
+    ):
+        check_port(busy.getsockname()[1])
+
+
+@pytest.mark.long
+def test_the_command_serves_the_pages_it_names(uri: str) -> None:
+    Tracker(uri, "demo").start("run")
+    with socket.create_server((HOST, 0)) as free:
+        port = free.getsockname()[1]
+    command = [sys.executable, "-m", "pipeline.cli", "mlflow", "--port", str(port)]
+    with subprocess.Popen([*command, "--tracking", uri], stdout=subprocess.PIPE, text=True) as told:
+        try:
+            assert told.stdout is not None
+            line = told.stdout.readline()
+            experiment_id = line.partition("/experiments/")[2].partition("/")[0]
+            asked = f"http://{HOST}:{port}/ajax-api/2.0/mlflow/experiments/get?experiment_id="
+            for _ in range(240):
+                try:
+                    with urllib.request.urlopen(asked + experiment_id, timeout=30) as answer:
+                        found = json.load(answer)["experiment"]
+                    break
+                except OSError:
+                    time.sleep(0.5)
+            assert line.startswith(f"demo: http://{HOST}:{port}/#") and found["name"] == "demo"
+        finally:
+            told.terminate()
 
 
 def test_runs_of_an_earlier_form_are_logged_anew(

@@ -1,0 +1,91 @@
+"""Views of an experiment that MLflow's menu *Views* offers, in the form of MLflow 3.17."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+from pipeline.results.lake.records import SCORES
+
+_TAG = "mlflow.sharedViewState."
+_TABLE = "rleditscores"
+_CHARTS = "rleditcompare"
+TABLE = f"&viewStateShareKey={_TABLE}"
+"""The end of an experiment's address that opens its runs with their scores."""
+COMPARISON = f"&viewStateShareKey={_CHARTS}&compareRunsMode=CHART"
+"""The end of an experiment's address that opens the comparison of its editors."""
+_SINCE = 1767225600000  # a fixed moment in ms: the same view is written by every run
+_SHORT = dict(zip(SCORES[:3], ("Eff (%)", "Gen (%)", "Spe (%)"), strict=True))
+_COSTS = {
+    "edit_ms": "ms per edit",
+    "train_seconds": "s training",
+    "peak_memory_gb": "peak memory (GB)",
+}
+
+
+def view_tags(protocol: str) -> dict[str, str]:
+    """Tags of an experiment for its views, which show the scores by one protocol."""
+    scores = [f"{name}_{protocol}" for name in _SHORT]
+    common = {
+        "orderByKey": f"metrics.`{scores[0]}`",
+        "orderByAsc": False,
+        "selectedColumns": [f"metrics.`{name}`" for name in (*scores, "edit_ms")],
+    }
+    table = {"searchFilter": "tags.kind = 'cell'", "runsHiddenMode": "SHOW_ALL", **common}
+    charts = {
+        "searchFilter": "tags.kind = 'cell' and tags.status = 'done'",
+        "runsHiddenMode": "FIRST_20_RUNS",
+        **common,
+        **_charts(protocol),
+    }
+    return {
+        _TAG + _TABLE: _view("Scores", table),
+        _TAG + _CHARTS: _view("Compare editors", charts),
+    }
+
+
+def _view(name: str, state: dict[str, Any]) -> str:
+    moments = {"createdAt": _SINCE, "updatedAt": _SINCE}
+    return json.dumps({"name": name, **moments, "state": json.dumps(state)})
+
+
+def _charts(protocol: str) -> dict[str, Any]:
+    """Bars of scores and costs, efficacy against specificity, and retention along the stream."""
+
+    def chart(kind: str, name: str, section: str, **more: Any) -> dict[str, Any]:
+        common = {"type": kind, "uuid": name, "metricSectionId": section, "deleted": False}
+        return {**common, "isGenerated": False, "runsCountToCompare": 20, **more}
+
+    def bar(key: str, title: str, section: str) -> dict[str, Any]:
+        return chart("BAR", f"bar-{key}", section, metricKey=key, displayName=title)
+
+    def axis(name: str) -> dict[str, str]:
+        return {"key": f"{name}_{protocol}", "type": "METRIC"}
+
+    kept = f"retention_{protocol}"
+    charts = [
+        *(bar(f"{name}_{protocol}", title, "scores") for name, title in _SHORT.items()),
+        chart("SCATTER", "trade", "scores", xaxis=axis("specificity"), yaxis=axis("efficacy")),
+        *(bar(name, title, "costs") for name, title in _COSTS.items()),
+        chart(
+            "LINE", "retention", "stream", metricKey=kept, selectedMetricKeys=[kept],
+            xAxisKey="step", displayName="Eff (%) at the end, by edits since",
+        ),
+        chart(
+            "LINE", "efficacy", "stream", metricKey=f"efficacy_{protocol}", xAxisKey="step",
+            selectedMetricKeys=[f"efficacy_{protocol}"], displayName="Eff (%) by edits applied",
+        ),
+    ]  # fmt: skip
+    sections = [
+        {"uuid": name, "name": title, "display": True, "isReordered": True}
+        for name, title in (
+            ("scores", f"Scores at the end ({protocol})"),
+            ("costs", "Costs"),
+            ("stream", "Along the stream"),
+        )
+    ]
+    return {
+        "compareRunCharts": charts,
+        "compareRunSections": sections,
+        "isAccordionReordered": True,
+    }
