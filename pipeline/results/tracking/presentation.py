@@ -27,10 +27,9 @@ def experiment_tags(grid: str, experiment_id: str) -> dict[str, str]:
     """Tags of an experiment, but for those that say whose it is."""
     table, charts = (f"#{runs_page(experiment_id, view)}" for view in (TABLE, COMPARISON))
     note = (
-        f"Cells of the grid {grid}: **[Scores]({table})**, **[Compare editors]({charts})** (also "
-        "under *Views* above the list of runs).\n\nA run is one method on one model, data set, "
-        "stream and seed. To average seeds, choose *Group by* → `editor`. In a terminal: "
-        f"`rledit table {grid}`, `rledit answers {grid}`."
+        f"Cells of the grid {grid}: **[Scores]({table})**, **[Compare editors]({charts})**.\n\n"
+        "A run is one method on one model, data set, stream and seed. To average seeds, choose "
+        f"*Group by* → `editor`. In a terminal: `rledit table {grid}`, `rledit answers {grid}`."
     )
     return {KIND: TRAINING, NOTE: note, "grid": grid}
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")  # read when mlflow is imported
 # It would print the address of every run, with the password that may be in it.
@@ -66,12 +66,14 @@ def _said(error: Exception) -> str:
     return redact(text.splitlines()[0] if isinstance(error, SQLAlchemyError) else text)
 
 
-def search(client: MlflowClient, experiment_id: str, condition: str) -> list[Run]:
+def search(
+    client: MlflowClient, experiment_id: str, condition: str, order_by: Sequence[str] = ()
+) -> list[Run]:
     """All runs of an experiment that a filter string lets through, deleted ones left out."""
 
     def page(most: int, token: str | None) -> PagedList[Run]:
         return client.search_runs(
-            [experiment_id], condition, ViewType.ACTIVE_ONLY, most, page_token=token
+            [experiment_id], condition, ViewType.ACTIVE_ONLY, most, list(order_by), token
         )
 
     return list(get_results_from_paginated_fn(page, _PAGE))
