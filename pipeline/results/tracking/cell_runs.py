@@ -13,9 +13,11 @@ from pipeline.results.lake.records import CellAddress, CellResult
 from pipeline.results.tracking.answers_table import ARTIFACT, answers_table
 from pipeline.results.tracking.logged_run import ADDRESS_TAGS, Logged, address_tags
 from pipeline.results.tracking.presentation import (
+    COLOUR,
     COMMIT,
     NOTE,
     cell_note,
+    colour_of,
     dataset_of,
     source_tags,
 )
@@ -50,6 +52,7 @@ def write_cell_run(
         tags={
             _INVOCATION: invocation,
             NOTE: redact(cell_note(result)),
+            COLOUR: colour_of(result.address.editor),
             **_source(result, code),
             **logged.tags,
         },

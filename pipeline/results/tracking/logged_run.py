@@ -21,7 +21,7 @@ STREAM = ("seed", "batch_size", "n_batches")
 COSTS = ("train_seconds", "edit_ms", "peak_memory_gb", "n_edits")
 LEARNING = ("train_", "validation_")
 """Beginnings of the metrics of a learning curve, whose step is the training step."""
-_FORM = 2  # of a run; runs of another form are logged anew
+_FORM = 3  # of a run; runs of another form are logged anew
 _TENTHS = 10
 _LONGEST_VALUE = 5900  # characters; MLflow cuts parameters at 6,000
 

@@ -19,6 +19,7 @@ KIND = "mlflow.experimentKind"
 TRAINING = "custom_model_development"  # where pages go by the experiment: 3.17 goes by the link
 NOTE = "mlflow.note.content"
 USER = "mlflow.user"
+COLOUR = "mlflow.runColor"
 COMMIT = "mlflow.source.git.commit"
 _ROOT = Path(__file__).parents[3]
 
@@ -32,6 +33,13 @@ def experiment_tags(grid: str, experiment_id: str) -> dict[str, str]:
         f"*Group by* → `editor`. In a terminal: `rledit table {grid}`, `rledit answers {grid}`."
     )
     return {KIND: TRAINING, NOTE: note, "grid": grid}
+
+
+def colour_of(editor: str) -> str:
+    """The colour of a method's runs in charts and lists: that of the report's figures."""
+    from pipeline.results.figures.style import colour_of_editor  # matplotlib: slow to import
+
+    return colour_of_editor(editor)
 
 
 def cell_note(result: CellResult) -> str:

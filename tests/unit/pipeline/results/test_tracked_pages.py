@@ -16,6 +16,7 @@ from typing import Any
 import pytest
 from mlflow import MlflowClient
 
+from pipeline.results.figures.style import LOOKS
 from pipeline.results.lake.lake import Lake
 from pipeline.results.tracking import logged_run
 from pipeline.results.tracking.experiment import tracked
@@ -61,6 +62,7 @@ def test_an_experiment_opens_as_training_and_has_views_of_scores_and_editors(uri
     assert "metrics.`efficacy_exact_match`" in json.loads(scores["state"])["selectedColumns"]
     # A run's own protocols are shown: the first of them in the order of tables.
     state = json.loads(view["state"])
+    assert all(c["lineSmoothness"] == 0 for c in state["compareRunCharts"] if c["type"] == "LINE")
     shown = {chart.get("metricKey") for chart in state["compareRunCharts"]}
     assert {"efficacy_exact_match", "specificity_exact_match", "edit_ms"} <= shown
     assert len({chart["uuid"] for chart in state["compareRunCharts"]}) == len(
@@ -81,6 +83,7 @@ def test_a_run_says_what_it_is_and_where_it_comes_from(uri: str) -> None:
     final = next(r for r in cell().scores if r["final"] and r["protocol"] == "token_accuracy")
     assert f"| token_accuracy | {final['efficacy']:.1f} |" in note
     assert f"rledit export {tags['cell']}" in note
+    assert tags["mlflow.runColor"] == LOOKS["rledit"][0]  # as in the report's figures
     assert tags["mlflow.source.type"] == "LOCAL" and tags["mlflow.user"]
     assert len(tags.get("mlflow.source.git.commit", "0" * 40)) == 40
     (given,) = run.inputs.dataset_inputs
