@@ -76,7 +76,7 @@ def _charts(protocol: str) -> dict[str, Any]:
         for name, title in (
             ("scores", f"Scores at the end ({protocol})"),
             ("costs", "Costs"),
-            ("stream", "Retention (Eff at the end, by edits since), and along the stream"),
+            ("stream", "Retention, and along the stream"),
         )
     ]
     return {
