@@ -96,7 +96,8 @@ def run(
     report_path = write_report_files(run_paths.lake, parsed.name, results / f"{parsed.name}.html")
     _track_report(run_paths, parsed.name, Path(report_path))
     console.print(
-        f"report: {report_path}\nlake:   {run_paths.lake}\nMLflow: {redact(run_paths.tracking)}",
+        f"report: {report_path}\nlake:   {run_paths.lake}\nMLflow: {redact(run_paths.tracking)} "
+        f"(rledit mlflow{f' --results {results}' * (results != DEFAULT_RESULTS)} opens it)",
         highlight=False, soft_wrap=True,
     )  # fmt: skip
     if found.refused:
