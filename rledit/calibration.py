@@ -25,8 +25,8 @@ import torch
 
 from rledit.editors import editor_class
 from rledit.editors.base import Editor
-from rledit.editors.isolation import fresh_prefix_cache
 from rledit.editors.moment_editor import MomentEditor, Proposal
+from rledit.editors.own_prefixes import fresh_prefix_cache
 from rledit.errors import UserError
 from rledit.model import EditableModel
 from rledit.protocols import protocol

@@ -21,7 +21,7 @@ from torch.nn.utils.rnn import pad_sequence
 
 from rledit.families import Family
 from rledit.micro_batches import MicroBatch
-from rledit.prefix_passes import PrefixPasses, Top
+from rledit.prefix_passes import LONG, PrefixPasses, Top
 from rledit.prefix_store import Prefix, PrefixStore, passes_of_one_length
 from rledit.ranks import MostPasses
 from rledit.tokenization import Sample
@@ -102,6 +102,17 @@ class PrefixCache(PrefixPasses):
         )
         other.store, other._same_bits = self.store, self._same_bits
         return other
+
+    def same_bits(self, length: int) -> tuple[int, ...]:
+        """As `PrefixPasses.same_bits`; tried once for all processes where there is a store."""
+        if self.store is None or length in self._same_bits or length >= LONG:
+            return super().same_bits(length)
+        found = self.store.tried(length)
+        if found is None:
+            found = super().same_bits(length)
+            self.store.keep_tried(length, found)
+        self._same_bits[length] = found
+        return found
 
     def clear(self) -> None:
         """Forget all prefixes that lie in memory.

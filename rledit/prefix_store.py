@@ -12,19 +12,24 @@ A store is a folder of segments: safetensors files that are written whole or not
 changed, each with the rows of some prompts one after another. They are mapped into memory, not
 read: processes on one machine share the pages. A file that is broken is removed, and what was in it
 is recorded again; one that was made from another model, or on a machine that adds otherwise, is
-left alone and not read.
+left alone and not read. Beside the segments lies, for each length, which passes give the same bits:
+that is tried once on machines of one kind.
 """
 
 from __future__ import annotations
 
 import hashlib
+import json
 import logging
 import os
+import platform
 import time
 import uuid
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import suppress
+from functools import lru_cache
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -46,6 +51,8 @@ WORTHWHILE = {16: 12, 4: 2}
 """Rows of a pass, and the prompts that make it cheaper than smaller passes on a core."""
 ABANDONED_SECONDS = 3600.0
 _PARTIAL = ".tmp-"
+# Variables that choose kernels.
+_KERNELS = ("MKL_CBWR", "MKL_ENABLE_INSTRUCTIONS", "ONEDNN_MAX_CPU_ISA", "DNNL_MAX_CPU_ISA")
 _PARTS = ("hidden", "attention", "digests", "lengths")
 
 
@@ -55,7 +62,7 @@ class PrefixStore:
     Args:
         folder: The folder; made when something is written.
         identity: What the prefixes depend on beside the tokens, see `PrefixCache.fingerprint`.
-        budget: Bytes that the folder may come to; what is over it is not kept.
+        budget: Bytes that its prefixes may come to; what is over it is not kept.
         published: Called with every file that is written.
     """
 
@@ -124,6 +131,38 @@ class PrefixStore:
         if self._in_memory > FLUSH_BYTES or late:
             self.flush()
         return True
+
+    def tried(self, length: int) -> tuple[int, ...] | None:
+        """What `PrefixPasses.same_bits` has found for a length on a machine like this one.
+
+        None where nobody has tried.
+        """
+        try:
+            noted = json.loads(self._note(length).read_bytes())
+            found, about = tuple(noted["sizes"]), noted["about"]
+        except (OSError, ValueError, KeyError, TypeError):
+            return None  # never tried, or a broken file: it is tried again
+        same = about == self._about() and set(found) <= set(WORTHWHILE)
+        return tuple(sorted(found, reverse=True)) if same else None
+
+    def keep_tried(self, length: int, sizes: Sequence[int]) -> None:
+        """Keep what was found for a length, beside the prefixes."""
+        note = self._note(length)
+        partial = note.with_name(f"{_PARTIAL}{uuid.uuid4().hex}")
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            partial.write_text(json.dumps({"sizes": list(sizes), "about": self._about()}))
+            os.replace(partial, note)
+            self._published(note)
+        except OSError as error:
+            logger.debug("what passes of %d tokens give is tried again: %s", length, error)
+
+    def _about(self) -> dict[str, Any]:
+        return {"identity": self.identity, "format": FORMAT, **machine()}
+
+    def _note(self, length: int) -> Path:
+        about = hashlib.sha256(json.dumps(self._about(), sort_keys=True).encode()).hexdigest()
+        return self.folder / f"tried-{about[:12]}-{length}.json"
 
     def flush(self) -> None:
         """Write what was put as a file, and look what others have written.
@@ -221,6 +260,28 @@ class PrefixStore:
                 self.folder,
                 why,
             )
+
+
+@lru_cache(maxsize=1)
+def _processor() -> str:
+    """The model of the CPU, as the system has it."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        lines = []
+    return next((ln for ln in lines if ln.startswith("model name")), platform.processor())
+
+
+def machine() -> dict[str, Any]:
+    """What the order in which a pass adds up depends on, beside the model: software and CPU."""
+    return {
+        "torch": torch.__version__,
+        "cpu": _processor(),
+        "capability": torch.backends.cpu.get_cpu_capability(),
+        "threads": torch.get_num_threads(),
+        "environment": {name: os.environ.get(name) for name in _KERNELS},
+        "sizes": {str(size): least for size, least in WORTHWHILE.items()},
+    }
 
 
 def digest_of(sample: Sample) -> bytes:

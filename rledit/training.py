@@ -156,6 +156,37 @@ class Training:
     def _searches(self) -> bool:
         return self.stopping is not None and bool(self.stopping.step_search)
 
+    def seconds_left(self, total: int) -> float | None:
+        """Seconds to its limit, as long as batches, validations and trials of steps took so far.
+
+        A training that may end before its limit takes so long at the most.
+
+        Args:
+            total: Batches that it is trained on up to its limit.
+
+        Returns:
+            None before it was trained on a batch, or validated where it is to be.
+        """
+        checks = [found.seconds for found in self.validations]
+        checks += [trial.validation.seconds for trial in self.step_trials]
+        left = 0.0
+        if self.ending is None:
+            if not self.batches or (self.stopping is not None and not checks):
+                return None
+            left = (total - self.batches) * (self.seconds - sum(checks)) / self.batches
+        if checks:
+            due = len(self.step_trials_left) if self._searches else 0
+            due += self._validations_left() if self.ending is None else 0
+            left += due * sum(checks) / len(checks)
+        return left
+
+    def _validations_left(self) -> int:
+        """Validations up to its limit."""
+        assert self.stopping is not None
+        first = self.step + (not self._is_due())
+        every, last = self.stopping.validate_every, self.editor.train_steps
+        return sum(step % every == 0 or step == last for step in range(first, last + 1))
+
     def run(self) -> Iterator[TrainingEvent]:
         """Train from where it is to the end, put the best state back, and search its steps.
 

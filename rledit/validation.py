@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from rledit.editors.base import TrainableEditor
-from rledit.editors.isolation import new_prefix_cache, prefix_cache_of
+from rledit.editors.own_prefixes import new_prefix_cache, prefix_cache_of
 from rledit.finite import NonFiniteError, require_finite
 from rledit.losses import row_losses
 from rledit.model import SINGLE_PASS_TOKENS, EditableModel

@@ -155,15 +155,16 @@ def status(
     tracking: TrackingUri = None,
     log: Annotated[int, typer.Option(help="Last lines of the job's log to show.", min=0)] = 0,
 ) -> None:
-    """Show jobs, and how many of their cells are done, running or failed.
+    """Show runs and jobs: cells done, running and failed, rates, time left, how to go on.
 
-    Without an address: the grids of a lake, and the runs of a tracking store.
+    Without an address: the grids of a lake with their runs on this machine or elsewhere, running or
+    ended, and the runs of a tracking store.
     """
     from pipeline.submit import status as job_status
 
     if address is None:
         run_paths = RunPaths.under(results, lake, tracking)
-        lines = list(job_status.grids_lines(run_paths, name))
+        lines = list(job_status.grids_lines(run_paths, name, always_tracked=tracking is not None))
         for line in lines or [job_status.nothing_line(run_paths, name)]:
             typer.echo(line)
         return

@@ -9,6 +9,7 @@ from contextlib import contextmanager
 
 import typer
 
+from pipeline.run.command_line import command_line
 from pipeline.run.signals import (
     INTERRUPTED,
     Interrupted,
@@ -20,7 +21,7 @@ from rledit.errors import UserError
 
 logger = logging.getLogger(__name__)
 
-_GO_ON = "interrupted; nothing is half-written, and the same command may be given again"
+_GO_ON = "interrupted; nothing is half-written, and the same command may be given again: {}"
 
 
 @contextmanager
@@ -36,7 +37,7 @@ def errors_as_help() -> Iterator[None]:
             yield
     except Interrupted as interrupted:
         leave_on_interrupt()
-        typer.echo(f"\n{str(interrupted) or _GO_ON}", err=True)
+        typer.echo(f"\n{str(interrupted) or _GO_ON.format(command_line())}", err=True)
         raise SystemExit(INTERRUPTED) from None
     except (UserError, Terminated) as error:
         typer.echo(f"error: {error}", err=True)

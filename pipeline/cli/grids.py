@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from rich.console import Console
 
+from pipeline.cli.closing import closing_lines, command, kept_lines
 from pipeline.cli.options import (
     DEFAULT_RESULTS,
     CacheUri,
@@ -24,7 +25,6 @@ from pipeline.cli.options import (
 )
 from pipeline.cli.output import print_table, write_report_files
 from pipeline.run.signals import Interrupted
-from pipeline.storage.redaction import redact
 from pipeline.storage.run_paths import RunPaths
 
 if TYPE_CHECKING:
@@ -61,6 +61,7 @@ def run(
     from pipeline.plan.cell_keys import address_of
     from pipeline.plan.grid_plan import (
         code_lines,
+        counts_line,
         make_plan,
         pool_lines,
         shared_lines,
@@ -79,7 +80,7 @@ def run(
         said += [*shared_lines(found), *code_lines(found)]
         for line in said:
             console.print(line, highlight=False, markup=False, soft_wrap=True)
-        console.print(f"{len(found.cells)} cells, {len(found.missing)} to run", highlight=False)
+        console.print(counts_line(found), highlight=False, markup=False, soft_wrap=True)
         if found.missing:
             from pipeline.plan.preflight import checked
 
@@ -88,18 +89,17 @@ def run(
                 console.print(line, highlight=False, markup=False, soft_wrap=True)
         failed = run_plan(parsed, found, run_paths, console, workers, address)
     except Interrupted:
-        raise Interrupted(_kept(found, run_paths)) from None
+        raise Interrupted(kept_lines(found, parsed.name, run_paths)) from None
     print_table(
         run_paths.lake, parsed.name, "md", among={address_of(cell).scale for cell in found.cells}
     )
-    _print_words(run_paths.lake, parsed.name)
+    given = {"--results": None if results == DEFAULT_RESULTS else str(results)}
+    given |= {"--lake": lake, "--cache": cache}
+    _print_words(run_paths.lake, parsed.name, command(given, "answers", parsed.name))
     report_path = write_report_files(run_paths.lake, parsed.name, results / f"{parsed.name}.html")
     _track_report(run_paths, parsed.name, Path(report_path))
-    console.print(
-        f"report: {report_path}\nlake:   {run_paths.lake}\nMLflow: {redact(run_paths.tracking)} "
-        f"(rledit mlflow{f' --results {results}' * (results != DEFAULT_RESULTS)} opens it)",
-        highlight=False, soft_wrap=True,
-    )  # fmt: skip
+    for line in closing_lines(parsed.name, found, run_paths, report_path, given):
+        console.print(line, highlight=False, markup=False, soft_wrap=True)
     if found.refused:
         n = len(found.refused)
         console.print(f"{n} of {len(found.cells)} cells skipped: see above", highlight=False)
@@ -124,8 +124,12 @@ def _track_report(run_paths: RunPaths, grid: str, report: Path) -> None:
         logger.warning("%s; the report is at %s", error, report)
 
 
-def _print_words(lake: str, grid: str) -> None:
-    """Ten edits before and after, in words, where the grid's cells have kept answers."""
+def _print_words(lake: str, grid: str, more: str) -> None:
+    """Ten edits before and after, in words, where the grid's cells have kept answers.
+
+    Args:
+        more: The command that shows all of them.
+    """
     from pipeline.results.answers_text import ten_edits
     from pipeline.results.query import QueryError
 
@@ -133,26 +137,4 @@ def _print_words(lake: str, grid: str) -> None:
         words = ten_edits(lake, grid)
     except QueryError:
         return  # `answers.sample` is 0, or all cells are older than answers
-    typer.echo(f"\n{words}\n      all of them: rledit answers {grid}\n")
-
-
-def _kept(plan: Plan | None, run_paths: RunPaths) -> str:
-    """What an interrupted run leaves, and how it goes on."""
-    from pipeline.plan.cell_keys import key_of
-    from pipeline.results.lake.lake import Lake
-
-    if plan is None:
-        return (
-            f"interrupted while the grid was planned; what is done stays in {run_paths.lake}, and "
-            f"the "
-            "same command goes on from there"
-        )
-    keys = {key_of(cell) for cell in plan.cells}
-    lake = Lake(run_paths.lake)
-    records = lake.manifest() if lake.exists() else []
-    done = sum(record.done and record.address.cell_key in keys for record in records)
-    return (
-        f"interrupted; {done} of {len(keys)} cells are done and kept in {run_paths.lake}. Models, "
-        f"trained networks and the last saved states of what was running are kept in "
-        f"{run_paths.cache}: the same command goes on from there"
-    )
+    typer.echo(f"\n{words}\n      all of them: {more}\n")

@@ -37,6 +37,19 @@ def plan(
     gpu_memory_gb: Annotated[
         float, typer.Option(help="Memory of the GPUs the grid will run on, in GB.", min=1)
     ] = 80.0,
+    gpus: Annotated[
+        int | None,
+        typer.Option(
+            help="GPUs there will be, for the wall-clock (default: as many as one cell takes).",
+            min=1,
+        ),
+    ] = None,
+    workers: Annotated[
+        int | None,
+        typer.Option(
+            help="Cores there will be, for the wall-clock (default: all of this machine).", min=1
+        ),
+    ] = None,
     cells: Annotated[
         bool, typer.Option("--cells/--no-cells", help="List every cell with its state.")
     ] = True,
@@ -53,8 +66,15 @@ def plan(
     from pipeline.plan.cell_keys import key_of
     from pipeline.plan.cells import cells_of
     from pipeline.plan.checks import check_sharded, skip_reason
-    from pipeline.plan.estimate import absent_files, estimate, unfetched_files, unknowable
-    from pipeline.plan.estimate.summary import summary
+    from pipeline.plan.estimate import (
+        absent_files,
+        estimate,
+        placement_of,
+        unfetched_files,
+        unknowable,
+    )
+    from pipeline.plan.estimate.summary import assumption_line, summary
+    from pipeline.plan.estimate.wall_clock import room_of
     from pipeline.plan.grid_plan import (
         code_lines,
         double_lines,
@@ -78,6 +98,11 @@ def plan(
         check_sharded(cell)
     found = make_plan(parsed, store, replace, known, rerun_other_code)
     skipped = {key_of(cell) for cell in found.missing if skip_reason(cell) is not None}
+    to_run = [cell for cell in found.missing if key_of(cell) not in skipped] + unknown
+    if to_run:
+        place = placement_of(to_run, gpu_memory_gb)
+        room = room_of(to_run, place, gpus, workers)
+        typer.echo(assumption_line(place, room))
     states = {True: "done", False: "missing"}
     for cell in found.cells if cells else ():
         state = "skipped" if key_of(cell) in skipped else states[key_of(cell) in found.done]
@@ -90,10 +115,9 @@ def plan(
     shared = (*shared_lines(found), *double_lines(found, store))
     for line in (*pool_lines(found.cells), *reasons, *shared, *code_lines(found)):
         typer.echo(line)
-    to_run = [cell for cell in found.missing if key_of(cell) not in skipped] + unknown
     done = Counter((c.model.name, c.label) for c in found.cells if key_of(c) in found.done)
     cost = estimate(to_run, _records(store), gpu_memory_gb, run_paths.cache)
-    for line in summary(cost, done):
+    for line in summary(cost, done, room if to_run else 1):
         typer.echo(line)
     counts = f"{len(every)} cells, {len(to_run)} to run"
     left = f", {len(skipped)} skipped" if skipped else ""

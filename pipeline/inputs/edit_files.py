@@ -15,8 +15,8 @@ from pipeline.storage.object_store import Storage
 from pipeline.storage.parquet import foreign_rows
 from pipeline.storage.redaction import redact
 from rledit.datasets import DataFileError, ReadReport, RowFile
-from rledit.datasets.read import map_rows
-from rledit.datasets.reading import parse_rows, read_bytes, rows_given
+from rledit.datasets.edits import map_rows
+from rledit.datasets.rows import parse_rows, read_bytes, rows_given
 
 _PINNED = re.compile(r"#sha256=(?P<digest>[0-9a-fA-F]{64})$")
 _PARQUET = b"PAR1"

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from rledit.datasets.errors import DataFileError, RowError
-from rledit.datasets.reading import refuse_foreign, wide_encoding
+from rledit.datasets.rows import refuse_foreign, wide_encoding
 from rledit.datasets.values import kind_of
 
 _KEY = "text"

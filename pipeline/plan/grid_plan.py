@@ -174,6 +174,22 @@ def _shared(
     return {key: tuple(sorted(names)) for key, names in found.items()}
 
 
+def counts_line(plan: Plan) -> str:
+    """How many cells a run has to do, and what becomes of the others."""
+    keys = {key_of(cell) for cell in plan.cells}
+    parts = [f"{len(plan.cells)} cells", f"{len(plan.missing)} to run"]
+    done = keys & plan.done
+    if done:
+        grids = Counter(name for key in done for name in plan.shared.get(key, ()))
+        others = ", ".join(f"{n} of them shared with grid {name}" for name, n in grids.items())
+        parts.append(f"{len(done)} done already" + (f" ({others})" if others else ""))
+    if contained := len({cell.address.cell_key for cell in plan.without_rows} - done):
+        parts.append(f"{contained} with their rows in other cells")
+    if failed := sum(key_of(cell) in plan.failed for cell in plan.missing):
+        parts.append(f"{failed} of those to run failed before")
+    return ", ".join(parts)
+
+
 def shared_lines(plan: Plan) -> list[str]:
     """Which cells other grids have done, and which of the grid's own are one cell, for people."""
     lines = []

@@ -188,24 +188,23 @@ class _Checks:
         return known
 
 
-def _check_sharded_values(cell: Cell, architecture: Architecture) -> None:
-    """Refuse value vectors at the last layer of a GPT-J that is sharded.
+def _check_values_reach_answers(cell: Cell, architecture: Architecture) -> None:
+    """Refuse value vectors that no answer depends on.
 
-    Sharded by DeepSpeed, their optimisation takes other steps than on a whole model, for a reason
-    that is not known; tests/cluster/test_zero.py shows it.
+    A value vector at the last layer changes its own token's logits alone: at the subject's token,
+    mostly not among those that answer, its loss has no gradient, and Adam follows round-off.
 
     Raises:
         ConfigError: The cell would be edited with such values.
     """
-    if cell.resources.sharding == "none" or architecture.description.name != "gptj":
+    settings = cell.settings
+    if getattr(settings, "fact_token", None) != "subject_last":
         return
-    if hasattr(cell.settings, "value_steps") and architecture.edits_last_layer(
-        cell.settings.modules
-    ):
+    if architecture.edits_last_layer(settings.modules):
         raise ConfigError(
-            f"{cell.path}: {cell.label} edits the last layer of a GPT-J, whose value vectors come "
-            "out otherwise on a sharded model than on a whole one; edit lower layers, or set "
-            "resources.sharding: none"
+            f"{cell.path}: {cell.label} writes facts at the subject's last token in the last "
+            "layer, above which no attention carries them to the answer; edit lower layers "
+            "(target_modules), or set fact_token: last"
         )
 
 
@@ -226,7 +225,7 @@ def check_modules(cell: Cell, stored: dict[str, tuple[int, ...]] | None = None) 
     except ValueError as error:
         raise ConfigError(f"{cell.path}: {error}") from None
     _check_kind(cell, architecture, list(target_modules))
-    _check_sharded_values(cell, architecture)
+    _check_values_reach_answers(cell, architecture)
     if stored and architecture.quantised is None and (odd := packed_tensor(stored)) is not None:
         raise CheckpointError(
             f"checkpoint {cell.model.checkpoint!r}: its weights are quantised, as the tensor "

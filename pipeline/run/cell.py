@@ -17,7 +17,7 @@ from pipeline.plan.stored_spec import write_cell_spec
 from pipeline.plan.versions import code_version, library_versions
 from pipeline.results.lake.lake import Lake
 from pipeline.results.lake.records import CellResult
-from pipeline.results.unchanged_cells import remark_of
+from pipeline.results.without_effect import remark_of
 from pipeline.run.cache import Cache
 from pipeline.run.device import PeakMemory, device_of
 from pipeline.run.rank_group import SINGLE_PROCESS, Gang
@@ -57,7 +57,7 @@ def run_cell(
         interruptions: Why earlier attempts ended; kept with the rows.
 
     Returns:
-        The recorded status.
+        The recorded status, or ``found`` where the lake has the cell already.
 
     Raises:
         NonFiniteError: The model gives no numbers, or an edit or a measured value is none. What was
@@ -65,7 +65,7 @@ def run_cell(
             from which a stream cannot go on.
     """
     if gang.broadcast(gang.is_rank_zero and lake.is_done(address_of(cell))):
-        return "done"
+        return "found"
     started = datetime.now(UTC)
     memory = PeakMemory(device_of(cell.resources))
     network = load_trained(trained) if trained else None

@@ -4,24 +4,29 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Mapping, Sequence
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
 from types import TracebackType
 
-from rich.console import Console, Group
+from rich.console import Console, Group, RenderableType
 from rich.live import Live
+from rich.padding import Padding
 from rich.progress_bar import ProgressBar
-from rich.table import Table
+from rich.table import Column, Table
 from rich.text import Text
 
+from pipeline.run.durations import duration
 from pipeline.run.fleet.progress import Progress
 from pipeline.run.fleet.queue import Finished
+from pipeline.run.pace import Estimate, Pace
 from pipeline.run.reporting import Stage
+from pipeline.run.run_file import RunningTask, RunSituation
 from pipeline.run.tasks import Task
 
 logger = logging.getLogger(__name__)
 
 LOG_EVERY_SECONDS = 15.0
-CERTAIN_FRACTION = 0.03
+WIDE = 100  # columns from which there is room for long bars
 # Stages in which a run may be for minutes without an edit, as the status line names them.
 _BEFORE_EDITING: Mapping[Stage, str] = {
     "prepare": "preparing models",
@@ -30,93 +35,14 @@ _BEFORE_EDITING: Mapping[Stage, str] = {
     "calibrate": "calibrating steps",
     "prefixes": "running prompts through the frozen layers",
 }
-
-
-class Pace:
-    """How fast running tasks go through the units of their stage, as far as it was seen.
-
-    What an earlier attempt had done when a task was first seen does not count.
-    """
-
-    def __init__(self) -> None:
-        self._first: dict[str, Progress] = {}
-        self._seen: dict[str, tuple[int, float, float]] = {}
-
-    def look(self, running: Mapping[str, Progress], now: float) -> None:
-        """Take the state of the running tasks."""
-        for key, p in running.items():
-            first, seen = self._first.get(key), self._seen.get(key)
-            if first is None or seen is None or not _alike(first, p) or p.done < first.done:
-                self._first[key], self._seen[key] = p, (p.done, now, now)
-            elif p.done != seen[0]:
-                self._seen[key] = (p.done, seen[1], now)
-        for key in self._first.keys() - running.keys():
-            del self._first[key], self._seen[key]
-
-    def rate(self, key: str) -> float | None:
-        """Units a second of a task's stage; None before one was seen to be done."""
-        if key not in self._seen:
-            return None
-        done, began, latest = self._seen[key]
-        done -= self._first[key].done
-        return done / (latest - began) if done > 0 and latest > began else None
-
-    def seconds_left(self, key: str, p: Progress, now: float) -> float | None:
-        """Of a task's stage; None while nothing is known."""
-        rate = self.rate(key)
-        if rate is not None and _alike(self._first[key], p):
-            return max(0.0, (p.total - p.done) / rate - (now - self._seen[key][2]))
-        if key not in self._first and p.total > 0 and p.done / p.total > CERTAIN_FRACTION:
-            return (now - p.started) * (p.total - p.done) / p.done
-        return None
-
-
-def _alike(one: Progress, other: Progress) -> bool:
-    """Whether two reports count the same units; editing and scoring take turns."""
-    stream = ("edit", "score")
-    return one.stage == other.stage or (one.stage in stream and other.stage in stream)
-
-
-class Estimate:
-    """Seconds left, from how long tasks of the same kind and editor took or promise to take."""
-
-    def __init__(self, tasks: Mapping[str, Task], slots: int, pace: Pace | None = None) -> None:
-        self._tasks = tasks
-        self._slots = slots
-        self._pace = pace or Pace()
-        self._taken: dict[tuple[str, str], list[float]] = {}
-
-    def add(self, task: Task, seconds: float) -> None:
-        """Learn from a finished task."""
-        self._taken.setdefault(_kind(task), []).append(seconds)
-
-    def seconds_left(
-        self, unfinished: set[str], running: Mapping[str, Progress], now: float
-    ) -> float | None:
-        """The estimate, or None while nothing is known."""
-        promised = {
-            key: now - p.started + left
-            for key, p in running.items()
-            if (left := self._pace.seconds_left(key, p, now)) is not None
-        }
-        known = {kind: list(values) for kind, values in self._taken.items()}
-        for key, seconds in promised.items():
-            known.setdefault(_kind(self._tasks[key]), []).append(seconds)
-        if not known:
-            return None
-        everything = [s for values in known.values() for s in values]
-        mean = sum(everything) / len(everything)
-        total = 0.0
-        for key in unfinished:
-            like = known.get(_kind(self._tasks[key]))
-            whole = promised.get(key) or (sum(like) / len(like) if like else mean)
-            passed = now - running[key].started if key in running else 0.0
-            total += max(0.0, whole - passed)
-        return total / self._slots
-
-
-def _kind(task: Task) -> tuple[str, str]:
-    return task.kind, task.cell.label if task.kind not in ("prepare", "ask") else ""
+_UNITS: Mapping[Stage, str] = {
+    "ask": "facts",
+    "statistics": "documents",
+    "prefixes": "prefixes",
+    "train": "batches",
+    "edit": "batches",
+    "score": "batches",
+}
 
 
 class Display:
@@ -126,17 +52,28 @@ class Display:
         tasks: All tasks of the run.
         slots: Cores in use.
         console: Where to show it.
+        expected: Seconds that the plan expects of tasks, by key.
+        gpus: GPUs in use.
     """
 
-    def __init__(self, tasks: Mapping[str, Task], slots: int, console: Console) -> None:
+    def __init__(
+        self,
+        tasks: Mapping[str, Task],
+        slots: int,
+        console: Console,
+        expected: Mapping[str, float] | None = None,
+        gpus: float = 0.0,
+    ) -> None:
         self._tasks = tasks
         self._unfinished = set(tasks)
         self._cells = sum(task.kind == "edit" for task in tasks.values())
         self._failed = 0
         self._cells_done = 0
         self._edits_done = 0
+        self._found = 0
+        self._failures: dict[str, str] = {}
         self._pace = Pace()
-        self._estimate = Estimate(tasks, slots, self._pace)
+        self._estimate = Estimate(tasks, slots, self._pace, expected, gpus)
         self._running: Mapping[str, Progress] = {}
         self._began = self._logged = time.time()
         self._live = Live(console=console, refresh_per_second=4) if console.is_terminal else None
@@ -171,28 +108,77 @@ class Display:
         task = finished.task
         self._unfinished.discard(task.key)
         self._failed += finished.reason is not None
+        self._found += finished.found
+        if finished.reason is not None:
+            self._failures[task.label] = finished.reason
         if task.kind == "edit" and finished.reason is None:
             self._cells_done += 1
-            self._edits_done += task.cell.n_edits
+            self._edits_done += 0 if finished.found else task.cell.n_edits
         started = self._running[task.key].started if task.key in self._running else None
-        if started is not None and finished.reason is None:
-            self._estimate.add(task, time.time() - started)
-        if not self._live:
-            logger.info("%s: %s", task.label, finished.reason or "done")
+        self._running = {k: p for k, p in self._running.items() if k != task.key}
+        seconds = None if started is None else time.time() - started
+        if seconds is not None and finished.reason is None and not finished.found:
+            self._estimate.add(task, seconds)
+        line = f"{task.label}: {_ending(finished, seconds)}"
+        if self._live:
+            self._live.console.print(Text(line, style="red" if finished.reason else "dim"))
+        else:
+            logger.info("%s", line)
 
     def counts(self) -> dict[str, float]:
         """How many cells there are, have ended, and failed."""
         ended = self._cells - sum(self._tasks[k].kind == "edit" for k in self._unfinished)
         return {"cells": self._cells, "cells_ended": ended, "tasks_failed": self._failed}
 
+    def situation(self) -> RunSituation:
+        """How far the run is, for whoever looks from outside."""
+        now = time.time()
+        waiting = self._unfinished - self._running.keys()
+        return RunSituation(
+            done=self._cells_done,
+            failures=dict(self._failures),
+            found=self._found,
+            seconds_left=self._estimate.seconds_left(self._unfinished, self._running, now),
+            is_measured=self._estimate.is_measured,
+            edits_per_second=self._edits() / max(1e-9, now - self._began),
+            waiting=dict(Counter(self._tasks[key].kind for key in waiting)),
+            running=tuple(
+                RunningTask(
+                    label=self._tasks[key].label,
+                    position=self._position(key, p),
+                    detail=p.detail,
+                    seconds=now - p.started,
+                )
+                for key, p in sorted(self._running.items())
+            ),
+        )
+
+    def _left(self, now: float) -> str:
+        left = self._estimate.seconds_left(self._unfinished, self._running, now)
+        if left is None:
+            return "estimating"
+        if left < 1:
+            return "nearly done"
+        return f"about {duration(left)} left" + ("" if self._estimate.is_measured else " by plan")
+
     def _status_line(self) -> str:
         now = time.time()
-        left = self._estimate.seconds_left(self._unfinished, self._running, now)
-        estimate = f"about {_duration(left)} left" if left is not None else "estimating"
         return (
             f"{self._cells_done} of {self._cells} cells done, {len(self._running)} tasks running, "
-            f"{self._failed} failed, {self._speed(now)}{_duration(now - self._began)} so far, "
-            f"{estimate}"
+            f"{self._failed} failed, {self._speed(now)}{duration(now - self._began)} so far, "
+            f"{self._left(now)}"
+        )
+
+    def _headline(self) -> str:
+        """The counts of the status line, for a terminal that shows every task below it."""
+        now = time.time()
+        waiting = len(self._unfinished - self._running.keys())
+        edits = self._edits()
+        speed = f"{edits / max(1e-9, now - self._began):.2g} edits/s, " if edits else ""
+        return (
+            f"{self._cells_done} of {self._cells} cells done, {self._failed} failed; "
+            f"{len(self._running)} tasks running, {waiting} waiting; {speed}"
+            f"{duration(now - self._began)} so far, {self._left(now)}"
         )
 
     def _speed(self, now: float) -> str:
@@ -207,17 +193,18 @@ class Display:
         if training:
             done = sum(p.done for p in training.values())
             total = sum(p.total for p in training.values())
-            parts.append(f"training batch {done} of {total}{self._rates(list(training))}, ")
+            rates = self._rates(list(training), " batches")
+            parts.append(f"training batch {done} of {total}{rates}, ")
             details = [p.detail for p in training.values() if p.detail]
             parts += [f"{details[0]}, "] if len(training) == len(details) == 1 else []
         if (edits := self._edits()) or not parts:
             parts.append(f"{edits / max(1e-9, now - self._began):.2g} edits/s, ")
         return "".join(parts)
 
-    def _rates(self, keys: Sequence[str]) -> str:
-        """Batches a second of running tasks together, once one was seen."""
+    def _rates(self, keys: Sequence[str], unit: str = "") -> str:
+        """Units a second of running tasks together, once one was seen."""
         rates = [rate for key in keys if (rate := self._pace.rate(key)) is not None]
-        return f" at {sum(rates):.2g} batches/s" if rates else ""
+        return f" at {sum(rates):.2g}{unit}/s" if rates else ""
 
     def _edits(self) -> int:
         """Edits that this run has applied."""
@@ -227,27 +214,46 @@ class Display:
         )
 
     def _picture(self) -> Group:
-        table = Table.grid(padding=(0, 1))
-        for key, progress in sorted(self._running.items()):
-            bar = ProgressBar(total=max(1, progress.total), completed=progress.done, width=30)
-            table.add_row(Text(self._tasks[key].label), bar, Text(self._position(key, progress)))
-        return Group(Text(self._status_line(), style="bold"), table)
+        return Group(Text(self._headline(), style="bold"), *self._rows())
+
+    def _rows(self) -> Iterator[RenderableType]:
+        """Every running task: its name, a bar, and how far it is; on a narrow terminal, and where
+        it says more than numbers, in several lines."""
+        wide = self._live is not None and self._live.console.width >= WIDE
+        for key in sorted(self._running):
+            p, label = self._running[key], self._tasks[key].label
+            bar = ProgressBar(max(1, p.total), p.done, width=30 if wide else 20)
+            cells: list[RenderableType] = [Text(label), bar]
+            position = Text(self._position(key, p))
+            cells += [position] if wide else []
+            columns = [Column(no_wrap=True, overflow="ellipsis") for _ in cells]
+            table = Table.grid(*columns, padding=(0, 1))
+            table.add_row(*cells)
+            yield table
+            if not wide:
+                yield Padding(position, (0, 0, 0, 2))
+            if p.detail:
+                yield Padding(Text(p.detail, style="dim"), (0, 0, 0, 2))
 
     def _position(self, key: str, p: Progress) -> str:
-        """How far a task is; of a training, how fast and how long yet as well."""
-        if p.stage not in ("train", "prefixes"):
-            return f"{p.done}/{p.total}"
-        left = self._pace.seconds_left(key, p, time.time())
-        most = "at most " if p.detail else ""
-        yet = f", {most}{_duration(left)} left" if left is not None else ""
-        if p.stage == "prefixes":
-            rate = self._pace.rate(key)
-            fast = f" at {rate:.2g}/s" if rate is not None else ""
-            return f"{p.done}/{p.total} prefixes{fast}{yet}"
-        more = f", {p.detail}" if p.detail else ""
-        return f"{p.done}/{p.total} batches{self._rates([key])}{yet}{more}"
+        """How far a task is, how fast, and how long yet."""
+        task = self._tasks[key]
+        left = self._estimate.task_left(key, p, time.time())
+        most = "at most " if p.detail and p.stage == "train" else ""
+        yet = f", {most}{duration(left)} left" if left is not None and left >= 1 else ""
+        if p.stage not in _UNITS or p.total <= 1:
+            doing = {"commit": "writing rows"}.get(p.stage, _BEFORE_EDITING.get(p.stage, "begun"))
+            if p.stage == task.kind == "prepare" and p.total > 1:
+                return f"{p.done}/{p.total}{self._rates([key])}{yet}"
+            return f"{doing}{yet}"
+        return f"{p.done}/{p.total} {_UNITS[p.stage]}{self._rates([key])}{yet}"
 
 
-def _duration(seconds: float) -> str:
-    minutes, rest = divmod(int(seconds), 60)
-    return f"{minutes} min {rest:02d} s" if minutes else f"{rest} s"
+def _ending(finished: Finished, seconds: float | None) -> str:
+    """How a task ended, in words."""
+    if finished.reason is not None:
+        return finished.reason
+    if finished.found:
+        words = {"prepare": "there already", "edit": "in the lake already"}
+        return words.get(finished.task.kind, "taken from the cache")
+    return "done" if seconds is None else f"done in {duration(seconds)}"

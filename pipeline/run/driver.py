@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import closing
+from contextlib import AbstractContextManager, closing
 from dataclasses import replace
 
 from rich.console import Console
@@ -18,15 +18,23 @@ from pipeline.results.lake.lake import Lake
 from pipeline.results.lake.records import remark_in
 from pipeline.results.tracking.tracker import Tracker
 from pipeline.results.tracking.uri import TrackingError
-from pipeline.results.unchanged_cells import warning_of
+from pipeline.results.without_effect import warning_of
 from pipeline.run.cache_migration import migrate_cache
 from pipeline.run.cell import record_failure, record_skip
 from pipeline.run.display import Display
-from pipeline.run.fleet.fleet import local_fleet, remote_fleet, require_room, run_tasks
+from pipeline.run.expected import expected_of, work_lines
+from pipeline.run.fleet.fleet import (
+    gpus_of_fleet,
+    local_fleet,
+    remote_fleet,
+    require_room,
+    run_tasks,
+)
 from pipeline.run.fleet.progress import Progress
 from pipeline.run.fleet.queue import Finished
 from pipeline.run.garbage import garbage_collect
 from pipeline.run.heartbeat import Heartbeat
+from pipeline.run.run_file import RunFile, run_file
 from pipeline.run.signals import SignalHandler, ended_by_signal
 from pipeline.run.tasks import Task, tasks_of
 from pipeline.storage.run_paths import RunPaths
@@ -64,7 +72,7 @@ def run_plan(
         Terminated: The process was told to end.
     """
     lake = Lake(run_paths.lake)
-    with ended_by_signal() as signals:
+    with _kept_file(grid, plan, lake, tags) as file, ended_by_signal() as signals:
         tracker = Tracker(run_paths.tracking, grid.name, lake, code_version())
         tracker.close_stale_runs()
         parent, status = "", "KILLED"
@@ -85,13 +93,17 @@ def run_plan(
             tasks = tasks_of([cell for cell in plan.missing if plan.reason(cell) is None])
             failed = len(plan.refused)
             if tasks:
-                with (
-                    remote_fleet(address) if address else local_fleet(workers) as slots,
-                    Display(tasks, slots, console) as display,
-                ):
+                expected = expected_of(tasks, lake.manifest(), run_paths.cache)
+                with remote_fleet(address) if address else local_fleet(workers) as slots:
                     if not address:
                         require_room(tasks)
-                    failed += _run_tasks(tasks, run_paths, display, tracker, parent, signals)
+                    gpus = gpus_of_fleet()
+                    for line in work_lines(tasks, expected, slots, gpus):
+                        console.print(line, highlight=False, markup=False, soft_wrap=True)
+                    with Display(tasks, slots, console, expected, gpus) as display:
+                        failed += _run_tasks(
+                            tasks, run_paths, display, tracker, parent, signals, file
+                        )
             garbage_collect(grid.name, run_paths)
             _warned(
                 signals,
@@ -99,6 +111,8 @@ def run_plan(
                 "`rledit rebuild` makes it equal to the lake",
             )
             status = "FAILED" if failed else "FINISHED"
+            if failed:
+                file.end("failed", f"{failed} cells failed or were skipped")
             return failed
         finally:
             if parent:
@@ -116,6 +130,7 @@ def _run_tasks(
     tracker: Tracker,
     parent: str,
     signals: SignalHandler,
+    file: RunFile,
 ) -> int:
     """Run tasks on the fleet that is up; returns the number of cells that failed."""
     lake, beat = Lake(run_paths.lake), Heartbeat(tracker, parent, display.counts)
@@ -123,6 +138,8 @@ def _run_tasks(
     def progress(running: Mapping[str, Progress]) -> None:
         signals.check()
         display.progress(running)
+        if file.is_due:
+            file.update(display.situation())
         beat.progress(running)
 
     failed = 0
@@ -137,7 +154,26 @@ def _run_tasks(
                     failed += 1
                 elif not known:
                     unknown.append(finished.task)
+    file.update(display.situation())
     return failed + len(unseen(unknown, lake))
+
+
+def _kept_file(
+    grid: Grid, plan: Plan, lake: Lake, tags: Mapping[str, str] | None
+) -> AbstractContextManager[RunFile]:
+    """The file that says how far the run is, for `rledit status`."""
+    keys = {key_of(cell) for cell in plan.cells}
+    to_run = {key_of(cell) for cell in plan.missing}
+    skipped = sum(plan.reason(cell) is not None for cell in plan.missing)
+    before = len(keys) - len(to_run)
+    return run_file(
+        lake.storage,
+        grid.name,
+        cells=len(keys),
+        done_before=before,
+        skipped=skipped,
+        command="" if "submission_id" in (tags or {}) else None,
+    )
 
 
 def unseen(done: Sequence[Task], lake: Lake, wait: float = LOOKUP_SECONDS) -> list[Task]:

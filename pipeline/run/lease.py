@@ -13,18 +13,16 @@ from __future__ import annotations
 
 import json
 import logging
-import os
-import socket
 import threading
 import time
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Any
 
 import psutil
 
+from pipeline.run.processes import alive, place
 from pipeline.run.rank_group import Gang
 from pipeline.run.reporting import Report, Stage
 from pipeline.storage.object_store import Storage
@@ -58,7 +56,7 @@ class Lease:
         self._claim: dict[str, Any] = {
             "token": uuid.uuid4().hex,
             "run": run,
-            "place": _place(),
+            "place": place(),
             "pid": process.pid,
             "born": process.create_time(),
             "renewed": 0,
@@ -93,10 +91,12 @@ class Lease:
     def guard(self, report: Report) -> Report:
         """`report`, which raises `LeaseLost` where another process has taken over."""
 
-        def guarded(stage: Stage, done: int, total: int, detail: str = "") -> None:
+        def guarded(
+            stage: Stage, done: int, total: int, detail: str = "", left: float | None = None
+        ) -> None:
             if self._lost.is_set() or (stage == "commit" and not self._is_ours(self._read())):
                 raise LeaseLost(f"{self._name}: another process has taken over")
-            report(stage, done, total, detail)
+            report(stage, done, total, detail, left)
 
         return guarded
 
@@ -115,7 +115,7 @@ class Lease:
     def _is_free(self, other: dict[str, Any]) -> bool:
         if other["run"] and other["run"] == self._claim["run"]:
             return True
-        if other["place"] == self._claim["place"] and not _alive(other["pid"], other["born"]):
+        if other["place"] == self._claim["place"] and not alive(other["pid"], other["born"]):
             return True
         if other != self._other:
             self._other, self._since = other, time.monotonic()
@@ -150,16 +150,3 @@ def leased(storage: Storage, key: str, run: str, gang: Gang, report: Report) -> 
     finally:
         if gang.is_rank_zero:
             lease.release()
-
-
-def _place() -> str:
-    """What tells whether another process's number means anything here."""
-    namespace = Path("/proc/self/ns/pid")
-    return f"{socket.gethostname()} {os.readlink(namespace) if namespace.exists() else ''}".strip()
-
-
-def _alive(pid: int, born: float) -> bool:
-    try:
-        return psutil.Process(pid).create_time() == born
-    except psutil.NoSuchProcess:
-        return False

@@ -16,12 +16,24 @@ Stage = Literal[
 class Report(Protocol):
     """Called by stages with the work done so far."""
 
-    def __call__(self, stage: Stage, done: int, total: int, detail: str = "") -> None:
-        """`done` of `total` units of a stage are finished; `detail` is more for whoever looks."""
+    def __call__(
+        self,
+        stage: Stage,
+        done: int,
+        total: int,
+        detail: str = "",
+        left: float | None = None,
+    ) -> None:
+        """`done` of `total` units of a stage are finished; `detail` is more for whoever looks.
+
+        `left` are the seconds that the stage takes yet, where it knows better than its rate tells.
+        """
         ...
 
 
-def silent(stage: Stage, done: int, total: int, detail: str = "") -> None:
+def silent(
+    stage: Stage, done: int, total: int, detail: str = "", left: float | None = None
+) -> None:
     """A report nobody reads."""
 
 
@@ -40,8 +52,10 @@ def watched(report: Report, task: str) -> Report:
         return report
     watch = getattr(importlib.import_module(module), name)
 
-    def both(stage: Stage, done: int, total: int, detail: str = "") -> None:
-        report(stage, done, total, detail)
+    def both(
+        stage: Stage, done: int, total: int, detail: str = "", left: float | None = None
+    ) -> None:
+        report(stage, done, total, detail, left)
         watch(task, stage, done, total)
 
     return both

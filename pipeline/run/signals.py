@@ -9,13 +9,15 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import FrameType
 
+from pipeline.run.command_line import command_line
+
 logger = logging.getLogger(__name__)
 
 INTERRUPTED = 130  # the exit code of shells for a process that Ctrl-C has ended
 CLOSING = "\ninterrupted: ending what runs; press Ctrl-C again to leave at once\n"
 AT_ONCE = (
     "\nleft at once; finished cells are kept, and the same command goes on from the last saved "
-    "states. The tracked run may still say RUNNING: the next run of the grid, or `rledit "
+    "states: {}\nThe tracked run may still say RUNNING: the next run of the grid, or `rledit "
     "close-stale-runs`, closes it\n"
 )
 
@@ -114,7 +116,7 @@ def interruptible() -> Iterator[None]:
 
 def leave_at_once() -> None:
     """End this process without closing anything; Ray's processes on this machine end with it."""
-    _say(AT_ONCE)
+    _say(AT_ONCE.format(command_line()))
     os._exit(INTERRUPTED)
 
 

@@ -4,6 +4,7 @@ step, train a network, run a cell."""
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
@@ -12,6 +13,7 @@ from pipeline.config.gguf_refs import is_gguf_path
 from pipeline.config.resources import ResourcesEntry
 from pipeline.inputs.content_hashes import fingerprint
 from pipeline.inputs.corpus import REAL_FACTS
+from pipeline.plan.cache_names import calibration_name, known_name, trained_name
 from pipeline.plan.cell_data import calibration_edits
 from pipeline.plan.cell_keys import (
     calibration_key_of,
@@ -24,6 +26,7 @@ from pipeline.plan.cell_keys import (
 from pipeline.plan.cells import Cell
 from pipeline.plan.checks import skip_reason
 from pipeline.results.lake.lake import Lake
+from pipeline.run import kept_model
 from pipeline.run.cache import Cache
 from pipeline.run.cell import record_skip, run_cell
 from pipeline.run.lease import leased
@@ -32,11 +35,12 @@ from pipeline.run.reporting import Report
 from pipeline.run.stages.ask_known_facts import ask_model, with_known
 from pipeline.run.stages.calibrate import calibrate_step
 from pipeline.run.stages.covariance import collect
-from pipeline.run.stages.prepare import prepare_model
+from pipeline.run.stages.prepare import has_model, prepare_model
 from pipeline.run.stages.train import require_trained, train
 from pipeline.storage.run_paths import RunPaths
 
 Kind = Literal["prepare", "ask", "statistics", "calibrate", "train", "edit"]
+FOUND = "found"  # how a task ended that was done before
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -194,25 +198,34 @@ def perform(
         interruptions: Why earlier attempts ended.
 
     Returns:
-        How it ended: `done` or `skipped`.
+        How it ended: `done`, `skipped`, or `FOUND` where it was done before.
     """
     cell, lake = task.cell, Lake(run_paths.lake)
     if (reason := skip_reason(cell)) is not None:
         return record_skip(cell, lake, reason)
     cache = Cache(run_paths.cache)
-    with leased(cache.storage, task.key, run, gang, report) as report:
+    keeping = nullcontext() if task.resources.gang else kept_model.keeping()
+    with leased(cache.storage, task.key, run, gang, report) as report, keeping:
+        found = task.kind == "prepare" and has_model(cell, cache)
         model = prepare_model(cell, cache, report)
-        if task.kind == "ask":
-            ask_model(cell, model, cache, report, gang)
         if task.kind in ("calibrate", "train", "edit"):
             cell = with_known(cell, cache)
-        if task.kind == "calibrate":
+        found = found or _in_cache(task.kind, cell, cache)
+        if task.kind == "ask":
+            ask_model(cell, model, cache, report, gang)
+        elif task.kind == "calibrate":
             calibrate_step(cell, model, cache, report, gang)
         elif task.kind == "train":
             train(cell, model, cache, report, gang)
         elif task.kind == "statistics":
-            collect(cell, task.shard, model, cache, report, gang)
+            found = not collect(cell, task.shard, model, cache, report, gang)
         elif task.kind == "edit":
             network = require_trained(cell, cache) if cell.trains else None
             return run_cell(cell, model, network, cache, lake, report, gang, interruptions)
-    return "done"
+    return FOUND if found else "done"
+
+
+def _in_cache(kind: Kind, cell: Cell, cache: Cache) -> bool:
+    """Whether what a task makes is there, so that it has nothing to do."""
+    names = {"ask": known_name, "calibrate": calibration_name, "train": trained_name}
+    return kind in names and cache.file(names[kind](cell)) is not None

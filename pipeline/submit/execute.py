@@ -10,7 +10,14 @@ from uuid import uuid4
 from rich.console import Console
 
 from pipeline.plan.cell_keys import key_of
-from pipeline.plan.grid_plan import code_lines, make_plan, pool_lines, shared_lines, skip_lines
+from pipeline.plan.grid_plan import (
+    code_lines,
+    counts_line,
+    make_plan,
+    pool_lines,
+    shared_lines,
+    skip_lines,
+)
 from pipeline.plan.preflight import checked
 from pipeline.results.lake.lake import Lake
 from pipeline.run.driver import run_plan
@@ -56,7 +63,7 @@ def _execute(submission: Submission, address: str) -> int:
         rerun_other_code=submission.rerun_other_code,
     )
     write_record(run_paths.lake, submission.name, grid.name, [key_of(cell) for cell in plan.cells])
-    counts = f"{len(plan.cells)} cells, {len(plan.missing)} to run"
+    counts = counts_line(plan)
     said = [*pool_lines(plan.cells), *skip_lines(plan.missing)]
     said += [*shared_lines(plan), *code_lines(plan)]
     for line in (*said, counts):

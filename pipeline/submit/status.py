@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from pipeline.results.lake.lake import Lake
 from pipeline.results.tracking.experiment import Tracked, of_lake, tracked
-from pipeline.results.tracking.liveness import Invocation, minutes_since
+from pipeline.results.tracking.liveness import Invocation, minutes_since, process_alive
 from pipeline.results.tracking.owner import known_owner
 from pipeline.results.tracking.tracker import Tracker
 from pipeline.results.tracking.uri import TrackingError, is_server, page_of
+from pipeline.run.run_file import RunRecord, read_runs
 from pipeline.storage.redaction import redact
 from pipeline.storage.run_paths import RunPaths
 from pipeline.submit.ray_cluster import Job
+from pipeline.submit.run_lines import run_lines
 from pipeline.submit.submission import read_record
 
 _SHOWN_FAILURES = 5
@@ -116,24 +118,36 @@ def nothing_line(run_paths: RunPaths, grid: str | None = None) -> str:
     return f"{what} in {redact(run_paths.lake)} or {redact(run_paths.tracking)}{there}"
 
 
-def grids_lines(run_paths: RunPaths, grid: str | None = None) -> Iterator[str]:
-    """The grids of a lake or a tracking store, without asking any cluster."""
+def grids_lines(
+    run_paths: RunPaths, grid: str | None = None, always_tracked: bool = False
+) -> Iterator[str]:
+    """The grids of a lake or a tracking store, without asking any cluster.
+
+    Of each: its newest run and all that go on, what the lake has, and what the tracking store says.
+
+    Args:
+        grid: Of this grid alone. Where the lake knows its runs, the tracking store, which is slow
+            to open, is not asked unless `always_tracked` is set.
+    """
     store = Lake(run_paths.lake)
     owner = known_owner(store) if store.exists() else None
     in_lake = store.grids() if store.exists() else []
+    records = read_runs(store.storage, grid) if store.exists() else []
+    runs = {record.grid for record in records}
+    found: list[Tracked] = []
     away = ""
-    try:
-        found = tracked(run_paths.tracking)
-    except TrackingError as error:  # the lake has its say all the same
-        found, away = [], str(error)
-    for name in sorted({*in_lake, *(one.grid for one in found)}):
+    if always_tracked or grid not in runs:
+        try:
+            found = tracked(run_paths.tracking)
+        except TrackingError as error:  # the lake has its say all the same
+            away = str(error)
+    for name in sorted({*in_lake, *runs, *(one.grid for one in found)}):
         if grid not in (None, name):
             continue
         own = of_lake(found, name, owner)
-        if own is not None or name in in_lake:
+        if own is not None or name in {*in_lake, *runs}:
             yield name
-            yield from _cell_lines(cells_of_grid(run_paths.lake, name))
-            yield from _tracked_lines(run_paths.tracking, own)
+            yield from _own_lines(run_paths, name, [r for r in records if r.grid == name], own)
         for other in found:
             if other.grid == name and other != own:
                 yield f"{other.name} (of another lake)"
@@ -142,8 +156,20 @@ def grids_lines(run_paths: RunPaths, grid: str | None = None) -> Iterator[str]:
         yield away
 
 
-def _cell_lines(cells: Cells) -> Iterator[str]:
-    yield f"  {cells}"
+def _own_lines(
+    run_paths: RunPaths, grid: str, records: Sequence[RunRecord], known: Tracked | None
+) -> Iterator[str]:
+    """A grid's runs, its cells in the lake, and its newest tracked run."""
+    for number, record in enumerate(records):
+        if number == 0 or record.state() == "running":
+            yield from run_lines(record)
+    lead = "in the lake, " if records else ""
+    yield from _cell_lines(cells_of_grid(run_paths.lake, grid), lead)
+    yield from _tracked_lines(run_paths.tracking, known)
+
+
+def _cell_lines(cells: Cells, lead: str = "") -> Iterator[str]:
+    yield f"  {lead}{cells}"
     for path, reason in list(cells.failed.items())[:_SHOWN_FAILURES]:
         yield f"  failed {path}: {redact(reason).splitlines()[0]}"
     if len(cells.failed) > _SHOWN_FAILURES:
@@ -171,7 +197,9 @@ def _tracked_lines(uri: str, known: Tracked | None, submission: str | None = Non
 def _invocation_line(invocation: Invocation) -> str:
     m = invocation.metrics
     live = ""
-    if invocation.status == "RUNNING":
+    if invocation.status == "RUNNING" and not process_alive(invocation.tags):
+        live = ", though its process is gone; rledit close-stale-runs closes it, or the next run"
+    elif invocation.status == "RUNNING":
         if {"cells", "cells_ended", "tasks_running"} <= m.keys():
             live += f", {m['cells_ended']:.0f} of {m['cells']:.0f} missing cells ended"
             live += f", {m['tasks_running']:.0f} tasks running"

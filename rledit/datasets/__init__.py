@@ -7,6 +7,7 @@
 from rledit.datasets.audit import NOTES, TRAPS, Audit, Finding, audit, audit_report
 from rledit.datasets.check import check_paths
 from rledit.datasets.downstream import DownstreamReport
+from rledit.datasets.edits import ReadReport, read_edits
 from rledit.datasets.errors import (
     DataFileError,
     DatasetError,
@@ -18,9 +19,8 @@ from rledit.datasets.fields import Place
 from rledit.datasets.format import Format
 from rledit.datasets.known import KnownFact, read_known
 from rledit.datasets.overlap import Overlap, overlap
-from rledit.datasets.read import ReadReport, read_edits
-from rledit.datasets.reading import RowFile, open_rows, rows_given
 from rledit.datasets.registry import FORMATS, detect_format, get_format
+from rledit.datasets.rows import RowFile, open_rows, rows_given
 from rledit.datasets.source import FileEditSource
 
 __all__ = [

@@ -8,9 +8,9 @@ from dataclasses import dataclass
 
 from rledit.control_tokens import SPELLINGS
 from rledit.datasets.contradictions import Targets
+from rledit.datasets.edits import ReadReport
 from rledit.datasets.errors import RowIssue
 from rledit.datasets.fields import Place
-from rledit.datasets.read import ReadReport
 from rledit.occurrences import occurrences
 from rledit.records import Edit, asked
 from rledit.writing_systems import space_between

@@ -10,12 +10,12 @@ from pathlib import Path
 
 from rledit.datasets.audit import Audit, audit, audit_report
 from rledit.datasets.downstream import DownstreamReport, find_schema, map_downstream
+from rledit.datasets.edits import ReadReport, map_rows
 from rledit.datasets.errors import DataFileError, DatasetError, RowErrors
 from rledit.datasets.known import REQUIRED, differing_templates, is_known, map_known
 from rledit.datasets.overlap import Overlap, overlap
-from rledit.datasets.read import ReadReport, map_rows
-from rledit.datasets.reading import RowFile, open_rows
 from rledit.datasets.registry import FORMATS, match_format
+from rledit.datasets.rows import RowFile, open_rows
 from rledit.datasets.values import has_content, shown_key
 
 Opener = Callable[[str], RowFile]

@@ -13,7 +13,7 @@ from typing import Any
 
 from rledit.datasets.errors import RowError, RowErrors
 from rledit.datasets.fields import Fields, Place
-from rledit.datasets.reading import RowFile
+from rledit.datasets.rows import RowFile
 from rledit.datasets.values import mismatch
 
 

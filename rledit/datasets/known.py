@@ -11,7 +11,7 @@ from pathlib import Path
 
 from rledit.datasets.errors import RowError, RowErrors
 from rledit.datasets.fields import Fields, Place, Row
-from rledit.datasets.reading import RowFile, open_rows
+from rledit.datasets.rows import RowFile, open_rows
 
 REQUIRED = ("known_id", "subject", "attribute", "prompt")
 

@@ -13,10 +13,10 @@ from pathlib import Path
 from typing import Literal, get_args
 
 from rledit.datasets.cut import digest
+from rledit.datasets.edits import ReadReport, read_edits
 from rledit.datasets.errors import DatasetError
 from rledit.datasets.overlap import overlap, prompts
 from rledit.datasets.pools import ALL, PoolFiles
-from rledit.datasets.read import ReadReport, read_edits
 from rledit.records import SPLITS, Edit, Split
 
 logger = logging.getLogger(__name__)

@@ -15,7 +15,7 @@ from typing import Any
 
 from torch import nn
 
-from rledit.datasets.reading import RowFile, open_rows
+from rledit.datasets.rows import RowFile, open_rows
 from rledit.editing.host import Host, HostError
 from rledit.editing.ledger import Ledger
 from rledit.editing.result import EditResult

@@ -11,10 +11,10 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+from rledit.datasets.edits import find_format, map_rows
 from rledit.datasets.errors import RowError, RowErrors
 from rledit.datasets.fields import Place
-from rledit.datasets.read import find_format, map_rows
-from rledit.datasets.reading import RowFile, rows_given
+from rledit.datasets.rows import RowFile, rows_given
 from rledit.errors import UserError
 from rledit.locate.subject import subject_span
 from rledit.records import Edit, Locality, asked

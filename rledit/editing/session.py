@@ -9,7 +9,7 @@ from typing import Any
 
 from torch import Tensor
 
-from rledit.datasets.reading import RowFile
+from rledit.datasets.rows import RowFile
 from rledit.editing.choose import Chooser
 from rledit.editing.deltas import Delta, distance
 from rledit.editing.facts import (

@@ -15,9 +15,9 @@ from torch import Tensor
 from rledit.editors.base import State
 from rledit.editors.locate_editor import LocateConfig, PastKeys, SpreadEditor
 from rledit.families import layer_index
+from rledit.locate.linear_systems import factorise
 from rledit.locate.nullspace import null_space
 from rledit.locate.requests import Request
-from rledit.locate.solve import factorise
 from rledit.locate.spread import Answer, LayerUpdate
 from rledit.model import EditableModel
 from rledit.tokenization import EditBatch

@@ -35,7 +35,7 @@ from rledit.editors.meta_optimiser import (
     steps_made,
 )
 from rledit.editors.moment_editor import MomentEditor, Proposal
-from rledit.editors.under_way import PREFIX, UnderWay, places_of, put_back
+from rledit.editors.training_state import PREFIX, UnderWay, places_of, put_back
 from rledit.finite import NonFiniteError, require_finite
 from rledit.model import EditableModel
 from rledit.records import Probe

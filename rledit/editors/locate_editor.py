@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from rledit.editors.base import Editor, Need, State, TargetModules, prefixed, unprefixed
-from rledit.editors.isolation import fresh_prefix_cache
+from rledit.editors.own_prefixes import fresh_prefix_cache
 from rledit.families import layer_index
 from rledit.locate.contexts import Averaging, make_contexts
 from rledit.locate.covariance import CovarianceError, KeyCovariance

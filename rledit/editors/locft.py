@@ -15,7 +15,7 @@ import torch
 
 from rledit.editors.base import Editor, State
 from rledit.editors.finetuning import moved
-from rledit.editors.isolation import fresh_prefix_cache
+from rledit.editors.own_prefixes import fresh_prefix_cache
 from rledit.editors.tuning import Descent, TargetLikelihood, descend
 from rledit.model import EditableModel
 from rledit.tokenization import EditBatch, Sample

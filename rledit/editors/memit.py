@@ -14,8 +14,8 @@ from torch import Tensor
 
 from rledit.editors.base import State
 from rledit.editors.locate_editor import LocateConfig, PastKeys, SpreadEditor
+from rledit.locate.linear_systems import Factor, factorise, solve_with_keys
 from rledit.locate.requests import Request
-from rledit.locate.solve import Factor, factorise, solve_with_keys
 from rledit.locate.spread import Answer, LayerUpdate
 from rledit.model import EditableModel
 

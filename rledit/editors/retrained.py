@@ -16,9 +16,9 @@ import torch
 
 from rledit.editors.base import Need, State, TrainingData
 from rledit.editors.hypernetwork_editor import HypernetworkEditor
-from rledit.editors.isolation import fresh_prefix_cache
 from rledit.editors.malmen import MALMENConfig
 from rledit.editors.mend import MENDConfig
+from rledit.editors.own_prefixes import fresh_prefix_cache
 from rledit.model import EditableModel
 from rledit.reward import KLReference, Reward
 from rledit.tokenization import EditBatch

@@ -14,13 +14,13 @@ import torch
 from torch import Tensor
 
 from rledit.editors.base import Need, TargetModules
-from rledit.editors.isolation import fresh_prefix_cache
 from rledit.editors.locate_editor import LocateConfig, LocateEditor, measured
+from rledit.editors.own_prefixes import fresh_prefix_cache
 from rledit.locate.contexts import Averaging
 from rledit.locate.keys import observe, subject_keys
+from rledit.locate.linear_systems import Factor, factorise
 from rledit.locate.requests import Request
 from rledit.locate.sites import LinearOutput
-from rledit.locate.solve import Factor, factorise
 from rledit.locate.spread import LayerUpdate
 from rledit.locate.value import Values, optimise_values
 from rledit.model import EditableModel

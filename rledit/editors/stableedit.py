@@ -17,8 +17,8 @@ from torch import Tensor
 from rledit.capture import Captured, capture
 from rledit.editors.base import Need, State, TrainingData, prefixed, unprefixed
 from rledit.editors.conventions import STABLEEDIT_BATCH, BatchConventions, UntrainedRecipe
-from rledit.editors.isolation import fresh_prefix_cache
 from rledit.editors.moment_editor import MomentEditor, Shape
+from rledit.editors.own_prefixes import fresh_prefix_cache
 from rledit.editors.whitening import RunningCovariance
 from rledit.model import EditableModel
 from rledit.shift import Solution, solve_normal_equation

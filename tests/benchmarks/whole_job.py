@@ -13,7 +13,7 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from rledit.datasets.cut import cut
-from rledit.datasets.read import read_edits
+from rledit.datasets.edits import read_edits
 from rledit.editors.rledit import RLEdit, RLEditConfig
 from rledit.model import EditableModel
 from rledit.protocols import protocol

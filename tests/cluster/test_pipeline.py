@@ -69,6 +69,26 @@ def test_running_again_computes_nothing(finished: Path) -> None:
     again = rledit("run", GRID, "--results", finished)
     assert finish_times(finished) == before
     assert "| unedited" in again.stdout
+    assert "4 cells, 0 to run, 4 done already" in again.stderr
+    # Where all lies is said at the end, the cells to export with it; whoever looks sees it is over.
+    assert f"rledit export CELL FOLDER --results {finished}" in again.stderr
+    records = Lake(str(finished / "lake")).manifest()
+    edited = {r.address.cell_key for r in records if r.address.editor != "none"}
+    assert len(edited) == 3 and all(f"  {key}  tiny/" in again.stderr for key in edited)
+    status = rledit("status", "tiny", "--results", finished).stdout
+    assert "\n  finished at " in status and "  4 cells: 4 done (4 before this run)" in status
+
+
+def test_a_run_that_takes_models_and_networks_from_the_cache_says_so(
+    finished: Path, tmp_path: Path
+) -> None:
+    cache, more = finished / "cache", ["--set", "name=again", "--set", "checkpoints=1"]
+    said = rledit("run", GRID, "--results", tmp_path, "--cache", cache, *more).stderr
+    assert "to do: 1 model to have ready, 2 networks to train, 4 cells to edit and score" in said
+    assert "estimated: about " in said and " by the plan" in said
+    assert "model llama-tiny: there already" in said
+    assert "train rledit 3x4 seed 0: taken from the cache" in said
+    assert "edit rledit 3x4 seed 0: done" in said
 
 
 def test_one_worker_and_two_agree_bit_by_bit(finished: Path, tmp_path: Path) -> None:
@@ -151,6 +171,9 @@ def test_a_killed_run_goes_on_and_ends_equal(finished: Path, tmp_path: Path) -> 
         process.send_signal(signal.SIGKILL)
         process.wait()
     assert 0 < len(finish_times(tmp_path)) < 4
+    status = rledit("status", "tiny", "--results", tmp_path).stdout
+    assert "is gone without a word" in status and "running for" not in status
+    assert f"go on with: {sys.executable} -m pipeline.cli run" in status
     rledit("run", GRID, "--results", tmp_path)
     assert rledit("diff", finished / "lake", tmp_path / "lake").returncode == 0
     client = mlflow.MlflowClient(f"sqlite:///{tmp_path / 'mlflow.db'}")

@@ -222,7 +222,7 @@ def by_target_modules() -> dict[str, list[str]]:
 
 def editable_at(model: EditableModel, target_modules: str) -> EditableModel:
     """The same model, sharded or whole, with other matrices to edit, and prompts in words."""
-    modules = {"any": two_shapes(model.model), "down": ("down:1,3",), "one_down": ("down:2",)}
+    modules = {"any": two_shapes(model.model), "down": ("down:1,2",), "one_down": ("down:2",)}
     tokenizer = tiny_tokenizer(model.family.name)
     chosen = modules[target_modules]
     access = model.weights._access

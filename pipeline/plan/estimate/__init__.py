@@ -37,6 +37,7 @@ from pipeline.plan.estimate.prefixes import prefix_needs, store_gb, stream_bytes
 from pipeline.plan.estimate.seconds import (
     Measurements,
     Seconds,
+    asking_seconds,
     model_seconds,
     modelled,
     statistics_seconds,
@@ -52,8 +53,9 @@ class CellEstimate:
 
     Attributes:
         seconds: Wall time; set-up that another cell shares is that one's.
-        shared: Seconds of what several cells need, on the first that does: training a model of
-            the synthetic world, key covariance.
+        model: Seconds of training its model of the synthetic world, on the first cell with it.
+        asking: Seconds of asking its model which real facts it knows, likewise.
+        statistics: Seconds of its key covariance, likewise.
         memory_gb: Peak of a rank.
         summed: Its linear layers whose key covariance is in the cache.
         out_of_memory: Why it cannot run where it is to; None where it can.
@@ -64,10 +66,22 @@ class CellEstimate:
     work: Workload
     seconds: Seconds
     trained: int
-    shared: float
+    model: float
+    asking: float
+    statistics: float
     memory_gb: float
     summed: frozenset[str]
     out_of_memory: OutOfMemory | None
+
+    @property
+    def shared(self) -> float:
+        """Seconds of what several cells need, and this one is the first to."""
+        return self.model + self.asking + self.statistics
+
+    @property
+    def own(self) -> float:
+        """Wall seconds without what may be shared: opening, editing and scoring."""
+        return self.seconds.total - self.seconds.training
 
     @property
     def total(self) -> float:
@@ -124,21 +138,16 @@ def estimate(
     Raises:
         ConfigError: A model's configuration cannot be had, or modules do not exist.
     """
-    check_modules(cells)
     cached = Cached(cache)
     away = [*absent_files(cells), *unfetched_files(cells)]
-    measurements = Measurements(records)
+    place = placement_of(cells, gpu_memory_gb)
+    found = cell_estimates(cells, records, place, cache, away)
     needs = file_needs(cells)
-    seen: set[tuple[object, ...]] = set()
-    found = []
-    place = _placement(cells, gpu_memory_gb)
-    for cell in cells:
-        readable = not unknowable(cell, away)
-        work = workload_of(cell, readable)
-        if (model := ("model", cell.model.name)) not in seen:
-            seen.add(model)
-            needs += model_needs(cell, work.architecture, cached.has_model(cell))
-        found.append(_cell(work, place, measurements, seen, cached if readable else Cached()))
+    first: dict[str, Workload] = {}
+    for c in found:
+        first.setdefault(c.work.cell.model.name, c.work)
+    for work in first.values():
+        needs += model_needs(work.cell, work.architecture, cached.has_model(work.cell))
     works = [cell.work for cell in found]
     for name in dict.fromkeys(cell.model.name for cell in cells):
         own = [c for c in found if c.work.cell.model.name == name and c.work.documents]
@@ -149,10 +158,34 @@ def estimate(
     return Estimate(
         cells=tuple(found),
         placement=place,
-        shares=_shares(cells, place),
+        shares=shares_of(cells, place),
         needs=tuple(needs),
         disk=disk_gb(works) | {"prefixes": store_gb(works)},
     )
+
+
+def cell_estimates(
+    cells: Sequence[Cell],
+    records: Sequence[CellRecord],
+    place: Placement,
+    cache: str | None = None,
+    away: Sequence[str] = (),
+) -> list[CellEstimate]:
+    """What each cell costs, without what it needs; the arguments are those of `estimate`.
+
+    Args:
+        place: See `placement_of`.
+        away: Files that cannot be read yet.
+    """
+    check_modules(cells)
+    cached, measurements = Cached(cache), Measurements(records)
+    seen: set[tuple[object, ...]] = set()
+    found = []
+    for cell in cells:
+        readable = not unknowable(cell, away)
+        work = workload_of(cell, readable)
+        found.append(_cell(work, place, measurements, seen, cached if readable else Cached()))
+    return found
 
 
 def _cell(
@@ -175,35 +208,41 @@ def _cell(
     if cell.trains:
         network = ("network", *network_place(cell))
         if network in seen or cached.has_network(cell):
-            seconds, trained = replace(seconds, setup=0.0), 0
+            seconds, trained = replace(seconds, setup=0.0, training=0.0), 0
         seen.add(network)
-    shared = 0.0
+    model, asking, covariance = 0.0, 0.0, 0.0
     world = ("world", cell.model.name, str(cell.dataset.world))
     if world not in seen:
         seen.add(world)
         if not cached.has_model(cell):
-            shared += model_seconds(cell, work.architecture, place.device)
+            model = model_seconds(cell, work.architecture, place.device)
+    facts = ("facts", cell.model.name, cell.dataset.name)
+    if cell.dataset.real_facts and facts not in seen:
+        seen.add(facts)
+        asking = 0.0 if cached.has_known(cell) else asking_seconds(work, place)
     statistics = ("statistics", cell.model.name, *sorted(work.target_modules))
     summed = frozenset(
         name for name in work.target_modules if work.documents and cached.has_moment(cell, name)
     )
     if "statistics" in cell.needs and statistics not in seen:
         seen.add(statistics)
-        shared += statistics_seconds(work, place, work.target_modules.keys() - summed)
+        covariance = statistics_seconds(work, place, work.target_modules.keys() - summed)
     memory = memory_of(work, place)
     measured = measurements.peak_gb(cell)
     return CellEstimate(
         work=work,
         seconds=seconds,
         trained=trained,
-        shared=shared,
+        model=model,
+        asking=asking,
+        statistics=covariance,
         memory_gb=memory.gigabytes if measured is None else measured,
         summed=summed,
         out_of_memory=out_of_memory(work, place, memory),
     )
 
 
-def _placement(cells: Sequence[Cell], gpu_memory_gb: float) -> Placement:
+def placement_of(cells: Sequence[Cell], gpu_memory_gb: float = 80.0) -> Placement:
     """Where cells run: on GPUs where the grid gives them, or where only GPUs make sense."""
     first = cells[0] if cells else None
     if first is None or not on_gpu(first):
@@ -219,7 +258,8 @@ def on_gpu(cell: Cell) -> bool:
     return cell.resources.gpus > 0 or (cell.scale == "full" and not small)
 
 
-def _shares(cells: Sequence[Cell], place: Placement) -> float:
+def shares_of(cells: Sequence[Cell], place: Placement) -> float:
+    """GPUs, or cores without one, that a cell occupies."""
     if not cells:
         return 0.0
     resources = cells[0].resources
@@ -234,8 +274,11 @@ __all__ = [
     "Device",
     "Estimate",
     "absent_files",
+    "cell_estimates",
     "estimate",
     "on_gpu",
+    "placement_of",
+    "shares_of",
     "unfetched_files",
     "unknowable",
 ]

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pipeline.plan.cache_names import (
     MODELS,
     covariance_folder,
+    known_name,
     network_name,
     shard_file,
     trained_name,
@@ -43,6 +44,10 @@ class Cached:
         _, former = former_keys_of(cell)
         old = former is not None and self._has(network_name(cell.editor_name, former))
         return old or self._has(trained_name(cell))
+
+    def has_known(self, cell: Cell) -> bool:
+        """Whether the cell's model was asked which real facts it knows."""
+        return self._storage is not None and self._has(known_name(cell))
 
     def has_moment(self, cell: Cell, linear: str) -> bool:
         """Whether the key covariance of a linear is summed, all shards of it."""

@@ -119,7 +119,7 @@ class Device:
 def gpu(memory_gb: float = 80.0) -> Device:
     """A GPU of the A100's class, at 40 % of its peak."""
     return Device(
-        name=f"a GPU with {memory_gb:g} GB at 125 TFLOP/s",
+        name=f"GPUs with {memory_gb:g} GB at 125 TFLOP/s (an A100 at 40 % of its peak)",
         memory_gb=memory_gb,
         tflops=125.0,
         double_tflops=8.0,

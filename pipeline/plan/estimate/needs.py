@@ -24,6 +24,7 @@ from pipeline.inputs.pickled_weights import is_pickled
 from pipeline.plan.architecture import Architecture
 from pipeline.plan.cells import Cell
 from pipeline.plan.estimate.memory import GB
+from pipeline.plan.estimate.sources import sources_of, weights_licence
 from pipeline.plan.estimate.workload import BYTES, Workload
 from pipeline.storage.redaction import redact
 
@@ -36,11 +37,13 @@ class Need:
         text: What, for the reader.
         missing: Whether it is not there, so that the grid cannot run yet.
         download_gb: What will be fetched for it; None: something, of a size that is not known.
+        source: Where it is to be had, where that is known; for the reader.
     """
 
     text: str
     missing: bool = False
     download_gb: float | None = 0.0
+    source: str = ""
 
 
 _ROW_BYTES = 48  # of an edit's row in Parquet, measured on the demo
@@ -85,6 +88,9 @@ def model_needs(cell: Cell, architecture: Architecture, trained: bool = False) -
                 text=f"{cell.model.name}: gated; accept its terms at https://huggingface.co/"
                 f"{checkpoint.partition('@')[0]} and set HF_TOKEN",
                 missing=True,
+                source=f"{checkpoint.partition('@')[0]} on the hub, {_gb(size)} in "
+                f"{cell.model.dtype}; licence: {weights_licence(checkpoint)}, granted to an "
+                "account, whose token (https://huggingface.co/settings/tokens) is HF_TOKEN",
             )
         )
     return needs
@@ -156,7 +162,9 @@ def _fetched(cell: Cell, architecture: Architecture, folder: Path | None) -> Nee
     size = architecture.parameters * BYTES[cell.model.dtype] / GB
     if sizes and len(known) == len(sizes):
         size = sum(known) / GB
+    licence = weights_licence(checkpoint)
     text = f"{cell.model.name}: fetch {checkpoint}, {_gb(size)}{_as(architecture)}"
+    text += f", licence: {licence}" if licence else ""
     text += _loading(cell, architecture)
     first = Path(next(iter(sizes or {"": None})))
     return Need(
@@ -255,11 +263,13 @@ def unknowable(cell: Cell, away: Sequence[str]) -> bool:
 
 def file_needs(cells: Iterable[Cell]) -> list[Need]:
     """What is not there, what will be fetched from the hub, and what has been."""
-    needs = []
+    cells = list(cells)
+    needs, sources = [], {name: s for cell in cells for name, s in sources_of(cell).items()}
     for name, kind in _named(cells).items():
         if _is_absent(name):
             text = f"{kind}: {name} is not there; put it there, or name another place with --set"
-            needs.append(Need(text=text, missing=True))
+            source = sources.get(name)
+            needs.append(Need(text=text, missing=True, source=str(source) if source else ""))
         elif (file := _hub_file(name)) is not None:
             needs.append(_hub_need(kind, name, file))
     return needs

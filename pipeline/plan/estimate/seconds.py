@@ -20,6 +20,7 @@ from pipeline.plan.cells import Cell
 from pipeline.plan.estimate.memory import GB, Device, Placement
 from pipeline.plan.estimate.workload import DOCUMENT_TOKENS, Workload
 from pipeline.results.lake.records import CellRecord, scale_of
+from rledit.facts import RealFacts
 from rledit.measurements.downstream import TASKS
 from rledit.measurements.downstream.tasks import ITEMS_PER_TASK
 from rledit.measurements.fluency import TEXT_TOKENS
@@ -45,12 +46,14 @@ class Seconds:
         edit: The whole stream.
         score: All points, and what is measured beside the edits.
         measured: Whether they come from rows of the lake.
+        training: The part of the set-up that trains a network, validations included.
     """
 
     setup: float
     edit: float
     score: float
     measured: bool = False
+    training: float = 0.0
 
     @property
     def total(self) -> float:
@@ -71,8 +74,10 @@ def modelled(
     """
     model = _Passes(work, placement)
     cell = work.cell
+    training = _training(model) / placement.ranks
     return Seconds(
-        setup=_opening(work) + _training(model) / placement.ranks,
+        setup=_opening(work) + training,
+        training=training,
         edit=cell.stream.n_batches * _edit_batch(model),
         score=_scoring(model, stored, asked) / placement.ranks,
     )
@@ -101,6 +106,12 @@ def model_seconds(cell: Cell, architecture: Architecture, device: Device) -> flo
     tokens = float(spec.steps * spec.batch * WORLD_TOKENS)
     launch = 3 * CPU_LAUNCH * architecture.layers * spec.steps
     return 6.0 * tokens * architecture.parameters / (device.tflops * TERA) + launch
+
+
+def asking_seconds(work: Workload, placement: Placement) -> float:
+    """Asking an unedited model for every real fact that a probe depends on."""
+    model, facts = _Passes(work, placement), len(RealFacts().to_ask())
+    return _opening(work) + model.prompts(facts, work.architecture.layers, 0) / placement.ranks
 
 
 def _opening(work: Workload) -> float:
@@ -284,8 +295,10 @@ class Measurements:
         trained = _median(
             alike, lambda r: (r.values["train_seconds"] or 0.0) / _measured_training(r)
         )
+        training = trained * _steps(cell) if cell.trains else 0.0
         return Seconds(
-            setup=trained * _steps(cell) if cell.trains else 0.0,
+            setup=training,
+            training=training,
             edit=_median(alike, lambda r: r.values["edit_ms"]) * n_edits / 1000,
             score=_median(alike, _score_seconds) * len(cell.scored_places),
             measured=True,

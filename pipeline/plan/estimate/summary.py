@@ -22,6 +22,7 @@ from pipeline.plan.estimate.memory import (
     smallest_fit,
     widest,
 )
+from pipeline.plan.estimate.wall_clock import unit_of, wall_clock
 from pipeline.plan.estimate.workload import Workload
 
 
@@ -182,19 +183,41 @@ _HEADER = (
 )
 
 
-def summary(estimate: Estimate, done: Mapping[tuple[str, str], int]) -> list[str]:
+def assumption_line(placement: Placement, room: int) -> str:
+    """What the figures of a plan are for.
+
+    Args:
+        room: GPUs there are, or cores.
+    """
+    device = placement.device
+    if device.memory_gb is None:
+        what = f"{_counted(room, 'core')} (--workers): {device.name} a rank"
+    else:
+        what = f"{_counted(room, 'GPU')} (--gpus): {device.name}, other memory by --gpu-memory-gb"
+    return (
+        f"figures assume {what}; each cell on {placement.words}; of cells like those of the lake, "
+        "theirs"
+    )
+
+
+def _counted(n: int, what: str) -> str:
+    return f"{n} {what}{'s' * (n > 1)}"
+
+
+def summary(estimate: Estimate, done: Mapping[tuple[str, str], int], room: int = 1) -> list[str]:
     """Lines about the cells to run.
 
     Args:
         estimate: Of the cells to run.
         done: Finished cells by model and editor label.
+        room: GPUs there are, or cores.
     """
     lines: list[str] = []
     for model in dict.fromkeys(c.work.cell.model.name for c in estimate.cells):
         own = [c for c in estimate.cells if c.work.cell.model.name == model]
         lines += ["", *_model(model, own, done)]
     if estimate.cells:
-        lines += ["", *_needs(estimate), *_totals(estimate)]
+        lines += ["", *_needs(estimate), *_totals(estimate, room)]
     return lines
 
 
@@ -253,12 +276,15 @@ def _trained_on(cells: Sequence[CellEstimate]) -> str:
 
 
 def _needs(estimate: Estimate) -> list[str]:
-    lines = [f"{'MISSING' if need.missing else 'needs'}: {need.text}" for need in estimate.needs]
+    lines = []
+    for need in estimate.needs:
+        lines.append(f"{'MISSING' if need.missing else 'needs'}: {need.text}")
+        lines += [f"  to be had: {need.source}"] if need.source else []
     disk = ", ".join(f"{what} {gb:.2g} GB" for what, gb in estimate.disk.items() if gb > 0)
     return [*lines, f"disk: {disk}"]
 
 
-def _totals(estimate: Estimate) -> list[str]:
+def _totals(estimate: Estimate, room: int) -> list[str]:
     device = estimate.placement.device
     on_gpus = device.memory_gb is not None
     fetched = sum(need.download_gb or 0.0 for need in estimate.needs)
@@ -270,7 +296,7 @@ def _totals(estimate: Estimate) -> list[str]:
         f"total: {estimate.hours:,.3g} {share}-hours, peak {peak:.3g} GB per rank, "
         f"disk {sum(estimate.disk.values()) + fetched:.3g} GB, downloads {fetched:.3g} GB"
         f"{beside}",
-        f"figures for {device.name}; each cell on {estimate.placement.words}",
+        wall_clock_line(estimate, room),
     ]
     if on_gpus and estimate.cells[0].work.cell.resources.gpus == 0:
         lines.append(
@@ -278,6 +304,17 @@ def _totals(estimate: Estimate) -> list[str]:
         )
     lines += [f"DOES NOT FIT: {line}" for line in out_of_memory_lines(estimate.out_of_memory_cells)]
     return [*lines, *remedy_lines([c.work for c in estimate.cells], estimate.placement)]
+
+
+def wall_clock_line(estimate: Estimate, room: int) -> str:
+    """How long the cells take together on what there is, and at the least."""
+    found = wall_clock(estimate, room)
+    option = "--gpus" if unit_of(estimate.placement) == "GPU" else "--workers"
+    on = _counted(room, unit_of(estimate.placement))
+    line = f"wall-clock: about {duration(found.seconds)} on {on}"
+    if found.seconds <= 1.05 * found.least:
+        return f"{line}; more bring nothing, one piece of work waits for the other"
+    return f"{line}, at least {duration(found.least)} on any number; {option} N tells it for N"
 
 
 def duration(seconds: float) -> str:

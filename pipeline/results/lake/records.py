@@ -118,7 +118,7 @@ def scale_of(scale: str, checkpoint: object) -> str:
 
 
 def remark_in(resolved: Mapping[str, Any]) -> str:
-    """What tables must say of a cell, by its complete settings (`results.unchanged_cells`)."""
+    """What tables must say of a cell, by its complete settings (`results.without_effect`)."""
     return str(resolved.get("remark") or "")
 
 

@@ -59,9 +59,10 @@ def minutes_since(moment: str) -> float:
 
 
 def _process_start(pid: int) -> str:
-    """The start time of a process in clock ticks, or "" if there is none."""
+    """The start time of a process in clock ticks, or "" if there is none that lives."""
     try:
         stat = Path(f"/proc/{pid}/stat").read_text()
     except OSError:
         return ""
-    return stat.rpartition(")")[2].split()[19]  # field 22; the name before ")" may hold spaces
+    fields = stat.rpartition(")")[2].split()  # from field 3; the name before ")" may hold spaces
+    return "" if fields[0] in "ZX" else fields[19]  # dead, and not yet buried by its parent

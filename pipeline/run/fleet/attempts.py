@@ -29,7 +29,7 @@ from pipeline.run.fleet.progress import Progress
 from pipeline.run.lease import LeaseLost
 from pipeline.run.rank_group import SINGLE_PROCESS, Gang
 from pipeline.run.reporting import Report, Stage, watched
-from pipeline.run.tasks import Task, perform
+from pipeline.run.tasks import FOUND, Task, perform
 from pipeline.storage.redaction import redact
 from pipeline.storage.run_paths import RunPaths
 from rledit.errors import UserError
@@ -66,10 +66,15 @@ class WorkItem:
 
 @dataclass(frozen=True, kw_only=True)
 class Outcome:
-    """How an attempt ended: well (no reason), by an error, or because a process died."""
+    """How an attempt ended: well (no reason), by an error, or because a process died.
+
+    Attributes:
+        found: There was nothing to do: the cache or the lake had it.
+    """
 
     reason: str | None = None
     died: bool = False
+    found: bool = False
 
 
 class TaskAttempt(Protocol):
@@ -175,12 +180,14 @@ class _Together:
     def _verdict(self) -> Outcome:
         """A death explains the errors of those that waited for the dead."""
         errors = [o for o in self._outcomes if o.reason is not None]
-        return next((o for o in errors if o.died), errors[0] if errors else Outcome())
+        if errors:
+            return next((o for o in errors if o.died), errors[0])
+        return Outcome(found=all(o.found for o in self._outcomes))
 
 
 def _outcome(reference: Any) -> Outcome:
     try:
-        ray.get(reference)
+        how = ray.get(reference)
     except RayTaskError as error:
         cause = error.cause if isinstance(error.cause, BaseException) else error
         if not isinstance(cause, LeaseLost):
@@ -191,7 +198,7 @@ def _outcome(reference: Any) -> Outcome:
         return Outcome(reason=reason, died=isinstance(cause, INTERRUPTIONS))
     except RayError as error:
         return Outcome(reason=f"{type(error).__name__}: {_first_line(error)}", died=True)
-    return Outcome()
+    return Outcome(found=how == FOUND)
 
 
 def _first_line(error: Exception) -> str:
@@ -264,7 +271,9 @@ def _reported(item: WorkItem, is_rank_zero: bool = True) -> Iterator[Report]:
     started, node = time.time(), ray.get_runtime_context().get_node_id()
     shown, last, sent = "", 0.0, None
 
-    def report(stage: Stage, done: int, total: int, detail: str = "") -> None:
+    def report(
+        stage: Stage, done: int, total: int, detail: str = "", left: float | None = None
+    ) -> None:
         nonlocal shown, last, sent
         now = time.monotonic()
         if is_rank_zero and (stage != shown or now - last > REPORT_SECONDS or done == total):
@@ -279,6 +288,7 @@ def _reported(item: WorkItem, is_rank_zero: bool = True) -> Iterator[Report]:
                 pid=os.getpid(),
                 node=node,
                 detail=detail,
+                left=left,
             )
             sent = item.progress_actor.update.remote(key, progress)
 

@@ -183,6 +183,11 @@ def require_room(tasks: Mapping[str, Task]) -> None:
                 )
 
 
+def gpus_of_fleet() -> float:
+    """GPUs of the Ray that this process is connected to."""
+    return float(ray.cluster_resources().get("GPU", 0.0))
+
+
 def _watch(watched: dict[Any, TaskAttempt], attempt: TaskAttempt) -> None:
     watched.update(dict.fromkeys(attempt.references, attempt))
 
@@ -225,7 +230,7 @@ def _end(
     if outcome.died:
         attempt.item.progress_actor.remove.remote(task.key)
     if outcome.reason is None:
-        yield from queue.done(task)
+        yield from queue.done(task, outcome.found)
     elif outcome.died:
         logger.warning("%s: %s", task.label, outcome.reason)
         yield from queue.died(task, outcome.reason)

@@ -19,6 +19,7 @@ class Progress:
         pid: Its process; the leader's, where several work together.
         node: Ray's id of the node it is on.
         detail: More about the stage, in words.
+        left: Seconds that the stage took yet when this was said, where the worker knows.
     """
 
     done: int
@@ -28,6 +29,7 @@ class Progress:
     pid: int
     node: str
     detail: str = ""
+    left: float | None = None
 
 
 class ProgressActor:

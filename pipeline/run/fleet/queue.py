@@ -11,10 +11,15 @@ from pipeline.run.tasks import Task
 
 @dataclass(frozen=True, kw_only=True)
 class Finished:
-    """A task ended: it is done, or there is a reason why it is not."""
+    """A task ended: it is done, or there is a reason why it is not.
+
+    Attributes:
+        found: It was done before: the cache or the lake had it.
+    """
 
     task: Task
     reason: str | None
+    found: bool = False
 
 
 class Queue:
@@ -53,9 +58,9 @@ class Queue:
         )
         return (*needed, *self._interruptions.get(task.key, ()))
 
-    def done(self, task: Task) -> Iterator[Finished]:
-        """A task is done, and what waited for it may start."""
-        yield self._end(task, None)
+    def done(self, task: Task, found: bool = False) -> Iterator[Finished]:
+        """A task is done, or was `found` done, and what waited for it may start."""
+        yield self._end(task, None, found)
         for key in self._dependants.get(task.key, ()):
             needs = self._missing.get(key)
             if needs is not None:
@@ -80,9 +85,9 @@ class Queue:
             # First in the line: others may wait for it.
             self._ready.appendleft(task.key)
 
-    def _end(self, task: Task, reason: str | None) -> Finished:
+    def _end(self, task: Task, reason: str | None, found: bool = False) -> Finished:
         del self._missing[task.key]
-        return Finished(task=task, reason=reason)
+        return Finished(task=task, reason=reason, found=found)
 
 
 def _because(need: Task, reason: str) -> str:

@@ -51,8 +51,12 @@ def collect(
     cache: Cache,
     report: Report,
     gang: Gang = SINGLE_PROCESS,
-) -> None:
-    """Sum one shard of the corpus; the ranks of a gang share its documents, the leader writes."""
+) -> bool:
+    """Sum one shard of the corpus; the ranks of a gang share its documents, the leader writes.
+
+    Returns:
+        Whether there was anything to sum that the cache did not have.
+    """
     folder = covariance_folder(cell)
     model = open_model(cell, model_folder, gang)
     lacking = [
@@ -61,7 +65,7 @@ def collect(
         if gang.broadcast(gang.is_rank_zero and not _there(folder, name, shard, cache))
     ]
     if not lacking:
-        return
+        return False
     texts = shard_of(cell, model, shard)
     covariances = {
         name: KeyCovariance(identity, model.shape(name)[0])
@@ -89,7 +93,7 @@ def collect(
     sum_over_ranks(gang.together, covariances)
     report("statistics", len(texts), len(texts))
     if not gang.is_rank_zero:
-        return
+        return True
     seconds = (before + time.perf_counter() - began) / len(covariances)
     for name, moment in covariances.items():
         file = shard_file(folder, name, shard)
@@ -97,6 +101,7 @@ def collect(
         write_tensors(cache.folder / file, moment.tensors(), metadata)
         cache.publish(file)
     progress.clear()
+    return True
 
 
 def load_covariance(cell: Cell, cache: Cache, modules: Sequence[str]) -> dict[str, KeyCovariance]:

@@ -114,5 +114,5 @@ def _fetch(cache: Cache, name: str) -> None:
     """Copy files of a store that only the object store has, where the cache is one."""
     if cache.storage.local_path() is None:
         for file in cache.storage.list(name):
-            if file.endswith(".safetensors"):
+            if file.endswith((".safetensors", ".json")):
                 cache.file(file)

@@ -8,11 +8,12 @@ from pathlib import Path
 import torch
 from transformers import AutoTokenizer
 
-from pipeline.inputs.checkpoints import fetch_whole, weight_files
+from pipeline.inputs.checkpoints import cached, fetch_whole, weight_files
 from pipeline.inputs.model_loading import load_model
 from pipeline.inputs.pickled_weights import converted, is_pickled
 from pipeline.plan.cache_names import MODELS
 from pipeline.plan.cells import Cell
+from pipeline.run import kept_model
 from pipeline.run.cache import Cache
 from pipeline.run.device import device_of
 from pipeline.run.rank_group import SINGLE_PROCESS, Gang
@@ -22,6 +23,16 @@ from rledit.world import build_world_model, world_model_key
 from rledit.world.model import TRAINING_FILE
 
 CONVERTED = "converted"
+
+
+def has_model(cell: Cell, cache: Cache) -> bool:
+    """Whether the cell's model is there as it is opened, so that nothing has to be prepared."""
+    if cell.model.checkpoint is None:
+        name = f"{MODELS}/{world_model_key(cell.world(), cell.model_spec)}"
+        return cache.tree(name, last=TRAINING_FILE) is not None
+    folder = cached(cell.model.checkpoint)
+    files = [] if folder is None else weight_files(folder)
+    return bool(files) and all(path.is_file() and not is_pickled(path) for path in files)
 
 
 def prepare_model(cell: Cell, cache: Cache, report: Report) -> Path:
@@ -46,21 +57,29 @@ def prepare_model(cell: Cell, cache: Cache, report: Report) -> Path:
 
 
 def open_model(cell: Cell, folder: Path, gang: Gang = SINGLE_PROCESS) -> EditableModel:
-    """Load the model and mark the cell's target modules; every rank of a gang makes this call."""
+    """Load the model and mark the cell's target modules; every rank of a gang makes this call.
+
+    A worker whose last task had the same model has it at hand, see `pipeline.run.kept_model`.
+    """
     torch.set_num_threads(cell.threads)
     torch.manual_seed(cell.seed)
     if gang.sharding == "zero3":
         return _open_sharded(cell, folder, gang)
     dtype = cell.model.dtype if cell.model.checkpoint is not None else "auto"
-    model = load_model(folder, dtype).to(device_of(cell.resources))
+    device = device_of(cell.resources)
+    model = kept_model.take(folder, dtype, device, lambda: load_model(folder, dtype).to(device))
+    # Whether it was loaded or at hand, what is drawn from here on is the same.
+    torch.manual_seed(cell.seed)
     tokenizer = AutoTokenizer.from_pretrained(folder)
-    return EditableModel(
+    opened = EditableModel(
         model,
         tokenizer,
         cell.settings.modules,
         ranks=gang.together,
         **cell.prompting,
     )
+    kept_model.lend(opened)
+    return opened
 
 
 def _open_sharded(cell: Cell, folder: Path, gang: Gang) -> EditableModel:

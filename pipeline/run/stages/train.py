@@ -179,8 +179,9 @@ def _step_search(training: Training) -> dict[str, Any]:
 
 def _report(report: Report, training: Training, total: int) -> None:
     """How far training is; of one that may end early, what its validations say as well."""
+    left = training.seconds_left(total)
     if training.stopping is None:
-        report("train", training.batches, total)
+        report("train", training.batches, total, "", left)
         return
     count = training.editor.trajectories_per_step
     parts = [f"trajectory {training.step * count} of at most {training.editor.train_steps * count}"]
@@ -197,7 +198,8 @@ def _report(report: Report, training: Training, total: int) -> None:
             f"at {chosen.factor:g})"
         )
     # Ended early, it is done all the same.
-    report("train", total if training.ending else training.batches, total, ", ".join(parts))
+    batches = total if training.ending else training.batches
+    report("train", batches, total, ", ".join(parts), left)
 
 
 def _require_numbers(state: Mapping[str, Tensor], what: str) -> None:

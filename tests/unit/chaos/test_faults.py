@@ -52,7 +52,7 @@ def test_a_worker_waits_at_the_report_aimed_at(
     monkeypatch.setenv(WATCHER, "tests.chaos.failpoint:watch")
     reached: list[tuple[str, int]] = []
 
-    def note(stage: Stage, done: int, total: int, detail: str = "") -> None:
+    def note(stage: Stage, done: int, *_: object) -> None:
         reached.append((stage, done))
 
     report = watched(note, "edit:k")

@@ -25,7 +25,7 @@ from pipeline.results.rendering import render_table
 from pipeline.results.report import write_report
 from pipeline.results.tables import build_table
 from pipeline.results.tracking.tracker import Tracker
-from pipeline.results.unchanged_cells import remark_of, warning_of
+from pipeline.results.without_effect import remark_of, warning_of
 from pipeline.run.cache import Cache
 from pipeline.run.reporting import silent
 from pipeline.run.tasks import perform, tasks_of

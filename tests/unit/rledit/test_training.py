@@ -206,6 +206,41 @@ def test_small_gains_count_as_none_where_a_least_one_is_asked_for() -> None:
     assert training.step == 2 and training.best is not None and training.best.step == 0
 
 
+def test_what_a_training_takes_yet_counts_its_validations_and_trials() -> None:
+    """Ten seconds a validation or trial, two a batch: of six batches and four checks to come."""
+    more = {"train_steps": 6, "patience": 9, "validate_every": 2, "step_search": [0.5, 2.0]}
+    editor = make("moments of the trajectory", **more)
+    found = scripted(*range(50, 59))
+    training = Training(
+        editor, draw_of(editor), lambda e, step: replace(found(e, step), seconds=10.0)
+    )
+    total, left = 6 * LENGTH, {}
+    assert training.seconds_left(total) is None, "nothing is known"
+    for event in training.run():
+        # As long as it takes by the clock of a slower machine.
+        training.seconds = 2.0 * training.batches
+        training.seconds += 10.0 * (len(training.validations) + len(training.step_trials))
+        key = "trial" if event.trial else "validation" if event.validation else "batch"
+        left[key, event.batches, len(training.step_trials)] = training.seconds_left(total)
+    assert left["validation", 0, 0] is None, "no batch yet"
+    checks = {2: 3, 4: 3, 6: 2, 8: 2, 10: 1, 12: 1}  # validations to come after so many batches
+    for batches, due in checks.items():
+        # Where a validation is due right now, it is among those to come.
+        expected = 2.0 * (total - batches) + 10.0 * (due + 2)
+        assert left["batch", batches, 0] == pytest.approx(expected), batches
+    assert left["validation", 4, 0] == pytest.approx(2.0 * 8 + 10.0 * (2 + 2))
+    assert left["trial", 12, 1] == pytest.approx(10.0) and left["trial", 12, 2] == 0.0
+
+
+def test_a_training_without_validations_takes_what_its_batches_take() -> None:
+    editor = make("malmen", train_steps=3, patience=0)
+    training = Training(editor, draw_of(editor))
+    for _ in zip(range(2), training.run(), strict=False):
+        pass
+    training.seconds = 8.0
+    assert training.seconds_left(6) == pytest.approx(4.0 * (6 - training.batches))
+
+
 RETRAINED = "retrained on the stream"
 
 

@@ -82,18 +82,19 @@ def test_workers_get_absolute_paths(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     assert run_paths.cache == "s3://bucket/cache"
 
 
-@pytest.mark.parametrize(("layer", "refused"), [(27, True), (13, False)])
-def test_value_vectors_at_the_last_layer_of_a_sharded_gptj_are_refused(
-    layer: int, refused: bool
+@pytest.mark.parametrize(
+    ("layer", "fact_token", "refused"),
+    [(27, "subject_last", True), (27, "last", False), (13, "subject_last", False)],
+)
+def test_values_that_no_answer_depends_on_are_refused(
+    layer: int, fact_token: str, refused: bool
 ) -> None:
     """Of 28 layers, which a proxy has fewer of."""
-    given = [
-        f"editors=[{{editor: memit, settings: {{target_modules: ['down:{layer}']}}}}]",
-        "resources={ranks: 2, sharding: zero3}",
-    ]
+    settings = f"{{target_modules: ['down:{layer}'], fact_token: {fact_token}}}"
+    given = [f"editors=[{{editor: memit, settings: {settings}}}]"]
     (cell, *_) = cells_of(load_grid(GRIDS / "gptj.yaml", given, "proxy", 1))
     if refused:
-        with pytest.raises(ConfigError, match="last layer of a GPT-J.*sharding: none"):
+        with pytest.raises(ConfigError, match="no attention carries.*fact_token: last"):
             check_modules(cell)
     else:
         check_modules(cell)

@@ -23,8 +23,10 @@ from pipeline.results.lake.lake import Lake
 from pipeline.run.cache import Cache
 from pipeline.run.driver import run_plan
 from pipeline.run.reporting import silent
+from pipeline.run.run_file import read_runs
 from pipeline.run.stages.edit import edit_stream
 from pipeline.run.stages.prepare import prepare_model
+from pipeline.storage.object_store import Storage
 from pipeline.storage.run_paths import RunPaths
 from rledit.datasets import DatasetError, RowErrors
 from rledit.world import World, WorldConfig
@@ -219,6 +221,8 @@ def test_cells_that_are_refused_are_recorded_with_the_rows_and_counted(
     assert run_plan(grid, plan, places, Console(quiet=True)) == 2
     records = Lake(places.lake).manifest()
     assert {record.status for record in records} == {"skipped"}
+    (run,) = read_runs(Storage(places.lake), grid.name)
+    assert (run.how, run.cells, run.skipped) == ("failed", 2, 2)
     reason = "1 of the 12 edits of the stream cannot be used: mine.json:1: the subject 'Nobody'"
     assert all(str(record.reason).startswith(reason) for record in records)
 

@@ -72,7 +72,9 @@ def test_a_training_that_was_killed_anywhere_comes_to_the_same_end(
     chosen = cell(", step_search: [0.5, 2.0]")
     told: list[tuple[int, int, str]] = []
 
-    def listening(stage: Stage, done: int, total: int, detail: str = "") -> None:
+    def listening(
+        stage: Stage, done: int, total: int, detail: str = "", left: float | None = None
+    ) -> None:
         told.append((done, total, detail))
 
     straight = trained(chosen, folder, tmp_path / "a", listening)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import logging
 import time
 from dataclasses import replace
@@ -13,7 +14,7 @@ from rich.console import Console
 from pipeline.config.parse import load_grid
 from pipeline.plan.cells import cells_of
 from pipeline.run import display as module
-from pipeline.run.display import Display, Estimate, Pace
+from pipeline.run.display import Display
 from pipeline.run.fleet.progress import Progress
 from pipeline.run.fleet.queue import Finished
 from pipeline.run.reporting import Stage
@@ -55,19 +56,6 @@ def test_the_headline_counts(
     assert shown.counts() == {"cells": 3, "cells_ended": 2, "tasks_failed": 1}
 
 
-def test_the_estimate(tasks: dict[str, Task]) -> None:
-    _, none, ultra, ft = tasks
-    estimate = Estimate(tasks, slots=2)
-    now = time.time()
-    assert estimate.seconds_left({ultra}, {}, now) is None
-    estimate.add(tasks[none], 10.0)
-    # What is not known of an editor is taken from the others.
-    assert estimate.seconds_left({ultra, ft}, {}, now) == pytest.approx(10.0)
-    # A running cell promises its own length: a quarter in 5 s.
-    left = estimate.seconds_left({ultra}, {ultra: at(1, 4, 5.0)}, now)
-    assert left == pytest.approx(15.0 / 2, abs=0.1)
-
-
 def test_a_training_shows_its_batches_rate_and_time_left(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -87,30 +75,14 @@ def test_a_training_shows_its_batches_rate_and_time_left(
         assert "training batch 30 of 60 at 2 batches/s, 5 s so far, about" in caplog.messages[-1]
         assert "edits/s" not in caplog.messages[-1]
         picture = shown._position(train, at(30, 60, 35.0, "train"))
-        assert picture == "30/60 batches at 2 batches/s, 15 s left"
+        assert picture == "30/60 batches at 2/s, 15 s left"
         detail = "trajectory 10 of at most 20, validation 71.0 (best 72.5 at 8), patience 4 of 5"
         early = replace(at(30, 60, 35.0, "train"), detail=detail)
-        assert shown._position(train, early) == (
-            f"30/60 batches at 2 batches/s, at most 15 s left, {detail}"
-        )
+        assert shown._position(train, early) == "30/60 batches at 2/s, at most 15 s left"
         shown.progress({train: early})
         assert (
             f"training batch 30 of 60 at 2 batches/s, {detail}, 5 s so far" in (caplog.messages[-1])
         )
-
-
-def test_a_pace_begins_anew_with_a_stage() -> None:
-    pace, now = Pace(), time.time()
-    pace.look({"a": at(0, 10, 0.0, "train")}, now)
-    pace.look({"a": at(5, 10, 0.0, "train")}, now + 10)
-    assert pace.rate("a") == pytest.approx(0.5)
-    assert pace.seconds_left("a", at(5, 10, 0.0, "train"), now + 12) == pytest.approx(8)
-    pace.look({"a": at(0, 3, 0.0, "edit")}, now + 20)
-    assert pace.rate("a") is None
-    pace.look({"a": at(1, 3, 0.0, "score")}, now + 21)
-    assert pace.rate("a") == pytest.approx(1.0)
-    pace.look({}, now + 22)
-    assert pace.rate("a") is None
 
 
 def test_what_is_done_before_the_first_edit_is_named(
@@ -125,3 +97,62 @@ def test_what_is_done_before_the_first_edit_is_named(
     line = caplog.messages[-1]
     assert "summing key covariance 3 of 8, calibrating steps, " in line
     assert "edits/s" not in line
+
+
+def test_tasks_that_were_done_before_are_said_to_be_so(
+    tasks: dict[str, Task], caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO)
+    model, none, ultra, _ = tasks
+    editors = "editors=[{editor: rledit, settings: {initial_step: 1.0e-3}}]"
+    trained = tasks_of(cells_of(load_grid(GRID, [editors])))
+    train = next(key for key in trained if key.startswith("train:"))
+    with Display(tasks | trained, 1, Console(quiet=True, force_terminal=False)) as shown:
+        shown.finished(Finished(task=tasks[model], reason=None, found=True))
+        shown.finished(Finished(task=trained[train], reason=None, found=True))
+        shown.finished(Finished(task=tasks[none], reason=None, found=True))
+        shown.progress({ultra: at(1, 3, 75.0)})
+        shown.finished(Finished(task=tasks[ultra], reason=None))
+    assert caplog.messages == [
+        "model llama-tiny: there already",
+        "train rledit 3x4 seed 0: taken from the cache",
+        "edit none 3x4 seed 0: in the lake already",
+        "edit ultraedit 3x4 seed 0: done in 1 min 15 s",
+    ]
+    assert shown.situation().found == 3 and shown.situation().edits_per_second < 1e7
+
+
+DETAIL = "trajectory 8 of at most 60, validation 76.2 (best 77.3 at 6), patience 4 of 5"
+
+
+@pytest.mark.parametrize("columns", [80, 120])
+def test_a_terminal_shows_every_task_whole(
+    tasks: dict[str, Task], columns: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Names, rates and times are cut nowhere, and no line is broken inside a task's numbers."""
+    editors = "editors=[{editor: rledit, settings: {initial_step: 1.0e-3}}]"
+    every = tasks | tasks_of(cells_of(load_grid(GRID, [editors])))
+    train = next(key for key in every if key.startswith("train:"))
+    _, none, *_ = tasks
+    clock = time.time()
+    monkeypatch.setattr(time, "time", lambda: clock)
+    console = Console(force_terminal=True, width=columns, file=io.StringIO())
+    with Display(every, 2, console, {none: 30.0}) as shown:
+        for done in (20, 30):
+            clock += 5
+            progress = replace(at(done, 60, 40.0, "train"), detail=DETAIL, left=95.0 - done)
+            shown.progress({train: progress, none: at(done // 10 - 1, 3, 10.0)})
+        picture = shown._picture()
+    plain = Console(width=columns, record=True, file=io.StringIO())
+    plain.print(picture)
+    lines = [line.rstrip() for line in plain.export_text().splitlines()]
+    assert max(map(len, lines)) <= columns
+    text = "\n".join(lines)
+    assert "…" not in text
+    counts = "0 of 4 cells done, 0 failed; 2 tasks running, 4 waiting"
+    assert counts in text and "left" in text
+    assert "train rledit 3x4 seed 0 ━" in text and "edit none 3x4 seed 0 ━" in text
+    assert any(line.endswith("30/60 batches at 2/s, at most 1 min 05 s left") for line in lines)
+    assert f"  {DETAIL}"[: columns - 2] in text
+    row = next(line for line in lines if line.startswith("train rledit"))
+    assert ("30/60 batches" in row) == (columns == 120)

@@ -112,14 +112,14 @@ def test_a_store_that_is_away_for_a_while_costs_no_lease(
 
 def test_a_dead_process_of_this_machine_holds_nothing(storage: Storage) -> None:
     dead = subprocess.run([sys.executable, "-c", "import os; print(os.getpid())"], stdout=-1)
-    planted(storage, place=module._place(), pid=int(dead.stdout), born=time.time())
+    planted(storage, place=module.place(), pid=int(dead.stdout), born=time.time())
     lease = Lease(storage, KEY, "run")
     assert lease.attempt()
     lease.release()
 
 
 def test_a_process_number_that_was_given_again_is_another_process(storage: Storage) -> None:
-    planted(storage, place=module._place(), pid=os.getpid(), born=1.0)
+    planted(storage, place=module.place(), pid=os.getpid(), born=1.0)
     lease = Lease(storage, KEY, "run")
     assert lease.attempt()
     lease.release()
@@ -167,4 +167,4 @@ def test_the_work_is_done_under_the_lease(storage: Storage) -> None:
     with leased(storage, KEY, "run", SINGLE_PROCESS, lambda *what: heard.append(what)) as report:
         assert storage.list() == [NAME]
         report("edit", 1, 2)
-    assert heard == [("edit", 1, 2, "")] and storage.list() == []
+    assert heard == [("edit", 1, 2, "", None)] and storage.list() == []

@@ -33,7 +33,7 @@ class Interrupted(Exception):
 def stop_at(stage: Stage, done: int) -> Any:
     """A report that ends the process when a stage has come that far."""
 
-    def report(now: Stage, count: int, _: int, detail: str = "") -> None:
+    def report(now: Stage, count: int, *_: object) -> None:
         if now == stage and count == done:
             raise Interrupted
 
@@ -87,15 +87,21 @@ def test_training_goes_on_after_an_interruption(
         train.train(trained, folder, Cache(tmp_path / "b"), stop_at("train", at))
     assert Cache(tmp_path / "b").file(train.trained_name(trained)) is None
     told: list[tuple[int, int]] = []
+    left: list[float | None] = []
 
-    def report(stage: Stage, done: int, total: int, detail: str = "") -> None:
+    def report(
+        stage: Stage, done: int, total: int, detail: str = "", yet: float | None = None
+    ) -> None:
         assert detail == ""
         told.append((done, total))
+        left.append(yet)
 
     assert train.train(trained, folder, Cache(tmp_path / "b"), report) is not None
     resumed = network_of(trained, folder, tmp_path / "b")
     # Batch by batch, on from the one before: that one was saved.
     assert told == [(i, 9 * per_step) for i in range(at - 1, 9 * per_step + 1)]
+    # So does the time left, by what the attempts before took as well.
+    assert left[-1] == 0 and all(yet is not None and yet > 0 for yet in left[1:-1])
     assert trained.trained_batches == 9 * per_step
     assert resumed.curve == straight.curve
     assert all(resumed.state[k].equal(straight.state[k]) for k in straight.state)

@@ -26,7 +26,7 @@ from rledit.datasets.downstream import SCHEMAS, find_schema, map_downstream
 from rledit.datasets.errors import RowErrors
 from rledit.datasets.format import Format
 from rledit.datasets.known import map_known
-from rledit.datasets.reading import RowFile, open_rows
+from rledit.datasets.rows import RowFile, open_rows
 from rledit.records import Edit, Locality
 
 PLACE = Place(file="dir/file.json", row=17)

@@ -22,8 +22,8 @@ from rledit.locate.covariance import (
     KeyCovariance,
     accumulate,
 )
+from rledit.locate.linear_systems import factorise, solve_with_keys
 from rledit.locate.nullspace import null_space
-from rledit.locate.solve import factorise, solve_with_keys
 from rledit.model import EditableModel, Execution
 from tests.unit.helpers.text_edits import random_covariances, tiny_tokenizer
 from tests.unit.helpers.tiny_models import VOCABULARY, tiny_model

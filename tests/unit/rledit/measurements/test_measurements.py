@@ -22,7 +22,7 @@ from pipeline.plan.cell_keys import identity_of, key_of
 from pipeline.plan.cells import cells_of
 from rledit.datasets import DatasetError
 from rledit.datasets.downstream import find_schema, map_downstream
-from rledit.datasets.reading import rows_given
+from rledit.datasets.rows import rows_given
 from rledit.measurements.downstream import TASKS, items_of, measure_downstream, weighted_f1
 from rledit.measurements.downstream.measure import answer_in
 from rledit.measurements.fluency import References, ngram_entropy, write_texts

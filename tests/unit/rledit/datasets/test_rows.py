@@ -16,7 +16,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from rledit.datasets import FORMATS, DataFileError, RowErrors, open_rows, read_edits
-from rledit.datasets.reading import parse_rows
+from rledit.datasets.rows import parse_rows
 
 ROW = dict(FORMATS["zsre_malmen"].example)
 

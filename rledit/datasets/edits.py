@@ -13,8 +13,8 @@ from rledit.datasets.errors import RowError, RowErrors, RowIssue
 from rledit.datasets.fields import Place
 from rledit.datasets.format import Format
 from rledit.datasets.probes import half_probes
-from rledit.datasets.reading import RowFile, open_rows, rows_given
 from rledit.datasets.registry import detect_format, get_format, match_format
+from rledit.datasets.rows import RowFile, open_rows, rows_given
 from rledit.datasets.values import RowObject
 from rledit.records import Edit, Locality
 

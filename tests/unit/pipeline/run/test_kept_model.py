@@ -1,0 +1,197 @@
+"""A worker keeps its model between tasks, and no row tells whether it was kept or loaded."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from pipeline.config.parse import load_grid
+from pipeline.plan.cell_keys import key_of
+from pipeline.plan.cells import Cell, cells_of
+from pipeline.results.lake.lake import Lake
+from pipeline.run import kept_model
+from pipeline.run.cache import Cache
+from pipeline.run.reporting import Stage, silent
+from pipeline.run.stages import prepare
+from pipeline.run.tasks import perform, tasks_of
+from pipeline.storage.run_paths import RunPaths
+from tests.unit.helpers.prepared import prepared_model
+
+GRID = Path(__file__).parents[3] / "cluster" / "tiny.yaml"
+EDITORS = (
+    "editors=[{editor: ft, settings: {steps: 3, lr: 1.0e-2}}, "
+    "{editor: ultraedit, settings: {step: 1.0e-2}}, "
+    "{editor: memit, settings: {value_steps: 2, target_modules: ['down:1']}}, "
+    "{editor: rledit, settings: {rank: 8, n_blocks: 1, init_std: 0.05, initial_step: 1.0e-2, "
+    "meta_lr: 1.0e-3, train_steps: 1}}, {editor: none}]"
+)
+
+
+class Broken(Exception):
+    """Ends a task in its midst."""
+
+
+@pytest.fixture(scope="module")
+def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return prepared_model(cells()[0], Cache(tmp_path_factory.mktemp("models"))).parent
+
+
+@pytest.fixture
+def loads(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[Path]]:
+    """Folders that models are loaded from."""
+    folders: list[Path] = []
+    whole = prepare.load_model
+
+    def load(folder: Path, dtype: Any) -> Any:
+        folders.append(folder)
+        return whole(folder, dtype)
+
+    monkeypatch.setattr(prepare, "load_model", load)
+    kept_model.drop()
+    yield folders
+    kept_model.drop()
+
+
+def cells(*changes: str) -> list[Cell]:
+    common = (EDITORS, "covariance={documents: 60}", *changes)
+    return cells_of(load_grid(GRID, common))
+
+
+def start_again(loads: list[Path]) -> None:
+    """As a new worker."""
+    kept_model.drop()
+    loads.clear()
+
+
+def places(folder: Path, models: Path) -> RunPaths:
+    (folder / "cache").mkdir(parents=True)
+    (folder / "cache" / "models").symlink_to(models)
+    return RunPaths(lake=str(folder / "lake"), cache=str(folder / "cache"), tracking="")
+
+
+def done(chosen: list[Cell], where: RunPaths, *, anew: bool) -> None:
+    for task in tasks_of(chosen).values():
+        if anew:
+            kept_model.drop()
+        perform(task, where, silent)
+
+
+def rows(chosen: Cell, where: RunPaths) -> dict[str, Any]:
+    lake = Lake(where.lake)
+    record = lake.record(key_of(chosen))
+    assert record is not None and record.done, record
+    result = lake.result(record, tables=("edits", "scores", "steps"))
+    steps = zip(*result.steps.values(), strict=True)
+    kept = [row for row in steps if not any(str(v).endswith("_seconds") for v in row)]
+    assert kept
+    return {"edits": result.edits, "scores": result.scores, "steps": kept}
+
+
+def test_cells_of_one_worker_have_the_rows_of_fresh_ones(
+    models: Path, tmp_path: Path, loads: list[Path]
+) -> None:
+    """Editors that write whole matrices, shifts, other modules; trainings between them."""
+    chosen = cells()
+    fresh, one = places(tmp_path / "fresh", models), places(tmp_path / "one", models)
+    done(chosen, fresh, anew=True)
+    assert len(loads) > len(chosen)
+    start_again(loads)
+    done(chosen, one, anew=False)
+    assert len(loads) == 1
+    for cell in chosen:
+        assert rows(cell, one) == rows(cell, fresh), cell.label
+
+
+def test_a_cell_after_one_that_failed_in_its_midst_has_the_rows_of_a_fresh_one(
+    models: Path, tmp_path: Path, loads: list[Path]
+) -> None:
+    first, second = cells()[:2]
+    fresh, one = places(tmp_path / "fresh", models), places(tmp_path / "one", models)
+    done([second], fresh, anew=True)
+    start_again(loads)
+
+    def stop(stage: Stage, count: int, total: int, detail: str = "") -> None:
+        if stage == "edit" and count == 2:
+            raise Broken
+
+    with pytest.raises(Broken):
+        for task in tasks_of([first]).values():
+            perform(task, one, stop)
+    done([second], one, anew=False)
+    assert len(loads) == 1
+    assert rows(second, one) == rows(second, fresh)
+
+
+@pytest.mark.parametrize("harm", ["original", "other tensor", "hook"])
+def test_a_model_that_cannot_be_restored_is_dropped_with_a_warning(
+    harm: str,
+    models: Path,
+    tmp_path: Path,
+    loads: list[Path],
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    first, second = cells()[:2]
+    where = places(tmp_path / "one", models)
+    fresh = places(tmp_path / "fresh", models)
+    done([second], fresh, anew=True)
+    start_again(loads)
+    lend = kept_model.lend
+
+    def harmed(model: Any) -> None:
+        lend(model)
+        if harm == "original":
+            model.weights.original(model.modules[0])[0, 0] += 1e-6
+        elif harm == "hook":
+            model.linear(model.modules[0]).register_forward_hook(lambda *_: None)
+        else:
+            with torch.no_grad():
+                model.model.get_output_embeddings().weight[0, 0] += 1e-6
+
+    with monkeypatch.context() as patch:
+        patch.setattr(kept_model, "lend", harmed)
+        done([first], where, anew=False)
+    assert "it is dropped, and loaded again" in caplog.text
+    assert len(loads) == 1
+    done([second], where, anew=False)
+    assert len(loads) == 2
+    assert rows(second, where) == rows(second, fresh)
+
+
+def test_another_model_takes_the_place_of_the_kept_one(
+    models: Path, tmp_path: Path, loads: list[Path]
+) -> None:
+    """Memory holds one: by files, by precision; and files that changed are read again."""
+    (found,) = (path for path in models.iterdir() if (path / "config.json").is_file())
+    folder = tmp_path / "model"
+    shutil.copytree(found, folder)
+
+    def run(dtype: str, name: str) -> None:
+        own = f"models=[{{name: own, checkpoint: {folder}, dtype: {dtype}}}]"
+        chosen = [c for c in cells(own) if c.label == "ultraedit"]
+        done(chosen, places(tmp_path / name, models), anew=False)
+
+    run("float32", "first")
+    run("float32", "second")
+    assert len(loads) == 1
+    run("float64", "third")
+    assert len(loads) == 2
+    os.utime(folder / "model.safetensors", ns=(1, 1))
+    run("float64", "fourth")
+    assert len(loads) == 3
+
+
+def test_two_models_that_are_open_share_no_weights(models: Path, loads: list[Path]) -> None:
+    (folder,) = (path for path in models.iterdir() if (path / "config.json").is_file())
+    cell = cells()[0]
+    with kept_model.keeping():
+        one, two = prepare.open_model(cell, folder), prepare.open_model(cell, folder)
+        assert one.model is not two.model
+    assert prepare.open_model(cell, folder).model is not one.model
+    assert len(loads) == 3
