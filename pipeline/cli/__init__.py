@@ -9,7 +9,18 @@ from typing import Annotated, Any
 
 import typer
 
-from pipeline.cli import answers, cluster, covariance, data, editing, export, grids, plan, results
+from pipeline.cli import (
+    answers,
+    cluster,
+    covariance,
+    data,
+    editing,
+    export,
+    grids,
+    plan,
+    results,
+    tracked_pages,
+)
 from pipeline.cli.errors import errors_as_help
 from pipeline.cli.old_names import add_old_names
 from pipeline.run.logs import configure_logging
@@ -53,6 +64,7 @@ for command in (
     answers.answers,
     results.diff,
     results.report,
+    tracked_pages.mlflow,
     export.export,
     editing.edit,
     editing.ledger,

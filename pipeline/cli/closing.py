@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from pipeline.cli.options import DEFAULT_RESULTS
 from pipeline.storage.redaction import redact
 from pipeline.storage.run_paths import RunPaths
 
@@ -31,7 +32,7 @@ def closing_lines(
         f"report: {report}",
         f"lake:   {redact(run_paths.lake)}",
         f"table:  {command(given, 'table', grid)}  (--format latex, md, html or csv)",
-        f"MLflow: {_tracking(run_paths.tracking)}  (experiment {grid})",
+        f"MLflow: {_tracking(run_paths.tracking, grid, given)}",
     ]
     cells = _exportable(plan, run_paths)
     if cells:
@@ -99,12 +100,14 @@ def _exportable(plan: Plan, run_paths: RunPaths) -> list[tuple[str, str]]:
     return [(key, cell.path) for key, cell in found.items()]
 
 
-def _tracking(uri: str) -> str:
-    """How the tracked runs are opened: a server by its address, a database by MLflow's own."""
-    if uri.startswith(("http://", "https://")):
-        return f"open {redact(uri)}"
-    mlflow = Path(program_name()).with_name("mlflow")
-    return shlex.join([str(mlflow), "ui", "--backend-store-uri", redact(uri)])
+def _tracking(uri: str, grid: str, given: Mapping[str, str | None]) -> str:
+    """The command that opens the tracked runs, and where they are if that is a server."""
+    results = given.get("--results")
+    places = {"--results": results}
+    if uri != RunPaths.under(Path(results or DEFAULT_RESULTS)).tracking:
+        places = {"--tracking": uri}
+    where = f"  ({redact(uri)})" if uri.startswith(("http://", "https://")) else ""
+    return command(places, "mlflow", grid) + where
 
 
 def program_name() -> str:

@@ -238,6 +238,7 @@ def rebuild(
     tracking: TrackingUri = None,
 ) -> None:
     """Make the tracked runs equal to the lake's cells, from nothing if need be."""
+    from pipeline.plan.versions import code_version
     from pipeline.results.lake.lake import Lake, LakeError
     from pipeline.results.tracking.tracker import Tracker
 
@@ -250,7 +251,7 @@ def rebuild(
             f"no cells of grid {', '.join(unknown)} in {store.storage}; grids there: {there}"
         )
     for grid in grids or known:
-        n = Tracker(run_paths.tracking, grid).rebuild(store)
+        n = Tracker(run_paths.tracking, grid, store, code_version()).rebuild(store)
         typer.echo(f"{grid}: {n} cells logged anew")
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import logging
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -27,6 +29,8 @@ from pipeline.storage.run_paths import RunPaths
 
 if TYPE_CHECKING:
     from pipeline.plan.grid_plan import Plan
+
+logger = logging.getLogger(__name__)
 
 
 def run(
@@ -93,6 +97,7 @@ def run(
     given |= {"--lake": lake, "--cache": cache}
     _print_words(run_paths.lake, parsed.name, command(given, "answers", parsed.name))
     report_path = write_report_files(run_paths.lake, parsed.name, results / f"{parsed.name}.html")
+    _track_report(run_paths, parsed.name, Path(report_path))
     for line in closing_lines(parsed.name, found, run_paths, report_path, given):
         console.print(line, highlight=False, markup=False, soft_wrap=True)
     if found.refused:
@@ -100,6 +105,23 @@ def run(
         console.print(f"{n} of {len(found.cells)} cells skipped: see above", highlight=False)
     if failed:
         raise typer.Exit(1)
+
+
+def _track_report(run_paths: RunPaths, grid: str, report: Path) -> None:
+    """Keep the report and its figures with the tracked invocation; a store that is away is no
+    error."""
+    from pipeline.results.lake.lake import Lake
+    from pipeline.results.tracking.tracker import Tracker
+    from pipeline.results.tracking.uri import TrackingError
+
+    figures = sorted((report.parent / f"{report.stem}-figures").glob("*.*"))
+    try:
+        tracker = Tracker(run_paths.tracking, grid, Lake(run_paths.lake))
+        tracker.log_report([report])
+        if figures:
+            tracker.log_report(figures, f"report/{report.stem}-figures")
+    except TrackingError as error:
+        logger.warning("%s; the report is at %s", error, report)
 
 
 def _print_words(lake: str, grid: str, more: str) -> None:

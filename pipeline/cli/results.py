@@ -73,9 +73,14 @@ def query(
 ) -> None:
     """Ask the lake in SQL."""
     from pipeline.results import query as queries
+    from pipeline.results.unknown_names import is_empty, unknown_names
 
-    answer = queries.query(sql, RunPaths.under(results, lake).lake)
+    connection = queries.connect(RunPaths.under(results, lake).lake)
+    answer = queries.query(sql, connection)
     typer.echo(queries.render(answer, format_))
+    if is_empty(answer):
+        for line in unknown_names(sql, connection):
+            typer.echo(line, err=True)
 
 
 def diff(

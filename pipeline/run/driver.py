@@ -13,6 +13,7 @@ from rich.console import Console
 from pipeline.config.grid import Grid
 from pipeline.plan.cell_keys import address_of, key_of
 from pipeline.plan.grid_plan import Plan
+from pipeline.plan.versions import code_version
 from pipeline.results.lake.lake import Lake
 from pipeline.results.lake.records import remark_in
 from pipeline.results.tracking.tracker import Tracker
@@ -72,7 +73,7 @@ def run_plan(
     """
     lake = Lake(run_paths.lake)
     with _kept_file(grid, plan, lake, tags) as file, ended_by_signal() as signals:
-        tracker = Tracker(run_paths.tracking, grid.name)
+        tracker = Tracker(run_paths.tracking, grid.name, lake, code_version())
         tracker.close_stale_runs()
         parent, status = "", "KILLED"
         try:

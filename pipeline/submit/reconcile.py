@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
+from pipeline.results.tracking.experiment import tracked
 from pipeline.results.tracking.liveness import STALE_MINUTES, process_alive
-from pipeline.results.tracking.tracker import Tracker, experiments
+from pipeline.results.tracking.tracker import Tracker
 from pipeline.submit.ray_cluster import JobServer
 
 
@@ -31,7 +32,7 @@ class Swept:
 def close_stale_grids(
     uri: str, grids: Sequence[str] | None, server: JobServer | None = None
 ) -> Iterator[Swept]:
-    """End what is RUNNING without anybody running it, grid by grid (None: all).
+    """End what is RUNNING without anybody running it, grid by grid (None: all) of every lake.
 
     An invocation that belongs to a job of `server` is judged by the job's state; any other by its
     process where it ran on this machine, else by how long ago it last gave a sign of life.
@@ -45,8 +46,10 @@ def close_stale_grids(
         job = server.job(name)
         return job is not None and not job.over
 
-    for grid in grids or experiments(uri):
-        tracker = Tracker(uri, grid)
+    for known in tracked(uri):
+        if grids and not {known.grid, known.name} & {*grids}:
+            continue
+        tracker = Tracker(uri, known.grid, known=known)
         ended = tracker.close_stale_runs(alive)
         left = [i for i in tracker.invocations() if i.status == "RUNNING"]
-        yield Swept(grid=grid, ended=len(ended), left=len(left))
+        yield Swept(grid=known.name, ended=len(ended), left=len(left))

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from pipeline.results.lake.lake import Lake
+from pipeline.results.tracking.experiment import Tracked, of_lake, tracked
 from pipeline.results.tracking.liveness import Invocation, minutes_since, process_alive
-from pipeline.results.tracking.tracker import Tracker, experiments
-from pipeline.results.tracking.uri import TrackingError
-from pipeline.run.run_file import read_runs
+from pipeline.results.tracking.owner import known_owner
+from pipeline.results.tracking.tracker import Tracker
+from pipeline.results.tracking.uri import TrackingError, is_server, page_of
+from pipeline.run.run_file import RunRecord, read_runs
 from pipeline.storage.redaction import redact
 from pipeline.storage.run_paths import RunPaths
 from pipeline.submit.ray_cluster import Job
@@ -80,7 +82,10 @@ def job_lines(job: Job, lake: str | None = None, tracking: str | None = None) ->
         yield f"  {redact(lake)} is not there (yet), seen from here; say with --lake where it is"
     tracking = tracking or job.metadata.get("tracking")
     if tracking and not job.over:
-        yield from _tracked_lines(tracking, grid, job.name)
+        try:
+            yield from _tracked_lines(tracking, _of_job(tracking, grid, lake), job.name)
+        except TrackingError as error:  # a store that is away is no error
+            yield f"  {error}"
 
 
 def ended_lines(job: Job, before: bool, waited: float) -> Iterator[str]:
@@ -106,7 +111,8 @@ def ended_lines(job: Job, before: bool, waited: float) -> Iterator[str]:
 def nothing_line(run_paths: RunPaths, grid: str | None = None) -> str:
     """There is no grid, or not this one; says where was looked and what there is."""
     store = Lake(run_paths.lake)
-    known = sorted({*(store.grids() if store.exists() else ()), *experiments(run_paths.tracking)})
+    in_lake = store.grids() if store.exists() else ()
+    known = sorted({*in_lake, *(one.name for one in tracked(run_paths.tracking))})
     there = f"; there are {', '.join(known)}" if known else ""
     what = "no grid" if grid is None else f"no grid {grid!r}"
     return f"{what} in {redact(run_paths.lake)} or {redact(run_paths.tracking)}{there}"
@@ -124,22 +130,42 @@ def grids_lines(
             to open, is not asked unless `always_tracked` is set.
     """
     store = Lake(run_paths.lake)
+    owner = known_owner(store) if store.exists() else None
     in_lake = store.grids() if store.exists() else []
     records = read_runs(store.storage, grid) if store.exists() else []
     runs = {record.grid for record in records}
-    asked = always_tracked or grid not in runs
-    tracked = {*experiments(run_paths.tracking)} if asked else set()
-    for name in sorted({*in_lake, *runs, *tracked}):
-        if grid in (None, name):
+    found: list[Tracked] = []
+    away = ""
+    if always_tracked or grid not in runs:
+        try:
+            found = tracked(run_paths.tracking)
+        except TrackingError as error:  # the lake has its say all the same
+            away = str(error)
+    for name in sorted({*in_lake, *runs, *(one.grid for one in found)}):
+        if grid not in (None, name):
+            continue
+        own = of_lake(found, name, owner)
+        if own is not None or name in {*in_lake, *runs}:
             yield name
-            own = [record for record in records if record.grid == name]
-            for number, record in enumerate(own):
-                if number == 0 or record.state() == "running":
-                    yield from run_lines(record)
-            lead = "in the lake, " if own else ""
-            yield from _cell_lines(cells_of_grid(run_paths.lake, name), lead)
-            if name in tracked:
-                yield from _tracked_lines(run_paths.tracking, name)
+            yield from _own_lines(run_paths, name, [r for r in records if r.grid == name], own)
+        for other in found:
+            if other.grid == name and other != own:
+                yield f"{other.name} (of another lake)"
+                yield from _tracked_lines(run_paths.tracking, other)
+    if away:
+        yield away
+
+
+def _own_lines(
+    run_paths: RunPaths, grid: str, records: Sequence[RunRecord], known: Tracked | None
+) -> Iterator[str]:
+    """A grid's runs, its cells in the lake, and its newest tracked run."""
+    for number, record in enumerate(records):
+        if number == 0 or record.state() == "running":
+            yield from run_lines(record)
+    lead = "in the lake, " if records else ""
+    yield from _cell_lines(cells_of_grid(run_paths.lake, grid), lead)
+    yield from _tracked_lines(run_paths.tracking, known)
 
 
 def _cell_lines(cells: Cells, lead: str = "") -> Iterator[str]:
@@ -150,19 +176,22 @@ def _cell_lines(cells: Cells, lead: str = "") -> Iterator[str]:
         yield f"  and {len(cells.failed) - _SHOWN_FAILURES} more"
 
 
-def _tracked_lines(uri: str, grid: str, submission: str | None = None) -> Iterator[str]:
-    """The newest invocation of a grid, or of a submission; a store that is away is no error."""
-    try:
-        if grid not in experiments(uri):
-            return
-        invocations = Tracker(uri, grid).invocations()
-    except TrackingError as error:
-        yield f"  {error}"
+def _of_job(uri: str, grid: str, lake: str) -> Tracked | None:
+    """The experiment of a job's grid."""
+    store = Lake(lake)
+    return of_lake(tracked(uri), grid, known_owner(store) if store.exists() else None)
+
+
+def _tracked_lines(uri: str, known: Tracked | None, submission: str | None = None) -> Iterator[str]:
+    """The newest invocation of an experiment, or of a submission there, and its page's address."""
+    if known is None:
         return
-    for invocation in invocations:
+    for invocation in Tracker(uri, known.grid, known=known).invocations():
         if submission in (None, invocation.tags.get("submission_id")):
             yield _invocation_line(invocation)
-            return
+            break
+    if is_server(uri):
+        yield f"  MLflow: {page_of(uri, known.experiment_id)}"
 
 
 def _invocation_line(invocation: Invocation) -> str:

@@ -150,7 +150,7 @@ def test_the_cells_are_tracked_on_the_server(place: Place, submitted: str) -> No
     cells = [run for run in runs if run.data.tags["kind"] == "cell"]
     (parent,) = [run for run in runs if run.data.tags.get("submission_id") == submitted]
     assert parent.info.status == "FINISHED"
-    assert {run.data.tags["mlflow.parentRunId"] for run in cells} == {parent.info.run_id}
+    assert {run.data.tags["invocation"] for run in cells} == {parent.info.run_id}
     assert sorted(run.data.tags["editor"] for run in cells) == ["none", "ultraedit"]
     assert all(run.data.metrics["efficacy_token_accuracy"] >= 0 for run in cells)
 

@@ -62,6 +62,11 @@ def styles(rows: DataFrame) -> dict[str, Look]:
     return {editor_label(*method): chosen[editor_label(*method)] for method in found}
 
 
+def colour_of_editor(editor: str) -> str:
+    """The colour that an editor's name gives it."""
+    return (LOOKS.get(editor) or _named(editor))[0]
+
+
 def _candidates(editor: str, variant: str) -> Iterator[Look]:
     """Looks in the order in which an editor or variant takes them."""
     first, marker = LOOKS.get(editor) or _named(editor)

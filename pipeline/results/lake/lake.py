@@ -371,12 +371,12 @@ class Lake:
     def result(self, record: CellRecord, tables: Collection[str] | None = None) -> CellResult:
         """The cell as it was committed, with the rows of `tables` only.
 
-        None stands for what tracking shows: scores, answers, and the steps of a cell that was
-        trained.
+        None stands for what tracking shows: scores, edits, answers, and the steps of a cell that
+        was trained.
         """
         if tables is None:
             trained = ("steps",) if record.values.get("train_seconds") else ()
-            tables = ("scores", "answers", *trained)
+            tables = ("scores", "edits", "answers", *trained)
         tabular = (*DATA_TABLES, *OPTIONAL_TABLES)
         names = {field.name for field in fields(CellResult)} - {"address", *tabular}
         values = {name: record.values[name] for name in names if name in record.values}

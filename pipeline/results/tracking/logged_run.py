@@ -6,7 +6,8 @@ import hashlib
 import json
 import math
 import re
-from collections.abc import Iterator, Mapping
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
 
@@ -20,6 +21,8 @@ STREAM = ("seed", "batch_size", "n_batches")
 COSTS = ("train_seconds", "edit_ms", "peak_memory_gb", "n_edits")
 LEARNING = ("train_", "validation_")
 """Beginnings of the metrics of a learning curve, whose step is the training step."""
+_FORM = 3  # of a run; runs of another form are logged anew
+_TENTHS = 10
 _LONGEST_VALUE = 5900  # characters; MLflow cuts parameters at 6,000
 
 
@@ -38,8 +41,8 @@ class Logged:
         named |= {"data_hash": result.data_hash, "code_version": result.code_version}
         named |= {"prompt": prompt_of(result.identity)}
         self.tags = {"kind": "cell"} | {name: str(named[name] or "") for name in TAGS}
-        protocols = {str(row["protocol"]) for row in rows_of(result.scores)}
-        self.tags["protocols"] = ",".join(sorted(protocols))
+        self.protocols = {str(row["protocol"]) for row in rows_of(result.scores)}
+        self.tags["protocols"] = ",".join(sorted(self.protocols))
         # Runs without a remark are as they were before there was one, their digests too.
         if remark := remark_in(result.resolved):
             self.tags["remark"] = remark
@@ -48,8 +51,8 @@ class Logged:
         settings = flatten(redact_settings(result.resolved))
         settings |= {name: str(address[name]) for name in STREAM}
         self.params = {metric_name(key): _cut(value) for key, value in settings.items()}
-        self.metrics = sorted(_metrics(result))
-        content: list[Any] = [self.tags, self.params, self.metrics]
+        self.metrics = _numbers_at_zero(sorted({*_metrics(result), *_retention(result)}))
+        content: list[Any] = [_FORM, self.tags, self.params, self.metrics]
         if answers := answers_table(result):
             content.append(answers)
         text = json.dumps(content, sort_keys=True)
@@ -74,7 +77,34 @@ def _metrics(result: CellResult) -> Iterator[tuple[str, float, int]]:
     for name in COSTS:
         value = getattr(result, name)
         if value is not None:
-            yield name, float(value), int(result.n_edits or 0)
+            yield name, float(value), 0
+
+
+def _retention(result: CellResult) -> Iterator[tuple[str, float, int]]:
+    """Yields mean efficacy at the end by how many edits came since, in tenths of the stream.
+
+    Edits that a later one rewrites are left out, as in the report's figure of that name.
+    """
+    rows = rows_of(result.edits)
+    last = max((row["checkpoint"] for row in rows), default=0)
+    batch = result.address.batch_size
+    width = batch * math.ceil(result.address.n_batches / _TENTHS)
+    found: dict[tuple[str, int], list[float]] = {}
+    for row in rows:
+        value = row["efficacy"]
+        if last and row["checkpoint"] == last and not row["superseded"] and value is not None:
+            since = max(0, last - (row["batch_index"] + 1) * batch) // width * width
+            found.setdefault((row["protocol"], since), []).append(value)
+    for (protocol, since), values in found.items():
+        yield metric_name(f"retention_{protocol}"), sum(values) / len(values), since
+
+
+def _numbers_at_zero(
+    metrics: Sequence[tuple[str, float, int]],
+) -> list[tuple[str, float, int]]:
+    """Metrics with one value at step 0: MLflow makes bars of those, and no line with one point."""
+    values = Counter(name for name, *_ in metrics)
+    return [(name, v, step if values[name] > 1 else 0) for name, v, step in metrics]
 
 
 def flatten(settings: Mapping[str, Any], prefix: str = "") -> dict[str, str]:

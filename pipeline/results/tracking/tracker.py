@@ -1,62 +1,47 @@
-"""MLflow as a view of the lake; the only file that imports mlflow.
+"""MLflow as a view of the lake: the runs of a grid, written by one process.
 
-- Experiment = grid, parent run = one invocation, child run = one cell. The lake is the truth:
-  `Tracker.rebuild` recreates the runs from it, and logging the same cell twice changes nothing.
+- Experiment = grid of one lake. Its runs lie side by side: one per cell (`kind = 'cell'`), one per
+  invocation, which a cell names by the tag `invocation`. The lake is the truth: `Tracker.rebuild`
+  recreates the runs from it, and logging the same cell twice changes nothing.
 - One process writes, with explicit run ids; workers return rows. The database schema is created
   once, by that process, before anyone else opens it.
 - Metrics are named `{metric}_{protocol}` and their step is the number of edits applied, so the
   latest value MLflow shows is the score at the end of the stream. Those of learning curves are
-  named `train_{metric}` and `validation_{metric}`, and their step is the training step.
+  named `train_{metric}` and `validation_{metric}`, and their step is the training step. A metric
+  with one value has step 0: MLflow draws bars of it and no line with one point.
 """
 
 from __future__ import annotations
 
-import contextlib
-import logging
-import os
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime
+from pathlib import Path
 
-os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")  # read when mlflow is imported
-# It would print the address of every run, with the password that may be in it.
-os.environ.setdefault("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true")
-# A server that is away must not hold the driver up for long: the lake has the rows.
-os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "3")
-os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "20")
-
-from mlflow import MlflowClient
-from mlflow.entities import Metric, Param, Run, RunTag, ViewType
-from mlflow.exceptions import MlflowException
-from mlflow.store.entities import PagedList
-from mlflow.utils import get_results_from_paginated_fn
+import psutil
+from mlflow.entities import Metric, Run, RunTag
 
 from pipeline.results.lake.lake import Lake
 from pipeline.results.lake.records import CellAddress, CellResult
-from pipeline.results.tracking.answers_table import ARTIFACT, answers_table
+from pipeline.results.protocol_captions import sorted_protocols
+from pipeline.results.tracking.cell_runs import (
+    invocation_of,
+    is_whole,
+    place_at,
+    place_of,
+    write_cell_run,
+)
+from pipeline.results.tracking.experiment import Tracked, open_experiment, set_tags
 from pipeline.results.tracking.liveness import HEARTBEAT, Invocation, own_tags, process_alive
-from pipeline.results.tracking.logged_run import (
-    ADDRESS_TAGS,
-    Logged,
-    address_tags,
-    metric_name,
-)
-from pipeline.results.tracking.uri import (
-    DEFAULT_URI,
-    TrackingError,
-    checked_uri,
-    schema_lock,
-    sqlite_path,
-)
+from pipeline.results.tracking.logged_run import Logged, metric_name
+from pipeline.results.tracking.owner import owner_of
+from pipeline.results.tracking.presentation import source_tags
+from pipeline.results.tracking.saved_views import view_tags
+from pipeline.results.tracking.store import explained, opened, search
+from pipeline.results.tracking.uri import TrackingError
 from pipeline.storage.redaction import redact
 
-logger = logging.getLogger(__name__)
-
-_PAGE = 1000
 _READERS = 16
-
-_PARENT = "mlflow.parentRunId"
-_DIGEST = "content_digest"
 _ENDINGS = ("FINISHED", "FAILED", "KILLED")
 
 
@@ -65,25 +50,37 @@ class Tracker:
 
     Args:
         uri: a database (`sqlite:///path.db`, `postgresql://…`) or an MLflow server.
-        experiment: the grid's name; created if new.
+        experiment: the grid's name. Its experiment is called so too, unless another lake has the
+            one of that name on this store; then the user's name stands behind it.
+        lake: whose cells are logged; None: whichever lake's experiment has the grid's name.
+        code: version of the code that runs; cells that it made get the commit it is of.
+        known: an experiment of `tracked` to read as it is, where the grid's own is not to be made.
 
     Raises:
         TrackingError: the URI is a file store, or cannot be opened.
     """
 
-    def __init__(self, uri: str, experiment: str) -> None:
-        self.uri = checked_uri(uri)
+    def __init__(
+        self,
+        uri: str,
+        experiment: str,
+        lake: Lake | None = None,
+        code: str = "",
+        *,
+        known: Tracked | None = None,
+    ) -> None:
+        self.uri = uri
         self.experiment = experiment
-        with _quiet_migrations(), schema_lock(self.uri):
-            try:
-                self._client = MlflowClient(self.uri)
-                self._experiment_id = self._open_experiment()
-            except MlflowException as error:
-                raise TrackingError(
-                    f"{redact(self.uri)}: cannot open the tracking store "
-                    f"({redact(str(error))}); expected a database such as {DEFAULT_URI}, or the "
-                    "address of an MLflow server"
-                ) from None
+        self._code = code
+        self._protocol = ""  # whose scores the views show
+        owner = None if lake is None else owner_of(lake)
+        with opened(uri) as client:
+            self._client = client
+            self._experiment_id = (
+                open_experiment(client, uri, experiment, owner)
+                if known is None
+                else known.experiment_id
+            )
 
     def __repr__(self) -> str:
         return f"Tracker({redact(self.uri)!r}, {self.experiment!r})"
@@ -94,9 +91,9 @@ class Tracker:
         Args:
             tags: more tags, e.g. the submission id by which a job's state can be asked.
         """
-        own = {"kind": "invocation", "grid": self.experiment, **own_tags()}
+        own = {"kind": "invocation", "grid": self.experiment, **source_tags(), **own_tags()}
         given = {key: redact(value) for key, value in (tags or {}).items()}
-        with _explained(self.uri):
+        with explained(self.uri):
             run = self._client.create_run(self._experiment_id, run_name=name, tags=own | given)
         return str(run.info.run_id)
 
@@ -112,14 +109,15 @@ class Tracker:
         """
         now = datetime.now(UTC)
         moment = int(now.timestamp() * 1000)
-        metrics = [Metric(metric_name(k), float(v), moment, step) for k, v in values.items()]
-        with _explained(self.uri):
+        seen = {**values, **_machine()}
+        metrics = [Metric(metric_name(k), float(v), moment, step) for k, v in seen.items()]
+        with explained(self.uri):
             self._client.log_batch(
                 parent, metrics, tags=[RunTag(HEARTBEAT, now.isoformat(timespec="seconds"))]
             )
 
     def log_cell(self, parent: str, result: CellResult) -> str:
-        """Logs a cell below `parent` and returns its run id.
+        """Logs a cell of the invocation `parent` and returns its run id.
 
         A cell that is logged already, with the same content, keeps its run; with other content its
         run is superseded (deleted in MLflow's sense), because parameters cannot be changed.
@@ -129,19 +127,24 @@ class Tracker:
         """
         logged = Logged(result)
         keep = None
-        with _explained(self.uri):
+        with explained(self.uri):
             for run in self._cell_runs(result.address):
-                if keep is None and _complete(run, logged):
+                if keep is None and is_whole(run, logged):
                     keep = str(run.info.run_id)
                 else:
                     self._client.delete_run(run.info.run_id)
-            return keep or self._create(parent, result, logged)
+            if not self._protocol:
+                self._show(logged.protocols)
+            return keep or write_cell_run(
+                self._client, self._experiment_id, result, logged,
+                invocation=parent, code=self._code,
+            )  # fmt: skip
 
     def finish(self, parent: str, status: str = "FINISHED") -> None:
         """Ends an invocation as FINISHED, FAILED or KILLED."""
         if status not in _ENDINGS:
             raise ValueError(f"a run ends as one of {', '.join(_ENDINGS)}, not {status!r}")
-        with _explained(self.uri):
+        with explained(self.uri):
             self._client.set_terminated(parent, status=status)
 
     def close_stale_runs(
@@ -158,18 +161,18 @@ class Tracker:
         """
         alive = is_alive or process_alive
         ended = []
-        with _explained(self.uri):
+        with explained(self.uri):
             running = self._search("attributes.status = 'RUNNING'")
-            parents = [run for run in running if _PARENT not in run.data.tags]
+            parents = [run for run in running if invocation_of(run) is None]
             living = {run.info.run_id for run in parents if alive(run.data.tags)}
             for run in running:
-                if run.data.tags.get(_PARENT, run.info.run_id) not in living:
+                if (invocation_of(run) or run.info.run_id) not in living:
                     self._client.set_terminated(run.info.run_id, status="KILLED")
                     ended.append(str(run.info.run_id))
         return ended
 
     def rebuild(self, lake: Lake, parent: str | None = None) -> int:
-        """Makes the child runs equal to the lake's cells that are shown under this grid.
+        """Makes the runs of cells equal to the lake's cells that are shown under this grid.
 
         One that another grid has run is logged here as well, with the same values and key.
 
@@ -185,29 +188,33 @@ class Tracker:
         """
         records = [r for r in lake.manifest(self.experiment) if r.status != "incomplete"]
         known: dict[tuple[str, ...], list[Run]] = {}
-        with _explained(self.uri):
+        with explained(self.uri):
             for run in self._search("tags.kind = 'cell'"):
-                known.setdefault(_tagged(run.data.tags), []).append(run)
-            for place in known.keys() - {_tagged(address_tags(r.address)) for r in records}:
+                known.setdefault(place_of(run), []).append(run)
+            for place in known.keys() - {place_at(r.address) for r in records}:
                 for run in known[place]:
                     self._client.delete_run(run.info.run_id)
         with ThreadPoolExecutor(_READERS) as pool:  # on an object store each read is a round trip
             results = list(pool.map(lake.result, records))
         new = []
+        protocols: set[str] = set()
         for result in results:
-            runs = known.get(_tagged(address_tags(result.address)), [])
-            if len(runs) != 1 or not _complete(runs[0], Logged(result)):
+            runs, logged = known.get(place_at(result.address), []), Logged(result)
+            protocols |= logged.protocols
+            if len(runs) != 1 or not is_whole(runs[0], logged):
                 new.append(result)
-        opened = self.start("rebuild") if new and parent is None else None
+        with explained(self.uri):
+            self._show(protocols)
+        own = self.start("rebuild") if new and parent is None else None
         for result in new:
-            self.log_cell(parent or opened or "", result)
-        if opened is not None:
-            self.finish(opened)
+            self.log_cell(parent or own or "", result)
+        if own is not None:
+            self.finish(own)
         return len(new)
 
     def invocations(self) -> list[Invocation]:
         """The parent runs of this experiment, newest first."""
-        with _explained(self.uri):
+        with explained(self.uri):
             runs = self._search("tags.kind = 'invocation'")
         runs.sort(key=lambda run: -run.info.start_time)
         return [
@@ -222,126 +229,44 @@ class Tracker:
             for run in runs
         ]
 
-    def _open_experiment(self) -> str:
-        known = self._client.get_experiment_by_name(self.experiment)
-        if known is None:
-            database = sqlite_path(self.uri)
-            artifacts = None if database is None else (database.parent / "artifacts").as_uri()
-            return str(self._client.create_experiment(self.experiment, artifact_location=artifacts))
-        if known.lifecycle_stage == "deleted":
-            self._client.restore_experiment(known.experiment_id)
-        return str(known.experiment_id)
+    def log_report(self, paths: Iterable[Path], folder: str = "report") -> str:
+        """Keeps files (a report, its figures) with the newest invocation; returns its run id.
+
+        Raises:
+            TrackingError: there is no invocation, or its files cannot be stored.
+        """
+        found = self.invocations()
+        if not found:
+            raise TrackingError(f"{redact(self.uri)}: {self.experiment} has no invocation")
+        try:
+            for path in paths:
+                self._client.log_artifact(found[0].run_id, str(path), folder)
+        except Exception as error:  # each kind of store has errors of its own library
+            raise TrackingError(
+                f"{redact(self.uri)}: the report could not be stored ({redact(str(error))})"
+            ) from None
+        return found[0].run_id
+
+    def _show(self, protocols: Iterable[str]) -> None:
+        """Has the views show the first of these protocols, in the order of tables."""
+        for protocol in sorted_protocols(protocols)[:1]:
+            set_tags(self._client, self._experiment_id, view_tags(protocol))
+            self._protocol = protocol
 
     def _cell_runs(self, address: CellAddress) -> list[Run]:
         """The runs of a cell at one of its addresses; a grid may have it at several."""
         found = self._search(f"tags.kind = 'cell' and tags.cell = '{address.cell_key}'")
-        return [run for run in found if _tagged(run.data.tags) == _tagged(address_tags(address))]
+        return [run for run in found if place_of(run) == place_at(address)]
 
     def _search(self, condition: str) -> list[Run]:
-        def page(most: int, token: str | None) -> PagedList[Run]:
-            return self._client.search_runs(
-                [self._experiment_id], condition, ViewType.ACTIVE_ONLY, most, page_token=token
-            )
-
-        return list(get_results_from_paginated_fn(page, _PAGE))
-
-    def _create(self, parent: str, result: CellResult, logged: Logged) -> str:
-        run = self._client.create_run(
-            self._experiment_id,
-            start_time=_milliseconds(result.started_at),
-            run_name=_run_name(result),
-            tags={_PARENT: parent, **logged.tags},
-        )
-        run_id = str(run.info.run_id)
-        params = [Param(key, value) for key, value in logged.params.items()]
-        moment = _milliseconds(result.finished_at) or run.info.start_time
-        metrics = [Metric(key, value, moment, step) for key, value, step in logged.metrics]
-        self._client.log_batch(run_id, metrics, params)  # in as many requests as it takes
-        self._log_answers(run_id, result)
-        # The digest comes last: a run without it is a crash's remainder and is superseded.
-        self._client.log_batch(run_id, tags=[RunTag(_DIGEST, logged.digest)])
-        ending = "FAILED" if result.status == "failed" else "FINISHED"
-        self._client.set_terminated(run_id, ending, _milliseconds(result.finished_at))
-        return run_id
-
-    def _log_answers(self, run_id: str, result: CellResult) -> None:
-        """Keep the answers with the run; a store of artifacts that is away costs only a warning."""
-        table = answers_table(result)
-        if not table:
-            return
-        try:
-            self._client.log_table(run_id, table, ARTIFACT)
-        except Exception as error:  # each kind of store has errors of its own library
-            logger.warning(
-                "%s: the answers of cell %s could not be stored with its run (%s); the lake has "
-                "them, and `rledit answers` shows them",
-                redact(self.uri), result.address.cell_key, redact(str(error)),
-            )  # fmt: skip
+        return search(self._client, self._experiment_id, condition)
 
 
-def _complete(run: Run, logged: Logged) -> bool:
-    """Whether a run has ended and holds just this content."""
-    return run.info.status != "RUNNING" and run.data.tags.get(_DIGEST) == logged.digest
-
-
-def experiments(uri: str) -> list[str]:
-    """Names of the experiments of a store that hold runs of this project.
-
-    Raises:
-        TrackingError: the store cannot be opened.
-    """
-    database = sqlite_path(checked_uri(uri))
-    if database is not None and not database.is_file():
-        return []
-    with _quiet_migrations(), schema_lock(uri), _explained(uri):
-        client = MlflowClient(uri)
-        found = client.search_experiments()
-        return sorted(
-            experiment.name
-            for experiment in found
-            if client.search_runs(
-                [experiment.experiment_id], "tags.kind = 'invocation'", max_results=1
-            )
-        )
-
-
-def _tagged(tags: Mapping[str, str]) -> tuple[str, ...]:
-    """Which cell a run is of, and at which address."""
-    return tuple(tags.get(name, "") for name in ADDRESS_TAGS)
-
-
-def _run_name(result: CellResult) -> str:
-    a = result.address
-    editor = f"{a.editor}-{a.variant}" if a.variant else a.editor
-    return f"{editor} {a.model} {a.dataset} {a.n_batches}x{a.batch_size} seed {a.seed}"
-
-
-def _milliseconds(moment: datetime | None) -> int | None:
-    if moment is None:
-        return None
-    aware = moment if moment.tzinfo else moment.replace(tzinfo=UTC)
-    return int(aware.timestamp() * 1000)
-
-
-@contextlib.contextmanager
-def _explained(uri: str) -> Iterator[None]:
-    """Turns MLflow's errors into one that names the store and hides its secrets."""
-    try:
-        yield
-    except MlflowException as error:
-        message = f"{redact(uri)}: the tracking store failed ({redact(str(error))})"
-        raise TrackingError(message) from None
-
-
-@contextlib.contextmanager
-def _quiet_migrations() -> Iterator[None]:
-    """Keeps forty lines of schema history out of the first run's output."""
-    loggers = [logging.getLogger(name) for name in ("alembic", "mlflow.store.db.utils")]
-    before = [log.level for log in loggers]
-    for log in loggers:
-        log.setLevel(logging.WARNING)
-    try:
-        yield
-    finally:
-        for log, level in zip(loggers, before, strict=True):
-            log.setLevel(level)
+def _machine() -> dict[str, float]:
+    """Load of the machine, under the names by which MLflow shows it as system metrics."""
+    memory = psutil.virtual_memory()
+    return {
+        "system/cpu_utilization_percentage": psutil.cpu_percent(),
+        "system/system_memory_usage_megabytes": (memory.total - memory.available) / 1e6,
+        "system/system_memory_usage_percentage": memory.percent,
+    }

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
+import logging
 from collections.abc import Iterator
 from pathlib import Path
 from urllib.parse import urlsplit
@@ -37,6 +38,31 @@ def checked_uri(uri: str) -> str:
     return uri
 
 
+def is_server(uri: str) -> bool:
+    """Whether a store is an MLflow server, which has pages of its own."""
+    return urlsplit(uri).scheme in ("http", "https")
+
+
+def page_of(server: str, experiment_id: str, query: str = "") -> str:
+    """The address of an experiment's runs, without name and password.
+
+    It asks for the pages of model training: MLflow 3.17 goes by this part of the address, else by
+    what was last chosen in this browser, and opens its GenAI pages where nothing was. The tag
+    `mlflow.experimentKind` says nothing to it.
+
+    Args:
+        query: More of the address, beginning with ``&``.
+    """
+    parts = urlsplit(server)
+    base = f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}{parts.path.rstrip('/')}"
+    return f"{base}/#{runs_page(experiment_id, query)}"
+
+
+def runs_page(experiment_id: str, query: str = "") -> str:
+    """An experiment's runs within MLflow's pages, see `page_of`."""
+    return f"/experiments/{experiment_id}/runs?workflowType=machine_learning{query}"
+
+
 def sqlite_path(uri: str) -> Path | None:
     """The file of a sqlite store, None for any other store."""
     if not uri.startswith("sqlite:///"):
@@ -57,3 +83,17 @@ def schema_lock(uri: str) -> Iterator[None]:
     with open(database.with_name(f".{database.name}.lock"), "w") as file:
         fcntl.flock(file, fcntl.LOCK_EX)
         yield
+
+
+@contextlib.contextmanager
+def quiet_migrations() -> Iterator[None]:
+    """Keeps forty lines of schema history out of the first run's output."""
+    loggers = [logging.getLogger(name) for name in ("alembic", "mlflow.store.db.utils")]
+    before = [log.level for log in loggers]
+    for log in loggers:
+        log.setLevel(logging.WARNING)
+    try:
+        yield
+    finally:
+        for log, level in zip(loggers, before, strict=True):
+            log.setLevel(level)

@@ -30,7 +30,6 @@ NEEDS = {
     "kubectl create": "a Kubernetes cluster with KubeRay",
     "pip download": "a package index",
     "open results/demo.html": "a desktop",
-    "mlflow ui": "a port; the store it opens is tested in tests/unit/pipeline/results",
 }
 MAKE = re.findall(r"^([a-z][\w-]*):", (ROOT / "Makefile").read_text(), re.M)
 

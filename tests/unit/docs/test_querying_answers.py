@@ -29,8 +29,8 @@ BATCH = 10
 
 # (protocol, edits so far) → efficacy, generalization, specificity
 Points = Mapping[tuple[str, int], tuple[float, float, float]]
-# edit → edits so far → efficacy
-Fates = Mapping[str, Mapping[int, float]]
+# edit → edits so far → efficacy, or efficacy and specificity
+Fates = Mapping[str, Mapping[int, float | tuple[float, float]]]
 # metric → step → value
 Curves = Mapping[str, Mapping[int, float]]
 
@@ -41,7 +41,7 @@ def made(
     *,
     seed: int = 0,
     n_batches: int = 40,
-    grid: str = "demo-world-full",
+    grid: str = "demo",
     variant: str = "",
     scale: str = "world",
     fates: Fates | None = None,
@@ -71,10 +71,11 @@ def made(
     ]  # fmt: skip
     edits = [
         {"checkpoint": at, "protocol": protocol, "edit_index": i, "batch_index": i // BATCH,
-         "edit_id": name, "efficacy": score, "generalization": None, "specificity": None,
+         "edit_id": name, "efficacy": both[0], "generalization": None, "specificity": both[1],
          "specificity_self": None, "superseded": name in superseded}
         for i, (name, fate) in enumerate((fates or {}).items())
         for at, score in fate.items()
+        for both in (score if isinstance(score, tuple) else (score, None),)
     ]  # fmt: skip
     steps = [
         {"step": step, "metric": metric, "value": value}
@@ -115,9 +116,10 @@ def seconds(early: float, between: float, late: float) -> Curves:
 
 def norms(early: float, between: float, late: float) -> Curves:
     spans = {range(10, 101, 10): early, range(110, 301, 10): between, range(310, 401, 10): late}
-    return {"shift_norm": steady(spans), "weight_norm": steady({range(10, 401, 10): 1e6})}
+    return {"weight_change_norm": steady(spans), "weight_norm": steady({range(10, 401, 10): 1e6})}
 
 
+IN_WORLD: dict[str, Any] = {"grid": "demo-world", "n_batches": 20}
 HASH = "652be610fb5e" + "0" * 52
 HARD = {f"{e}{s}": (e, s) for e in ("ft", "mend", "rledit") for s in (0, 1)}
 
@@ -132,26 +134,33 @@ ANSWERS: dict[int, tuple[list[CellResult], list[tuple[Any, ...]]]] = {
             *other_ones("rledit"),
         ],
         [
-            ("llama-world", "world", "ft", "", 80, 70, 30, 60, 1),
-            ("llama-world", "world", "rledit", "", 65, 55, 45, 55, 2),
-            ("llama-world", "world", "ft", "big", 8, 7, 3, 6, 1),
+            ("llama-world", "world", 40, "ft", "", 80, 70, 30, 60, 1),
+            ("llama-world", "world", 40, "rledit", "", 65, 55, 45, 55, 2),
+            ("llama-world", "world", 40, "ft", "big", 8, 7, 3, 6, 1),
+            ("llama-world", "world", 30, "rledit", "", 2, 2, 2, 2, 1),
         ],
     ),
     2: (
         [
-            made("rledit", final(60, 0, 40)),
-            made("rledit", final(70, 0, 50), seed=1),
-            made("malmen", final(50, 0, 30)),
-            made("malmen", final(40, 0, 44), seed=1),
-            made("malmen", final(99, 99, 99), seed=2),
-            made("malmen", final(99, 99, 99), variant="deep"),
-            made("malmen", final(99, 99, 99), scale="proxy"),
-            made("rledit", final(33, 0, 22, 200), n_batches=20),
-            made("malmen", final(30, 0, 24, 200), n_batches=20),
-            made("malmen", final(1, 1, 1), grid="other"),
-            made("ft", final(1, 1, 1)),
+            made("rledit", n_batches=20, protocol=TOKEN, superseded=["gone"], fates={
+                "a": {100: (1, 1), 200: (100, 100)}, "b": {200: (50, 0)}, "gone": {200: (0, 0)},
+            }),
+            made("malmen", n_batches=20, protocol=TOKEN, superseded=["gone"], fates={
+                "a": {100: (9, 9), 200: (50, 100)}, "b": {200: (50, 100)}, "gone": {200: (9, 9)},
+            }),
+            made("rledit", n_batches=20, protocol=TOKEN, seed=1, fates={"a": {200: (100, 50)}}),
+            made("malmen", n_batches=20, protocol=TOKEN, seed=1, fates={"a": {200: (0, 0)}}),
+            made("rledit", protocol=TOKEN, fates={"a": {400: (60, 40)}}),
+            made("malmen", protocol=TOKEN, fates={"a": {400: (50, 42)}}),
+            made("malmen", protocol=TOKEN, seed=2, fates={"a": {400: (9, 9)}}),
+            made("malmen", protocol=TOKEN, variant="deep", fates={"a": {400: (9, 9)}}),
+            made("malmen", protocol=TOKEN, scale="proxy", fates={"a": {400: (9, 9)}}),
+            made("malmen", protocol=TOKEN, grid="other", fates={"a": {400: (9, 9)}}),
+            made("rledit", seed=3, fates={"a": {400: (9, 9)}}),
+            made("malmen", seed=3, fates={"a": {400: (1, 1)}}),
+            made("ft", protocol=TOKEN, fates={"a": {400: (1, 1)}}),
         ],
-        [(20, 1, 3, None, -2, None), (40, 2, 20, 14.14, 8, 2.83)],
+        [(20, 2, 3, 50, 28.87, -16.67, 44.1), (40, 1, 1, 10, None, -2, None)],
     ),
     3: (
         [
@@ -162,7 +171,8 @@ ANSWERS: dict[int, tuple[list[CellResult], list[tuple[Any, ...]]]] = {
             made("ft", {(TOKEN, 100): (1, 1, 1)}),
             *other_ones("rledit"),
         ],
-        [(0, 6, 100), (100, 70, 85), (400, 50.5, 60.5)],
+        [(30, 150, 0, 0, 0), (30, 300, 2, 2, 2), (40, 0, 6, 5, 100), (40, 100, 70, 0, 85),
+         (40, 400, 50.5, 0, 60.5)],
     ),
     4: (
         [
@@ -175,7 +185,7 @@ ANSWERS: dict[int, tuple[list[CellResult], list[tuple[Any, ...]]]] = {
             *other_ones("none"),
             *other_ones("ft"),
         ],
-        [("rledit", 0), ("ft", 30)],
+        [(30, "ft", 0), (40, "rledit", 0), (40, "ft", 30)],
     ),
     5: (
         [
@@ -188,22 +198,20 @@ ANSWERS: dict[int, tuple[list[CellResult], list[tuple[Any, ...]]]] = {
             made("none", final(1, 1, 1, 200), n_batches=20, curves=seconds(1, 1, 1), edit_ms=1.0),
             made("ft", final(1, 1, 1, 200), n_batches=20, curves=seconds(1, 1, 1), grid="other"),
         ],
-        [("rledit", 15, 2, 1.5, 4), ("memit", 0, 4, 4, 4)],
+        [("rledit", 20, 15, 2, 1.5, 4), ("memit", 20, 0, 4, 4, 4)],
     ),
     6: (
         [
-            made("rledit", n_batches=20, superseded=["rewritten"], fates={
-                "forgotten": {50: 100, 100: 100, 200: 0}, "kept": {50: 100, 100: 100, 200: 100},
-                "rewritten": {50: 100, 100: 100, 200: 0}, "never": {50: 0, 100: 0, 200: 0},
-                "back": {50: 100, 100: 0, 200: 100},
+            made("rledit", n_batches=2, superseded=["e0"], fates={
+                f"e{i}": {10: 100, 20: 100.0 * (i < 5 or i > 10)} for i in range(20)
             }),
-            made("ft", n_batches=20, fates={"forgotten": {100: 100, 200: 0}, "new": {200: 0}}),
-            made("ft", n_batches=20, seed=1, fates={"forgotten": {100: 100, 200: 0}}),
-            made("ft", n_batches=20, seed=2, fates={"other": {100: 100, 200: 0}}),
-            made("mend", n_batches=20, protocol=TOKEN, fates={"fact": {100: 100, 200: 0}}),
-            made("memit", n_batches=20, grid="other", fates={"fact": {100: 100, 200: 0}}),
+            made("ft", n_batches=2, fates={f"e{i}": {20: 100.0 * (i % 2)} for i in range(20)}),
+            made("ft", fates={"e": {400: 100}}),
+            made("none", n_batches=2, fates={"e": {20: 100}}),
+            made("mend", n_batches=2, protocol=TOKEN, fates={"e": {20: 100}}),
+            made("memit", n_batches=2, grid="other", fates={"e": {20: 100}}),
         ],
-        [("ft", 3, 2), ("rledit", 2, 1)],
+        [(2, "rledit", 44.4, 90), (2, "ft", 50, 50), (40, "ft", 100, None)],
     ),
     7: (
         [
@@ -246,8 +254,9 @@ ANSWERS: dict[int, tuple[list[CellResult], list[tuple[Any, ...]]]] = {
             made("mend", data_hash="0" + HASH[1:]),
         ],
         [
-            ("demo-world-full", "world", HASH[:12], "0.1.0+aaa", 2, "2.13.0"),
-            ("demo-world-full", "world", HASH[:12], "0.1.0+bbb", 1, "2.12.0"),
+            ("demo", "world", "0" + HASH[1:12], "0.1.0", 1, None),
+            ("demo", "world", HASH[:12], "0.1.0+aaa", 2, "2.13.0"),
+            ("demo", "world", HASH[:12], "0.1.0+bbb", 1, "2.12.0"),
             ("zeta", "world", HASH[:12], "0.1.0", 1, "2.13.0"),
         ],
     ),
@@ -279,10 +288,11 @@ ANSWERS: dict[int, tuple[list[CellResult], list[tuple[Any, ...]]]] = {
             made("ft", curves=norms(4, 9, 2)),
             made("ft", seed=1, curves=norms(6, 9, 1)),
             made("rledit", curves=norms(3, 9, 3.5)),
-            made("rledit", n_batches=20, curves={"shift_norm": {10: 1e6}}),
+            made("rledit", n_batches=20, curves={"weight_change_norm": {10: 1e6}}),
+            made("none", curves=norms(1, 1, 1)),
             made("mend", grid="other", curves=norms(1, 1, 1)),
         ],
-        [("ft", 10, 400, 5, 1.5), ("rledit", 10, 400, 3, 3.5)],
+        [(20, "rledit", 1e6, None), (40, "ft", 5, 1.5), (40, "rledit", 3, 3.5)],
     ),
     14: (
         [
@@ -293,6 +303,21 @@ ANSWERS: dict[int, tuple[list[CellResult], list[tuple[Any, ...]]]] = {
             made("ft", grid="other", edit_seconds=7200.0, peak_memory_gb=9.0),
         ],
         [("rledit", 2, 3, 2.5), ("ft", 1, 0.01, 0.13)],
+    ),
+    15: (
+        [
+            made("rledit", **IN_WORLD, superseded=["rewritten"], fates={
+                "forgotten": {50: 100, 100: 100, 200: 0}, "kept": {50: 100, 100: 100, 200: 100},
+                "rewritten": {50: 100, 100: 100, 200: 0}, "never": {50: 0, 100: 0, 200: 0},
+                "back": {50: 100, 100: 0, 200: 100},
+            }),
+            made("ft", **IN_WORLD, fates={"forgotten": {100: 100, 200: 0}, "new": {200: 0}}),
+            made("ft", **IN_WORLD, seed=1, fates={"forgotten": {100: 100, 200: 0}}),
+            made("ft", **IN_WORLD, seed=2, fates={"other": {100: 100, 200: 0}}),
+            made("mend", **IN_WORLD, protocol=TOKEN, fates={"fact": {100: 100, 200: 0}}),
+            made("memit", n_batches=20, grid="other", fates={"fact": {100: 100, 200: 0}}),
+        ],
+        [("ft", 3, 2), ("rledit", 2, 1)],
     ),
 }  # fmt: skip
 
@@ -313,8 +338,6 @@ def test_the_answer_is_right(number: int, tmp_path: Path) -> None:
         ("memit", "failed", "CUDA out of memory"),
         ("rome", "skipped", "rome looks up subjects, and FEVER gives none"),
     ):
-        where = address(
-            grid="demo-world-full", model="llama-world", editor=editor, n_batches=40, seed=9
-        )
+        where = address(grid="demo", model="llama-world", editor=editor, n_batches=40, seed=9)
         lake.record_failure(where, reason, identity={}, code_version="0.1.0", status=status)  # type: ignore[arg-type]
     assert list(query(SQL[number], lake).rows) == expected

@@ -57,7 +57,7 @@ def parsed(command: Any, words: list[str]) -> dict[str, Any]:
 
 
 def test_there_is_something_to_test() -> None:
-    others = {"run", "submit", "status", "export", "answers"}
+    others = {"run", "submit", "status", "export", "answers", "mlflow"}
     assert {words[0] for words in RLEDIT} == {*CHEAP, *others}
     assert [words[0] for words in JOBS] == ["jobs.faults"]
 

@@ -68,7 +68,11 @@ def test_the_end_of_a_run_names_every_place_and_the_cells_to_export(
     table = shlex.split(lines[2].removeprefix("table:  ").partition("  (")[0])
     assert Path(table[0]).name == "rledit" and table[1:] == ["table", "tiny", "--results", given[
         "--results"]]  # fmt: skip
-    assert f"mlflow ui --backend-store-uri sqlite:///{tmp_path}/mlflow.db" in lines[3]
+    # Not those of the folder given: so they are named.
+    assert lines[3].endswith(f"rledit mlflow tiny --tracking sqlite:///{tmp_path}/mlflow.db")
+    own = RunPaths.under(tmp_path / "own")
+    lines_of_own = closing_lines("tiny", plan, own, "x", {"--results": str(tmp_path / "own")})
+    assert lines_of_own[3].endswith(f"rledit mlflow tiny --results {tmp_path}/own")
     assert "export CELL FOLDER --results 'my results' --cache s3://b/cache" in lines[4]
     (edited,) = [cell for cell in plan.cells[:2] if cell.editor_name != "none"]
     assert lines[5:] == [f"  {key_of(edited)}  {edited.path}"]
@@ -84,7 +88,8 @@ def test_many_cells_are_asked_for_by_a_query(tmp_path: Path) -> None:
     lines = closing_lines("tiny", plan, run_paths, "x", {})
     assert len(lines) == 5 + 10 + 1 and "and 2 more: " in lines[-1]
     assert "FROM cells WHERE grid = " in lines[-1]
-    assert lines[3].startswith("MLflow: open https://") and "secret" not in lines[3]
+    assert lines[3].endswith("mlflow tiny --tracking 'https://***@tracker.example'  "
+                             "(https://***@tracker.example)")  # fmt: skip
 
 
 def test_ctrl_c_says_what_was_under_way_and_the_command_that_goes_on(run_paths: RunPaths) -> None:

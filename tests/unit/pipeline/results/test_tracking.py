@@ -58,7 +58,7 @@ def test_a_cell_is_a_child_run_with_everything(uri: str) -> None:
     (run,) = runs_of(uri)
     assert run.info.run_id == run_id and run.info.status == "FINISHED"
     expected = {
-        "mlflow.parentRunId": parent, "grid": "demo", "cell": result.address.cell_key,
+        "invocation": parent, "grid": "demo", "cell": result.address.cell_key,
         "editor": "rledit", "variant": "", "model": "tiny-llama", "dataset": "world",
         "scale": "world", "status": "done", "data_hash": "d" * 12,
         "code_version": "0.1.0+abc1234", "prompt": "bare",

@@ -52,11 +52,11 @@ def test_the_tracking_store_is_asked_where_the_lake_knows_too_little(
 ) -> None:
     asked: list[str] = []
 
-    def experiments(uri: str) -> list[str]:
+    def tracked(uri: str) -> list[str]:
         asked.append(uri)
         return []
 
-    monkeypatch.setattr(status, "experiments", experiments)
+    monkeypatch.setattr(status, "tracked", tracked)
     lines = list(status.grids_lines(run_paths, "mine"))
     assert lines[0] == "mine" and lines[1].startswith("  finished at ") and asked == []
     assert list(status.grids_lines(run_paths, "mine", always_tracked=True)) == lines
