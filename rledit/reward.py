@@ -33,7 +33,7 @@ from torch import Tensor
 from rledit.losses import row_losses
 from rledit.model import SINGLE_PASS_TOKENS, EditableModel
 from rledit.ranks import shard
-from rledit.shift import Shifts, traced
+from rledit.shift import Shifts, sum_gradients, traced
 from rledit.tokenization import EditBatch, Phase, Sample
 
 KLReference = Literal["pretrained", "previous"]
@@ -324,15 +324,7 @@ class Reward:
     def _summed(self, shifts: Shifts, terms: RewardTerms, total: float) -> RewardTerms:
         """Sum the leaves' gradients and the losses over the ranks."""
         ranks = self._model.ranks
-        if ranks.size > 1:
-            factors = (t for s in shifts.values() for t in (s.left, s.right) if t is not None)
-            leaves = [t for t in factors if t.requires_grad]
-            gradients = [torch.zeros_like(t) if t.grad is None else t.grad for t in leaves]
-            # At once: each sum over ranks waits for all of them.
-            flat = torch.cat([g.flatten() for g in gradients])
-            ranks.all_reduce_(flat)
-            for leaf, whole in zip(leaves, flat.split([t.numel() for t in leaves]), strict=True):
-                leaf.grad = whole.view_as(leaf)
+        sum_gradients(ranks, shifts)
         depth = len(self._window)
         losses = torch.tensor([*terms.equivalence, *terms.divergence, total], dtype=torch.float64)
         ranks.all_reduce_(losses)

@@ -160,6 +160,9 @@ class Cell(CellSpec):
     @property
     def trajectory_batches(self) -> int:
         """Batches of a training trajectory."""
+        longest = getattr(self.settings, "sequence_cap", None)  # of an editor that counts edits
+        if longest is not None:
+            return -(-int(longest) // self.stream.batch_size)
         return int(self.settings.trajectory_batches or self.stream.n_batches)
 
     @property

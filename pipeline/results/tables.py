@@ -29,7 +29,7 @@ UNEDITED = "none"
 EDITOR_ORDER = (
     UNEDITED, "untrained", "ultraedit", "stableedit", "ft", "ft_l", "ft_m", "locft", "rome",
     "memit", "prune", "rect", "alphaedit", "nas", "encore", "mend", "malmen", "mend_star",
-    "malmen_star", "mend_rledit", "malmen_rledit", "rledit",
+    "malmen_star", "mend_rledit", "malmen_rledit", "dafnet", "rledit",
 )  # fmt: skip
 
 MEAN = "mean"  # of these three, as in the literature's tables

@@ -41,7 +41,7 @@ def trained_network(
     """
     editor = method.cls(opened, method.config)
     assert isinstance(editor, TrainableEditor)
-    length = editor.trajectory_length(_STREAM) * BATCH
+    length = editor.trajectory_batches(_STREAM, BATCH) * BATCH
     train, validation = _pools(method, facts, length)
     trajectories = walk(lambda epoch: random.Random(epoch).sample(train, len(train)), length)
 

@@ -9,6 +9,7 @@ import importlib
 
 from rledit.editors.alphaedit import AlphaEdit
 from rledit.editors.base import Editor, TrainableEditor, TrainingData
+from rledit.editors.dafnet import DAFNet
 from rledit.editors.encore import ENCORE
 from rledit.editors.finetuning import FTL, FTM, FineTuning
 from rledit.editors.locft import LocFT
@@ -50,6 +51,7 @@ EDITORS: dict[str, type[Editor]] = {
     "malmen_star": MALMENStar,
     "mend_rledit": MENDRLEdit,
     "malmen_rledit": MALMENRLEdit,
+    "dafnet": DAFNet,
     "rledit": RLEdit,
 }
 

@@ -237,6 +237,13 @@ class TrainableEditor(Editor):
     def trajectory_length(self, stream_length: int) -> int:
         """Batches per training trajectory for a stream of `stream_length` batches."""
 
+    def trajectory_batches(self, stream_length: int, batch_size: int) -> int:
+        """Batches per training trajectory, where it depends on their size as well.
+
+        Optional: `trajectory_length`, unless an editor says otherwise.
+        """
+        return self.trajectory_length(stream_length)
+
     @abstractmethod
     def train_step(self, *trajectories: Sequence[EditBatch]) -> dict[str, float]:
         """Train on trajectories; the model's weights are the unedited ones before and after."""

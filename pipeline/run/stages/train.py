@@ -95,7 +95,7 @@ def train(
         raise TypeError(f"{cell.path}: editor {cell.label!r} has nothing to train")
     folder = StateFolder(cache.storage.join(*name.split("/")[:-1], Path(name).stem + ".progress"))
     training = Training(editor, TrainingPool(cell, editor), _validation(cell, editor))
-    length = editor.trajectory_length(cell.stream.n_batches)
+    length = editor.trajectory_batches(cell.stream.n_batches, cell.stream.batch_size)
     per_step = length * editor.trajectories_per_step
     total = editor.train_steps * per_step
     saved = load_together(folder, gang)
@@ -218,7 +218,9 @@ class TrainingPool:
         self._cell, self._editor = cell, editor
         self._in_epochs = getattr(cell.settings, "drawing", "independent") == "epochs"
         self._size = cell.stream.batch_size
-        self._n = editor.trajectory_length(cell.stream.n_batches) * self._size
+        self._n = (
+            editor.trajectory_batches(cell.stream.n_batches, cell.stream.batch_size) * self._size
+        )
         self._walk = walk(self._epoch, self._n)
         self._next = 0  # trajectory that the walk gives next
 
@@ -251,7 +253,7 @@ class TrainingPool:
 def trajectories(cell: Cell, editor: TrainableEditor, step: int) -> list[Sequence[EditBatch]]:
     """The training trajectories of an optimiser step: fresh edits of the train pool."""
     count = editor.trajectories_per_step
-    length = editor.trajectory_length(cell.stream.n_batches)
+    length = editor.trajectory_batches(cell.stream.n_batches, cell.stream.batch_size)
     seeds = range(step * count, (step + 1) * count)
     return [training_batches(cell, editor, length, seed) for seed in seeds]
 
