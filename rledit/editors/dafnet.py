@@ -285,10 +285,14 @@ class DAFNet(TrainableEditor):
     def train_step(self, *trajectories: Sequence[EditBatch]) -> dict[str, float]:
         """Train on a sequence: the first edits of a trajectory, as many as are drawn by lot."""
         (trajectory,) = trajectories
-        for batch in trajectory:
+        taken: list[EditBatch] = []
+        for batch in trajectory:  # what is not looked at need not be tokenised
             batch.require(self.trains_on_of(self.config))
+            taken.append(batch)
+            if sum(len(one.edit) for one in taken) >= self.curriculum.cap:
+                break
         rng = random.Random(f"{self.config.seed}/{self._steps_made}")
-        edits = [sample for batch in trajectory for sample in batch.edit.samples]
+        edits = [sample for batch in taken for sample in batch.edit.samples]
         n = rng.randint(1, min(self.curriculum.cap, len(edits)))
         scored = sorted(rng.sample(range(n), min(self.config.scored_edits_per_step, n)))
         # The last bits of a prefix depend on which prompts it was recorded with.
@@ -299,7 +303,7 @@ class DAFNet(TrainableEditor):
             "unrelated": self.config.loc_coef,
         }
         shifts = self._proposed(edits[:n])
-        measured = learn(self.model, shifts, prompts_of(trajectory, scored, coefs))
+        measured = learn(self.model, shifts, prompts_of(taken, scored, coefs))
         norm = nn.utils.clip_grad_norm_(self._network_parameters(), self.config.max_grad_norm)
         measured |= {"grad_norm": float(norm), "sequence_length": float(n)}
         require_finite(measured, "the training loss", self.model, edits[:n])

@@ -39,6 +39,18 @@ class Sizes:
     weighing_width: int
     inner: int
 
+    @property
+    def past(self) -> int:
+        """Numbers that a block keeps of an edit in a module."""
+        return 2 * self.heads * self.head_width + self.weighing_heads * self.weighing_width
+
+    def parameters(self, width: int) -> int:
+        """Parameters of a block on rows of a width, without biases, norms and scales."""
+        between = self.heads * self.head_width
+        weighing = self.weighing_heads * self.weighing_width
+        own = 3 * self.hidden + 4 * between + 2 * weighing + 2 * self.inner
+        return width * own + self.hidden
+
 
 @dataclass(frozen=True, eq=False)
 class Past:

@@ -21,6 +21,11 @@ AVERAGE_RATE = 0.01
 AVERAGE_RAISE = 0.3
 
 
+def longer(cap: int) -> int:
+    """The longest sequence that follows another one."""
+    return cap + max(cap // 4, 10)
+
+
 class Curriculum:
     """The longest sequence of a training step: longer once the average loss no longer improves.
 
@@ -49,7 +54,7 @@ class Curriculum:
             return
         self.since += 1
         if self.cap < self._most and self.since >= self._patience / max(1, math.log10(self.cap)):
-            self.cap = min(self._most, self.cap + max(self.cap // 4, 10))
+            self.cap = min(self._most, longer(self.cap))
             self.average += AVERAGE_RAISE
             self.best, self.since = math.nan, 0
 
@@ -62,6 +67,23 @@ class Curriculum:
         """Put it back."""
         cap, since, self.average, self.best = state["values"].tolist()
         self.cap, self.since = int(cap), int(since)
+
+
+def edits_trained_on(steps: int, most: int, patience: int) -> int:
+    """Edits that training steps take in all, as expected where sequences grow as fast as they can.
+
+    Args:
+        steps: Training steps.
+        most: The longest sequence that the curriculum comes to.
+        patience: `Curriculum`'s.
+    """
+    cap, edits = 1, 0.0
+    while steps > 0:
+        stay = steps if cap >= most else min(steps, math.ceil(patience / max(1, math.log10(cap))))
+        edits += stay * (cap + 1) / 2
+        steps -= stay
+        cap = min(most, longer(cap))
+    return math.ceil(edits)
 
 
 @dataclass(frozen=True, eq=False)

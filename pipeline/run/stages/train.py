@@ -8,7 +8,7 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, overload
 
 from safetensors import safe_open
 from safetensors.torch import load_file
@@ -255,11 +255,15 @@ def trajectories(cell: Cell, editor: TrainableEditor, step: int) -> list[Sequenc
     count = editor.trajectories_per_step
     length = editor.trajectory_batches(cell.stream.n_batches, cell.stream.batch_size)
     seeds = range(step * count, (step + 1) * count)
-    return [training_batches(cell, editor, length, seed) for seed in seeds]
+    return [_drawn(cell, editor, length, seed) for seed in seeds]
 
 
 def training_batches(cell: Cell, editor: Editor, n: int, seed: int) -> list[EditBatch]:
     """`n` batches of the train pool, the same for the same training seed and `seed`."""
+    return list(_drawn(cell, editor, n, seed))
+
+
+def _drawn(cell: Cell, editor: Editor, n: int, seed: int) -> Sequence[EditBatch]:
     size = cell.stream.batch_size
     edits = cell.source().draw("train", n * size, seed=_seed(cell, seed))
     return batches_of(editor, _varied(cell, edits, seed), size)
@@ -272,9 +276,35 @@ def _varied(cell: Cell, edits: Sequence[Edit], trajectory: int) -> Sequence[Edit
     return augmented(edits, f"augment/{_seed(cell, trajectory)}")
 
 
-def batches_of(editor: Editor, edits: Sequence[Edit], size: int) -> list[EditBatch]:
-    """Edits in batches of `size`, tokenised."""
-    return [editor.encode(edits[i : i + size]) for i in range(0, len(edits), size)]
+def batches_of(editor: Editor, edits: Sequence[Edit], size: int) -> Sequence[EditBatch]:
+    """Edits in batches of `size`, tokenised when they are looked at."""
+    return _Batches(editor, edits, size)
+
+
+class _Batches(Sequence[EditBatch]):
+    """Batches that are tokenised once somebody looks at them: a step may take the first alone."""
+
+    def __init__(self, editor: Editor, edits: Sequence[Edit], size: int) -> None:
+        self._editor = editor
+        self._parts = [edits[i : i + size] for i in range(0, len(edits), size)]
+        self._encoded: dict[int, EditBatch] = {}
+
+    def __len__(self) -> int:
+        return len(self._parts)
+
+    @overload
+    def __getitem__(self, place: int) -> EditBatch: ...
+
+    @overload
+    def __getitem__(self, place: slice) -> list[EditBatch]: ...
+
+    def __getitem__(self, place: int | slice) -> EditBatch | list[EditBatch]:
+        if isinstance(place, slice):
+            return [self[i] for i in range(*place.indices(len(self)))]
+        i = range(len(self))[place]
+        if i not in self._encoded:
+            self._encoded[i] = self._editor.encode(self._parts[i])
+        return self._encoded[i]
 
 
 def _seed(cell: Cell, number: int) -> int:
