@@ -46,6 +46,7 @@ class RewardConfig:
 
     Attributes:
         loc_coef: λ_loc, weight of the divergence on unrelated prompts.
+        edit_coef: Weight of the cross-entropy on equivalent prompts.
         decay: μ, weight of a batch j steps back is μ^j.
         depth: k, batches scored at each step, the current one counted.
         window_share: Share of the older batches' prompts that a step scores, drawn anew at each
@@ -57,6 +58,7 @@ class RewardConfig:
     """
 
     loc_coef: float
+    edit_coef: float = 1.0
     decay: float = 1.0
     depth: int = 1
     window_share: float = 1.0
@@ -339,7 +341,7 @@ class Reward:
         token_weights = torch.tensor([i.token_weight for i in items], dtype=torch.float64)
         ages = torch.tensor([i.age for i in items])
         is_kl = torch.tensor([i.reference is not None for i in items], dtype=torch.bool)
-        coefficients = [1.0 if i.reference is None else self.loc_coef for i in items]
+        coefficients = [config.edit_coef if i.reference is None else self.loc_coef for i in items]
         factors = torch.tensor(coefficients, dtype=torch.float64) * config.decay ** ages.double()
         latest: dict[int, Tensor] = {}
         found: list[Tensor] = []

@@ -92,4 +92,6 @@ def _pools(
 
 
 def _batches(editor: TrainableEditor, edits: Sequence[Edit]) -> list[EditBatch]:
-    return [editor.encode(edits[i : i + BATCH]) for i in range(0, len(edits), BATCH)]
+    return [
+        editor.encode_training(edits[i : i + BATCH], str(i)) for i in range(0, len(edits), BATCH)
+    ]

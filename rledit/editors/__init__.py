@@ -12,6 +12,7 @@ from rledit.editors.base import Editor, TrainableEditor, TrainingData
 from rledit.editors.dafnet import DAFNet
 from rledit.editors.encore import ENCORE
 from rledit.editors.finetuning import FTL, FTM, FineTuning
+from rledit.editors.instructedit import InstructEdit
 from rledit.editors.locft import LocFT
 from rledit.editors.malmen import MALMEN
 from rledit.editors.memit import MEMIT
@@ -52,6 +53,7 @@ EDITORS: dict[str, type[Editor]] = {
     "mend_rledit": MENDRLEdit,
     "malmen_rledit": MALMENRLEdit,
     "dafnet": DAFNet,
+    "instructedit": InstructEdit,
     "rledit": RLEdit,
 }
 

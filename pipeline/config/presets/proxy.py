@@ -147,5 +147,18 @@ METHODS: Mapping[str, Mapping[str, Any]] = {
     "malmen_rledit": _TRAINED,
     "mend": _TRAINED,
     "mend_star": {**_TRAINED, **_RETRAINED},
+    "instructedit": {**_TRAINED, "moments_scope": "lifelong", "accumulation": 0},
+    "dafnet": {
+        "hidden_width": 32,
+        "head_width": 32,
+        "weighing_width": 16,
+        "inner_width": 48,
+        "initial_step": 1e-3,
+        "train_steps": 60,
+        "sequence_cap": 10,
+        "curriculum_patience": 10,
+        "meta_lr": 1e-3,
+        "step_lr": 1e-3,
+    },
     "mend_rledit": _TRAINED,
 }

@@ -230,7 +230,7 @@ class TrainingPool:
             return trajectories(self._cell, self._editor, step)
         count = self._editor.trajectories_per_step
         return [
-            batches_of(self._editor, _varied(self._cell, self._edits(i), i), self._size)
+            batches_of(self._editor, _varied(self._cell, self._edits(i), i), self._size, str(i))
             for i in range(step * count, (step + 1) * count)
         ]
 
@@ -266,7 +266,7 @@ def training_batches(cell: Cell, editor: Editor, n: int, seed: int) -> list[Edit
 def _drawn(cell: Cell, editor: Editor, n: int, seed: int) -> Sequence[EditBatch]:
     size = cell.stream.batch_size
     edits = cell.source().draw("train", n * size, seed=_seed(cell, seed))
-    return batches_of(editor, _varied(cell, edits, seed), size)
+    return batches_of(editor, _varied(cell, edits, seed), size, str(seed))
 
 
 def _varied(cell: Cell, edits: Sequence[Edit], trajectory: int) -> Sequence[Edit]:
@@ -276,16 +276,18 @@ def _varied(cell: Cell, edits: Sequence[Edit], trajectory: int) -> Sequence[Edit
     return augmented(edits, f"augment/{_seed(cell, trajectory)}")
 
 
-def batches_of(editor: Editor, edits: Sequence[Edit], size: int) -> Sequence[EditBatch]:
-    """Edits in batches of `size`, tokenised when they are looked at."""
-    return _Batches(editor, edits, size)
+def batches_of(
+    editor: Editor, edits: Sequence[Edit], size: int, trajectory: str
+) -> Sequence[EditBatch]:
+    """Edits of a trajectory in batches of `size`, tokenised when they are looked at."""
+    return _Batches(editor, edits, size, trajectory)
 
 
 class _Batches(Sequence[EditBatch]):
     """Batches that are tokenised once somebody looks at them: a step may take the first alone."""
 
-    def __init__(self, editor: Editor, edits: Sequence[Edit], size: int) -> None:
-        self._editor = editor
+    def __init__(self, editor: Editor, edits: Sequence[Edit], size: int, trajectory: str) -> None:
+        self._editor, self._trajectory = editor, trajectory
         self._parts = [edits[i : i + size] for i in range(0, len(edits), size)]
         self._encoded: dict[int, EditBatch] = {}
 
@@ -303,8 +305,13 @@ class _Batches(Sequence[EditBatch]):
             return [self[i] for i in range(*place.indices(len(self)))]
         i = range(len(self))[place]
         if i not in self._encoded:
-            self._encoded[i] = self._editor.encode(self._parts[i])
+            self._encoded[i] = self._tokenised(i)
         return self._encoded[i]
+
+    def _tokenised(self, i: int) -> EditBatch:
+        if isinstance(self._editor, TrainableEditor):
+            return self._editor.encode_training(self._parts[i], f"{self._trajectory}/{i}")
+        return self._editor.encode(self._parts[i])
 
 
 def _seed(cell: Cell, number: int) -> int:
