@@ -60,6 +60,8 @@ class DAFNetConfig:
             not published: our own choice.
         sequence_cap: Longest training sequence that the curriculum comes to, in edits. Training
             draws so many edits a step, whatever the stream's length.
+        first_cap: Longest training sequence at first; 1 as published. A short training would not
+            get beyond it.
         scored_edits_per_step: Edits of a sequence whose prompts the loss is taken of, at most.
         curriculum_patience: Steps without a better average loss after which sequences grow
             longer, divided by the logarithm of their length.
@@ -89,6 +91,7 @@ class DAFNetConfig:
     initial_step: float = 1e-4
     train_steps: int = 20_000
     sequence_cap: int = 1000
+    first_cap: int = 1
     scored_edits_per_step: int = 48
     curriculum_patience: int = 3000
     meta_lr: float = 1e-6
@@ -166,7 +169,9 @@ class DAFNet(TrainableEditor):
             for shape in self.shapes
         }
         self.past: dict[str, list[Past]] = {}
-        self.curriculum = Curriculum(config.sequence_cap, config.curriculum_patience)
+        self.curriculum = Curriculum(
+            config.sequence_cap, config.curriculum_patience, config.first_cap
+        )
         steps = [network.step for network in self.networks.values()]
         self.optimiser = torch.optim.Adam(
             [

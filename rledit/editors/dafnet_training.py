@@ -32,6 +32,7 @@ class Curriculum:
     Args:
         most: Where it ends.
         patience: Steps without a better average, divided by the logarithm of the length.
+        first: Where it begins.
 
     Attributes:
         cap: The longest sequence, in edits.
@@ -40,9 +41,9 @@ class Curriculum:
         since: Steps since then.
     """
 
-    def __init__(self, most: int, patience: int) -> None:
+    def __init__(self, most: int, patience: int, first: int = 1) -> None:
         self._most, self._patience = most, patience
-        self.cap, self.since = 1, 0
+        self.cap, self.since = min(first, most), 0
         self.average = self.best = math.nan
 
     def observe(self, loss: float) -> None:
@@ -69,15 +70,16 @@ class Curriculum:
         self.cap, self.since = int(cap), int(since)
 
 
-def edits_trained_on(steps: int, most: int, patience: int) -> int:
+def edits_trained_on(steps: int, most: int, patience: int, first: int = 1) -> int:
     """Edits that training steps take in all, as expected where sequences grow as fast as they can.
 
     Args:
         steps: Training steps.
         most: The longest sequence that the curriculum comes to.
         patience: `Curriculum`'s.
+        first: The longest sequence at first.
     """
-    cap, edits = 1, 0.0
+    cap, edits = min(first, most), 0.0
     while steps > 0:
         stay = steps if cap >= most else min(steps, math.ceil(patience / max(1, math.log10(cap))))
         edits += stay * (cap + 1) / 2

@@ -100,7 +100,7 @@ class Workload:
             return 0
         if issubclass(editor_class(self.cell.editor.editor), DAFNet):
             longest, patience = settings.sequence_cap, settings.curriculum_patience
-            edits = edits_trained_on(settings.train_steps, longest, patience)
+            edits = edits_trained_on(settings.train_steps, longest, patience, settings.first_cap)
             return -(-edits // self.cell.stream.batch_size)
         batches = self.cell.trained_batches
         if issubclass(editor_class(self.cell.editor.editor), RetrainedEditor):

@@ -16,7 +16,7 @@ from torch.func import functional_call
 from rledit.capture import capture
 from rledit.editors.dafnet import DAFNet, DAFNetConfig
 from rledit.editors.dafnet_network import Averaged, Past, SequenceNetwork, Sizes, edit_weights
-from rledit.editors.dafnet_training import Curriculum
+from rledit.editors.dafnet_training import Curriculum, edits_trained_on
 from rledit.model import EditableModel
 from rledit.records import Edit
 from rledit.step_size import SettingError
@@ -372,7 +372,15 @@ def test_sequences_grow_once_the_average_loss_stays() -> None:
     for _ in range(40):
         curriculum.observe(9.0)
     assert curriculum.cap == 30
-    assert Curriculum(1000, 1).cap == 1
+    assert Curriculum(1000, 1).cap == 1 and Curriculum(30, 1, first=50).cap == 30
+
+
+def test_a_plan_counts_the_edits_of_a_training() -> None:
+    """Sequences are half as long as they may be; lengths grow as fast as they can."""
+    assert edits_trained_on(4, most=1, patience=3) == 4
+    assert edits_trained_on(3, most=100, patience=3) == 3
+    assert edits_trained_on(5, most=100, patience=3) == 3 + 2 * 6
+    assert edits_trained_on(10, most=11, patience=10**6, first=11) == 60
 
 
 def test_a_longer_cap_grows_by_a_quarter_of_itself() -> None:
