@@ -40,7 +40,9 @@ class Captured:
     loss: float
 
 
-def capture(model: EditableModel, phase: Phase, tokens: Tokens = "answer") -> Captured:
+def capture(
+    model: EditableModel, phase: Phase, tokens: Tokens = "answer", token_weight: float | None = None
+) -> Captured:
     """Run the edit loss of a phase on the current model and take K and V.
 
     Several ranks share the prompts out; every rank gets all rows, in the same bits.
@@ -49,6 +51,7 @@ def capture(model: EditableModel, phase: Phase, tokens: Tokens = "answer") -> Ca
         model: The model; its weights stay frozen and get no gradient.
         phase: The edit prompts.
         tokens: Take rows at the positions that predict answer tokens, or at all real positions.
+        token_weight: Weight of each answer token in the loss; None: as the phase's groups have it.
 
     Returns:
         K and V of every edited module, rows ordered by sample and position.
@@ -59,7 +62,10 @@ def capture(model: EditableModel, phase: Phase, tokens: Tokens = "answer") -> Ca
     keys: dict[str, list[Tensor]] = {name: [] for name in model.modules}
     values: dict[str, list[Tensor]] = {name: [] for name in model.modules}
     row_samples: list[Tensor] = []
-    weights = phase.weights.to(model.device, model.compute_dtype)
+    per_token = phase.weights
+    if token_weight is not None:
+        per_token = torch.full_like(per_token, token_weight)
+    weights = per_token.to(model.device, model.compute_dtype)
     total = torch.zeros((), dtype=torch.float64)
     own = shard(phase.samples, model.ranks)
     for micro_batch in model.own_micro_batches(phase.samples, own, SINGLE_PASS_TOKENS):

@@ -15,6 +15,7 @@ from rledit.chat import PromptStyle
 from rledit.exactness import require_exact
 from rledit.families import edited_modules, family_of, layer_index, linear_shape
 from rledit.finite import require_finite_parameters
+from rledit.instructions import Instruction
 from rledit.micro_batches import TOKENS_PER_ROW, MicroBatch, make_micro_batches
 from rledit.prefix_cache import PrefixCache
 from rledit.ranks import MostPasses, Ranks, SingleProcess, largest
@@ -67,6 +68,7 @@ class EditableModel:
         prompt_style: How prompts are put to the model: bare, or in its chat template.
         bos: Whether texts begin with BOS; None: as the tokenizer itself has it.
         answer_space: Whether a space stands before an answer.
+        instruction: What edits' prompts are asked with, where the method has one.
 
     Raises:
         ValueError: The modules are not this model's.
@@ -87,6 +89,7 @@ class EditableModel:
         prompt_style: PromptStyle = "bare",
         bos: bool | None = None,
         answer_space: AnswerSpace = "auto",
+        instruction: Instruction | None = None,
     ) -> None:
         self.ranks: Ranks = ranks or SingleProcess()
         in_step = access is not None and access.in_step and self.ranks.size > 1
@@ -119,6 +122,7 @@ class EditableModel:
                 style=prompt_style,
                 bos=bos,
                 answer_space=answer_space,
+                instruction=instruction,
             )
 
     @property

@@ -23,6 +23,7 @@ class RunningMoments:
         formula: Which merge to use.
         dtype: Precision of the normalised output (and, in `official`, of the buffers).
         device: Where the buffers lie.
+        eps: What is added to the deviation.
     """
 
     def __init__(
@@ -31,7 +32,9 @@ class RunningMoments:
         formula: Formula = "exact",
         dtype: torch.dtype = torch.float32,
         device: torch.device | str = "cpu",
+        eps: float = torch.finfo(torch.float32).eps,
     ) -> None:
+        self.eps = eps
         self.formula = formula
         self._dtype = dtype
         kept = torch.float64 if formula == "exact" else dtype
@@ -77,9 +80,8 @@ class RunningMoments:
 
     def normalise(self, rows: Tensor) -> Tensor:
         """z = (rows − mean) / (std + eps), in the output precision."""
-        eps = torch.finfo(torch.float32).eps
         mean, std = self.mean.to(self._dtype), self.std.to(self._dtype)
-        return (rows.to(self._dtype) - mean) / (std + eps)
+        return (rows.to(self._dtype) - mean) / (std + self.eps)
 
     def state_dict(self) -> dict[str, Tensor]:
         """The three buffers, copied."""

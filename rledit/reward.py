@@ -33,7 +33,7 @@ from torch import Tensor
 from rledit.losses import row_losses
 from rledit.model import SINGLE_PASS_TOKENS, EditableModel
 from rledit.ranks import shard
-from rledit.shift import Shifts, traced
+from rledit.shift import Shifts, sum_gradients, traced
 from rledit.tokenization import EditBatch, Phase, Sample
 
 KLReference = Literal["pretrained", "previous"]
@@ -46,6 +46,7 @@ class RewardConfig:
 
     Attributes:
         loc_coef: λ_loc, weight of the divergence on unrelated prompts.
+        edit_coef: Weight of the cross-entropy on equivalent prompts.
         decay: μ, weight of a batch j steps back is μ^j.
         depth: k, batches scored at each step, the current one counted.
         window_share: Share of the older batches' prompts that a step scores, drawn anew at each
@@ -57,6 +58,7 @@ class RewardConfig:
     """
 
     loc_coef: float
+    edit_coef: float = 1.0
     decay: float = 1.0
     depth: int = 1
     window_share: float = 1.0
@@ -324,15 +326,7 @@ class Reward:
     def _summed(self, shifts: Shifts, terms: RewardTerms, total: float) -> RewardTerms:
         """Sum the leaves' gradients and the losses over the ranks."""
         ranks = self._model.ranks
-        if ranks.size > 1:
-            factors = (t for s in shifts.values() for t in (s.left, s.right) if t is not None)
-            leaves = [t for t in factors if t.requires_grad]
-            gradients = [torch.zeros_like(t) if t.grad is None else t.grad for t in leaves]
-            # At once: each sum over ranks waits for all of them.
-            flat = torch.cat([g.flatten() for g in gradients])
-            ranks.all_reduce_(flat)
-            for leaf, whole in zip(leaves, flat.split([t.numel() for t in leaves]), strict=True):
-                leaf.grad = whole.view_as(leaf)
+        sum_gradients(ranks, shifts)
         depth = len(self._window)
         losses = torch.tensor([*terms.equivalence, *terms.divergence, total], dtype=torch.float64)
         ranks.all_reduce_(losses)
@@ -347,7 +341,7 @@ class Reward:
         token_weights = torch.tensor([i.token_weight for i in items], dtype=torch.float64)
         ages = torch.tensor([i.age for i in items])
         is_kl = torch.tensor([i.reference is not None for i in items], dtype=torch.bool)
-        coefficients = [1.0 if i.reference is None else self.loc_coef for i in items]
+        coefficients = [config.edit_coef if i.reference is None else self.loc_coef for i in items]
         factors = torch.tensor(coefficients, dtype=torch.float64) * config.decay ** ages.double()
         latest: dict[int, Tensor] = {}
         found: list[Tensor] = []

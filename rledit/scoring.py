@@ -71,13 +71,15 @@ class Question:
         sample: Prompt and expected answer as tokens.
         rival: The same prompt with the answer that should not be there; None where there is none,
             or where no protocol looks at it.
-        prompt: The prompt as text.
+        prompt: The prompt as the data has it.
+        asked: The prompt as it is asked, with an instruction where the method has one.
         answer: The expected answer as text.
     """
 
     sample: Sample
     rival: Sample | None
     prompt: str
+    asked: str
     answer: str
 
 
@@ -122,19 +124,23 @@ def questions(
     where = edit.source or edit.edit_id
     rivals = any("rival" in protocol.asks for protocol in protocols)
 
-    def ask(prompt: str, answer: str, rival: str | None) -> Question:
+    def ask(prompt: str, asked: str, answer: str, rival: str | None) -> Question:
         against = rival if rivals and rival and rival.strip() != answer.strip() else None
         return Question(
-            sample=encoder.sample(prompt, answer, where),
-            rival=encoder.sample(prompt, against, where) if against else None,
+            sample=encoder.sample(asked, answer, where),
+            rival=encoder.sample(asked, against, where) if against else None,
             prompt=prompt,
+            asked=asked,
             answer=answer,
         )
 
+    def own(prompt: str) -> Question:
+        return ask(prompt, encoder.asked(prompt), edit.target, edit.old_target)
+
     return Questions(
-        edit=ask(edit.prompt, edit.target, edit.old_target),
-        equivalent=tuple(ask(p, edit.target, edit.old_target) for p in rephrases),
-        unrelated=tuple(ask(x.prompt, x.answer, edit.target) for x in locality),
+        edit=own(edit.prompt),
+        equivalent=tuple(own(p) for p in rephrases),
+        unrelated=tuple(ask(x.prompt, x.prompt, x.answer, edit.target) for x in locality),
     )
 
 
@@ -219,10 +225,10 @@ class Scorer:
         readings = read(self._model, samples, rivals, self.deal)
         if not self._writes:
             return readings
-        distinct = list(dict.fromkeys(q.prompt for q in asked))
+        distinct = list(dict.fromkeys(q.asked for q in asked))
         texts = dict(zip(distinct, generate(self._model, distinct), strict=True))
         return [
-            replace(reading, answer=q.answer, text=texts[q.prompt])
+            replace(reading, answer=q.answer, text=texts[q.asked])
             for reading, q in zip(readings, asked, strict=True)
         ]
 

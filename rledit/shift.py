@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from rledit.model import EditableModel
+from rledit.ranks import Ranks
 
 logger = logging.getLogger(__name__)
 
@@ -73,6 +74,20 @@ class LowRankShift:
 
 
 Shifts = Mapping[str, LowRankShift]
+
+
+def sum_gradients(ranks: Ranks, shifts: Shifts) -> None:
+    """Sum the gradients that the leaves of shifts have collected over the ranks."""
+    if ranks.size == 1:
+        return
+    factors = (t for s in shifts.values() for t in (s.left, s.right) if t is not None)
+    leaves = [t for t in factors if t.requires_grad]
+    gradients = [torch.zeros_like(t) if t.grad is None else t.grad for t in leaves]
+    # At once: each sum over ranks waits for all of them.
+    flat = torch.cat([g.flatten() for g in gradients])
+    ranks.all_reduce_(flat)
+    for leaf, whole in zip(leaves, flat.split([t.numel() for t in leaves]), strict=True):
+        leaf.grad = whole.view_as(leaf)
 
 
 @contextmanager

@@ -11,6 +11,7 @@ loss does not depend on the physical batch.
 from __future__ import annotations
 
 from collections.abc import Collection, Sequence
+from copy import copy
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any, Literal
@@ -21,6 +22,7 @@ from torch import Tensor
 from rledit.bos import before_text, written_around
 from rledit.chat import ChatTemplate, PromptStyle, Rendered
 from rledit.control_tokens import TextEncoder, TokenizationError, Tokens, Turn
+from rledit.instructions import Instruction
 from rledit.records import Edit, Probe, has_probe
 from rledit.writing_systems import AnswerSpace, space_between
 
@@ -137,6 +139,8 @@ class Encoder:
         bos: Whether texts begin with BOS; None: as the tokenizer itself has it.
         answer_space: Whether a space stands before an answer; `auto`: as its script has it, and
             none inside a chat template.
+        instruction: What edits' own prompts and their rephrases are asked with, see `asked`; all
+            other text is as it is.
 
     Raises:
         TokenizationError: The tokenizer lacks a BOS token, or a chat template, that is asked for,
@@ -151,8 +155,10 @@ class Encoder:
         style: PromptStyle = "bare",
         bos: bool | None = None,
         answer_space: AnswerSpace = "auto",
+        instruction: Instruction | None = None,
     ) -> None:
         self.tokenizer = tokenizer
+        self.instruction = instruction
         self.max_length = max_length
         self.style = style
         self.answer_space = answer_space
@@ -164,6 +170,19 @@ class Encoder:
                 "bos: false, but the chat template writes BOS itself; leave `bos` out of the "
                 "model's entry, or take prompt_style plain"
             )
+
+    def instructed(self, instruction: Instruction | None) -> Encoder:
+        """The same encoder with another instruction, or none."""
+        other = copy(self)
+        other.instruction = instruction
+        return other
+
+    def asked(self, prompt: str) -> str:
+        """The text by which an edit's prompt, a rephrase or a consequence is asked.
+
+        Prompts that an edit must leave alone are asked as they are.
+        """
+        return prompt if self.instruction is None else self.instruction.around(prompt)
 
     def answer_lead(self, prompt: str, answer: str) -> str:
         """What stands between a rendered prompt and its answer: a space, or nothing."""
@@ -188,7 +207,8 @@ class Encoder:
         ``template``: the style; ``bos``: whether they begin with BOS, whoever puts it there; in a
         chat ``text``: what is written around a prompt, which stands there as ``{}``, and
         ``without_thinking``: by which variables of the template, where it has some;
-        ``answer_space``: where it was set.
+        ``answer_space``: where it was set; ``instruction``: what stands around an edit's prompts,
+        where the method has one.
         """
         begins = bool(self.lead) or (self._chat is not None and self._chat.writes_bos)
         found: dict[str, Any] = {"template": self.style, "bos": begins}
@@ -198,6 +218,8 @@ class Encoder:
                 found["without_thinking"] = dict(self._chat.without_thinking)
         if self.answer_space != "auto":
             found["answer_space"] = self.answer_space
+        if self.instruction is not None:
+            found["instruction"] = self.instruction.around("{}")
         return found
 
     def prompt_ids(self, prompt: str) -> list[int]:
@@ -347,8 +369,10 @@ class Encoder:
         kinds: tuple[list[Sample], ...] = ([], [], [])
         for edit in edits:
             where = edit.source or edit.edit_id
-            kinds[0].append(self.sample(edit.prompt, edit.target, where))
-            kinds[1].extend(self.sample(p, edit.target, where) for p in edit.rephrases[:1])
+            kinds[0].append(self.sample(self.asked(edit.prompt), edit.target, where))
+            kinds[1].extend(
+                self.sample(self.asked(p), edit.target, where) for p in edit.rephrases[:1]
+            )
             kinds[2].extend(self.sample(x.prompt, x.answer, where) for x in edit.locality[:1])
         if order == "longest_first":
             # A reversed sort keeps ties in their order, as the releases' does.

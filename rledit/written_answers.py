@@ -43,7 +43,7 @@ class Answer:
         edit_index: Place of the edit in the stream.
         probe: What the prompt is to the edit.
         probe_index: Which of the edit's prompts of that kind that were asked.
-        prompt: The prompt as text.
+        prompt: The prompt as the data has it, without an instruction that it may be asked with.
         target: The answer that should be there: the edit's target, of a locality prompt that of the
             dataset, of a consequence its preferred wording.
         answer: What the model writes; None where it gives no numbers behind the prompt.
@@ -78,6 +78,7 @@ class _Asked:
     probe: Kind
     probe_index: int
     prompt: str
+    asked: str
     wordings: tuple[str, ...]
     sample: Sample | None
     consequence: Consequence | None = None
@@ -177,9 +178,9 @@ class Answers:
         longest: dict[str, int] = {}
         for one in asked:
             if one.sample is not None:
-                longest[one.prompt] = max(longest.get(one.prompt, 0), one.most_tokens)
+                longest[one.asked] = max(longest.get(one.asked, 0), one.most_tokens)
         lines = _lines(self._model, longest)
-        return [self._cut(lines.get(one.prompt), one.most_tokens) for one in asked]
+        return [self._cut(lines.get(one.asked), one.most_tokens) for one in asked]
 
     def _cut(self, line: Line | None, most: int) -> Line | None:
         if line is None or most == 0:
@@ -236,17 +237,20 @@ def _questions_of(
                 probe=kind,
                 probe_index=n,
                 prompt=question.prompt,
+                asked=question.asked,
                 wordings=(question.answer,),
                 sample=question.sample,
             )
     for n, item in enumerate(_consequences(edit, probes)):
+        asked = model.encoder.asked(item.prompt)
         yield _Asked(
             edit_index=i,
             probe="portability",
             probe_index=n,
             prompt=item.prompt,
+            asked=asked,
             wordings=item.answers,
-            sample=_encoded(model, item.prompt, item.answers[0]),
+            sample=_encoded(model, asked, item.answers[0]),
             consequence=item,
         )
 

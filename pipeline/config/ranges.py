@@ -20,6 +20,9 @@ AT_LEAST_ONE = frozenset(
         "rank", "ranks", "retrain_batches", "retrain_every", "scored_edits", "shards", "steps",
         "threads", "trajectories_per_step", "trajectory_batches", "validate_every",
         "validation_batches", "value_steps",
+        "attention_heads", "curriculum_patience", "first_cap", "head_width",
+        "hidden_width", "inner_width",
+        "scored_edits_per_step", "sequence_cap", "weighing_heads", "weighing_width",
     }
 )  # fmt: skip
 ABOVE_ZERO = frozenset(

@@ -43,12 +43,12 @@ class Method:
 
     Attributes:
         label: Its name among the published figures.
-        editor: Its name here; None where it is not implemented.
+        editor: Its name here.
         shown: What the line says, where that is not the label.
     """
 
     label: str
-    editor: str | None
+    editor: str
     variant: str = ""
     shown: str = ""
 

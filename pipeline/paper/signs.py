@@ -13,7 +13,6 @@ SIGNS: Mapping[Kind, str] = {
     "differs": "≠",
     "not comparable": "!",
     "not judged": "?",
-    "not implemented": "×",
     "no reference": "·",
 }
 _WITHIN = "within 3 points; 1.5 where others have reproduced it; at most 5 where it is at most 5"

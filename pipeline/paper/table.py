@@ -206,7 +206,6 @@ def _figure(
     verdict = judge(
         ours.mean,
         reference,
-        implemented=method.editor is not None,
         missing="; ".join(missing),
         departures=tuple(dict.fromkeys(against)),
     )
@@ -243,12 +242,12 @@ def _ratio(place: Place, fastest: float | None) -> Ours:
 
 def _is_own(method: Method, section: Section) -> bool:
     """Whether the method's settings here are ours because no paper gives them."""
-    if method.editor in (None, "none"):
+    if method.editor == "none":
         return False
-    target_modules = editor_class(str(method.editor)).target_modules
+    target_modules = editor_class(method.editor).target_modules
     presets = (published()["weights"].get(model) for model in section.models)
     return any(
-        preset_setting(preset, str(method.editor), dataset.lower(), target_modules).origin == OWN
+        preset_setting(preset, method.editor, dataset.lower(), target_modules).origin == OWN
         for preset in presets
         if preset is not None
         for dataset in section.datasets

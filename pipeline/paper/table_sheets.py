@@ -111,7 +111,7 @@ def _column(lines: Sequence[Line], metric: Metric) -> list[Cell]:
         form = f".{_digits(metric, long=False)}f"
         mark = MARK if line.remarks and metric.basis not in _COSTS else ""
         cells.append(Cell(value=ours.mean, std=ours.std, form=form, mark=mark))
-        edited = line.method.editor not in (None, "none") and not line.remarks
+        edited = line.method.editor != "none" and not line.remarks
         read = (figures[0].protocol, tuple(p.stream for p in figures[0].places), len(ours.values))
         bases.append(read if edited else None)
     return ranked(cells, bases, least=metric.basis in _COSTS)

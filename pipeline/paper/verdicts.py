@@ -12,9 +12,7 @@ from typing import Literal
 
 from pipeline.paper.references import SCORE_METRICS, Reference
 
-Kind = Literal[
-    "reproduced", "differs", "not comparable", "not judged", "not implemented", "no reference"
-]
+Kind = Literal["reproduced", "differs", "not comparable", "not judged", "no reference"]
 TOLERANCE = 3.0  # points
 CALIBRATION_TOLERANCE = 1.5
 COLLAPSED = 5.0
@@ -32,14 +30,12 @@ def judge(
     ours: float | None,
     reference: Reference | None,
     *,
-    implemented: bool = True,
     missing: str = "not run",
     departures: Sequence[str] = (),
 ) -> Verdict:
     """Compare a figure with a published one; either is None where there is none.
 
     Args:
-        implemented: Whether the method exists here.
         missing: Why there is no figure of ours, where there is none.
         departures: Why ours was not measured as the published one: other weights, data, stream,
             settings or protocol. They are said where nothing is published, too.
@@ -48,8 +44,6 @@ def judge(
         ``reproduced`` within 3 points (1.5 for calibration cells; for a published figure of at
         most 5, which is a collapsed model, any of at most 5), ``differs`` beyond.
     """
-    if not implemented:
-        return Verdict(kind="not implemented", reason="there is no such method here")
     why = missing if ours is None else "; ".join(departures)
     if reference is None:
         return Verdict(kind="no reference", reason=why or "nothing is published for it")

@@ -318,4 +318,6 @@ def _texts(cell: Cell) -> dict[str, Any]:
         found["answer_space"] = space
     if spells_control(cell.dataset):
         found["control_tokens"] = "text"
+    if (instruction := cell.instruction) is not None:
+        found["instruction"] = instruction.around("{}")
     return found

@@ -31,6 +31,7 @@ from pipeline.plan.spec import CellSpec
 from rledit.calibration import needs_calibration
 from rledit.editors import editor_class
 from rledit.editors.base import Need, Stopping, TrainableEditor
+from rledit.instructions import Instruction, task_of
 from rledit.records import EditSource
 from rledit.world import WORLD_MODELS, World, WorldModelSpec
 
@@ -54,6 +55,8 @@ class Cell(CellSpec):
             given["modules"] = ()
         if any(f.name == "seed" for f in fields(cls)):
             given.setdefault("seed", self.training_seed)
+        if any(f.name == "task" for f in fields(cls)):
+            given.setdefault("task", task_of(self.dataset.schema))
         settings: Any = build(cls, given, (), Located.of_data(given, f"editor {self.label}"))
         problem = editor_class(self.editor.editor).batch_problem(settings, self.stream.batch_size)
         if problem is not None:
@@ -113,7 +116,13 @@ class Cell(CellSpec):
             "prompt_style": self.model.prompt_style,
             "bos": None if self.model.checkpoint is None else self.model.bos,
             "answer_space": self.dataset.answer_space,
+            "instruction": self.instruction,
         }
+
+    @property
+    def instruction(self) -> Instruction | None:
+        """What edits' prompts are asked with, where the editor has something."""
+        return editor_class(self.editor.editor).instruction_of(self.settings)
 
     @cached_property
     def needs(self) -> frozenset[Need]:
@@ -160,6 +169,9 @@ class Cell(CellSpec):
     @property
     def trajectory_batches(self) -> int:
         """Batches of a training trajectory."""
+        longest = getattr(self.settings, "sequence_cap", None)  # of an editor that counts edits
+        if longest is not None:
+            return -(-int(longest) // self.stream.batch_size)
         return int(self.settings.trajectory_batches or self.stream.n_batches)
 
     @property

@@ -163,16 +163,18 @@ class _Checks:
         problem = self._once(check_tokenizer, "tokenizer", model, data, cell.label)(cell)
         if problem is not None:
             return Refusal(problem=problem)
-        draw = ("stream", model, data, cell.n_edits, cell.seed)
+        draw = ("stream", model, data, cell.n_edits, cell.seed, cell.instruction)
         looks: list[Faults] = [self._once(_check_stream, *draw)(cell)]
         if "subject" in cell.needs:
             looks.append(self._once(_check_subjects, "subject", *draw)(cell))
         found = [together("the stream", looks)]
         if cell.learns:
-            pool: Faults = self._once(_check_train_pool, "train pool", model, data)(cell)
+            told = (model, data, cell.instruction)
+            pool: Faults = self._once(_check_train_pool, "train pool", *told)(cell)
             found.append(together(f"the train pool, which {cell.label} learns from,", [pool]))
         if n := validation_batches(cell):
-            held = ("validation", model, data, n * cell.stream.batch_size, cell.training_seed)
+            size = n * cell.stream.batch_size
+            held = ("validation", model, data, size, cell.training_seed, cell.instruction)
             held_out: Faults = self._once(_check_validation, *held)(cell)
             what = f"the validation pool, which decides when the training of {cell.label} ends,"
             found.append(together(what, [held_out]))
@@ -321,9 +323,13 @@ def _stored(folder: str) -> dict[str, tuple[int, ...]]:
 
 
 def _encoder(cell: Cell) -> Encoder:
+    prompting = cell.prompting
+    instruction = prompting.pop("instruction")
     if cell.model.checkpoint is None:
-        return _world_encoder(cell.world(), cell.model_spec, cell.dataset.answer_space)
-    return checkpoint_encoder(cell.model.checkpoint, **cell.prompting)
+        found = _world_encoder(cell.world(), cell.model_spec, cell.dataset.answer_space)
+    else:
+        found = checkpoint_encoder(cell.model.checkpoint, **prompting)
+    return found.instructed(instruction)
 
 
 @lru_cache(maxsize=4)

@@ -86,7 +86,8 @@ def stream_faults(cell: Cell, encoder: Encoder, edits: Sequence[Edit]) -> Faults
             _batch(collector, edit)
         if "portability" in cell.measurements:
             for item in edit.consequences:
-                collector.sample(item.prompt, item.answers[0], edit.source or edit.edit_id)
+                text = encoder.asked(item.prompt)
+                collector.sample(text, item.answers[0], edit.source or edit.edit_id)
 
     return _faults("the stream", edits, lambda edit: _collected(encoder, edit, ask))
 
@@ -97,7 +98,7 @@ def edit_faults(what: str, encoder: Encoder, edits: Sequence[Edit]) -> Faults:
     def ask(collector: _Collector, edit: Edit) -> None:
         where = edit.source or edit.edit_id
         for prompt in (edit.prompt, *edit.rephrases):
-            collector.sample(prompt, edit.target, where)
+            collector.sample(encoder.asked(prompt), edit.target, where)
         for probe in edit.locality:
             collector.sample(probe.prompt, probe.answer, where)
 

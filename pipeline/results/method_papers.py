@@ -10,6 +10,7 @@ ARXIV: Mapping[str, str] = {
     "rect": "2401.04700", "alphaedit": "2410.02355", "nas": "2602.02543", "encore": "2502.01636",
     "mend": "2110.11309", "malmen": "2311.04661", "mend_star": "2502.05759",
     "malmen_star": "2502.05759", "mend_rledit": "2502.05759", "malmen_rledit": "2502.05759",
+    "dafnet": "2405.20588", "instructedit": "2402.16123",
     "rledit": "2502.05759", "untrained": "2502.05759",
 }  # fmt: skip
 

@@ -19,7 +19,7 @@ from typing import Any, Literal, TypeAlias
 import duckdb
 
 from pipeline.results.lake.lake import Lake
-from pipeline.results.lake.records import CellRecord
+from pipeline.results.lake.records import BARE, INSTRUCTED, CellRecord
 from pipeline.results.sheets import Head, Sheet, as_csv, as_terminal
 from rledit.errors import UserError
 
@@ -69,7 +69,9 @@ _VIEWS = {
                c.seed, c.batch_size, c.n_batches, s.n_edits,
                CASE WHEN c.asked_edits IS NULL THEN s.final ELSE s.n_edits = c.asked_edits END
                AS final, s.protocol,
-               coalesce(c.identity->>'$.model.prompt.template', 'bare') AS prompt, s.efficacy,
+               coalesce(c.identity->>'$.model.prompt.template', '{BARE}')
+               || CASE WHEN c.identity->>'$.dataset.instruction' IS NULL THEN ''
+               ELSE '{INSTRUCTED}' END AS prompt, s.efficacy,
                s.generalization, s.specificity, s.specificity_self, c.train_seconds, c.edit_ms,
                c.peak_memory_gb, c.data_hash, c.code_version, c.status,
                coalesce(c.resolved->>'$.remark', '') AS remark,

@@ -29,7 +29,7 @@ UNEDITED = "none"
 EDITOR_ORDER = (
     UNEDITED, "untrained", "ultraedit", "stableedit", "ft", "ft_l", "ft_m", "locft", "rome",
     "memit", "prune", "rect", "alphaedit", "nas", "encore", "mend", "malmen", "mend_star",
-    "malmen_star", "mend_rledit", "malmen_rledit", "rledit",
+    "malmen_star", "mend_rledit", "malmen_rledit", "dafnet", "instructedit", "rledit",
 )  # fmt: skip
 
 MEAN = "mean"  # of these three, as in the literature's tables
@@ -213,8 +213,7 @@ def _line_order(line: Line) -> tuple[Any, ...]:
 def method_order(editor: str | None, variant: str = "") -> tuple[Any, ...]:
     """Sorts methods wherever they stand below each other: by `EDITOR_ORDER`, then by variant.
 
-    Editors that are not in it come after them by name, methods that are none of ours (None) last;
-    numbers in variants count as numbers.
+    Editors that are not in it come after them by name; numbers in variants count as numbers.
     """
     place = EDITOR_ORDER.index(editor) if editor in EDITOR_ORDER else len(EDITOR_ORDER)
     parts = re.split(r"(\d+)", variant)

@@ -119,6 +119,11 @@ def method_of(model: Any, editor: str, settings: Mapping[str, Any] | None = None
     passes = int(given.pop("passes_over_facts", PASSES))
     values = {**_defaults(model, found), **given}
     method = Method(editor=editor, settings=values, passes=passes)
+    if found.instruction_of(method.config) is not None:
+        raise MethodError(
+            f"editor {editor!r} edits answers to prompts that carry its instruction, and people "
+            "ask without it; take mend, or set instruction to 0"
+        )
     if "training_data" in found.needs_of(method.config):
         raise MethodError(
             f"editor {editor!r} draws training data while it edits, and there is none here; take "
@@ -180,7 +185,7 @@ def _defaults(model: Any, editor: type[Editor]) -> dict[str, Any]:
     if "z_clip" in known:
         values["z_clip"] = 3.0
     if issubclass(editor, TrainableEditor):
-        values |= _TRAINED
+        values |= _SEQUENCES if name == "dafnet" else _TRAINED
     return {k: v for k, v in values.items() if k in known}
 
 
@@ -196,6 +201,17 @@ _VALUES: dict[str, dict[str, Any]] = {
     "nas": _VALUE,
     "encore": _VALUE,
     "rome": {"value_lr": 0.5, "value_decay": 1e-3, "clamp": 4.0, "value_steps": 10},
+}
+_SEQUENCES = {
+    "hidden_width": 256,
+    "head_width": 128,
+    "weighing_width": 64,
+    "inner_width": 256,
+    "initial_step": 1e-3,
+    "train_steps": 600,
+    "sequence_cap": 40,
+    "curriculum_patience": 100,
+    "meta_lr": 3e-4,
 }
 _TRAINED = {
     "reference": "converged",

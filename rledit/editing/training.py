@@ -41,7 +41,7 @@ def trained_network(
     """
     editor = method.cls(opened, method.config)
     assert isinstance(editor, TrainableEditor)
-    length = editor.trajectory_length(_STREAM) * BATCH
+    length = editor.trajectory_batches(_STREAM, BATCH) * BATCH
     train, validation = _pools(method, facts, length)
     trajectories = walk(lambda epoch: random.Random(epoch).sample(train, len(train)), length)
 
@@ -92,4 +92,6 @@ def _pools(
 
 
 def _batches(editor: TrainableEditor, edits: Sequence[Edit]) -> list[EditBatch]:
-    return [editor.encode(edits[i : i + BATCH]) for i in range(0, len(edits), BATCH)]
+    return [
+        editor.encode_training(edits[i : i + BATCH], str(i)) for i in range(0, len(edits), BATCH)
+    ]

@@ -9,8 +9,10 @@ import importlib
 
 from rledit.editors.alphaedit import AlphaEdit
 from rledit.editors.base import Editor, TrainableEditor, TrainingData
+from rledit.editors.dafnet import DAFNet
 from rledit.editors.encore import ENCORE
 from rledit.editors.finetuning import FTL, FTM, FineTuning
+from rledit.editors.instructedit import InstructEdit
 from rledit.editors.locft import LocFT
 from rledit.editors.malmen import MALMEN
 from rledit.editors.memit import MEMIT
@@ -50,6 +52,8 @@ EDITORS: dict[str, type[Editor]] = {
     "malmen_star": MALMENStar,
     "mend_rledit": MENDRLEdit,
     "malmen_rledit": MALMENRLEdit,
+    "dafnet": DAFNet,
+    "instructedit": InstructEdit,
     "rledit": RLEdit,
 }
 

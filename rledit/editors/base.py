@@ -10,6 +10,7 @@ from typing import Any, ClassVar, Literal, Protocol
 
 from torch import Tensor
 
+from rledit.instructions import Instruction
 from rledit.locate.covariance import KeyCovariance
 from rledit.model import EditableModel
 from rledit.records import Edit, Probe
@@ -81,6 +82,14 @@ class Editor(ABC):
         """Why an editor of this configuration cannot edit with a tokenizer; None where it can.
 
         Optional. It is asked before a model is loaded, and says what to do.
+        """
+        return None
+
+    @classmethod
+    def instruction_of(cls, config: Any) -> Instruction | None:
+        """What edits' prompts are asked with, in editing as in scoring; None: as they are.
+
+        Who opens a model for an editor gives it to `EditableModel`.
         """
         return None
 
@@ -236,6 +245,22 @@ class TrainableEditor(Editor):
     @abstractmethod
     def trajectory_length(self, stream_length: int) -> int:
         """Batches per training trajectory for a stream of `stream_length` batches."""
+
+    def trajectory_batches(self, stream_length: int, batch_size: int) -> int:
+        """Batches per training trajectory, where it depends on their size as well.
+
+        Optional: `trajectory_length`, unless an editor says otherwise.
+        """
+        return self.trajectory_length(stream_length)
+
+    def encode_training(self, edits: Sequence[Edit], lot: str) -> EditBatch:
+        """Tokenise a batch of edits to train on; as `encode` does, unless an editor says otherwise.
+
+        Args:
+            edits: The edits.
+            lot: Names the draw, for an editor that draws lots.
+        """
+        return self.encode(edits)
 
     @abstractmethod
     def train_step(self, *trajectories: Sequence[EditBatch]) -> dict[str, float]:

@@ -28,7 +28,9 @@ from rledit.editors.hypernetwork_config import HypernetworkConfig
 from rledit.editors.hypernetwork_update import HypernetworkUpdate
 from rledit.editors.meta_optimiser import (
     RunningMean,
+    adam_state,
     cosine,
+    load_adam_state,
     new_optimiser,
     ramp,
     set_learning_rates,
@@ -331,10 +333,7 @@ class HypernetworkEditor(TrainableEditor, HypernetworkUpdate):
         state |= self._saved_step
         if self.config.schedule != "constant":
             state["total_steps"] = torch.tensor(self._total_steps)
-        for i, values in self.optimiser.state_dict()["state"].items():
-            copies = {k: torch.as_tensor(v).clone() for k, v in values.items()}
-            state |= prefixed(f"optimiser.{i}.", copies)
-        return state
+        return state | prefixed("optimiser.", adam_state(self.optimiser))
 
     def load_training_state_dict(self, state: State) -> None:
         """Put a saved training state back."""
@@ -344,12 +343,7 @@ class HypernetworkEditor(TrainableEditor, HypernetworkUpdate):
             self._mean.load_state_dict(mean)
         self._total_steps = int(state.get("total_steps", 0))
         self._saved_step = prefixed(PREFIX, unprefixed(PREFIX, state))
-        slots: dict[int, State] = {}
-        for key, value in unprefixed("optimiser.", state).items():
-            index, _, name = key.partition(".")
-            slots.setdefault(int(index), {})[name] = value
-        whole = self.optimiser.state_dict()
-        self.optimiser.load_state_dict({"state": slots, "param_groups": whole["param_groups"]})
+        load_adam_state(self.optimiser, unprefixed("optimiser.", state))
 
 
 def prompts_of(batches: Sequence[EditBatch]) -> list[Sample]:

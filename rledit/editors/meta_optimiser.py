@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from rledit.editors.base import State
+from rledit.editors.base import State, prefixed, unprefixed
 from rledit.editors.hypernetwork_config import HypernetworkConfig
 from rledit.hypernetwork import Hypernetwork
 
@@ -39,6 +39,23 @@ def new_optimiser(networks: Sequence[Hypernetwork], config: HypernetworkConfig) 
 def steps_made(optimiser: torch.optim.Optimizer) -> int:
     """Steps that an Adam has made since its state began."""
     return max((int(state["step"]) for state in optimiser.state.values()), default=0)
+
+
+def adam_state(optimiser: torch.optim.Optimizer) -> State:
+    """The state of an Adam as flat tensors."""
+    state: State = {}
+    for i, values in optimiser.state_dict()["state"].items():
+        state |= prefixed(f"{i}.", {k: torch.as_tensor(v).clone() for k, v in values.items()})
+    return state
+
+
+def load_adam_state(optimiser: torch.optim.Optimizer, state: State) -> None:
+    """Put what `adam_state` gave back."""
+    slots: dict[int, State] = {}
+    for index in {key.partition(".")[0] for key in state}:
+        slots[int(index)] = unprefixed(f"{index}.", state)
+    whole = optimiser.state_dict()
+    optimiser.load_state_dict({"state": slots, "param_groups": whole["param_groups"]})
 
 
 def ramp(step: int, over: int) -> float:

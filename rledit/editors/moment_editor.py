@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -112,6 +112,17 @@ class MomentEditor(Editor):
         """
         return self.solve(shape, keys, z)
 
+    def counted(self, keys: Tensor, values: Tensor) -> Tensor | None:
+        """(..., n) bool, captured rows that count; None where all do.
+
+        Others enter neither the moments nor a shift that is an outer product of rows.
+
+        Args:
+            keys: Raw K, (..., n, d_in).
+            values: Raw V, (..., n, d_out).
+        """
+        return None
+
     def propose(self, batch: EditBatch, update_moments: bool = True) -> Proposal:
         """The shifts for a batch on the current weights; moments are updated before use.
 
@@ -153,6 +164,8 @@ class MomentEditor(Editor):
                 left = values.masked_fill(zeroed.to(values.device)[:, None], 0.0)
                 edited = self._clipped(self.normalise(shape, torch.cat([keys, left], dim=-1)))
                 solution = self.solve_incomplete(shape, keys, edited, z)
+            if (counted := self.counted(keys, values)) is not None:
+                solution = replace(solution, right=solution.right * counted[..., None])
             solutions[shape] = solution
             for j, name in enumerate(names):
                 factor = None if solution.left is None else solution.left[j]
@@ -218,11 +231,19 @@ class MomentEditor(Editor):
         """
         for shape, names in self.shapes.items():
             moments = self.moments[shape]
-            rows = [torch.cat([captured.keys[n], captured.values[n]], dim=-1) for n in names]
+            rows, groups = zip(*(self._counted_rows(captured, n) for n in names), strict=True)
             if self.batch_conventions.moments == "exact":
                 moments.update(torch.cat(rows))
                 continue
             for group in range(int(captured.row_group.max()) + 1):
-                chosen = captured.row_group == group
-                for module_rows in rows:
-                    moments.update(module_rows[chosen])
+                for module_rows, row_group in zip(rows, groups, strict=True):
+                    moments.update(module_rows[row_group == group])
+
+    def _counted_rows(self, captured: Captured, name: str) -> tuple[Tensor, Tensor]:
+        """The rows [K, V] of a module that count, and their loss groups."""
+        keys, values = captured.keys[name], captured.values[name]
+        rows = torch.cat([keys, values], dim=-1)
+        counted = self.counted(keys, values)
+        if counted is None:
+            return rows, captured.row_group
+        return rows[counted], captured.row_group[counted.to(captured.row_group.device)]

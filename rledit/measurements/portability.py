@@ -26,8 +26,15 @@ def consequences_of(model: EditableModel, edits: Sequence[Edit]) -> Questions:
     Raises:
         TokenizationError: A question breaks the token contract; names file and row.
     """
+    encoder = model.encoder
     return [
-        (i, item, model.encoder.sample(item.prompt, item.answers[0], edit.source or edit.edit_id))
+        (
+            i,
+            item,
+            encoder.sample(
+                encoder.asked(item.prompt), item.answers[0], edit.source or edit.edit_id
+            ),
+        )
         for i, edit in enumerate(edits)
         for item in edit.consequences
     ]
@@ -55,7 +62,7 @@ def portability(
     if not asked:
         return left_out
     readings = read(model, [sample for _, sample in asked])
-    texts = generate(model, [item.prompt for item, _ in asked])
+    texts = generate(model, [model.encoder.asked(item.prompt) for item, _ in asked])
     values: dict[str, list[float]] = defaultdict(list)
     for (item, _), reading, text in zip(asked, readings, texts, strict=True):
         name = f"portability_{item.kind.lower()}"

@@ -12,6 +12,7 @@ from typing import Literal
 
 from pipeline.config.presets.settings import (
     ANY,
+    DAFNET,
     OWN,
     ROME_GPTJ,
     ROME_LLAMA,
@@ -26,6 +27,7 @@ from pipeline.config.presets.settings import (
     converged,
     hypernetworks,
     locating,
+    sequences,
     training_free,
 )
 from pipeline.config.presets.shape import Shape
@@ -105,6 +107,12 @@ class Preset:
 
 SMALL = 1_000_000_000  # parameters
 
+
+def _layers(layers: str) -> tuple[str, ...]:
+    """All MLP matrices of some layers."""
+    return tuple(f"{kind}:{layers}" for kind in ("gate", "up", "down"))
+
+
 _LLAMA_ZSRE = ("gate:11-15", "up:18-24")
 _LLAMA_LATE = ("gate:22-30", "up:22-30")
 _LLAMA_3 = Shape(
@@ -121,6 +129,7 @@ _LLAMA_3_SETTINGS: Settings = (
     )
     | training_free({ANY: _LLAMA_ZSRE, "counterfact": _LLAMA_LATE, "fever": _LLAMA_LATE})
     | locating(Locate(layers="4-8", value=VALUE_LLAMA, rome=ROME_LLAMA))
+    | sequences(_layers("29-31"))
     | {
         "locft": {
             ANY: Setting(
@@ -146,6 +155,7 @@ _MISTRAL_SETTINGS: Settings = (
     )
     | training_free({ANY: ("down:29,30",)}, stable=("down:28-31",))
     | locating(Locate(layers="4-8", value=VALUE_MISTRAL, rome=ROME_LLAMA))
+    | sequences(_layers("29-31"))
     | {
         "locft": {
             ANY: Setting(
@@ -181,6 +191,7 @@ _GEMMA_2_SETTINGS: Settings = (
             origin=OWN,
         )
     )
+    | sequences(_layers("39-41"))
 )
 
 _GPTJ = Shape(
@@ -219,6 +230,20 @@ _SMOLLM = Preset(
             rome=ROME_LLAMA,
             origin=OWN,
         )
+    )
+    # A smaller network, and fewer steps at higher rates, than any release has.
+    | sequences(
+        _layers("27-29"),
+        hidden_width=256,
+        head_width=128,
+        weighing_width=64,
+        inner_width=256,
+        initial_step=1e-3,
+        train_steps=600,
+        sequence_cap=40,
+        curriculum_patience=100,
+        meta_lr=3e-4,
+        step_lr=1e-4,
     )
     | {"locft": {ANY: Setting(values={"modules": ("down:20",), "lr": 5e-4}, origin=OWN)}},
 )  # fmt: skip
@@ -299,7 +324,8 @@ PRESETS: Mapping[str, Preset] = {
             }
         )
         | training_free({ANY: _GPTJ_LATE, "wikibigedit": ("down:19-26",), "fever": ("down:25,26",)})
-        | locating(Locate(layers="3-8", value=VALUE_GPTJ, rome=ROME_GPTJ)),
+        | locating(Locate(layers="3-8", value=VALUE_GPTJ, rome=ROME_GPTJ))
+        | sequences(("up:25-27", "down:25-27"), DAFNET, scored_edits_per_step=64),
     ),
     "qwen2.5-7b": Preset(
         hub="Qwen/Qwen2.5-7B",
@@ -318,7 +344,8 @@ PRESETS: Mapping[str, Preset] = {
                 rome=ROME_LLAMA,
                 origin=OWN,
             )
-        ),
+        )
+        | sequences(_layers("25-27")),
     ),
     "smollm2-135m": replace(
         _SMOLLM,

@@ -12,6 +12,7 @@ from typing import Any
 OWN = "our own setting"
 TABLE_3 = "arXiv 2502.05759, table 3"
 RELEASE = "the methods' releases"
+DAFNET = "DAFNet's release (arXiv 2405.20588); training steps are our own choice"
 ULTRAEDIT = "UltraEdit's release (arXiv 2505.14679)"
 
 STEP = 1e-6  # of RLEdit, UltraEdit and their relatives, in all published runs
@@ -101,7 +102,20 @@ def hypernetworks(by_schema: Mapping[str, Hyper]) -> dict[str, dict[str, Setting
             if editor in ("mend", "mend_star", "malmen", "malmen_star"):
                 values["reg_coef"] = 1e-2
             found[editor][schema] = Setting(values=values, origin=hyper.origin)
+    # No paper gives InstructEdit's settings on these models: MEND's layers. Trajectories of 2,000
+    # edits, as in 20 batches of 100, then make the 100,000 examples of its release on Llama-2-7B.
+    found["instructedit"] = {
+        schema: Setting(values={"modules": hyper.modules, "train_steps": 50}, origin=OWN)
+        for schema, hyper in by_schema.items()
+    }
     return found
+
+
+def sequences(
+    modules: tuple[str, ...], origin: str = OWN, **values: Any
+) -> dict[str, dict[str, Setting]]:
+    """DAFNet, which edits the MLPs of the last layers; how long it trains is our own choice."""
+    return {"dafnet": {ANY: Setting(values={"modules": modules, **values}, origin=origin)}}
 
 
 def converged(
@@ -117,6 +131,7 @@ def converged(
     trained = {"modules": modules, "reference": "converged", "initial_step": initial_step}
     values: dict[str, Mapping[str, Any]] = dict.fromkeys(TRAINED, trained)
     values["untrained"] = {"modules": modules, "initial_step": untrained_step}
+    values["instructedit"] = {**trained, "accumulation": 0}
     return {editor: {ANY: Setting(values=found, origin=OWN)} for editor, found in values.items()}
 
 

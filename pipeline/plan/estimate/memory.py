@@ -239,7 +239,7 @@ def _pass_tokens(work: Workload) -> float:
     """Tokens there are to run at once."""
     batch = work.cell.stream.batch_size * work.tokens
     if work.kind == "trained":
-        return 2 * batch * work.cell.settings.depth
+        return 2 * batch * getattr(work.cell.settings, "depth", 1)
     if work.kind == "located":
         contexts = 1 + len(work.cell.settings.contexts)
         return batch * contexts
@@ -255,6 +255,7 @@ def _editor(work: Workload) -> dict[str, float]:
         batch = work.cell.stream.batch_size * work.answer_tokens * work.architecture.hidden
         kept = float(FLOAT * batch * work.cell.trajectory_batches)
         parts["references"] = min(REFERENCE_CACHE_GB * GB, kept)
+        parts["edits so far"] = float(FLOAT * work.past_parameters * work.cell.n_edits)
         return parts
     if work.kind == "tuned":
         return {"optimiser": 3.0 * FLOAT * work.edited_parameters}

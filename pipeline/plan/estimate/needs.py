@@ -216,7 +216,10 @@ def disk_gb(works: Sequence[Workload]) -> dict[str, float]:
     }
     moments = sum(FLOAT * d_in * d_in for d_in in located.values())
     # A cell's resume state: the edited matrices' masters and the editor's own.
-    states = [FLOAT * (w.edited_parameters + w.network_parameters) for w in works]
+    states = [
+        FLOAT * (w.edited_parameters + w.network_parameters + w.past_parameters * w.cell.n_edits)
+        for w in works
+    ]
     return {
         "rows of the lake": _ROW_BYTES * rows / GB,
         "trained networks": networks / GB,

@@ -11,6 +11,8 @@ from pipeline.plan.architecture import Architecture, architecture_of
 from pipeline.plan.cell_data import read_corpus
 from pipeline.plan.cells import Cell
 from rledit.editors import editor_class
+from rledit.editors.dafnet import DAFNet
+from rledit.editors.dafnet_training import edits_trained_on
 from rledit.editors.finetuning import FineTuning
 from rledit.editors.hypernetwork_editor import HypernetworkEditor
 from rledit.editors.locate_editor import LocateEditor
@@ -66,7 +68,13 @@ class Workload:
     def network_parameters(self) -> int:
         """Parameters of the hypernetworks, one per linear shape; 0 without."""
         settings: Any = self.cell.settings
-        if not issubclass(editor_class(self.cell.editor.editor), HypernetworkEditor):
+        cls = editor_class(self.cell.editor.editor)
+        if issubclass(cls, DAFNet):
+            return sum(
+                settings.sizes.parameters(sum(shape)) * settings.n_blocks
+                for shape in set(self.target_modules.values())
+            )
+        if not issubclass(cls, HypernetworkEditor):
             return 0
         total = 0
         for shape in set(self.target_modules.values()):
@@ -76,11 +84,24 @@ class Workload:
         return total
 
     @property
+    def past_parameters(self) -> int:
+        """Numbers that an editor keeps of each edit of the stream, over all modules; 0 without."""
+        settings: Any = self.cell.settings
+        if not issubclass(editor_class(self.cell.editor.editor), DAFNet):
+            return 0
+        each: int = settings.sizes.past * settings.n_blocks
+        return len(self.target_modules) * each
+
+    @property
     def trained_batches(self) -> int:
         """Batches that training runs through in all, those of retraining included."""
         settings: Any = self.cell.settings
         if not self.cell.trains:
             return 0
+        if issubclass(editor_class(self.cell.editor.editor), DAFNet):
+            longest, patience = settings.sequence_cap, settings.curriculum_patience
+            edits = edits_trained_on(settings.train_steps, longest, patience, settings.first_cap)
+            return -(-edits // self.cell.stream.batch_size)
         batches = self.cell.trained_batches
         if issubclass(editor_class(self.cell.editor.editor), RetrainedEditor):
             retrainings = self.cell.stream.n_batches // settings.retrain_every
@@ -146,7 +167,7 @@ def _kind(cell: Cell) -> Kind:
     cls = editor_class(cell.editor.editor)
     if issubclass(cls, Unedited):
         return "none"
-    if issubclass(cls, HypernetworkEditor):
+    if issubclass(cls, HypernetworkEditor | DAFNet):
         return "trained"
     if issubclass(cls, LocateEditor):
         return "located"

@@ -37,7 +37,7 @@ LOOKS: Mapping[str, Look] = {
     "alphaedit": (ORANGE, "v"), "nas": (BLUE, "^"), "encore": (GREEN, "D"),
     "mend": (SKY, "P"), "malmen": (OLIVE, "X"), "mend_star": (PINK, "P"),
     "malmen_star": (ORANGE, "X"), "mend_rledit": (BLUE, "P"), "malmen_rledit": (GREEN, "X"),
-    "rledit": (PURPLE, "*"),
+    "dafnet": (VERMILION, "X"), "instructedit": (PURPLE, "P"), "rledit": (PURPLE, "*"),
 }  # fmt: skip
 
 

@@ -14,6 +14,7 @@ Status = Literal["done", "failed", "skipped"]
 SCORES = ("efficacy", "generalization", "specificity", "specificity_self")
 
 BARE = "bare"
+INSTRUCTED = " with instruction"
 
 # A table is given as rows, or as columns of equal length.
 TableRows = Sequence[Mapping[str, Any]] | Mapping[str, Sequence[Any]]
@@ -101,10 +102,15 @@ class CellResult:
 
 
 def prompt_of(identity: Mapping[str, Any]) -> str:
-    """How a cell's prompts were put, by its identity: ``bare``, or in a ``chat`` template."""
-    model = identity.get("model")
+    """How a cell's prompts were put, by its identity: ``bare``, or in a ``chat`` template.
+
+    Where edits are asked with an instruction, that is said as well: ``bare with instruction``.
+    """
+    model, dataset = identity.get("model"), identity.get("dataset")
     said = model.get("prompt") if isinstance(model, Mapping) else None
-    return str(said.get("template", BARE)) if isinstance(said, Mapping) else BARE
+    put = str(said.get("template", BARE)) if isinstance(said, Mapping) else BARE
+    told = isinstance(dataset, Mapping) and "instruction" in dataset
+    return f"{put}{INSTRUCTED}" if told else put
 
 
 def scale_of(scale: str, checkpoint: object) -> str:

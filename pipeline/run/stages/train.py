@@ -8,7 +8,7 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, overload
 
 from safetensors import safe_open
 from safetensors.torch import load_file
@@ -95,7 +95,7 @@ def train(
         raise TypeError(f"{cell.path}: editor {cell.label!r} has nothing to train")
     folder = StateFolder(cache.storage.join(*name.split("/")[:-1], Path(name).stem + ".progress"))
     training = Training(editor, TrainingPool(cell, editor), _validation(cell, editor))
-    length = editor.trajectory_length(cell.stream.n_batches)
+    length = editor.trajectory_batches(cell.stream.n_batches, cell.stream.batch_size)
     per_step = length * editor.trajectories_per_step
     total = editor.train_steps * per_step
     saved = load_together(folder, gang)
@@ -220,7 +220,9 @@ class TrainingPool:
         self._cell, self._editor = cell, editor
         self._in_epochs = getattr(cell.settings, "drawing", "independent") == "epochs"
         self._size = cell.stream.batch_size
-        self._n = editor.trajectory_length(cell.stream.n_batches) * self._size
+        self._n = (
+            editor.trajectory_batches(cell.stream.n_batches, cell.stream.batch_size) * self._size
+        )
         self._walk = walk(self._epoch, self._n)
         self._next = 0  # trajectory that the walk gives next
 
@@ -230,7 +232,7 @@ class TrainingPool:
             return trajectories(self._cell, self._editor, step)
         count = self._editor.trajectories_per_step
         return [
-            batches_of(self._editor, _varied(self._cell, self._edits(i), i), self._size)
+            batches_of(self._editor, _varied(self._cell, self._edits(i), i), self._size, str(i))
             for i in range(step * count, (step + 1) * count)
         ]
 
@@ -253,16 +255,20 @@ class TrainingPool:
 def trajectories(cell: Cell, editor: TrainableEditor, step: int) -> list[Sequence[EditBatch]]:
     """The training trajectories of an optimiser step: fresh edits of the train pool."""
     count = editor.trajectories_per_step
-    length = editor.trajectory_length(cell.stream.n_batches)
+    length = editor.trajectory_batches(cell.stream.n_batches, cell.stream.batch_size)
     seeds = range(step * count, (step + 1) * count)
-    return [training_batches(cell, editor, length, seed) for seed in seeds]
+    return [_drawn(cell, editor, length, seed) for seed in seeds]
 
 
 def training_batches(cell: Cell, editor: Editor, n: int, seed: int) -> list[EditBatch]:
     """`n` batches of the train pool, the same for the same training seed and `seed`."""
+    return list(_drawn(cell, editor, n, seed))
+
+
+def _drawn(cell: Cell, editor: Editor, n: int, seed: int) -> Sequence[EditBatch]:
     size = cell.stream.batch_size
     edits = cell.source().draw("train", n * size, seed=_seed(cell, seed))
-    return batches_of(editor, _varied(cell, edits, seed), size)
+    return batches_of(editor, _varied(cell, edits, seed), size, str(seed))
 
 
 def _varied(cell: Cell, edits: Sequence[Edit], trajectory: int) -> Sequence[Edit]:
@@ -272,9 +278,42 @@ def _varied(cell: Cell, edits: Sequence[Edit], trajectory: int) -> Sequence[Edit
     return augmented(edits, f"augment/{_seed(cell, trajectory)}")
 
 
-def batches_of(editor: Editor, edits: Sequence[Edit], size: int) -> list[EditBatch]:
-    """Edits in batches of `size`, tokenised."""
-    return [editor.encode(edits[i : i + size]) for i in range(0, len(edits), size)]
+def batches_of(
+    editor: Editor, edits: Sequence[Edit], size: int, trajectory: str
+) -> Sequence[EditBatch]:
+    """Edits of a trajectory in batches of `size`, tokenised when they are looked at."""
+    return _Batches(editor, edits, size, trajectory)
+
+
+class _Batches(Sequence[EditBatch]):
+    """Batches that are tokenised once somebody looks at them: a step may take the first alone."""
+
+    def __init__(self, editor: Editor, edits: Sequence[Edit], size: int, trajectory: str) -> None:
+        self._editor, self._trajectory = editor, trajectory
+        self._parts = [edits[i : i + size] for i in range(0, len(edits), size)]
+        self._encoded: dict[int, EditBatch] = {}
+
+    def __len__(self) -> int:
+        return len(self._parts)
+
+    @overload
+    def __getitem__(self, place: int) -> EditBatch: ...
+
+    @overload
+    def __getitem__(self, place: slice) -> list[EditBatch]: ...
+
+    def __getitem__(self, place: int | slice) -> EditBatch | list[EditBatch]:
+        if isinstance(place, slice):
+            return [self[i] for i in range(*place.indices(len(self)))]
+        i = range(len(self))[place]
+        if i not in self._encoded:
+            self._encoded[i] = self._tokenised(i)
+        return self._encoded[i]
+
+    def _tokenised(self, i: int) -> EditBatch:
+        if isinstance(self._editor, TrainableEditor):
+            return self._editor.encode_training(self._parts[i], f"{self._trajectory}/{i}")
+        return self._editor.encode(self._parts[i])
 
 
 def _seed(cell: Cell, number: int) -> int:

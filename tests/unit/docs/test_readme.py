@@ -166,7 +166,7 @@ def test_table_2_with_a_model_of_my_own_on_two_gpus(place: Path) -> None:
     for editor in ("none", "ft", "memit", "malmen_star", "rledit"):
         assert re.search(rf"^  {editor} .* (h|min|s) .* yes ", text, re.MULTILINE), editor
     assert re.search(r"total: [\d,.]+ GPU-hours, peak \d+\.?\d* GB per rank, disk \d", text)
-    assert "26 cells, 26 to run" in text and "DOES NOT FIT" not in text
+    assert "28 cells, 28 to run" in text and "DOES NOT FIT" not in text
     assert {path.name for path in mine.iterdir()} == {"config.json"}
 
 

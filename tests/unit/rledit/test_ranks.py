@@ -43,6 +43,11 @@ TRAINED: dict[str, tuple[str, str, dict[str, Any]]] = {
     "gptj, previous": ("rledit", "gptj", {"kl_reference": "previous"}),
     "gemma2, official": ("rledit", "gemma2", {"reference": "official"}),
     "mistral, mend of all tokens": ("mend", "mistral", {"depth": 1, "tokens": "all"}),
+    "qwen2, sequences of edits": (
+        "dafnet",
+        "qwen2",
+        {"hidden_width": 8, "head_width": 8, "inner_width": 8, "meta_lr": 1e-3},
+    ),
 }
 
 

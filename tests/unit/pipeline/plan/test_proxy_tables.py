@@ -149,11 +149,10 @@ def absent(lake: Lake, name: str) -> Iterator[str]:
         first = section.models[0] == layout.sections[0].models[0]
         for line in block.lines if first else ():
             for figure in line.figures:
-                planned = line.method.editor is not None
                 # The unedited model has no time to be compared with.
-                if planned and figure.metric.basis == "ratio" and line.method.editor == "none":
+                if figure.metric.basis == "ratio" and line.method.editor == "none":
                     continue
-                if planned and figure.ours.mean is None:
+                if figure.ours.mean is None:
                     yield f"{section.title}, {line.label}, {figure.metric.label}"
         run_paths = {
             (p.stream, p.edits_for(section.edits_at))

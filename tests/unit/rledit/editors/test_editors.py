@@ -38,6 +38,10 @@ SETTINGS: dict[str, Any] = {
     "warmup_batches": 2,
     "retrain_every": 1,
     "retrain_batches": 2,
+    "hidden_width": 8,
+    "head_width": 8,
+    "weighing_width": 4,
+    "inner_width": 8,
 }
 EDITING = [name for name in EDITORS if name != "none"]
 
