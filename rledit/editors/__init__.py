@@ -11,6 +11,7 @@ from rledit.editors.alphaedit import AlphaEdit
 from rledit.editors.base import Editor, TrainableEditor, TrainingData
 from rledit.editors.encore import ENCORE
 from rledit.editors.finetuning import FTL, FTM, FineTuning
+from rledit.editors.grace import GRACE
 from rledit.editors.locft import LocFT
 from rledit.editors.malmen import MALMEN
 from rledit.editors.memit import MEMIT
@@ -44,6 +45,7 @@ EDITORS: dict[str, type[Editor]] = {
     "alphaedit": AlphaEdit,
     "nas": NAS,
     "encore": ENCORE,
+    "grace": GRACE,
     "mend": MEND,
     "malmen": MALMEN,
     "mend_star": MENDStar,
