@@ -8,6 +8,7 @@ itself, or in company that is known to change no bit (see `PrefixPasses.same_bit
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -22,6 +23,9 @@ from rledit.tokenization import Sample
 
 if TYPE_CHECKING:
     from rledit.model import EditableModel
+
+MANY = 64
+"""Prompts of one length from which on it pays to try which passes change no bit."""
 
 
 class PromptInputs:
@@ -56,7 +60,8 @@ class PromptInputs:
         """
         samples = [Sample(ids, ids) for ids in prompts]
         place = {id(sample): i for i, sample in enumerate(samples)}
-        parts = list(passes_of_one_length(samples, self._sizes))
+        many = {n for n, count in Counter(map(len, samples)).items() if count >= MANY}
+        parts = list(passes_of_one_length(samples, lambda n: self._sizes(n) if n in many else ()))
         for i in range(self._model.passes(len(parts))):
             if i >= len(parts):
                 self._run(torch.zeros(1, 1, dtype=torch.long))

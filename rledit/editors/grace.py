@@ -113,6 +113,16 @@ class GRACE(OverlayEditor):
         super().__init__(model, config)
         self._generator = torch.Generator().manual_seed(config.seed)
 
+    @classmethod
+    def passes_of(cls, config: GRACEConfig) -> float:
+        """The steps of a value."""
+        return float(config.steps)
+
+    @classmethod
+    def bytes_of(cls, config: GRACEConfig, shape: tuple[int, int], n_edits: int) -> float:
+        """A key, a value and a radius for every edit."""
+        return n_edits * (4.0 * sum(shape) + 8.0)
+
     def make_memory(self) -> Codebook:
         """An empty codebook."""
         return Codebook(self.model, self.module, self.config.replaces)

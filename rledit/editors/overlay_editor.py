@@ -32,6 +32,16 @@ class OverlayEditor(Editor):
         self.module = model.modules[0]
         self.memory = self.make_memory()
 
+    @classmethod
+    @abstractmethod
+    def passes_of(cls, config: Any) -> float:
+        """Passes with gradients over an edit's prompt that a configuration makes at most."""
+
+    @classmethod
+    @abstractmethod
+    def bytes_of(cls, config: Any, shape: tuple[int, int], n_edits: int) -> float:
+        """What the memory of a stream takes at most, at a linear of (d_in, d_out), in float32."""
+
     @abstractmethod
     def make_memory(self) -> Overlay:
         """The empty memory, on the model."""
@@ -61,3 +71,7 @@ class OverlayEditor(Editor):
         kept = self.memory.tensors().keys()
         self.memory.load({name: state[name].clone() for name in kept})
 
+
+def kept_memory(editor: Editor) -> State:
+    """What there is to keep of an editor that edits no matrix; nothing of any other."""
+    return editor.state_dict() if isinstance(editor, OverlayEditor) else {}

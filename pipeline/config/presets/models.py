@@ -13,6 +13,7 @@ from typing import Literal
 from pipeline.config.presets.settings import (
     ANY,
     OWN,
+    RELEASE,
     ROME_GPTJ,
     ROME_LLAMA,
     ULTRAEDIT,
@@ -26,6 +27,7 @@ from pipeline.config.presets.settings import (
     converged,
     hypernetworks,
     locating,
+    remembering,
     training_free,
 )
 from pipeline.config.presets.shape import Shape
@@ -121,6 +123,7 @@ _LLAMA_3_SETTINGS: Settings = (
     )
     | training_free({ANY: _LLAMA_ZSRE, "counterfact": _LLAMA_LATE, "fever": _LLAMA_LATE})
     | locating(Locate(layers="4-8", value=VALUE_LLAMA, rome=ROME_LLAMA))
+    | remembering(27)
     | {
         "locft": {
             ANY: Setting(
@@ -146,6 +149,7 @@ _MISTRAL_SETTINGS: Settings = (
     )
     | training_free({ANY: ("down:29,30",)}, stable=("down:28-31",))
     | locating(Locate(layers="4-8", value=VALUE_MISTRAL, rome=ROME_LLAMA))
+    | remembering(27)
     | {
         "locft": {
             ANY: Setting(
@@ -181,6 +185,7 @@ _GEMMA_2_SETTINGS: Settings = (
             origin=OWN,
         )
     )
+    | remembering(35)
 )
 
 _GPTJ = Shape(
@@ -220,6 +225,7 @@ _SMOLLM = Preset(
             origin=OWN,
         )
     )
+    | remembering(20)
     | {"locft": {ANY: Setting(values={"modules": ("down:20",), "lr": 5e-4}, origin=OWN)}},
 )  # fmt: skip
 
@@ -299,7 +305,9 @@ PRESETS: Mapping[str, Preset] = {
             }
         )
         | training_free({ANY: _GPTJ_LATE, "wikibigedit": ("down:19-26",), "fever": ("down:25,26",)})
-        | locating(Locate(layers="3-8", value=VALUE_GPTJ, rome=ROME_GPTJ)),
+        | locating(Locate(layers="3-8", value=VALUE_GPTJ, rome=ROME_GPTJ))
+        # EasyEdit's file for GRACE on this model.
+        | remembering(25, steps=200, origin=RELEASE),
     ),
     "qwen2.5-7b": Preset(
         hub="Qwen/Qwen2.5-7B",
@@ -318,7 +326,8 @@ PRESETS: Mapping[str, Preset] = {
                 rome=ROME_LLAMA,
                 origin=OWN,
             )
-        ),
+        )
+        | remembering(23),
     ),
     "smollm2-135m": replace(
         _SMOLLM,

@@ -139,6 +139,7 @@ METHODS: Mapping[str, Mapping[str, Any]] = {
     "prune": _MEMIT,
     "rect": _MEMIT,
     "encore": _MEMIT,
+    "grace": {"steps": 30, "radius": 0.3},
     "alphaedit": _PROJECTED,
     "nas": _PROJECTED,
     "rledit": _TRAINED,
