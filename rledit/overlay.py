@@ -4,11 +4,11 @@ An overlay owns a hook on one linear layer. For every prompt it decides once whi
 memory answers, or none, and the hook changes the linear's output accordingly. The decision rests on
 the prompt's own tokens alone: whoever builds a pass announces where each prompt ends
 (`Overlay.announced`), and the decision is held for all passes inside the announcement. So the
-teacher-forced answer, its rival and a text that is written token by token get the same one, whatever
-stands behind the prompt, beside it or around it as padding.
+teacher-forced answer, its rival and a text that is written token by token get the same one,
+whatever stands behind the prompt, beside it or around it as padding.
 
-A pass that nobody announces (another library's, the user's own) is decided by its last real position
-and held while it is continued from its cache; such prompts are counted in `unannounced`.
+A pass that nobody announces (another library's, the user's own) is decided by its last real
+position and held while it is continued from its cache; such prompts are counted in `unannounced`.
 
 The matrices stay the unedited ones. `EditedWeights.unedited` switches the overlay off for its
 length, and `EditedWeights.restore` empties it.

@@ -1,9 +1,9 @@
-"""A model whose edits lie in a memory beside it, taken away: the unedited checkpoint, the memory, and
-what opens both together.
+"""A model whose edits lie in a memory beside it, taken away: the unedited checkpoint, the memory,
+and what opens both together.
 
-`AutoModelForCausalLM.from_pretrained` alone reads the unedited model. `open_edited` puts the memory's
-hooks on it; they then go with every call of the model, `generate` among them (greedy or sampled, no
-beams).
+`AutoModelForCausalLM.from_pretrained` alone reads the unedited model. `open_edited` puts the
+memory's hooks on it; they then go with every call of the model, `generate` among them (greedy or
+sampled, no beams).
 """
 
 from __future__ import annotations
@@ -50,8 +50,8 @@ if __name__ == "__main__":
 _CARD = """---
 tags: [model-editing]
 ---
-The weights of this folder are the **unedited** ones: edits of `{editor}` lie in a memory beside them,
-`{memory}`. Open both with `{loader}`, or in Python:
+The weights of this folder are the **unedited** ones: edits of `{editor}` lie in a memory beside
+them, `{memory}`. Open both with `{loader}`, or in Python:
 
 ```python
 from rledit.editing.memories import open_edited

@@ -1,7 +1,7 @@
 """GRACE's memory: a codebook of keys, radii and values at one linear layer (arXiv 2211.11031).
 
-A prompt's key h is the linear's input at the prompt's last token. The nearest entry answers it where
-h lies within the entry's radius; the linear's output there is then the entry's value.
+A prompt's key h is the linear's input at the prompt's last token. The nearest entry answers it
+where h lies within the entry's radius; the linear's output there is then the entry's value.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""What a memory beside the model does with the prompts of a stream, as rows of the table `steps`."""
+"""What a memory beside the model does with a stream's prompts, as rows of the table `steps`."""
 
 from __future__ import annotations
 

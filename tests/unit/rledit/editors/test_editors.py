@@ -10,9 +10,9 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from rledit.decoding import decode
 from rledit.editors import EDITORS, Editor, TrainableEditor, editor_class
 from rledit.editors.overlay_editor import OverlayEditor
-from rledit.decoding import decode
 from rledit.families import FAMILIES
 from rledit.model import EditableModel, OccupiedError
 from rledit.protocols import protocol, read
