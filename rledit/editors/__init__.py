@@ -15,6 +15,7 @@ from rledit.editors.grace import GRACE
 from rledit.editors.locft import LocFT
 from rledit.editors.malmen import MALMEN
 from rledit.editors.memit import MEMIT
+from rledit.editors.memoir import MEMOIR
 from rledit.editors.mend import MEND
 from rledit.editors.nas import NAS
 from rledit.editors.none import Unedited
@@ -27,6 +28,7 @@ from rledit.editors.stableedit import StableEdit
 from rledit.editors.trajectory_relatives import MALMENRLEdit, MENDRLEdit
 from rledit.editors.ultraedit import UltraEdit
 from rledit.editors.untrained import Untrained
+from rledit.editors.wise import WISE
 from rledit.names import UnknownNameError, look_up
 
 EDITORS: dict[str, type[Editor]] = {
@@ -46,6 +48,8 @@ EDITORS: dict[str, type[Editor]] = {
     "nas": NAS,
     "encore": ENCORE,
     "grace": GRACE,
+    "wise": WISE,
+    "memoir": MEMOIR,
     "mend": MEND,
     "malmen": MALMEN,
     "mend_star": MENDStar,

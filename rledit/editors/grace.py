@@ -23,7 +23,7 @@ from rledit.finite import require_finite
 from rledit.model import SINGLE_PASS_TOKENS, EditableModel
 from rledit.protocols import read
 from rledit.ranks import shard
-from rledit.tokenization import Sample
+from rledit.tokenization import EditBatch, Sample
 
 Compares = Literal["ids", "mean"]
 MARGIN = 1e-5
@@ -127,13 +127,14 @@ class GRACE(OverlayEditor):
         """An empty codebook."""
         return Codebook(self.model, self.module, self.config.replaces)
 
-    def write(self, samples: tuple[Sample, ...]) -> dict[str, float]:
+    def write(self, batch: EditBatch) -> dict[str, float]:
         """Choose an entry for every edit in turn, and train the values.
 
         Values of one batch are trained together where nothing asks for them before: they are
         disjoint parameters, and Adam works element by element.
         """
         memory, counts, waiting = self.memory, _Counts(), list[_Chosen]()
+        samples = batch.edit.samples
         if not memory.edited:  # also after the memory was emptied
             self._generator.manual_seed(self.config.seed)
         keys = memory.summaries([s.prompt for s in samples])

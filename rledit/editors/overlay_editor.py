@@ -8,7 +8,7 @@ from typing import Any, ClassVar
 from rledit.editors.base import Editor, State, TargetModules
 from rledit.model import EditableModel
 from rledit.overlay import Overlay
-from rledit.tokenization import EditBatch, Sample
+from rledit.tokenization import EditBatch
 
 
 class OverlayEditor(Editor):
@@ -47,12 +47,12 @@ class OverlayEditor(Editor):
         """The empty memory, on the model."""
 
     @abstractmethod
-    def write(self, samples: tuple[Sample, ...]) -> dict[str, float]:
-        """Write edits into the memory; returns what was measured."""
+    def write(self, batch: EditBatch) -> dict[str, float]:
+        """Write a batch into the memory; returns what was measured."""
 
     def edit(self, batch: EditBatch) -> dict[str, float]:
         """Write the batch's edits into the memory; no matrix changes."""
-        metrics = self.write(batch.edit.samples)
+        metrics = self.write(batch)
         return {
             **metrics,
             "memory_entries": float(self.memory.entries),

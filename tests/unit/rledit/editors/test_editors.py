@@ -43,6 +43,14 @@ SETTINGS: dict[str, Any] = {
     "warmup_batches": 2,
     "retrain_every": 1,
     "retrain_batches": 2,
+    "alpha": 0.1,
+    "beta": 5.0,
+    "gamma": 5.0,
+    "ratio": 0.5,
+    "save_freq": 4,
+    "merge_freq": 8,
+    "k": 8,
+    "overlap": 0.9,
 }
 EDITING = [name for name in EDITORS if name != "none"]
 
