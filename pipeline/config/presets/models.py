@@ -28,6 +28,7 @@ from pipeline.config.presets.settings import (
     hypernetworks,
     locating,
     remembering,
+    side_memory,
     training_free,
 )
 from pipeline.config.presets.shape import Shape
@@ -124,6 +125,8 @@ _LLAMA_3_SETTINGS: Settings = (
     | training_free({ANY: _LLAMA_ZSRE, "counterfact": _LLAMA_LATE, "fever": _LLAMA_LATE})
     | locating(Locate(layers="4-8", value=VALUE_LLAMA, rome=ROME_LLAMA))
     | remembering(27)
+    | side_memory(29, lr=0.9, steps=30, alpha=2.0, beta=20.0, gamma=10.0, ratio=0.5)
+    | {"memoir": {ANY: Setting(values={"modules": ("down:27",), "k": 4096}, origin=RELEASE)}}
     | {
         "locft": {
             ANY: Setting(
@@ -150,6 +153,7 @@ _MISTRAL_SETTINGS: Settings = (
     | training_free({ANY: ("down:29,30",)}, stable=("down:28-31",))
     | locating(Locate(layers="4-8", value=VALUE_MISTRAL, rome=ROME_LLAMA))
     | remembering(27)
+    | side_memory(27, lr=1.0, steps=70, alpha=5.0, beta=20.0, gamma=10.0)
     | {
         "locft": {
             ANY: Setting(
@@ -307,7 +311,8 @@ PRESETS: Mapping[str, Preset] = {
         | training_free({ANY: _GPTJ_LATE, "wikibigedit": ("down:19-26",), "fever": ("down:25,26",)})
         | locating(Locate(layers="3-8", value=VALUE_GPTJ, rome=ROME_GPTJ))
         # EasyEdit's file for GRACE on this model.
-        | remembering(25, steps=200, origin=RELEASE),
+        | remembering(25, steps=200, origin=RELEASE)
+        | side_memory(21, lr=1.0, steps=70, alpha=15.0, beta=40.0, gamma=20.0),
     ),
     "qwen2.5-7b": Preset(
         hub="Qwen/Qwen2.5-7B",
@@ -327,7 +332,8 @@ PRESETS: Mapping[str, Preset] = {
                 origin=OWN,
             )
         )
-        | remembering(23),
+        | remembering(23)
+        | side_memory(23, lr=1.0, steps=70, alpha=5.0, beta=20.0, gamma=10.0),
     ),
     "smollm2-135m": replace(
         _SMOLLM,

@@ -151,7 +151,19 @@ def remembering(
         origin: Where they come from.
     """
     grace = {"modules": (f"down:{layer}",), "radius": radius, "steps": steps}
-    return {"grace": {ANY: Setting(values=grace, origin=origin)}}
+    found = {"grace": Setting(values=grace, origin=origin)}
+    for editor in ("wise", "memoir"):
+        found[editor] = Setting(values={"modules": (f"down:{layer}",)}, origin=OWN)
+    return {editor: {ANY: setting} for editor, setting in found.items()}
+
+
+def side_memory(
+    layer: int, lr: float, steps: int, alpha: float, beta: float, gamma: float, ratio: float = 0.88
+) -> dict[str, dict[str, Setting]]:
+    """WISE as EasyEdit's file for a model has it."""
+    values = {"modules": (f"down:{layer}",), "lr": lr, "steps": steps, "alpha": alpha,
+              "beta": beta, "gamma": gamma, "ratio": ratio}  # fmt: skip
+    return {"wise": {ANY: Setting(values=values, origin=RELEASE)}}
 
 
 def locating(locate: Locate) -> dict[str, dict[str, Setting]]:

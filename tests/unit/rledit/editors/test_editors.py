@@ -46,7 +46,7 @@ SETTINGS: dict[str, Any] = {
     "alpha": 0.1,
     "beta": 5.0,
     "gamma": 5.0,
-    "ratio": 0.5,
+    "ratio": 1.1,
     "save_freq": 4,
     "merge_freq": 8,
     "k": 8,
