@@ -34,8 +34,8 @@ class MEMOIRConfig:
 
     Attributes:
         modules: The linear; exactly one.
-        reference: The recipe. `official` repeats the authors' release; `paper` mends its defects. It
-            decides the settings whose default is the recipe's.
+        reference: The recipe. `official` repeats the authors' release; `paper` mends its defects.
+            It decides the settings whose default is the recipe's.
         k: Inputs of a mask; the release has 4,096 of Llama-3's 14,336. None: as large a share.
         overlap: τ; share of its own mask that a prompt has to have in common with an edit's. Two
             random masks have k / d_in in common.

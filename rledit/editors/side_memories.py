@@ -1,7 +1,7 @@
-"""WISE's memory: side matrices W′ beside one linear's W, of which a prompt is answered by one or none.
+"""WISE's memory: side matrices W′ beside one linear's W; a prompt is answered by one or none.
 
-A side memory is kept as its difference D = W′ − W in the compute precision: two bf16 outputs of almost
-equal matrices differ by round-off. A prompt is routed by how far a side memory moves it,
+A side memory is kept as its difference D = W′ − W in the compute precision: two bf16 outputs of
+almost equal matrices differ by round-off. A prompt is routed by how far a side memory moves it,
 Δ = mean over its tokens of ‖D x‖₂.
 """
 
@@ -210,8 +210,8 @@ class SideMemories(Overlay):
 def ties(deltas: Tensor, density: float) -> Tensor:
     """One difference of several (n, d_out, d_in), whatever their order (arXiv 2306.01708).
 
-    Of each the largest entries stay, a share `density` of all; an entry's sign is that of their sum,
-    and its value the mean of those that have this sign.
+    Of each the largest entries stay, a share `density` of all; an entry's sign is that of their
+    sum, and its value the mean of those that have this sign.
     """
     flat = deltas.flatten(1)
     kept = max(1, round(density * flat.shape[1]))

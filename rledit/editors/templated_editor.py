@@ -1,4 +1,4 @@
-"""What WISE and MEMOIR share: an edit is trained behind templates, by gradient steps on one tensor."""
+"""What WISE and MEMOIR share: edits are trained behind templates, by gradient steps on a tensor."""
 
 from __future__ import annotations
 

@@ -2,8 +2,8 @@
 
 A side memory W′ starts as the linear's W. Edits of a shard are trained into a random part of its
 entries, with hinges that hold what W′ does to their prompts (Δ_in) above what it does to unrelated
-ones (Δ_out). Finished shards are stored and merged; a prompt is answered by the memory that moves it
-most, where that is far enough, else by W.
+ones (Δ_out). Finished shards are stored and merged; a prompt is answered by the memory that moves
+it most, where that is far enough, else by W.
 """
 
 from __future__ import annotations
