@@ -18,7 +18,9 @@ from rledit.editors.conventions import FROM_RECIPE, UntrainedRecipe
 from rledit.editors.residual_memory import ResidualMemory
 from rledit.editors.templated_editor import TemplatedEditor, settled
 from rledit.finite import require_finite
+from rledit.locate.contexts import make_contexts
 from rledit.model import EditableModel
+from rledit.overlay import OverlayError
 from rledit.records import Edit
 
 _SETTINGS: dict[str, dict[str, Any]] = {
@@ -65,6 +67,8 @@ class MEMOIRConfig:
         for name, value in _SETTINGS[self.reference].items():
             if getattr(self, name) is FROM_RECIPE:
                 object.__setattr__(self, name, value)
+        if self.contexts is not None:
+            make_contexts(self.contexts)  # refuses templates without a place for the prompt
 
 
 class MEMOIR(TemplatedEditor):
@@ -79,7 +83,7 @@ class MEMOIR(TemplatedEditor):
         super().__init__(model, config)
         d_in = model.shape(self.module)[0]
         if not 0 < self.memory.k <= d_in:
-            raise ValueError(
+            raise OverlayError(
                 f"memoir: a mask of k = {config.k} inputs does not fit {self.module}, which has "
                 f"{d_in}"
             )

@@ -19,6 +19,7 @@ from rledit.editors.conventions import FROM_RECIPE, UntrainedRecipe
 from rledit.editors.side_memories import Rivals, SideMemories, Statistic
 from rledit.editors.templated_editor import TemplatedEditor, settled
 from rledit.finite import require_finite
+from rledit.locate.contexts import make_contexts
 from rledit.records import Edit
 
 _SETTINGS: dict[str, dict[str, Any]] = {
@@ -86,6 +87,8 @@ class WISEConfig:
         for name, value in _SETTINGS[self.reference].items():
             if getattr(self, name) is FROM_RECIPE:
                 object.__setattr__(self, name, value)
+        if self.contexts is not None:
+            make_contexts(self.contexts)  # refuses templates without a place for the prompt
         if self.save_freq < 1 or self.merge_freq % self.save_freq:
             raise ValueError(
                 f"merge_freq ({self.merge_freq}) must be a multiple of save_freq "

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from rledit.editors.memoir import MEMOIR, MEMOIRConfig
 from rledit.model import EditableModel
-from rledit.overlay import NONE
+from rledit.overlay import NONE, OverlayError
 from rledit.protocols import read
 from tests.unit.helpers.text_edits import equip, random_edits, tiny_tokenizer
 from tests.unit.helpers.tiny_models import INNER, tiny_model
@@ -132,5 +132,5 @@ def test_the_background_is_of_unrelated_prompts_and_is_taken_once() -> None:
 
 
 def test_a_mask_wider_than_the_linear_is_refused() -> None:
-    with pytest.raises(ValueError, match=r"k = 25 inputs does not fit .* which has 24"):
+    with pytest.raises(OverlayError, match=r"k = 25 inputs does not fit .* which has 24"):
         memoir(k=INNER + 1)
