@@ -14,28 +14,12 @@ from typing import Any
 
 AT_LEAST_ONE = frozenset(
     {
-
-    }
-)  # fmt: skip
-ABOVE_ZERO` scale something that would vanish. The same key means the same in all
-groups of settings, so keys are looked up by name alone.
-"""
-
-from __future__ import annotations
-
-import math
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import Field
-from typing import Any
-
-AT_LEAST_ONE = frozenset(
-    {
         "answers_per_relation", "batch", "batch_size", "checkpoints", "cpus", "depth", "documents",
-        "edits_per_pass", "harness_limit", "heads", "hidden", "intermediate", "k", "kv_heads", "layers",
-        "loss_group", "max_tokens", "merge_freq", "n_batches", "n_blocks", "n_subjects", "passes", "prompts",
-        "rank", "ranks", "retrain_batches", "retrain_every", "save_freq", "scored_edits", "shards", "steps",
-        "threads", "trajectories_per_step", "trajectory_batches", "validate_every",
-        "validation_batches", "value_steps",
+        "edits_per_pass", "harness_limit", "heads", "hidden", "intermediate", "k", "kv_heads",
+        "layers", "loss_group", "max_tokens", "merge_freq", "n_batches", "n_blocks", "n_subjects",
+        "passes", "prompts", "rank", "ranks", "retrain_batches", "retrain_every", "save_freq",
+        "scored_edits", "shards", "steps", "threads", "trajectories_per_step", "trajectory_batches",
+        "validate_every", "validation_batches", "value_steps",
     }
 )  # fmt: skip
 ABOVE_ZERO = frozenset(
