@@ -229,7 +229,7 @@ _SMOLLM = Preset(
             origin=OWN,
         )
     )
-    | remembering(20)
+    | remembering(20, radius=5.0)
     | {"locft": {ANY: Setting(values={"modules": ("down:20",), "lr": 5e-4}, origin=OWN)}},
 )  # fmt: skip
 
