@@ -66,7 +66,11 @@ def test_every_editor_of_the_registry_runs_with_settings_of_one_budget() -> None
     # The same method under another name, or one that goes on training during the stream.
     tuned |= {"none": {}, "ft_m": tuned["ft"], "malmen_rledit": tuned["rledit"]}
     tuned |= {f"{name}_star": tuned[name] for name in ("mend", "malmen")}
-    assert {entry.editor: entry.settings for entry in grid.editors} == tuned
+    found = {entry.editor: entry.settings for entry in grid.editors}
+    # Their search is there and still to be run.
+    waiting = load_search(GRIDS / "memories.search.yaml").trials.keys()
+    assert waiting.isdisjoint(tuned)
+    assert {e: settings for e, settings in found.items() if e not in waiting} == tuned
 
 
 @pytest.mark.parametrize("name", RECORDS)
