@@ -24,7 +24,7 @@ AT_LEAST_ONE = frozenset(
 )  # fmt: skip
 ABOVE_ZERO = frozenset(
     {
-        "clamp", "clip", "density", "keep", "log_base", "lr", "mask_ratio", "max_grad_norm",
+        "clamp", "density", "keep", "log_base", "lr", "mask_ratio", "max_grad_norm",
         "memory_gb", "step_search", "value_lr",
     }
 )  # fmt: skip
