@@ -19,7 +19,6 @@ from rledit.tokenization import Sample
 
 Replaces = Literal["last", "prompt", "all"]
 """Positions whose output is the value: the prompt's last token, all up to it, or all."""
-_PART = 1 << 24  # numbers of the differences that are held at once
 
 
 class Codebook(Overlay):
@@ -80,16 +79,13 @@ class Codebook(Overlay):
         Returns:
             (b,) int64 and (b,) float64, on the model's device.
         """
-        last = self.entries - 1
-        found: list[Tensor] = []
-        size = max(1, _PART // max(1, self.keys.numel()))
         own = self.keys.double().flip(0)
-        for part in keys.to(own.device).double().split(size):
-            found.append(torch.linalg.vector_norm(part[:, None] - own[None], dim=-1))
-        distance, place = torch.cat(found).min(dim=1)
+        asked = keys.to(own.device).double()
+        apart = torch.cdist(asked, own, compute_mode="donot_use_mm_for_euclid_dist")
+        distance = apart.amin(1)
         # The first of equal minima, whichever a kernel returns.
-        place = (torch.cat(found) == distance[:, None]).int().argmax(1)
-        return last - place, distance
+        place = (apart == distance[:, None]).int().argmax(1)
+        return self.entries - 1 - place, distance
 
     def decide(self, summaries: Sequence[Tensor]) -> Tensor:
         """(b,) int64: the nearest entry where the key lies within its radius."""

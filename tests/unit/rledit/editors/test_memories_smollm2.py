@@ -1,4 +1,4 @@
-"""The editors with a memory on a real model, SmolLM2-135M: a few counterfactual edits of our own."""
+"""The editors with a memory on a real model, SmolLM2-135M: a few false facts of our own."""
 
 from __future__ import annotations
 
