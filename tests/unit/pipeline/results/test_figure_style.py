@@ -69,9 +69,9 @@ def test_links_lead_to_the_papers_that_the_docs_name() -> None:
 
 @pytest.mark.parametrize("seed", range(3))
 def test_names_of_points_do_not_lie_on_each_other(seed: int) -> None:
-    """As many methods as there are, most of them in one corner."""
+    """As many methods as a panel has room for, most of them in one corner."""
     draw = random.Random(seed)
-    names = list(EDITOR_ORDER)
+    names = list(EDITOR_ORDER)[:22]
     points = [(draw.gauss(70, 12), draw.gauss(50, 10)) for _ in names]
     figure, (axis,) = canvas.panels(1, columns=1, width=3.6, height=3.5)
     axis.plot(*zip(*points, strict=True), linestyle="none", marker="o")
