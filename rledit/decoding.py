@@ -113,7 +113,8 @@ def decode(
         part = parts[i] if i < len(parts) else []
         begun = torch.stack([ids[p] for p in part]) if part else torch.zeros(0, 1, dtype=torch.long)
         room = _room(model, begun.shape[1], limits[part])
-        rows, failed = _continue(model, begun, part, room, stop, choose, blank)
+        with model.announced(begun):
+            rows, failed = _continue(model, begun, part, room, stop, choose, blank)
         written[part, : rows.shape[1]] = rows
         broken[part] = failed.long()
     if model.ranks.size > 1 and prompts:
@@ -170,7 +171,8 @@ def _continue(
             break
         if not runs:
             nothing = torch.zeros(1, 1, dtype=torch.long, device=model.device)
-            model.model(input_ids=nothing, use_cache=False, logits_to_keep=1)
+            with model.weights.without_overlay():
+                model.model(input_ids=nothing, use_cache=False, logits_to_keep=1)
             continue
         output: Any = model.model(**state, use_cache=True, logits_to_keep=1)
         logits = output.logits[:, -1].to(model.compute_dtype)

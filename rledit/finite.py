@@ -93,6 +93,8 @@ def broken_matrices(model: EditableModel, names: Iterable[str] | None = None) ->
             found.append(f"{name} holds weights that are no numbers")
         elif not bool(ends.to(kind).isfinite().all()):
             found.append(f"{name} holds weights beyond {_named_type(kind)}")
+    if model.overlay is not None and names is None:
+        found += [f"the memory's {name} holds no numbers" for name in model.overlay.broken()]
     return found
 
 
@@ -179,6 +181,7 @@ def _first_layer(model: EditableModel, sample: Sample) -> str | None:
         for name, module in model.model.named_modules():
             if name:
                 stack.callback(module.register_forward_hook(look(name)).remove)
+        stack.enter_context(model.announced(sample.prompt[None]))
         model.model(input_ids=sample.input_ids[None].to(model.device), use_cache=False)
     return found[0] if found else None
 
@@ -199,7 +202,8 @@ def _why(name: str, module: nn.Module, args: tuple[Any, ...], output: Tensor) ->
 def _impossible(model: EditableModel, sample: Sample) -> str | None:
     """An answer token that the model can never give; None where there is none."""
     ids = sample.input_ids[None].to(model.device)
-    logits = model.model(input_ids=ids, use_cache=False).logits[0, sample.answer_positions]
+    with model.announced(sample.prompt[None]):
+        logits = model.model(input_ids=ids, use_cache=False).logits[0, sample.answer_positions]
     own = logits.gather(1, sample.answer_ids.to(logits.device)[:, None]).flatten().cpu()
     for token, value in zip(sample.answer_ids.tolist(), own.tolist(), strict=True):
         if value == -float("inf"):

@@ -4,14 +4,16 @@ encoder."""
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from rledit.chat import PromptStyle
+from rledit.errors import UserError
 from rledit.exactness import require_exact
 from rledit.families import edited_modules, family_of, layer_index, linear_shape
 from rledit.finite import require_finite_parameters
@@ -22,6 +24,11 @@ from rledit.ranks import MostPasses, Ranks, SingleProcess, largest
 from rledit.tokenization import Encoder, Sample
 from rledit.weights import EditedWeights, WeightAccess
 from rledit.writing_systems import AnswerSpace
+
+if TYPE_CHECKING:
+    from rledit.overlay import Overlay
+
+_OVERLAY = "_rledit_overlay"
 
 SINGLE_PASS_TOKENS = 1280
 """Tokens of a physical batch at least, in passes over one batch of edits and those without a graph.
@@ -54,6 +61,10 @@ class Execution:
         return max(least, 320 if device.type == "cpu" else 8192)
 
 
+class OccupiedError(UserError, ValueError):
+    """A model that already carries the memory of an editor."""
+
+
 class EditableModel:
     """A frozen causal language model whose chosen MLP linear layers can be edited.
 
@@ -73,6 +84,7 @@ class EditableModel:
     Raises:
         ValueError: The modules are not this model's.
         UneditableError: The model's architecture cannot be edited.
+        OccupiedError: An earlier editor's memory is in force on it.
         NonFiniteError: A weight is no number; names the matrix and the entry.
         TokenizationError: The tokenizer has no usable chat template, or no BOS token, and one is
             asked for.
@@ -94,6 +106,8 @@ class EditableModel:
         self.ranks: Ranks = ranks or SingleProcess()
         in_step = access is not None and access.in_step and self.ranks.size > 1
         self.most_passes: MostPasses | None = partial(largest, self.ranks) if in_step else None
+        self.overlay: Overlay | None = None
+        require_unoccupied(model)
         self.model = model.eval().requires_grad_(False)
         require_finite_parameters(model)
         self.family = family_of(model)
@@ -124,6 +138,24 @@ class EditableModel:
                 answer_space=answer_space,
                 instruction=instruction,
             )
+
+    def attach(self, overlay: Overlay) -> None:
+        """Take an editor's memory: announced passes, `weights.unedited` and `weights.restore` know
+        of it from now on.
+
+        Raises:
+            OccupiedError: Another one is in force.
+        """
+        require_unoccupied(self.model)
+        vars(self.model)[_OVERLAY] = overlay
+        self.overlay = self.weights.overlay = self.prefix_cache.overlay = overlay
+
+    def announced(self, prompts: Tensor) -> AbstractContextManager[None]:
+        """Tell a memory which prompts (b, T) of one length the passes inside the context continue.
+
+        Every rank of a sharded model makes this call.
+        """
+        return nullcontext() if self.overlay is None else self.overlay.announced_prompts(prompts)
 
     @property
     def encoder(self) -> Encoder:
@@ -197,3 +229,18 @@ class EditableModel:
         Over a sharded model that is the most that any rank needs, and every rank makes this call.
         """
         return needed if self.most_passes is None else self.most_passes(needed)
+
+
+def require_unoccupied(model: nn.Module) -> None:
+    """Refuse a model that an editor's memory is in force on: it is not the unedited one.
+
+    Raises:
+        OccupiedError: There is one.
+    """
+    overlay: Overlay | None = vars(model).get(_OVERLAY)
+    if overlay is not None and overlay.entries:
+        raise OccupiedError(
+            f"the model carries the memory of an earlier editor ({overlay.entries} entries at "
+            f"{overlay.module}); take it back first (weights.restore() of the EditableModel that "
+            "was edited), or load the model again"
+        )

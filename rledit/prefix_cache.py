@@ -13,7 +13,8 @@ from __future__ import annotations
 import logging
 from collections import OrderedDict
 from collections.abc import Collection, Iterator, Sequence
-from typing import Any
+from contextlib import AbstractContextManager, nullcontext
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -25,6 +26,9 @@ from rledit.prefix_passes import LONG, PrefixPasses, Top
 from rledit.prefix_store import Prefix, PrefixStore, passes_of_one_length
 from rledit.ranks import MostPasses
 from rledit.tokenization import Sample
+
+if TYPE_CHECKING:
+    from rledit.overlay import Overlay
 
 logger = logging.getLogger(__name__)
 
@@ -45,6 +49,7 @@ class PrefixCache(PrefixPasses):
 
     Attributes:
         store: Where prefixes are looked for first and kept, see `keep_in`; None: in memory alone.
+        overlay: Is told of every pass where the prompts end; None: nobody is.
     """
 
     def __init__(
@@ -66,6 +71,7 @@ class PrefixCache(PrefixPasses):
         self._cached = 0
         self._full = False
         self.store: PrefixStore | None = None
+        self.overlay: Overlay | None = None
         self.hits = 0
         self.misses = 0
 
@@ -101,6 +107,7 @@ class PrefixCache(PrefixPasses):
             most_passes=self._most_passes,
         )
         other.store, other._same_bits = self.store, self._same_bits
+        other.overlay = self.overlay
         return other
 
     def same_bits(self, length: int) -> tuple[int, ...]:
@@ -188,16 +195,19 @@ class PrefixCache(PrefixPasses):
     def run(self, micro_batch: MicroBatch, *, narrow: bool = True) -> Top:
         """As `logits`, with the states that the output embedding saw."""
         prefix, rows = self._prefix(micro_batch), micro_batch.rows.to(self._device)
-        with self._output_rows(rows) as states:
+        with self._announced(micro_batch), self._output_rows(rows) as states:
             logits = self._pass(prefix, rows, narrow)
         return Top(states=states[0], logits=logits.flatten(0, -2))
 
     def states(self, micro_batch: MicroBatch, *, narrow: bool = True) -> Tensor:
         """As `logits`, short of the output embedding: (rows, hidden), to go into `logits_of`."""
         prefix, rows = self._prefix(micro_batch), micro_batch.rows.to(self._device)
-        with self.before_output(rows) as states:
+        with self._announced(micro_batch), self.before_output(rows) as states:
             self._pass(prefix, rows, narrow)
         return states[0]
+
+    def _announced(self, micro_batch: MicroBatch) -> AbstractContextManager[None]:
+        return nullcontext() if self.overlay is None else self.overlay.announced(micro_batch)
 
     def _prefix(self, micro_batch: MicroBatch) -> Prefix:
         """Padded (b, T, hidden) prefixes of a micro-batch, from the cache where it has them."""

@@ -208,10 +208,14 @@ class Scorer:
         readings = iter(self.unedited)
         self._before = [[next(readings) for _ in item.unrelated] for item in self._questions]
 
+    def asked(self, n_edits: int) -> list[Questions]:
+        """The questions of those among the first `n_edits` edits that are scored at all."""
+        return self._questions[: bisect_left(self._places, n_edits)]
+
     def score(self, n_edits: int) -> list[EditScore]:
         """Score those among the first `n_edits` edits that are scored at all, in one pass."""
         standing = Standing(self._facts, n_edits)
-        chosen = self._questions[: bisect_left(self._places, n_edits)]
+        chosen = self.asked(n_edits)
         readings = iter(self._read([q for item in chosen for q in item.all]))
         scores: list[EditScore] = []
         for item, before, i in zip(chosen, self._before, self._places, strict=False):

@@ -59,6 +59,12 @@ class Sample:
         """(a,) int64, the answer's tokens."""
         return self.labels[self.labels != IGNORED]
 
+    @property
+    def prompt(self) -> Tensor:
+        """(p,) int64, the tokens before the answer; all where there is none."""
+        positions = self.answer_positions
+        return self.input_ids[: int(positions[0]) + 1] if len(positions) else self.input_ids
+
     def __len__(self) -> int:
         return len(self.input_ids)
 

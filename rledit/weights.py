@@ -8,7 +8,7 @@ kept too, so that restoring is bit-exact and the unedited model can be looked at
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from contextlib import AbstractContextManager, ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from typing import Protocol
 
 import torch
@@ -77,10 +77,25 @@ class Addition(Protocol):
         ...
 
 
+class Switchable(Protocol):
+    """What an editor keeps beside the matrices and changes passes by, see `rledit.overlay`."""
+
+    def off(self) -> AbstractContextManager[None]:
+        """Change no pass inside the context."""
+        ...
+
+    def clear(self) -> None:
+        """Forget everything."""
+        ...
+
+
 class EditedWeights:
     """The edited matrices by module name.
 
     Matrices are (d_out x d_in) here, also those that a model keeps the other way round.
+
+    Attributes:
+        overlay: A memory beside them, which belongs to what is edited; None where there is none.
 
     Args:
         model: The language model; its parameters should be frozen.
@@ -98,6 +113,7 @@ class EditedWeights:
         self._transposed = {name for name in self.names if is_transposed(model.get_submodule(name))}
         self._original = {name: self._read(name).clone() for name in self.names}
         self._masters: dict[str, Tensor] = {}
+        self.overlay: Switchable | None = None
 
     def original(self, name: str) -> Tensor:
         """The unedited matrix (d_out x d_in) in the model's own precision. Do not modify."""
@@ -156,7 +172,9 @@ class EditedWeights:
         self._write(name, master)
 
     def restore(self) -> None:
-        """Return to the unedited model, bit by bit."""
+        """Return to the unedited model, bit by bit; a memory beside the matrices is emptied."""
+        if self.overlay is not None:
+            self.overlay.clear()
         self._masters.clear()
         for name in self.names:
             self._write(name, self._original[name])
@@ -168,7 +186,12 @@ class EditedWeights:
             for name, parameter in self._parameters.items():
                 value = self.upright(name, self._original[name])
                 stack.enter_context(self._access.showing(parameter, value))
+            stack.enter_context(self.without_overlay())
             yield
+
+    def without_overlay(self) -> AbstractContextManager[None]:
+        """Leave a memory beside the matrices out inside the context."""
+        return nullcontext() if self.overlay is None else self.overlay.off()
 
     def delta_norm(self, name: str) -> float:
         """Frobenius norm of (current - original)."""

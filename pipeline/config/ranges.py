@@ -15,19 +15,22 @@ from typing import Any
 AT_LEAST_ONE = frozenset(
     {
         "answers_per_relation", "batch", "batch_size", "checkpoints", "cpus", "depth", "documents",
-        "edits_per_pass", "harness_limit", "heads", "hidden", "intermediate", "kv_heads", "layers",
-        "loss_group", "max_tokens", "n_batches", "n_blocks", "n_subjects", "passes", "prompts",
-        "rank", "ranks", "retrain_batches", "retrain_every", "scored_edits", "shards", "steps",
-        "threads", "trajectories_per_step", "trajectory_batches", "validate_every",
-        "validation_batches", "value_steps",
-        "attention_heads", "curriculum_patience", "first_cap", "head_width",
-        "hidden_width", "inner_width",
-        "scored_edits_per_step", "sequence_cap", "weighing_heads", "weighing_width",
+        "edits_per_pass", "harness_limit", "heads", "hidden", "intermediate", "k", "kv_heads",
+        "layers", "loss_group", "max_tokens", "merge_freq", "n_batches", "n_blocks", "n_subjects",
+        "passes", "prompts", "rank", "ranks", "retrain_batches", "retrain_every", "save_freq",
+        "scored_edits", "shards", "steps", "threads", "trajectories_per_step", "trajectory_batches",
+        "validate_every", "validation_batches", "value_steps",
+        "attention_heads", "curriculum_patience", "first_cap", "head_width", "hidden_width",
+        "inner_width", "scored_edits_per_step", "sequence_cap", "weighing_heads",
+        "weighing_width",
     }
 )  # fmt: skip
 ABOVE_ZERO = frozenset(
-    {"clamp", "keep", "log_base", "lr", "max_grad_norm", "memory_gb", "step_search", "value_lr"}
-)
+    {
+        "clamp", "density", "keep", "log_base", "lr", "mask_ratio", "max_grad_norm",
+        "memory_gb", "step_search", "value_lr",
+    }
+)  # fmt: skip
 # More is a slip of the hand, and whatever is asked to hold it fails without a reason.
 _LARGEST = {
     "seed": 2**63 - 1,
@@ -39,6 +42,8 @@ _LARGEST = {
     "layers": 1000,
     "heads": 2**12,
     "kv_heads": 2**12,
+    "density": 1,
+    "mask_ratio": 1,
 }
 
 

@@ -1,5 +1,8 @@
 """The edited model of a finished cell, as a checkpoint of its own or as the change alone.
 
+Where edits lie in a memory beside the model, a checkpoint is the unedited model with the memory and
+a loader beside it.
+
 The edited matrices are taken from the cache where the grid said `keep_edited`. Otherwise the cell
 is run again, from the entry that its run left in the lake, and its rows have to come out as they
 are there.
@@ -35,6 +38,7 @@ from pipeline.run.cache import Cache
 from pipeline.run.cache_migration import migrate_cache
 from pipeline.run.reporting import Report, silent
 from pipeline.run.stages.ask_known_facts import with_known
+from pipeline.run.stages.calibrated import settings_with_step
 from pipeline.run.stages.edit import StreamRows, edit_stream, edited_name, state_folder
 from pipeline.run.stages.prepare import prepare_model
 from pipeline.run.stages.train import load_trained
@@ -51,6 +55,9 @@ from rledit.editing.export import (
     write_checkpoint,
     write_delta,
 )
+from rledit.editing.memories import refuse_form, write_with_memory
+from rledit.editors import editor_class
+from rledit.editors.overlay_editor import OverlayEditor
 from rledit.families import is_transposed
 from rledit.shift import LowRankShift
 
@@ -91,6 +98,9 @@ def export(
     lake, cache = Lake(run_paths.lake), Cache(run_paths.cache)
     record = _record(key, lake)
     cell = read_cell_spec(record, lake.storage)
+    remembers = issubclass(editor_class(cell.editor.editor), OverlayEditor)
+    if remembers:
+        refuse_form(cell.label, "delta" if delta else form)
     migrate_cache([cell], run_paths.cache)
     if cache.file(edited_name(cell)) is None:
         _run_again(cell, record, run_paths, report)
@@ -101,6 +111,8 @@ def export(
     if rank is not None and form != "lora":
         raise ExportError(f"--rank is for the form lora, not for {form}")
     edited = load_file(kept)
+    if remembers:
+        return _write_with_memory(cell, model, edited, folder, metadata, cache)
     if form == "checkpoint" and not delta:
         return _write_checkpoint(cell, model, edited, folder, metadata)
     changes = _changes(cell, model, edited)
@@ -178,6 +190,26 @@ def _write_checkpoint(
             linear.weight.copy_(value.T if is_transposed(linear) else value)
     tokenizer = AutoTokenizer.from_pretrained(source)
     return write_checkpoint(model, tokenizer, folder, metadata=metadata)
+
+
+def _write_with_memory(
+    cell: Cell,
+    source: Path,
+    memory: Mapping[str, Tensor],
+    folder: Path,
+    metadata: dict[str, Any],
+    cache: Cache,
+) -> Path:
+    return write_with_memory(
+        load_model(source, _dtype(cell)),
+        AutoTokenizer.from_pretrained(source),
+        folder,
+        editor=cell.editor.editor,
+        config=settings_with_step(cell, cache),
+        memory=memory,
+        prompting=cell.prompting,
+        metadata=metadata,
+    )
 
 
 def _changes(cell: Cell, source: Path, edited: Mapping[str, Tensor]) -> dict[str, Tensor]:

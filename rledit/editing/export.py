@@ -66,6 +66,7 @@ def write_checkpoint(
     card: str = "",
     metadata: Mapping[str, Any] | None = None,
     metadata_file: str = "edited.json",
+    files: Mapping[str, bytes] | None = None,
 ) -> Path:
     """Write a model that holds its edits, as transformers reads it.
 
@@ -76,13 +77,17 @@ def write_checkpoint(
         card: The model card (README.md).
         metadata: What else is known of it.
         metadata_file: Its file.
+        files: More files beside it, by name.
     """
     size = sum(p.numel() * p.element_size() for p in model.parameters())
+    size += sum(map(len, (files or {}).values()))
     with whole_folder(folder, size) as made:
         model.save_pretrained(made)  # type: ignore[operator]
         tokenizer.save_pretrained(made)
         if card:
             (made / "README.md").write_text(card)
+        for name, content in (files or {}).items():
+            (made / name).write_bytes(content)
         if metadata is not None:
             (made / metadata_file).write_text(json.dumps(metadata, indent=1) + "\n")
     return folder

@@ -12,6 +12,7 @@ from dataclasses import dataclass, field, fields
 from typing import Any
 
 from rledit.editors import Editor, TrainableEditor, editor_class
+from rledit.editors.overlay_editor import OverlayEditor
 from rledit.errors import UserError
 from rledit.families import family_of
 
@@ -111,6 +112,12 @@ def method_of(model: Any, editor: str, settings: Mapping[str, Any] | None = None
     found = editor_class(editor)
     if editor == "none":
         raise MethodError("editor 'none' edits nothing; name another one")
+    if issubclass(found, OverlayEditor):
+        raise MethodError(
+            f"editor {editor!r} keeps its edits in a memory beside the model, and a ledger holds "
+            "what batches changed in its matrices; run it in a grid (rledit run), and take its "
+            "model away with rledit export, or take ultraedit or memit here"
+        )
     given = dict(settings or {})
     if "target_modules" in given:
         given["modules"] = given.pop("target_modules")

@@ -12,10 +12,12 @@ from rledit.editors.base import Editor, TrainableEditor, TrainingData
 from rledit.editors.dafnet import DAFNet
 from rledit.editors.encore import ENCORE
 from rledit.editors.finetuning import FTL, FTM, FineTuning
+from rledit.editors.grace import GRACE
 from rledit.editors.instructedit import InstructEdit
 from rledit.editors.locft import LocFT
 from rledit.editors.malmen import MALMEN
 from rledit.editors.memit import MEMIT
+from rledit.editors.memoir import MEMOIR
 from rledit.editors.mend import MEND
 from rledit.editors.nas import NAS
 from rledit.editors.none import Unedited
@@ -28,6 +30,7 @@ from rledit.editors.stableedit import StableEdit
 from rledit.editors.trajectory_relatives import MALMENRLEdit, MENDRLEdit
 from rledit.editors.ultraedit import UltraEdit
 from rledit.editors.untrained import Untrained
+from rledit.editors.wise import WISE
 from rledit.names import UnknownNameError, look_up
 
 EDITORS: dict[str, type[Editor]] = {
@@ -46,6 +49,9 @@ EDITORS: dict[str, type[Editor]] = {
     "alphaedit": AlphaEdit,
     "nas": NAS,
     "encore": ENCORE,
+    "grace": GRACE,
+    "wise": WISE,
+    "memoir": MEMOIR,
     "mend": MEND,
     "malmen": MALMEN,
     "mend_star": MENDStar,

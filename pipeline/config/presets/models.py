@@ -14,6 +14,7 @@ from pipeline.config.presets.settings import (
     ANY,
     DAFNET,
     OWN,
+    RELEASE,
     ROME_GPTJ,
     ROME_LLAMA,
     ULTRAEDIT,
@@ -27,7 +28,9 @@ from pipeline.config.presets.settings import (
     converged,
     hypernetworks,
     locating,
+    remembering,
     sequences,
+    side_memory,
     training_free,
 )
 from pipeline.config.presets.shape import Shape
@@ -130,6 +133,9 @@ _LLAMA_3_SETTINGS: Settings = (
     | training_free({ANY: _LLAMA_ZSRE, "counterfact": _LLAMA_LATE, "fever": _LLAMA_LATE})
     | locating(Locate(layers="4-8", value=VALUE_LLAMA, rome=ROME_LLAMA))
     | sequences(_layers("29-31"))
+    | remembering(27)
+    | side_memory(29, lr=0.9, steps=30, alpha=2.0, beta=20.0, gamma=10.0, ratio=0.5)
+    | {"memoir": {ANY: Setting(values={"modules": ("down:27",), "k": 4096}, origin=RELEASE)}}
     | {
         "locft": {
             ANY: Setting(
@@ -156,6 +162,8 @@ _MISTRAL_SETTINGS: Settings = (
     | training_free({ANY: ("down:29,30",)}, stable=("down:28-31",))
     | locating(Locate(layers="4-8", value=VALUE_MISTRAL, rome=ROME_LLAMA))
     | sequences(_layers("29-31"))
+    | remembering(27)
+    | side_memory(27, lr=1.0, steps=70, alpha=5.0, beta=20.0, gamma=10.0)
     | {
         "locft": {
             ANY: Setting(
@@ -192,6 +200,7 @@ _GEMMA_2_SETTINGS: Settings = (
         )
     )
     | sequences(_layers("39-41"))
+    | remembering(35)
 )
 
 _GPTJ = Shape(
@@ -245,6 +254,7 @@ _SMOLLM = Preset(
         meta_lr=3e-4,
         step_lr=1e-4,
     )
+    | remembering(20, radius=5.0)
     | {"locft": {ANY: Setting(values={"modules": ("down:20",), "lr": 5e-4}, origin=OWN)}},
 )  # fmt: skip
 
@@ -325,7 +335,10 @@ PRESETS: Mapping[str, Preset] = {
         )
         | training_free({ANY: _GPTJ_LATE, "wikibigedit": ("down:19-26",), "fever": ("down:25,26",)})
         | locating(Locate(layers="3-8", value=VALUE_GPTJ, rome=ROME_GPTJ))
-        | sequences(("up:25-27", "down:25-27"), DAFNET, scored_edits_per_step=64),
+        | sequences(("up:25-27", "down:25-27"), DAFNET, scored_edits_per_step=64)
+        # EasyEdit's file for GRACE on this model.
+        | remembering(25, steps=200, origin=RELEASE)
+        | side_memory(21, lr=1.0, steps=70, alpha=15.0, beta=40.0, gamma=20.0),
     ),
     "qwen2.5-7b": Preset(
         hub="Qwen/Qwen2.5-7B",
@@ -345,7 +358,9 @@ PRESETS: Mapping[str, Preset] = {
                 origin=OWN,
             )
         )
-        | sequences(_layers("25-27")),
+        | sequences(_layers("25-27"))
+        | remembering(23)
+        | side_memory(23, lr=1.0, steps=70, alpha=5.0, beta=20.0, gamma=10.0),
     ),
     "smollm2-135m": replace(
         _SMOLLM,

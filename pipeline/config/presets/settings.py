@@ -151,6 +151,36 @@ def training_free(
     return {"ultraedit": ultra, "stableedit": own}
 
 
+def remembering(
+    layer: int, radius: float = 1.0, steps: int = 100, origin: str = OWN
+) -> dict[str, dict[str, Setting]]:
+    """The editors that keep a memory at one linear layer.
+
+    Where no file is published for a model: a layer at the relative depth at which Llama-2's is, and
+    GRACE's first radius. That is in units of the layer's activations and has to be searched.
+
+    Args:
+        layer: The layer whose `down` it is.
+        radius: ε of GRACE.
+        steps: GRACE's Adam steps on a value.
+        origin: Where they come from.
+    """
+    grace = {"modules": (f"down:{layer}",), "radius": radius, "steps": steps}
+    found = {"grace": Setting(values=grace, origin=origin)}
+    for editor in ("wise", "memoir"):
+        found[editor] = Setting(values={"modules": (f"down:{layer}",)}, origin=OWN)
+    return {editor: {ANY: setting} for editor, setting in found.items()}
+
+
+def side_memory(
+    layer: int, lr: float, steps: int, alpha: float, beta: float, gamma: float, ratio: float = 0.88
+) -> dict[str, dict[str, Setting]]:
+    """WISE as EasyEdit's file for a model has it."""
+    values = {"modules": (f"down:{layer}",), "lr": lr, "steps": steps, "alpha": alpha,
+              "beta": beta, "gamma": gamma, "ratio": ratio}  # fmt: skip
+    return {"wise": {ANY: Setting(values=values, origin=RELEASE)}}
+
+
 def locating(locate: Locate) -> dict[str, dict[str, Setting]]:
     """The locate-then-edit methods, and fine-tuning, which the same papers compare with."""
     spread = {"modules": (f"down:{locate.layers}",), **locate.value}

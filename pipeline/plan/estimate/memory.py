@@ -8,6 +8,8 @@ from dataclasses import dataclass, replace
 from pipeline.config.resources import ResourcesEntry
 from pipeline.plan.checks import unshardable
 from pipeline.plan.estimate.workload import Workload
+from rledit.editors import editor_class
+from rledit.editors.overlay_editor import OverlayEditor
 
 _MOST_RANKS = 16
 
@@ -259,6 +261,11 @@ def _editor(work: Workload) -> dict[str, float]:
         return parts
     if work.kind == "tuned":
         return {"optimiser": 3.0 * FLOAT * work.edited_parameters}
+    if work.kind == "remembered":
+        cls = editor_class(work.cell.editor.editor)
+        assert issubclass(cls, OverlayEditor)
+        (shape,) = work.target_modules.values()
+        return {"memory": cls.bytes_of(work.cell.settings, shape, work.cell.n_edits)}
     if work.kind == "located":
         moments = sum(d_in * d_in for d_in, _ in work.target_modules.values())
         return {

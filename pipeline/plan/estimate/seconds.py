@@ -20,6 +20,8 @@ from pipeline.plan.cells import Cell
 from pipeline.plan.estimate.memory import GB, Device, Placement
 from pipeline.plan.estimate.workload import DOCUMENT_TOKENS, Workload
 from pipeline.results.lake.records import CellRecord, scale_of
+from rledit.editors import editor_class
+from rledit.editors.overlay_editor import OverlayEditor
 from rledit.facts import RealFacts
 from rledit.measurements.downstream import TASKS
 from rledit.measurements.downstream.tasks import ITEMS_PER_TASK
@@ -165,9 +167,20 @@ def _edit_batch(model: _Passes) -> float:
     if work.kind == "tuned":
         passes = getattr(settings, "steps", None) or settings.passes
         return float(passes) * model.prompts(model.batch, layers, 2 * model.above) / ranks
+    if work.kind == "remembered":
+        passes = _remembering(work).passes_of(settings)
+        trained = passes * model.prompts(model.batch, model.above, model.above)
+        # A prompt of each kind is looked at once, from the bottom up to the memory.
+        return (trained + model.prompts(KINDS * model.batch, work.first_layer, 0)) / ranks
     if work.kind == "located":
         return _located_batch(model, settings)
     return capture / ranks + model.network(1.0)
+
+
+def _remembering(work: Workload) -> type[OverlayEditor]:
+    cls = editor_class(work.cell.editor.editor)
+    assert issubclass(cls, OverlayEditor)
+    return cls
 
 
 def _located_batch(model: _Passes, settings: Any) -> float:

@@ -18,9 +18,10 @@ from rledit.editors.hypernetwork_editor import HypernetworkEditor
 from rledit.editors.locate_editor import LocateEditor
 from rledit.editors.locft import LocFT
 from rledit.editors.none import Unedited
+from rledit.editors.overlay_editor import OverlayEditor
 from rledit.editors.retrained import RetrainedEditor
 
-Kind = Literal["none", "moment", "trained", "tuned", "located"]
+Kind = Literal["none", "moment", "trained", "tuned", "located", "remembered"]
 
 # Of a prompt with its answer; measured on the rows where they can be read.
 TOKENS, ANSWER_TOKENS = 24.0, 4.0
@@ -171,6 +172,8 @@ def _kind(cell: Cell) -> Kind:
         return "trained"
     if issubclass(cls, LocateEditor):
         return "located"
+    if issubclass(cls, OverlayEditor):
+        return "remembered"
     return "tuned" if issubclass(cls, FineTuning | LocFT) else "moment"
 
 

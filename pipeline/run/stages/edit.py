@@ -25,13 +25,14 @@ from pipeline.run.stages.covariance import covariance_metadata, load_covariance,
 from pipeline.run.stages.measure import StreamMeasures
 from pipeline.run.stages.prefixes import fill_store, open_store
 from pipeline.run.stages.prepare import held_shares, open_model
+from pipeline.run.stages.routing import routing_rows
 from pipeline.run.stages.rows import SCORES, edit_rows, left_out_rows, score_rows
 from pipeline.run.stages.train import Trained, training_batches
 from pipeline.run.stages.unedited import UneditedRecord
 from rledit.editors import Editor, editor_class
 from rledit.editors.base import prefixed, unprefixed
+from rledit.editors.overlay_editor import kept_memory
 from rledit.finite import NonFiniteError, require_finite
-from rledit.model import EditableModel
 from rledit.protocols import protocol
 from rledit.records import Edit, asked
 from rledit.scoring import Scorer, count_contradicting
@@ -144,7 +145,7 @@ def edit_stream(
     if store is not None:
         store.prefixes.flush()
     if cell.keep_edited:
-        _keep(cell, model, cache, gang)
+        _keep(cell, editor, cache, gang)
     # Not a row: how often the cache helps depends on where a run was interrupted.
     logger.info("%s: frozen prefix hit rate %.1f %%", cell.path, 100 * model.prefix_cache.hit_rate)
     return rows
@@ -184,6 +185,7 @@ def _run(
             rows.edits += edit_rows(event, edits, cell)
             rows.scores += score_rows(event, cell)
             rows.steps += left_out_rows(event)
+            rows.steps += routing_rows(editor, scorer, cell, event.n_edits)
             rows.score_seconds += answers.add_missing(rows.answers, event.n_edits)
             report("edit", rows.batches, total)
         due = time.perf_counter() - last_save > SAVE_EVERY_SECONDS
@@ -247,13 +249,17 @@ def _provide(editor: Editor, cell: Cell, cache: Cache) -> dict[str, Any]:
 
 
 def edited_name(cell: Cell) -> str:
-    """The name in the cache of the matrices that a cell has edited."""
+    """The name in the cache of the matrices that a cell has edited, or of its memory."""
     return f"edited/{key_of(cell)}.safetensors"
 
 
-def _keep(cell: Cell, model: EditableModel, cache: Cache, gang: Gang) -> None:
-    """Keep the edited matrices at full precision. Every rank reads them, the leader writes."""
-    state = {k: v.cpu().contiguous() for k, v in model.weights.state_dict().items()}
+def _keep(cell: Cell, editor: Editor, cache: Cache, gang: Gang) -> None:
+    """Keep the edited matrices at full precision, or the memory of an editor that edits none.
+
+    Every rank reads them, the leader writes.
+    """
+    found = kept_memory(editor) or editor.model.weights.state_dict()
+    state = {k: v.cpu().contiguous() for k, v in found.items()}
     if gang.is_rank_zero:
         write_tensors(cache.folder / edited_name(cell), state)
         # The name tells nothing of the code: a cell that is run again may be run by another.

@@ -69,7 +69,7 @@ def test_links_lead_to_the_papers_that_the_docs_name() -> None:
 
 @pytest.mark.parametrize("seed", range(3))
 def test_names_of_points_do_not_lie_on_each_other(seed: int) -> None:
-    """More methods than a grid mostly has, most of them in one corner."""
+    """As many methods as a panel has room for, most of them in one corner."""
     draw = random.Random(seed)
     names = list(EDITOR_ORDER)[:22]
     points = [(draw.gauss(70, 12), draw.gauss(50, 10)) for _ in names]

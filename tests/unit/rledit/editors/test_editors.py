@@ -10,10 +10,15 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from rledit.decoding import decode
 from rledit.editors import EDITORS, Editor, TrainableEditor, editor_class
+from rledit.editors.overlay_editor import OverlayEditor
 from rledit.families import FAMILIES
-from rledit.model import EditableModel
-from rledit.tokenization import EditBatch, TokenizationError
+from rledit.model import EditableModel, OccupiedError
+from rledit.protocols import protocol, read
+from rledit.records import Locality
+from rledit.scoring import Scorer
+from rledit.tokenization import EditBatch, Sample, TokenizationError
 from tests.unit.helpers.text_edits import equip, random_edits, text_batches, tiny_tokenizer
 from tests.unit.helpers.tiny_models import tiny_model, two_shapes
 
@@ -42,6 +47,14 @@ SETTINGS: dict[str, Any] = {
     "head_width": 8,
     "weighing_width": 4,
     "inner_width": 8,
+    "alpha": 0.1,
+    "beta": 5.0,
+    "gamma": 5.0,
+    "ratio": 1.1,
+    "save_freq": 4,
+    "merge_freq": 8,
+    "k": 8,
+    "overlap": 0.9,
 }
 EDITING = [name for name in EDITORS if name != "none"]
 
@@ -72,7 +85,22 @@ def batches(editor: Editor, n: int, size: int = 6, seed: int = 0) -> list[EditBa
 
 
 def matrices(editor: Editor) -> dict[str, torch.Tensor]:
-    return {k: v.clone() for k, v in editor.model.model.state_dict().items()}
+    """The model's matrices; where edits lie beside them, also what it says to edited prompts."""
+    found = {k: v.clone() for k, v in editor.model.model.state_dict().items()}
+    return {**found, "answers": answers(editor)} if is_overlay(editor) else found
+
+
+def is_overlay(editor: Editor) -> bool:
+    return isinstance(editor, OverlayEditor)
+
+
+@torch.no_grad()
+def answers(editor: Editor) -> torch.Tensor:
+    """Logits behind the edit prompts that these tests edit, in one company."""
+    edits = [edit for seed in range(3) for edit in random_edits(6, seed)]
+    samples = editor.model.encoder.batch(edits, 4).edit.samples
+    alone = editor.model.prefix_cache.another(cache_bytes=0)
+    return torch.cat([alone.logits(m) for m in editor.model.micro_batches(samples)])
 
 
 def same(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> bool:
@@ -87,7 +115,7 @@ def test_edits_change_the_declared_matrices_and_nothing_else(name: str, family: 
     editor.edit(batches(editor, 1)[0])
     after = matrices(editor)
     changed = {k.removesuffix(".weight") for k in before if not torch.equal(before[k], after[k])}
-    assert changed == set(editor.model.modules)
+    assert changed == ({"answers"} if is_overlay(editor) else set(editor.model.modules))
 
 
 def test_the_unedited_row_changes_nothing() -> None:
@@ -255,3 +283,171 @@ def test_bf16_edits_keep_an_fp32_master() -> None:
     assert master.dtype == torch.float32
     assert torch.equal(weights.parameter(name).detach(), master.to(torch.bfloat16))
     assert 0 < metrics["realised_cosine"] < 1
+
+
+OVERLAYS = [n for n in EDITORS if issubclass(EDITORS[n], OverlayEditor)]
+
+
+def overlay(name: str, family: str = "llama", dtype: torch.dtype = torch.float64) -> OverlayEditor:
+    editor = make(name, family, dtype)
+    assert isinstance(editor, OverlayEditor)
+    return editor
+
+
+@pytest.mark.parametrize("name", OVERLAYS)
+def test_an_empty_memory_is_the_unedited_model_bit_by_bit(name: str) -> None:
+    editor = overlay(name, dtype=torch.float32)
+    plain = make("none", dtype=torch.float32)
+    assert torch.equal(answers(editor), answers(plain))
+    editor.edit(batches(editor, 1)[0])
+    assert editor.memory.entries
+    assert not torch.equal(answers(editor), answers(plain))
+    editor.model.weights.restore()
+    assert not editor.memory.entries
+    assert torch.equal(answers(editor), answers(plain))
+
+
+@pytest.mark.parametrize("name", OVERLAYS)
+def test_after_restoring_a_stream_begins_anew(name: str) -> None:
+    editor, fresh = overlay(name), overlay(name)
+    stream = batches(editor, 2)
+    for batch in stream:
+        editor.edit(batch)
+    editor.model.weights.restore()
+    editor.edit(stream[1])
+    fresh.edit(stream[1])
+    assert same(editor.state_dict(), fresh.state_dict())
+
+
+@pytest.mark.parametrize("name", OVERLAYS)
+def test_what_is_read_of_the_unedited_model_never_sees_the_memory(name: str) -> None:
+    """References, the pre-edit row and specificity against the model itself."""
+    editor = overlay(name)
+    edits = random_edits(6)
+    # Their unrelated prompts are the edited ones: the memory answers all of them.
+    others = [
+        replace(other, locality=(Locality(prompt=edit.prompt, answer=edit.target),))
+        for edit, other in zip(edits, random_edits(6, seed=9), strict=True)
+    ]
+    scored = [protocol("token_accuracy")]
+    before = Scorer(editor.model, others, scored)
+    unedited = before.score(6)
+    assert [s.specificity_self for s in unedited] == [100.0] * 6
+    editor.edit(editor.encode(edits))
+    after = Scorer(editor.model, others, scored)
+    assert [r.nll for r in after.unedited] == [r.nll for r in before.unedited]
+    assert after.score(6) == before.score(6)
+    unrelated = [q.sample for asked in after.asked(6) for q in asked.unrelated]
+    assert [r.nll for r in read(editor.model, unrelated)] != [r.nll for r in after.unedited]
+    with editor.model.weights.unedited():
+        assert before.score(6) == unedited
+
+
+@pytest.mark.parametrize("family", ["llama", "gptj"])
+@pytest.mark.parametrize("name", OVERLAYS)
+def test_a_prompt_is_answered_alike_in_any_company(name: str, family: str) -> None:
+    """One by one, in batches, in another order, behind longer answers: to the last bit routed
+    alike, and read alike up to round-off."""
+    editor = overlay(name, family)
+    stream = batches(editor, 3)
+    for batch in stream[:2]:
+        editor.edit(batch)
+    samples = [s for b in stream for phase in (b.edit, b.equivalent) for s in phase.samples]
+    routes = editor.memory.route([s.prompt for s in samples])
+    assert set((routes >= 0).tolist()) == {True, False}
+    editor.memory.forget_prompts()
+    turned = editor.memory.route([s.prompt for s in reversed(samples)])
+    assert torch.equal(turned.flip(0), routes)
+    longer = editor.model.encoder.batch(
+        [replace(e, target=f"{e.target} w01 w02 w03") for e in random_edits(6)], 4
+    )
+    assert torch.equal(editor.memory.route([s.prompt for s in longer.edit.samples]), routes[:6])
+    together = [r.nll for r in read(editor.model, samples)]
+    editor.model.prefix_cache.clear()
+    editor.memory.forget_prompts()
+    alone = [read(editor.model, [s])[0].nll for s in samples]
+    assert together == pytest.approx(alone, rel=1e-6)
+    with editor.model.weights.unedited():
+        plain = [r.nll for r in read(editor.model, samples)]
+    for route, one, other in zip(routes.tolist(), together, plain, strict=True):
+        assert (abs(one - other) < 1e-6) == (route < 0)
+
+
+@pytest.mark.parametrize("name", OVERLAYS)
+def test_written_text_goes_on_with_the_decision_of_its_prompt(name: str) -> None:
+    """Decoding from a cache gives what whole passes over prompt and text so far give."""
+    editor = overlay(name)
+    edits = random_edits(6)
+    editor.edit(editor.encode(edits))
+    written = decode(editor.model, [e.prompt for e in edits], 4)
+    for edit, tokens in zip(edits, written, strict=True):
+        prompt = torch.tensor(editor.model.encoder.prompt_ids(edit.prompt))
+        ids, labels = prompt, torch.full_like(prompt, -100)
+        labels[-1] = 0
+        for token in tokens:
+            (reading,) = read(editor.model, [Sample(ids, labels)])
+            assert int(reading.predicted[-1]) == token
+            ids = torch.cat([ids, torch.tensor([token])])
+            labels = torch.cat([labels[:-1], torch.tensor([token, 0])])
+
+
+@pytest.mark.parametrize("name", OVERLAYS)
+def test_a_pass_that_nobody_announced_is_decided_by_its_last_real_token(name: str) -> None:
+    editor = overlay(name)
+    batch = batches(editor, 1)[0]
+    editor.edit(batch)
+    prompts = [s.prompt for s in batch.edit.samples]
+    width = max(map(len, prompts))
+    ids = torch.stack([torch.nn.functional.pad(p, (0, width - len(p))) for p in prompts])
+    mask = torch.stack([(torch.arange(width) < len(p)).long() for p in prompts])
+    raw = editor.model.model(input_ids=ids, attention_mask=mask).logits
+    assert editor.memory.unannounced == len(prompts)
+    for i, prompt in enumerate(prompts):
+        with editor.model.announced(prompt[None]):
+            known = editor.model.model(input_ids=prompt[None]).logits[0, -1]
+        assert torch.allclose(raw[i, len(prompt) - 1], known)
+
+
+@pytest.mark.parametrize("name", OVERLAYS)
+def test_the_memory_does_not_depend_on_how_edits_are_cut_into_batches(name: str) -> None:
+    whole, single = overlay(name), overlay(name)
+    edits = random_edits(6)
+    whole.edit(whole.encode(edits))
+    for edit in edits:
+        single.edit(single.encode([edit]))
+    one, other = whole.state_dict(), single.state_dict()
+    assert one.keys() == other.keys()
+    for key, value in one.items():
+        assert torch.allclose(value.double(), other[key].double(), atol=1e-7), key
+
+
+@pytest.mark.parametrize("name", OVERLAYS)
+def test_a_model_with_a_memory_is_not_taken_for_an_unedited_one(name: str) -> None:
+    editor = overlay(name)
+    editor.edit(batches(editor, 1)[0])
+    with pytest.raises(OccupiedError, match=r"restore\(\)"):
+        EditableModel(editor.model.model, None, ("down:1",))
+    editor.model.weights.restore()
+    EditableModel(editor.model.model, None, ("down:1",))
+
+
+@pytest.mark.parametrize("name", OVERLAYS)
+def test_a_memory_at_the_last_layer_sees_whole_prompts(name: str) -> None:
+    """Passes run the last layer's MLP on answer rows only; decisions rest on the prompt's."""
+    model = tiny_model("llama")
+    cls = editor_class(name)
+    known = {f.name for f in fields(cls.Config)}
+    settings = {k: v for k, v in SETTINGS.items() if k in known}
+    editor = cls(
+        EditableModel(model, tiny_tokenizer("llama"), ("down:3",)),
+        cls.Config(modules=("down:3",), **settings),
+    )
+    assert isinstance(editor, OverlayEditor)
+    equip(editor)
+    batch = batches(editor, 1)[0]
+    editor.edit(batch)
+    (micro_batch,) = editor.model.micro_batches(batch.edit.samples, 1000)
+    narrow = editor.model.prefix_cache.logits(micro_batch)
+    assert torch.allclose(narrow, editor.model.prefix_cache.logits(micro_batch, narrow=False))
+    with editor.model.weights.unedited():
+        assert not torch.allclose(narrow, editor.model.prefix_cache.logits(micro_batch))

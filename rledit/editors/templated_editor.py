@@ -1,0 +1,142 @@
+"""What WISE and MEMOIR share: edits are trained behind templates, by gradient steps on a tensor."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, ClassVar
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from rledit.decoding import decode
+from rledit.editors.base import Need, State, TrainingData
+from rledit.editors.overlay_editor import OverlayEditor
+from rledit.editors.own_prefixes import fresh_prefix_cache
+from rledit.finite import require_finite
+from rledit.locate.contexts import BARE, fill, make_contexts
+from rledit.model import SINGLE_PASS_TOKENS, EditableModel
+from rledit.ranks import shard
+from rledit.records import Edit
+from rledit.tokenization import EditBatch, Sample, TokenizationError
+
+OPENERS = ("The", "Therefore", "Because", "I", "You")
+LENGTHS = (5, 10)
+"""Tokens of the texts that are written behind the openers."""
+STOP_LOSS, STOP_CHANGE = 0.02, 1e-4
+"""Training of an edit ends once its loss is under the first and has moved less than the second."""
+
+
+class TemplatedEditor(OverlayEditor):
+    """Trains every edit behind templates, with unrelated prompts of the train split at hand."""
+
+    needs: ClassVar[frozenset[Need]] = frozenset({"training_data"})
+
+    def __init__(self, model: EditableModel, config: Any) -> None:
+        super().__init__(model, config)
+        self._draw: TrainingData | None = None
+        self._templates: tuple[str, ...] | None = config.contexts
+
+    def load_training_data(self, draw: TrainingData) -> None:
+        """Take the source of unrelated prompts."""
+        self._draw = draw
+
+    def write(self, batch: EditBatch) -> dict[str, float]:
+        """Train the batch's edits into the memory, one after another."""
+        if not batch.edits:
+            raise TokenizationError(
+                f"{self.name} puts prompts into templates and needs their text, but the batch "
+                "holds only tokens"
+            )
+        if self._draw is None:
+            raise ValueError(
+                f"{self.name} compares with unrelated prompts while it edits; give them with "
+                "load_training_data"
+            )
+        with fresh_prefix_cache(self.model):
+            losses = [self.train(edit) for edit in batch.edits]
+        return {"final_loss": sum(losses) / len(losses)}
+
+    def train(self, edit: Edit) -> float:
+        """Write one edit; returns its last loss."""
+        raise NotImplementedError
+
+    def unrelated(self, number: int) -> tuple[Sample, ...]:
+        """Unrelated prompts of the train split; other edits' prompts where it has none.
+
+        Args:
+            number: Another number, another draw.
+        """
+        assert self._draw is not None
+        (batch,) = self._draw(1, number)
+        return batch.unrelated.samples or batch.edit.samples
+
+    def templated(self, edit: Edit) -> list[Sample]:
+        """The edit's prompt with its target, bare first, then behind every template."""
+        contexts = make_contexts(self._contexts())
+        texts = [fill(template, edit.prompt)[0] for template in contexts.all]
+        where = edit.source or edit.edit_id
+        return [self.model.encoder.sample(text, edit.target, where) for text in texts]
+
+    def _contexts(self) -> tuple[str, ...]:
+        """The templates: those of the configuration, or what the unedited model writes."""
+        if self._templates is None:
+            lengths = [n for n in LENGTHS for _ in OPENERS]
+            with self.model.weights.unedited():
+                written = decode(self.model, OPENERS * len(LENGTHS), lengths)
+            tokenizer = self.model.encoder.tokenizer
+            self._templates = tuple(
+                f"{opener} {_plain(tokenizer.decode(ids, skip_special_tokens=True))}. {BARE}"
+                for opener, ids in zip(OPENERS * len(LENGTHS), written, strict=True)
+            )
+        return self._templates
+
+    def likelihood(
+        self, samples: Sequence[Sample], trained: Tensor, extra_tokens: int = 0
+    ) -> tuple[float, Tensor]:
+        """Mean loss over the samples' target tokens, and its gradient for a tensor, on every rank.
+
+        Args:
+            samples: The samples; the memory is told what answers them.
+            trained: What the passes depend on.
+            extra_tokens: Tokens without a loss that count in the mean.
+        """
+        model = self.model
+        total = torch.zeros((), dtype=torch.float64)
+        gradient = torch.zeros_like(trained)
+        n_tokens = sum(len(s.answer_ids) for s in samples) + extra_tokens
+        own = shard(samples, model.ranks)
+        for micro_batch in model.own_micro_batches(samples, own, SINGLE_PASS_TOKENS):
+            with torch.enable_grad():
+                logits = model.prefix_cache.logits(micro_batch).to(model.compute_dtype)
+                labels = micro_batch.labels.to(logits.device)
+                loss = F.cross_entropy(logits, labels, reduction="sum") / n_tokens
+                (part,) = torch.autograd.grad(loss, trained)
+            total += float(loss.detach())
+            gradient += part
+        for whole in (total, gradient):
+            model.ranks.all_reduce_(whole)
+        require_finite({"edit_loss": float(total)}, "the loss of an edit", model, samples)
+        return float(total), gradient
+
+    def state_dict(self) -> State:
+        """The memory, and the templates where they were written by the model."""
+        text = "\n".join(self._templates or ()).encode()
+        return {**super().state_dict(), "templates": torch.tensor(list(text), dtype=torch.uint8)}
+
+    def load_state_dict(self, state: State) -> None:
+        """Put a saved state back."""
+        super().load_state_dict(state)
+        text = bytes(state["templates"].tolist()).decode()
+        self._templates = tuple(text.split("\n")) if text else self.config.contexts
+
+
+def settled(losses: Sequence[float]) -> bool:
+    """Whether training an edit may end."""
+    moved = len(losses) > 1 and abs(losses[-1] - losses[-2]) < STOP_CHANGE
+    return bool(losses) and losses[-1] < STOP_LOSS and moved
+
+
+def _plain(text: str) -> str:
+    """A text as part of a template: on one line, without braces."""
+    return " ".join(text.replace("{", " ").replace("}", " ").split())
