@@ -94,6 +94,10 @@ _VIEWS = {
             FROM lake_answers WHERE checkpoint = 0
         ) USING (stored_key, edit_index, probe, probe_index)
         WHERE checkpoint > 0 AND {_OF_ITS_STREAM}""",
+    "free_answers": f"""
+        SELECT {_ADDRESS}, checkpoint, edit_index, edit_id, probe, probe_index, prompt, target,
+               answer, matches, counted, superseded, judge, reply, verdict
+        FROM {_placed("lake_free_answers")} WHERE {_OF_ITS_STREAM}""",
     "curves": f"""
         SELECT {_ADDRESS}, step, metric, value
         FROM {_placed("lake_steps")} WHERE {_OF_ITS_STEPS}""",
@@ -150,7 +154,7 @@ def database(tables: Mapping[str, Any]) -> Connection:
 
 
 def _open(lake: Lake, records: Sequence[CellRecord]) -> Connection:
-    tables = ("cells", "scores", "edits", "steps", "answers")
+    tables = ("cells", "scores", "edits", "steps", "answers", "free_answers")
     connection = database({f"lake_{table}": lake.dataset(table, records) for table in tables})
     for name, sql in _VIEWS.items():
         connection.execute(f"CREATE VIEW {name} AS {sql}")
