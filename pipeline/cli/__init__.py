@@ -9,7 +9,18 @@ from typing import Annotated, Any
 
 import typer
 
-from pipeline.cli import answers, cluster, covariance, data, editing, export, grids, plan, results
+from pipeline.cli import (
+    answers,
+    cluster,
+    covariance,
+    data,
+    editing,
+    export,
+    grids,
+    judge,
+    plan,
+    results,
+)
 from pipeline.cli.errors import errors_as_help
 from pipeline.cli.old_names import add_old_names
 from pipeline.run.logs import configure_logging
@@ -51,6 +62,7 @@ for command in (
     results.table,
     results.query,
     answers.answers,
+    judge.judge,
     results.diff,
     results.report,
     export.export,
