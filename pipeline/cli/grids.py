@@ -7,6 +7,15 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from rich.console import Console
 
+from pipeline.cli.judge import (
+    DEFAULT_KEY_VARIABLE,
+    JudgeUrl,
+    KeyVariable,
+    Parallel,
+    PerMinute,
+    judge_now,
+    open_judge,
+)
 from pipeline.cli.options import (
     DEFAULT_RESULTS,
     CacheUri,
@@ -26,6 +35,7 @@ from pipeline.storage.run_paths import RunPaths
 
 if TYPE_CHECKING:
     from pipeline.plan.grid_plan import Plan
+    from pipeline.results.lake.lake import Lake
 
 
 def run(
@@ -47,6 +57,13 @@ def run(
     ] = None,
     replace: Replace = False,
     rerun_other_code: RerunOtherCode = False,
+    judge: JudgeUrl = None,
+    judge_model: Annotated[
+        str, typer.Option("--judge-model", help="The model that judges, with --judge.")
+    ] = "",
+    judge_key_variable: KeyVariable = DEFAULT_KEY_VARIABLE,
+    judge_per_minute: PerMinute = None,
+    judge_parallel: Parallel = 4,
 ) -> None:
     """Run what is missing of a grid, then print its table and write its report.
 
@@ -65,6 +82,9 @@ def run(
     from pipeline.run.driver import run_plan
 
     parsed = load_grid(grid, set_, scale, limit)
+    asked = None
+    if judge is not None:
+        asked = open_judge(judge, judge_model, judge_key_variable, judge_per_minute)
     run_paths = RunPaths.under(results, lake, tracking, cache)
     found: Plan | None = None
     console = Console(stderr=True)
@@ -84,10 +104,13 @@ def run(
         failed = run_plan(parsed, found, run_paths, console, workers, address)
     except Interrupted:
         raise Interrupted(_kept(found, run_paths)) from None
+    if asked is not None and any(cell.judged for cell in found.cells):
+        judge_now(Lake(run_paths.lake), parsed.name, asked, judge_parallel)
     print_table(
         run_paths.lake, parsed.name, "md", among={address_of(cell).scale for cell in found.cells}
     )
     _print_words(run_paths.lake, parsed.name)
+    _print_waiting(Lake(run_paths.lake), parsed.name, console)
     report_path = write_report_files(run_paths.lake, parsed.name, results / f"{parsed.name}.html")
     console.print(f"report: {report_path}\nlake:   {run_paths.lake}", highlight=False)
     if found.refused:
@@ -107,6 +130,18 @@ def _print_words(lake: str, grid: str) -> None:
     except QueryError:
         return  # `answers.sample` is 0, or all cells are older than answers
     typer.echo(f"\n{words}\n      all of them: rledit answers {grid}\n")
+
+
+def _print_waiting(lake: Lake, grid: str, console: Console) -> None:
+    """How answers that wait for a judge are judged."""
+    from pipeline.results.judge.judging import waiting
+
+    if n := waiting(lake.manifest(grid)):
+        console.print(
+            f"judge:  the answers of {n} cells are not judged yet: rledit judge {grid} --judge URL "
+            "--model MODEL",
+            highlight=False,
+        )
 
 
 def _kept(plan: Plan | None, run_paths: RunPaths) -> str:

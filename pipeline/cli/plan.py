@@ -54,6 +54,7 @@ def plan(
     from pipeline.plan.cells import cells_of
     from pipeline.plan.checks import check_sharded, skip_reason
     from pipeline.plan.estimate import absent_files, estimate, unfetched_files, unknowable
+    from pipeline.plan.estimate.judge import judge_lines
     from pipeline.plan.estimate.summary import summary
     from pipeline.plan.grid_plan import (
         code_lines,
@@ -64,6 +65,7 @@ def plan(
         shared_lines,
         skip_lines,
     )
+    from pipeline.results.judge.judging import waiting
     from pipeline.results.lake.lake import Lake
 
     parsed = load_grid(grid, set_, scale, limit)
@@ -95,6 +97,10 @@ def plan(
     cost = estimate(to_run, _records(store), gpu_memory_gb, run_paths.cache)
     for line in summary(cost, done):
         typer.echo(line)
+    for line in judge_lines(to_run, unknown):
+        typer.echo(line)
+    if n := waiting(store.manifest(parsed.name) if store.exists() else []):
+        typer.echo(f"judge: the answers of {n} finished cells are not judged yet")
     counts = f"{len(every)} cells, {len(to_run)} to run"
     left = f", {len(skipped)} skipped" if skipped else ""
     typer.echo(f"{counts}{left}; lake {run_paths.lake}")

@@ -201,7 +201,8 @@ def runs(
             that was scored for a shorter one answers for it, with its own costs. A row then has
             `not_measured` (what → why) where the cell's data has nothing to measure it on,
             `reason` where it has no result, and of a model that was trained on the spot
-            `parameters`, and `preset` where it has the settings of a published model.
+            `parameters`, `preset` where it has the settings of a published model, and `judge`
+            where one has judged its answers (see `results.judge.judging`).
     """
     connection = lake if isinstance(lake, duckdb.DuckDBPyConnection) else connect(lake)
     of = "TRUE" if grid is None else f"grid = {quoted(grid)}"
@@ -231,12 +232,13 @@ def _add_remarks(rows: Sequence[dict[str, Any]], of: str, connection: Connection
     """Say in each row what a table must say of its cell and the view has no column for."""
     sql = f"""SELECT cell, reason, resolved->'$.not_measured' AS not_measured,
         CAST(resolved->>'$.parameters' AS BIGINT) AS parameters,
-        resolved->>'$.preset.name' AS preset
+        resolved->>'$.preset.name' AS preset, resolved->'$.judge' AS judge
         FROM cells WHERE {of}"""
     found: dict[str, dict[str, Any]] = {}
     for said in query(sql, connection).dicts():
-        if said["not_measured"] is not None:
-            said["not_measured"] = json.loads(said["not_measured"])
+        for name in ("not_measured", "judge"):
+            if said[name] is not None:
+                said[name] = json.loads(said[name])
         found[said.pop("cell")] = {k: v for k, v in said.items() if v is not None}
     for row in rows:
         row.update(found.get(row["cell"], {}))

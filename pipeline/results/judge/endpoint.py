@@ -213,7 +213,7 @@ class Judge:
         return JudgeError(self._said(f"{said} {body}".rstrip()))
 
     def _shown(self, body: bytes) -> str:
-        """The beginning of a body, without the key: cut afterwards, so that no part of it is left."""
+        """The beginning of a body, without the key: cut afterwards, so that no part is left."""
         return self.endpoint.without_key(body.decode(errors="replace"))[:300]
 
     def _said(self, text: str) -> str:

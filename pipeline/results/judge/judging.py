@@ -76,8 +76,8 @@ def judge_grid(
             asked. What it has said is kept: the same call goes on from there.
     """
     endpoint = judge.endpoint
-    cells = {record: _free_rows(lake, record) for record in judged_records(lake, grid)}
-    rows = [row for own in cells.values() for row in own if asks_judge(row)]
+    cells = [(record, _free_rows(lake, record)) for record in judged_records(lake, grid)]
+    rows = [row for _, own in cells for row in own if asks_judge(row)]
     questions = dict.fromkeys(_asked(row) for row in rows)
     replies = Replies(lake.storage)
     new = [one for one in questions if replies.get(reply_key(endpoint, one)) is None]
@@ -86,7 +86,7 @@ def judge_grid(
     _ask_all(judge, replies, new, parallel, tell)
     replies.gather()
     found: list[dict[str, Any]] = []
-    for record, own in cells.items():
+    for record, own in cells:
         found += _commit(lake, record, own, replies, endpoint)
     said = [row for row in found if row["judge"] is not None]
     return Judged(
@@ -131,7 +131,7 @@ def judged_records(lake: Lake, grid: str) -> list[CellRecord]:
     return records
 
 
-def waiting(lake: Lake, records: Iterable[CellRecord]) -> int:
+def waiting(records: Iterable[CellRecord]) -> int:
     """Cells among some records whose free answers nobody has judged yet."""
     return sum(
         record.done and FREE in record.files and "judge" not in record.values["resolved"]

@@ -1,7 +1,7 @@
 """Replies of judges, kept in the lake: no question is asked twice, whoever asks it and when.
 
-Each reply is an object of its own as soon as it is there, ``judge_replies/asked/HASH.json``, so that
-a run which is killed loses none. A run that ends puts what has gathered into one file.
+Each reply is an object of its own as soon as it is there, ``judge_replies/asked/HASH.json``, so
+that a run which is killed loses none. A run that ends puts what has gathered into one file.
 """
 
 from __future__ import annotations
