@@ -35,6 +35,7 @@ from pipeline.storage.run_paths import RunPaths
 
 if TYPE_CHECKING:
     from pipeline.plan.grid_plan import Plan
+    from pipeline.results.judge.endpoint import Judge
     from pipeline.results.lake.lake import Lake
 
 
@@ -101,6 +102,8 @@ def run(
             found, refused = checked(found)
             for line in refused:
                 console.print(line, highlight=False, markup=False, soft_wrap=True)
+        if asked is not None and any(cell.judged for cell in found.missing):
+            _pass_gate(asked, Lake(run_paths.lake), judge_parallel)
         failed = run_plan(parsed, found, run_paths, console, workers, address)
     except Interrupted:
         raise Interrupted(_kept(found, run_paths)) from None
@@ -130,6 +133,14 @@ def _print_words(lake: str, grid: str) -> None:
     except QueryError:
         return  # `answers.sample` is 0, or all cells are older than answers
     typer.echo(f"\n{words}\n      all of them: rledit answers {grid}\n")
+
+
+def _pass_gate(asked: Judge, lake: Lake, parallel: int) -> None:
+    """Refuse a judge that is none before hours are spent on what it is to judge."""
+    from pipeline.results.judge.judging import pass_gate
+    from pipeline.results.judge.replies import Replies
+
+    pass_gate(asked, Replies(lake.storage), parallel)
 
 
 def _print_waiting(lake: Lake, grid: str, console: Console) -> None:

@@ -86,8 +86,8 @@ def open_endpoint(
             f"--judge {redact(url)}: expected the base URL of an OpenAI-compatible endpoint, such "
             "as https://api.openai.com/v1 or http://localhost:8000/v1"
         )
-    if parts.username is not None or parts.query or parts.fragment:
-        shown = f"{parts.scheme}://{parts.hostname}{parts.path}"
+    if "@" in url or parts.query or parts.fragment:
+        shown = f"{parts.scheme}://…"
         raise JudgeError(
             f"--judge {shown}: the URL carries a user, a query or a fragment; leave these out, and "
             f"put the key into the environment variable {key_variable}"

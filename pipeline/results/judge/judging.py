@@ -177,7 +177,18 @@ def _ask_all(
         JudgeError: The first that fails; what is under way then is waited for and kept.
     """
 
+    errors: list[Exception] = []
+
     def ask(asked: Asked) -> None:
+        try:
+            fetch(asked)
+        except Exception as error:
+            # At once: this thread would take the next question before the others are called off.
+            errors.append(error)
+            judge.stop()
+            raise
+
+    def fetch(asked: Asked) -> None:
         now = datetime.now(UTC).isoformat(timespec="seconds")
         reply = Reply(
             key=reply_key(judge.endpoint, asked, gate=gate),
@@ -198,9 +209,9 @@ def _ask_all(
     try:
         left = {pool.submit(ask, one) for one in new}
         while left:
-            done, left = wait(left, timeout=1.0, return_when=FIRST_EXCEPTION)
-            for future in done:
-                future.result()
+            _, left = wait(left, timeout=1.0, return_when=FIRST_EXCEPTION)
+            if errors:
+                raise errors[0]
             tell(len(new) - len(left), len(new))
     except BaseException:
         judge.stop()
