@@ -80,17 +80,16 @@ def open_endpoint(
     Raises:
         JudgeError: The URL is none of a server, or carries a secret; or the key cannot be sent.
     """
-    parts = urlsplit(url)
-    if parts.scheme not in ("http", "https") or not parts.hostname:
+    if any(mark in url for mark in "@?#"):
+        # What stands there may be a secret: the URL is not repeated.
         raise JudgeError(
-            f"--judge {redact(url)}: expected the base URL of an OpenAI-compatible endpoint, such "
-            "as https://api.openai.com/v1 or http://localhost:8000/v1"
+            "--judge: the URL carries a user, a query or a fragment; leave these out, and put the "
+            f"key into the environment variable {key_variable}"
         )
-    if "@" in url or parts.query or parts.fragment:
-        shown = f"{parts.scheme}://…"
+    if not _names_server(url):
         raise JudgeError(
-            f"--judge {shown}: the URL carries a user, a query or a fragment; leave these out, and "
-            f"put the key into the environment variable {key_variable}"
+            f"--judge {url}: expected the base URL of an OpenAI-compatible endpoint, such as "
+            "https://api.openai.com/v1 or http://localhost:8000/v1"
         )
     if not model.strip():
         raise JudgeError("a judge needs the name of its model: --model, or --judge-model for run")
@@ -102,6 +101,15 @@ def open_endpoint(
         )
     base = url.rstrip("/").removesuffix(_PATH).rstrip("/")
     return Endpoint(url=base, model=model.strip(), key=key)
+
+
+def _names_server(url: str) -> bool:
+    """Whether a URL is one of HTTP, with a host and a port that can be."""
+    try:
+        parts = urlsplit(url)
+        return parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
+    except ValueError:
+        return False
 
 
 class _NoRedirect(urllib.request.HTTPRedirectHandler):

@@ -9,6 +9,7 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -226,7 +227,7 @@ def test_no_more_is_asked_a_minute_than_is_allowed(lake: Lake) -> None:
     moments: list[float] = []
 
     def reply(*given: str) -> str:
-        moments.append(__import__("time").monotonic())
+        moments.append(time.monotonic())
         return honest(*given)
 
     with judge_server(reply=reply) as server:
@@ -299,10 +300,8 @@ def test_a_key_is_sent_and_appears_nowhere(
     for part in (KEY, KEY[:8], KEY[-8:]):
         assert part not in text
         assert part.encode() not in everything_in(lake)
-    tables = (
-        query("SELECT * FROM free_answers", lake).rows + query("SELECT * FROM cells", lake).rows
-    )
-    assert KEY not in str(tables) and "***" in str(tables)
+    replies = query("SELECT reply FROM free_answers WHERE edit_index = 3", lake).rows
+    assert ("key ***",) in replies
 
 
 @pytest.mark.parametrize(
@@ -310,6 +309,8 @@ def test_a_key_is_sent_and_appears_nowhere(
     [
         ("ftp://x/v1", "expected the base URL"),
         ("localhost:8000", "expected the base URL"),
+        ("http://host:port/v1", "expected the base URL"),
+        ("http://[::1/v1", "expected the base URL"),
         (f"https://user:{KEY}@host/v1", "carries a user"),
         (f"https://host/v1?api_key={KEY}", "carries a user, a query"),
     ],
