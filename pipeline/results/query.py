@@ -58,6 +58,7 @@ _OF_ITS_STREAM = "(asked_edits IS NULL OR checkpoint <= asked_edits)"
 _OF_ITS_PROTOCOLS = (
     "(asked_protocols IS NULL OR protocol IS NULL OR list_contains(asked_protocols, protocol))"
 )
+_OF_ITS_JUDGE = "(asked_protocols IS NULL OR list_contains(asked_protocols, 'wild_judge'))"
 _OF_ITS_STEPS = (
     "(asked_edits IS NULL OR step <= asked_edits OR metric SIMILAR TO '(train|validation)_.*')"
 )
@@ -97,7 +98,7 @@ _VIEWS = {
     "free_answers": f"""
         SELECT {_ADDRESS}, checkpoint, edit_index, edit_id, probe, probe_index, prompt, target,
                answer, matches, counted, superseded, judge, reply, verdict
-        FROM {_placed("lake_free_answers")} WHERE {_OF_ITS_STREAM}""",
+        FROM {_placed("lake_free_answers")} WHERE {_OF_ITS_STREAM} AND {_OF_ITS_JUDGE}""",
     "curves": f"""
         SELECT {_ADDRESS}, step, metric, value
         FROM {_placed("lake_steps")} WHERE {_OF_ITS_STEPS}""",

@@ -41,7 +41,7 @@ def judge_lines(cells: Sequence[Cell], unreadable: Sequence[Cell] = ()) -> list[
 
 def _of(cell: Cell, readable: bool) -> tuple[int, float]:
     """Calls and tokens for one cell: before the first edit, and at every point."""
-    asked = [_UNREAD] * cell.n_edits
+    asked: list[tuple[str, tuple[str, ...]]] = [_UNREAD] * cell.n_edits
     if readable:
         edits = cell.source().draw(cell.dataset.split, cell.n_edits, seed=cell.seed)
         most = None if cell.probes == "all" else 1

@@ -211,13 +211,23 @@ def _ask_all(
         while left:
             _, left = wait(left, timeout=1.0, return_when=FIRST_EXCEPTION)
             if errors:
-                raise errors[0]
+                raise _with_state(errors[0], len(new) - len(left), len(new))
             tell(len(new) - len(left), len(new))
     except BaseException:
         judge.stop()
         raise
     finally:
         pool.shutdown(wait=True, cancel_futures=True)
+
+
+def _with_state(error: Exception, ended: int, total: int) -> Exception:
+    """An error of a judge that also says how the command goes on; any other as it is."""
+    if not isinstance(error, JudgeError):
+        return error
+    return JudgeError(
+        f"{error}; {ended:,} of {total:,} requests had ended, and every reply is kept: the same "
+        "command goes on from there"
+    )
 
 
 def _commit(
