@@ -18,7 +18,7 @@ from torch import Tensor
 from rledit.finite import refuse, usable
 from rledit.model import EditableModel
 from rledit.ranks import shard
-from rledit.tokenization import IGNORED, Sample
+from rledit.tokenization import IGNORED, Encoder, Sample
 
 MAX_NEW_TOKENS = 30
 
@@ -66,7 +66,7 @@ def write_lines(
     Raises:
         NonFiniteError: The model gives no numbers behind a prompt; names it, and the layer.
     """
-    end = _EndOfLine(model)
+    end = EndOfLine(model)
     tokens = decode(model, prompts, max_new_tokens, end, blank=end.blank if blank_first else None)
     return [Line(tokens=tuple(ids), text=line_of(model, ids)) for ids in tokens]
 
@@ -84,6 +84,7 @@ def decode(
     stop: Callable[[int], bool] | None = None,
     choose: Choose | None = None,
     blank: Callable[[int], bool] | None = None,
+    encoder: Encoder | None = None,
 ) -> list[list[int]]:
     """Tokens written behind each prompt.
 
@@ -95,11 +96,13 @@ def decode(
         stop: Whether a token ends the text; it is not part of it. None: never.
         choose: How a token is picked; None: the most likely one.
         blank: Tokens that end no text in which nothing else is written yet; None: all may end it.
+        encoder: What turns prompts into tokens; None: the model's own.
 
     Raises:
         NonFiniteError: The model gives no numbers behind a prompt; names it, and the layer.
     """
-    ids = [torch.tensor(model.encoder.prompt_ids(prompt)) for prompt in prompts]
+    encoder = encoder or model.encoder
+    ids = [torch.tensor(encoder.prompt_ids(prompt)) for prompt in prompts]
     if any(len(row) == 0 for row in ids):
         raise ValueError("an empty prompt cannot be continued")
     several = not isinstance(max_new_tokens, int)
@@ -211,7 +214,7 @@ def ends_text(model: EditableModel) -> Callable[[int], bool]:
     return frozenset({model.encoder.tokenizer.eos_token_id, *listed}).__contains__
 
 
-class _EndOfLine:
+class EndOfLine:
     """Ends a text at an end-of-sequence token or a line break."""
 
     def __init__(self, model: EditableModel) -> None:
@@ -224,9 +227,13 @@ class _EndOfLine:
             return True
         # A token such as ".\n" ends the text too; what stands before its break is lost with it.
         if token not in self._breaks:
-            self._breaks[token] = "\n" in self._tokenizer.decode([token])
+            self._breaks[token] = "\n" in self.text(token)
         return self._breaks[token]
 
     def blank(self, token: int) -> bool:
         """Whether a token is nothing but white space."""
-        return not self._ends(token) and not self._tokenizer.decode([token]).strip()
+        return not self._ends(token) and not self.text(token).strip()
+
+    def text(self, token: int) -> str:
+        """A token alone as text."""
+        return str(self._tokenizer.decode([token]))

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import random
 from bisect import bisect_left
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal, TypeVar
 
+from rledit.free_answers import FreeForm, free_answers
 from rledit.model import SINGLE_PASS_TOKENS, EditableModel
-from rledit.protocols import Protocol, Reading, generate, read
+from rledit.protocols import Protocol, Reading, generate, read, wild
 from rledit.ranks import Deal
 from rledit.records import Edit
 from rledit.superseded import Facts, Standing, count_contradicting
@@ -17,6 +18,7 @@ from rledit.tokenization import Encoder, Sample
 
 __all__ = [
     "EditScore",
+    "FreeAnswer",
     "Probes",
     "Question",
     "Questions",
@@ -29,6 +31,30 @@ Probes = Literal["first", "all", "drawn"]
 """Which rephrases and unrelated prompts of an edit are asked: the first, all, or one by lot."""
 
 T = TypeVar("T")
+
+
+@dataclass(frozen=True, kw_only=True)
+class FreeAnswer:
+    """A free answer that a judge is to score.
+
+    Attributes:
+        probe: Whether it answers the prompt of the edit or a rephrase.
+        probe_index: Which of the edit's prompts of that kind that were asked.
+        prompt: The prompt as text.
+        target: The answer that should be there.
+        answer: What the model wrote.
+        matches: Whether it is the target by comparison, as in the protocol `wild`.
+        counted: Whether it counts in the edit's score: it does not where a later edit answers the
+            rephrase otherwise.
+    """
+
+    probe: Literal["edit", "rephrase"]
+    probe_index: int
+    prompt: str
+    target: str
+    answer: str
+    matches: bool
+    counted: bool
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,6 +76,7 @@ class EditScore:
             of its own prompts all the same, and belong into no mean.
         n_rephrases_superseded: Rephrases left out of an edit that is not superseded.
         n_locality_superseded: Locality prompts left out of one.
+        free: Under a protocol whose answers are judged later, these answers.
     """
 
     edit_index: int
@@ -61,6 +88,7 @@ class EditScore:
     superseded: bool
     n_rephrases_superseded: int = 0
     n_locality_superseded: int = 0
+    free: tuple[FreeAnswer, ...] = ()
 
 
 @dataclass(frozen=True, eq=False)
@@ -160,6 +188,7 @@ class Scorer:
             The others supersede and contradict all the same.
         prefetch: Runs all samples up to the first edited layer; None: `PrefixCache.prefetch`.
         unedited: What an earlier scorer of the same found, see the attribute; None: it is read.
+        form: How free answers are asked for, where a protocol wants them.
 
     Attributes:
         deal: Which rank asks which prompt, those of `beside` among them.
@@ -182,12 +211,15 @@ class Scorer:
         places: Sequence[int] | None = None,
         prefetch: Callable[[Sequence[Sample]], None] | None = None,
         unedited: Sequence[Reading] | None = None,
+        form: FreeForm | None = None,
     ) -> None:
         self._model = model
         self._facts = Facts(edits)
         self._places = range(len(edits)) if places is None else places
         self._protocols = tuple(protocols)
         self._writes = any("text" in protocol.asks for protocol in protocols)
+        free = any("free" in protocol.asks for protocol in protocols)
+        self._form = (form or FreeForm()) if free else None
         self._questions = [
             questions(model.encoder, edits[i], protocols, probes, seed) for i in self._places
         ]
@@ -227,14 +259,23 @@ class Scorer:
         """Everything the protocols look at, on the current weights."""
         samples, rivals = [q.sample for q in asked], [q.rival for q in asked]
         readings = read(self._model, samples, rivals, self.deal)
-        if not self._writes:
+        if not self._writes and self._form is None:
             return readings
+        readings = [replace(r, answer=q.answer) for r, q in zip(readings, asked, strict=True)]
         distinct = list(dict.fromkeys(q.asked for q in asked))
-        texts = dict(zip(distinct, generate(self._model, distinct), strict=True))
-        return [
-            replace(reading, answer=q.answer, text=texts[q.asked])
-            for reading, q in zip(readings, asked, strict=True)
-        ]
+        if self._writes:
+            texts = dict(zip(distinct, generate(self._model, distinct), strict=True))
+            readings = [
+                replace(r, text=texts[q.asked]) for r, q in zip(readings, asked, strict=True)
+            ]
+        if self._form is not None:
+            lines = free_answers(self._model, distinct, self._form)
+            free = dict(zip(distinct, lines, strict=True))
+            readings = [
+                replace(r, free_text=free[q.asked].text, free_tokens=free[q.asked].tokens)
+                for r, q in zip(readings, asked, strict=True)
+            ]
+        return readings
 
 
 def _judge(
@@ -269,7 +310,27 @@ def _judge(
         superseded=superseded,
         n_rephrases_superseded=len(asked.equivalent) - len(equivalent),
         n_locality_superseded=len(asked.unrelated) - len(unrelated),
+        free=tuple(_free(i, asked, readings, standing)) if protocol.judged else (),
     )
+
+
+def _free(
+    i: int, asked: Questions, readings: Sequence[Reading], standing: Standing
+) -> Iterator[FreeAnswer]:
+    """The free answers to the prompt of the edit at place `i` and to its rephrases."""
+    for n, (question, reading) in enumerate(
+        zip((asked.edit, *asked.equivalent), readings, strict=False)
+    ):
+        text = reading.free_text or ""
+        yield FreeAnswer(
+            probe="rephrase" if n else "edit",
+            probe_index=max(0, n - 1),
+            prompt=question.prompt,
+            target=question.answer,
+            answer=text,
+            matches=wild.matches(text, question.answer),
+            counted=not n or standing.edit(i) or not standing.rephrase(i, question.prompt),
+        )
 
 
 def _chosen(options: Sequence[T], probes: Probes, lot: str) -> Sequence[T]:

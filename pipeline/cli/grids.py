@@ -10,6 +10,15 @@ import typer
 from rich.console import Console
 
 from pipeline.cli.closing import closing_lines, command, kept_lines
+from pipeline.cli.judge import (
+    DEFAULT_KEY_VARIABLE,
+    JudgeUrl,
+    KeyVariable,
+    Parallel,
+    PerMinute,
+    judge_now,
+    open_judge,
+)
 from pipeline.cli.options import (
     DEFAULT_RESULTS,
     CacheUri,
@@ -29,6 +38,8 @@ from pipeline.storage.run_paths import RunPaths
 
 if TYPE_CHECKING:
     from pipeline.plan.grid_plan import Plan
+    from pipeline.results.judge.endpoint import Judge
+    from pipeline.results.lake.lake import Lake
 
 logger = logging.getLogger(__name__)
 
@@ -52,6 +63,13 @@ def run(
     ] = None,
     replace: Replace = False,
     rerun_other_code: RerunOtherCode = False,
+    judge: JudgeUrl = None,
+    judge_model: Annotated[
+        str, typer.Option("--judge-model", help="The model that judges, with --judge.")
+    ] = "",
+    judge_key_variable: KeyVariable = DEFAULT_KEY_VARIABLE,
+    judge_per_minute: PerMinute = None,
+    judge_parallel: Parallel = 4,
 ) -> None:
     """Run what is missing of a grid, then print its table and write its report.
 
@@ -71,6 +89,9 @@ def run(
     from pipeline.run.driver import run_plan
 
     parsed = load_grid(grid, set_, scale, limit)
+    asked = None
+    if judge is not None:
+        asked = open_judge(judge, judge_model, judge_key_variable, judge_per_minute)
     run_paths = RunPaths.under(results, lake, tracking, cache)
     found: Plan | None = None
     console = Console(stderr=True)
@@ -87,15 +108,20 @@ def run(
             found, refused = checked(found)
             for line in refused:
                 console.print(line, highlight=False, markup=False, soft_wrap=True)
+        if asked is not None and any(cell.judged for cell in found.missing):
+            _pass_gate(asked, Lake(run_paths.lake), judge_parallel)
         failed = run_plan(parsed, found, run_paths, console, workers, address)
     except Interrupted:
         raise Interrupted(kept_lines(found, parsed.name, run_paths)) from None
+    if asked is not None and any(cell.judged for cell in found.cells):
+        judge_now(Lake(run_paths.lake), parsed.name, asked, judge_parallel)
     print_table(
         run_paths.lake, parsed.name, "md", among={address_of(cell).scale for cell in found.cells}
     )
     given = {"--results": None if results == DEFAULT_RESULTS else str(results)}
     given |= {"--lake": lake, "--cache": cache}
     _print_words(run_paths.lake, parsed.name, command(given, "answers", parsed.name))
+    _print_waiting(Lake(run_paths.lake), parsed.name, console)
     report_path = write_report_files(run_paths.lake, parsed.name, results / f"{parsed.name}.html")
     _track_report(run_paths, parsed.name, Path(report_path))
     for line in closing_lines(parsed.name, found, run_paths, report_path, given):
@@ -138,3 +164,23 @@ def _print_words(lake: str, grid: str, more: str) -> None:
     except QueryError:
         return  # `answers.sample` is 0, or all cells are older than answers
     typer.echo(f"\n{words}\n      all of them: {more}\n")
+
+
+def _pass_gate(asked: Judge, lake: Lake, parallel: int) -> None:
+    """Refuse a judge that is none before hours are spent on what it is to judge."""
+    from pipeline.results.judge.judging import pass_gate
+    from pipeline.results.judge.replies import Replies
+
+    pass_gate(asked, Replies(lake.storage), parallel)
+
+
+def _print_waiting(lake: Lake, grid: str, console: Console) -> None:
+    """How answers that wait for a judge are judged."""
+    from pipeline.results.judge.judging import waiting
+
+    if n := waiting(lake.manifest(grid)):
+        console.print(
+            f"judge:  the answers of {n} cells are not judged yet: rledit judge {grid} --judge URL "
+            "--model MODEL",
+            highlight=False,
+        )

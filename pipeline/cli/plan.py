@@ -73,6 +73,7 @@ def plan(
         unfetched_files,
         unknowable,
     )
+    from pipeline.plan.estimate.judge import judge_lines
     from pipeline.plan.estimate.summary import assumption_line, summary
     from pipeline.plan.estimate.wall_clock import room_of
     from pipeline.plan.grid_plan import (
@@ -84,6 +85,7 @@ def plan(
         shared_lines,
         skip_lines,
     )
+    from pipeline.results.judge.judging import waiting
     from pipeline.results.lake.lake import Lake
 
     parsed = load_grid(grid, set_, scale, limit)
@@ -119,6 +121,10 @@ def plan(
     cost = estimate(to_run, _records(store), gpu_memory_gb, run_paths.cache)
     for line in summary(cost, done, room if to_run else 1):
         typer.echo(line)
+    for line in judge_lines(to_run, unknown):
+        typer.echo(line)
+    if n := waiting(store.manifest(parsed.name) if store.exists() else []):
+        typer.echo(f"judge: the answers of {n} finished cells are not judged yet")
     counts = f"{len(every)} cells, {len(to_run)} to run"
     left = f", {len(skipped)} skipped" if skipped else ""
     typer.echo(f"{counts}{left}; lake {run_paths.lake}")

@@ -65,7 +65,10 @@ def table(
 
 def query(
     sql: Annotated[
-        str, typer.Argument(help="SQL over the views runs, edits, answers, curves, cells.")
+        str,
+        typer.Argument(
+            help="SQL over the views runs, edits, answers, free_answers, curves, cells."
+        ),
     ],
     results: Results = DEFAULT_RESULTS,
     lake: LakeUri = None,

@@ -10,6 +10,7 @@ from pipeline.config.presets import PRESETS
 from pipeline.config.resources import ResourcesEntry
 from pipeline.config.stored_words import documented_value
 from rledit.chat import PromptStyle
+from rledit.free_answers import Context
 from rledit.measurements.registry import MEASUREMENTS
 from rledit.names import nearest
 from rledit.records import Split
@@ -193,6 +194,22 @@ class AnswersEntry:
 
 
 @dataclass(frozen=True, kw_only=True)
+class WildEntry:
+    """How the protocols ``wild`` and ``wild_judge`` ask for free answers.
+
+    Attributes:
+        context: What stands around a question: nothing (`question`), a request to answer it
+            (`instruction`), or one user's turn of the tokenizer's own chat template (`chat`).
+        full_stop: Whether a full stop ends an answer, as in the paper's release; it also cuts
+            names such as "St. Louis". ``false``: only a line break, the end of the text or 50
+            tokens do.
+    """
+
+    context: Context = "question"
+    full_stop: bool = True
+
+
+@dataclass(frozen=True, kw_only=True)
 class CovarianceEntry:
     """Key covariance, for the editors that need it.
 
@@ -255,6 +272,7 @@ class Grid:
         keep_edited: Keep the edited matrices of every finished cell in the cache, so that
             `rledit export` need not run the cell again.
         answers: What the model says of some edits, before and after, in words.
+        wild: How free answers are asked for, where a protocol scores them.
     """
 
     name: str
@@ -279,6 +297,7 @@ class Grid:
     resources: ResourcesEntry = field(default_factory=ResourcesEntry)
     keep_edited: bool = False
     answers: AnswersEntry = field(default_factory=AnswersEntry)
+    wild: WildEntry = field(default_factory=WildEntry)
 
 
 Scale = Literal["world", "standin", "full"]

@@ -18,6 +18,7 @@ from pipeline.config.grid import (
     Grid,
     ModelEntry,
     StreamEntry,
+    WildEntry,
     check_measurements,
 )
 from pipeline.config.names import check_names
@@ -165,6 +166,7 @@ _GROUPS: Mapping[str, type] = types.MappingProxyType(
         "material": EvalDataEntry,
         "resources": ResourcesEntry,
         "answers": AnswersEntry,
+        "wild": WildEntry,
     }
 )
 

@@ -16,6 +16,7 @@ from dataclasses import asdict
 from typing import Any
 
 from pipeline.config.gguf_refs import gguf_reference
+from pipeline.config.grid import WildEntry
 from pipeline.inputs.checkpoints import checkpoint_family
 from pipeline.inputs.content_hashes import (
     checkpoint_fingerprint,
@@ -73,6 +74,7 @@ def identity_of(cell: Cell) -> dict[str, Any]:
             **({"also_after": cell.also_after} if cell.also_after else {}),
             "probes": cell.probes,
             **({"scored_edits": cell.scored_edits} if cell.scored_edits is not None else {}),
+            **_wild(cell),
             "threads": cell.threads,
             **({"statistics": _covariance(cell)} if "statistics" in cell.needs else {}),
             **({"measurements": _measured(cell)} if cell.measurements else {}),
@@ -231,6 +233,12 @@ def _settings(cell: Cell) -> dict[str, Any]:
     younger = getattr(type(cell.settings), "younger", {})
     given = asdict(cell.settings)
     return {k: v for k, v in given.items() if k not in younger or v != younger[k]}
+
+
+def _wild(cell: Cell) -> dict[str, Any]:
+    """How free answers are asked for, where some are and it is not the default way."""
+    usual = cell.wild == WildEntry()
+    return {} if usual or not cell.writes_freely else {"wild": asdict(cell.wild)}
 
 
 def _measured(cell: Cell) -> dict[str, Any]:

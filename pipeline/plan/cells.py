@@ -229,6 +229,7 @@ def cells_of(grid: Grid) -> list[Cell]:
             resources=grid.resources,
             keep_edited=grid.keep_edited,
             answers=grid.answers,
+            wild=grid.wild,
         )
         for seed in grid.seeds
         for model in grid.models

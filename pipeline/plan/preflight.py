@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -39,6 +39,7 @@ from pipeline.plan.grid_plan import Plan
 from pipeline.plan.row_faults import Faults, stream_faults, subject_faults, together, train_faults
 from rledit.chat import PromptStyle
 from rledit.editors import editor_class
+from rledit.free_answers import FreeForm
 from rledit.records import Edit
 from rledit.tokenization import Encoder, TokenizationError
 from rledit.world import World, WorldModelSpec, world_encoder
@@ -269,7 +270,10 @@ def _check_kind(cell: Cell, architecture: Architecture, names: Sequence[str]) ->
 def check_tokenizer(cell: Cell) -> str | None:
     """What the model's tokenizer lacks for the editor, or for any; None where it lacks nothing."""
     try:
-        return editor_class(cell.editor.editor).skip_reason_of(cell.settings, _encoder(cell))
+        encoder = _encoder(cell)
+        if cell.writes_freely:
+            FreeForm(**asdict(cell.wild)).encoder(encoder)
+        return editor_class(cell.editor.editor).skip_reason_of(cell.settings, encoder)
     except TokenizationError as error:  # the encoder cannot be made at all
         return str(error)
 

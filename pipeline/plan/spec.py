@@ -21,9 +21,11 @@ from pipeline.config.grid import (
     EvalDataEntry,
     ModelEntry,
     StreamEntry,
+    WildEntry,
 )
 from pipeline.config.resources import ResourcesEntry
 from rledit.editors import editor_class
+from rledit.protocols import protocol
 from rledit.stream import checkpoints
 from rledit.written_answers import sampled
 
@@ -58,6 +60,7 @@ class CellSpec:
     resources: ResourcesEntry = field(default_factory=ResourcesEntry)
     keep_edited: bool = False
     answers: AnswersEntry = field(default_factory=AnswersEntry)
+    wild: WildEntry = field(default_factory=WildEntry)
     known: str = ""
 
     @property
@@ -71,6 +74,16 @@ class CellSpec:
         if self.scored_edits is None:
             return tuple(range(self.n_edits))
         return tuple(sampled(self.n_edits, self.scored_edits, self.seed))
+
+    @property
+    def writes_freely(self) -> bool:
+        """Whether a protocol wants free answers."""
+        return any("free" in protocol(name).asks for name in self.protocols)
+
+    @property
+    def judged(self) -> bool:
+        """Whether a judge is to score free answers after the run."""
+        return any(protocol(name).judged for name in self.protocols)
 
     @property
     def stream_name(self) -> str:

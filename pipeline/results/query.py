@@ -58,6 +58,7 @@ _OF_ITS_STREAM = "(asked_edits IS NULL OR checkpoint <= asked_edits)"
 _OF_ITS_PROTOCOLS = (
     "(asked_protocols IS NULL OR protocol IS NULL OR list_contains(asked_protocols, protocol))"
 )
+_OF_ITS_JUDGE = "(asked_protocols IS NULL OR list_contains(asked_protocols, 'wild_judge'))"
 _OF_ITS_STEPS = (
     "(asked_edits IS NULL OR step <= asked_edits OR metric SIMILAR TO '(train|validation)_.*')"
 )
@@ -96,6 +97,10 @@ _VIEWS = {
             FROM lake_answers WHERE checkpoint = 0
         ) USING (stored_key, edit_index, probe, probe_index)
         WHERE checkpoint > 0 AND {_OF_ITS_STREAM}""",
+    "free_answers": f"""
+        SELECT {_ADDRESS}, checkpoint, edit_index, edit_id, probe, probe_index, prompt, target,
+               answer, matches, counted, superseded, judge, reply, verdict
+        FROM {_placed("lake_free_answers")} WHERE {_OF_ITS_STREAM} AND {_OF_ITS_JUDGE}""",
     "curves": f"""
         SELECT {_ADDRESS}, step, metric, value
         FROM {_placed("lake_steps")} WHERE {_OF_ITS_STEPS}""",
@@ -152,7 +157,7 @@ def database(tables: Mapping[str, Any]) -> Connection:
 
 
 def _open(lake: Lake, records: Sequence[CellRecord]) -> Connection:
-    tables = ("cells", "scores", "edits", "steps", "answers")
+    tables = ("cells", "scores", "edits", "steps", "answers", "free_answers")
     connection = database({f"lake_{table}": lake.dataset(table, records) for table in tables})
     for name, sql in _VIEWS.items():
         connection.execute(f"CREATE VIEW {name} AS {sql}")
@@ -199,7 +204,8 @@ def runs(
             that was scored for a shorter one answers for it, with its own costs. A row then has
             `not_measured` (what → why) where the cell's data has nothing to measure it on,
             `reason` where it has no result, and of a model that was trained on the spot
-            `parameters`, and `preset` where it has the settings of a published model.
+            `parameters`, `preset` where it has the settings of a published model, and `judge`
+            where one has judged its answers (see `results.judge.judging`).
     """
     connection = lake if isinstance(lake, duckdb.DuckDBPyConnection) else connect(lake)
     of = "TRUE" if grid is None else f"grid = {quoted(grid)}"
@@ -229,12 +235,13 @@ def _add_remarks(rows: Sequence[dict[str, Any]], of: str, connection: Connection
     """Say in each row what a table must say of its cell and the view has no column for."""
     sql = f"""SELECT cell, reason, resolved->'$.not_measured' AS not_measured,
         CAST(resolved->>'$.parameters' AS BIGINT) AS parameters,
-        resolved->>'$.preset.name' AS preset
+        resolved->>'$.preset.name' AS preset, resolved->'$.judge' AS judge
         FROM cells WHERE {of}"""
     found: dict[str, dict[str, Any]] = {}
     for said in query(sql, connection).dicts():
-        if said["not_measured"] is not None:
-            said["not_measured"] = json.loads(said["not_measured"])
+        for name in ("not_measured", "judge"):
+            if said[name] is not None:
+                said[name] = json.loads(said[name])
         found[said.pop("cell")] = {k: v for k, v in said.items() if v is not None}
     for row in rows:
         row.update(found.get(row["cell"], {}))

@@ -15,6 +15,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from pipeline.results.judge.notes import judge_notes
 from pipeline.results.lake.records import BARE, SCORES
 from pipeline.results.model_names import row_titles
 from pipeline.results.protocol_captions import SCORE_DEFINITIONS, sorted_protocols
@@ -321,6 +322,7 @@ def _notes(rows: Sequence[Row]) -> list[str]:
         else f"One seed ({listed}): no spread is known."
     ]
     notes += _samples(rows)
+    notes += judge_notes(rows)
     notes += _remarks(rows)
     missing = Counter(row["status"] for row in rows if row["status"] != "done")
     notes += [f"{n} cell{'s' * (n > 1)} {status}." for status, n in sorted(missing.items())]

@@ -175,6 +175,7 @@ def _result(
         scores=rows.scores,
         steps=rows.steps + training,
         answers=rows.answers,
+        free_answers=rows.free_answers,
         train_seconds=network.seconds if network else 0.0,
         edit_seconds=rows.edit_seconds,
         edit_ms=1000 * rows.edit_seconds / cell.n_edits,

@@ -31,6 +31,8 @@ class Reading:
             logit than the rival's token of the same position; None where there is no rival.
         answer: The expected answer as text; "" where it was not given.
         text: What the model wrote behind the prompt alone; None where it was not asked to.
+        free_text: Its free answer, see `rledit.free_answers`; None where it was not asked for one.
+        free_tokens: The same as tokens.
     """
 
     expected: Tensor
@@ -40,6 +42,8 @@ class Reading:
     preferred: Tensor | None = None
     answer: str = ""
     text: str | None = None
+    free_text: str | None = None
+    free_tokens: tuple[int, ...] | None = None
 
 
 @torch.no_grad()

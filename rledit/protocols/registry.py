@@ -7,12 +7,14 @@ from dataclasses import dataclass
 from typing import Literal
 
 from rledit.decoding import MAX_NEW_TOKENS
+from rledit.free_answers import MOST_TOKENS
 from rledit.names import look_up
-from rledit.protocols import choice, choice_official, exact_match, generation, token_accuracy
+from rledit.protocols import choice, choice_official, exact_match, generation, token_accuracy, wild
 from rledit.protocols.reading import Reading
 
-Ask = Literal["rival", "text"]
-"""What a protocol needs beside the expected answer: the rival's likelihood, a written text."""
+Ask = Literal["rival", "text", "free"]
+"""What a protocol needs beside the expected answer: the rival's likelihood, a written text, a free
+answer."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -26,6 +28,8 @@ class Protocol:
         agreement: Two models' readings of one prompt, the edited one's first → 0..1, used for
             specificity against the unedited model; None where it is not defined.
         asks: What a reading has to hold beside the expected answer.
+        judged: Whether its answers are kept for a judge that is asked after the run, by which alone
+            they are scored.
     """
 
     name: str
@@ -33,6 +37,7 @@ class Protocol:
     score: Callable[[Reading], float | None]
     agreement: Callable[[Reading, Reading], float | None]
     asks: frozenset[Ask] = frozenset()
+    judged: bool = False
 
 
 _ALL = (
@@ -79,6 +84,25 @@ _ALL = (
         score=generation.contains,
         agreement=generation.contains_agreement,
         asks=frozenset({"text"}),
+    ),
+    Protocol(
+        name="wild",
+        definition="free greedy answer from the prompt alone, to a full stop, a line break, EOS or "
+        f"{MOST_TOKENS} tokens; normalised text equals the answer, Spe(self): same token ids as "
+        "before",
+        score=wild.score,
+        agreement=wild.agreement,
+        asks=frozenset({"free"}),
+    ),
+    Protocol(
+        name="wild_judge",
+        definition="the free answer of `wild`, graded by a language model as judge and not by a "
+        "comparison of texts; unrelated prompts are not judged, Spe(self): same token ids as "
+        "before",
+        score=wild.not_yet,
+        agreement=wild.agreement,
+        asks=frozenset({"free"}),
+        judged=True,
     ),
 )
 PROTOCOLS: dict[str, Protocol] = {protocol.name: protocol for protocol in _ALL}

@@ -31,6 +31,7 @@ from rledit.protocols import protocol
 TERA = 1e12
 KINDS = 3  # edit, rephrase and locality prompt
 GENERATED_TOKENS = 16
+FREE_TOKENS = 25  # of a free answer, of the 50 that it may have
 GPU_LAUNCH, CPU_LAUNCH = 2e-4, 5e-4  # seconds that a layer's operations take however small
 OPEN_SECONDS, OPEN_GB = 3.0, 1.0  # of a worker that opens a model, and GB it reads per second
 WORLD_TOKENS = 12  # of a sentence that a model of the synthetic world is trained on
@@ -247,6 +248,8 @@ def _scoring(model: _Passes, stored: bool, asked: bool) -> float:
     generated = 0.0
     if any("text" in protocol(name).asks for name in cell.protocols):
         generated = GENERATED_TOKENS * model.forward(KINDS * scored, layers, 0, KINDS * scored)
+    if cell.writes_freely:
+        generated += FREE_TOKENS * model.forward(KINDS * scored, layers, 0, KINDS * scored)
     references = 0.0
     if not asked:
         references = model.prompts(edits, layers - model.work.first_layer, 0)

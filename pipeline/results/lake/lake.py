@@ -13,6 +13,7 @@
   are shown. Cells of earlier versions are known by today's key
   (`pipeline.results.lake.key_versions`).
 - A cell whose rows are among another's has none of its own: `pipeline.results.lake.contained`.
+- Replies of judges lie beside the cells, in `judge_replies/` (`pipeline.results.judge.replies`).
 - Everything here reads through the manifest. Plain readers may use
   `read_parquet('LAKE/scores/**/*.parquet', hive_partitioning=true, union_by_name=true)`.
 """

@@ -67,6 +67,7 @@ class CellResult:
         steps: rows (step, metric, value).
         answers: rows of what the model says in words (see `pipeline.results.lake.schemas`); none
             where nothing was asked.
+        free_answers: rows of free answers that a judge is to score; none without `wild_judge`.
         edit_ms: milliseconds per edit; `edit_seconds` is the whole stream's.
         threads: CPU threads per rank. With `ranks` it decides whether two results can be
             expected to agree bitwise.
@@ -88,6 +89,7 @@ class CellResult:
     scores: TableRows = ()
     steps: TableRows = ()
     answers: TableRows = ()
+    free_answers: TableRows = ()
     train_seconds: float | None = None
     edit_seconds: float | None = None
     edit_ms: float | None = None

@@ -88,6 +88,22 @@ TABLES: dict[str, Columns] = {
         "has_target": ("bool", True),
         "superseded": ("bool", True),
     },
+    "free_answers": {  # of all edits that are scored, for a judge
+        "checkpoint": ("int32", True),  # edits applied when asked; 0: the unedited model
+        "edit_index": ("int32", True),
+        "edit_id": ("string", True),
+        "probe": ("string", True),  # edit or rephrase
+        "probe_index": ("int32", True),
+        "prompt": ("string", True),
+        "target": ("string", True),
+        "answer": ("string", True),
+        "matches": ("bool", True),  # the target by comparison, as in the protocol `wild`
+        "counted": ("bool", True),  # no later edit answers the rephrase otherwise
+        "superseded": ("bool", True),  # the edit
+        "judge": ("string", False),  # who was asked; null: nobody yet
+        "reply": ("string", False),  # its raw reply
+        "verdict": ("bool", False),  # the answer is right; null: the reply says neither
+    },
     "cells": {
         "status": ("string", True),
         "reason": ("string", False),
@@ -116,7 +132,7 @@ TABLES: dict[str, Columns] = {
 
 DATA_TABLES = ("edits", "steps", "scores")  # in the order in which they are written
 # Tables of which a cell may have no shard, as it has none where it was asked for no such rows.
-OPTIONAL_TABLES = ("answers",)
+OPTIONAL_TABLES = ("answers", "free_answers")
 JSON_COLUMNS = ("identity", "versions", "resolved", "files")
 
 # Within one cell these columns name a row.
@@ -125,5 +141,6 @@ ROW_KEYS: dict[str, tuple[str, ...]] = {
     "steps": ("metric", "step"),
     "scores": ("checkpoint", "protocol"),
     "answers": ("checkpoint", "edit_index", "probe", "probe_index"),
+    "free_answers": ("checkpoint", "edit_index", "probe", "probe_index"),
     "cells": (),
 }

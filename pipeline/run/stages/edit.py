@@ -26,13 +26,14 @@ from pipeline.run.stages.measure import StreamMeasures
 from pipeline.run.stages.prefixes import fill_store, open_store
 from pipeline.run.stages.prepare import held_shares, open_model
 from pipeline.run.stages.routing import routing_rows
-from pipeline.run.stages.rows import SCORES, edit_rows, left_out_rows, score_rows
+from pipeline.run.stages.rows import SCORES, edit_rows, free_rows, left_out_rows, score_rows
 from pipeline.run.stages.train import Trained, training_batches
 from pipeline.run.stages.unedited import UneditedRecord
 from rledit.editors import Editor, editor_class
 from rledit.editors.base import prefixed, unprefixed
 from rledit.editors.overlay_editor import kept_memory
 from rledit.finite import NonFiniteError, require_finite
+from rledit.free_answers import FreeForm
 from rledit.protocols import protocol
 from rledit.records import Edit, asked
 from rledit.scoring import Scorer, count_contradicting
@@ -56,6 +57,7 @@ class StreamRows:
     scores: list[dict[str, Any]] = field(default_factory=list)
     steps: list[dict[str, Any]] = field(default_factory=list)
     answers: list[dict[str, Any]] = field(default_factory=list)
+    free_answers: list[dict[str, Any]] = field(default_factory=list)
     batches: int = 0
     edit_seconds: float = 0.0
     score_seconds: float = 0.0
@@ -110,6 +112,7 @@ def edit_stream(
             places=cell.scored_places,
             prefetch=None if store is None else partial(fill_store, store, model, cache, report),
             unedited=unedited.readings,
+            form=FreeForm(**asdict(cell.wild)),
         )
     except NonFiniteError as error:
         raise error.at(after_batch(0, 0)) from None
@@ -184,6 +187,7 @@ def _run(
             rows.score_seconds += event.seconds
             rows.edits += edit_rows(event, edits, cell)
             rows.scores += score_rows(event, cell)
+            rows.free_answers += free_rows(event, edits)
             rows.steps += left_out_rows(event)
             rows.steps += routing_rows(editor, scorer, cell, event.n_edits)
             rows.score_seconds += answers.add_missing(rows.answers, event.n_edits)
@@ -227,6 +231,7 @@ def _before_editing(
     event = StreamScored(n_edits=0, scores=scores, seconds=seconds)
     return StreamRows(
         scores=list(score_rows(event, cell)),
+        free_answers=list(free_rows(event, edits)),
         steps=[*steps, *left_out_rows(event)],
         score_seconds=seconds,
     )

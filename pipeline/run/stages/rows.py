@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import asdict
 from typing import Any
 
 from pipeline.plan.cells import Cell
@@ -29,6 +30,19 @@ def edit_rows(event: StreamScored, edits: list[Edit], cell: Cell) -> Iterator[di
             **{name: getattr(score, name) for name in SCORES},
             "superseded": score.superseded,
         }
+
+
+def free_rows(event: StreamScored, edits: list[Edit]) -> Iterator[dict[str, Any]]:
+    """Rows of the table `free_answers`: those that a judge is to score."""
+    for score in event.scores:
+        for answer in score.free:
+            yield {
+                "checkpoint": event.n_edits,
+                "edit_index": score.edit_index,
+                "edit_id": edits[score.edit_index].edit_id,
+                **asdict(answer),
+                "superseded": score.superseded,
+            }
 
 
 def left_out_rows(event: StreamScored) -> Iterator[dict[str, Any]]:

@@ -32,7 +32,7 @@ _OF_THE_EDITOR = (
     "editor", "editor_source", "settings", "calibration", "statistics", "checkpoints", "also_after",
     "training_seed", "validated",
 )  # fmt: skip
-_ROWS = ("scores", "steps", "answers")
+_ROWS = ("scores", "steps", "answers", "free_answers")
 
 
 class UneditedRecord:
@@ -109,7 +109,7 @@ def _plain(reading: Reading) -> dict[str, Any]:
 
 
 def _reading(found: Mapping[str, Any]) -> Reading:
-    preferred = found["preferred"]
+    preferred, tokens = found["preferred"], found["free_tokens"]
     return Reading(
         expected=torch.tensor(found["expected"], dtype=torch.long),
         predicted=torch.tensor(found["predicted"], dtype=torch.long),
@@ -118,4 +118,6 @@ def _reading(found: Mapping[str, Any]) -> Reading:
         preferred=None if preferred is None else torch.tensor(preferred, dtype=torch.bool),
         answer=found["answer"],
         text=found["text"],
+        free_text=found["free_text"],
+        free_tokens=None if tokens is None else tuple(tokens),
     )

@@ -25,6 +25,7 @@ from pipeline.config.grid import (
     Grid,
     ModelEntry,
     StreamEntry,
+    WildEntry,
 )
 from pipeline.config.presets import PRESETS
 from pipeline.config.ranges import number_problem
@@ -88,6 +89,7 @@ GROUPS: tuple[tuple[str, type, str], ...] = (
     ("covariance", CovarianceEntry, ""),
     ("eval_data", EvalDataEntry, ""),
     ("answers", AnswersEntry, ""),
+    ("wild", WildEntry, ""),
     ("resources", ResourcesEntry, ""),
 )
 SECTION_OF = {cls: title for title, cls, _ in GROUPS}

@@ -31,6 +31,7 @@ NO_ERRORS_OF_USERS = {
     "LeaseLost": "a worker stops because another one has its task; no command shows it",
     "StreamBroken": "carries an error and the rows before it from a stream to the lake",
     "Terminated": "SIGTERM: nothing was wrong",
+    "_Passing": "a request to a judge that is made again, until it becomes a JudgeError",
     "_Refused": "a job server's answer, which its client turns into a SubmitError",
     "_StopRequested": "a signal on its way out of a running cell",
 }

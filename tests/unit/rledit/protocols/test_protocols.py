@@ -259,7 +259,7 @@ def test_a_blank_old_answer_has_no_choice_and_nothing_else_suffers() -> None:
     edits = [replace(e, old_target=None) for e in random_edits(3)]
     scores = scores_of(edited_model("llama"), edits)
     assert all(s.efficacy is None for s in scores if s.protocol.startswith("choice"))
-    assert all(s.specificity is not None for s in scores)
+    assert all(s.specificity is not None for s in scores if s.protocol != "wild_judge")
     assert all(s.efficacy is not None for s in scores if s.protocol == "generation")
 
 
