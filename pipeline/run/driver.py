@@ -26,6 +26,7 @@ from pipeline.run.fleet.progress import Progress
 from pipeline.run.fleet.queue import Finished
 from pipeline.run.garbage import garbage_collect
 from pipeline.run.heartbeat import Heartbeat
+from pipeline.run.imported_statistics import require_imports
 from pipeline.run.signals import SignalHandler, ended_by_signal
 from pipeline.run.tasks import Task, tasks_of
 from pipeline.storage.run_paths import RunPaths
@@ -60,6 +61,7 @@ def run_plan(
         The number of cells that failed, or were refused because of rows they cannot use.
 
     Raises:
+        ConfigError: A published covariance that the grid names has not been imported.
         Terminated: The process was told to end.
     """
     lake = Lake(run_paths.lake)
@@ -77,6 +79,7 @@ def run_plan(
             lake.contain(plan.without_rows)
             lake.show(address_of(cell) for cell in plan.cells)
             migrate_cache(plan.missing, run_paths.cache)
+            require_imports([c for c in plan.missing if plan.reason(c) is None], run_paths.cache)
             for cell in plan.missing:
                 reason = plan.reason(cell)
                 if reason is not None and plan.failed.get(key_of(cell)) != reason:
