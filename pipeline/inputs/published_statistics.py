@@ -9,8 +9,8 @@ k kᵀ and the number of its tokens:
 - ``sample_size``: documents that were asked for.
 
 A value that is missing is a float64 NaN of one special bit pattern. AlphaEdit's
-``null_space_project.pt`` is one tensor (layers, d_in, d_in) in the order of its layer list, BetaEdit's
-files one (d_in, d_in) each.
+``null_space_project.pt`` is one tensor (layers, d_in, d_in) in the order of its layer list, and
+BetaEdit's files are one (d_in, d_in) each.
 """
 
 from __future__ import annotations

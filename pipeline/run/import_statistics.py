@@ -29,14 +29,15 @@ from pipeline.run.stages.prepare import open_model, prepare_model
 from rledit.locate.covariance import CovarianceError, KeyCovariance
 from rledit.locate.verification import (
     Check,
+    Observed,
     check_projection,
     check_sum,
     compare_projection,
     compare_sum,
+    observe,
     rank_of,
     require,
 )
-from rledit.model import EditableModel
 
 DOCUMENTS = 200
 """Documents of the sample that a file is held against, evenly spread over the corpus."""
@@ -65,15 +66,6 @@ class Imported:
     linear: str
     file_hash: str
     checks: tuple[Check, ...]
-
-
-@dataclass(frozen=True, kw_only=True, eq=False)
-class _Sample:
-    """A model, and token ids of the documents that files are held against."""
-
-    cell: Cell
-    model: EditableModel
-    texts: tuple[Sequence[int], ...]
 
 
 def model_cell(
@@ -164,8 +156,7 @@ def _import_sum(
     identity = imported_identity(cell, name, content, found.dtype)
     moment = KeyCovariance(identity, width)
     moment.total, moment.count = found.total, found.count
-    sample = _sample(cell, set(widths.values()), cache, report)
-    checks += compare_sum(sample.model, sample.texts, name, moment)
+    checks += compare_sum(_observed(cell, widths, cache, report), name, moment.mean())
     require(checks, what, _ADVICE)
     said = {"documents": json.dumps(found.documents)}
     _write(cell, name, content, cache, moment.tensors(), moment.metadata() | said, path, checks)
@@ -185,9 +176,9 @@ def _import_projections(
     for (name, width), projection in zip(widths.items(), every, strict=True):
         checks[name] = check_projection(projection, width)
         require(checks[name], f"{path}, as projection of {name},", _ADVICE)
-    sample = _sample(cell, set(widths.values()), cache, report)
+    observed = _observed(cell, widths, cache, report)
     for name, projection in zip(widths, every, strict=True):
-        checks[name] += compare_projection(sample.model, sample.texts, name, projection)
+        checks[name] += compare_projection(observed, name, projection)
         require(checks[name], f"{path}, as projection of {name},", _ADVICE)
     taken = []
     for place, (name, projection) in enumerate(zip(widths, every, strict=True)):
@@ -202,14 +193,14 @@ def _import_projections(
     return taken
 
 
-def _sample(cell: Cell, widths: set[int], cache: Cache, report: Report) -> _Sample:
-    """The model with every linear of some widths as a target, and the documents."""
+def _observed(cell: Cell, widths: dict[str, int], cache: Cache, report: Report) -> Observed:
+    """What the model's linears take in over documents of the corpus."""
     architecture = architecture_of(cell)
     alike = [
         name
         for kind in architecture.description.target_modules
         for name, (d_in, _) in architecture.target_modules((f"{kind}:all",)).items()
-        if d_in in widths
+        if d_in in widths.values()
     ]
     folder = prepare_model(cell, cache, report)
     settings = {**cell.editor.settings, "modules": alike}
@@ -218,8 +209,8 @@ def _sample(cell: Cell, widths: set[int], cache: Cache, report: Report) -> _Samp
     n = min(DOCUMENTS, len(every))
     most = min(opened.encoder.max_length or cell.statistics.max_tokens, cell.statistics.max_tokens)
     documents = [every[i * len(every) // n] for i in range(n)]
-    texts = tuple(opened.encoder.text_ids(text)[:most] for text in documents)
-    return _Sample(cell=cell, model=opened, texts=texts)
+    texts = [opened.encoder.text_ids(text)[:most] for text in documents]
+    return observe(opened, texts, list(widths))
 
 
 def _write(

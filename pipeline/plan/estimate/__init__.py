@@ -27,6 +27,7 @@ from pipeline.plan.estimate.needs import (
     absent_files,
     disk_gb,
     file_needs,
+    imported_needs,
     model_needs,
     network_place,
     statistics_need,
