@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -221,8 +221,8 @@ class CovarianceEntry:
     max_tokens: int = 1024
     dtype: Literal["float32", "float64"] = "float32"
     shards: int = 1
-    imported: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
-    projections: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
+    imported: dict[str, dict[str, str]] = field(default_factory=dict)
+    projections: dict[str, dict[str, str]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -107,16 +107,14 @@ def write_sum(path: Path, moment: KeyCovariance, documents: int) -> None:
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".tmp-{path.name}")
+    arrays: dict[str, Any] = {
+        CONSTRUCTOR: np.array("util.runningstats.SecondMoment()"),
+        COUNT: np.array(moment.count, dtype=np.int64),
+        SUM: moment.total.cpu().numpy(),
+        SAMPLE_SIZE: np.array(documents, dtype=np.int64),
+    }
     with temporary.open("wb") as file:
-        np.savez(
-            file,
-            **{
-                CONSTRUCTOR: np.array("util.runningstats.SecondMoment()"),
-                COUNT: np.array(moment.count, dtype=np.int64),
-                SUM: moment.total.cpu().numpy(),
-                SAMPLE_SIZE: np.array(documents, dtype=np.int64),
-            },
-        )
+        np.savez(file, **arrays)
     temporary.replace(path)
 
 
@@ -169,8 +167,8 @@ def _arrays(path: Path) -> dict[str, Any]:
 
 def _open(path: Path, file: IO[bytes]) -> dict[str, Any]:
     if not zipfile.is_zipfile(file):
-        head = file.seek(0) or file.read(2)
-        if head[:1] == b"\x80":  # a pickle says its protocol first
+        file.seek(0)
+        if file.read(1) == b"\x80":  # a pickle says its protocol first
             raise CovarianceError(
                 f"{path}: this is a pickle, which may run code when it is loaded; it is not "
                 "loaded. Take the .npz of plain arrays"

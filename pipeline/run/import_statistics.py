@@ -95,7 +95,10 @@ def model_cell(
         "statistics": {"corpus": corpus, "documents": DOCUMENTS},
     }
     (cell,) = cells_of(scaled(parse_grid(Located.of_data(data, "rledit statistics"))))
-    return cell if dtype is None else replace(cell, model=replace(cell.model, dtype=dtype))
+    if dtype is None:
+        return cell
+    precision: Any = dtype  # which the parser has checked; a preset would set its own
+    return replace(cell, model=replace(cell.model, dtype=precision))
 
 
 def import_statistics(
@@ -149,7 +152,8 @@ def _import_sum(
         )
     ((name, width),) = widths.items()
     found = read_sum(path)
-    window = architecture_of(cell).model.config.max_position_embeddings
+    config: Any = architecture_of(cell).model.config
+    window = getattr(config, "max_position_embeddings", None)
     what = f"{path}, as key covariance of {name},"
     checks = check_sum(found.total, found.count, found.documents, width, window)
     require(checks, what, _ADVICE)  # before the model is loaded

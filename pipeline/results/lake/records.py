@@ -113,7 +113,7 @@ def imported_words(identity: Mapping[str, Any]) -> str:
     for key, what in (("imported", "key covariance"), ("projections", "projections")):
         if files := used.get(key):
             each = ", ".join(f"{linear} {str(known)[:12]}" for linear, known in files.items())
-            return f"{what} imported:{each}"
+            return f"{what} imported: {each}"
     return ""
 
 

@@ -5,13 +5,14 @@ from __future__ import annotations
 import json
 import pickle
 import re
+import shutil
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 import yaml
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from typer.testing import CliRunner
 
 from pipeline.cli import app
@@ -19,9 +20,15 @@ from pipeline.config.parse import load_grid
 from pipeline.errors import ConfigError
 from pipeline.inputs.corpus import open_corpus
 from pipeline.inputs.published_statistics import MISSING, file_hash, read_sum
+from pipeline.paper.comparability import _other_covariance
 from pipeline.plan.cell_keys import identity_of, key_of
 from pipeline.plan.cells import Cell, cells_of
+from pipeline.results.lake.lake import Lake
+from pipeline.results.query import runs
+from pipeline.results.report_facts import provenance
+from pipeline.results.tables import build_table
 from pipeline.run.cache import Cache
+from pipeline.run.cell import run_cell
 from pipeline.run.import_statistics import import_statistics
 from pipeline.run.imported_statistics import load_imported, require_imports
 from pipeline.run.reporting import silent
@@ -387,3 +394,33 @@ def test_projections_are_refused_with_the_number_that_failed(
     with pytest.raises(CovarianceError, match="expected one tensor"):
         published.take(path, LINEARS[0], Cache(tmp_path / "cache"))
     assert not list(tmp_path.glob("cache/statistics/**/*.safetensors"))
+
+
+def test_a_model_of_other_weights_is_refused(published: Published, tmp_path: Path) -> None:
+    """The same shapes, names and tokenizer; every number of the file itself is sound."""
+    other = shutil.copytree(published.folder, tmp_path / "other")
+    weights = load_file(other / "model.safetensors")
+    torch.manual_seed(0)
+    mixed = {k: v[:, torch.randperm(v.shape[1])] if v.ndim == 2 else v for k, v in weights.items()}
+    save_file({k: v.contiguous() for k, v in mixed.items()}, other / "model.safetensors")
+    path, cache = published.files[LINEARS[0]], Cache(tmp_path / "cache")
+    with pytest.raises(
+        CovarianceError, match="cosine of the correlations of different inputs is 0.0"
+    ):
+        import_statistics(path, str(other), [LINEARS[0]], cache, corpus=str(published.corpus))
+
+
+def test_tables_reports_and_comparisons_say_what_was_imported(
+    published: Published, tmp_path: Path
+) -> None:
+    cache, lake = Cache(tmp_path / "cache"), Lake(str(tmp_path / "lake"))
+    hashes = {k: published.take(v, k, cache) for k, v in published.files.items()}
+    cell = published.cell("memit", named("imported", hashes))
+    run_cell(cell, published.folder, None, cache, lake, silent)
+    used = f"key covariance imported: {LINEARS[0]} {hashes[LINEARS[0]][:12]}, {LINEARS[1]} "
+    (note,) = [n for n in build_table(runs(lake)).notes if "imported" in n]
+    assert note.startswith(f"Not computed here: memit on llama-tiny used {used}")
+    (record,) = lake.manifest()
+    assert dict(provenance([record]))["imported statistics"].startswith(used)
+    reasons = list(_other_covariance(record.values["identity"]["statistics"], cell))
+    assert len(reasons) == 1 and hashes[LINEARS[0]][:12] in reasons[0]
