@@ -64,6 +64,7 @@ def run_plan(
         ConfigError: A published covariance that the grid names has not been imported.
         Terminated: The process was told to end.
     """
+    require_imports([c for c in plan.missing if plan.reason(c) is None], run_paths.cache)
     lake = Lake(run_paths.lake)
     with ended_by_signal() as signals:
         tracker = Tracker(run_paths.tracking, grid.name)
@@ -79,7 +80,6 @@ def run_plan(
             lake.contain(plan.without_rows)
             lake.show(address_of(cell) for cell in plan.cells)
             migrate_cache(plan.missing, run_paths.cache)
-            require_imports([c for c in plan.missing if plan.reason(c) is None], run_paths.cache)
             for cell in plan.missing:
                 reason = plan.reason(cell)
                 if reason is not None and plan.failed.get(key_of(cell)) != reason:
