@@ -20,6 +20,7 @@ from pipeline.cli import (
     judge,
     plan,
     results,
+    statistics,
     tracked_pages,
 )
 from pipeline.cli.errors import errors_as_help
@@ -89,7 +90,13 @@ covariance_app = typer.Typer(help="Share key covariance between users.", no_args
 covariance_app.command("export")(covariance.covariance_export)
 covariance_app.command("import")(covariance.covariance_import)
 app.add_typer(covariance_app, name="covariance")
-add_old_names(app, covariance_app)
+statistics_app = typer.Typer(
+    help="Take and write key covariance in the form that releases publish.", no_args_is_help=True
+)
+statistics_app.command("import")(statistics.statistics_import)
+statistics_app.command("export")(statistics.statistics_export)
+app.add_typer(statistics_app, name="statistics")
+add_old_names(app)
 
 
 def main() -> Any:

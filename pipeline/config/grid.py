@@ -225,6 +225,12 @@ class CovarianceEntry:
         dtype: Precision of the sums.
         shards: Parts summed by separate workers. They add up to the same covariance but for the
             order of the sums, so the number is part of the identity.
+        imported: Published key covariance to use instead of summing a corpus: for a model of the
+            grid, each linear and what `rledit statistics import` has called the file, as in
+            ``{llama3-8b: {model.layers.4.mlp.down_proj: 5e0f…}}``. An editor takes all its linears
+            from there or none.
+        projections: The same of published null-space projections, which AlphaEdit uses where there
+            are some, and no other editor.
     """
 
     corpus: str | None = None
@@ -232,6 +238,8 @@ class CovarianceEntry:
     max_tokens: int = 1024
     dtype: Literal["float32", "float64"] = "float32"
     shards: int = 1
+    imported: dict[str, dict[str, str]] = field(default_factory=dict)
+    projections: dict[str, dict[str, str]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -71,6 +71,10 @@ def check_names(grid: Grid, located: Located) -> None:
         for k, name in enumerate(dataset.protocols):
             own = dict.fromkeys(grid.protocols)
             _known(name, own, ("datasets", i, "protocols", k), located, "protocol of the grid")
+    for key in ("imported", "projections"):
+        for name in getattr(grid.statistics, key):
+            models = {model.name: model for model in grid.models}
+            _known(name, models, ("covariance", key, name), located, "model of the grid")
     if grid.standins and len(grid.standins) != len(grid.streams):
         raise ConfigError(f"{located.place(('proxies',))}: one for each stream, or none at all")
     if (problem := grid.resources.problem()) is not None:

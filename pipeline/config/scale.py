@@ -124,4 +124,5 @@ def _embedded(entry: DatasetEntry, scale: str, longest: int, lessons: bool) -> D
 
 def _small(statistics: CovarianceEntry) -> CovarianceEntry:
     documents = min(statistics.documents, PROXY_DOCUMENTS)
-    return replace(statistics, corpus=None, documents=documents)
+    # What is published is of the published models.
+    return replace(statistics, corpus=None, documents=documents, imported={}, projections={})

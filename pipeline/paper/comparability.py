@@ -102,6 +102,10 @@ def _other_files(cell: CellRows, dataset: str, expected: Cell) -> Iterator[str]:
 
 
 def _other_covariance(used: Mapping[str, Any], expected: Cell) -> Iterator[str]:
+    if files := used.get("imported") or used.get("projections"):
+        hashes = ", ".join(dict.fromkeys(str(known)[:12] for known in files.values()))
+        yield f"imported key covariance or projections, of which no hash is published: {hashes}"
+        return
     yield from _unlisted(
         used.get("corpus_hash"),
         published()["corpora"],

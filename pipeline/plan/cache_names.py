@@ -38,6 +38,11 @@ def whole_file(folder: str, module: str) -> str:
     return f"{folder}/{module}.whole.safetensors"
 
 
+def imported_file(model_hash: str, module: str, file_hash: str) -> str:
+    """A published key covariance, or projection, of a linear that has been verified."""
+    return f"statistics/imported/{model_hash}/{module}.{file_hash.replace('#', '-')}.safetensors"
+
+
 def known_name(cell: Cell) -> str:
     """The name of the record of real facts that the cell's model knows, in the cache."""
     return f"known/{known_key_of(cell)}.json"

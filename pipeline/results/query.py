@@ -19,7 +19,7 @@ from typing import Any, Literal, TypeAlias
 import duckdb
 
 from pipeline.results.lake.lake import Lake
-from pipeline.results.lake.records import BARE, INSTRUCTED, CellRecord
+from pipeline.results.lake.records import BARE, INSTRUCTED, CellRecord, imported_words
 from pipeline.results.sheets import Head, Sheet, as_csv, as_terminal
 from rledit.errors import UserError
 
@@ -203,6 +203,7 @@ def runs(
         final: keep only the last checkpoint of each cell, and cells without scores. A longer stream
             that was scored for a shorter one answers for it, with its own costs. A row then has
             `not_measured` (what → why) where the cell's data has nothing to measure it on,
+            `imported` where it used published statistics instead of its own,
             `reason` where it has no result, and of a model that was trained on the spot
             `parameters`, `preset` where it has the settings of a published model, and `judge`
             where one has judged its answers (see `results.judge.judging`).
@@ -234,6 +235,7 @@ def runs(
 def _add_remarks(rows: Sequence[dict[str, Any]], of: str, connection: Connection) -> None:
     """Say in each row what a table must say of its cell and the view has no column for."""
     sql = f"""SELECT cell, reason, resolved->'$.not_measured' AS not_measured,
+        identity->'$.statistics' AS statistics,
         CAST(resolved->>'$.parameters' AS BIGINT) AS parameters,
         resolved->>'$.preset.name' AS preset, resolved->'$.judge' AS judge
         FROM cells WHERE {of}"""
@@ -242,6 +244,8 @@ def _add_remarks(rows: Sequence[dict[str, Any]], of: str, connection: Connection
         for name in ("not_measured", "judge"):
             if said[name] is not None:
                 said[name] = json.loads(said[name])
+        used = json.loads(said.pop("statistics") or "null")
+        said["imported"] = imported_words({"statistics": used}) or None
         found[said.pop("cell")] = {k: v for k, v in said.items() if v is not None}
     for row in rows:
         row.update(found.get(row["cell"], {}))

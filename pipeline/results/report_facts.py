@@ -7,7 +7,7 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from pipeline.results.lake.records import CellRecord, prompt_of
+from pipeline.results.lake.records import CellRecord, imported_words, prompt_of
 from pipeline.results.model_names import model_name
 from pipeline.results.tables import editor_label, stream_label
 
@@ -61,6 +61,7 @@ def provenance(records: Sequence[CellRecord]) -> list[tuple[str, str]]:
         ("code version", distinct(v["code_version"] for v in values)),
         ("data", distinct(f"{r.address.dataset} {r.values['data_hash']}" for r in done)),
         ("model", distinct(f"{r.address.model} {r.values['model_hash'] or ''}" for r in done)),
+        ("imported statistics", distinct(imported_words(r.values["identity"]) for r in records)),
         ("prompts", distinct(prompt_of(r.values["identity"]) for r in records)),
         ("scale", distinct(r.address.scale for r in records)),
         ("streams", ", ".join(stream_label(s) for s in sorted(streams))),

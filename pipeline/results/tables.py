@@ -332,6 +332,12 @@ def _notes(rows: Sequence[Row]) -> list[str]:
         for row in rows
         for what, why in (row.get("not_measured") or {}).items()
     )
+    imported: dict[str, dict[str, None]] = {}
+    for row in rows:
+        if used := row.get("imported"):
+            where = f"{editor_label(row['editor'], row['variant'])} on {row['model']}"
+            imported.setdefault(used, {})[where] = None
+    notes += [f"Not computed here: {', '.join(on)} used {used}." for used, on in imported.items()]
     for name, what in (("code_version", "code versions"), ("data_hash", "data hashes")):
         if name == "data_hash" and len({row["dataset"] for row in rows}) > 1:
             continue

@@ -34,6 +34,7 @@ from pipeline.run.fleet.progress import Progress
 from pipeline.run.fleet.queue import Finished
 from pipeline.run.garbage import garbage_collect
 from pipeline.run.heartbeat import Heartbeat
+from pipeline.run.imported_statistics import require_imports
 from pipeline.run.run_file import RunFile, run_file
 from pipeline.run.signals import SignalHandler, ended_by_signal
 from pipeline.run.tasks import Task, tasks_of
@@ -69,8 +70,10 @@ def run_plan(
         The number of cells that failed, or were refused because of rows they cannot use.
 
     Raises:
+        ConfigError: A published covariance that the grid names has not been imported.
         Terminated: The process was told to end.
     """
+    require_imports([c for c in plan.missing if plan.reason(c) is None], run_paths.cache)
     lake = Lake(run_paths.lake)
     with _kept_file(grid, plan, lake, tags) as file, ended_by_signal() as signals:
         tracker = Tracker(run_paths.tracking, grid.name, lake, code_version())

@@ -11,13 +11,17 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from pipeline.errors import ConfigError
+from pipeline.inputs.published_statistics import write_sum
 from pipeline.plan.cache_names import covariance_folder, whole_file
+from pipeline.plan.cell_data import read_corpus
 from pipeline.plan.cell_keys import covariance_key_of
 from pipeline.plan.cells import Cell
 from pipeline.plan.checks import skip_reason
+from pipeline.plan.imported import sums_corpus
 from pipeline.run.cache import Cache
+from pipeline.run.imported_statistics import read_covariance
 from pipeline.run.resume import write_tensors
-from pipeline.run.stages.covariance import covariance_fingerprints, load_covariance, read_covariance
+from pipeline.run.stages.covariance import covariance_fingerprints, load_covariance
 from rledit.locate.covariance import CovarianceFingerprint
 
 logger = logging.getLogger(__name__)
@@ -42,6 +46,34 @@ def export_covariance(cells: Sequence[Cell], cache: Cache, folder: Path) -> list
     if not written:
         raise ConfigError("no key covariance of this grid is finished; run the grid first")
     return written
+
+
+def export_published(cells: Sequence[Cell], cache: Cache, folder: Path) -> list[Path]:
+    """Write every finished moment of a grid's cells as the ROME family does.
+
+    Returns:
+        The files, ``MODEL/CORPUS_stats/LINEAR_PRECISION_mom2_DOCUMENTS.npz``.
+
+    Raises:
+        ConfigError: No cell needs moments, or none is finished.
+    """
+    written: dict[Path, None] = {}
+    for cell in _by_key(cells).values():
+        documents = read_corpus(cell).documents
+        corpus = Path(cell.corpus or "world").name.partition(".")[0]
+        checkpoint = cell.model.checkpoint or ""
+        on_hub = checkpoint and not Path(checkpoint).exists()
+        # Whole repositories' names are told apart by their owners, as in MEMIT.
+        model = checkpoint.partition("@")[0].replace("/", "_") if on_hub else cell.model.name
+        for module in _finished(cell, cache):
+            moment = load_covariance(cell, cache, [module])[module]
+            name = f"{module}_{moment.identity.dtype}_mom2_{documents}.npz"
+            path = folder / model / f"{corpus}_stats" / name
+            write_sum(path, moment, documents)
+            written[path] = None
+    if not written:
+        raise ConfigError("no key covariance of this grid is finished; run the grid first")
+    return list(written)
 
 
 def import_covariance(cells: Sequence[Cell], cache: Cache, folder: Path) -> list[str]:
@@ -87,7 +119,7 @@ def _by_key(cells: Sequence[Cell]) -> dict[str, Cell]:
     found = {
         covariance_key_of(cell): cell
         for cell in cells
-        if "statistics" in cell.needs and skip_reason(cell) is None
+        if sums_corpus(cell) and skip_reason(cell) is None
     }
     if not found:
         raise ConfigError("no editor of this grid needs key covariance")

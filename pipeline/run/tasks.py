@@ -25,6 +25,7 @@ from pipeline.plan.cell_keys import (
 )
 from pipeline.plan.cells import Cell
 from pipeline.plan.checks import skip_reason
+from pipeline.plan.imported import sums_corpus
 from pipeline.results.lake.lake import Lake
 from pipeline.run import kept_model
 from pipeline.run.cache import Cache
@@ -122,7 +123,7 @@ def tasks_of(cells: Sequence[Cell]) -> dict[str, Task]:
                 Task(kind="train", key=network, cell=cell, needs=tuple(needs), threads=cell.threads)
             )
             needs.append(network)
-        if "statistics" in cell.needs:
+        if sums_corpus(cell):
             for shard in range(cell.statistics.shards):
                 target_modules = fingerprint({"modules": cell.settings.modules})
                 moments = f"statistics:{covariance_key_of(cell)}:{target_modules}:{shard}"

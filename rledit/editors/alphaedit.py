@@ -7,7 +7,7 @@ symmetric positive definite A = P (K_pK_pᵀ + K₁K₁ᵀ) P + λ I, which is w
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from torch import Tensor
@@ -15,8 +15,9 @@ from torch import Tensor
 from rledit.editors.base import State
 from rledit.editors.locate_editor import LocateConfig, PastKeys, SpreadEditor
 from rledit.families import layer_index
+from rledit.locate.covariance import CovarianceError
 from rledit.locate.linear_systems import factorise
-from rledit.locate.nullspace import null_space
+from rledit.locate.nullspace import NullSpace, null_space
 from rledit.locate.requests import Request
 from rledit.locate.spread import Answer, LayerUpdate
 from rledit.model import EditableModel
@@ -42,6 +43,7 @@ class AlphaEdit(SpreadEditor):
     name = "alphaedit"
     Config = AlphaEditConfig
     config: AlphaEditConfig
+    takes_projections = True
 
     def __init__(self, model: EditableModel, config: AlphaEditConfig) -> None:
         super().__init__(model, config)
@@ -69,6 +71,22 @@ class AlphaEdit(SpreadEditor):
     def after(self, requests: Sequence[Request], updates: Sequence[LayerUpdate]) -> None:
         """Remember the batch's keys."""
         self.past.remember(requests, self.key_weights)
+
+    def load_projections(self, projections: Mapping[str, NullSpace]) -> None:
+        """Take P of every target module as it is; the threshold was its maker's."""
+        for name in self.modules:
+            if name not in projections:
+                raise CovarianceError(
+                    f"no projection of {name!r} was given; there are {sorted(projections)}"
+                )
+            given, width = projections[name], self.model.shape(name)[0]
+            if given.projection.shape != (width, width):
+                raise CovarianceError(
+                    f"projection of {name!r}: {len(given.projection)} features, the linear has "
+                    f"{width} inputs; it belongs to another model"
+                )
+            self.projections[name] = given.projection.to(self.model.device)
+            self.ranks[name] = given.rank
 
     def _projection(self, name: str) -> Tensor:
         if name not in self.projections:

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from rledit.instructions import Instruction
 from rledit.locate.covariance import KeyCovariance
+from rledit.locate.nullspace import NullSpace
 from rledit.model import EditableModel
 from rledit.records import Edit, Probe
 from rledit.step_size import known_step
@@ -59,6 +60,7 @@ class Editor(ABC):
     target_modules: ClassVar[TargetModules] = "any"
     prefix_safe: ClassVar[bool] = False
     step_setting: ClassVar[str | None] = None
+    takes_projections: ClassVar[bool] = False
 
     def __init__(self, model: EditableModel, config: Any) -> None:
         if self.step_setting is not None:
@@ -104,6 +106,18 @@ class Editor(ABC):
             ValueError: The editor needs none.
         """
         raise ValueError(f"editor {self.name!r} needs no key covariance")
+
+    def load_projections(self, projections: Mapping[str, NullSpace]) -> None:
+        """Take null-space projections in place of key covariance, before the stream.
+
+        Args:
+            projections: Edited linear → the projection of its inputs on the unedited model.
+
+        Raises:
+            CovarianceError: One is missing or does not fit.
+            ValueError: The editor uses none.
+        """
+        raise ValueError(f"editor {self.name!r} uses no null-space projections")
 
     def load_training_data(self, draw: TrainingData) -> None:
         """Take the source of training batches that the editor draws from while it edits.

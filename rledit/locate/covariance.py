@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass, fields
-from typing import Any, Literal
+from typing import Any, Literal, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -163,9 +163,20 @@ class KeyCovariance:
         return moment
 
 
+class RowSum(Protocol):
+    """What inputs are added to."""
+
+    @property
+    def finite(self) -> bool:
+        """Whether every input so far was a number."""
+
+    def update(self, rows: Tensor) -> None:
+        """Add rows (n, d_in)."""
+
+
 @torch.no_grad()
 def accumulate(
-    model: EditableModel, texts: Iterable[Sequence[int]], covariances: Mapping[str, KeyCovariance]
+    model: EditableModel, texts: Iterable[Sequence[int]], covariances: Mapping[str, RowSum]
 ) -> int:
     """Add the inputs of linear layers at every token of some texts.
 
@@ -215,7 +226,7 @@ def sum_over_ranks(ranks: Ranks, covariances: Mapping[str, KeyCovariance]) -> No
         moment.count = int(count)
 
 
-def _adding(moment: KeyCovariance, rows: Tensor) -> Any:
+def _adding(moment: RowSum, rows: Tensor) -> Any:
     def hook(_: nn.Module, args: tuple[Tensor, ...], __: Tensor) -> None:
         moment.update(args[0].flatten(0, -2)[rows])
 

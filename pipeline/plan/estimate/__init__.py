@@ -27,6 +27,7 @@ from pipeline.plan.estimate.needs import (
     absent_files,
     disk_gb,
     file_needs,
+    imported_needs,
     model_needs,
     network_place,
     statistics_need,
@@ -43,6 +44,7 @@ from pipeline.plan.estimate.seconds import (
     statistics_seconds,
 )
 from pipeline.plan.estimate.workload import Workload, check_modules, workload_of
+from pipeline.plan.imported import sums_corpus
 from pipeline.plan.prefixes import store_choice
 from pipeline.results.lake.records import CellRecord
 
@@ -152,6 +154,7 @@ def estimate(
     for name in dict.fromkeys(cell.model.name for cell in cells):
         own = [c for c in found if c.work.cell.model.name == name and c.work.documents]
         needs += statistics_need([c.work for c in own], {m for c in own for m in c.summed})
+        needs += imported_needs([c for c in cells if c.model.name == name], cache)
         edited = [c.work for c in found if c.work.cell.model.name == name]
         readable = all(not unknowable(work.cell, away) for work in edited)
         needs += prefix_needs(edited, cached if readable else Cached())
@@ -224,7 +227,7 @@ def _cell(
     summed = frozenset(
         name for name in work.target_modules if work.documents and cached.has_moment(cell, name)
     )
-    if "statistics" in cell.needs and statistics not in seen:
+    if sums_corpus(cell) and statistics not in seen:
         seen.add(statistics)
         covariance = statistics_seconds(work, place, work.target_modules.keys() - summed)
     memory = memory_of(work, place)

@@ -21,11 +21,13 @@ from pipeline.inputs.corpus import REAL_FACTS
 from pipeline.inputs.eval_data import eval_data_files
 from pipeline.inputs.gguf_checkpoints import gguf_is_fetched, known_file, packed_words, store
 from pipeline.inputs.pickled_weights import is_pickled
+from pipeline.plan.absent_imports import absent_imports, named_imports
 from pipeline.plan.architecture import Architecture
 from pipeline.plan.cells import Cell
 from pipeline.plan.estimate.memory import GB
 from pipeline.plan.estimate.sources import sources_of, weights_licence
 from pipeline.plan.estimate.workload import BYTES, Workload
+from pipeline.plan.imported import sums_corpus
 from pipeline.storage.redaction import redact
 
 
@@ -117,6 +119,17 @@ def statistics_need(works: Sequence[Workload], summed: Collection[str]) -> list[
             f"({editors}), over {first.documents:,} documents of about "
             f"{first.document_tokens:.0f} tokens"
         )
+    ]
+
+
+def imported_needs(cells: Sequence[Cell], cache: str | None) -> list[Need]:
+    """The published covariances and projections that cells of a model name, a line each."""
+    absent = set(absent_imports(cells, cache))
+    return [
+        Need(text=f"{entry.text}, is not in the cache; {entry.remedy}", missing=True)
+        if entry in absent
+        else Need(text=f"{entry.text}, verified, is in the cache")
+        for entry in named_imports(cells)
     ]
 
 
@@ -300,7 +313,7 @@ def _files(cell: Cell) -> Iterator[tuple[str, str]]:
     """Files of edits, a corpus, and what the measurements look at, each with what it is for."""
     for name in cell.dataset.files.values():
         yield "data", name
-    if "statistics" in cell.needs and cell.statistics.corpus not in (None, REAL_FACTS):
+    if sums_corpus(cell) and cell.statistics.corpus not in (None, REAL_FACTS):
         yield "covariance corpus", str(cell.statistics.corpus)
     for name in eval_data_files(cell.material, cell.measurements):
         yield "evaluation data", name

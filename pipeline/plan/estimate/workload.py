@@ -10,6 +10,7 @@ from pipeline.errors import ConfigError
 from pipeline.plan.architecture import Architecture, architecture_of
 from pipeline.plan.cell_data import read_corpus
 from pipeline.plan.cells import Cell
+from pipeline.plan.imported import sums_corpus
 from rledit.editors import editor_class
 from rledit.editors.dafnet import DAFNet
 from rledit.editors.dafnet_training import edits_trained_on
@@ -123,7 +124,7 @@ def workload_of(cell: Cell, readable: bool = True) -> Workload:
     architecture = architecture_of(cell)
     modules = cell.settings.modules
     tokens, answers = _lengths(cell) if readable else (TOKENS, ANSWER_TOKENS)
-    documents, each = _corpus(cell, readable) if "statistics" in cell.needs else (0, 0.0)
+    documents, each = _corpus(cell, readable) if sums_corpus(cell) else (0, 0.0)
     return Workload(
         cell=cell,
         architecture=architecture,

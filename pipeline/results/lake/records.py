@@ -115,6 +115,16 @@ def prompt_of(identity: Mapping[str, Any]) -> str:
     return f"{put}{INSTRUCTED}" if told else put
 
 
+def imported_words(identity: Mapping[str, Any]) -> str:
+    """Which published statistics a cell used, by its identity; "" where it computed its own."""
+    used = identity.get("statistics") or {}
+    for key, what in (("imported", "key covariance"), ("projections", "projections")):
+        if files := used.get(key):
+            each = ", ".join(f"{linear} {str(known)[:12]}" for linear, known in files.items())
+            return f"{what} imported: {each}"
+    return ""
+
+
 def scale_of(scale: str, checkpoint: object) -> str:
     """The scale of a cell's numbers: a model that was loaded is a real one, whatever its grid says.
 

@@ -12,8 +12,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import load_file
+from safetensors import safe_open
 
 from pipeline.errors import ConfigError
 from pipeline.inputs.content_hashes import fingerprint
@@ -22,7 +21,9 @@ from pipeline.plan.cache_names import covariance_folder, shard_file, whole_file
 from pipeline.plan.cell_data import read_corpus
 from pipeline.plan.cell_keys import corpus_hash_of, model_hash_of
 from pipeline.plan.cells import Cell
+from pipeline.plan.imported import imported_of
 from pipeline.run.cache import Cache
+from pipeline.run.imported_statistics import load_imported, read_covariance
 from pipeline.run.rank_group import SINGLE_PROCESS, Gang
 from pipeline.run.reporting import Report
 from pipeline.run.resume import StateFolder, load_together, write_tensors
@@ -110,6 +111,8 @@ def load_covariance(cell: Cell, cache: Cache, modules: Sequence[str]) -> dict[st
     Raises:
         CovarianceError: A file is missing, or was made from something else.
     """
+    if imported_of(cell):
+        return load_imported(cell, cache)
     folder = covariance_folder(cell)
     found: dict[str, KeyCovariance] = {}
     for name, identity in covariance_fingerprints(cell, modules).items():
@@ -151,23 +154,6 @@ def statistics_seconds(cell: Cell, cache: Cache, modules: Sequence[str]) -> floa
                 with safe_open(path, framework="pt") as file:
                     seconds += float((file.metadata() or {}).get(SECONDS, 0.0))
     return seconds
-
-
-def read_covariance(path: Path, identity: CovarianceFingerprint | None = None) -> KeyCovariance:
-    """The moment in a file.
-
-    Raises:
-        CovarianceError: It is broken, or made from something else than `identity`; names the file
-            and both.
-    """
-    try:
-        with safe_open(path, framework="pt") as file:
-            moment = KeyCovariance.load(load_file(path), file.metadata() or {})
-        if identity is not None:
-            identity.require(moment.identity)
-    except (SafetensorError, CovarianceError) as error:
-        raise CovarianceError(f"{path}: {error}") from None
-    return moment
 
 
 def covariance_fingerprints(cell: Cell, modules: Sequence[str]) -> dict[str, CovarianceFingerprint]:

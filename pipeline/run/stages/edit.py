@@ -15,7 +15,9 @@ import torch
 from pipeline.inputs.datasets import known_metadata
 from pipeline.plan.cell_keys import key_of
 from pipeline.plan.cells import Cell
+from pipeline.plan.imported import imported_of, projections_of
 from pipeline.run.cache import Cache
+from pipeline.run.imported_statistics import imported_metadata, load_projections
 from pipeline.run.rank_group import SINGLE_PROCESS, Gang
 from pipeline.run.reporting import Report
 from pipeline.run.resume import StateFolder, load_together, write_tensors
@@ -240,9 +242,16 @@ def _before_editing(
 def _provide(editor: Editor, cell: Cell, cache: Cache) -> dict[str, Any]:
     """Give the editor what it needs beside the edits; returns how much that was."""
     facts: dict[str, Any] = {}
-    if "statistics" in cell.needs:
+    if projections_of(cell):
+        editor.load_projections(load_projections(cell, cache))
+        facts["statistics"] = imported_metadata(cell, cache)
+    elif "statistics" in cell.needs:
         covariances = load_covariance(cell, cache, editor.model.modules)
-        facts["statistics"] = covariance_metadata(cell, covariances)
+        facts["statistics"] = (
+            imported_metadata(cell, cache)
+            if imported_of(cell)
+            else covariance_metadata(cell, covariances)
+        )
         editor.load_covariance(covariances)
     if "training_data" in cell.needs:
 

@@ -198,7 +198,7 @@ def test_shared_moments_are_taken_or_refused_naming_both(folder: Path, tmp_path:
 
 def test_moments_are_shared_from_the_command_line(folder: Path, tmp_path: Path) -> None:
     def run(command: str, results: Path) -> Result:
-        asked = ["statistics", command, str(GRID), str(tmp_path / "shared")]
+        asked = ["covariance", command, str(GRID), str(tmp_path / "shared")]
         settings = ["--set", EDITOR, "--set", "statistics={documents: 300}"]
         return CliRunner().invoke(app, [*asked, *settings, "--results", str(results)])
 
