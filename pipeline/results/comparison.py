@@ -13,7 +13,7 @@ from pipeline.results.figures import canvas, framed, styles
 from pipeline.results.figures.figure_data import Picture
 from pipeline.results.figures.findings import POINTS
 from pipeline.results.figures.inline import pieces
-from pipeline.results.figures.labels import name_points
+from pipeline.results.figures.labels import height_for, name_points
 from pipeline.results.figures.style import DARK
 from pipeline.results.lake.lake import Lake
 from pipeline.results.lake.records import CellRecord
@@ -276,7 +276,7 @@ def _arrows(block: Block, prefix: str) -> Any:
     if not moved:
         return None
     style = styles(framed([{"editor": ln.editor, "variant": ln.variant} for ln in block.lines]))
-    figure, (axis,) = canvas.panels(1, columns=1, width=3.6, height=3.5)
+    figure, (axis,) = canvas.panels(1, columns=1, width=3.6, height=height_for(len(points)))
     for label, (x, y, to_x, to_y) in points.items():
         colour, marker = style[label]
         axis.plot(to_x, to_y, color=colour, marker=marker, markersize=7, markeredgewidth=1.6)

@@ -18,6 +18,11 @@ _LINE_FROM = 12.0  # names that are farther away have a line to their point
 Point = tuple[float, float]
 
 
+def height_for(names: int) -> float:
+    """Height, in inches, of a panel in which so many named points find room."""
+    return 3.5 + 0.15 * max(0, names - 16)
+
+
 def name_points(
     figure: Figure,
     axis: Axes,

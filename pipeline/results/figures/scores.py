@@ -17,7 +17,7 @@ from pipeline.results.figures.figure_data import (
     streams_of,
 )
 from pipeline.results.figures.findings import listed
-from pipeline.results.figures.labels import name_points
+from pipeline.results.figures.labels import height_for, name_points
 from pipeline.results.figures.style import shown_in
 from pipeline.results.tables import UNEDITED, Stream, editor_label, stream_label
 
@@ -30,7 +30,8 @@ def frontier(figure_data: FigureData) -> Iterator[Picture]:
     streams = {stream: points for stream, points in streams.items() if len(points) > 1}
     if not streams:
         return
-    figure, axes = canvas.panels(len(streams), columns=2, width=3.6, height=3.5)
+    height = height_for(max(map(len, streams.values())))
+    figure, axes = canvas.panels(len(streams), columns=2, width=3.6, height=height)
     for axis, (stream, points) in zip(axes, streams.items(), strict=True):
         axis.set_title(canvas.stream_title(stream), fontsize=canvas.TITLE_SIZE, loc="left")
         for label, (x, y, dx, dy) in points.items():
