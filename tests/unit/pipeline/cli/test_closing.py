@@ -109,6 +109,6 @@ def test_ctrl_c_says_what_was_under_way_and_the_command_that_goes_on(run_paths: 
     said = kept_lines(plan, "tiny", run_paths).splitlines()
     assert said[0].startswith(f"interrupted; 2 of 3 cells are done and kept in {run_paths.lake}. ")
     assert said[1] == "  under way: train rledit 3x4 seed 0: 30/80 batches"
-    assert said[2] == f"go on with: {command_line()}" and "pytest" in said[2]
+    assert said[2] == f"go on with: {command_line()}"
     early = kept_lines(None, "tiny", run_paths)
     assert early.startswith("interrupted while the grid was planned; ") and said[2] in early

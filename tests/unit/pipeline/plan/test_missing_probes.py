@@ -32,7 +32,10 @@ from rledit.world import World, WorldConfig
 from tests.unit.helpers.prepared import prepared_model
 
 GRID = Path(__file__).parents[3] / "cluster" / "tiny.yaml"
-LEARNERS = ["malmen", "malmen_rledit", "malmen_star", "mend", "mend_rledit", "mend_star", "rledit"]
+LEARNERS = [
+    "dafnet", "instructedit", "malmen", "malmen_rledit", "malmen_star", "mend", "mend_rledit",
+    "mend_star", "rledit",
+]  # fmt: skip
 
 
 @pytest.fixture
@@ -68,18 +71,19 @@ def cell(files: str, editor: str) -> Cell:
 def test_every_method_that_learns_from_them_says_so() -> None:
     found = {name: cls.trains_on for name, cls in EDITORS.items() if cls.trains_on}
     assert sorted(found) == LEARNERS
+    assert found.pop("instructedit") == {"locality prompt"}  # it learns from the edit's own prompt
     assert set(found.values()) == {frozenset({"rephrase", "locality prompt"})}
 
 
 @pytest.mark.parametrize("name", LEARNERS)
 def test_they_are_refused_when_the_grid_is_planned(name: str, files: str) -> None:
-    small = "settings: {rank: 8, n_blocks: 1, train_steps: 1}"
+    small = "settings: {n_blocks: 1, train_steps: 1}"
     assert skip_reason(cell(files, f"{{editor: {name}, {small}}}")) == (
         f"{name} learns from a locality prompt of every training edit, and 16 of 16 in the train "
         "pool of mquake (all 16 edits of train.json) have none; give the dataset a train file "
         "whose edits have one, or leave the editor out"
     )
-    without = "settings: {rank: 8, n_blocks: 1, train_steps: 1, loc_coef: 0}"
+    without = "settings: {n_blocks: 1, train_steps: 1, loc_coef: 0}"
     assert skip_reason(cell(files, f"{{editor: {name}, {without}}}")) is None
 
 

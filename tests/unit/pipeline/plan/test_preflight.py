@@ -207,7 +207,8 @@ def test_cells_that_are_refused_are_recorded_with_the_rows_and_counted(
     tmp_path: Path, subjects: Rows
 ) -> None:
     subjects[0]["subject"] = "Nobody"
-    grid = grid_of(tmp_path, subjects, f"{ROME}, {{editor: memit}}")
+    memit = "{editor: memit, settings: {target_modules: ['down:0']}}"
+    grid = grid_of(tmp_path, subjects, f"{ROME}, {memit}")
     places = RunPaths.under(tmp_path)
     plan = make_plan(grid, Lake(places.lake))
     with pytest.raises(ConfigError) as caught:  # with none that can run, nothing does

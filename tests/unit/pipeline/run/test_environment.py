@@ -14,7 +14,7 @@ import rledit
 from pipeline.run.fleet import fleet
 
 # MLflow and DeepSpeed read it while they are imported, so it cannot be set later.
-READ_AT_IMPORT = {"pipeline/results/tracking/tracker.py", "pipeline/run/sharded_model.py"}
+READ_AT_IMPORT = {"pipeline/results/tracking/store.py", "pipeline/run/sharded_model.py"}
 RAY = {"RAY_USAGE_STATS_ENABLED": "0", "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0"}
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from pipeline.config.parse import load_grid
 from pipeline.plan.cell_keys import key_of
 from pipeline.plan.cells import Cell, cells_of
 from pipeline.results.lake.lake import Lake, LakeError
+from pipeline.run import kept_model
 from pipeline.run.cache import Cache
 from pipeline.run.export import export
 from pipeline.run.reporting import silent
@@ -49,6 +51,7 @@ def done(
         return opened[-1]
 
     patch.setattr(edit, "open_model", opening)
+    patch.setattr(kept_model, "keeping", nullcontext)  # which puts the matrices back
     (cell,) = cells_of(load_grid(GRID, [EDITOR, *changes]))
     cache = folder / "cache"
     cache.mkdir()

@@ -116,7 +116,7 @@ def test_a_cell_after_one_that_failed_in_its_midst_has_the_rows_of_a_fresh_one(
     done([second], fresh, anew=True)
     start_again(loads)
 
-    def stop(stage: Stage, count: int, total: int, detail: str = "") -> None:
+    def stop(stage: Stage, count: int, total: int, *_: object) -> None:
         if stage == "edit" and count == 2:
             raise Broken
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from pipeline.config.parse import load_grid
 from pipeline.plan.cell_keys import key_of
 from pipeline.plan.cells import Cell, cells_of
 from pipeline.results.lake.lake import Lake
+from pipeline.run import kept_model
 from pipeline.run.cache import Cache
 from pipeline.run.export import export
 from pipeline.run.reporting import silent
@@ -126,6 +128,7 @@ def test_an_export_is_the_unedited_model_with_the_memory_and_a_loader(
         return opened[-1]
 
     monkeypatch.setattr(edit, "open_model", noting)
+    monkeypatch.setattr(kept_model, "keeping", nullcontext)  # which empties the memory
     change = f"keep_edited={str(kept).lower()}"
     cell, cache = placed(models, tmp_path / "cache", name, change)
     run_paths = RunPaths(lake=str(tmp_path / "lake"), cache=str(cache.folder), tracking="")
