@@ -78,8 +78,8 @@ def kept_lines(plan: Plan | None, grid: str, run_paths: RunPaths) -> str:
     done = sum(record.done and record.address.cell_key in keys for record in records)
     lines = [
         f"interrupted; {done} of {len(keys)} cells are done and kept in {redact(run_paths.lake)}. "
-        "Models, trained networks and the last saved states of what was running are kept in "
-        f"{redact(run_paths.cache)}"
+        f"Models, trained networks and saved states are kept in {redact(run_paths.cache)}; what "
+        "has saved no state begins again"
     ]
     runs = read_runs(lake.storage, grid) if lake.exists() else []
     for task in runs[0].now.running if runs else ():

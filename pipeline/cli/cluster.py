@@ -174,6 +174,8 @@ def status(
     jobs = [job for job in server.jobs() if name in (None, job.name, job.metadata.get("grid"))]
     if name is not None and not jobs:
         raise SubmitError(f"{server.address} knows no submission {name}")
+    if not jobs:
+        typer.echo(f"{server.address} has no jobs")
     for job in jobs:
         for line in job_status.job_lines(job, lake, tracking):
             typer.echo(line)

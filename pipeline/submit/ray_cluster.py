@@ -113,7 +113,14 @@ class JobServer:
                     f"{name} has been submitted by somebody else just now; follow it with "
                     f"`rledit status {name} --address {self.address}`"
                 ) from None
-            raise SubmitError(f"{self.address} refuses {name}: {_last_line(error)}") from None
+            hint = (
+                "; the head's agent did not start, mostly because another Ray of this machine, "
+                "such as that of a `rledit run`, holds its port: wait until that has ended, or "
+                "start the head with --dashboard-agent-listen-port and a free port"
+                if "No available agent" in str(error)
+                else ""
+            )
+            raise SubmitError(f"{self.address} refuses {name}: {_last_line(error)}{hint}") from None
 
     def job(self, name: str) -> Job | None:
         """A job by its submission id, None if there is none."""

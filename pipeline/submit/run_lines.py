@@ -23,7 +23,7 @@ def run_lines(record: RunRecord) -> Iterator[str]:
     yield f"  {_cells(record)}"
     running = record.now.running
     if state != "running" and running:
-        yield "  under way then, kept up to its last saved state:"
+        yield "  under way then; what has saved a state goes on from it, the rest begins again:"
     for task in running[:_SHOWN_TASKS]:
         reached, _, _ = task.position.partition(" at ")
         yield f"    {task.label}: {task.position if state == 'running' else reached}"

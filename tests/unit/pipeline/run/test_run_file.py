@@ -106,7 +106,7 @@ def test_how_a_run_ended_and_how_to_go_on(
     assert f"mine\n  {how} at 20" in text and " left\n" not in text
     again = f"  go on with: {command_line()}"
     assert (again in text) == (error is not None)
-    assert ("under way then, kept up to its last saved state" in text) == (error is not None)
+    assert ("under way then; what has saved a state goes on from it" in text) == (error is not None)
     assert (": RuntimeError: no room\n" in text) == (how == "stopped by an error")
 
 
