@@ -269,7 +269,10 @@ def test_ctrl_c_while_the_run_is_prepared(grid: Path, tmp_path: Path, slow: bool
         assert "left at once; finished cells are kept, and the same command goes on" in said
     else:
         assert f"interrupted; 0 of 3 cells are done and kept in {tmp_path}/r/lake." in said
-        assert f"kept in {tmp_path}/r/cache\ngo on with: " in said
+        assert (
+            f"kept in {tmp_path}/r/cache; what has saved no state begins again\ngo on with: "
+            in said
+        )
 
 
 # Jobs --------------------------------------------------------------------------------------------

@@ -82,7 +82,7 @@ def test_two_grids_on_one_lake_run_a_shared_cell_once(
     assert list(tasks[0]) == list(tasks[1])
     for own in tasks:
         for task in own.values():
-            assert perform(task, run_paths, silent) == "done"
+            assert perform(task, run_paths, silent) in ("done", "found")
     assert begun == ["tiny"]
     assert [r.address.grid for r in lake.manifest()] == ["tiny"]
 
