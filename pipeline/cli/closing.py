@@ -40,8 +40,8 @@ def closing_lines(
         lines.append(f"export: {export}  writes the edited model of a cell:")
         lines += [f"  {key}  {path}" for key, path in cells[:_SHOWN_CELLS]]
         if (more := len(cells) - _SHOWN_CELLS) > 0:
-            sql = f"SELECT cell_key, model, dataset, editor, seed FROM cells WHERE grid = '{grid}'"
-            lines.append(f"  and {more} more: {command(given, 'query', sql)}")
+            sql = f"SELECT cell, model, dataset, editor, seed FROM cells WHERE grid = '{grid}'"
+            lines.append(f'  and {more} more: {command(given, "query")} "{sql}"')
     return lines
 
 

@@ -15,6 +15,7 @@ from pipeline.plan.cells import Cell
 from pipeline.plan.grid_plan import Plan, counts_line, make_plan
 from pipeline.results.lake.lake import Lake
 from pipeline.results.lake.records import CellResult
+from pipeline.results.query import connect, query
 from pipeline.run.command_line import command_line
 from pipeline.run.run_file import RunningTask, RunSituation, run_file
 from pipeline.run.signals import Interrupted
@@ -87,7 +88,10 @@ def test_many_cells_are_asked_for_by_a_query(tmp_path: Path) -> None:
         lake.commit(done(cell))
     lines = closing_lines("tiny", plan, run_paths, "x", {})
     assert len(lines) == 5 + 10 + 1 and "and 2 more: " in lines[-1]
-    assert "FROM cells WHERE grid = " in lines[-1]
+    (_, _, sql) = shlex.split(lines[-1].partition(" more: ")[2])
+    assert {row["cell"] for row in query(sql, connect(lake)).dicts()} == set(
+        map(key_of, plan.cells)
+    )
     assert lines[3].endswith("mlflow tiny --tracking 'https://***@tracker.example'  "
                              "(https://***@tracker.example)")  # fmt: skip
 
