@@ -150,6 +150,18 @@ class EditableModel:
         vars(self.model)[_OVERLAY] = overlay
         self.overlay = self.weights.overlay = self.prefix_cache.overlay = overlay
 
+    def detach(self) -> None:
+        """Let go of an empty memory: the model has no hooks of it any more, nor its editor a use.
+
+        Raises:
+            OccupiedError: It is not empty.
+        """
+        require_unoccupied(self.model)
+        overlay: Overlay | None = vars(self.model).pop(_OVERLAY, None)
+        if overlay is not None:
+            overlay.leave()
+        self.overlay = self.weights.overlay = self.prefix_cache.overlay = None
+
     def announced(self, prompts: Tensor) -> AbstractContextManager[None]:
         """Tell a memory which prompts (b, T) of one length the passes inside the context continue.
 

@@ -120,8 +120,15 @@ class Overlay(ABC):
         self._raw: tuple[Tensor | None, Tensor | None] = (None, None)
         self._pass = (0, 0, 0)  # prompts, tokens and tokens before of the pass under way
         model.attach(self)
-        model.model.register_forward_pre_hook(self._begin, with_kwargs=True)
-        model.linear(module).register_forward_hook(self._apply)
+        self._hooks = (
+            model.model.register_forward_pre_hook(self._begin, with_kwargs=True),
+            model.linear(module).register_forward_hook(self._apply),
+        )
+
+    def leave(self) -> None:
+        """Take its hooks off the model, which is then as it was before this memory."""
+        for hook in self._hooks:
+            hook.remove()
 
     # What a method says of itself.
 

@@ -130,6 +130,7 @@ def _give_back() -> None:
     lent, _kept.lent = _kept.lent, None
     try:
         lent.weights.restore()
+        lent.detach()
         problem = _problem(_kept, lent.modules)
     except Exception as error:  # e.g. a device that an error has left unusable
         problem = f"{type(error).__name__}: {error}"

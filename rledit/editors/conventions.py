@@ -103,6 +103,14 @@ STABLEEDIT_BATCH = BatchConventions(order="longest_first")
 FROM_RECIPE: Final[Any] = None
 """Default of a setting whose value the recipe decides; a configuration holds the value itself."""
 
+
+def take_from_recipe(config: Any, settings: Mapping[str, Any]) -> None:
+    """Give the settings of a frozen configuration that stand at `FROM_RECIPE` their recipe's."""
+    for name, value in settings.items():
+        if getattr(config, name) is FROM_RECIPE:
+            object.__setattr__(config, name, value)
+
+
 # Settings that a recipe changes. What a recipe does not name here is as in `paper`.
 PAPER_SETTINGS: Mapping[str, Any] = {
     "rank": 1024,

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from rledit.editors.base import State
 from rledit.editors.codebook import Codebook, Replaces, mean_label, target_of
-from rledit.editors.conventions import FROM_RECIPE, UntrainedRecipe
+from rledit.editors.conventions import FROM_RECIPE, UntrainedRecipe, take_from_recipe
 from rledit.editors.overlay_editor import OverlayEditor
 from rledit.finite import require_finite
 from rledit.model import SINGLE_PASS_TOKENS, EditableModel
@@ -69,9 +69,7 @@ class GRACEConfig:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        for name, value in _SETTINGS[self.reference].items():
-            if getattr(self, name) is FROM_RECIPE:
-                object.__setattr__(self, name, value)
+        take_from_recipe(self, _SETTINGS[self.reference])
 
 
 @dataclass(eq=False)

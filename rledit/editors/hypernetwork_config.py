@@ -20,6 +20,7 @@ from rledit.editors.conventions import (
     Conventions,
     IncompleteGroups,
     Recipe,
+    take_from_recipe,
 )
 from rledit.hypernetwork import StepForm
 from rledit.moments import Formula
@@ -177,9 +178,7 @@ class HypernetworkConfig:
     def __post_init__(self) -> None:
         check_step(self, "initial_step")
         searches = self.step_search is not FROM_RECIPE
-        for name, value in self.recipe_settings(self.reference).items():
-            if getattr(self, name) is FROM_RECIPE:
-                object.__setattr__(self, name, value)
+        take_from_recipe(self, self.recipe_settings(self.reference))
         if not self.patience and not searches:
             object.__setattr__(self, "step_search", ())  # the recipe's, without its validation
         self._check_step_search()

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from rledit.editors.codebook import target_of
-from rledit.editors.conventions import FROM_RECIPE, UntrainedRecipe
+from rledit.editors.conventions import FROM_RECIPE, UntrainedRecipe, take_from_recipe
 from rledit.editors.residual_memory import ResidualMemory
 from rledit.editors.templated_editor import TemplatedEditor, settled
 from rledit.finite import require_finite
@@ -64,9 +64,7 @@ class MEMOIRConfig:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        for name, value in _SETTINGS[self.reference].items():
-            if getattr(self, name) is FROM_RECIPE:
-                object.__setattr__(self, name, value)
+        take_from_recipe(self, _SETTINGS[self.reference])
         if self.contexts is not None:
             make_contexts(self.contexts)  # refuses templates without a place for the prompt
 

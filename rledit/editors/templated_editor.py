@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from collections.abc import Sequence
 from typing import Any, ClassVar
 
@@ -57,9 +58,9 @@ class TemplatedEditor(OverlayEditor):
             losses = [self.train(edit) for edit in batch.edits]
         return {"final_loss": sum(losses) / len(losses)}
 
+    @abstractmethod
     def train(self, edit: Edit) -> float:
         """Write one edit; returns its last loss."""
-        raise NotImplementedError
 
     def unrelated(self, number: int) -> tuple[Sample, ...]:
         """Unrelated prompts of the train split; other edits' prompts where it has none.

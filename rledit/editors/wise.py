@@ -15,7 +15,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from rledit.editors.conventions import FROM_RECIPE, UntrainedRecipe
+from rledit.editors.conventions import FROM_RECIPE, UntrainedRecipe, take_from_recipe
 from rledit.editors.side_memories import Rivals, SideMemories, Statistic
 from rledit.editors.templated_editor import TemplatedEditor, settled
 from rledit.finite import require_finite
@@ -84,9 +84,7 @@ class WISEConfig:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        for name, value in _SETTINGS[self.reference].items():
-            if getattr(self, name) is FROM_RECIPE:
-                object.__setattr__(self, name, value)
+        take_from_recipe(self, _SETTINGS[self.reference])
         if self.contexts is not None:
             make_contexts(self.contexts)  # refuses templates without a place for the prompt
         if self.save_freq < 1 or self.merge_freq % self.save_freq:

@@ -108,6 +108,19 @@ def test_cells_of_one_worker_have_the_rows_of_fresh_ones(
         assert rows(cell, one) == rows(cell, fresh), cell.label
 
 
+def test_a_memory_beside_the_model_is_taken_off_it(
+    models: Path, tmp_path: Path, loads: list[Path], caplog: pytest.LogCaptureFixture
+) -> None:
+    grace = "{editor: grace, settings: {target_modules: ['down:1'], radius: 1.0, steps: 3}}"
+    chosen = cells(f"editors=[{grace}, {{editor: ultraedit, settings: {{step: 1.0e-2}}}}]")
+    fresh, one = places(tmp_path / "fresh", models), places(tmp_path / "one", models)
+    done(chosen, fresh, anew=True)
+    start_again(loads)
+    done(chosen, one, anew=False)
+    assert len(loads) == 1 and "left its model changed" not in caplog.text
+    assert rows(chosen[-1], one) == rows(chosen[-1], fresh)
+
+
 def test_a_cell_after_one_that_failed_in_its_midst_has_the_rows_of_a_fresh_one(
     models: Path, tmp_path: Path, loads: list[Path]
 ) -> None:
