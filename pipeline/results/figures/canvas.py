@@ -13,7 +13,6 @@ from matplotlib.artist import Artist
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
-from matplotlib.layout_engine import ConstrainedLayoutEngine
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter
 from matplotlib.transforms import Bbox
 from pandas import DataFrame
@@ -71,9 +70,7 @@ def panels(
     n = max(n, 1)
     across = min(n, columns)
     down = math.ceil(n / across)
-    # Browsers' boxes of text are taller than matplotlib's: the topmost title keeps some room.
-    room = ConstrainedLayoutEngine(h_pad=0.08)
-    figure = Figure(figsize=(max(width * across, 3.6), height * down), layout=room)
+    figure = Figure(figsize=(max(width * across, 3.6), height * down), layout="constrained")
     FigureCanvasAgg(figure)
     grid = figure.subplots(
         down,

@@ -93,13 +93,18 @@ def look_at(page: str, width: int, folder: Path, *, dark: bool = False) -> Seen:
         pytest.skip(f"no browser: none of {', '.join(NAMES)} is installed")
     around = folder / f"around-{width}-{dark}.html"
     frame = f'<iframe width="{width}" height="2000" style="border: 0" srcdoc="{html.escape(page)}">'
-    around.write_text(f"<!doctype html><body>{frame}</iframe><script>{SCRIPT}</script></body>")
+    # Without the charset a browser guesses, by the bytes that happen to come first.
+    around.write_text(
+        f'<!doctype html><meta charset="utf-8"><body>{frame}</iframe>'
+        f"<script>{SCRIPT}</script></body>",
+        encoding="utf-8",
+    )
     # The light scheme is 1 and the dark one 0.
     scheme = f"--blink-settings=preferredColorScheme={0 if dark else 1}"
     done = subprocess.run(
         [program, *FLAGS, scheme, f"--user-data-dir={folder / 'profile'}",
          f"--window-size={max(width, 500)},2000", "--dump-dom", around.as_uri()],
-        capture_output=True, text=True, timeout=120, check=False,
+        capture_output=True, encoding="utf-8", timeout=120, check=False,
     )  # fmt: skip
     found = re.search(r'<script type="application/json" id="found">(.*?)</script>', done.stdout)
     assert found is not None, done.stderr[-2000:]
