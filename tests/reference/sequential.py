@@ -70,7 +70,7 @@ class ReferenceSequential(ABC):
         self.n_edits += len(requests)
 
     def observed(self, requests: Sequence[Request], module: str, averaged: bool) -> Tensor:
-        """A linear's averaged inputs (d_in, m), or a layer's outputs at bare prompts (hidden, m)."""
+        """A linear's averaged inputs (d_in, m), or a layer's outputs at bare prompts (h, m)."""
         columns = []
         for request in requests:
             rows = []
@@ -95,14 +95,14 @@ class ReferenceSequential(ABC):
         """What δ of each edit is multiplied with after every step."""
         return None
 
-    def begin(self) -> None:
+    def begin(self) -> None:  # noqa: B027
         """What a method does before a batch is written."""
 
     @abstractmethod
     def update(self, name: str, keys: Tensor, residual: Tensor) -> Tensor:
         """Δ (d_out, d_in) from keys (d_in, m) and residuals (d_out, m)."""
 
-    def written(self, name: str, keys: Tensor) -> None:
+    def written(self, name: str, keys: Tensor) -> None:  # noqa: B027
         """What a method does once a layer is written."""
 
 
@@ -210,7 +210,7 @@ class ReferenceDeltaEdit(ReferenceAlphaEdit):
             if not bool(written.any()):
                 continue
             (key,) = self.bare_keys([request], name)
-            norm = float((written @ key).norm())
+            norm = float((written @ key.detach()).norm())
             self.mean = norm if self.mean is None else self.mean
             far = abs(norm - self.mean) > self.config.deviations * self.variance**0.5
             if self.n_edits + i + 1 > self.config.settling_edits and self.variance != 0 and far:
@@ -225,7 +225,9 @@ class ReferenceDeltaEdit(ReferenceAlphaEdit):
         """Keys of bare prompts."""
         found: list[Tensor] = []
         linear = self.model.get_submodule(name)
-        handle = linear.register_forward_hook(lambda _, args, __: found.append(args[0][0, -1]))
+        handle = linear.register_forward_hook(
+            lambda _, args, __: found.append(args[0][0, -1].detach())
+        )
         for request in requests:
             self.model(input_ids=request.keys[0].input_ids[None], use_cache=False)
         handle.remove()

@@ -219,6 +219,7 @@ _QWEN = Shape(
     layers=28, hidden=3584, intermediate=18944, heads=28, kv_heads=4, head_dim=128,
     vocabulary=152064, qkv_bias=True,
 )  # fmt: skip
+_BETAEDIT_QWEN = {"modules": ("down:4-8",), **VALUE_LLAMA}
 _QWEN_LAYERS = ("gate:18-26", "up:18-26")
 
 # Ours. The hypernetworks' layers and steps are the best of a few trials on 200 edits of ZsRE that
@@ -372,12 +373,7 @@ PRESETS: Mapping[str, Preset] = {
                 origin=OWN,
             )
         )
-        # BetaEdit's release has a file for this model.
-        | {
-            "betaedit": {
-                ANY: Setting(values={"modules": ("down:4-8",), **VALUE_LLAMA}, origin=RELEASE)
-            }
-        }
+        | {"betaedit": {ANY: Setting(values=_BETAEDIT_QWEN, origin=RELEASE)}}
         | sequences(_layers("25-27"))
         | remembering(23)
         | side_memory(23, lr=1.0, steps=70, alpha=5.0, beta=20.0, gamma=10.0),
