@@ -54,6 +54,11 @@ class BetaEdit(AlphaEdit):
         self.n_edits = 0
         self.refreshed_at = 0
 
+    @classmethod
+    def more_bytes_of(cls, shape: tuple[int, int]) -> int:
+        """Past keys and a projection, beside the key covariance, which stays."""
+        return 4 * shape[0] * shape[0]
+
     def edit(self, batch: EditBatch) -> dict[str, float]:
         """Renew the null spaces where they are due, then edit."""
         if self.n_edits - self.refreshed_at >= self.config.refresh_every:

@@ -81,6 +81,13 @@ class LocateEditor(Editor):
         self.modules = in_order(model)
         self.covariances: dict[str, Tensor] = {}
 
+    @classmethod
+    def more_bytes_of(cls, shape: tuple[int, int]) -> int:
+        """Bytes that it keeps of a linear (d_in, d_out) for a stream, beyond its key covariance and
+        one more matrix of that size in float32: past keys, or a projection. Plans count them.
+        """
+        return 0
+
     @property
     def key_weights(self) -> Tensor:
         """(contexts,) weights of an averaged key."""

@@ -65,6 +65,12 @@ class LyapLock(SpreadEditor):
         """D of each module; 0 as long as nothing has moved it."""
         self._losses: dict[str, float] = {}
 
+    @classmethod
+    def more_bytes_of(cls, shape: tuple[int, int]) -> int:
+        """Past keys and outputs are in float64."""
+        d_in, d_out = shape
+        return 4 * d_in * d_in + 8 * d_in * d_out
+
     def edit(self, batch: EditBatch) -> dict[str, float]:
         """Edit, and tell each layer's preservation loss and the weight q that follows from it."""
         metrics = super().edit(batch)
