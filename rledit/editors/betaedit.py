@@ -7,7 +7,7 @@ every τ edits P is made anew from (C_p / t + λ₁ C) / (λ₁ + 1), with t the
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -16,7 +16,7 @@ from torch import Tensor
 from rledit.editors.alphaedit import AlphaEdit, AlphaEditConfig
 from rledit.editors.base import State, prefixed, unprefixed
 from rledit.finite import CollapsedError
-from rledit.locate.nullspace import null_space
+from rledit.locate.nullspace import NullSpace, null_space
 from rledit.locate.requests import Request
 from rledit.locate.spread import LayerUpdate
 from rledit.model import EditableModel
@@ -76,6 +76,13 @@ class BetaEdit(AlphaEdit):
         # A layer's keys depend on the layers below alone, so these are those before and after.
         self.past.add({update.module: update.keys for update in updates})
         self.n_edits += len(requests)
+
+    def load_projections(self, projections: Mapping[str, NullSpace]) -> None:
+        """Refused: λ₁ C cannot be had from a projection."""
+        raise ValueError(
+            f"editor {self.name!r} needs the key covariance itself, which null-space projections "
+            "do not tell; call load_covariance"
+        )
 
     def _require_small(self, update: LayerUpdate, n_edits: int) -> None:
         size, limit = float(update.shift.norm()) / n_edits**0.5, self.config.collapse_norm

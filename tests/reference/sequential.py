@@ -49,7 +49,7 @@ class ReferenceSequential(ABC):
 
     def weight(self, name: str) -> Tensor:
         """(d_out, d_in), the parameter itself."""
-        return self.model.get_submodule(name).weight.detach()  # type: ignore[union-attr]
+        return self.model.get_parameter(f"{name}.weight").detach()
 
     @torch.no_grad()
     def edit(self, requests: Sequence[Request]) -> None:

@@ -251,6 +251,16 @@ def test_betaedit_renews_its_null_space_after_every_so_many_edits() -> None:
         assert metrics[f"null_space_rank_{layer}"] == expected.rank
 
 
+def test_betaedit_takes_no_projection_in_place_of_the_covariance() -> None:
+    editor = make("betaedit")
+    found = {n: null_space(editor.moment(n), 0.5, n) for n in editor.modules}
+    with pytest.raises(ValueError, match="'betaedit' needs the key covariance itself"):
+        editor.load_projections(found)
+    delta = make("deltaedit")
+    delta.load_projections(found)
+    assert delta.ranks == {n: space.rank for n, space in found.items()}  # type: ignore[attr-defined]
+
+
 def test_without_its_weight_betaedit_is_alphaedit() -> None:
     alpha, beta = make("alphaedit", threshold=0.5, ridge=0.3), make("betaedit", moment_weight=0.0)
     beta.config = replace(beta.config, refresh_every=1000)
@@ -278,6 +288,7 @@ def test_betaedit_moves_ordinary_outputs_less_than_alphaedit() -> None:
 
 def test_a_collapsed_update_stops_the_stream_and_names_layer_and_batch() -> None:
     editor = make("betaedit", collapse_norm=1e-3)
+    assert type(editor.config)(modules=()).collapse_norm == 20
     edits = random_edits(6)
     with pytest.raises(CollapsedError) as caught:
         list(run_stream(editor, edits, 3, (), _NoScorer()))  # type: ignore[arg-type]
