@@ -32,7 +32,11 @@ class NonFiniteError(UserError, ValueError):
 
     def at(self, when: str) -> NonFiniteError:
         """The same error with the moment in front of it."""
-        return NonFiniteError(f"{when}: {self}")
+        return type(self)(f"{when}: {self}")
+
+
+class CollapsedError(NonFiniteError):
+    """An update so large that its editor gives the model up, before any number of it is broken."""
 
 
 def usable(logits: Tensor) -> Tensor:

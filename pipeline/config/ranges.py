@@ -23,12 +23,14 @@ AT_LEAST_ONE = frozenset(
         "attention_heads", "curriculum_patience", "first_cap", "head_width", "hidden_width",
         "inner_width", "scored_edits_per_step", "sequence_cap", "weighing_heads",
         "weighing_width",
+        "refresh_every",
     }
 )  # fmt: skip
 ABOVE_ZERO = frozenset(
     {
         "clamp", "density", "keep", "log_base", "lr", "mask_ratio", "max_grad_norm",
         "memory_gb", "step_search", "value_lr",
+        "drift_budget",
     }
 )  # fmt: skip
 # More is a slip of the hand, and whatever is asked to hold it fails without a reason.
@@ -44,6 +46,7 @@ _LARGEST = {
     "kv_heads": 2**12,
     "density": 1,
     "mask_ratio": 1,
+    "space_share": 1,
 }
 
 

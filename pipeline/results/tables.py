@@ -29,7 +29,9 @@ UNEDITED = "none"
 # takes seconds to import): the references first, then training-free ones, then those that train.
 EDITOR_ORDER = (
     UNEDITED, "untrained", "ultraedit", "stableedit", "ft", "ft_l", "ft_m", "locft", "rome",
-    "memit", "prune", "rect", "alphaedit", "nas", "encore", "grace", "wise", "memoir", "mend",
+    "memit", "prune", "rect", "alphaedit", "nas", "encore",
+    "lyaplock", "betaedit", "deltaedit",
+    "grace", "wise", "memoir", "mend",
     "malmen", "mend_star", "malmen_star", "mend_rledit", "malmen_rledit", "dafnet",
     "instructedit", "rledit",
 )  # fmt: skip

@@ -207,6 +207,9 @@ _VALUES: dict[str, dict[str, Any]] = {
     "alphaedit": {**_VALUE, "threshold": 0.02, "ridge": 1.0},
     "nas": _VALUE,
     "encore": _VALUE,
+    "lyaplock": {**_VALUE, "moment_weight": 30.0},
+    "betaedit": {**_VALUE, "moment_weight": 30.0, "ridge": 1.0},
+    "deltaedit": {**_VALUE, "ridge": 1.0},
     "rome": {"value_lr": 0.5, "value_decay": 1e-3, "clamp": 4.0, "value_steps": 10},
 }
 _SEQUENCES = {

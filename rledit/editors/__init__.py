@@ -9,12 +9,15 @@ import importlib
 
 from rledit.editors.alphaedit import AlphaEdit
 from rledit.editors.base import Editor, TrainableEditor, TrainingData
+from rledit.editors.betaedit import BetaEdit
 from rledit.editors.dafnet import DAFNet
+from rledit.editors.deltaedit import DeltaEdit
 from rledit.editors.encore import ENCORE
 from rledit.editors.finetuning import FTL, FTM, FineTuning
 from rledit.editors.grace import GRACE
 from rledit.editors.instructedit import InstructEdit
 from rledit.editors.locft import LocFT
+from rledit.editors.lyaplock import LyapLock
 from rledit.editors.malmen import MALMEN
 from rledit.editors.memit import MEMIT
 from rledit.editors.memoir import MEMOIR
@@ -49,6 +52,9 @@ EDITORS: dict[str, type[Editor]] = {
     "alphaedit": AlphaEdit,
     "nas": NAS,
     "encore": ENCORE,
+    "lyaplock": LyapLock,
+    "betaedit": BetaEdit,
+    "deltaedit": DeltaEdit,
     "grace": GRACE,
     "wise": WISE,
     "memoir": MEMOIR,

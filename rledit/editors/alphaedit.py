@@ -63,7 +63,7 @@ class AlphaEdit(SpreadEditor):
         """A⁻¹ P Kᵀ in float64."""
         projection = self._projection(name).double()
         keys = keys.double() @ projection
-        system = keys.T @ keys + projection @ self.past.sums[name].double() @ projection
+        system = keys.T @ keys + projection @ self._protected(name) @ projection
         system.diagonal().add_(self.config.ridge)
         factor = factorise(system, name)
         return Answer(factor.solve(keys.T).T, factor.condition, factor.jitter)
@@ -87,6 +87,10 @@ class AlphaEdit(SpreadEditor):
                 )
             self.projections[name] = given.projection.to(self.model.device)
             self.ranks[name] = given.rank
+
+    def _protected(self, name: str) -> Tensor:
+        """What stands inside the projection beside the batch's keys, float64."""
+        return self.past.sums[name].double()
 
     def _projection(self, name: str) -> Tensor:
         if name not in self.projections:

@@ -19,7 +19,7 @@ from rledit.locate.keys import subject_keys
 from rledit.locate.requests import FactToken, Request, make_requests
 from rledit.locate.sites import BlockOutput
 from rledit.locate.spread import Answer, LayerUpdate, in_order, spread
-from rledit.locate.value import ValueConfig, Values, optimise_values
+from rledit.locate.value import Confinement, ValueConfig, Values, optimise_values
 from rledit.model import EditableModel
 from rledit.tokenization import EditBatch
 
@@ -80,6 +80,13 @@ class LocateEditor(Editor):
         self.contexts = make_contexts(config.contexts)
         self.modules = in_order(model)
         self.covariances: dict[str, Tensor] = {}
+
+    @classmethod
+    def more_bytes_of(cls, shape: tuple[int, int]) -> int:
+        """Bytes that it keeps of a linear (d_in, d_out) for a stream, beyond its key covariance and
+        one more matrix of that size in float32: past keys, or a projection. Plans count them.
+        """
+        return 0
 
     @property
     def key_weights(self) -> Tensor:
@@ -144,7 +151,14 @@ class SpreadEditor(LocateEditor):
         """Value vectors at the output of the highest edited layer."""
         last = layer_index(self.model.family, self.modules[-1])
         site = BlockOutput(self.model, last)
-        return optimise_values(self.model, requests, site, self.value_config(), keep_trace)
+        confinement = self.confinement(requests)
+        return optimise_values(
+            self.model, requests, site, self.value_config(), keep_trace, confinement
+        )
+
+    def confinement(self, requests: Sequence[Request]) -> Confinement | None:
+        """Directions that value vectors keep off; None as a rule."""
+        return None
 
     def value_config(self) -> ValueConfig:
         """How value vectors are optimised."""
@@ -168,15 +182,22 @@ class PastKeys:
     """Σ k kᵀ over the keys of all edits so far, per target module.
 
     Keys are taken after the edit that brought them, at all layers.
+
+    Args:
+        model: The model.
+        modules: The target modules.
+        dtype: Precision of the sums; None: the model's compute precision.
     """
 
-    def __init__(self, model: EditableModel, modules: Sequence[str]) -> None:
+    def __init__(
+        self, model: EditableModel, modules: Sequence[str], dtype: torch.dtype | None = None
+    ) -> None:
         self._model = model
         self.sums = {
             name: torch.zeros(
                 model.shape(name)[0],
                 model.shape(name)[0],
-                dtype=model.compute_dtype,
+                dtype=dtype or model.compute_dtype,
                 device=model.device,
             )
             for name in modules
@@ -185,9 +206,14 @@ class PastKeys:
     def remember(self, requests: Sequence[Request], weights: Tensor) -> dict[str, Tensor]:
         """Add the keys that edits have now; returns them."""
         keys = subject_keys(self._model, requests, tuple(self.sums), weights)
-        for name, rows in keys.items():
-            self.sums[name].addmm_(rows.T, rows)
+        self.add(keys)
         return keys
+
+    def add(self, keys: Mapping[str, Tensor]) -> None:
+        """Add keys (edits, d_in) by module."""
+        for name, rows in keys.items():
+            rows = rows.to(self.sums[name])
+            self.sums[name].addmm_(rows.T, rows)
 
     def state_dict(self) -> State:
         """The sums, copied."""

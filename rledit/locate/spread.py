@@ -54,11 +54,21 @@ class Answer:
         left: (edits, d_in): the update is Σ residual ⊗ left.
         condition: Condition of the system.
         jitter: Jitter it needed.
+        pull: (d_in, d_out) float64, a part of the update that no residual asks for, transposed;
+            None where there is none.
     """
 
     left: Tensor
     condition: float
     jitter: float
+    pull: Tensor | None = None
+
+    def shift(self, right: Tensor) -> LowRankShift:
+        """The update, from the residual (edits, d_out) at the linear's output."""
+        if self.pull is None:
+            return LowRankShift(self.left.to(right.dtype), right)
+        whole = torch.addmm(self.pull, self.left.double().T, right.double())
+        return LowRankShift(None, whole.to(right.dtype))
 
 
 Solve = Callable[[str, Tensor], Answer]
@@ -94,8 +104,7 @@ def spread(
         residual = (targets - shown) / (len(modules) - i)
         answer = solve(name, keys)
         gain = stream_gain(model, requests, name)
-        right = residual if gain is None else residual * gain
-        shift = LowRankShift(answer.left.to(right.dtype), right)
+        shift = answer.shift(residual if gain is None else residual * gain)
         realised = model.weights.add(name, shift)
         updates.append(
             LayerUpdate(

@@ -58,6 +58,29 @@ class ValueConfig:
 
 
 @dataclass(frozen=True, eq=False)
+class Confinement:
+    """Directions that the δ of some edits keeps off: after every step, δ ← δ − U Uᵀ δ.
+
+    Attributes:
+        space: U (hidden, r), orthonormal.
+        edits: (edits,) bool, of which edits.
+    """
+
+    space: Tensor
+    edits: Tensor
+
+    def part(self, first: int, size: int) -> Confinement:
+        """That of some edits in a row."""
+        return Confinement(self.space, self.edits[first : first + size])
+
+    def project(self, delta: Tensor) -> Tensor:
+        """(edits, hidden) δ, projected where its edit is confined."""
+        space = self.space.to(delta)
+        off = delta - (delta @ space) @ space.T
+        return torch.where(self.edits.to(delta.device)[:, None], off, delta)
+
+
+@dataclass(frozen=True, eq=False)
 class Values:
     """Value vectors of the edits of a batch.
 
@@ -88,6 +111,7 @@ def optimise_values(
     site: Site,
     config: ValueConfig,
     keep_trace: bool = False,
+    confinement: Confinement | None = None,
 ) -> Values:
     """Optimise the value vectors of a batch of edits.
 
@@ -97,6 +121,7 @@ def optimise_values(
         site: Where δ is added.
         config: How to optimise.
         keep_trace: Keep δ of every evaluation.
+        confinement: Directions that the δ of some edits keeps off.
 
     Raises:
         NonFiniteError: A loss is not finite; names the edit, and the layer.
@@ -105,7 +130,8 @@ def optimise_values(
     parts: list[Values] = []
     for first in range(0, len(requests), size):
         group = _Group(model, requests[first : first + size], site, config)
-        parts.append(group.run(keep_trace))
+        own = confinement.part(first, size) if confinement is not None else None
+        parts.append(group.run(keep_trace, own))
     return Values(
         initial=torch.cat([p.initial for p in parts]),
         delta=torch.cat([p.delta for p in parts]),
@@ -140,7 +166,7 @@ class _Group:
         values = site.begin(samples, torch.tensor(positions))
         self.initial = values[::per_edit].clone()
 
-    def run(self, keep_trace: bool) -> Values:
+    def run(self, keep_trace: bool, confinement: Confinement | None = None) -> Values:
         """Adam on all edits that have not stopped."""
         config, initial = self._config, self.initial
         n_edits = len(self._requests)
@@ -176,6 +202,8 @@ class _Group:
                 passes = self._passes(active)
             optimiser.step()
             with torch.no_grad():
+                if confinement is not None:
+                    delta.copy_(confinement.project(delta))
                 norm = delta.norm(dim=-1, keepdim=True)
                 delta.copy_(torch.where(norm > limit, delta * limit / norm, delta))
         return result

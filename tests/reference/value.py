@@ -19,7 +19,11 @@ if TYPE_CHECKING:
 
 
 def reference_values(
-    model: nn.Module, requests: Sequence[Request], site: str, config: ValueConfig
+    model: nn.Module,
+    requests: Sequence[Request],
+    site: str,
+    config: ValueConfig,
+    projections: Sequence[Tensor | None] | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Targets (edits, hidden) and evaluations (edits,) of several edits, one after another.
 
@@ -28,13 +32,17 @@ def reference_values(
         requests: The edits.
         site: Module at whose output δ is added.
         config: How to optimise.
+        projections: (hidden, hidden) matrices that δ is multiplied with after every step, one an
+            edit; None where it is not.
     """
-    found = [_value(model, request, site, config) for request in requests]
+    own = projections or [None] * len(requests)
+    pairs = zip(requests, own, strict=True)
+    found = [_value(model, request, site, config, projection) for request, projection in pairs]
     return torch.stack([f[0] for f in found]), torch.tensor([f[1] for f in found])
 
 
 def _value(
-    model: nn.Module, request: Request, site: str, config: ValueConfig
+    model: nn.Module, request: Request, site: str, config: ValueConfig, projection: Tensor | None
 ) -> tuple[Tensor, int]:
     """Target of one edit, and the number of evaluations."""
     added = _Added([*request.positions, len(request.essence) - 1])
@@ -42,14 +50,19 @@ def _value(
     ids = _padded([s.input_ids for s in (*request.rewriting, request.essence)]).to(device)
     handle = model.get_submodule(site).register_forward_hook(added)
     try:
-        evaluations = _optimise(model, ids, request, added, config)
+        evaluations = _optimise(model, ids, request, added, config, projection)
     finally:
         handle.remove()
     return added.value + added.delta.detach(), evaluations
 
 
 def _optimise(
-    model: nn.Module, ids: Tensor, request: Request, added: _Added, config: ValueConfig
+    model: nn.Module,
+    ids: Tensor,
+    request: Request,
+    added: _Added,
+    config: ValueConfig,
+    projection: Tensor | None,
 ) -> int:
     """Adam on δ until it stops; returns the number of evaluations."""
     reference: Tensor | None = None
@@ -73,6 +86,9 @@ def _optimise(
         optimiser.zero_grad()
         loss.backward()
         optimiser.step()
+        if projection is not None:
+            with torch.no_grad():
+                delta.copy_(delta @ projection)
         limit = config.clamp * value.norm()
         if delta.norm() > limit:
             with torch.no_grad():

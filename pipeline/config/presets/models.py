@@ -131,7 +131,14 @@ _LLAMA_3_SETTINGS: Settings = (
         }
     )
     | training_free({ANY: _LLAMA_ZSRE, "counterfact": _LLAMA_LATE, "fever": _LLAMA_LATE})
-    | locating(Locate(layers="4-8", value=VALUE_LLAMA, rome=ROME_LLAMA))
+    | locating(
+        Locate(
+            layers="4-8",
+            value=VALUE_LLAMA,
+            rome=ROME_LLAMA,
+            also_released=("lyaplock", "betaedit", "deltaedit"),
+        )
+    )
     | sequences(_layers("29-31"))
     | remembering(27)
     | side_memory(29, lr=0.9, steps=30, alpha=2.0, beta=20.0, gamma=10.0, ratio=0.5)
@@ -212,6 +219,7 @@ _QWEN = Shape(
     layers=28, hidden=3584, intermediate=18944, heads=28, kv_heads=4, head_dim=128,
     vocabulary=152064, qkv_bias=True,
 )  # fmt: skip
+_BETAEDIT_QWEN = {"modules": ("down:4-8",), **VALUE_LLAMA}
 _QWEN_LAYERS = ("gate:18-26", "up:18-26")
 
 # Ours. The hypernetworks' layers and steps are the best of a few trials on 200 edits of ZsRE that
@@ -334,7 +342,14 @@ PRESETS: Mapping[str, Preset] = {
             }
         )
         | training_free({ANY: _GPTJ_LATE, "wikibigedit": ("down:19-26",), "fever": ("down:25,26",)})
-        | locating(Locate(layers="3-8", value=VALUE_GPTJ, rome=ROME_GPTJ))
+        | locating(
+            Locate(
+                layers="3-8",
+                value=VALUE_GPTJ,
+                rome=ROME_GPTJ,
+                also_released=("lyaplock", "betaedit"),
+            )
+        )
         | sequences(("up:25-27", "down:25-27"), DAFNET, scored_edits_per_step=64)
         # EasyEdit's file for GRACE on this model.
         | remembering(25, steps=200, origin=RELEASE)
@@ -358,6 +373,7 @@ PRESETS: Mapping[str, Preset] = {
                 origin=OWN,
             )
         )
+        | {"betaedit": {ANY: Setting(values=_BETAEDIT_QWEN, origin=RELEASE)}}
         | sequences(_layers("25-27"))
         | remembering(23)
         | side_memory(23, lr=1.0, steps=70, alpha=5.0, beta=20.0, gamma=10.0),

@@ -20,6 +20,7 @@ STEP = 1e-6  # of RLEdit, UltraEdit and their relatives, in all published runs
 ANY = "any"  # where a setting does not depend on the dataset
 
 TRAINED = ("rledit", "mend", "malmen", "mend_star", "malmen_star", "mend_rledit", "malmen_rledit")
+_SEQUENTIAL = ("lyaplock", "betaedit", "deltaedit")  # AlphaEdit's layers and values
 _OWN_RANK = frozenset({"mend", "mend_star", "mend_rledit"})  # rank 1920, whatever RLEdit's is
 
 
@@ -61,6 +62,8 @@ class Locate:
         value: Value optimisation of MEMIT and its descendants.
         rome: ROME's own settings.
         origin: Where they come from.
+        also_released: Methods of `_SEQUENTIAL` whose release has a file for the model with these
+            layers and values; for the others they are our own choice.
     """
 
     layers: str
@@ -69,6 +72,7 @@ class Locate:
     value: Mapping[str, float] = field(default_factory=dict)
     rome: Mapping[str, Any] = field(default_factory=dict)
     origin: str = RELEASE
+    also_released: tuple[str, ...] = ()
 
 
 # Llama-3 and Mistral edit with the bare key; GPT-J with the key covariance.
@@ -197,7 +201,8 @@ def locating(locate: Locate) -> dict[str, dict[str, Setting]]:
         "ft_m": tuned,
         "ft_l": {"modules": ("down:0",)},
     }
-    return {
-        editor: {ANY: Setting(values=found, origin=locate.origin)}
-        for editor, found in values.items()
-    }
+    found = {editor: {ANY: Setting(values=v, origin=locate.origin)} for editor, v in values.items()}
+    for editor in _SEQUENTIAL:
+        origin = locate.origin if editor in locate.also_released else OWN
+        found[editor] = {ANY: Setting(values=spread, origin=origin)}
+    return found

@@ -9,6 +9,7 @@ from pipeline.config.resources import ResourcesEntry
 from pipeline.plan.checks import unshardable
 from pipeline.plan.estimate.workload import Workload
 from rledit.editors import editor_class
+from rledit.editors.locate_editor import LocateEditor
 from rledit.editors.overlay_editor import OverlayEditor
 
 _MOST_RANKS = 16
@@ -267,9 +268,12 @@ def _editor(work: Workload) -> dict[str, float]:
         (shape,) = work.target_modules.values()
         return {"memory": cls.bytes_of(work.cell.settings, shape, work.cell.n_edits)}
     if work.kind == "located":
+        cls = editor_class(work.cell.editor.editor)
+        assert issubclass(cls, LocateEditor)
         moments = sum(d_in * d_in for d_in, _ in work.target_modules.values())
         return {
             "key covariance": 2.0 * FLOAT * moments,  # and the keys, or projections, of the past
+            "past edits": float(sum(map(cls.more_bytes_of, work.target_modules.values()))),
             "solve": float(SOLVE_COPIES * DOUBLE * widest * widest),
         }
     return {}

@@ -35,6 +35,7 @@ LOOKS: Mapping[str, Look] = {
     "ft": (VERMILION, "s"), "ft_l": (SKY, "s"), "ft_m": (PURPLE, "s"), "locft": (GREEN, "^"),
     "rome": (SKY, "D"), "memit": (PINK, "D"), "prune": (OLIVE, "v"), "rect": (VERMILION, "v"),
     "alphaedit": (ORANGE, "v"), "nas": (BLUE, "^"), "encore": (GREEN, "D"),
+    "lyaplock": (SKY, "v"), "betaedit": (VERMILION, "D"), "deltaedit": (PURPLE, "v"),
     "grace": (GREEN, "s"), "wise": (ORANGE, "P"), "memoir": (PURPLE, "D"),
     "mend": (SKY, "P"), "malmen": (OLIVE, "X"), "mend_star": (PINK, "P"),
     "malmen_star": (ORANGE, "X"), "mend_rledit": (BLUE, "P"), "malmen_rledit": (GREEN, "X"),

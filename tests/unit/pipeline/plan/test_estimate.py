@@ -82,6 +82,19 @@ def test_memory_part_by_part() -> None:
     assert sharded["edited matrices"] == parts["edited matrices"]
 
 
+def test_what_sequential_methods_keep_of_past_edits_is_counted() -> None:
+    """Llama-3's five layers: past keys in float64 and outputs, a projection beside both."""
+    only = "editors=[{editor: memit}, {editor: lyaplock}, {editor: betaedit}]"
+    memit, lyaplock, betaedit = (
+        memory_of(table2(name, "Llama-3-8B", only), ON_80).parts["past edits"]
+        for name in ("memit", "lyaplock", "betaedit")
+    )
+    square = 14336 * 14336
+    assert memit == 0
+    assert lyaplock == 5 * (4 * square + 8 * 14336 * 4096)
+    assert betaedit == 5 * 4 * square
+
+
 def test_a_deeper_window_and_more_layers_cost_more() -> None:
     shallow = table2("rledit", "Llama-3-8B", "editors.rledit.settings={depth: 1}")
     deep = table2("rledit")

@@ -17,6 +17,7 @@ SETTINGS = {
     "ultraedit": {"modules": ["down:0-1"], "step": 1e-3},
     "memit": {"modules": ["down:0-1"], "value_steps": 3, "moment_weight": 1.0},
     "alphaedit": {"modules": ["down:0-1"], "value_steps": 3},
+    "lyaplock": {"modules": ["down:0-1"], "value_steps": 3, "moment_weight": 1.0},
     "rome": {"modules": ["down:0"], "value_steps": 3},
     "ft": {"modules": ["down:0"], "steps": 2},
     "locft": {"modules": ["down:0"], "passes": 2},
@@ -24,6 +25,8 @@ SETTINGS = {
 }
 # Of ultraedit two passes over facts and rehearsed ones have more factors than the matrices entries.
 DENSE = ("ft", "locft", "rect", "ultraedit")
+# Where the model is of the edits' precision, nothing has drifted from it as a batch begins.
+EITHER = ("lyaplock",)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
@@ -35,7 +38,8 @@ def test_unedited_matrices_and_terms_give_the_edited_ones_bit_by_bit(
     for first in (0, 4):
         session.edit(rows(4, first), editor=editor, settings=SETTINGS[editor], passes=2, floor=0)
     deltas = session.ledger.deltas()
-    assert len(deltas) == 2 and all(delta.dense == (editor in DENSE) for delta in deltas)
+    assert len(deltas) == 2
+    assert editor in EITHER or all(delta.dense == (editor in DENSE) for delta in deltas)
     assert all(delta.n_bytes <= 4 * 2 * 128 * 64 for delta in deltas)
     edited = weights_of(session.host.model)
     stored = [Delta.of({k: v.clone() for k, v in d.tensors().items()}) for d in deltas]

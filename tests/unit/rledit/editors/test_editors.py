@@ -55,6 +55,10 @@ SETTINGS: dict[str, Any] = {
     "merge_freq": 8,
     "k": 8,
     "overlap": 0.9,
+    "refresh_every": 6,
+    "settling_edits": 4,
+    "deviations": 0.1,
+    "space_floor": 1e-6,
 }
 EDITING = [name for name in EDITORS if name != "none"]
 

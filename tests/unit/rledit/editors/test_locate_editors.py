@@ -110,9 +110,14 @@ def test_past_keys_protect_earlier_edits() -> None:
     assert moved[True] < moved[False]
 
 
-@pytest.mark.parametrize("name", ["memit", "alphaedit", "nas", "rect", "encore"])
+_LIKELIER = ("memit", "alphaedit", "nas", "rect", "encore", "lyaplock", "betaedit", "deltaedit")
+
+
+@pytest.mark.parametrize("name", _LIKELIER)
 def test_edits_make_their_targets_likelier(name: str) -> None:
     settings = {"alphaedit": {"threshold": 1.0, "ridge": 0.1}, "nas": {"threshold": 1.0}}
+    settings["deltaedit"] = settings["alphaedit"]
+    settings["betaedit"] = {**settings["alphaedit"], "moment_weight": 0.01}
     weight = {} if name in settings else {"moment_weight": 0.01}
     more = {**LOCATE, "value_steps": 20, **settings.get(name, weight)}
     editor = make(name, modules=("down:1-2",), **more)
