@@ -30,6 +30,8 @@ TRAPS: dict[str, str] = {
     "closing punctuation, or that is another's rephrase): the later overwrites it, and is scored",
     "rephrase_contradicted": "its rephrase is edited to another target in this set",
     "target_equals_old": "the target equals the old answer (alt == ans): the edit changes nothing",
+    "statement_ambiguous": "the statement holds several words behind which its answer may begin, "
+    "and nothing in the row tells which: the last is taken",
     "subject_not_in_prompt": "the subject does not occur in the prompt as a word of its own: "
     "locate-then-edit fails",
     "subject_ambiguous": "the subject occurs more than once in the prompt, and no template says "
