@@ -22,6 +22,9 @@ from rledit.records import Edit, Locality
 
 logger = logging.getLogger(__name__)
 
+JOINED = " + "
+"""What stands between the formats of files that are read as one."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class ReadReport:
@@ -138,7 +141,7 @@ def joined(reports: Sequence[ReadReport]) -> ReadReport:
     hashes = "".join(f"{report.data_hash}\n" for report in reports)
     return ReadReport(
         path=f"{reports[0].path} and {more} more file{'s' * (more > 1)}",
-        format=" + ".join(dict.fromkeys(report.format for report in reports)),
+        format=JOINED.join(dict.fromkeys(report.format for report in reports)),
         edits=tuple(
             replace(edit, edit_id=f"{i}:{edit.edit_id}")
             for i, report in enumerate(reports, start=1)

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Literal, get_args
 
 from rledit.datasets.cut import digest
-from rledit.datasets.edits import ReadReport, joined, read_edits
+from rledit.datasets.edits import JOINED, ReadReport, joined, read_edits
 from rledit.datasets.errors import SHOWN_ROWS, DatasetError, RowError, RowErrors
 from rledit.datasets.overlap import overlap, prompts
 from rledit.datasets.pools import ALL, PoolFiles
@@ -53,6 +53,7 @@ class FileEditSource:
     Attributes:
         name: Name of the dataset.
         data_hash: sha256 over the files' hashes and all settings that shape the pools.
+        formats: Names of the formats of the files that are edited.
         file_hashes: sha256 of each file's bytes, by what it was given for.
         unread: File → its keys with content that its format has no use for → rows that have them.
         dropped: Edits dropped because of shared prompts, by the file they are of.
@@ -87,7 +88,9 @@ class FileEditSource:
         self.order: Order = order
         self.file_hashes = {key: report.data_hash for key, report in reports.items()}
         self.unread = {report.path: report.unread for report in reports.values() if report.unread}
-        self.name = name or reports[_main_file(reports)].format
+        main = reports[_main_file(reports)]
+        self.name = name or main.format
+        self.formats = tuple(main.format.split(JOINED))
         self.dropped: dict[str, int] = {}
         self._read = {key: (Path(r.path).name, len(r.edits)) for key, r in reports.items()}
         self._pools = self._make_pools(reports, on_overlap)
@@ -122,7 +125,7 @@ class FileEditSource:
         return f"{size} of the {count} edits of {name}, {self._files.cutting}{dropped}"
 
     def steps(self, split: Split) -> list[str]:
-        """The distinct time steps of a pool, in the order in which its edits have them."""
+        """The distinct time steps of a pool, in their order."""
         return steps(self._pools[split])
 
     def sizes(self) -> dict[str, int]:

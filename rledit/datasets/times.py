@@ -92,6 +92,7 @@ def _moment(text: str | None) -> tuple[str, str, str, str] | None:
     return year, month, day, rest
 
 
-def steps(edits: Iterable[Edit]) -> list[str]:
-    """The distinct times of edits in the order in which they first stand."""
-    return list(dict.fromkeys(edit.time for edit in edits if edit.time))
+def steps(edits: Sequence[Edit]) -> list[str]:
+    """The distinct times of edits in their order; those that have no place in it come last."""
+    found, others = in_order(edits)
+    return list(dict.fromkeys(edit.time for edit in (*found, *others) if edit.time))
