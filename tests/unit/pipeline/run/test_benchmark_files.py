@@ -27,10 +27,6 @@ GRID = Path(__file__).parents[3] / "cluster" / "tiny.yaml"
 N = 4
 
 
-def statement(edit: Edit, target: str | None) -> str:
-    return f"{edit.prompt} is {target}."
-
-
 def ripple(i: int, edit: Edit) -> dict[str, Any]:
     def case(prompt: str, answer: str, number: str) -> dict[str, Any]:
         query = {"prompt": prompt, "answers": [{"value": answer, "aliases": []}]}
