@@ -40,8 +40,16 @@ def header(records: Sequence[CellRecord], protocols: Sequence[str]) -> list[tupl
     # Here the name is enough; which weights it stands for is said at the end of the report.
     models = {model_name(record.address.model, record.address.scale) for record in records}
     metadata["model"] = ", ".join(sorted(models))
-    names = ("prompts", "scale", "model", "data", "streams", "order of edits", "seeds")
-    names = (*names, "code version")
+    names = (
+        "prompts",
+        "scale",
+        "model",
+        "data",
+        "streams",
+        "order of edits",
+        "seeds",
+        "code version",
+    )
     found = [("protocol", ", ".join(protocols))] if protocols else []
     return found + [(name, short_hashes(metadata[name])) for name in names if name in metadata]
 
