@@ -86,6 +86,8 @@ class Edit:
             edit, ``relation/target``; None where the data has no such name.
         consequences: Questions whose answers follow from the edit (portability, multi-hop), with
             those answers.
+        time: When the fact began to hold, or the time step that it belongs to, as the data writes
+            it (see `rledit.datasets.times`); None where it does not.
     """
 
     edit_id: str
@@ -101,6 +103,7 @@ class Edit:
     generation_prompts: tuple[str, ...] = ()
     reference_key: str | None = None
     consequences: tuple[Consequence, ...] = ()
+    time: str | None = None
 
 
 def has_probe(edit: Edit, probe: Probe) -> bool:

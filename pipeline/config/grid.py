@@ -118,11 +118,14 @@ class DatasetEntry:
             have no file: JSON, JSONL, CSV or Parquet in any schema of `rledit.datasets`, one's own
             facts (``prompt``, ``target``) among them; as a path, a URI, or
             ``hf://datasets/owner/name@revision/file``, the revision a commit; with
-            ``#sha256=…`` behind it the content must have that hash.
+            ``#sha256=…`` behind it the content must have that hash. A list of such, where several
+            files follow on each other, e.g. one a time step.
         shares: How ``files.all`` is cut: share of its prompts by pool; 70 for train to 10 for
             validation to 20 for evaluation where nothing is given.
         format: Schema of the files, or `auto`.
-        order: Draw streams `shuffled` by seed, or in the order of the `file`.
+        order: Draw streams `shuffled` by seed, in the order of the `file` (or of the list of
+            files), or by `time`: by the time steps that rows or the names of files say, those of
+            one step as the file has them.
         on_overlap: `refuse` files that share prompts, or `drop` those from training.
         strict: Refuse files with blank targets instead of skipping those rows.
         split: Pool the stream is drawn from; `validation` is for tuning.
@@ -137,17 +140,27 @@ class DatasetEntry:
     schema: str | None = None
     real_facts: bool = False
     world: dict[str, Any] = field(default_factory=dict)
-    files: dict[Literal["all", "train", "evaluation", "validation"], str] = field(
+    files: dict[Literal["all", "train", "evaluation", "validation"], str | tuple[str, ...]] = field(
         default_factory=dict
     )
     shares: dict[Split, float] = field(default_factory=dict)
     format: str = "auto"
-    order: Literal["shuffled", "file"] = "shuffled"
+    order: Literal["shuffled", "file", "time"] = "shuffled"
     on_overlap: Literal["refuse", "drop"] = "refuse"
     strict: bool = False
     split: Literal["evaluation", "validation"] = "evaluation"
     answer_space: AnswerSpace = "auto"
     protocols: tuple[str, ...] = ()
+
+    @property
+    def locations(self) -> list[tuple[str, str]]:
+        """Every file with the pool it is given for, several of one pool in their order."""
+        return [(pool, x) for pool, given in self.files.items() for x in listed(given)]
+
+
+def listed(files: str | Sequence[str]) -> tuple[str, ...]:
+    """What `DatasetEntry.files` names for one pool, as a list."""
+    return (files,) if isinstance(files, str) else tuple(files)
 
 
 @dataclass(frozen=True, kw_only=True)

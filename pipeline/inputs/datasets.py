@@ -10,10 +10,11 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-from pipeline.config.grid import DatasetEntry
+from pipeline.config.grid import DatasetEntry, listed
 from pipeline.inputs.edit_files import read_data
 from rledit.control_tokens import SPELLINGS
-from rledit.datasets import FileEditSource, RowError, RowErrors
+from rledit.datasets import FileEditSource, ReadReport, RowError, RowErrors
+from rledit.datasets.edits import joined
 from rledit.facts import RealFacts
 from rledit.records import SPLITS, EditSource, Probe, Split, asked, has_probe
 from rledit.world import World, WorldConfig, render_schema
@@ -138,11 +139,15 @@ def _source(name: str, entry: str) -> EditSource:
             return FileEditSource(**files, order=data["order"], name=name)
     reports: dict[str, Any] = {}
     errors: list[RowError] = []
-    for split, location in data["files"].items():
-        try:
-            reports[split] = read_data(location, data["format"], data["strict"])
-        except RowErrors as error:
-            errors += error.errors
+    for split, given in data["files"].items():
+        of_pool: list[ReadReport] = []
+        for location in listed(given):
+            try:
+                of_pool.append(read_data(location, data["format"], data["strict"]))
+            except RowErrors as error:
+                errors += error.errors
+        if of_pool:
+            reports[split] = joined(of_pool)
     if errors:
         raise RowErrors(errors)
     return FileEditSource(

@@ -17,6 +17,7 @@ from pipeline.plan.cell_keys import address_of, identity_of, key_of
 from pipeline.plan.cells import Cell, cells_of
 from pipeline.plan.checks import check_cell, check_corpus, check_rows, skip_reason
 from pipeline.plan.done_cells import Containing, contained_cells, contains, find_done
+from pipeline.plan.protocol_fit import fit_lines
 from pipeline.plan.versions import code_version
 from pipeline.results.lake.addresses import doubles, place_of, shown
 from pipeline.results.lake.contained import ContainedCell
@@ -238,6 +239,7 @@ def pool_lines(cells: Sequence[Cell]) -> list[str]:
             )
         if dataset.files:
             lines += [f"  {split}: {pool_origin(dataset, split)}" for split in SPLITS]
+            lines += [f"  {line}" for line in fit_lines(cells, dataset)]
         total = sum(sizes[split] for split in SPLITS)
         for probe in PROBES:
             if n := sum(lacking(dataset, split, probe) for split in SPLITS):

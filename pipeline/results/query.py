@@ -19,7 +19,7 @@ from typing import Any, Literal, TypeAlias
 import duckdb
 
 from pipeline.results.lake.lake import Lake
-from pipeline.results.lake.records import BARE, INSTRUCTED, CellRecord, imported_words
+from pipeline.results.lake.records import BARE, INSTRUCTED, SHUFFLED, CellRecord, imported_words
 from pipeline.results.sheets import Head, Sheet, as_csv, as_terminal
 from rledit.errors import UserError
 
@@ -76,7 +76,8 @@ _VIEWS = {
                s.generalization, s.specificity, s.specificity_self, c.train_seconds, c.edit_ms,
                c.peak_memory_gb, c.data_hash, c.code_version, c.status,
                coalesce(c.resolved->>'$.remark', '') AS remark,
-               CAST(c.identity->>'$.scored_edits' AS INTEGER) AS scored_edits
+               CAST(c.identity->>'$.scored_edits' AS INTEGER) AS scored_edits,
+               coalesce(c.identity->>'$.dataset.order', '{SHUFFLED}') AS stream_order
         FROM lake_cells c JOIN (
             SELECT cell_key AS stored_key, * EXCLUDE (cell_key) FROM lake_scores
             UNION ALL BY NAME

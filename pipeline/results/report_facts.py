@@ -7,7 +7,13 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from pipeline.results.lake.records import CellRecord, imported_words, prompt_of
+from pipeline.results.lake.records import (
+    SHUFFLED,
+    CellRecord,
+    imported_words,
+    order_of,
+    prompt_of,
+)
 from pipeline.results.model_names import model_name
 from pipeline.results.tables import editor_label, stream_label
 
@@ -34,7 +40,16 @@ def header(records: Sequence[CellRecord], protocols: Sequence[str]) -> list[tupl
     # Here the name is enough; which weights it stands for is said at the end of the report.
     models = {model_name(record.address.model, record.address.scale) for record in records}
     metadata["model"] = ", ".join(sorted(models))
-    names = ("prompts", "scale", "model", "data", "streams", "seeds", "code version")
+    names = (
+        "prompts",
+        "scale",
+        "model",
+        "data",
+        "streams",
+        "order of edits",
+        "seeds",
+        "code version",
+    )
     found = [("protocol", ", ".join(protocols))] if protocols else []
     return found + [(name, short_hashes(metadata[name])) for name in names if name in metadata]
 
@@ -65,6 +80,7 @@ def provenance(records: Sequence[CellRecord]) -> list[tuple[str, str]]:
         ("prompts", distinct(prompt_of(r.values["identity"]) for r in records)),
         ("scale", distinct(r.address.scale for r in records)),
         ("streams", ", ".join(stream_label(s) for s in sorted(streams))),
+        ("order of edits", _orders(records)),
         ("seeds", ", ".join(map(str, sorted({r.address.seed for r in records})))),
         ("threads × ranks", distinct(f"{v['threads']}×{v['ranks']}" for v in values)),
         ("contradicting edits", distinct(v["n_contradicting"] for v in values)),
@@ -77,6 +93,14 @@ def provenance(records: Sequence[CellRecord]) -> list[tuple[str, str]]:
             ("run (UTC)", f"{min(moments):%Y-%m-%d %H:%M} to {max(moments):%Y-%m-%d %H:%M}")
         )
     return [(name, value) for name, value in metadata if value]
+
+
+def _orders(records: Sequence[CellRecord]) -> str:
+    """In which order streams have their edits; "" where all are drawn by lot."""
+    found = {(r.address.dataset, order_of(r.values["identity"])) for r in records if r.done}
+    if all(order == SHUFFLED for _, order in found):
+        return ""
+    return ", ".join(f"{dataset}: {order}" for dataset, order in sorted(found))
 
 
 def _known(values: Sequence[Mapping[str, Any]], name: str) -> list[float]:

@@ -20,6 +20,7 @@ from pipeline.results.lake.records import BARE, SCORES
 from pipeline.results.model_names import row_titles
 from pipeline.results.protocol_captions import SCORE_DEFINITIONS, sorted_protocols
 from pipeline.results.sheets import ABSENT, MARK, TableError
+from pipeline.results.stream_notes import orders, samples
 
 Row = Mapping[str, Any]
 Stream = tuple[int, int]  # (batches, edits per batch)
@@ -262,7 +263,10 @@ def _value(metric: str, rows: Sequence[Row]) -> Value:
         status="/".join(sorted(set(missing))),
         n_missing=len(missing),
         remark="" if metric in COSTS else _remark(measured),
-        basis=tuple((row["seed"], row["data_hash"], row.get("scored_edits")) for row in measured),
+        basis=tuple(
+            (row["seed"], row["data_hash"], row.get("scored_edits"), row.get("stream_order"))
+            for row in measured
+        ),
     )
 
 
@@ -290,15 +294,6 @@ def _remarks(rows: Iterable[Row]) -> list[str]:
     return [f"{MARK} {text}: {'; '.join(found)}." for text, found in sorted(places.items())]
 
 
-def _samples(rows: Sequence[Row]) -> list[str]:
-    """Of which streams a sample of the edits was scored."""
-    found = {(row.get("scored_edits"), row["n_batches"] * row["batch_size"]) for row in rows}
-    return [
-        f"Scored: a sample of {some:,} of the {n:,} edits of a stream."
-        for some, n in sorted((some, n) for some, n in found if some is not None and some < n)
-    ]
-
-
 def _refusals(rows: Iterable[Row]) -> list[str]:
     """A note for every reason for which cells could not be run, with the methods and datasets."""
     places: dict[str, dict[str, dict[str, None]]] = {}
@@ -323,7 +318,8 @@ def _notes(rows: Sequence[Row]) -> list[str]:
         if len(seeds) > 1
         else f"One seed ({listed}): no spread is known."
     ]
-    notes += _samples(rows)
+    notes += samples(rows)
+    notes += orders(rows)
     notes += judge_notes(rows)
     notes += _remarks(rows)
     missing = Counter(row["status"] for row in rows if row["status"] != "done")

@@ -154,7 +154,10 @@ def tasks_of(cells: Sequence[Cell]) -> dict[str, Task]:
 
 def _located(cell: Cell) -> Cell:
     """The cell with absolute paths: workers have folders of their own."""
-    files = {pool: _absolute(path) for pool, path in cell.dataset.files.items()}
+    files = {
+        pool: _absolute(given) if isinstance(given, str) else tuple(map(_absolute, given))
+        for pool, given in cell.dataset.files.items()
+    }
     checkpoint, corpus = cell.model.checkpoint, cell.statistics.corpus
     if checkpoint is not None and (Path(checkpoint).is_dir() or is_gguf_path(checkpoint)):
         checkpoint = _absolute(checkpoint)

@@ -131,7 +131,7 @@ def _files(grid: Grid) -> Iterator[tuple[str, str]]:
         if named is not None and not _HUB.fullmatch(named) and not in_wheel(named):
             yield f"model {model.name}", named
     for dataset in grid.datasets:
-        for pool, path in dataset.files.items():
+        for pool, path in dataset.locations:
             yield f"dataset {dataset.name}, {pool}", path
     if grid.statistics.corpus not in (None, REAL_FACTS):
         yield "covariance, corpus", str(grid.statistics.corpus)

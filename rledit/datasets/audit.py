@@ -11,6 +11,7 @@ from rledit.datasets.contradictions import Targets
 from rledit.datasets.edits import ReadReport
 from rledit.datasets.errors import RowIssue
 from rledit.datasets.fields import Place
+from rledit.long_targets import outruns
 from rledit.occurrences import occurrences
 from rledit.records import Edit, asked
 from rledit.writing_systems import space_between
@@ -30,6 +31,8 @@ TRAPS: dict[str, str] = {
     "closing punctuation, or that is another's rephrase): the later overwrites it, and is scored",
     "rephrase_contradicted": "its rephrase is edited to another target in this set",
     "target_equals_old": "the target equals the old answer (alt == ans): the edit changes nothing",
+    "statement_ambiguous": "the statement holds several words behind which its answer may begin, "
+    "and nothing in the row tells which: the last is taken",
     "subject_not_in_prompt": "the subject does not occur in the prompt as a word of its own: "
     "locate-then-edit fails",
     "subject_ambiguous": "the subject occurs more than once in the prompt, and no template says "
@@ -53,11 +56,13 @@ TRAPS: dict[str, str] = {
     "ground_truth_absent": "there is no ground truth: `choice` protocols cannot be scored",
 }
 
-# Absences that a format may have by design: reported, never an error.
+# What a format may lack or be by design: reported, never an error.
 NOTES: dict[str, str] = {
     "no_subject": "no subject: methods that edit at the subject's last token cannot run",
     "no_rephrase": "no rephrase: generalisation is undefined",
     "no_locality": "no locality probe: specificity is undefined",
+    "long_target": "the target goes on behind a full stop, a line break or 50 words, where a free "
+    "answer ends: it cannot be met under `wild`",
 }
 
 _NQ = "nq question: "
@@ -173,6 +178,7 @@ def _edit_findings(i: int, edit: Edit, targets: Targets, seen: set[tuple[str, st
         "no_subject": edit.subject is None,
         "no_rephrase": not edit.rephrases,
         "no_locality": not edit.locality,
+        "long_target": outruns(target),
     }
     seen.add((prompt, target))
     return [name for name, found in present.items() if found]

@@ -12,10 +12,12 @@ from rledit.datasets.audit import Audit, audit, audit_report
 from rledit.datasets.downstream import DownstreamReport, find_schema, map_downstream
 from rledit.datasets.edits import ReadReport, map_rows
 from rledit.datasets.errors import DataFileError, DatasetError, RowErrors
+from rledit.datasets.format import Format
 from rledit.datasets.known import REQUIRED, differing_templates, is_known, map_known
 from rledit.datasets.overlap import Overlap, overlap
 from rledit.datasets.registry import FORMATS, match_format
 from rledit.datasets.rows import RowFile, open_rows
+from rledit.datasets.times import in_order, steps
 from rledit.datasets.values import has_content, shown_key
 
 Opener = Callable[[str], RowFile]
@@ -109,6 +111,9 @@ def _describe_edits(report: ReadReport, counts: Audit, found: _Found) -> None:
         f"  rows      {report.n_rows:,}: {counts.n_edits:,} edits of {counts.n_prompts:,} prompts, "
         f"{len(report.skipped):,} skipped",
         f"  sha256    {report.data_hash}",
+        *_scored_by(FORMATS[report.format]),
+        *_asks(report),
+        *_times(report),
     ]
     if counts.contradicting_prompts:
         found.lines.append(
@@ -122,6 +127,46 @@ def _describe_edits(report: ReadReport, counts: Audit, found: _Found) -> None:
         found.lines.append(f"  adapted   {keys}: read, though not this format's own name for it")
     found.lines += _unread_line(report.unread)
     found.n_traps += len(counts.traps)
+
+
+def _scored_by(form: Format) -> list[str]:
+    """By what the format's papers score it."""
+    if not form.protocols:
+        return []
+    beside = f"; measurements: {', '.join(form.measurements)}" if form.measurements else ""
+    return [f"  scored by {', '.join(form.protocols)}{beside}"]
+
+
+def _asks(report: ReadReport) -> list[str]:
+    """How many prompts the edits bring beside their own, and of which kinds."""
+    follow = Counter(item.kind for edit in report.edits for item in edit.consequences)
+    counts = {
+        "rephrases": sum(len(edit.rephrases) for edit in report.edits),
+        "locality prompts": sum(len(edit.locality) for edit in report.edits),
+        "questions that follow": sum(follow.values()),
+    }
+    said = ", ".join(f"{n:,} {what}" for what, n in counts.items() if n)
+    kinds = ", ".join(f"{kind} {n:,}" for kind, n in follow.items())
+    return [f"  asks      {said}{f' ({kinds})' if kinds else ''}"] if said else []
+
+
+def _times(report: ReadReport) -> list[str]:
+    """The time steps of a file's edits, and whether its rows are in their order."""
+    named = steps(report.edits)
+    if not named:
+        return []
+    found, without = in_order(report.edits)
+    shown = named[0] if len(named) == 1 else f"{len(named):,} steps, {named[0]} to {named[-1]}"
+    if without:
+        return [f"  time      {shown}; {len(without):,} edits have no usable one: no order by time"]
+    if len(named) == 1:
+        return [f"  time      {shown}, of all edits"]
+    in_file = (
+        "the rows are in that order"
+        if tuple(found) == report.edits
+        else (f"the rows are not in their order, which begins with {found[0].time}")
+    )
+    return [f"  time      {shown}; {in_file}"]
 
 
 def _unread_line(unread: Mapping[str, int]) -> list[str]:

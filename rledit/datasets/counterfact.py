@@ -97,6 +97,8 @@ ORIGINAL = Format(
         **PORTABILITY,
     },
     read=read_original,
+    protocols=("choice", "choice_official", "token_accuracy", "wild"),
+    measurements=("fluency", "consistency"),
     example={
         "case_id": 7,
         "requested_rewrite": {
@@ -133,6 +135,7 @@ FLAT = Format(
         **PORTABILITY,
     },
     read=read_flat,
+    protocols=("choice", "choice_official", "token_accuracy", "wild"),
     observe=observe_flat,
     example={
         "prompt": "The ferry Maribel sails from",

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
 import logging
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -15,10 +16,14 @@ from rledit.datasets.format import Format
 from rledit.datasets.probes import half_probes
 from rledit.datasets.registry import detect_format, get_format, match_format
 from rledit.datasets.rows import RowFile, open_rows, rows_given
+from rledit.datasets.times import dated, time_of_file
 from rledit.datasets.values import RowObject
 from rledit.records import Edit, Locality
 
 logger = logging.getLogger(__name__)
+
+JOINED = " + "
+"""What stands between the formats of files that are read as one."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -86,11 +91,12 @@ def map_rows(file: RowFile, format: str = "auto", strict: bool = False) -> ReadR
     errors: list[RowError] = []
     unread: Counter[str] = Counter()
     adapted: set[str] = set()
+    of_file = time_of_file(file.path)
     for number, row in file.rows:
         place = Place(file=file.path, row=number)
         try:
             opened = form.open_row(row, place)
-            found = form.read(opened, place)
+            found = dated(form.read(opened, place), opened, of_file)
         except RowError as error:
             errors.append(_explained(error, row, form))
             continue
@@ -121,6 +127,32 @@ def map_rows(file: RowFile, format: str = "auto", strict: bool = False) -> ReadR
         n_rows=len(file.rows),
         unread=dict(unread),
         adapted=tuple(sorted(adapted)),
+    )
+
+
+def joined(reports: Sequence[ReadReport]) -> ReadReport:
+    """Several files as one, row behind row in the order in which they are given.
+
+    Every edit's id begins with the number of its file: files count their rows alike.
+    """
+    if len(reports) == 1:
+        return reports[0]
+    more = len(reports) - 1
+    hashes = "".join(f"{report.data_hash}\n" for report in reports)
+    return ReadReport(
+        path=f"{reports[0].path} and {more} more file{'s' * (more > 1)}",
+        format=JOINED.join(dict.fromkeys(report.format for report in reports)),
+        edits=tuple(
+            replace(edit, edit_id=f"{i}:{edit.edit_id}")
+            for i, report in enumerate(reports, start=1)
+            for edit in report.edits
+        ),
+        skipped=tuple(issue for report in reports for issue in report.skipped),
+        notes=tuple(issue for report in reports for issue in report.notes),
+        data_hash=hashlib.sha256(hashes.encode()).hexdigest(),
+        n_rows=sum(report.n_rows for report in reports),
+        unread=dict(sum((Counter(report.unread) for report in reports), Counter())),
+        adapted=tuple(sorted({key for report in reports for key in report.adapted})),
     )
 
 

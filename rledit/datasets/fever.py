@@ -39,6 +39,7 @@ FEVER = Format(
         **named("unrel_ans", UNRELATED_ANSWER),
     },
     read=read,
+    protocols=("token_accuracy", "exact_match"),
     example={
         "prompt": "The ferry Maribel sails from Oban.",
         "equiv_prompt": [

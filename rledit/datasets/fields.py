@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from decimal import Decimal
 from pathlib import PurePosixPath
 from typing import Any, NoReturn
 
@@ -92,6 +93,23 @@ class Fields:
             return None
         found = self._checked(key, found)
         return found if found.strip() else None
+
+    def scalar(self, key: str) -> str | None:
+        """A text, or a number as text, that may be absent: a name of something, no prompt."""
+        return self._scalar(key, self._get(key))
+
+    def scalars(self, key: str) -> tuple[str, ...]:
+        """A list of texts and numbers, or one, that may be missing; see `scalar`."""
+        found = self._get(key)
+        items = found if isinstance(found, list | tuple) else [found]
+        named = (self._scalar(f"{key}[{i}]", item) for i, item in enumerate(items))
+        return tuple(item for item in named if item is not None)
+
+    def _scalar(self, key: str, found: object) -> str | None:
+        if absent(found):
+            return None
+        number = isinstance(found, int | float | Decimal) and not isinstance(found, bool)
+        return str(found) if number else self._checked(key, found)
 
     def texts(self, key: str) -> tuple[str, ...]:
         """A list of texts, or one text, that may be missing; so may each of its texts."""

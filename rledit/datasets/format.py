@@ -6,6 +6,7 @@ from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
 from difflib import get_close_matches
 from functools import cached_property
+from typing import Any
 
 from rledit.datasets.errors import RowError
 from rledit.datasets.fields import Fields, Place, Row
@@ -30,6 +31,11 @@ class Format:
         aliases: Other names that public files have for its keys; see `values.Aliases`.
         read: Maps one row to its edits (most rows hold one); texts stay as they are written.
         observe: Names the traps that only the raw row shows, the mapped edit no longer.
+        marks: Keys one level down, ``requested_rewrite.fact_new_uns``, that tell the schema from
+            others with its required keys; looked for in an object, or in a list's first one.
+        protocols: The protocols that its papers score it by, or that its answers can be scored by,
+            the customary one first.
+        measurements: What they measure beside.
         detected: False for a second reading of a schema, which must be asked for by name.
         example: An invented row of this schema, for documentation and contract tests.
     """
@@ -40,19 +46,22 @@ class Format:
     aliases: Aliases = field(default_factory=dict)
     read: Callable[[Row, Place], list[Edit]]
     observe: Callable[[Row], tuple[str, ...]] = nothing_odd
+    marks: tuple[str, ...] = ()
+    protocols: tuple[str, ...] = ()
+    measurements: tuple[str, ...] = ()
     detected: bool = True
     example: Row
 
     @property
     def schema(self) -> str:
         """Name and keys, as error messages show them."""
-        return f"{self.name} ({', '.join(self.required)})"
+        return f"{self.name} ({', '.join((*self.required, *self.marks))})"
 
     def missing(self, keys: Collection[str], literal: bool = False) -> tuple[str, ...]:
         """The required keys that are not among the keys of a row, under no name of theirs.
 
         Args:
-            keys: The row's keys, or the row.
+            keys: The row's keys with the marks it has, or the row.
             literal: Count the schema's own names only.
         """
 
@@ -60,7 +69,11 @@ class Format:
             others = () if literal else self.aliases.get(key, ())
             return key in keys or any(other in keys for other in others)
 
-        return tuple(key for key in self.required if not there(key))
+        def marked(mark: str) -> bool:
+            return mark in keys or (isinstance(keys, Mapping) and has_mark(keys, mark))
+
+        lacking = (key for key in self.required if not there(key))
+        return (*lacking, *(mark for mark in self.marks if not marked(mark)))
 
     @cached_property
     def _renamed(self) -> Renaming:
@@ -92,6 +105,14 @@ class Format:
         return opened
 
 
+def has_mark(row: Mapping[Any, Any], mark: str) -> bool:
+    """Whether a row has a key one level down, in an object or in the first one of a list."""
+    outer, _, inner = mark.partition(".")
+    found = row.get(outer)
+    first = next(iter(found), None) if isinstance(found, list | tuple) else found
+    return isinstance(first, Mapping) and inner in first
+
+
 def _likely(missing: Collection[str], row: Mapping[object, object]) -> str:
     """The keys of a row that look like misspellings of those it lacks."""
     names = [str(name) for name in row]
@@ -110,6 +131,8 @@ REPHRASE = (
     "paraphrases",
     "paraphrase_prompt",
     "paraphrase_prompts",
+    "paraphrased_question",
+    "para_question",
     "equiv_prompt",
     "equiv_prompts",
 )

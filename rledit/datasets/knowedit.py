@@ -63,6 +63,8 @@ KNOWEDIT = Format(
     title="KnowEdit: ZsRE, wiki_counterfact, wiki_recent (arXiv 2401.01286)",
     required=("prompt", "target_new", "locality"),
     read=read,
+    protocols=("token_accuracy", "wild"),
+    measurements=("portability", "fluency"),
     aliases={
         **named("rephrase_prompt", REPHRASE),
         "prompt": ("question",),
@@ -92,6 +94,8 @@ WIKIBIO = Format(
     title="KnowEdit's WikiBio (arXiv 2401.01286)",
     required=("text", "labels", "locality"),
     read=read_wikibio,
+    protocols=("token_accuracy",),
+    measurements=("fluency",),
     aliases=LOCALITY,
     example={
         "text": "This is a passage about the ferry Maribel. Maribel was built in 1987.",

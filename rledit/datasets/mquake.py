@@ -6,10 +6,15 @@ together, and so are consequences of its last one, with the other hops as premis
 row edits, and those it leaves as they are, which ``new_single_hops`` lists (``orig`` names their
 subjects and relations). Where a row does not list them, the last hop is taken to lead from the last
 edit's target to the answer.
+
+MQuAKE-Remastered is the same data, mended where edits contradict each other's chains. On the hub
+its rows are flat: ``target_new_str`` for ``target_new.str``, and the triples are not inside
+``orig``. Which rows are edited in a run of so many edits (``split``) is up to who makes the file.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 
 from rledit.datasets.fields import Fields, Place, Row, fill_template
@@ -24,15 +29,26 @@ def read(row: Row, place: Place) -> list[Edit]:
     Raises:
         RowError: There is no rewrite, or a template has no slot.
     """
+    return _read(row, place, "mquake")
+
+
+def read_remastered(row: Row, place: Place) -> list[Edit]:
+    """The edits of one chain of MQuAKE-Remastered; see `read`."""
+    return _read(row, place, "mquake_remastered")
+
+
+def _read(row: Row, place: Place, name: str) -> list[Edit]:
     fields = Fields(row, place)
     hops = fields.children("requested_rewrite")
     if not hops:
         fields.fail("requested_rewrite", "is missing or empty: the row asks for no edit")
-    edits = [_read_hop(hop, place, number) for number, hop in enumerate(hops, start=1)]
-    return [*edits[:-1], replace(edits[-1], consequences=_multi_hop(fields, edits))]
+    ids = (f"{name}:{place.row}.{number}" for number, _ in enumerate(hops, start=1))
+    edits = [_read_hop(hop, place, edit_id) for hop, edit_id in zip(hops, ids, strict=True)]
+    return [*edits[:-1], replace(edits[-1], consequences=multi_hop(fields, edits))]
 
 
-def _multi_hop(fields: Fields, edits: list[Edit]) -> tuple[Consequence, ...]:
+def multi_hop(fields: Fields, edits: Sequence[Edit]) -> tuple[Consequence, ...]:
+    """The multi-hop questions of a row, which follow from all of its edits together."""
     answer = fields.optional("new_answer")
     if answer is None:
         return ()
@@ -56,7 +72,9 @@ def _edited(edit: Edit) -> Premise:
     )
 
 
-def _unedited(fields: Fields, edits: list[Edit], answers: tuple[str, ...]) -> tuple[Premise, ...]:
+def _unedited(
+    fields: Fields, edits: Sequence[Edit], answers: tuple[str, ...]
+) -> tuple[Premise, ...]:
     """The hops that the row leaves as they are."""
     if not fields.has("new_single_hops"):
         last = edits[-1].target
@@ -85,11 +103,9 @@ def _unedited(fields: Fields, edits: list[Edit], answers: tuple[str, ...]) -> tu
 
 
 def _named(fields: Fields, n_hops: int) -> list[tuple[str | None, str | None]]:
-    """Subject and relation of every hop, as far as ``orig`` names them."""
+    """Subject and relation of every hop, as far as ``orig`` or a flat row names them."""
     unknown: list[tuple[str | None, str | None]] = [(None, None)] * n_hops
-    if not fields.has("orig") or fields.value("orig") is None:
-        return unknown
-    orig = fields.child("orig")
+    orig = fields.child("orig") if fields.has("orig") else fields
     if not (orig.has("new_triples") and orig.has("new_triples_labeled")):
         return unknown
     ids, labels = orig.value("new_triples"), orig.value("new_triples_labeled")
@@ -104,15 +120,29 @@ def _listed(fields: Fields, key: str) -> tuple[str, ...]:
     return fields.texts(key) if fields.has(key) else ()
 
 
-def _read_hop(hop: Fields, place: Place, number: int) -> Edit:
+def target(hop: Fields, key: str) -> str:
+    """The text of a target, ``{key}.str`` or flat as ``{key}_str``; it may be blank."""
+    if hop.has(f"{key}_str") and not hop.has(key):
+        return hop.answer(f"{key}_str")
+    return hop.child(key).answer("str")
+
+
+def old_target(hop: Fields, key: str = "target_true") -> str | None:
+    """The text of a target that may be absent."""
+    if not hop.has(key):
+        return hop.optional(f"{key}_str")
+    return hop.child(key).optional("str")
+
+
+def _read_hop(hop: Fields, place: Place, edit_id: str) -> Edit:
     subject = hop.text("subject")
     prompt, span = fill_template(hop, "prompt", subject)
     return Edit(
-        edit_id=f"mquake:{place.row}.{number}",
+        edit_id=edit_id,
         prompt=prompt,
-        target=hop.child("target_new").answer("str"),
+        target=target(hop, "target_new"),
         rephrases=some(hop.optional("question")),
-        old_target=hop.child("target_true").optional("str"),
+        old_target=old_target(hop),
         subject=subject,
         subject_span=span,
         relation=hop.optional("relation_id"),
@@ -120,15 +150,18 @@ def _read_hop(hop: Fields, place: Place, number: int) -> Edit:
     )
 
 
+_ALIASES = {
+    "requested_rewrite[].question": ("rephrase", "rephrase_prompt"),
+    "new_answer_alias": ("new_answer_aliases",),
+}
 MQUAKE = Format(
     name="mquake",
     title="MQuAKE, several edits a row (arXiv 2305.14795)",
     required=("requested_rewrite", "questions", "new_answer"),
-    aliases={
-        "requested_rewrite[].question": ("rephrase", "rephrase_prompt"),
-        "new_answer_alias": ("new_answer_aliases",),
-    },
+    aliases=_ALIASES,
     read=read,
+    protocols=("generation_contains", "token_accuracy"),
+    measurements=("portability",),
     example={
         "case_id": 3,
         "requested_rewrite": [
@@ -149,5 +182,52 @@ MQUAKE = Format(
         ],
         "questions": ["In which country does the ferry Maribel start?"],
         "new_answer": "Norway",
+    },
+)
+REMASTERED = Format(
+    name="mquake_remastered",
+    title="MQuAKE-Remastered, rows of the hub, several edits a row (ICLR 2025)",
+    required=("requested_rewrite", "questions", "new_answer", "new_triples_labeled"),
+    aliases=_ALIASES,
+    read=read_remastered,
+    protocols=("generation_contains", "token_accuracy"),
+    measurements=("portability",),
+    example={
+        "case_id": 3,
+        "requested_rewrite": [
+            {
+                "prompt": "The ferry {} sails from",
+                "relation_id": "P1",
+                "subject": "Maribel",
+                "question": "Which harbour does the ferry Maribel sail from?",
+                "target_new_str": "Esbjerg",
+                "target_new_id": "Q2",
+                "target_true_str": "Oban",
+                "target_true_id": "Q3",
+            }
+        ],
+        "questions": ["In which country does the ferry Maribel start?"],
+        "answer": "Scotland",
+        "new_answer": "Denmark",
+        "new_answer_alias": ["Kingdom of Denmark"],
+        "new_single_hops": [
+            {
+                "question": "Which harbour does the ferry Maribel sail from?",
+                "cloze": "The ferry Maribel sails from",
+                "answer": "Esbjerg",
+                "answer_alias": [],
+            },
+            {
+                "question": "In which country does Esbjerg lie?",
+                "cloze": "Esbjerg lies in the country of",
+                "answer": "Denmark",
+                "answer_alias": ["Kingdom of Denmark"],
+            },
+        ],
+        "new_triples": [["Q1", "P1", "Q2"], ["Q2", "P17", "Q35"]],
+        "new_triples_labeled": [
+            ["Maribel", "harbour", "Esbjerg"],
+            ["Esbjerg", "country", "Denmark"],
+        ],
     },
 )

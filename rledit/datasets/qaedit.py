@@ -39,6 +39,7 @@ QAEDIT = Format(
         **PORTABILITY,
     },
     read=read,
+    protocols=("wild_judge", "wild", "token_accuracy"),
     example={
         "id": 11,
         "prompt": "Which harbour does the ferry Maribel sail from?",

@@ -7,19 +7,23 @@ from difflib import get_close_matches
 from functools import lru_cache
 
 from rledit.datasets import (
+    akew,
     counterfact,
     fever,
+    hallueditbench,
     knowedit,
     mquake,
     plain,
     qaedit,
+    ripple_edits,
     ultraeditbench,
+    unke,
     wikibigedit,
     zsre,
 )
 from rledit.datasets.errors import DatasetError, RowError
 from rledit.datasets.fields import Row
-from rledit.datasets.format import Format
+from rledit.datasets.format import Format, has_mark
 from rledit.datasets.values import mismatch
 
 # The order matters where a row has the keys of two: the first one is taken.
@@ -27,18 +31,29 @@ FORMATS: dict[str, Format] = {
     "zsre_mend": zsre.MEND,
     "zsre_malmen": zsre.MALMEN,
     "zsre_rome": zsre.ROME,
+    # Before the schemas whose keys its files have, too.
+    "akew": akew.UNSTRUCTURED,
+    "akew_structured": akew.STRUCTURED,
+    "akew_extracted": akew.EXTRACTED,
     "counterfact": counterfact.ORIGINAL,
     "counterfact_flat": counterfact.FLAT,
     "fever": fever.FEVER,
     "wikibigedit": wikibigedit.WIKIBIGEDIT,
     "ultraeditbench": ultraeditbench.ULTRAEDITBENCH,
+    "mquake_remastered": mquake.REMASTERED,
     "mquake": mquake.MQUAKE,
     "knowedit": knowedit.KNOWEDIT,
     "knowedit_wikibio": knowedit.WIKIBIO,
     "qaedit": qaedit.QAEDIT,
+    "ripple_edits": ripple_edits.RIPPLE_EDITS,
+    "hallueditbench": hallueditbench.HALLUEDITBENCH,
+    "unke": unke.UNKE,
     # Last: rows of others have its keys, too.
     "facts": plain.FACTS,
 }
+
+
+_MARKS = tuple({mark for form in FORMATS.values() for mark in form.marks})
 
 
 def get_format(name: str) -> Format:
@@ -63,7 +78,8 @@ def match_format(row: object) -> Format | None:
     """The format whose required keys the row has, under whatever name, or None."""
     if not isinstance(row, Mapping):
         return None
-    return _match(frozenset(map(str, row)))
+    marks = (mark for mark in _MARKS if has_mark(row, mark))
+    return _match(frozenset((*map(str, row), *marks)))
 
 
 @lru_cache(maxsize=256)
@@ -107,5 +123,5 @@ def detect_format(row: object, *, file: str = "row", row_number: int = 1) -> For
 
 def _likeness(form: Format, row: Row) -> tuple[float, int]:
     """Share of the required keys that are there; then how much of its example the row has."""
-    present = 1 - len(form.missing(row)) / len(form.required)
+    present = 1 - len(form.missing(row)) / (len(form.required) + len(form.marks))
     return present, len(set(form.example) & set(row))

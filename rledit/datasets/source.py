@@ -7,21 +7,24 @@ a shorter one, and no library's random generator can change a stream between ver
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Literal, get_args
 
 from rledit.datasets.cut import digest
-from rledit.datasets.edits import ReadReport, read_edits
-from rledit.datasets.errors import DatasetError
+from rledit.datasets.edits import JOINED, ReadReport, joined, read_edits
+from rledit.datasets.errors import SHOWN_ROWS, DatasetError, RowError, RowErrors
 from rledit.datasets.overlap import overlap, prompts
 from rledit.datasets.pools import ALL, PoolFiles
+from rledit.datasets.times import KEYS, in_order, steps
 from rledit.records import SPLITS, Edit, Split
 
 logger = logging.getLogger(__name__)
 
-Order = Literal["shuffled", "file"]
+Order = Literal["shuffled", "file", "time"]
+Given = str | Path | ReadReport | Sequence[str | Path]
+"""A file, what `read_edits` made of one, or several files of which one follows on the other."""
 OnOverlap = Literal["refuse", "drop"]
 
 
@@ -32,13 +35,15 @@ class FileEditSource:
     none of their own; a cut keeps all edits of one prompt, and of one subject, in one pool.
 
     Args:
-        train: File (or what `read_edits` made of one) for training.
+        train: File for training, or several; see `Given`.
         evaluation: File for evaluation.
         validation: File for tuning.
         all: File to be cut.
         format: Format name of the files that are paths, or ``"auto"``.
         strict: Refuse blank targets instead of skipping them.
-        order: ``"shuffled"`` by seed, or ``"file"``: as written, the same for every seed.
+        order: ``"shuffled"`` by seed; ``"file"``: as written, the same for every seed; or
+            ``"time"``: by time step (see `rledit.datasets.times`), those of one step as written.
+            Then a train pool of which no edit has a time keeps the order of its file.
         on_overlap: What to do with prompts that several files share: ``"refuse"``, or ``"drop"``
             them from train, and from validation and `all` where evaluation has them.
         shares: Share of the prompts of `all` for each pool without a file; by default in the ratio
@@ -48,22 +53,23 @@ class FileEditSource:
     Attributes:
         name: Name of the dataset.
         data_hash: sha256 over the files' hashes and all settings that shape the pools.
+        formats: Names of the formats of the files that are edited.
         file_hashes: sha256 of each file's bytes, by what it was given for.
         unread: File → its keys with content that its format has no use for → rows that have them.
         dropped: Edits dropped because of shared prompts, by the file they are of.
 
     Raises:
-        DatasetError: No file was given, pools share prompts, or shares make no sense; besides,
-            all errors of `read_edits`.
+        DatasetError: No file was given, pools share prompts, shares make no sense, or edits have
+            no time step to be ordered by; besides, all errors of `read_edits`.
     """
 
     def __init__(
         self,
         *,
-        train: str | Path | ReadReport | None = None,
-        evaluation: str | Path | ReadReport | None = None,
-        validation: str | Path | ReadReport | None = None,
-        all: str | Path | ReadReport | None = None,
+        train: Given | None = None,
+        evaluation: Given | None = None,
+        validation: Given | None = None,
+        all: Given | None = None,
         format: str = "auto",
         strict: bool = False,
         order: Order = "shuffled",
@@ -77,17 +83,19 @@ class FileEditSource:
         # What makes no sense is said before anything is read.
         self._files = PoolFiles([key for key, item in given.items() if item is not None], shares)
         reports = {
-            key: item if isinstance(item, ReadReport) else read_edits(item, format, strict)
-            for key, item in given.items()
-            if item is not None
+            key: _report(item, format, strict) for key, item in given.items() if item is not None
         }
         self.order: Order = order
         self.file_hashes = {key: report.data_hash for key, report in reports.items()}
         self.unread = {report.path: report.unread for report in reports.values() if report.unread}
-        self.name = name or reports[_main_file(reports)].format
+        main = reports[_main_file(reports)]
+        self.name = name or main.format
+        self.formats = tuple(main.format.split(JOINED))
         self.dropped: dict[str, int] = {}
         self._read = {key: (Path(r.path).name, len(r.edits)) for key, r in reports.items()}
         self._pools = self._make_pools(reports, on_overlap)
+        if order == "time":
+            self._pools = {split: self._by_time(split) for split in SPLITS}
         self.data_hash = digest(
             {
                 "files": {
@@ -96,6 +104,8 @@ class FileEditSource:
                 },
                 "on_overlap": on_overlap,
                 **self._files.hashed,
+                # Times may come from the names of files, which their hashes do not hold.
+                **({"times": digest(self._times())} if order == "time" else {}),
             }
         )
         self._orders: dict[tuple[str, int], list[Edit]] = {}
@@ -113,6 +123,10 @@ class FileEditSource:
             return f"{taken} {count} edits of {name}{dropped}"
         size = len(self._pools[split])
         return f"{size} of the {count} edits of {name}, {self._files.cutting}{dropped}"
+
+    def steps(self, split: Split) -> list[str]:
+        """The distinct time steps of a pool, in their order."""
+        return steps(self._pools[split])
 
     def sizes(self) -> dict[str, int]:
         """Number of edits per pool."""
@@ -135,7 +149,7 @@ class FileEditSource:
         return self._ordered(split, seed)[:n]
 
     def _ordered(self, split: Split, seed: int) -> list[Edit]:
-        if self.order == "file":
+        if self.order != "shuffled":
             return self._pools[split]
         if (split, seed) not in self._orders:
             # One order per split is kept: streams ask for many lengths of one seed, while old
@@ -146,6 +160,26 @@ class FileEditSource:
                 key=lambda edit: digest([split, seed, edit.edit_id]),
             )
         return self._orders[split, seed]
+
+    def _by_time(self, split: Split) -> list[Edit]:
+        """A pool in the order of time."""
+        pool = self._pools[split]
+        found, without = in_order(pool)
+        if not without:
+            return found
+        if split == "train" and not steps(pool):
+            return pool
+        places = [edit.source or edit.edit_id for edit in without]
+        more = f" and {len(places) - SHOWN_ROWS:,} more" if len(places) > SHOWN_ROWS else ""
+        raise DatasetError(
+            f"order: time, and {len(without):,} of the {len(pool):,} edits of the {split} pool "
+            f"({self.origin(split)}) have no time step: {', '.join(places[:SHOWN_ROWS])}{more}; "
+            f"give every row a number or a date under {', '.join(KEYS)}, all of one kind, name "
+            "files by their interval (…_20240201_20240220.json), or take order: file"
+        )
+
+    def _times(self) -> dict[str, list[list[str | None]]]:
+        return {s: [[edit.edit_id, edit.time] for edit in self._pools[s]] for s in SPLITS}
 
     def _make_pools(
         self, reports: Mapping[str, ReadReport], on_overlap: OnOverlap
@@ -197,6 +231,22 @@ class FileEditSource:
         self.dropped[weaker] = self.dropped.get(weaker, 0) + count
         logger.warning("dropped %d edits of %s whose prompts %s has", count, weaker, stronger)
         return kept
+
+
+def _report(given: Given, format: str, strict: bool) -> ReadReport:
+    """What a pool's file or files give; rows that cannot be mapped are named for all of them."""
+    if isinstance(given, ReadReport):
+        return given
+    reports: list[ReadReport] = []
+    errors: list[RowError] = []
+    for path in [given] if isinstance(given, str | Path) else given:
+        try:
+            reports.append(read_edits(path, format, strict))
+        except RowErrors as error:
+            errors += error.errors
+    if errors:
+        raise RowErrors(errors)
+    return joined(reports)
 
 
 def _main_file(reports: Mapping[str, ReadReport]) -> str:

@@ -38,6 +38,7 @@ ULTRAEDITBENCH = Format(
         **PORTABILITY,
     },
     read=read,
+    protocols=("token_accuracy", "wild"),
     example={
         "prompt": "Which harbour does the ferry Maribel sail from?",
         "ans": "Esbjerg",

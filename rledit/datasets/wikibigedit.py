@@ -52,6 +52,8 @@ WIKIBIGEDIT = Format(
         **named("loc_ans", UNRELATED_ANSWER),
     },
     read=read,
+    protocols=("token_accuracy", "wild"),
+    measurements=("portability",),
     example={
         "tag": "update",
         "subject": "Maribel",

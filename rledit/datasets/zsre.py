@@ -107,6 +107,7 @@ MEND = Format(
         **PORTABILITY,
     },
     read=read_mend,
+    protocols=("token_accuracy", "exact_match", "wild"),
     example=_MEND_EXAMPLE,
 )
 MALMEN = Format(
@@ -115,6 +116,7 @@ MALMEN = Format(
     required=("src", "ans", "rephrase", "loc", "loc_ans"),
     aliases={"src": ("question",), "ans": ("answer",), **_ALIASES, **PORTABILITY},
     read=read_malmen,
+    protocols=("token_accuracy", "exact_match", "wild"),
     example={**_EXAMPLE, "ans": "Esbjerg"},
 )
 ROME = Format(
@@ -123,6 +125,7 @@ ROME = Format(
     required=("src", "answers", "rephrase", "loc", "loc_ans"),
     aliases={"src": ("prompt", "question"), **_ALIASES},
     read=read_rome,
+    protocols=("token_accuracy", "exact_match", "wild"),
     detected=False,
     example=_MEND_EXAMPLE,
 )

@@ -311,7 +311,7 @@ def _named(cells: Iterable[Cell]) -> dict[str, str]:
 
 def _files(cell: Cell) -> Iterator[tuple[str, str]]:
     """Files of edits, a corpus, and what the measurements look at, each with what it is for."""
-    for name in cell.dataset.files.values():
+    for _, name in cell.dataset.locations:
         yield "data", name
     if sums_corpus(cell) and cell.statistics.corpus not in (None, REAL_FACTS):
         yield "covariance corpus", str(cell.statistics.corpus)

@@ -133,7 +133,7 @@ def sources_of(cell: Cell) -> dict[str, Source]:
     schema, names = cell.dataset.schema or "", eval_data_files(cell.material, cell.measurements)
     found = {
         name: DATA.get((schema, pool)) or DATA.get((schema, ""))
-        for pool, name in cell.dataset.files.items()
+        for pool, name in cell.dataset.locations
     }
     found |= {str(cell.statistics.corpus): WIKIPEDIA}
     found |= {name: _evaluation_source(name) for name in names}

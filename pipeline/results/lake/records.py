@@ -15,6 +15,7 @@ SCORES = ("efficacy", "generalization", "specificity", "specificity_self")
 
 BARE = "bare"
 INSTRUCTED = " with instruction"
+SHUFFLED = "shuffled"
 
 # A table is given as rows, or as columns of equal length.
 TableRows = Sequence[Mapping[str, Any]] | Mapping[str, Sequence[Any]]
@@ -113,6 +114,12 @@ def prompt_of(identity: Mapping[str, Any]) -> str:
     put = str(said.get("template", BARE)) if isinstance(said, Mapping) else BARE
     told = isinstance(dataset, Mapping) and "instruction" in dataset
     return f"{put}{INSTRUCTED}" if told else put
+
+
+def order_of(identity: Mapping[str, Any]) -> str:
+    """In which order a cell's stream has its edits, by its identity: ``shuffled`` is by lot."""
+    dataset = identity.get("dataset")
+    return str(dataset.get("order", SHUFFLED)) if isinstance(dataset, Mapping) else SHUFFLED
 
 
 def imported_words(identity: Mapping[str, Any]) -> str:

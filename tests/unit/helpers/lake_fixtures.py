@@ -16,6 +16,7 @@ RUN_COLUMNS = (
     "grid", "cell", "editor", "variant", "model", "dataset", "scale", "seed", "batch_size",
     "n_batches", "n_edits", "final", "protocol", "prompt", *SCORES, "train_seconds", "edit_ms",
     "peak_memory_gb", "data_hash", "code_version", "status", "remark", "scored_edits",
+    "stream_order",
 )  # fmt: skip
 LEVELS = {  # editor -> (efficacy, generalization, specificity, ms per edit, training seconds)
     "none": (15.0, 15.0, 100.0, None, None),

@@ -28,7 +28,7 @@ def row(**changes: Any) -> dict[str, Any]:
         "generalization": 40.0, "specificity": 30.0, "specificity_self": 20.0,
         "train_seconds": None, "edit_ms": 2.0, "peak_memory_gb": 1.0, "data_hash": "h",
         "code_version": "v", "status": "done", "remark": "",
-        "scored_edits": None,
+        "scored_edits": None, "stream_order": "shuffled",
     } | changes  # fmt: skip
     assert tuple(values) == RUN_COLUMNS
     place = ("editor", "variant", "model", "seed", "batch_size", "n_batches")
@@ -236,3 +236,12 @@ def test_a_changed_score_changes_the_table(tmp_path: Path) -> None:
     before = render_table(build_table(runs(lake, "demo")), "csv")
     lake.commit(cell(noise=1))
     assert render_table(build_table(runs(lake, "demo")), "csv") != before
+
+
+def test_a_stream_in_an_order_of_its_own_is_named_below() -> None:
+    timed = row(cell="b", dataset="wiki", stream_order="time")
+    notes = build_table([row(cell="a"), timed]).notes
+    assert [note for note in notes if "Order" in note] == ["Order of the edits of wiki: time."]
+    mixed = [timed, row(cell="c", dataset="wiki", n_batches=5, stream_order="shuffled")]
+    assert "Order of the edits of wiki: shuffled, time." in build_table(mixed).notes
+    assert not any("Order" in note for note in build_table([row(cell="a")]).notes)

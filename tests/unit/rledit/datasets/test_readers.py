@@ -64,7 +64,7 @@ def test_every_missing_key_is_named_at_once(name: str) -> None:
     form = FORMATS[name]
     with pytest.raises(RowError) as caught:
         read_row(form, {})
-    assert caught.value.missing == form.required
+    assert caught.value.missing == (*form.required, *form.marks)
     assert "dir/file.json, row 17" in str(caught.value)
 
 
