@@ -9,6 +9,7 @@ import importlib
 
 from rledit.editors.alphaedit import AlphaEdit
 from rledit.editors.base import Editor, TrainableEditor, TrainingData
+from rledit.editors.crispedit import CrispEdit
 from rledit.editors.dafnet import DAFNet
 from rledit.editors.encore import ENCORE
 from rledit.editors.finetuning import FTL, FTM, FineTuning
@@ -42,6 +43,7 @@ EDITORS: dict[str, type[Editor]] = {
     "ft_l": FTL,
     "ft_m": FTM,
     "locft": LocFT,
+    "crispedit": CrispEdit,
     "rome": ROME,
     "memit": MEMIT,
     "prune": PRUNE,

@@ -55,6 +55,7 @@ SETTINGS: dict[str, Any] = {
     "merge_freq": 8,
     "k": 8,
     "overlap": 0.9,
+    "energy": 0.9,
 }
 EDITING = [name for name in EDITORS if name != "none"]
 
