@@ -28,7 +28,7 @@ AT_LEAST_ONE = frozenset(
 ABOVE_ZERO = frozenset(
     {
         "clamp", "density", "keep", "log_base", "lr", "mask_ratio", "max_grad_norm",
-        "memory_gb", "step_search", "value_lr",
+        "memory_gb", "recompute_at", "step_search", "value_lr",
     }
 )  # fmt: skip
 # More is a slip of the hand, and whatever is asked to hold it fails without a reason.
@@ -43,6 +43,7 @@ _LARGEST = {
     "heads": 2**12,
     "kv_heads": 2**12,
     "density": 1,
+    "energy": 1,
     "mask_ratio": 1,
 }
 

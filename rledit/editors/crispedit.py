@@ -109,7 +109,7 @@ class CrispEdit(Editor):
 
     def edit(self, batch: EditBatch) -> dict[str, float]:
         """Train on all edits so far, or go on with the batch's."""
-        samples = batch.edit.samples
+        samples: Sequence[Sample] = batch.edit.samples
         if self.config.end_token:
             samples = ended(self.model, samples, self.name)
         together = self.config.mode == "together"

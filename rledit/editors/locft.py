@@ -8,6 +8,7 @@ is (`Editor.announce`), the editor only collects the edits of the batches betwee
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from rledit.editors.base import Editor, State
@@ -16,7 +17,7 @@ from rledit.editors.finetuning import moved
 from rledit.editors.own_prefixes import fresh_prefix_cache
 from rledit.editors.tuning import Descent, descend
 from rledit.model import EditableModel
-from rledit.tokenization import EditBatch
+from rledit.tokenization import EditBatch, Sample
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,7 +56,7 @@ class LocFT(Editor):
 
     def edit(self, batch: EditBatch) -> dict[str, float]:
         """Add the batch to the replay; train where the model will be looked at."""
-        samples = batch.edit.samples
+        samples: Sequence[Sample] = batch.edit.samples
         if self.config.end_token:
             samples = ended(self.model, samples, self.name)
         self._so_far.add(samples)

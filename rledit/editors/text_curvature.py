@@ -90,7 +90,9 @@ class TextCurvature:
         """
         for name in self._names:
             if name not in covariance:
-                raise CovarianceError(f"no {called(name)} was given; there are {sorted(covariance)}")
+                raise CovarianceError(
+                    f"no {called(name)} was given; there are {sorted(covariance)}"
+                )
             given, width = covariance[name], width_of(self._model, name)
             given.mean()  # refuses one of nothing
             if len(given.total) != width:

@@ -74,9 +74,7 @@ def flat_directions(
     some = int((ordered > 0).sum())
     place = int(torch.searchsorted(running, energy * running[-1])) if energy < 1 else some
     threshold = float(ordered[min(place, some - 1)])
-    found = FlatDirections(
-        inputs.to(dtype), outputs.to(dtype), products < threshold, threshold
-    )
+    found = FlatDirections(inputs.to(dtype), outputs.to(dtype), products < threshold, threshold)
     logger.info(
         "%s: %.2f %% of %d directions are flat: %.4g of the curvature lies in the others (θ %.3e)",
         name,

@@ -110,7 +110,9 @@ def accumulate_curvature(
     _require_finite(model, samples, {**keys, **gradients})
 
 
-def _require_finite(model: EditableModel, samples: Sequence[Sample], sums: Mapping[str, Any]) -> None:
+def _require_finite(
+    model: EditableModel, samples: Sequence[Sample], sums: Mapping[str, Any]
+) -> None:
     broken = torch.tensor([not total.finite for total in sums.values()]).long()
     model.ranks.all_reduce_(broken)
     for name, is_broken in zip(sums, broken.tolist(), strict=True):
