@@ -123,6 +123,7 @@ class CrispEdit(Editor):
         if together:
             weights.restore()
             self._curvature.restart()
+        self._curvature.recomputed = 0
         with fresh_prefix_cache(self.model):
             losses = self._descend(samples, None if together else self._adam)
             shares = self._shares()

@@ -66,7 +66,7 @@ class TextCurvature:
 
     Attributes:
         texts: Gives the texts, where sums are taken anew.
-        recomputed: How often they were, since the last `restart`.
+        recomputed: How often they were; for the caller to reset.
     """
 
     def __init__(self, model: EditableModel, energy: float, recompute_at: float | None) -> None:
@@ -88,6 +88,7 @@ class TextCurvature:
         Raises:
             CovarianceError: One is missing, is of nothing, or does not fit.
         """
+        found: Totals = {}
         for name in self._names:
             if name not in covariance:
                 raise CovarianceError(
@@ -101,14 +102,14 @@ class TextCurvature:
                     f"{called(name)}: {len(given.total)} features, the linear has {width} {side}; "
                     "it belongs to another model"
                 )
-            self._given[name] = RowTotal(given.total.to(self._model.device), given.count)
+            found[name] = RowTotal(given.total.to(self._model.device), given.count)
+        self._given = found
         self.restart()
 
     def restart(self) -> None:
         """Forget edits and what was taken anew: the curvature of the unedited model."""
         again = bool(self._edits or self._taken_at) or self._text is not self._given
         self._text, self._edits, self._taken_at = self._given, {}, {}
-        self.recomputed = 0
         if again:
             self._flat.clear()
 
