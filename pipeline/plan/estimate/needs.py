@@ -237,7 +237,13 @@ def disk_gb(works: Sequence[Workload]) -> dict[str, float]:
     moments = sum(FLOAT * width * width for width in located.values())
     # A cell's resume state: the edited matrices' masters and the editor's own.
     states = [
-        FLOAT * (w.edited_parameters + w.network_parameters + w.past_parameters * w.cell.n_edits)
+        FLOAT
+        * (
+            w.edited_parameters
+            + w.network_parameters
+            + w.carried_parameters
+            + w.past_parameters * w.cell.n_edits
+        )
         for w in works
     ]
     return {

@@ -80,6 +80,15 @@ class Workload:
         }
 
     @property
+    def carried_parameters(self) -> int:
+        """Numbers that an editor hands from batch to batch beside the matrices: what Adam keeps of
+        them, and sums over the edits; 0 without."""
+        if getattr(self.cell.settings, "mode", None) != "sequential":
+            return 0
+        squares = sum(width * width for width in self.covariances.values())
+        return 2 * self.edited_parameters + squares
+
+    @property
     def network_parameters(self) -> int:
         """Parameters of the hypernetworks, one per linear shape; 0 without."""
         settings: Any = self.cell.settings
