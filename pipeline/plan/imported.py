@@ -57,7 +57,7 @@ def _named(cell: Cell, every: Mapping[str, Mapping[str, str]], key: str) -> dict
             )
     architecture = architecture_of(cell)
     try:
-        architecture.target_modules(tuple(map(linear_of, given)))
+        architecture.target_modules(tuple(dict.fromkeys(map(linear_of, given))))
     except ValueError as error:
         raise ConfigError(f"covariance.{key}.{cell.model.name}: {error}") from None
     needs = cell.needs if key == "imported" else ()

@@ -30,8 +30,8 @@ UNEDITED = "none"
 EDITOR_ORDER = (
     UNEDITED, "untrained", "ultraedit", "stableedit", "ft", "ft_l", "ft_m", "locft",
     "crispedit",
-    "rome", "memit", "prune", "rect", "alphaedit", "nas", "encore", "grace", "wise", "memoir", "mend",
-    "malmen", "mend_star", "malmen_star", "mend_rledit", "malmen_rledit", "dafnet",
+    "rome", "memit", "prune", "rect", "alphaedit", "nas", "encore", "grace", "wise", "memoir",
+    "mend", "malmen", "mend_star", "malmen_star", "mend_rledit", "malmen_rledit", "dafnet",
     "instructedit", "rledit",
 )  # fmt: skip
 

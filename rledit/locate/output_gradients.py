@@ -13,11 +13,13 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
+from torch import Tensor
 
 from rledit.capture import taken
 from rledit.finite import NonFiniteError, origin
 from rledit.locate.covariance import (
     OUTPUT_GRADIENTS,
+    CovarianceFingerprint,
     KeyCovariance,
     RowSum,
     accumulate,
@@ -73,6 +75,17 @@ def as_samples(texts: Iterable[Sequence[int]]) -> list[Sample]:
     out."""
     found = (torch.as_tensor(ids, dtype=torch.long) for ids in texts)
     return [Sample(ids[:-1], ids[1:]) for ids in found if len(ids) > 1]
+
+
+def observe_gradients(model: EditableModel, texts: Sequence[Sequence[int]], linear: str) -> Tensor:
+    """B (d_out, d_out) of one linear over a sample of texts."""
+    name = gradients_of(linear)
+    identity = CovarianceFingerprint(model_hash="", module=name, corpus_hash="sample")
+    moment = KeyCovariance(identity, width_of(model, name), model.device)
+    model.prefix_cache.clear()
+    accumulate_curvature(model, as_samples(texts), {}, {name: moment})
+    model.prefix_cache.clear()
+    return moment.mean()
 
 
 def accumulate_curvature(
