@@ -15,8 +15,8 @@ def statistics_import(
     file: Annotated[
         Path,
         typer.Argument(
-            help="A .npz of the ROME family (mom2.mom2, mom2.count), or a .pt of null-space "
-            "projections.",
+            help="A .npz of the ROME family (mom2.mom2, mom2.count) or of CrispEdit (A, B, N), or "
+            "a .pt of null-space projections.",
         ),
     ],
     model: Annotated[

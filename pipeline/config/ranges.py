@@ -29,7 +29,7 @@ AT_LEAST_ONE = frozenset(
 ABOVE_ZERO = frozenset(
     {
         "clamp", "density", "keep", "log_base", "lr", "mask_ratio", "max_grad_norm",
-        "memory_gb", "step_search", "value_lr",
+        "memory_gb", "recompute_at", "step_search", "value_lr",
         "drift_budget",
     }
 )  # fmt: skip
@@ -45,6 +45,7 @@ _LARGEST = {
     "heads": 2**12,
     "kv_heads": 2**12,
     "density": 1,
+    "energy": 1,
     "mask_ratio": 1,
     "space_share": 1,
 }

@@ -10,7 +10,9 @@ k kᵀ and the number of its tokens:
 
 A value that is missing is a float64 NaN of one special bit pattern. AlphaEdit's
 ``null_space_project.pt`` is one tensor (layers, d_in, d_in) in the order of its layer list, and
-BetaEdit's files are one (d_in, d_in) each.
+BetaEdit's files are one (d_in, d_in) each. CrispEdit's ``…_kfac_….npz`` is no archive of arrays but
+a file of torch with ``A``, ``B`` and ``N``: covariance of a linear's inputs and of its output
+gradients, divided by their N tokens already.
 """
 
 from __future__ import annotations
@@ -56,6 +58,26 @@ class PublishedSum:
     def dtype(self) -> str:
         """Precision of the sum, as a grid names it."""
         return next(name for name, kind in _KINDS.items() if kind == self.total.dtype)
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class PublishedFactors:
+    """Both covariances of one linear, as CrispEdit's file has them.
+
+    Attributes:
+        keys: A (d_in, d_in), a mean.
+        gradients: B (d_out, d_out), a mean.
+        count: Tokens that both are of.
+    """
+
+    keys: Tensor
+    gradients: Tensor
+    count: int
+
+    @property
+    def dtype(self) -> str:
+        """Precision, as a grid names it."""
+        return next(name for name, kind in _KINDS.items() if kind == self.keys.dtype)
 
 
 def file_hash(path: Path) -> str:
@@ -118,21 +140,51 @@ def write_sum(path: Path, moment: KeyCovariance, documents: int) -> None:
     temporary.replace(path)
 
 
+def is_torch_file(path: Path) -> bool:
+    """Whether a file, whatever it is called, is one of torch and not an archive of arrays."""
+    try:
+        with zipfile.ZipFile(path) as archive:
+            return any(name.endswith("/data.pkl") for name in archive.namelist())
+    except (OSError, zipfile.BadZipFile):
+        return False
+
+
+def read_factors(path: Path) -> PublishedFactors:
+    """Both covariances of a file of CrispEdit, read with `weights_only`.
+
+    Raises:
+        CovarianceError: It holds anything else, or is damaged.
+    """
+    found = _tensors(path)
+    given = found if isinstance(found, dict) else {}
+    if lacking := [name for name in ("A", "B", "N") if name not in given]:
+        there = ", ".join(map(str, given)) or type(found).__name__
+        raise CovarianceError(
+            f"{path}: {', '.join(lacking)} missing; expected A and B, the covariances of a "
+            f"linear's inputs and output gradients, and N, their tokens, as CrispEdit writes them; "
+            f"found {there}"
+        )
+    keys, gradients, count = given["A"], given["B"], given["N"]
+    for name, matrix in (("A", keys), ("B", gradients)):
+        square = isinstance(matrix, Tensor) and matrix.ndim == 2 and len(set(matrix.shape)) == 1
+        if not square or matrix.dtype not in _KINDS.values() or matrix.dtype != keys.dtype:
+            what = f"{matrix.dtype} of shape {list(matrix.shape)}" if square else repr(matrix)[:80]
+            raise CovarianceError(
+                f"{path}: {name} is {what}; expected square matrices of float32, or both of float64"
+            )
+    number = count.item() if isinstance(count, Tensor) and count.numel() == 1 else count
+    return PublishedFactors(
+        keys=keys, gradients=gradients, count=_whole(path, "N", np.asarray(number))
+    )
+
+
 def read_projections(path: Path) -> Tensor:
     """The projections (layers, d_in, d_in) of a ``.pt`` of one tensor, read with `weights_only`.
 
     Raises:
         CovarianceError: It holds anything else, or is damaged.
     """
-    try:
-        found = torch.load(path, map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError as error:
-        raise CovarianceError(
-            f"{path}: this pickle holds something beside a tensor, which loading it in full would "
-            f"run as code; it is not loaded ({str(error).splitlines()[0][:120]})"
-        ) from None
-    except Exception as error:
-        raise CovarianceError(_damaged(path, error)) from None
+    found = _tensors(path)
     if not isinstance(found, Tensor) or found.ndim not in (2, 3):
         what = list(found.shape) if isinstance(found, Tensor) else type(found).__name__
         raise CovarianceError(
@@ -145,6 +197,19 @@ def read_projections(path: Path) -> Tensor:
             "matrices of floating-point numbers"
         )
     return found if found.ndim == 3 else found[None]
+
+
+def _tensors(path: Path) -> Any:
+    """What a file of torch holds, of tensors and plain values alone."""
+    try:
+        return torch.load(path, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as error:
+        raise CovarianceError(
+            f"{path}: this pickle holds something beside tensors, which loading it in full would "
+            f"run as code; it is not loaded ({str(error).splitlines()[0][:120]})"
+        ) from None
+    except Exception as error:
+        raise CovarianceError(_damaged(path, error)) from None
 
 
 def _arrays(path: Path) -> dict[str, Any]:

@@ -10,6 +10,7 @@ from pipeline.plan.architecture import architecture_of
 from pipeline.plan.cells import Cell
 from pipeline.plan.spec import once
 from rledit.editors import editor_class
+from rledit.locate.output_gradients import covariances_of, linear_of
 
 IMPORTED = "imported:"
 """Goes before the hash of a file where the hash of a corpus stands otherwise."""
@@ -56,10 +57,11 @@ def _named(cell: Cell, every: Mapping[str, Mapping[str, str]], key: str) -> dict
             )
     architecture = architecture_of(cell)
     try:
-        architecture.target_modules(tuple(given))
+        architecture.target_modules(tuple(dict.fromkeys(map(linear_of, given))))
     except ValueError as error:
         raise ConfigError(f"covariance.{key}.{cell.model.name}: {error}") from None
-    targets = architecture.target_modules(cell.settings.modules)
+    needs = cell.needs if key == "imported" else ()
+    targets = covariances_of(architecture.target_modules(cell.settings.modules), needs)
     lacking = [name for name in targets if name not in given]
     if len(lacking) == len(targets):
         return {}

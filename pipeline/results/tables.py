@@ -29,7 +29,7 @@ UNEDITED = "none"
 # The order of methods wherever they stand below each other, that of `rledit.editors.EDITORS` (which
 # takes seconds to import): the references first, then training-free ones, then those that train.
 EDITOR_ORDER = (
-    UNEDITED, "untrained", "ultraedit", "stableedit", "ft", "ft_l", "ft_m", "locft", "rome",
+    UNEDITED, "untrained", "ultraedit", "stableedit", "ft", "ft_l", "ft_m", "locft", "crispedit", "rome",
     "memit", "prune", "rect", "alphaedit", "nas", "encore",
     "lyaplock", "betaedit", "deltaedit",
     "grace", "wise", "memoir", "mend",

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -16,7 +16,13 @@ from pipeline.config.scale import scaled
 from pipeline.config.yaml_location import Located
 from pipeline.errors import ConfigError
 from pipeline.inputs.corpus import REAL_FACTS, open_corpus
-from pipeline.inputs.published_statistics import file_hash, read_projections, read_sum
+from pipeline.inputs.published_statistics import (
+    file_hash,
+    is_torch_file,
+    read_factors,
+    read_projections,
+    read_sum,
+)
 from pipeline.plan.architecture import architecture_of
 from pipeline.plan.cache_names import imported_file
 from pipeline.plan.cell_keys import model_hash_of
@@ -26,18 +32,22 @@ from pipeline.run.imported_statistics import PROJECTION, imported_identity
 from pipeline.run.reporting import Report, silent
 from pipeline.run.resume import write_tensors
 from pipeline.run.stages.prepare import open_model, prepare_model
-from rledit.locate.covariance import CovarianceError, KeyCovariance
+from rledit.locate.covariance import CovarianceError, KeyCovariance, called
+from rledit.locate.output_gradients import gradients_of, observe_gradients
 from rledit.locate.verification import (
     Check,
     Observed,
+    check_gradients,
     check_projection,
     check_sum,
+    compare_gradients,
     compare_projection,
     compare_sum,
     observe,
     rank_of,
     require,
 )
+from rledit.model import EditableModel
 
 DOCUMENTS = 200
 """Documents of the sample that a file is held against, evenly spread over the corpus."""
@@ -57,7 +67,7 @@ class Imported:
 
     Attributes:
         kind: The key of ``covariance`` that a grid names it under.
-        linear: The linear.
+        linear: The linear, or the name that the covariance of its output gradients goes by.
         file_hash: What a grid calls it.
         checks: What it was checked by.
     """
@@ -113,7 +123,7 @@ def import_statistics(
     """Verify a published file against its model, and put it into the cache.
 
     Args:
-        path: An ``.npz`` of the ROME family, or a ``.pt`` of projections.
+        path: An ``.npz`` of the ROME family or of CrispEdit, or a ``.pt`` of projections.
         model: The model it is said to be of, as `model_cell` takes it.
         modules: The linear it is said to be of; of a ``.pt`` the linears of its layers, in order.
         cache: Where grids will look for it.
@@ -133,13 +143,15 @@ def import_statistics(
     except ValueError as error:
         raise ConfigError(f"--module {', '.join(modules)}: {error}") from None
     widths = {name: d_in for name, (d_in, _) in shapes.items()}
+    if path.suffix == ".npz" and is_torch_file(path):
+        return _import_factors(path, content, cell, shapes, cache, report)
     if path.suffix == ".npz":
         return _import_sum(path, content, cell, widths, cache, report)
     if path.suffix == ".pt":
         return _import_projections(path, content, cell, widths, cache, report)
     raise CovarianceError(
-        f"{path}: expected a .npz of the ROME family (the sum of k kᵀ and its tokens), or a .pt "
-        "of null-space projections"
+        f"{path}: expected a .npz of the ROME family (the sum of k kᵀ and its tokens), one of "
+        "CrispEdit (A, B and N), or a .pt of null-space projections"
     )
 
 
@@ -165,6 +177,49 @@ def _import_sum(
     said = {"documents": json.dumps(found.documents)}
     _write(cell, name, content, cache, moment.tensors(), moment.metadata() | said, path, checks)
     return [Imported(kind="imported", linear=name, file_hash=content, checks=tuple(checks))]
+
+
+def _import_factors(
+    path: Path,
+    content: str,
+    cell: Cell,
+    shapes: Mapping[str, tuple[int, int]],
+    cache: Cache,
+    report: Report,
+) -> list[Imported]:
+    """Both covariances of a file; which linear they are of, that of the keys says."""
+    if len(shapes) != 1:
+        raise ConfigError(
+            f"{path} is of one linear, and --module names {len(shapes)}: {', '.join(shapes)}"
+        )
+    ((name, (d_in, d_out)),) = shapes.items()
+    found = read_factors(path)
+    means = {name: found.keys, gradients_of(name): found.gradients}
+    checks = {
+        name: check_sum(found.keys, found.count, None, d_in, None),
+        gradients_of(name): check_gradients(found.gradients, d_out, found.count),
+    }
+    for part, done in checks.items():
+        require(done, f"{path}, as {called(part)},", _ADVICE)  # before the model is loaded
+    opened, texts = _sample(cell, {name: d_in}, cache, report)
+    checks[name] += compare_sum(observe(opened, texts, [name]), name, found.keys)
+    checks[gradients_of(name)] += compare_gradients(
+        observe_gradients(opened, texts, name), found.gradients
+    )
+    for part, done in checks.items():
+        require(done, f"{path}, as {called(part)},", _ADVICE)
+    taken = []
+    for place, (part, mean) in enumerate(means.items()):
+        known = f"{content}#{place}"
+        moment = KeyCovariance(imported_identity(cell, part, known, found.dtype), len(mean))
+        moment.total, moment.count = mean * found.count, found.count
+        said = {"documents": json.dumps(None)}
+        facts = moment.metadata() | said
+        _write(cell, part, known, cache, moment.tensors(), facts, path, checks[part])
+        taken.append(
+            Imported(kind="imported", linear=part, file_hash=known, checks=tuple(checks[part]))
+        )
+    return taken
 
 
 def _import_projections(
@@ -199,6 +254,14 @@ def _import_projections(
 
 def _observed(cell: Cell, widths: dict[str, int], cache: Cache, report: Report) -> Observed:
     """What the model's linears take in over documents of the corpus."""
+    opened, texts = _sample(cell, widths, cache, report)
+    return observe(opened, texts, list(widths))
+
+
+def _sample(
+    cell: Cell, widths: dict[str, int], cache: Cache, report: Report
+) -> tuple[EditableModel, list[Sequence[int]]]:
+    """The model, opened with all linears of some widths, and documents of the corpus as tokens."""
     architecture = architecture_of(cell)
     alike = [
         name
@@ -213,8 +276,7 @@ def _observed(cell: Cell, widths: dict[str, int], cache: Cache, report: Report) 
     n = min(DOCUMENTS, len(every))
     most = min(opened.encoder.max_length or cell.statistics.max_tokens, cell.statistics.max_tokens)
     documents = [every[i * len(every) // n] for i in range(n)]
-    texts = [opened.encoder.text_ids(text)[:most] for text in documents]
-    return observe(opened, texts, list(widths))
+    return opened, [opened.encoder.text_ids(text)[:most] for text in documents]
 
 
 def _write(

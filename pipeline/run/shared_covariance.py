@@ -21,8 +21,8 @@ from pipeline.plan.imported import sums_corpus
 from pipeline.run.cache import Cache
 from pipeline.run.imported_statistics import read_covariance
 from pipeline.run.resume import write_tensors
-from pipeline.run.stages.covariance import covariance_fingerprints, load_covariance
-from rledit.locate.covariance import CovarianceFingerprint
+from pipeline.run.stages.covariance import covariance_fingerprints, load_sums
+from rledit.locate.covariance import OUTPUT_GRADIENTS, CovarianceFingerprint
 
 logger = logging.getLogger(__name__)
 
@@ -39,7 +39,7 @@ def export_covariance(cells: Sequence[Cell], cache: Cache, folder: Path) -> list
     written: list[Path] = []
     for key, cell in _by_key(cells).items():
         for module in _finished(cell, cache):
-            moment = load_covariance(cell, cache, [module])[module]
+            moment = load_sums(cell, cache, [module])[module]
             path = folder / key / f"{module}.safetensors"
             write_tensors(path, moment.tensors(), moment.metadata())
             written.append(path)
@@ -66,7 +66,9 @@ def export_published(cells: Sequence[Cell], cache: Cache, folder: Path) -> list[
         # Whole repositories' names are told apart by their owners, as in MEMIT.
         model = checkpoint.partition("@")[0].replace("/", "_") if on_hub else cell.model.name
         for module in _finished(cell, cache):
-            moment = load_covariance(cell, cache, [module])[module]
+            if module.endswith(OUTPUT_GRADIENTS):  # these files have no place for them
+                continue
+            moment = load_sums(cell, cache, [module])[module]
             name = f"{module}_{moment.identity.dtype}_mom2_{documents}.npz"
             path = folder / model / f"{corpus}_stats" / name
             write_sum(path, moment, documents)

@@ -125,7 +125,9 @@ def tasks_of(cells: Sequence[Cell]) -> dict[str, Task]:
             needs.append(network)
         if sums_corpus(cell):
             for shard in range(cell.statistics.shards):
-                target_modules = fingerprint({"modules": cell.settings.modules})
+                gradients = "output_gradients" in cell.needs
+                side = {"output_gradients": True} if gradients else {}
+                target_modules = fingerprint({"modules": cell.settings.modules, **side})
                 moments = f"statistics:{covariance_key_of(cell)}:{target_modules}:{shard}"
                 add.append(
                     Task(

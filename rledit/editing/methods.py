@@ -131,6 +131,11 @@ def method_of(model: Any, editor: str, settings: Mapping[str, Any] | None = None
             f"editor {editor!r} edits answers to prompts that carry its instruction, and people "
             "ask without it; take mend, or set instruction to 0"
         )
+    if "texts" in found.needs_of(method.config):
+        raise MethodError(
+            f"editor {editor!r} reads ordinary text anew while it edits, and there is none here; "
+            "leave recompute_at out"
+        )
     if "training_data" in found.needs_of(method.config):
         raise MethodError(
             f"editor {editor!r} draws training data while it edits, and there is none here; take "
@@ -201,6 +206,7 @@ _VALUES: dict[str, dict[str, Any]] = {
     "ft": {"steps": 3, "lr": 5e-4},
     "ft_m": {"steps": 3, "lr": 5e-4},
     "locft": {"passes": 5, "batch_size": 10, "lr": 2e-4},
+    "crispedit": {"passes": 10, "batch_size": 10, "lr": 5e-4},
     "memit": {**_VALUE, "moment_weight": 30.0},
     "prune": {**_VALUE, "moment_weight": 30.0},
     "rect": {**_VALUE, "moment_weight": 30.0},

@@ -30,7 +30,8 @@ from rledit.editing.writing import Tell, silent
 from rledit.editors.base import State
 from rledit.editors.moment_editor import MomentEditor
 from rledit.facts import RealFacts, sentences, table_hash
-from rledit.locate.covariance import CovarianceFingerprint, KeyCovariance, accumulate
+from rledit.locate.covariance import CovarianceFingerprint, KeyCovariance, called
+from rledit.locate.output_gradients import accumulate_all, linear_of, width_of
 from rledit.records import Edit
 
 _SENTENCES = 1000  # of key covariance
@@ -81,18 +82,19 @@ class Supplies:
             self._knowledge[pool] = made
         return self._knowledge[pool]
 
-    def covariance(self, modules: Sequence[str]) -> Mapping[str, KeyCovariance]:
-        """Key covariance of some modules over the shipped sentences."""
-        lacking = [name for name in modules if name not in self._covariance]
+    def covariance(self, names: Sequence[str]) -> Mapping[str, KeyCovariance]:
+        """Covariances over the shipped sentences, by the names of `covariances_of`."""
+        lacking = [name for name in names if name not in self._covariance]
         for name in list(lacking):
             path = self.folder / f"covariance-{name}.safetensors"
             if (kept := _read_covariance(path)) is not None:
                 self._covariance[name] = kept
                 lacking.remove(name)
         if lacking:
-            self.tell(f"key covariance of {', '.join(lacking)} over {_SENTENCES:,} sentences, once")
+            said = ", ".join(map(called, lacking))
+            self.tell(f"{said} over {_SENTENCES:,} sentences, once")
             self._covariance |= self._summed(lacking)
-        return {name: self._covariance[name] for name in modules}
+        return {name: self._covariance[name] for name in names}
 
     def start(self, method: Method) -> State:
         """What an editor begins its first batch with: a trained network, warm statistics."""
@@ -156,23 +158,23 @@ class Supplies:
         largest = max((c.step for c in quiet), default=found.step / 2)
         return 2 / 3 * min(largest, found.step)
 
-    def _summed(self, modules: Sequence[str]) -> dict[str, KeyCovariance]:
+    def _summed(self, names: Sequence[str]) -> dict[str, KeyCovariance]:
         with self._host.unedited():
-            opened = self._host.open(modules)
+            opened = self._host.open(list(dict.fromkeys(map(linear_of, names))))
             corpus = hashlib.sha256("\n".join(sentences()[:_SENTENCES]).encode()).hexdigest()
             found = {
                 name: KeyCovariance(
                     CovarianceFingerprint(
                         model_hash=self._host.fingerprint, module=name, corpus_hash=corpus
                     ),
-                    opened.shape(name)[0],
+                    width_of(opened, name),
                     opened.device,
                 )
-                for name in modules
+                for name in names
             }
             texts = [opened.encoder.text_ids(text) for text in sentences()[:_SENTENCES]]
             for first in range(0, len(texts), _PART):
-                accumulate(opened, texts[first : first + _PART], found)
+                accumulate_all(opened, texts[first : first + _PART], found)
         for name, moment in found.items():
             path = self.folder / f"covariance-{name}.safetensors"
             self._keep(path, partial(write_tensors, path, moment.tensors(), moment.metadata()))

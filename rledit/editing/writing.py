@@ -30,6 +30,7 @@ from rledit.editors.base import State
 from rledit.editors.moment_editor import MomentEditor
 from rledit.finite import NonFiniteError, require_finite_weights
 from rledit.locate.covariance import KeyCovariance
+from rledit.locate.output_gradients import covariances_of
 from rledit.model import EditableModel
 from rledit.records import Edit
 
@@ -60,8 +61,8 @@ class Provides(Protocol):
         """Facts that the unedited model knew."""
         ...
 
-    def covariance(self, modules: Sequence[str]) -> Mapping[str, KeyCovariance]:
-        """Key covariance of some modules on the unedited model."""
+    def covariance(self, names: Sequence[str]) -> Mapping[str, KeyCovariance]:
+        """Covariances on the unedited model, by the names of `covariances_of`."""
         ...
 
     def start(self, method: Method) -> State:
@@ -216,7 +217,8 @@ def equipped(
     """An editor of an opened model with all that it needs, its statistics going on from a state."""
     editor = method.cls(opened, method.config)
     if method.needs_covariance:
-        editor.load_covariance(supplies.covariance(opened.modules))
+        names = covariances_of(opened.modules, method.cls.needs_of(method.config))
+        editor.load_covariance(supplies.covariance(names))
     first = dict(supplies.start(method)) | dict(state or {})
     if first:
         editor.load_state_dict({k: v.to(opened.device) for k, v in first.items()})

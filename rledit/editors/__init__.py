@@ -10,6 +10,7 @@ import importlib
 from rledit.editors.alphaedit import AlphaEdit
 from rledit.editors.base import Editor, TrainableEditor, TrainingData
 from rledit.editors.betaedit import BetaEdit
+from rledit.editors.crispedit import CrispEdit
 from rledit.editors.dafnet import DAFNet
 from rledit.editors.deltaedit import DeltaEdit
 from rledit.editors.encore import ENCORE
@@ -45,6 +46,7 @@ EDITORS: dict[str, type[Editor]] = {
     "ft_l": FTL,
     "ft_m": FTM,
     "locft": LocFT,
+    "crispedit": CrispEdit,
     "rome": ROME,
     "memit": MEMIT,
     "prune": PRUNE,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal, Protocol
@@ -18,9 +18,11 @@ from rledit.records import Edit, Probe
 from rledit.step_size import known_step
 from rledit.tokenization import EditBatch, Encoder, Order
 
-Need = Literal["train", "subject", "statistics", "training_data"]
+Need = Literal["train", "subject", "statistics", "output_gradients", "training_data", "texts"]
 TargetModules = Literal["any", "down", "one_down"]
 State = dict[str, Tensor]
+Texts = Callable[[], Sequence[Sequence[int]]]
+"""Gives the token ids of the texts that key covariance is of."""
 
 
 class TrainingData(Protocol):
@@ -40,7 +42,9 @@ class Editor(ABC):
         needs: What the editor needs beside the edits of the batch, at most; `needs_of` tells what
             a configuration needs. `train`: a network trained before the stream; `subject`: edits
             with text and a subject; `statistics`: key covariance, see `load_covariance`;
-            `training_data`: see `load_training_data`.
+            `output_gradients`: with it, the covariance of output gradients
+            (`rledit.locate.output_gradients`); `training_data`: see `load_training_data`; `texts`:
+            see `load_texts`.
         trains_on: Prompts beside the edits' own that its training learns from, at most;
             `trains_on_of` tells a configuration's. The edits of the train pool must have them,
             those of the stream need not.
@@ -99,7 +103,8 @@ class Editor(ABC):
         """Take the key covariance of the target modules' inputs, before the stream.
 
         Args:
-            covariance: Edited linear → its moment on the unedited model.
+            covariance: Edited linear → its moment on the unedited model; with what
+                `output_gradients` asks for under names of its own.
 
         Raises:
             CovarianceError: One is missing or does not fit.
@@ -128,6 +133,16 @@ class Editor(ABC):
             ValueError: The editor needs none.
         """
         raise ValueError(f"editor {self.name!r} needs no training data during the stream")
+
+    def load_texts(self, texts: Texts) -> None:
+        """Take the source of the texts that key covariance is of.
+
+        Call it before the stream; it is asked for nothing before the first `edit`.
+
+        Raises:
+            ValueError: The editor needs none.
+        """
+        raise ValueError(f"editor {self.name!r} needs no texts during the stream")
 
     def announce(self, looked_at: Sequence[int]) -> None:
         """Learn after which batches of the stream, counted from 1, the model will be looked at.

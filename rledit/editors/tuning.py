@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -120,11 +120,33 @@ class Descent:
     stop_loss: float = 0.0
 
 
+class StepRule(Protocol):
+    """Holds gradients, or the steps that Adam makes of them, to what may change."""
+
+    def gradient(self, name: str, gradient: Tensor) -> Tensor:
+        """The part of a matrix's gradient that Adam sees."""
+        ...
+
+    def step(self, name: str, step: Tensor) -> Tensor:
+        """The part of Adam's step that is made."""
+        ...
+
+    def stepped(self) -> None:
+        """Told after every step, when the weights have changed."""
+        ...
+
+
+AdamState = dict[str, dict[str, Tensor]]
+"""Matrix → what Adam keeps of it, by the names that torch has for that."""
+
+
 def descend(
     model: EditableModel,
     weights: Tunable,
     passes: Iterable[Sequence[Objective]],
     config: Descent,
+    rule: StepRule | None = None,
+    adam: AdamState | None = None,
 ) -> list[float]:
     """Minimise objectives by Adam, one step per mini-batch.
 
@@ -135,6 +157,10 @@ def descend(
         weights: What to change.
         passes: The mini-batches of each pass.
         config: How to descend.
+        rule: What steps are held to; None: nothing. With one they are taken in the precision of
+            losses, so that rounding takes none of them out of the space it holds them to.
+        adam: What Adam has kept of an earlier descent, to go on with; this one's is put there. Not
+            changed in place otherwise. None: begin anew.
 
     Returns:
         The loss of every mini-batch before its step.
@@ -143,8 +169,12 @@ def descend(
         NonFiniteError: A loss is not finite; names the layer.
     """
     start = {name: weights.read(name).clone() for name in weights.names}
+    if rule is not None:
+        start = {name: value.to(model.compute_dtype) for name, value in start.items()}
     masters = {name: value.clone().requires_grad_() for name, value in start.items()}
     optimiser = torch.optim.Adam(masters.values(), lr=config.lr, weight_decay=config.weight_decay)
+    for name, kept in (adam or {}).items():
+        optimiser.state[masters[name]].update({k: v.clone() for k, v in kept.items()})
     losses: list[float] = []
     for objectives in passes:
         for objective in objectives:
@@ -153,17 +183,36 @@ def descend(
             if loss < config.stop_loss:
                 continue
             for name, master in masters.items():
-                master.grad = gradients[name].to(master.dtype)
-            optimiser.step()
+                gradient = gradients[name].to(master.dtype)
+                master.grad = gradient if rule is None else rule.gradient(name, gradient)
+            _step(optimiser, masters, rule)
             for name, master in masters.items():
                 if config.norm_constraint is not None:
                     low, high = start[name] - config.norm_constraint, start[name]
                     master.data.clamp_(low, high + config.norm_constraint)
                 weights.set(name, master.detach())
+            if rule is not None:
+                rule.stepped()
         latest = losses[len(losses) - len(objectives) :]
         if sum(latest) / len(latest) < config.stop_loss:
             break
+    if adam is not None:
+        adam.update({name: dict(optimiser.state[master]) for name, master in masters.items()})
     return losses
+
+
+def _step(
+    optimiser: torch.optim.Optimizer, masters: Mapping[str, Tensor], rule: StepRule | None
+) -> None:
+    """One step of the optimiser, held to a rule."""
+    if rule is None:
+        optimiser.step()
+        return
+    before = {name: master.detach().clone() for name, master in masters.items()}
+    optimiser.step()
+    for name, master in masters.items():
+        step = master.detach().sub_(before[name])
+        master.data = before[name].add_(rule.step(name, step))
 
 
 def _gradients(

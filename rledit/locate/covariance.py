@@ -25,6 +25,16 @@ from rledit.tokenization import IGNORED, Sample
 
 MomentType = Literal["float32", "float64"]
 _TYPES: dict[str, torch.dtype] = {"float32": torch.float32, "float64": torch.float64}
+OUTPUT_GRADIENTS = ".output_gradients"
+"""Ends the name of a covariance that is of a linear's output gradients, not of its inputs; see
+`rledit.locate.output_gradients`."""
+
+
+def called(name: str) -> str:
+    """What a person calls the covariance of that name."""
+    linear = name.removesuffix(OUTPUT_GRADIENTS)
+    what = "key covariance" if linear == name else "covariance of output gradients"
+    return f"{what} of {linear!r}"
 
 
 class CovarianceError(UserError, ValueError):
@@ -37,7 +47,7 @@ class CovarianceFingerprint:
 
     Attributes:
         model_hash: Content hash of the model.
-        module: Name of the linear.
+        module: Name of the linear; of its output gradients where it ends with `OUTPUT_GRADIENTS`.
         corpus_hash: Content hash of the corpus, its tokenisation and its window included.
         dtype: Precision of the sum.
     """
@@ -58,7 +68,7 @@ class CovarianceFingerprint:
             if mine != theirs:
                 what = name.replace("_", " ")
                 raise CovarianceError(
-                    f"key covariance of {other.module!r}: it was made for the {what} {theirs!r}, "
+                    f"{called(other.module)}: it was made for the {what} {theirs!r}, "
                     f"but {mine!r} is asked for; compute it again for this one"
                 )
 
@@ -77,7 +87,7 @@ class KeyCovariance:
     ) -> None:
         if identity.dtype not in _TYPES:
             raise CovarianceError(
-                f"key covariance of {identity.module!r}: precision {identity.dtype!r} is not one "
+                f"{called(identity.module)}: precision {identity.dtype!r} is not one "
                 f"of {', '.join(_TYPES)}"
             )
         self.identity = identity
@@ -114,7 +124,7 @@ class KeyCovariance:
         """
         if self.count == 0:
             raise CovarianceError(
-                f"key covariance of {self.identity.module!r}: no token seen; the corpus is empty"
+                f"{called(self.identity.module)}: no token seen; the corpus is empty"
             )
         return self.total / self.count
 
@@ -150,14 +160,14 @@ class KeyCovariance:
         moment = cls(CovarianceFingerprint(**values), total.shape[-1], total.device)
         if total.dtype != moment.total.dtype or total.shape != moment.total.shape:
             raise CovarianceError(
-                f"key covariance of {values['module']!r}: the file holds {total.dtype} of shape "
+                f"{called(values['module'])}: the file holds {total.dtype} of shape "
                 f"{list(total.shape)}, its metadata says {values['dtype']}"
             )
         moment.total = total
         moment.count = int(tensors["count"])
         if not moment.finite:
             raise CovarianceError(
-                f"key covariance of {values['module']!r}: the file holds entries that are no "
+                f"{called(values['module'])}: the file holds entries that are no "
                 "numbers; delete it, and compute it again"
             )
         return moment

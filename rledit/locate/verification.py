@@ -58,6 +58,11 @@ at most 0.79 of the same linear, 1 of a projection that has nothing to do with i
 NULL_DIAGONAL = 0.25
 """Least correlation of P's diagonal with minus the logarithm of the sample's: at least 0.31 of the
 same linear, at most 0.07 of any other."""
+LOG_GRADIENTS = 0.4
+"""Least correlation of the logarithms of the diagonals of two covariances of output gradients, over
+1,670 tokens of docstrings and 1,259 of licences: 0.55 to 0.87 of the same linear, up to 0.80 of the
+next layer's, −0.06 to 0.37 ten layers apart in the upper half. Their means differ up to 20 times
+between the texts, and their correlations (0.02 to 0.32) tell nothing over so few tokens."""
 _TIE = 1e-6  # linears with the same inputs, such as gate and up, fit equally well
 
 
@@ -163,7 +168,7 @@ def check_sum(
     if problem := _shape_problem(total, width):
         return [problem]
     values = torch.linalg.eigvalsh(total.double())
-    least, largest = float(values[0]), float(values[-1])
+    least, largest = float(values[0]), float(values.abs().max())
     found = [
         _asymmetry(total),
         _at_least("smallest eigenvalue over the largest", least / (largest or 1.0), -NEGATIVE),
@@ -198,6 +203,33 @@ def check_projection(projection: Tensor, width: int) -> list[Check]:
 def rank_of(projection: Tensor) -> int:
     """Number of directions that a projection keeps."""
     return int((torch.linalg.eigvalsh(projection.double()) > 0.5).sum())
+
+
+def check_gradients(mean: Tensor, width: int, count: int) -> list[Check]:
+    """What a covariance of output gradients shows by itself.
+
+    Args:
+        mean: B.
+        width: d_out of the linear it is said to be of.
+        count: Tokens it is of.
+    """
+    return check_sum(mean, count, None, width, None)
+
+
+def compare_gradients(sample: Tensor, mean: Tensor) -> list[Check]:
+    """B of a file against that of its linear over a sample.
+
+    Gradients of neighbouring layers are much alike: which linear the file is of, its covariance of
+    keys has to say.
+
+    Args:
+        sample: B (d_out, d_out) over the sample.
+        mean: That of the file.
+    """
+    mean, sample = mean.double().cpu(), sample.double().cpu()
+    found = _correlation(_log(mean.diagonal()), _log(sample.diagonal()))
+    what = "correlation of the logarithms of the gradients' diagonals"
+    return [_at_least(what, found, LOG_GRADIENTS)]
 
 
 def compare_sum(observed: Observed, name: str, mean: Tensor) -> list[Check]:

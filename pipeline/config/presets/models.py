@@ -12,6 +12,7 @@ from typing import Literal
 
 from pipeline.config.presets.settings import (
     ANY,
+    CRISPEDIT,
     DAFNET,
     OWN,
     RELEASE,
@@ -26,6 +27,7 @@ from pipeline.config.presets.settings import (
     Setting,
     Settings,
     converged,
+    flat,
     hypernetworks,
     locating,
     remembering,
@@ -140,6 +142,7 @@ _LLAMA_3_SETTINGS: Settings = (
         )
     )
     | sequences(_layers("29-31"))
+    | flat("19-23", CRISPEDIT)
     | remembering(27)
     | side_memory(29, lr=0.9, steps=30, alpha=2.0, beta=20.0, gamma=10.0, ratio=0.5)
     | {"memoir": {ANY: Setting(values={"modules": ("down:27",), "k": 4096}, origin=RELEASE)}}
@@ -169,6 +172,7 @@ _MISTRAL_SETTINGS: Settings = (
     | training_free({ANY: ("down:29,30",)}, stable=("down:28-31",))
     | locating(Locate(layers="4-8", value=VALUE_MISTRAL, rome=ROME_LLAMA))
     | sequences(_layers("29-31"))
+    | flat("19-23", CRISPEDIT)
     | remembering(27)
     | side_memory(27, lr=1.0, steps=70, alpha=5.0, beta=20.0, gamma=10.0)
     | {
@@ -207,6 +211,7 @@ _GEMMA_2_SETTINGS: Settings = (
         )
     )
     | sequences(_layers("39-41"))
+    | flat("25-30")
     | remembering(35)
 )
 
@@ -262,6 +267,7 @@ _SMOLLM = Preset(
         meta_lr=3e-4,
         step_lr=1e-4,
     )
+    | flat("24-28")
     | remembering(20, radius=5.0)
     | {"locft": {ANY: Setting(values={"modules": ("down:20",), "lr": 5e-4}, origin=OWN)}},
 )  # fmt: skip
@@ -351,6 +357,7 @@ PRESETS: Mapping[str, Preset] = {
             )
         )
         | sequences(("up:25-27", "down:25-27"), DAFNET, scored_edits_per_step=64)
+        | flat("17-20")
         # EasyEdit's file for GRACE on this model.
         | remembering(25, steps=200, origin=RELEASE)
         | side_memory(21, lr=1.0, steps=70, alpha=15.0, beta=40.0, gamma=20.0),
@@ -375,6 +382,7 @@ PRESETS: Mapping[str, Preset] = {
         )
         | {"betaedit": {ANY: Setting(values=_BETAEDIT_QWEN, origin=RELEASE)}}
         | sequences(_layers("25-27"))
+        | flat("15-19", CRISPEDIT)
         | remembering(23)
         | side_memory(23, lr=1.0, steps=70, alpha=5.0, beta=20.0, gamma=10.0),
     ),

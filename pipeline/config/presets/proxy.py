@@ -134,6 +134,7 @@ METHODS: Mapping[str, Mapping[str, Any]] = {
     "ft_m": _TUNED,
     "ft_l": {**_TUNED, "norm_constraint": 1e-2},
     "locft": {"passes": 15, "lr": 1e-2},
+    "crispedit": {"passes": 25, "lr": 1e-2},
     "rome": _LOCATED,
     "memit": _MEMIT,
     "prune": _MEMIT,

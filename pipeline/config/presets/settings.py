@@ -12,6 +12,7 @@ from typing import Any
 OWN = "our own setting"
 TABLE_3 = "arXiv 2502.05759, table 3"
 RELEASE = "the methods' releases"
+CRISPEDIT = "CrispEdit's release (arXiv 2602.15823)"
 DAFNET = "DAFNet's release (arXiv 2405.20588); training steps are our own choice"
 ULTRAEDIT = "UltraEdit's release (arXiv 2505.14679)"
 
@@ -183,6 +184,12 @@ def side_memory(
     values = {"modules": (f"down:{layer}",), "lr": lr, "steps": steps, "alpha": alpha,
               "beta": beta, "gamma": gamma, "ratio": ratio}  # fmt: skip
     return {"wise": {ANY: Setting(values=values, origin=RELEASE)}}
+
+
+def flat(layers: str, origin: str = OWN, **values: Any) -> dict[str, dict[str, Setting]]:
+    """CrispEdit, which edits what some late layers write into the residual stream."""
+    found = {"modules": (f"down:{layers}",), **values}
+    return {"crispedit": {ANY: Setting(values=found, origin=origin)}}
 
 
 def locating(locate: Locate) -> dict[str, dict[str, Setting]]:

@@ -59,7 +59,7 @@ class CellEstimate:
         asking: Seconds of asking its model which real facts it knows, likewise.
         statistics: Seconds of its key covariance, likewise.
         memory_gb: Peak of a rank.
-        summed: Its linear layers whose key covariance is in the cache.
+        summed: Its covariances of text that are in the cache, by their names.
         out_of_memory: Why it cannot run where it is to; None where it can.
         trained: Batches that its network is trained on, as the display of the run counts them; 0
             where an earlier cell trains the same one.
@@ -223,13 +223,13 @@ def _cell(
     if cell.dataset.real_facts and facts not in seen:
         seen.add(facts)
         asking = 0.0 if cached.has_known(cell) else asking_seconds(work, place)
-    statistics = ("statistics", cell.model.name, *sorted(work.target_modules))
+    statistics = ("statistics", cell.model.name, *sorted(work.covariances))
     summed = frozenset(
-        name for name in work.target_modules if work.documents and cached.has_moment(cell, name)
+        name for name in work.covariances if work.documents and cached.has_moment(cell, name)
     )
     if sums_corpus(cell) and statistics not in seen:
         seen.add(statistics)
-        covariance = statistics_seconds(work, place, work.target_modules.keys() - summed)
+        covariance = statistics_seconds(work, place, work.covariances.keys() - summed)
     memory = memory_of(work, place)
     measured = measurements.peak_gb(cell)
     return CellEstimate(

@@ -238,6 +238,21 @@ def _activations(work: Workload, placement: Placement) -> float:
     return kept + 3 * answers * architecture.vocabulary * FLOAT
 
 
+def _projections(work: Workload) -> dict[str, float]:
+    """Of an editor that projects its steps: sums over text and edits, eigenvectors, their
+    products."""
+    if not work.covariances:
+        return {}
+    squares = sum(width * width for width in work.covariances.values())
+    largest = max(d_in * d_out for d_in, d_out in work.target_modules.values())
+    widest = max(work.covariances.values())
+    return {
+        "covariances of text and edits": 2.0 * FLOAT * squares,
+        "projections": FLOAT * squares + float(work.edited_parameters),
+        "solve": float(DOUBLE * (SOLVE_COPIES * widest * widest + 3 * largest)),
+    }
+
+
 def _pass_tokens(work: Workload) -> float:
     """Tokens there are to run at once."""
     batch = work.cell.stream.batch_size * work.tokens
@@ -261,7 +276,7 @@ def _editor(work: Workload) -> dict[str, float]:
         parts["edits so far"] = float(FLOAT * work.past_parameters * work.cell.n_edits)
         return parts
     if work.kind == "tuned":
-        return {"optimiser": 3.0 * FLOAT * work.edited_parameters}
+        return {"optimiser": 3.0 * FLOAT * work.edited_parameters, **_projections(work)}
     if work.kind == "remembered":
         cls = editor_class(work.cell.editor.editor)
         assert issubclass(cls, OverlayEditor)

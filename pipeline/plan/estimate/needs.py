@@ -99,27 +99,35 @@ def model_needs(cell: Cell, architecture: Architecture, trained: bool = False) -
 
 
 def statistics_need(works: Sequence[Workload], summed: Collection[str]) -> list[Need]:
-    """The key covariance of one model's linear layers, in a line; nothing where no editor needs
-    them.
+    """The covariances of one model's linear layers, a line for keys and one for output gradients;
+    nothing where no editor needs them.
 
     Args:
         works: Cells of the model whose editors need key covariance.
-        summed: The linear layers whose moments are in the cache.
+        summed: Covariances that are in the cache, by their names.
     """
-    if not works:
-        return []
-    target_modules = {name for work in works for name in work.target_modules}
-    editors = ", ".join(dict.fromkeys(work.cell.label for work in works))
-    first = works[0]
-    there = f", {len(summed)} of them in the cache" if summed else ""
-    return [
-        Need(
-            text=f"{first.cell.model.name}: key covariance of {len(target_modules)} linear "
-            f"layers{there} "
-            f"({editors}), over {first.documents:,} documents of about "
-            f"{first.document_tokens:.0f} tokens"
+    found = []
+    for what, of_keys in (("key covariance", True), ("covariance of output gradients", False)):
+        own = {
+            name: work
+            for work in works
+            for name in work.covariances
+            if (name in work.target_modules) == of_keys
+        }
+        if not own:
+            continue
+        labels = (w.cell.label for w in works if not own.keys().isdisjoint(w.covariances))
+        editors = ", ".join(dict.fromkeys(labels))
+        first, cached = works[0], len(own.keys() & set(summed))
+        there = f", {cached} of them in the cache" if cached else ""
+        found.append(
+            Need(
+                text=f"{first.cell.model.name}: {what} of {len(own)} linear layers{there} "
+                f"({editors}), over {first.documents:,} documents of about "
+                f"{first.document_tokens:.0f} tokens"
+            )
         )
-    ]
+    return found
 
 
 def imported_needs(cells: Sequence[Cell], cache: str | None) -> list[Need]:
@@ -222,15 +230,20 @@ def disk_gb(works: Sequence[Workload]) -> dict[str, float]:
     trained = {network_place(work.cell): work for work in works if work.cell.trains}
     networks = sum(3 * FLOAT * work.network_parameters for work in trained.values())
     located = {
-        (work.cell.model.name, name): d_in
+        (work.cell.model.name, name): width
         for work in works
-        if "statistics" in work.cell.needs
-        for name, (d_in, _) in work.target_modules.items()
+        for name, width in work.covariances.items()
     }
-    moments = sum(FLOAT * d_in * d_in for d_in in located.values())
+    moments = sum(FLOAT * width * width for width in located.values())
     # A cell's resume state: the edited matrices' masters and the editor's own.
     states = [
-        FLOAT * (w.edited_parameters + w.network_parameters + w.past_parameters * w.cell.n_edits)
+        FLOAT
+        * (
+            w.edited_parameters
+            + w.network_parameters
+            + w.carried_parameters
+            + w.past_parameters * w.cell.n_edits
+        )
         for w in works
     ]
     return {

@@ -86,19 +86,19 @@ def modelled(
     )
 
 
-def statistics_seconds(
-    work: Workload, placement: Placement, target_modules: Collection[str]
-) -> float:
-    """Key covariance of some target modules, once per model, corpus and linear layers; 0 for
-    none."""
-    if not target_modules:
+def statistics_seconds(work: Workload, placement: Placement, names: Collection[str]) -> float:
+    """Covariances of text by their names, once per model, corpus and linear layers; 0 for none."""
+    if not names:
         return 0.0
-    tokens = work.documents * work.document_tokens
-    products = sum(2.0 * work.target_modules[name][0] ** 2 for name in target_modules) * tokens
+    model, tokens = _Passes(work, placement), work.documents * work.document_tokens
+    products = sum(2.0 * work.covariances[name] ** 2 for name in names) * tokens
     last = work.architecture.layers  # the forward pass is run whole
-    return _Passes(work, placement).forward(tokens, last, 0) + products / (
-        placement.device.tflops * TERA
-    )
+    passes = 0.0
+    if any(name in work.target_modules for name in names):
+        passes += model.forward(tokens, last, 0)
+    if any(name not in work.target_modules for name in names):  # of output gradients
+        passes += model.forward(tokens, last, model.above, tokens)
+    return passes + products / (placement.device.tflops * TERA)
 
 
 def model_seconds(cell: Cell, architecture: Architecture, device: Device) -> float:
@@ -167,7 +167,8 @@ def _edit_batch(model: _Passes) -> float:
         return 0.0
     if work.kind == "tuned":
         passes = getattr(settings, "steps", None) or settings.passes
-        return float(passes) * model.prompts(model.batch, layers, 2 * model.above) / ranks
+        descent = float(passes) * model.prompts(model.batch, layers, 2 * model.above) / ranks
+        return descent + (_projecting(model, settings) if work.covariances else 0.0)
     if work.kind == "remembered":
         passes = _remembering(work).passes_of(settings)
         trained = passes * model.prompts(model.batch, model.above, model.above)
@@ -176,6 +177,19 @@ def _edit_batch(model: _Passes) -> float:
     if work.kind == "located":
         return _located_batch(model, settings)
     return capture / ranks + model.network(1.0)
+
+
+def _projecting(model: _Passes, settings: Any) -> float:
+    """Of a batch, for an editor that projects every step: the projections, and the eigenvectors
+    behind them, which a sequential stream takes anew for each batch."""
+    device, shapes = model.placement.device, model.work.target_modules.values()
+    steps = settings.passes * math.ceil(model.batch / settings.batch_size)
+    each = sum(4.0 * d_in * d_out * (d_in + d_out) for d_in, d_out in shapes)
+    slower = 1.0 if device.memory_gb is None else 8.0  # in float32
+    vectors = sum(9.0 * (d_in**3 + d_out**3) for d_in, d_out in shapes)
+    again = 1.0 if settings.mode == "sequential" else 1.0 / model.work.cell.stream.n_batches
+    solves = again * vectors / (device.double_tflops * TERA)
+    return steps * each * slower / (device.tflops * TERA) + solves
 
 
 def _remembering(work: Workload) -> type[OverlayEditor]:

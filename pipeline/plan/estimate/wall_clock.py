@@ -105,4 +105,4 @@ def _model_key(cell: Cell) -> str:
 
 
 def _sums_key(found: CellEstimate) -> str:
-    return f"sums {found.work.cell.model.name} {sorted(found.work.target_modules)}"
+    return f"sums {found.work.cell.model.name} {sorted(found.work.covariances)}"

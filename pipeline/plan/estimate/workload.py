@@ -12,6 +12,7 @@ from pipeline.plan.cell_data import read_corpus
 from pipeline.plan.cells import Cell
 from pipeline.plan.imported import sums_corpus
 from rledit.editors import editor_class
+from rledit.editors.crispedit import CrispEdit
 from rledit.editors.dafnet import DAFNet
 from rledit.editors.dafnet_training import edits_trained_on
 from rledit.editors.finetuning import FineTuning
@@ -21,6 +22,7 @@ from rledit.editors.locft import LocFT
 from rledit.editors.none import Unedited
 from rledit.editors.overlay_editor import OverlayEditor
 from rledit.editors.retrained import RetrainedEditor
+from rledit.locate.output_gradients import covariances_of, linear_of
 
 Kind = Literal["none", "moment", "trained", "tuned", "located", "remembered"]
 
@@ -65,6 +67,26 @@ class Workload:
     def edited_parameters(self) -> int:
         """Entries of the edited matrices."""
         return sum(d_in * d_out for d_in, d_out in self.target_modules.values())
+
+    @property
+    def covariances(self) -> dict[str, int]:
+        """Width of every covariance that the editor takes of text, by its name; none without."""
+        if "statistics" not in self.cell.needs:
+            return {}
+        shapes = self.target_modules
+        return {
+            name: shapes[linear_of(name)][name not in shapes]
+            for name in covariances_of(shapes, self.cell.needs)
+        }
+
+    @property
+    def carried_parameters(self) -> int:
+        """Numbers that an editor hands from batch to batch beside the matrices: what Adam keeps of
+        them, and sums over the edits; 0 without."""
+        if getattr(self.cell.settings, "mode", None) != "sequential":
+            return 0
+        squares = sum(width * width for width in self.covariances.values())
+        return 2 * self.edited_parameters + squares
 
     @property
     def network_parameters(self) -> int:
@@ -175,7 +197,7 @@ def _kind(cell: Cell) -> Kind:
         return "located"
     if issubclass(cls, OverlayEditor):
         return "remembered"
-    return "tuned" if issubclass(cls, FineTuning | LocFT) else "moment"
+    return "tuned" if issubclass(cls, FineTuning | LocFT | CrispEdit) else "moment"
 
 
 def _lengths(cell: Cell) -> tuple[float, float]:

@@ -33,6 +33,7 @@ LOOKS: Mapping[str, Look] = {
     UNEDITED: (INK, "_"), "untrained": (GREY, "x"),
     "ultraedit": (BLUE, "o"), "stableedit": (ORANGE, "o"),
     "ft": (VERMILION, "s"), "ft_l": (SKY, "s"), "ft_m": (PURPLE, "s"), "locft": (GREEN, "^"),
+    "crispedit": (PINK, "^"),
     "rome": (SKY, "D"), "memit": (PINK, "D"), "prune": (OLIVE, "v"), "rect": (VERMILION, "v"),
     "alphaedit": (ORANGE, "v"), "nas": (BLUE, "^"), "encore": (GREEN, "D"),
     "lyaplock": (SKY, "v"), "betaedit": (VERMILION, "D"), "deltaedit": (PURPLE, "v"),

@@ -33,9 +33,9 @@ from rledit.locate.covariance import (
     CovarianceError,
     CovarianceFingerprint,
     KeyCovariance,
-    accumulate,
     sum_over_ranks,
 )
+from rledit.locate.output_gradients import accumulate_all, covariances_of, width_of
 from rledit.model import EditableModel
 from rledit.tokenization import TokenizationError
 
@@ -62,14 +62,14 @@ def collect(
     model = open_model(cell, model_folder, gang)
     lacking = [
         name
-        for name in model.modules
+        for name in covariances_of(model.modules, cell.needs)
         if gang.broadcast(gang.is_rank_zero and not _there(folder, name, shard, cache))
     ]
     if not lacking:
         return False
     texts = shard_of(cell, model, shard)
     covariances = {
-        name: KeyCovariance(identity, model.shape(name)[0])
+        name: KeyCovariance(identity, width_of(model, name))
         for name, identity in covariance_fingerprints(cell, lacking).items()
     }
     # Other cells may be summing other linear layers of the same shard.
@@ -81,7 +81,7 @@ def collect(
         report("statistics", first, len(texts))
         # A sum depends on no earlier document through a cache's last bits.
         model.prefix_cache.clear()
-        accumulate(model, texts[first : first + DOCUMENTS_PER_PASS], covariances)
+        accumulate_all(model, texts[first : first + DOCUMENTS_PER_PASS], covariances)
         if gang.broadcast(time.perf_counter() - last_save > SAVE_EVERY_SECONDS):
             sum_over_ranks(gang.together, covariances)
             if gang.is_rank_zero:
@@ -106,16 +106,25 @@ def collect(
 
 
 def load_covariance(cell: Cell, cache: Cache, modules: Sequence[str]) -> dict[str, KeyCovariance]:
-    """The moments of a cell's linear layers, all shards added up.
+    """The moments of a cell's linear layers, of all that its editor needs, all shards added up.
 
     Raises:
         CovarianceError: A file is missing, or was made from something else.
     """
     if imported_of(cell):
         return load_imported(cell, cache)
+    return load_sums(cell, cache, covariances_of(modules, cell.needs))
+
+
+def load_sums(cell: Cell, cache: Cache, names: Sequence[str]) -> dict[str, KeyCovariance]:
+    """Moments over a cell's corpus by their names, all shards added up.
+
+    Raises:
+        CovarianceError: A file is missing, or was made from something else.
+    """
     folder = covariance_folder(cell)
     found: dict[str, KeyCovariance] = {}
-    for name, identity in covariance_fingerprints(cell, modules).items():
+    for name, identity in covariance_fingerprints(cell, names).items():
         whole = cache.file(whole_file(folder, name))
         if whole is not None:
             found[name] = read_covariance(whole, identity)
@@ -147,7 +156,7 @@ def statistics_seconds(cell: Cell, cache: Cache, modules: Sequence[str]) -> floa
     """Seconds that the sums of a cell's linear layers took, whoever made them; 0 for imported
     ones."""
     folder, seconds = covariance_folder(cell), 0.0
-    for name in modules:
+    for name in covariances_of(modules, cell.needs):
         for shard in range(cell.statistics.shards):
             path = cache.file(shard_file(folder, name, shard))
             if path is not None:
@@ -157,7 +166,7 @@ def statistics_seconds(cell: Cell, cache: Cache, modules: Sequence[str]) -> floa
 
 
 def covariance_fingerprints(cell: Cell, modules: Sequence[str]) -> dict[str, CovarianceFingerprint]:
-    """What each target module's moment has to be made from."""
+    """What each moment has to be made from, by the linear or the name of its gradients."""
     return {
         name: CovarianceFingerprint(
             model_hash=model_hash_of(cell),
@@ -167,6 +176,11 @@ def covariance_fingerprints(cell: Cell, modules: Sequence[str]) -> dict[str, Cov
         )
         for name in modules
     }
+
+
+def texts_of(cell: Cell, model: EditableModel) -> list[Sequence[int]]:
+    """Token ids of all documents that a cell's moments are of."""
+    return [ids for shard in range(cell.statistics.shards) for ids in shard_of(cell, model, shard)]
 
 
 def shard_of(cell: Cell, model: EditableModel, shard: int) -> list[Sequence[int]]:

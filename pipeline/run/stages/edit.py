@@ -23,7 +23,12 @@ from pipeline.run.reporting import Report
 from pipeline.run.resume import StateFolder, load_together, write_tensors
 from pipeline.run.stages.answer_rows import StreamAnswers
 from pipeline.run.stages.calibrated import calibration_facts, settings_with_step
-from pipeline.run.stages.covariance import covariance_metadata, load_covariance, statistics_seconds
+from pipeline.run.stages.covariance import (
+    covariance_metadata,
+    load_covariance,
+    statistics_seconds,
+    texts_of,
+)
 from pipeline.run.stages.measure import StreamMeasures
 from pipeline.run.stages.prefixes import fill_store, open_store
 from pipeline.run.stages.prepare import held_shares, open_model
@@ -259,6 +264,8 @@ def _provide(editor: Editor, cell: Cell, cache: Cache) -> dict[str, Any]:
             return training_batches(cell, editor, n_batches, seed)
 
         editor.load_training_data(draw)
+    if "texts" in cell.needs:
+        editor.load_texts(partial(texts_of, cell, editor.model))
     return facts
 
 

@@ -34,6 +34,7 @@ from pipeline.config.stored_words import documented, documented_value
 from rledit.datasets import FORMATS
 from rledit.editors import EDITORS
 from rledit.editors.conventions import Conventions
+from rledit.editors.crispedit import CrispEdit
 from rledit.editors.hypernetwork_config import HypernetworkConfig
 from rledit.editors.locate_editor import LocateConfig
 from rledit.editors.overlay_editor import OverlayEditor
@@ -43,7 +44,9 @@ from rledit.world import SCHEMAS, WORLD_MODELS, WorldConfig
 
 PAGE = Path(__file__).parents[3] / "docs" / "grid.md"
 RECIPES = ("official", "paper", "converged")
-MEMORIES = tuple(cls.Config for cls in EDITORS.values() if issubclass(cls, OverlayEditor))
+BY_RECIPE = tuple(
+    cls.Config for cls in EDITORS.values() if issubclass(cls, OverlayEditor | CrispEdit)
+)
 
 INTRODUCTION = """\
 # Every key of a grid
@@ -177,7 +180,7 @@ def default(cls: type, field: Field[Any]) -> str:
             return shown_value(by_recipe[0])
         pairs = zip(RECIPES, by_recipe, strict=True)
         return ", ".join(f"{recipe}: {shown_value(value)}" for recipe, value in pairs)
-    if field.default is None and cls in MEMORIES:
+    if field.default is None and cls in BY_RECIPE:
         found = {r: getattr(cls(modules=("down:0",), reference=r), field.name) for r in RECIPES[:2]}
         if any(value is not None for value in found.values()):
             return ", ".join(f"{recipe}: {shown_value(value)}" for recipe, value in found.items())

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
+
 import torch
 from transformers import PreTrainedTokenizerFast
 
@@ -9,9 +11,9 @@ from rledit.editors import Editor
 from rledit.locate.covariance import (
     CovarianceFingerprint,
     KeyCovariance,
-    accumulate,
     sum_over_ranks,
 )
+from rledit.locate.output_gradients import accumulate_all, covariances_of, width_of
 from rledit.model import EditableModel
 from rledit.records import Edit, Locality
 from rledit.tokenization import EditBatch
@@ -67,18 +69,24 @@ def text_batches(
     ]
 
 
-def random_covariances(model: EditableModel, seed: int = 0) -> dict[str, KeyCovariance]:
-    """Key covariance of the target modules over random token sequences."""
+def random_texts(seed: int = 0) -> list[list[int]]:
+    """Forty texts of twelve random tokens."""
     generator = torch.Generator().manual_seed(seed)
-    texts = [torch.randint(4, VOCABULARY, (12,), generator=generator).tolist() for _ in range(40)]
+    return [torch.randint(4, VOCABULARY, (12,), generator=generator).tolist() for _ in range(40)]
+
+
+def random_covariances(
+    model: EditableModel, seed: int = 0, needs: Collection[str] = ()
+) -> dict[str, KeyCovariance]:
+    """Key covariance of the target modules over random token sequences; with what needs ask for."""
     moments = {
         name: KeyCovariance(
             CovarianceFingerprint(model_hash="tiny", module=name, corpus_hash=f"random {seed}"),
-            model.shape(name)[0],
+            width_of(model, name),
         )
-        for name in model.modules
+        for name in covariances_of(model.modules, needs)
     }
-    accumulate(model, texts, moments)
+    accumulate_all(model, random_texts(seed), moments)
     sum_over_ranks(model.ranks, moments)
     return moments
 
@@ -87,7 +95,9 @@ def equip(editor: Editor) -> None:
     """Give an editor whatever it says it needs."""
     needs = editor.needs_of(editor.config)
     if "statistics" in needs:
-        editor.load_covariance(random_covariances(editor.model))
+        editor.load_covariance(random_covariances(editor.model, needs=needs))
+    if "texts" in needs:
+        editor.load_texts(random_texts)
     if "training_data" in needs:
         editor.load_training_data(
             lambda n, seed: text_batches(editor.model, n, 4, 1000 + seed, editor.group_size)

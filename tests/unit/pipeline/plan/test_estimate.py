@@ -26,12 +26,14 @@ from pipeline.plan.cells import Cell, cells_of
 from pipeline.plan.checks import check_corpus
 from pipeline.plan.estimate import absent_files, estimate
 from pipeline.plan.estimate.memory import Placement, gpu, memory_of, out_of_memory, smallest_fit
+from pipeline.plan.estimate.needs import disk_gb
 from pipeline.plan.estimate.seconds import Measurements, modelled, statistics_seconds
 from pipeline.plan.estimate.summary import aligned, duration, remedies
 from pipeline.plan.estimate.workload import Workload, workload_of
 from pipeline.results.lake.lake import Lake
 from pipeline.results.lake.records import CellRecord
 from pipeline.run.cell import record_failure
+from rledit.locate.output_gradients import gradients_of
 from rledit.world import World, WorldConfig, render_schema
 from tests.unit.helpers.lake_fixtures import cell as finished
 
@@ -468,6 +470,48 @@ def test_plan_says_what_the_moments_are_of_and_which_are_there(tmp_path: Path) -
     summed.parent.mkdir(parents=True)
     summed.touch()
     assert line.format(", 1 of them in the cache") in run(*words)[1]
+
+
+def test_covariances_of_output_gradients_are_reckoned_beside_those_of_keys() -> None:
+    editors = (
+        "editors=[{editor: memit, settings: {modules: ['down:19-23']}}, {editor: crispedit}, "
+        "{editor: crispedit, variant: after, settings: {mode: sequential}}]"
+    )
+    memit, crisp, on = (
+        table2(label, "Llama-3-8B", editors) for label in ("memit", "crispedit", "crispedit/after")
+    )
+    keys = {name: 14336 for name in crisp.target_modules}
+    assert len(keys) == 5 and memit.covariances == keys
+    assert crisp.covariances == keys | {gradients_of(name): 4096 for name in keys}
+    of_keys = statistics_seconds(memit, ON_80, list(keys))
+    assert statistics_seconds(crisp, ON_80, list(crisp.covariances)) > 2 * of_keys
+    squares = 5 * (14336**2 + 4096**2)
+    assert disk_gb([crisp, memit])["key covariance"] == pytest.approx(4 * squares / 1e9)
+    assert memory_of(crisp, ON_80).parts["covariances of text and edits"] == 2 * 4 * squares
+    # The eigenvectors are taken anew for every batch of a sequential stream.
+    vectors = 9 * 5 * (14336**3 + 4096**3) / 8e12
+    again = modelled(on, ON_80).edit - modelled(crisp, ON_80).edit
+    assert again == pytest.approx((crisp.cell.stream.n_batches - 1) * vectors)
+    held, matrices = "resume state of a running cell (at most)", 5 * 14336 * 4096
+    assert disk_gb([crisp])[held] == pytest.approx(4 * matrices / 1e9)
+    assert disk_gb([on])[held] == pytest.approx(4 * (3 * matrices + squares) / 1e9)
+
+
+def test_plan_names_both_covariances_and_counts_each(tmp_path: Path) -> None:
+    corpus = tmp_path / "corpus.txt"
+    corpus.write_text("\n".join(f"Fact {i} is short." for i in range(40)))
+    words = (TINY, "--no-cells", "--results", tmp_path, "--cache", tmp_path / "cache", "--set",
+             f"statistics={{corpus: {corpus}}}", "--set",
+             "editors=[{editor: none}, {editor: memit}, {editor: crispedit}]")  # fmt: skip
+    text = run(*words)[1]
+    assert (
+        "needs: llama-tiny: key covariance of 2 linear layers (memit, crispedit), over 40 "
+        "documents of about 5 tokens" in " ".join(text.split())
+    )
+    assert (
+        "needs: llama-tiny: covariance of output gradients of 2 linear layers (crispedit), over "
+        "40 documents of about 5 tokens" in " ".join(text.split())
+    )
 
 
 def test_a_missing_corpus_names_the_editors_that_need_one() -> None:

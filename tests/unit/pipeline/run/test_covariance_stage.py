@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -28,6 +29,7 @@ from pipeline.run.stages.edit import edit_stream
 from pipeline.run.stages.prepare import open_model
 from pipeline.run.tasks import tasks_of
 from rledit.locate.covariance import CovarianceError, KeyCovariance
+from rledit.locate.output_gradients import gradients_of
 from tests.unit.helpers.prepared import prepared_model
 
 GRID = Path(__file__).parents[3] / "cluster" / "tiny.yaml"
@@ -68,6 +70,61 @@ def test_two_workers_add_up_to_one(folder: Path, tmp_path: Path) -> None:
     for name in one:
         assert (one[name] - two[name]).norm() <= 1e-10 * one[name].norm()
         assert one[name].norm() > 0
+
+
+CRISP = cells_of(
+    load_grid(
+        GRID,
+        [
+            "editors=[{editor: crispedit, settings: {recompute_at: 1.0e-6}}]",
+            "statistics={documents: 300, shards: 2}",
+        ],
+    )
+)[0]
+
+
+def test_covariances_of_output_gradients_lie_beside_those_of_keys(
+    folder: Path, tmp_path: Path
+) -> None:
+    """Two workers' add up to one's, and MEMIT's sums of the same linears serve both editors."""
+    here = collected(cell(shards=2), folder, tmp_path)
+    assert covariance_key_of(CRISP) == covariance_key_of(cell(shards=2))
+    kept = {path: path.stat().st_mtime_ns for path in tmp_path.glob("statistics/*/*.safetensors")}
+    both = collected(CRISP, folder, tmp_path)
+    assert all(path.stat().st_mtime_ns == written for path, written in kept.items())
+    assert both.keys() == {*here, *map(gradients_of, here)}
+    assert all(torch.equal(both[name], value) for name, value in here.items())
+    one = collected(replace(CRISP, statistics=cell().statistics), folder, tmp_path / "one")
+    opened = open_model(CRISP, folder)
+    for name in here:
+        found = both[gradients_of(name)]
+        assert found.shape == (opened.shape(name)[1],) * 2 and float(found.trace()) > 0
+        torch.testing.assert_close(found, one[gradients_of(name)], rtol=1e-4, atol=1e-9)
+    spent = covariance.statistics_seconds(CRISP, Cache(tmp_path), list(here))
+    assert spent > covariance.statistics_seconds(cell(shards=2), Cache(tmp_path), list(here)) > 0
+
+
+def test_the_sums_of_keys_alone_are_a_task_of_their_own(tmp_path: Path) -> None:
+    """Else the editor that needs gradients too would find a task done that has not made them."""
+    cells = [cell(shards=2), CRISP]
+    tasks = [task for task in tasks_of(cells).values() if task.kind == "statistics"]
+    assert len(tasks) == 4 and len({task.key for task in tasks}) == 4
+
+
+def test_an_editor_that_takes_covariances_anew_gets_the_texts_of_all_shards(
+    folder: Path, tmp_path: Path
+) -> None:
+    for shard in range(2):
+        covariance.collect(CRISP, shard, folder, Cache(tmp_path), silent)
+    rows = edit_stream(CRISP, folder, Cache(tmp_path), None, silent)
+    anew = [row["value"] for row in rows.steps if row["metric"] == "recomputed"]
+    assert anew and min(anew) >= 1
+    texts = covariance.texts_of(CRISP, open_model(CRISP, folder))
+    assert len(texts) == 300 and set(map(tuple, texts)) == {
+        tuple(ids)
+        for shard in range(2)
+        for ids in covariance.shard_of(CRISP, open_model(CRISP, folder), shard)
+    }
 
 
 def test_an_interrupted_sum_goes_on(

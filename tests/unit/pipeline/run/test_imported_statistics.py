@@ -38,6 +38,7 @@ from pipeline.run.stages.edit import edit_stream, edited_name
 from pipeline.run.tasks import tasks_of
 from rledit.locate.covariance import CovarianceError
 from rledit.locate.nullspace import null_space
+from rledit.locate.output_gradients import gradients_of
 from tests.unit.helpers.prepared import prepared_model
 
 GRID = Path(__file__).parents[3] / "cluster" / "tiny.yaml"
@@ -138,6 +139,94 @@ def test_own_statistics_exported_and_imported_edit_alike(
     assert said["tokens"] == read_sum(published.files[LINEARS[0]]).count
 
 
+class Factors:
+    """Files as CrispEdit writes them, of a model's own covariances."""
+
+    def __init__(self, published: Published, place: Path) -> None:
+        self.own = published.cell("crispedit")
+        covariance.collect(self.own, 0, published.folder, published.cache, silent)
+        found = covariance.load_covariance(self.own, published.cache, LINEARS)
+        self.files = {}
+        for linear in LINEARS:
+            keys, gradients = found[linear], found[gradients_of(linear)]
+            given = {"A": keys.mean(), "B": gradients.mean(), "N": gradients.count}
+            self.files[linear] = self.write(place / f"{linear}_float32_kfac_400.npz", given)
+
+    @staticmethod
+    def write(path: Path, given: object) -> Path:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        torch.save(given, path)
+        return path
+
+
+def test_both_covariances_of_a_file_of_crispedit_are_verified_and_used(
+    published: Published, tmp_path: Path
+) -> None:
+    factors, cache = Factors(published, tmp_path / "files"), Cache(tmp_path / "cache")
+    hashes: dict[str, str] = {}
+    for linear, path in factors.files.items():
+        told = CliRunner().invoke(app, published.command(path, tmp_path, linear))
+        assert told.exit_code == 0, told.output
+        block = yaml.safe_load(told.stdout[told.stdout.index("covariance:") :])
+        (entry,) = block["covariance"]["imported"].values()
+        assert entry == {
+            linear: f"{file_hash(path)}#0",
+            gradients_of(linear): f"{file_hash(path)}#1",
+        }
+        assert "correlation of the logarithms of the gradients' diagonals is" in told.stdout
+        hashes |= entry
+    imported = published.cell("crispedit", named("imported", hashes))
+    assert identity_of(imported)["statistics"] == {"imported": hashes}
+    assert not [t for t in tasks_of([imported]).values() if t.kind == "statistics"]
+    found = edited(imported, published.folder, cache)
+    own = edited(factors.own, published.folder, published.cache)
+    for name, value in own.items():  # but for the rounding of means to sums
+        torch.testing.assert_close(found[name], value, rtol=1e-2, atol=1e-4)
+    # An editor that needs keys alone takes them from the same file.
+    keys = {linear: hashes[linear] for linear in LINEARS}
+    memit = published.cell("memit", named("imported", hashes))
+    assert identity_of(memit)["statistics"] == {"imported": keys}
+    with pytest.raises(ConfigError, match=r"has no model\.layers\.0\.mlp\.down_proj\.output_grad"):
+        identity_of(published.cell("crispedit", named("imported", keys)))
+
+
+def test_a_file_of_crispedit_is_refused_with_the_number_that_failed(
+    published: Published, tmp_path: Path
+) -> None:
+    factors = Factors(published, tmp_path / "files")
+    linear, other = LINEARS
+    good = torch.load(factors.files[linear], weights_only=True)
+    strange = torch.load(factors.files[other], weights_only=True)
+    n = len(good["B"])
+    noise = torch.randn(n, 4 * n, generator=torch.Generator().manual_seed(0)) / n
+    shuffled = torch.diag(good["B"].diagonal().flip(0))
+    cases: list[tuple[object, str]] = [
+        ({**good, "B": good["B"][1:, 1:]}, rf"width of the matrix .*expected {n}×{n}"),
+        ({**good, "B": -good["B"]}, r"of output gradients of .*smallest eigenvalue over"),
+        ({**good, "B": noise @ noise.T}, r"of the gradients' diagonals is .*at least 0\.4"),
+        ({**good, "B": shuffled}, r"of the gradients' diagonals is .*at least 0\.4"),
+        ({**good, "A": strange["A"]}, r"as key covariance of .*is refused"),
+        ({**good, "N": 3}, "number of tokens is 3"),
+        ({**good, "N": 1.5}, "N is 1.5; expected a whole number"),
+        ({"A": good["A"], "N": 5}, "B missing; expected A and B"),
+        ({**good, "A": good["A"].half()}, "A is torch.float16"),
+        (good["A"], "A, B, N missing.*found Tensor"),
+    ]
+    for i, (given, message) in enumerate(cases):
+        path = Factors.write(tmp_path / f"{i}_kfac_1.npz", given)
+        cache = Cache(tmp_path / f"cache{i}")
+        with pytest.raises(CovarianceError, match=message):
+            published.take(path, linear, cache)
+        assert not list(cache.folder.glob("statistics/imported/**/*.safetensors"))
+    with pytest.raises(ConfigError, match="is of one linear, and --module names 2"):
+        published.take(factors.files[linear], "down:all", Cache(tmp_path / "cache"))
+    path, trace = tmp_path / "code_kfac_1.npz", tmp_path / "trace"
+    torch.save({**good, "N": Runs(trace)}, path)
+    with pytest.raises(CovarianceError, match="which loading it in full would run as code"):
+        published.take(path, linear, Cache(tmp_path / "cache"))
+    assert not trace.exists()
+
+
 def test_an_imported_statistic_never_passes_for_a_computed_one(
     published: Published, tmp_path: Path
 ) -> None:
@@ -220,6 +309,10 @@ NUMBERS = {
     "not symmetric": (
         lambda total, count, _: {"mom2__mom2": total + np.triu(0.01 * total)},
         r"largest difference from the transpose, over the largest entry, is 0\.00\d+, expected",
+    ),
+    "negative throughout": (
+        lambda total, count, _: {"mom2__mom2": -total},
+        r"smallest eigenvalue over the largest is -1, expected at least -0\.0001",
     ),
     "not positive": (
         lambda total, count, _: {"mom2__mom2": total - 0.01 * np.trace(total) * np.eye(len(total))},

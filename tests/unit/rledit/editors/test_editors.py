@@ -59,6 +59,7 @@ SETTINGS: dict[str, Any] = {
     "settling_edits": 4,
     "deviations": 0.1,
     "space_floor": 1e-6,
+    "energy": 0.9,
 }
 EDITING = [name for name in EDITORS if name != "none"]
 
