@@ -29,8 +29,8 @@ UNEDITED = "none"
 # The order of methods wherever they stand below each other, that of `rledit.editors.EDITORS` (which
 # takes seconds to import): the references first, then training-free ones, then those that train.
 EDITOR_ORDER = (
-    UNEDITED, "untrained", "ultraedit", "stableedit", "ft", "ft_l", "ft_m", "locft", "crispedit", "rome",
-    "memit", "prune", "rect", "alphaedit", "nas", "encore",
+    UNEDITED, "untrained", "ultraedit", "stableedit", "ft", "ft_l", "ft_m", "locft", "crispedit",
+    "rome", "memit", "prune", "rect", "alphaedit", "nas", "encore",
     "lyaplock", "betaedit", "deltaedit",
     "grace", "wise", "memoir", "mend",
     "malmen", "mend_star", "malmen_star", "mend_rledit", "malmen_rledit", "dafnet",
