@@ -14,6 +14,7 @@ from pipeline.config.grid import (
     EditorEntry,
     Grid,
     ModelEntry,
+    listed,
 )
 from pipeline.config.hub_refs import names_revision, unpinned_checkpoint
 from pipeline.config.presets import PRESETS, preset_setting
@@ -123,6 +124,12 @@ def _check_pools(dataset: DatasetEntry, path: KeyPath, located: Located) -> None
     """Refuse files and shares of which something would go unused."""
     if not (dataset.files or dataset.shares):
         return
+    for pool, given in dataset.files.items():
+        names = listed(given)
+        twice = next((name for name in names if names.count(name) > 1), None)
+        if not names or twice is not None:
+            what = "is an empty list; name a file" if not names else f"names {twice} twice"
+            raise ConfigError(f"{located.place((*path, 'files', pool))}: {what}")
     try:
         PoolFiles(dataset.files or ("evaluation",), dataset.shares or None)
     except DatasetError as error:

@@ -127,5 +127,10 @@ def test_files_of_a_list_are_checked_like_others(tmp_path: Path) -> None:
     with pytest.raises(RowErrors) as caught:
         cells(paths)[0].source()
     assert [error.file for error in caught.value.errors] == paths
-    with pytest.raises(ConfigError, match=r"files\.evaluation"):
-        cells({"a": 1})
+    for wrong, message in (
+        ({"a": 1}, "Input should be"),
+        ([], "is an empty list; name a file"),
+        (["a.json", "a.json"], "names a.json twice"),
+    ):
+        with pytest.raises(ConfigError, match=rf"files\.evaluation\)?: .*{message}"):
+            cells(wrong)
