@@ -69,6 +69,7 @@ def check_names(grid: Grid, located: Located) -> None:
         if dataset.format != "auto":
             _known(dataset.format, FORMATS, ("datasets", i, "format"), located, "format")
         _check_pools(dataset, ("datasets", i), located)
+        _check_order(dataset, ("datasets", i), located)
         for k, name in enumerate(dataset.protocols):
             own = dict.fromkeys(grid.protocols)
             _known(name, own, ("datasets", i, "protocols", k), located, "protocol of the grid")
@@ -135,6 +136,15 @@ def _check_pools(dataset: DatasetEntry, path: KeyPath, located: Located) -> None
     except DatasetError as error:
         key = "shares" if dataset.shares else "files"
         raise ConfigError(f"{located.place((*path, key))}: {error}") from None
+
+
+def _check_order(dataset: DatasetEntry, path: KeyPath, located: Located) -> None:
+    """Refuse an order of what has none: the synthetic world is drawn by lot."""
+    if dataset.order != "shuffled" and not dataset.files and dataset.schema is None:
+        raise ConfigError(
+            f"{located.place((*path, 'order'))}: order: {dataset.order} is one of files, and "
+            f"dataset {dataset.name} has none; give files, or leave order out"
+        )
 
 
 def _check_prompts(model: ModelEntry, path: KeyPath, located: Located) -> None:
