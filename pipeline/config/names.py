@@ -14,6 +14,7 @@ from pipeline.config.grid import (
     EditorEntry,
     Grid,
     ModelEntry,
+    listed,
 )
 from pipeline.config.hub_refs import names_revision, unpinned_checkpoint
 from pipeline.config.presets import PRESETS, preset_setting
@@ -68,6 +69,7 @@ def check_names(grid: Grid, located: Located) -> None:
         if dataset.format != "auto":
             _known(dataset.format, FORMATS, ("datasets", i, "format"), located, "format")
         _check_pools(dataset, ("datasets", i), located)
+        _check_order(dataset, ("datasets", i), located)
         for k, name in enumerate(dataset.protocols):
             own = dict.fromkeys(grid.protocols)
             _known(name, own, ("datasets", i, "protocols", k), located, "protocol of the grid")
@@ -123,11 +125,26 @@ def _check_pools(dataset: DatasetEntry, path: KeyPath, located: Located) -> None
     """Refuse files and shares of which something would go unused."""
     if not (dataset.files or dataset.shares):
         return
+    for pool, given in dataset.files.items():
+        names = listed(given)
+        twice = next((name for name in names if names.count(name) > 1), None)
+        if not names or twice is not None:
+            what = "is an empty list; name a file" if not names else f"names {twice} twice"
+            raise ConfigError(f"{located.place((*path, 'files', pool))}: {what}")
     try:
         PoolFiles(dataset.files or ("evaluation",), dataset.shares or None)
     except DatasetError as error:
         key = "shares" if dataset.shares else "files"
         raise ConfigError(f"{located.place((*path, key))}: {error}") from None
+
+
+def _check_order(dataset: DatasetEntry, path: KeyPath, located: Located) -> None:
+    """Refuse an order of what has none: the synthetic world is drawn by lot."""
+    if dataset.order != "shuffled" and not dataset.files and dataset.schema is None:
+        raise ConfigError(
+            f"{located.place((*path, 'order'))}: order: {dataset.order} is one of files, and "
+            f"dataset {dataset.name} has none; give files, or leave order out"
+        )
 
 
 def _check_prompts(model: ModelEntry, path: KeyPath, located: Located) -> None:

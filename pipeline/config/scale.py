@@ -119,7 +119,9 @@ def _embedded(entry: DatasetEntry, scale: str, longest: int, lessons: bool) -> D
     claims = scale == "standin" and SCHEMAS[entry.schema].claims
     world = world_settings(longest, claims) | ({"lessons": True} if lessons else {}) | entry.world
     schema = entry.schema if scale == "standin" else None
-    return replace(entry, schema=schema, files={}, format="auto", world=world)
+    # The world has no time steps: what is drawn from it must not be taken for ordered by them.
+    order = "shuffled" if entry.order == "time" else entry.order
+    return replace(entry, schema=schema, files={}, format="auto", world=world, order=order)
 
 
 def _small(statistics: CovarianceEntry) -> CovarianceEntry:

@@ -107,10 +107,9 @@ def _read(
     """The edits of one row, whose multi-hop questions follow from all of them."""
     fields = Fields(row, place)
     several = isinstance(fields.value("requested_rewrite"), list)
-    rewrites = fields.children("requested_rewrite") if several else []
-    if several and not rewrites:
+    rewrites = _rewrites(fields)
+    if not rewrites:
         fields.fail("requested_rewrite", "is missing or empty: the row asks for no edit")
-    rewrites = rewrites or [fields.child("requested_rewrite")]
     edits: list[Edit] = []
     for number, rewrite in enumerate(rewrites, start=1):
         name = f"{place.row}.{number}" if several else str(place.row)
@@ -120,11 +119,23 @@ def _read(
     return [*edits[:-1], replace(last, consequences=(*last.consequences, *follows))]
 
 
+def _rewrites(fields: Fields) -> list[Fields]:
+    """The facts of a row, one or a list."""
+    if isinstance(fields.value("requested_rewrite"), list):
+        return fields.children("requested_rewrite")
+    return [fields.child("requested_rewrite")]
+
+
 def _wordings(rewrite: Fields) -> list[str]:
-    """In which words the fact is asked: in full, as a question, and by its template."""
-    named_as = [rewrite.optional(key) for key in ("prompt_full", "question")]
+    """In which words the fact is asked: in full, as a question, and by its template.
+
+    Raises:
+        RowError: It is asked neither in full nor as a question, or the template has no slot.
+    """
+    full = rewrite.optional("prompt_full")
+    question = rewrite.text("question") if full is None else rewrite.optional("question")
     filled, _ = fill_template(rewrite, "prompt", rewrite.text("subject"))
-    texts = [text for text in (*named_as, filled) if text is not None]
+    texts = [text for text in (full, question, filled) if text is not None]
     return list({normalised(text): text for text in reversed(texts)}.values())[::-1]
 
 
@@ -140,8 +151,7 @@ def _short_answers(rewrite: Fields, wordings: list[str]) -> tuple[Consequence, .
 def _triples(rewrite: Fields) -> tuple[Consequence, ...]:
     """What the text's triples ask."""
     found = []
-    listed = rewrite.has("unsfact_triplets_GPT")
-    for triple in rewrite.children("unsfact_triplets_GPT") if listed else ():
+    for triple in _listed_triples(rewrite):
         prompt, _ = fill_template(triple, "prompt", triple.text("subject"))
         answer = triple.optional("target")
         if answer is not None:
@@ -149,11 +159,25 @@ def _triples(rewrite: Fields) -> tuple[Consequence, ...]:
     return tuple(found)
 
 
+def _listed_triples(rewrite: Fields) -> list[Fields]:
+    named = rewrite.has("unsfact_triplets_GPT")
+    return rewrite.children("unsfact_triplets_GPT") if named else []
+
+
+def observe(row: Row) -> tuple[str, ...]:
+    """Count the triples without a target."""
+    rewrites = _rewrites(Fields(row, Place(file="", row=0)))
+    triples = [triple for rewrite in rewrites for triple in _listed_triples(rewrite)]
+    return ("portability_answer_absent",) * sum(t.optional("target") is None for t in triples)
+
+
 def _neighbours(fields: Fields, rewrite: Fields) -> tuple[Locality, ...]:
     """CounterFact's neighbours, whose answer is the fact's true one."""
     true = old_target(rewrite)
     prompts = fields.texts("neighborhood_prompts")
-    return tuple(Locality(prompt=prompt, answer=true) for prompt in prompts if true is not None)
+    if prompts and true is None:
+        rewrite.fail("target_true", "is missing or blank, but the neighbourhood prompts need it")
+    return tuple(Locality(prompt=prompt, answer=true or "") for prompt in prompts)
 
 
 def _since(rewrite: Fields) -> str | None:
@@ -192,6 +216,7 @@ UNSTRUCTURED = Format(
     marks=_MARKS,
     aliases=_ALIASES,
     read=read_unstructured,
+    observe=observe,
     protocols=("token_accuracy", "exact_match"),
     measurements=("portability",),
     example=_EXAMPLE,

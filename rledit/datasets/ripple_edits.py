@@ -117,7 +117,7 @@ def _labels(fields: Fields) -> dict[str, str]:
         for query in _queries(fields, kind):
             hops = query.optional("query_type") == "two_hop"
             numbers = query.scalars("second_hop_target_ids" if hops else "target_ids")
-            values = [answer.scalar("value") for answer in _listed(query, "answers")]
+            values = [answer.optional("value") for answer in _listed(query, "answers")]
             if len(numbers) == len(values):
                 named = zip(numbers, values, strict=True)
                 found |= {number: value.strip() for number, value in named if value}
@@ -133,11 +133,12 @@ def _tests(fields: Fields, kind: str) -> Iterator[tuple[str, tuple[str, ...], Fi
 
 
 def _answers(query: Fields) -> tuple[str, ...]:
-    """The values of a query, each before its aliases."""
+    """The values of a query, each before its aliases; of a blank one, not even those."""
     found: list[str] = []
     for answer in _listed(query, "answers"):
-        value = answer.scalar("value")
-        found += [*([value] if value and value.strip() else []), *answer.texts("aliases")]
+        answer.value("value")  # which has to be there
+        if (value := answer.optional("value")) is not None:
+            found += [value, *answer.texts("aliases")]
     return tuple(dict.fromkeys(found))
 
 

@@ -90,6 +90,20 @@ def test_the_order_of_streams_is_said_where_the_data_has_one(tmp_path: Path) -> 
         cells(plain, ask, order="time")[0].source()
 
 
+def test_the_synthetic_world_is_never_taken_for_ordered(tmp_path: Path) -> None:
+    for order in ("time", "file"):
+        with pytest.raises(ConfigError, match=f"order: {order} is one of files, and dataset world"):
+            load_grid(GRID, [f"datasets=[{{name: world, order: {order}}}]"])
+    rows = [{**ROWS["wikibigedit"], "time": 1}]
+    files = json.dumps({"evaluation": write(tmp_path, "wiki", rows)})
+    data = f"datasets=[{{name: d, schema: wikibigedit, order: time, files: {files}}}]"
+    asked = [data, "models=[{preset: smollm2-135m}]", "editors=[{editor: none}]"]
+    for scale in ("proxy", "world"):
+        (dataset,) = load_grid(GRID, asked, scale=scale).datasets
+        assert (dataset.order, dataset.files) == ("shuffled", {})
+    assert load_grid(GRID, asked, scale="full").datasets[0].order == "time"
+
+
 def test_the_order_is_part_of_a_cells_key_and_older_keys_stay(tmp_path: Path) -> None:
     rows = [{**ROWS["facts"], "prompt": f"Ferry {i} sails from", "time": i} for i in range(3)]
     path = write(tmp_path, "timed", rows)
@@ -127,5 +141,10 @@ def test_files_of_a_list_are_checked_like_others(tmp_path: Path) -> None:
     with pytest.raises(RowErrors) as caught:
         cells(paths)[0].source()
     assert [error.file for error in caught.value.errors] == paths
-    with pytest.raises(ConfigError, match=r"files\.evaluation"):
-        cells({"a": 1})
+    for wrong, message in (
+        ({"a": 1}, "Input should be"),
+        ([], "is an empty list; name a file"),
+        (["a.json", "a.json"], "names a.json twice"),
+    ):
+        with pytest.raises(ConfigError, match=rf"files\.evaluation\)?: .*{message}"):
+            cells(wrong)

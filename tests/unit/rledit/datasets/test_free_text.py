@@ -114,6 +114,17 @@ def test_a_broken_row_of_akew_names_its_key(
     assert f"a.json, row 1: {message}" in str(caught.value)
 
 
+def test_a_triple_without_a_target_is_left_out_and_counted() -> None:
+    triples = [{"subject": "Maribel", "prompt": "{} was built in", "target": None}]
+    row = {**AKEW, "requested_rewrite": rewrite(unsfact_triplets_GPT=triples)}
+    report = read_edits("a.json", rows=[row])
+    assert [x.kind for x in report.edits[0].consequences] == ["short_answer"]
+    assert audit_report(report).count("portability_answer_absent") == 1
+    neighbours = {"paraphrase_prompts": [], "neighborhood_prompts": ["Tiree sails from"]}
+    with pytest.raises(RowErrors, match=r"`requested_rewrite.target_true` is missing or blank"):
+        read({**neighbours, "requested_rewrite": rewrite(target_true={"str": ""})})
+
+
 # ---- UnKE ---------------------------------------------------------------------------------------
 
 

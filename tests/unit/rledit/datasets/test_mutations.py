@@ -148,7 +148,9 @@ def roles(edits: Sequence[Edit]) -> set[tuple[str, ...]]:
         found |= {("subject", edit.prompt, edit.subject or "")}
         found |= {("rephrase", edit.prompt, text) for text in edit.rephrases}
         found |= {("locality", edit.prompt, x.prompt, x.answer) for x in edit.locality}
-        found |= {("consequence", edit.prompt, x.prompt, *x.answers) for x in edit.consequences}
+        for item in edit.consequences:  # an alias may go, and never becomes the preferred answer
+            found |= {("consequence", edit.prompt, item.prompt, item.answers[0])}
+            found |= {("alias", edit.prompt, item.prompt, text) for text in item.answers[1:]}
         found |= {("generation", edit.prompt, text) for text in edit.generation_prompts}
     return {role for role in found if role[-1]}
 
