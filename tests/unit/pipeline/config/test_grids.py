@@ -58,7 +58,7 @@ def test_the_demo_runs_with_the_tuned_settings(name: str, suffix: str) -> None:
 def test_every_editor_of_the_registry_runs_with_settings_of_one_budget() -> None:
     grid = load_grid(GRIDS / "methods.yaml")
     assert [entry.editor for entry in grid.editors if not entry.variant] == list(EDITORS)
-    of_the_world = ("demo-world", "methods")
+    of_the_world = ("demo-world", "methods", "crispedit")
     records = [json.loads((GRIDS / f"{name}.tuned.json").read_text()) for name in of_the_world]
     budget = ("objective", "pool", "stream", "seeds", "trials_per_editor")
     assert len({json.dumps([record[key] for key in budget]) for record in records}) == 1
