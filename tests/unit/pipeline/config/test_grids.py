@@ -93,7 +93,7 @@ def test_a_search_tries_the_weights_that_its_grid_edits() -> None:
 
 
 def test_a_search_with_unequal_budgets_is_refused(tmp_path: Path) -> None:
-    text = SEARCHES[0].read_text()
+    text = (GRIDS / "demo-world.search.yaml").read_text()
     path = tmp_path / "unequal.yaml"
     path.write_text(text.replace("      - {initial_step: 5.0e-3}\n", ""))
     with pytest.raises(ConfigError, match="the same number of trials"):
