@@ -38,7 +38,7 @@ from pipeline.plan.cell_data import (
     validation_batches,
 )
 from pipeline.plan.cells import Cell
-from pipeline.plan.imported import imported_of, projections_of
+from pipeline.plan.imported import imported_of, projections_of, reads_corpus
 from pipeline.plan.spec import once
 from pipeline.results.lake.key_versions import KEY_VERSION, with_labels
 from pipeline.results.lake.records import CellAddress, scale_of
@@ -219,7 +219,8 @@ def _covariance(cell: Cell) -> dict[str, Any]:
     if found := projections_of(cell):
         return {"projections": found}
     if found := imported_of(cell):
-        return {"imported": found}
+        texts = {"corpus_hash": corpus_hash_of(cell)} if reads_corpus(cell) else {}
+        return {"imported": found, **texts}
     entry = cell.statistics
     return {"corpus_hash": corpus_hash_of(cell), "dtype": entry.dtype, "shards": entry.shards}
 

@@ -14,7 +14,7 @@ from pipeline.inputs.corpus import REAL_FACTS
 from pipeline.inputs.datasets import lacking, pool_origin, pool_remedy, source_of
 from pipeline.plan.cell_data import available_edits, calibration_edits, read_quantisation
 from pipeline.plan.cells import Cell
-from pipeline.plan.imported import sums_corpus
+from pipeline.plan.imported import reads_corpus
 from pipeline.plan.spec import once
 from rledit.calibration import FEWEST_EDITS
 from rledit.datasets import RowError, RowErrors
@@ -185,7 +185,7 @@ def check_corpus(cells: Sequence[Cell]) -> None:
     lacking = [
         cell
         for cell in cells
-        if sums_corpus(cell) and cell.model.checkpoint is not None and cell.corpus is None
+        if reads_corpus(cell) and cell.model.checkpoint is not None and cell.corpus is None
     ]
     if lacking:
         editors = list(dict.fromkeys(cell.label for cell in lacking))

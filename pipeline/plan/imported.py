@@ -45,6 +45,11 @@ def sums_corpus(cell: Cell) -> bool:
     return "statistics" in cell.needs and not imported_of(cell) and not projections_of(cell)
 
 
+def reads_corpus(cell: Cell) -> bool:
+    """Whether anything of the cell reads the corpus, be it to take covariance anew on the way."""
+    return sums_corpus(cell) or "texts" in cell.needs
+
+
 def _named(cell: Cell, every: Mapping[str, Mapping[str, str]], key: str) -> dict[str, str]:
     given = every.get(cell.model.name, {})
     if "statistics" not in cell.needs or not given:

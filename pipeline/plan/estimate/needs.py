@@ -27,7 +27,7 @@ from pipeline.plan.cells import Cell
 from pipeline.plan.estimate.memory import GB
 from pipeline.plan.estimate.sources import sources_of, weights_licence
 from pipeline.plan.estimate.workload import BYTES, Workload
-from pipeline.plan.imported import sums_corpus
+from pipeline.plan.imported import reads_corpus
 from pipeline.storage.redaction import redact
 
 
@@ -326,7 +326,7 @@ def _files(cell: Cell) -> Iterator[tuple[str, str]]:
     """Files of edits, a corpus, and what the measurements look at, each with what it is for."""
     for _, name in cell.dataset.locations:
         yield "data", name
-    if sums_corpus(cell) and cell.statistics.corpus not in (None, REAL_FACTS):
+    if reads_corpus(cell) and cell.statistics.corpus not in (None, REAL_FACTS):
         yield "covariance corpus", str(cell.statistics.corpus)
     for name in eval_data_files(cell.material, cell.measurements):
         yield "evaluation data", name

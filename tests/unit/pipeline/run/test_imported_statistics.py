@@ -21,7 +21,7 @@ from pipeline.errors import ConfigError
 from pipeline.inputs.corpus import open_corpus
 from pipeline.inputs.published_statistics import MISSING, file_hash, read_sum
 from pipeline.paper.comparability import _other_covariance
-from pipeline.plan.cell_keys import identity_of, key_of
+from pipeline.plan.cell_keys import corpus_hash_of, identity_of, key_of
 from pipeline.plan.cells import Cell, cells_of
 from pipeline.results.lake.lake import Lake
 from pipeline.results.query import runs
@@ -182,6 +182,15 @@ def test_both_covariances_of_a_file_of_crispedit_are_verified_and_used(
     own = edited(factors.own, published.folder, published.cache)
     for name, value in own.items():  # but for the rounding of means to sums
         torch.testing.assert_close(found[name], value, rtol=1e-2, atol=1e-4)
+    # Texts that covariance may be taken anew of are part of what the numbers depend on.
+    settings = published.settings("crispedit", named("imported", hashes))
+    again = "settings: {target_modules: ['down:all'], recompute_at: 0.25}"
+    settings[0] = f"editors=[{{editor: crispedit, {again}}}]"
+    (anew,) = cells_of(load_grid(GRID, settings))
+    assert identity_of(anew)["statistics"] == {
+        "imported": hashes,
+        "corpus_hash": corpus_hash_of(anew),
+    }
     # An editor that needs keys alone takes them from the same file.
     keys = {linear: hashes[linear] for linear in LINEARS}
     memit = published.cell("memit", named("imported", hashes))

@@ -21,10 +21,11 @@ SETTINGS = {
     "rome": {"modules": ["down:0"], "value_steps": 3},
     "ft": {"modules": ["down:0"], "steps": 2},
     "locft": {"modules": ["down:0"], "passes": 2},
+    "crispedit": {"modules": ["down:0"], "passes": 2, "energy": 0.5},
     "rect": {"modules": ["down:0-1"], "value_steps": 3, "moment_weight": 1.0},
 }
 # Of ultraedit two passes over facts and rehearsed ones have more factors than the matrices entries.
-DENSE = ("ft", "locft", "rect", "ultraedit")
+DENSE = ("ft", "locft", "crispedit", "rect", "ultraedit")
 # Where the model is of the edits' precision, nothing has drifted from it as a batch begins.
 EITHER = ("lyaplock",)
 
