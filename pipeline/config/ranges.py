@@ -23,6 +23,7 @@ AT_LEAST_ONE = frozenset(
         "attention_heads", "curriculum_patience", "first_cap", "head_width", "hidden_width",
         "inner_width", "scored_edits_per_step", "sequence_cap", "weighing_heads",
         "weighing_width",
+        "active_modules", "gate_width",
     }
 )  # fmt: skip
 ABOVE_ZERO = frozenset(
@@ -44,6 +45,8 @@ _LARGEST = {
     "kv_heads": 2**12,
     "density": 1,
     "mask_ratio": 1,
+    "sphere_alpha": 1,
+    "sphere_share": 1,
 }
 
 
