@@ -12,6 +12,7 @@ ARXIV: Mapping[str, str] = {
     "mend": "2110.11309", "malmen": "2311.04661", "mend_star": "2502.05759",
     "malmen_star": "2502.05759", "mend_rledit": "2502.05759", "malmen_rledit": "2502.05759",
     "dafnet": "2405.20588", "instructedit": "2402.16123",
+    "hiedit": "2604.11214",
     "rledit": "2502.05759", "untrained": "2502.05759",
 }  # fmt: skip
 

@@ -31,7 +31,7 @@ EDITOR_ORDER = (
     UNEDITED, "untrained", "ultraedit", "stableedit", "ft", "ft_l", "ft_m", "locft", "rome",
     "memit", "prune", "rect", "alphaedit", "nas", "encore", "grace", "wise", "memoir", "mend",
     "malmen", "mend_star", "malmen_star", "mend_rledit", "malmen_rledit", "dafnet",
-    "instructedit", "rledit",
+    "instructedit", "hiedit", "rledit",
 )  # fmt: skip
 
 MEAN = "mean"  # of these three, as in the literature's tables

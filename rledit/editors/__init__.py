@@ -13,6 +13,7 @@ from rledit.editors.dafnet import DAFNet
 from rledit.editors.encore import ENCORE
 from rledit.editors.finetuning import FTL, FTM, FineTuning
 from rledit.editors.grace import GRACE
+from rledit.editors.hiedit import HiEdit
 from rledit.editors.instructedit import InstructEdit
 from rledit.editors.locft import LocFT
 from rledit.editors.malmen import MALMEN
@@ -60,6 +61,7 @@ EDITORS: dict[str, type[Editor]] = {
     "malmen_rledit": MALMENRLEdit,
     "dafnet": DAFNet,
     "instructedit": InstructEdit,
+    "hiedit": HiEdit,
     "rledit": RLEdit,
 }
 

@@ -237,16 +237,22 @@ class HypernetworkEditor(TrainableEditor, HypernetworkUpdate):
                 moments.reset()
 
     def _clip(self) -> float:
-        """Clip the joint gradient norm over all networks; returns the norm before.
+        """Clip the joint gradient norm over all networks; returns the largest norm before.
 
         Raises:
             NonFiniteError: It is not finite; the networks are left as they are.
         """
-        norm = float(nn.utils.clip_grad_norm_(self._parameters(), self.config.max_grad_norm))
+        limit = self.config.max_grad_norm
+        norms = [nn.utils.clip_grad_norm_(group, limit) for group in self._clipped_together()]
+        norm = float(max(norms))
         require_finite(
             {"grad_norm": norm}, "with this initial_step, the gradient of the hypernetworks"
         )
         return norm
+
+    def _clipped_together(self) -> list[list[nn.Parameter]]:
+        """Parameters whose joint gradient norm is clipped."""
+        return [self._parameters()]
 
     def _step(self) -> None:
         if self.config.warmup_steps or self.config.schedule != "constant":
