@@ -66,8 +66,8 @@ def test_every_editor_of_the_registry_runs_with_settings_of_one_budget() -> None
     # The same method under another name, or one that goes on training during the stream.
     tuned |= {"none": {}, "ft_m": tuned["ft"], "malmen_rledit": tuned["rledit"]}
     tuned |= {f"{name}_star": tuned[name] for name in ("mend", "malmen")}
-    found = {entry.editor: entry.settings for entry in grid.editors}
-    untuned = {"dafnet", "instructedit"}  # first values, as the grid says
+    found = {entry.editor: entry.settings for entry in grid.editors if not entry.variant}
+    untuned = {"dafnet", "instructedit", "hiedit"}  # first values, as the grid says
     # Their search is there and still to be run.
     untuned |= load_search(GRIDS / "memories.search.yaml").trials.keys()
     assert untuned.isdisjoint(tuned)

@@ -1,4 +1,4 @@
-"""DAFNet and InstructEdit through the stages: on the synthetic world, and on SmolLM2 (slow)."""
+"""DAFNet, InstructEdit and HiEdit through the stages: the synthetic world; SmolLM2 (slow)."""
 
 from __future__ import annotations
 
@@ -30,6 +30,9 @@ INSTRUCTED: dict[str, Any] = {
     "reference": "converged", "patience": 0, "rank": 16, "train_steps": 4, "trajectory_batches": 4,
     "accumulation": 0, "initial_step": 1e-2, "warmup_steps": 0, "schedule": "constant",
 }  # fmt: skip
+
+
+GATED: dict[str, Any] = {k: v for k, v in INSTRUCTED.items() if k != "accumulation"}
 
 
 def cell(editor: str, settings: dict[str, Any], *sets: str, n_batches: int = 2) -> Cell:
@@ -68,7 +71,8 @@ def mean(rows: StreamRows, checkpoint: int, metric: str = "efficacy") -> float:
 
 
 @pytest.mark.parametrize(
-    ("editor", "settings"), [("dafnet", SEQUENCES), ("instructedit", INSTRUCTED)]
+    ("editor", "settings"),
+    [("dafnet", SEQUENCES), ("instructedit", INSTRUCTED), ("hiedit", GATED)],
 )
 def test_training_and_a_stream_on_the_world(
     editor: str, settings: dict[str, Any], tmp_path: Path
@@ -112,6 +116,7 @@ def test_the_task_is_that_of_the_data_unless_a_grid_names_one() -> None:
     [
         ("dafnet", SEQUENCES | {"initial_step": 1e-3, "meta_lr": 1e-3, "step_lr": 1e-3}),
         ("instructedit", INSTRUCTED | {"initial_step": 5e-4}),
+        ("hiedit", GATED | {"initial_step": 5e-4}),
     ],
 )
 def test_training_and_a_stream_on_a_real_model(
