@@ -148,7 +148,7 @@ class HiEdit(HypernetworkEditor):
         if self.config.gate_learns_from == "norm" and self.config.reg_coef:
             sizes = torch.stack([s.squared_norm().detach() for s in proposal.shifts.values()])
             term = (proposal.mask.square() * sizes.to(proposal.mask)).sum()
-            (term * (self.config.reg_coef * weight)).backward()  # type: ignore[no-untyped-call]
+            (term * (self.config.reg_coef * weight)).backward()
 
     def _parameters(self) -> list[nn.Parameter]:
         return [*super()._parameters(), *self.gate.parameters()]

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from pipeline.config.parse import load_grid
+from pipeline.errors import ConfigError
 from pipeline.plan.cell_keys import identity_of, key_of
 from pipeline.plan.cells import Cell, cells_of
+from pipeline.plan.estimate.workload import check_modules, workload_of
 from pipeline.results.lake.records import prompt_of
 from pipeline.run.cache import Cache
 from pipeline.run.reporting import silent
@@ -108,6 +111,23 @@ def test_the_task_is_that_of_the_data_unless_a_grid_names_one() -> None:
     assert cell("instructedit", INSTRUCTED, zsre).settings.task == "zsre"
     assert cell("instructedit", INSTRUCTED | {"task": "recent"}, zsre).settings.task == "recent"
     assert cell("instructedit", INSTRUCTED).settings.task == "facts"
+
+
+def test_more_active_modules_than_there_are_is_refused_before_a_run() -> None:
+    chosen = cell("hiedit", GATED | {"active_modules": 3, "modules": ["down:all"]})
+    said = (
+        "model llama-tiny: active_modules 3 of 2 target modules cannot be edited; set it to at "
+        "most 2, or leave it out for half of them (edited by hiedit)"
+    )
+    with pytest.raises(ConfigError, match=f"^{re.escape(said)}$"):
+        check_modules([chosen])
+
+
+def test_a_plan_counts_the_gate() -> None:
+    gated, plain = cell("hiedit", GATED), cell("rledit", GATED)
+    width = sum(next(iter(workload_of(plain).target_modules.values())))
+    extra = workload_of(gated).network_parameters - workload_of(plain).network_parameters
+    assert extra > 256 * width
 
 
 @pytest.mark.slow
