@@ -237,21 +237,22 @@ class HypernetworkEditor(TrainableEditor, HypernetworkUpdate):
                 moments.reset()
 
     def _clip(self) -> float:
-        """Clip the joint gradient norm over all networks; returns the largest norm before.
+        """Clip the joint gradient norm over all networks; returns the norm before.
 
         Raises:
             NonFiniteError: It is not finite; the networks are left as they are.
         """
         limit = self.config.max_grad_norm
         norms = [nn.utils.clip_grad_norm_(group, limit) for group in self._clipped_together()]
-        norm = float(max(norms))
-        require_finite(
-            {"grad_norm": norm}, "with this initial_step, the gradient of the hypernetworks"
-        )
-        return norm
+        for norm in norms:
+            require_finite(
+                {"grad_norm": float(norm)},
+                "with this initial_step, the gradient of the hypernetworks",
+            )
+        return float(norms[0])
 
     def _clipped_together(self) -> list[list[nn.Parameter]]:
-        """Parameters whose joint gradient norm is clipped."""
+        """Parameters whose joint gradient norm is clipped, the hypernetworks' first."""
         return [self._parameters()]
 
     def _step(self) -> None:
