@@ -98,7 +98,9 @@ def test_a_stream_on_a_real_model(editor: str, tmp_path: Path) -> None:
     """SmolLM2-135M on facts that ship: edits take with the projection too."""
     settings: dict[str, Any] = {"modules": ["down:8,9"], "value_steps": 8, "value_lr": 0.5,
                                 "value_decay": 1e-3, "clamp": 4}  # fmt: skip
-    own = {"memit": {"moment_weight": 30}, "alphaedit": {"threshold": 0.02, "ridge": 1}}
+    own: dict[str, dict[str, Any]] = {
+        "memit": {"moment_weight": 30}, "alphaedit": {"threshold": 0.02, "ridge": 1},
+    }  # fmt: skip
     chosen = cells(
         {editor: settings | own[editor]}, "models=[{name: smol, preset: smollm2-135m}]",
         "datasets=[{name: facts, real_facts: true}]", "scale=full", "answers={sample: 0}",
