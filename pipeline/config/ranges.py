@@ -24,6 +24,7 @@ AT_LEAST_ONE = frozenset(
         "inner_width", "scored_edits_per_step", "sequence_cap", "weighing_heads",
         "weighing_width",
         "refresh_every",
+        "active_modules", "gate_width",
     }
 )  # fmt: skip
 ABOVE_ZERO = frozenset(
@@ -48,6 +49,8 @@ _LARGEST = {
     "energy": 1,
     "mask_ratio": 1,
     "space_share": 1,
+    "sphere_alpha": 1,
+    "sphere_share": 1,
 }
 
 

@@ -14,6 +14,7 @@ ARXIV: Mapping[str, str] = {
     "malmen_star": "2502.05759", "mend_rledit": "2502.05759", "malmen_rledit": "2502.05759",
     "dafnet": "2405.20588", "instructedit": "2402.16123",
     "crispedit": "2602.15823",
+    "hiedit": "2604.11214",
     "rledit": "2502.05759", "untrained": "2502.05759",
 }  # fmt: skip
 

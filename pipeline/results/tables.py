@@ -34,7 +34,7 @@ EDITOR_ORDER = (
     "lyaplock", "betaedit", "deltaedit",
     "grace", "wise", "memoir", "mend",
     "malmen", "mend_star", "malmen_star", "mend_rledit", "malmen_rledit", "dafnet",
-    "instructedit", "rledit",
+    "instructedit", "hiedit", "rledit",
 )  # fmt: skip
 
 MEAN = "mean"  # of these three, as in the literature's tables

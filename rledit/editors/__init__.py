@@ -16,6 +16,7 @@ from rledit.editors.deltaedit import DeltaEdit
 from rledit.editors.encore import ENCORE
 from rledit.editors.finetuning import FTL, FTM, FineTuning
 from rledit.editors.grace import GRACE
+from rledit.editors.hiedit import HiEdit
 from rledit.editors.instructedit import InstructEdit
 from rledit.editors.locft import LocFT
 from rledit.editors.lyaplock import LyapLock
@@ -68,6 +69,7 @@ EDITORS: dict[str, type[Editor]] = {
     "malmen_rledit": MALMENRLEdit,
     "dafnet": DAFNet,
     "instructedit": InstructEdit,
+    "hiedit": HiEdit,
     "rledit": RLEdit,
 }
 

@@ -10,6 +10,7 @@ from typing import Any, ClassVar, Literal, Protocol
 
 from torch import Tensor
 
+from rledit.editors.sphere import sphere_of
 from rledit.instructions import Instruction
 from rledit.locate.covariance import KeyCovariance
 from rledit.locate.nullspace import NullSpace
@@ -71,6 +72,7 @@ class Editor(ABC):
             self.step_size = known_step(self.name, config, self.step_setting)
         self.model = model
         self.config = config
+        self.sphere = sphere_of(model, config)
         self.looked_at: frozenset[int] | None = None
 
     @classmethod

@@ -33,6 +33,7 @@ from rledit.editors.dafnet_network import (
 )
 from rledit.editors.dafnet_training import Curriculum, learn, prompts_of
 from rledit.editors.meta_optimiser import adam_state, load_adam_state
+from rledit.editors.sphere import SphereSettings
 from rledit.finite import require_finite
 from rledit.model import EditableModel
 from rledit.moments import RunningMoments
@@ -43,7 +44,7 @@ from rledit.tokenization import EditBatch, Phase, Sample
 
 
 @dataclass(frozen=True, kw_only=True)
-class DAFNetConfig:
+class DAFNetConfig(SphereSettings):
     """DAFNet's settings; defaults are its release's on Llama-2-7B, but for `train_steps`.
 
     Attributes:
@@ -111,6 +112,7 @@ class DAFNetConfig:
     }
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if self.reference not in self.recipes:
             raise SettingError("reference", f"expected {' or '.join(self.recipes)}")
         learned, averaged = self.recipes[self.reference]
@@ -270,6 +272,8 @@ class DAFNet(TrainableEditor):
         per_row = (weights / counts.clamp_min(1)).repeat_interleave(counts)
         right = self.networks[shape].step[module] * per_row[:, None] * out.values
         shift = LowRankShift(out.keys, right)
+        if self.sphere is not None:
+            shift = self.sphere.shift(self.shapes[shape][module], shift)
         # With many rows the matrix itself is the cheaper form.
         many = len(out.keys) > math.prod(shape) / sum(shape)
         return (LowRankShift(None, shift.dense()) if many else shift), left

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from rledit.editors.base import Editor
+from rledit.editors.sphere import SphereSettings
 from rledit.editors.tuning import Descent, Objective, PromptEndLikelihood, TargetLikelihood, descend
 from rledit.records import Edit
 from rledit.tokenization import EditBatch, Encoder, TokenizationError
@@ -29,7 +30,7 @@ _NO_PADDING = (
 
 
 @dataclass(frozen=True, kw_only=True)
-class FineTuningConfig:
+class FineTuningConfig(SphereSettings):
     """Settings of fine-tuning.
 
     Attributes:
@@ -85,6 +86,8 @@ class FineTuning(Editor):
         before = {name: weights.read(name).clone() for name in weights.names}
         passes = [self.objectives(batch)] * self.config.steps
         losses = descend(self.model, weights, passes, self.config.descent())
+        if self.sphere is not None:
+            self.sphere.confine(weights, before)
         return {
             "edit_loss": losses[0],
             "final_loss": losses[-1],

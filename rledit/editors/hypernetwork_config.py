@@ -22,6 +22,7 @@ from rledit.editors.conventions import (
     Recipe,
     take_from_recipe,
 )
+from rledit.editors.sphere import SPHERE_OFF, SphereSettings
 from rledit.hypernetwork import StepForm
 from rledit.moments import Formula
 from rledit.reward import KLReference, LocalityGradient
@@ -35,7 +36,7 @@ Schedule = Literal["constant", "cosine"]
 
 
 @dataclass(frozen=True, kw_only=True)
-class HypernetworkConfig:
+class HypernetworkConfig(SphereSettings):
     """Settings of a hypernetwork editor. Defaults are RLEdit's (arXiv 2502.05759, appendix).
 
     Attributes:
@@ -172,10 +173,12 @@ class HypernetworkConfig:
         "average": 0.0,
         "loc_warmup": 0,
         "z_clip": 0.0,
+        **SPHERE_OFF,
     }
     """Settings that came later, with what all results had until then: these are known without."""
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         check_step(self, "initial_step")
         searches = self.step_search is not FROM_RECIPE
         take_from_recipe(self, self.recipe_settings(self.reference))

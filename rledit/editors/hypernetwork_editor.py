@@ -242,11 +242,18 @@ class HypernetworkEditor(TrainableEditor, HypernetworkUpdate):
         Raises:
             NonFiniteError: It is not finite; the networks are left as they are.
         """
-        norm = float(nn.utils.clip_grad_norm_(self._parameters(), self.config.max_grad_norm))
-        require_finite(
-            {"grad_norm": norm}, "with this initial_step, the gradient of the hypernetworks"
-        )
-        return norm
+        limit = self.config.max_grad_norm
+        norms = [nn.utils.clip_grad_norm_(group, limit) for group in self._clipped_together()]
+        for norm in norms:
+            require_finite(
+                {"grad_norm": float(norm)},
+                "with this initial_step, the gradient of the hypernetworks",
+            )
+        return float(norms[0])
+
+    def _clipped_together(self) -> list[list[nn.Parameter]]:
+        """Parameters whose joint gradient norm is clipped, the hypernetworks' first."""
+        return [self._parameters()]
 
     def _step(self) -> None:
         if self.config.warmup_steps or self.config.schedule != "constant":

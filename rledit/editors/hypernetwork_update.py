@@ -5,6 +5,7 @@ This half edits; `rledit.editors.hypernetwork_editor` has the half that trains.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Literal
 
 import torch
@@ -101,16 +102,20 @@ class HypernetworkUpdate(MomentEditor):
     def state_dict(self) -> State:
         """Networks and moments."""
         state = super().state_dict()
-        for (d_in, d_out), network in self.networks.items():
+        for prefix, network in self._saved_networks().items():
             copies = {k: v.detach().clone() for k, v in network.state_dict().items()}
-            state |= prefixed(f"network.{d_in}x{d_out}.", copies)
+            state |= prefixed(prefix, copies)
         return state
 
     def load_state_dict(self, state: State) -> None:
         """Put saved networks and moments back."""
         super().load_state_dict(state)
-        for (d_in, d_out), network in self.networks.items():
-            network.load_state_dict(unprefixed(f"network.{d_in}x{d_out}.", state))
+        for prefix, network in self._saved_networks().items():
+            network.load_state_dict(unprefixed(prefix, state))
+
+    def _saved_networks(self) -> Mapping[str, nn.Module]:
+        """Everything that is trained, by what its keys in a state begin with."""
+        return {f"network.{i}x{o}.": network for (i, o), network in self.networks.items()}
 
 
 def _scale(init_std: float | Literal["auto"], shape: Shape) -> float:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
 import torch
@@ -12,6 +12,7 @@ from torch import Tensor
 
 from rledit.editors.base import Editor, Need, State, TargetModules, prefixed, unprefixed
 from rledit.editors.own_prefixes import fresh_prefix_cache
+from rledit.editors.sphere import SphereSettings
 from rledit.families import layer_index
 from rledit.locate.contexts import Averaging, make_contexts
 from rledit.locate.covariance import CovarianceError, KeyCovariance
@@ -25,7 +26,7 @@ from rledit.tokenization import EditBatch
 
 
 @dataclass(frozen=True, kw_only=True)
-class LocateConfig:
+class LocateConfig(SphereSettings):
     """Settings that all locate-then-edit methods share.
 
     Attributes:
@@ -132,7 +133,15 @@ class LocateEditor(Editor):
 
 
 class SpreadEditor(LocateEditor):
-    """A method that writes value vectors into several layers, each with a linear system."""
+    """A method that writes value vectors into several layers, each with a linear system.
+
+    Attributes:
+        projects_each_layer: Where SPHERE projects: the update of each layer before the next one is
+            solved, or the updates of all of them after the last one, as its release has it for
+            MEMIT and those that follow it.
+    """
+
+    projects_each_layer: ClassVar[bool] = True
 
     @abstractmethod
     def solve(self, name: str, keys: Tensor) -> Answer:
@@ -170,9 +179,30 @@ class SpreadEditor(LocateEditor):
         return values.targets
 
     def write(self, requests: Sequence[Request], values: Values) -> list[LayerUpdate]:
+        """Write the value vectors into the edited layers, behind SPHERE where it is asked for."""
+        if self.sphere is None or self.projects_each_layer:
+            return self.spread(requests, values)
+        before = {name: self.model.weights.read(name).clone() for name in self.modules}
+        return [self._projected(u, before[u.module]) for u in self.spread(requests, values)]
+
+    def spread(self, requests: Sequence[Request], values: Values) -> list[LayerUpdate]:
         """Spread the value vectors over the edited layers."""
         targets = self.targets(requests, values)
-        return spread(self.model, requests, targets, self.key_weights, self.solve)
+        return spread(self.model, requests, targets, self.key_weights, self._solve)
+
+    def _solve(self, name: str, keys: Tensor) -> Answer:
+        answer = self.solve(name, keys)
+        if self.sphere is None or not self.projects_each_layer:
+            return answer
+        return replace(answer, left=self.sphere.rows(name, answer.left))
+
+    def _projected(self, update: LayerUpdate, before: Tensor) -> LayerUpdate:
+        """Put SPHERE's update of a layer in the place of the one that was added to `before`."""
+        assert self.sphere is not None
+        shift = self.sphere.shift(update.module, update.shift)
+        self.model.weights.set(update.module, before)
+        realised = self.model.weights.add(update.module, shift)
+        return replace(update, shift=shift, realised=realised)
 
     def after(self, requests: Sequence[Request], updates: Sequence[LayerUpdate]) -> None:
         """What a method does once all layers are written."""

@@ -15,13 +15,14 @@ from rledit.editors.base import Editor, State
 from rledit.editors.breadth_first import EditsSoFar, ended, shuffled_passes
 from rledit.editors.finetuning import moved
 from rledit.editors.own_prefixes import fresh_prefix_cache
+from rledit.editors.sphere import SphereSettings
 from rledit.editors.tuning import Descent, descend
 from rledit.model import EditableModel
 from rledit.tokenization import EditBatch, Sample
 
 
 @dataclass(frozen=True, kw_only=True)
-class LocFTConfig:
+class LocFTConfig(SphereSettings):
     """LocFT-BF's settings; the defaults are those for Llama-3-8B.
 
     Attributes:
@@ -71,6 +72,9 @@ class LocFT(Editor):
         passes = shuffled_passes(replay, config.passes, config.batch_size, config.seed)
         with fresh_prefix_cache(self.model):
             losses = descend(self.model, weights, passes, descent)
+        if self.sphere is not None:  # the update is what replay changed of the unedited matrices
+            originals = {name: weights.original(name) for name in weights.names}
+            self.sphere.confine(weights, originals)
         return {
             "replayed": float(len(replay)),
             "edit_loss": losses[0],

@@ -41,6 +41,7 @@ class MEMIT(SpreadEditor):
     name = "memit"
     Config = MEMITConfig
     config: MEMITConfig
+    projects_each_layer = False
 
     def __init__(self, model: EditableModel, config: MEMITConfig) -> None:
         super().__init__(model, config)

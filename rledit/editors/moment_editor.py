@@ -166,6 +166,8 @@ class MomentEditor(Editor):
                 solution = self.solve_incomplete(shape, keys, edited, z)
             if (counted := self.counted(keys, values)) is not None:
                 solution = replace(solution, right=solution.right * counted[..., None])
+            if self.sphere is not None:
+                solution = self.sphere.solution(names, solution)
             solutions[shape] = solution
             for j, name in enumerate(names):
                 factor = None if solution.left is None else solution.left[j]

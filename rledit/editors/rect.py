@@ -43,12 +43,15 @@ class RECT(MEMIT):
         """Spread as MEMIT does, each layer seeing the whole updates of those below, then cut."""
         weights = self.model.weights
         before = {name: weights.read(name).clone() for name in self.modules}
-        updates = super().write(requests, values)
+        updates = self.spread(requests, values)
         for update in updates:
             weight = before[update.module]
             change = update.shift.dense().T.to(weight.dtype)
             mask = largest_relative(change, weight, self.config.keep)
-            weights.set(update.module, weight + torch.where(mask, change, 0.0))
+            kept = torch.where(mask, change, 0.0)
+            if self.sphere is not None:
+                kept = self.sphere.rows(update.module, kept)
+            weights.set(update.module, weight + kept)
         return updates
 
 

@@ -108,6 +108,8 @@ class ROME(LocateEditor):
                 f"orthogonal to the update's direction (agreement {agreement:.1e})"
             )
         shift = LowRankShift(left, right)
+        if self.sphere is not None:
+            shift = self.sphere.shift(self.module, shift)
         realised = self.model.weights.add(self.module, shift)
         condition = self._factor.condition if self._factor else 1.0
         jitter = self._factor.jitter if self._factor else 0.0

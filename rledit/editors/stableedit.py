@@ -19,6 +19,7 @@ from rledit.editors.base import Need, State, TrainingData, prefixed, unprefixed
 from rledit.editors.conventions import STABLEEDIT_BATCH, BatchConventions, UntrainedRecipe
 from rledit.editors.moment_editor import MomentEditor, Shape
 from rledit.editors.own_prefixes import fresh_prefix_cache
+from rledit.editors.sphere import SPHERE_OFF, SphereSettings
 from rledit.editors.whitening import RunningCovariance
 from rledit.model import EditableModel
 from rledit.shift import Solution, solve_normal_equation
@@ -27,7 +28,7 @@ from rledit.tokenization import EditBatch
 
 
 @dataclass(frozen=True, kw_only=True)
-class StableEditConfig:
+class StableEditConfig(SphereSettings):
     """StableEdit's settings.
 
     Attributes:
@@ -56,10 +57,11 @@ class StableEditConfig:
     z_clip: float = 0.0
     reference: UntrainedRecipe = "paper"
 
-    younger: ClassVar[Mapping[str, Any]] = {"z_clip": 0.0}
+    younger: ClassVar[Mapping[str, Any]] = {"z_clip": 0.0, **SPHERE_OFF}
     """See `HypernetworkConfig.younger`."""
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         check_z_clip(self)
         check_step(self, "step")
 

@@ -14,12 +14,13 @@ from torch import Tensor
 
 from rledit.editors.conventions import OFFICIAL_BATCH, BatchConventions, UntrainedRecipe
 from rledit.editors.moment_editor import MomentEditor, Shape
+from rledit.editors.sphere import SPHERE_OFF, SphereSettings
 from rledit.shift import Solution, solve_normal_equation
 from rledit.step_size import AUTO, Step, check_step, check_z_clip
 
 
 @dataclass(frozen=True, kw_only=True)
-class UltraEditConfig:
+class UltraEditConfig(SphereSettings):
     """UltraEdit's settings.
 
     Attributes:
@@ -43,10 +44,11 @@ class UltraEditConfig:
     z_clip: float = 0.0
     reference: UntrainedRecipe = "paper"
 
-    younger: ClassVar[Mapping[str, Any]] = {"z_clip": 0.0}
+    younger: ClassVar[Mapping[str, Any]] = {"z_clip": 0.0, **SPHERE_OFF}
     """See `HypernetworkConfig.younger`."""
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         check_z_clip(self)
         check_step(self, "step")
 

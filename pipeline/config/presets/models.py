@@ -28,6 +28,7 @@ from pipeline.config.presets.settings import (
     Settings,
     converged,
     flat,
+    gated,
     hypernetworks,
     locating,
     remembering,
@@ -132,6 +133,7 @@ _LLAMA_3_SETTINGS: Settings = (
             "fever": Hyper(modules=_LLAMA_LATE),
         }
     )
+    | gated(_LLAMA_ZSRE, active=6)
     | training_free({ANY: _LLAMA_ZSRE, "counterfact": _LLAMA_LATE, "fever": _LLAMA_LATE})
     | locating(
         Locate(
@@ -198,6 +200,7 @@ _GEMMA_2_SETTINGS: Settings = (
             "fever": Hyper(modules=_GEMMA_LAYERS),
         }
     )
+    | gated(_GEMMA_LAYERS, active=6)
     | training_free({ANY: _GEMMA_LAYERS}, origin=OWN)
     # No paper gives these: Llama-3's, at the same relative depth.
     | locating(

@@ -154,6 +154,7 @@ METHODS: Mapping[str, Mapping[str, Any]] = {
     "malmen_rledit": _TRAINED,
     "mend": _TRAINED,
     "mend_star": {**_TRAINED, **_RETRAINED},
+    "hiedit": {**_TRAINED, "active_modules": None},
     "instructedit": {**_TRAINED, "moments_scope": "lifelong", "accumulation": 0},
     "dafnet": {
         "hidden_width": 32,

@@ -14,6 +14,7 @@ TABLE_3 = "arXiv 2502.05759, table 3"
 RELEASE = "the methods' releases"
 CRISPEDIT = "CrispEdit's release (arXiv 2602.15823)"
 DAFNET = "DAFNet's release (arXiv 2405.20588); training steps are our own choice"
+HIEDIT = "HiEdit's release (arXiv 2604.11214)"
 ULTRAEDIT = "UltraEdit's release (arXiv 2505.14679)"
 
 STEP = 1e-6  # of RLEdit, UltraEdit and their relatives, in all published runs
@@ -113,7 +114,18 @@ def hypernetworks(by_schema: Mapping[str, Hyper]) -> dict[str, dict[str, Setting
         schema: Setting(values={"modules": hyper.modules, "train_steps": 50}, origin=OWN)
         for schema, hyper in by_schema.items()
     }
-    return found
+    # Nor HiEdit's: RLEdit's layers, and half of them edited, as on Llama-3-8B.
+    return found | {"hiedit": {s: _gated(hyper.modules, OWN) for s, hyper in by_schema.items()}}
+
+
+def _gated(modules: tuple[str, ...], origin: str, **values: Any) -> Setting:
+    form = {"initial_step": STEP, "rank": 1024, "loc_coef": 0.6}
+    return Setting(values={"modules": modules, **form, **values}, origin=origin)
+
+
+def gated(modules: tuple[str, ...], active: int) -> dict[str, dict[str, Setting]]:
+    """HiEdit as its release has it on a model, in its form on the normal equation."""
+    return {"hiedit": {ANY: _gated(modules, HIEDIT, active_modules=active)}}
 
 
 def sequences(
@@ -135,6 +147,7 @@ def converged(
     """
     trained = {"modules": modules, "reference": "converged", "initial_step": initial_step}
     values: dict[str, Mapping[str, Any]] = dict.fromkeys(TRAINED, trained)
+    values["hiedit"] = trained
     values["untrained"] = {"modules": modules, "initial_step": untrained_step}
     values["instructedit"] = {**trained, "accumulation": 0}
     return {editor: {ANY: Setting(values=found, origin=OWN)} for editor, found in values.items()}

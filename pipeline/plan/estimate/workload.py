@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -16,6 +17,8 @@ from rledit.editors.crispedit import CrispEdit
 from rledit.editors.dafnet import DAFNet
 from rledit.editors.dafnet_training import edits_trained_on
 from rledit.editors.finetuning import FineTuning
+from rledit.editors.gate import Gate
+from rledit.editors.hiedit import HiEdit
 from rledit.editors.hypernetwork_editor import HypernetworkEditor
 from rledit.editors.locate_editor import LocateEditor
 from rledit.editors.locft import LocFT
@@ -105,6 +108,8 @@ class Workload:
             width = sum(shape)
             modules = list(self.target_modules.values()).count(shape)
             total += settings.n_blocks * (2 * width * settings.rank + width + 2 * modules * width)
+        if issubclass(cls, HiEdit):
+            total += Gate.parameters_of(Counter(self.target_modules.values()), settings.gate_width)
         return total
 
     @property
@@ -180,10 +185,16 @@ def check_modules(cells: Sequence[Cell]) -> None:
 def _module_problem(cell: Cell) -> str | None:
     architecture = architecture_of(cell)
     try:
-        architecture.target_modules(cell.settings.modules)
+        found = architecture.target_modules(cell.settings.modules)
     except ValueError as error:
         last = architecture.layers - 1
         return f"model {cell.model.name}, layers 0 to {last}: {error}"
+    active = getattr(cell.settings, "active_modules", None)
+    if active is not None and active > len(found):
+        return (
+            f"model {cell.model.name}: active_modules {active} of {len(found)} target modules "
+            f"cannot be edited; set it to at most {len(found)}, or leave it out for half of them"
+        )
     return None
 
 

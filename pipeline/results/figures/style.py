@@ -40,7 +40,8 @@ LOOKS: Mapping[str, Look] = {
     "grace": (GREEN, "s"), "wise": (ORANGE, "P"), "memoir": (PURPLE, "D"),
     "mend": (SKY, "P"), "malmen": (OLIVE, "X"), "mend_star": (PINK, "P"),
     "malmen_star": (ORANGE, "X"), "mend_rledit": (BLUE, "P"), "malmen_rledit": (GREEN, "X"),
-    "dafnet": (VERMILION, "X"), "instructedit": (PURPLE, "P"), "rledit": (PURPLE, "*"),
+    "dafnet": (VERMILION, "X"), "instructedit": (PURPLE, "P"),
+    "hiedit": (SKY, "*"), "rledit": (PURPLE, "*"),
 }  # fmt: skip
 
 

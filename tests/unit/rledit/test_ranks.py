@@ -42,6 +42,7 @@ TRAINED: dict[str, tuple[str, str, dict[str, Any]]] = {
     "llama": ("rledit", "llama", {}),
     "gptj, previous": ("rledit", "gptj", {"kl_reference": "previous"}),
     "gemma2, official": ("rledit", "gemma2", {"reference": "official"}),
+    "llama, a gate": ("hiedit", "llama", {"active_modules": 2, "gate_width": 8}),
     "mistral, mend of all tokens": ("mend", "mistral", {"depth": 1, "tokens": "all"}),
     "qwen2, sequences of edits": (
         "dafnet",

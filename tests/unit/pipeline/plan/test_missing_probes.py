@@ -33,8 +33,8 @@ from tests.unit.helpers.prepared import prepared_model
 
 GRID = Path(__file__).parents[3] / "cluster" / "tiny.yaml"
 LEARNERS = [
-    "dafnet", "instructedit", "malmen", "malmen_rledit", "malmen_star", "mend", "mend_rledit",
-    "mend_star", "rledit",
+    "dafnet", "hiedit", "instructedit", "malmen", "malmen_rledit", "malmen_star", "mend",
+    "mend_rledit", "mend_star", "rledit",
 ]  # fmt: skip
 
 

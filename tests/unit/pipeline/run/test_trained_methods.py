@@ -1,16 +1,19 @@
-"""DAFNet and InstructEdit through the stages: on the synthetic world, and on SmolLM2 (slow)."""
+"""DAFNet, InstructEdit and HiEdit through the stages: the synthetic world; SmolLM2 (slow)."""
 
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from pipeline.config.parse import load_grid
+from pipeline.errors import ConfigError
 from pipeline.plan.cell_keys import identity_of, key_of
 from pipeline.plan.cells import Cell, cells_of
+from pipeline.plan.estimate.workload import check_modules, workload_of
 from pipeline.results.lake.records import prompt_of
 from pipeline.run.cache import Cache
 from pipeline.run.reporting import silent
@@ -30,6 +33,9 @@ INSTRUCTED: dict[str, Any] = {
     "reference": "converged", "patience": 0, "rank": 16, "train_steps": 4, "trajectory_batches": 4,
     "accumulation": 0, "initial_step": 1e-2, "warmup_steps": 0, "schedule": "constant",
 }  # fmt: skip
+
+
+GATED: dict[str, Any] = {k: v for k, v in INSTRUCTED.items() if k != "accumulation"}
 
 
 def cell(editor: str, settings: dict[str, Any], *sets: str, n_batches: int = 2) -> Cell:
@@ -68,7 +74,8 @@ def mean(rows: StreamRows, checkpoint: int, metric: str = "efficacy") -> float:
 
 
 @pytest.mark.parametrize(
-    ("editor", "settings"), [("dafnet", SEQUENCES), ("instructedit", INSTRUCTED)]
+    ("editor", "settings"),
+    [("dafnet", SEQUENCES), ("instructedit", INSTRUCTED), ("hiedit", GATED)],
 )
 def test_training_and_a_stream_on_the_world(
     editor: str, settings: dict[str, Any], tmp_path: Path
@@ -106,12 +113,30 @@ def test_the_task_is_that_of_the_data_unless_a_grid_names_one() -> None:
     assert cell("instructedit", INSTRUCTED).settings.task == "facts"
 
 
+def test_more_active_modules_than_there_are_is_refused_before_a_run() -> None:
+    chosen = cell("hiedit", GATED | {"active_modules": 3, "modules": ["down:all"]})
+    said = (
+        "model llama-tiny: active_modules 3 of 2 target modules cannot be edited; set it to at "
+        "most 2, or leave it out for half of them (edited by hiedit)"
+    )
+    with pytest.raises(ConfigError, match=f"^{re.escape(said)}$"):
+        check_modules([chosen])
+
+
+def test_a_plan_counts_the_gate() -> None:
+    gated, plain = cell("hiedit", GATED), cell("rledit", GATED)
+    width = sum(next(iter(workload_of(plain).target_modules.values())))
+    extra = workload_of(gated).network_parameters - workload_of(plain).network_parameters
+    assert extra > 256 * width
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("editor", "settings"),
     [
         ("dafnet", SEQUENCES | {"initial_step": 1e-3, "meta_lr": 1e-3, "step_lr": 1e-3}),
         ("instructedit", INSTRUCTED | {"initial_step": 5e-4}),
+        ("hiedit", GATED | {"initial_step": 5e-4}),
     ],
 )
 def test_training_and_a_stream_on_a_real_model(

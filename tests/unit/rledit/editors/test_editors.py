@@ -60,6 +60,8 @@ SETTINGS: dict[str, Any] = {
     "deviations": 0.1,
     "space_floor": 1e-6,
     "energy": 0.9,
+    "active_modules": 2,
+    "gate_width": 8,
 }
 EDITING = [name for name in EDITORS if name != "none"]
 
@@ -120,7 +122,10 @@ def test_edits_change_the_declared_matrices_and_nothing_else(name: str, family: 
     editor.edit(batches(editor, 1)[0])
     after = matrices(editor)
     changed = {k.removesuffix(".weight") for k in before if not torch.equal(before[k], after[k])}
-    assert changed == ({"answers"} if is_overlay(editor) else set(editor.model.modules))
+    declared = {"answers"} if is_overlay(editor) else set(editor.model.modules)
+    # HiEdit's gate picks some of them.
+    assert changed <= declared
+    assert len(changed) == getattr(editor, "active_modules", len(declared))
 
 
 def test_the_unedited_row_changes_nothing() -> None:

@@ -33,6 +33,7 @@ CASES: dict[str, tuple[str, dict[str, Any], dict[str, Any]]] = {
     "reference previous": ("rledit", {"kl_reference": "previous"}, {}),
     "reference pretrained": ("rledit", {"kl_reference": "pretrained"}, {}),
     "official": ("rledit", {"reference": "official", "moments": "exact"}, {}),
+    "a gate": ("hiedit", {"active_modules": 2, "gate_width": 8}, {}),
     "moments of the trajectory": ("malmen_rledit", {"moments_scope": "trajectory"}, {}),
     "small batches of prompts": ("rledit", {"kl_reference": "previous"}, {"token_budget": 24}),
     "a cache too small": ("rledit", {}, {"cache_bytes": 3000, "token_budget": 24}),
