@@ -4,12 +4,15 @@ from __future__ import annotations
 
 from typing import Any
 
-from pipeline.config.presets.models import PRESETS, PackedFile, Preset
+from pipeline.config.presets.models import MODELS, PackedFile, Preset
+from pipeline.config.presets.newer_models import NEWER_MODELS
 from pipeline.config.presets.proxy import METHODS, mapped_modules, taught
 from pipeline.config.presets.settings import ANY, OWN, Setting
 from pipeline.config.presets.shape import Shape
 from rledit.names import look_up
 from rledit.world import SCHEMAS
+
+PRESETS: dict[str, Preset] = {**MODELS, **NEWER_MODELS}
 
 # Whose linear layers an editor takes that no preset knows: by the kind of linear layers it can
 # edit.

@@ -6,7 +6,7 @@ A setting says where it comes from. What no paper gives is our own, and printed 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 OWN = "our own setting"
@@ -14,6 +14,7 @@ TABLE_3 = "arXiv 2502.05759, table 3"
 RELEASE = "the methods' releases"
 DAFNET = "DAFNet's release (arXiv 2405.20588); training steps are our own choice"
 ULTRAEDIT = "UltraEdit's release (arXiv 2505.14679)"
+SPHERE = "SPHERE's release (arXiv 2510.01172)"
 
 STEP = 1e-6  # of RLEdit, UltraEdit and their relatives, in all published runs
 
@@ -179,6 +180,16 @@ def side_memory(
     values = {"modules": (f"down:{layer}",), "lr": lr, "steps": steps, "alpha": alpha,
               "beta": beta, "gamma": gamma, "ratio": ratio}  # fmt: skip
     return {"wise": {ANY: Setting(values=values, origin=RELEASE)}}
+
+
+def published_in(
+    origin: str, settings: Mapping[str, Mapping[str, Setting]], *editors: str
+) -> dict[str, dict[str, Setting]]:
+    """The settings of some editors among others, which a release has."""
+    return {
+        editor: {schema: replace(one, origin=origin) for schema, one in settings[editor].items()}
+        for editor in editors
+    }
 
 
 def locating(locate: Locate) -> dict[str, dict[str, Setting]]:

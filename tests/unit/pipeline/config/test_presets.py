@@ -34,7 +34,10 @@ from rledit.world import SCHEMAS
 
 GRIDS = Path(__file__).parents[4] / "jobs" / "grids"
 TINY = Path(__file__).parents[3] / "cluster" / "tiny.yaml"
-SHAPES = ("llama-3-8b", "mistral-7b-v0.3", "gemma-2-9b", "gpt-j-6b", "qwen2.5-7b")
+SHAPES = (
+    "llama-3-8b", "mistral-7b-v0.3", "gemma-2-9b", "gpt-j-6b", "qwen2.5-7b", "llama-3.1-8b",
+    "qwen3-8b", "gemma-3-4b", "gemma-3-12b-it", "gemma-3-27b-it", "phi-4",
+)  # fmt: skip
 TEXTS = {path.stem: path.read_text() for path in GRIDS.glob("*.yaml")}
 PUBLISHED = sorted(
     # SmolLM2 is small enough to be edited itself: its grids repeat no published figure.
