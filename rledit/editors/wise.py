@@ -98,6 +98,9 @@ class WISE(TemplatedEditor):
     """Side memories with routing."""
 
     name = "wise"
+    checked = {
+        "properties": "test_the_memory_that_moves_a_prompt_most_answers_where_it_is_over_its_threshold"
+    }
     Config = WISEConfig
     config: WISEConfig
     memory: SideMemories

@@ -117,9 +117,7 @@ def multimodal(tmp_path: Path) -> tuple[Path, Any]:
 def test_a_whole_multimodal_model_is_refused_with_what_to_open(
     multimodal: tuple[Path, Any],
 ) -> None:
-    with pytest.raises(
-        UneditableError, match=r"multimodal model \(Gemma3ForCond.*text model alone"
-    ):
+    with pytest.raises(UneditableError, match="multimodal.*text model alone"):
         EditableModel(multimodal[1], None, ("down:1",))
 
 
