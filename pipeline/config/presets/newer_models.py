@@ -61,7 +61,10 @@ _GEMMA_3 = Preset(
     bos=True,
     shape=_GEMMA_3_4B,
     gated=True,
-    remark="a multimodal checkpoint, fetched whole; its text model alone is loaded and edited",
+    remark=(
+        "a multimodal checkpoint, fetched whole (with its vision tower about 0.9 GB more); its "
+        "text model alone is loaded and edited"
+    ),
     settings=carried(_GEMMA_2, _GEMMA_3_4B),
 )
 

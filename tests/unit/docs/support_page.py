@@ -320,14 +320,14 @@ def data() -> Iterator[str]:
     rival = [f"`{n}`" for n, p in PROTOCOLS.items() if "rival" in p.asks]
     yield from ("## Data", "", fill_text(DATA_NOTE.format(rival=", ".join(rival))), "")
     facts = list(gives(Edit(edit_id="", prompt="", target="")))
-    titles = ("schema", "data set", *facts, "protocol", "left out: methods that need")
+    titles = ("schema", "data set", *facts, "protocol", "left out: those that need")
     rows = []
     for name, form in FORMATS.items():
         edit = example(form)
         customary = getattr(form, "protocols", ())[:1]  # the customary one comes first
         rows.append(
             (
-                f"`{name}`", re.split(r" \(|, |: ", form.title)[0].replace("|", "\\|"),
+                f"`{name}`", re.split(r" \(|, |: | as ", form.title)[0].replace("|", "\\|"),
                 *(YES if there else NO for there in gives(edit).values()),
                 ", ".join(f"`{p}`" for p in customary) or "any", ", ".join(left_out(edit)) or NO,
             )

@@ -44,9 +44,9 @@ class Nameless(Editor):
 @pytest.mark.parametrize(
     ("given", "message"),
     [
-        (None, "editor 'nameless' does not say what it is checked against; give its class `checked"),
+        (None, "'nameless' does not say what it is checked against; give its class `checked"),
         ({}, "does not say what it is checked against"),
-        ({"reference": "test_nobody_wrote"}, r"\(reference\) by test_nobody_wrote, and tests/unit "),
+        ({"reference": "test_nobody_wrote"}, r"\(reference\) by test_nobody_wrote, and tests/un"),
         ({"properties": "test_encore_stops_early_and_remembers_keys"},
          "but test_locate_editors.py does not name 'nameless' or Nameless"),
     ],

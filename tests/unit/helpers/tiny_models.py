@@ -68,7 +68,10 @@ def _config(family: str) -> PretrainedConfig:
 
 
 def tiny_model(family: str, seed: int = 0) -> nn.Module:
-    """A float64 model of that family (or ``llama3.1``, with its scaled positions) with weights large enough for every layer to matter."""
+    """A float64 model of that family with weights large enough for every layer to matter.
+
+    ``llama3.1`` is Llama with its scaled positions.
+    """
     config = _config(family)
     config.initializer_range = 0.25
     torch.manual_seed(seed)

@@ -20,7 +20,9 @@ from pipeline.config.presets import (
     preset_setting,
     proxy_setting,
 )
+from pipeline.config.presets.carry import carried_modules
 from pipeline.config.presets.proxy import LAYERS
+from pipeline.config.presets.settings import SPHERE, ULTRAEDIT
 from pipeline.config.presets.shape import layer_numbers
 from pipeline.errors import ConfigError
 from pipeline.paper.references import published, rows
@@ -92,6 +94,59 @@ def test_rledits_settings_are_those_of_its_table_3() -> None:
         found += 1
     assert found == 27
     assert preset_setting("gpt-j-6b", "rledit", "zsre").origin == OWN
+
+
+@pytest.mark.parametrize(
+    ("modules", "depth", "to", "expected"),
+    [
+        (("down:4-8",), 32, 36, ("down:5-9",)),
+        (("gate:22-30", "up:22-30"), 32, 48, ("gate:37-45", "up:37-45")),
+        (("down:29-31",), 32, 62, ("down:59-61",)),
+        (("down:0",), 32, 62, ("down:0",)),
+        (("down:17,19",), 32, 32, ("down:17,19",)),
+        (("down:0-3",), 4, 8, ("down:0-3",)),
+    ],
+)
+def test_carried_layers_are_as_many_and_as_far_along_the_stack(
+    modules: tuple[str, ...], depth: int, to: int, expected: tuple[str, ...]
+) -> None:
+    """The first stay the first, the last the last."""
+    assert carried_modules(modules, depth, to) == expected
+
+
+def test_gate_and_up_that_are_fused_are_edited_as_one() -> None:
+    gates = ("gate:11-15", "up:18-24", "down:1")
+    assert carried_modules(gates, 32, 32, fused=True) == (
+        "gate_up:11,12,13,14,15,18,19,20,21,22,23,24", "down:1",
+    )  # fmt: skip
+    assert preset_setting("phi-4", "dafnet", None).values["modules"] == (
+        "gate_up:37-39", "down:37-39",
+    )  # fmt: skip
+
+
+def test_on_newer_models_only_what_a_release_has_counts_as_published() -> None:
+    own = {
+        name for name, preset in PRESETS.items()
+        if {s.origin for by in preset.settings.values() for s in by.values()} == {OWN}
+    }  # fmt: skip
+    assert own == {
+        "smollm2-135m", "smollm2-135m-hub", "llama-3.1-8b", "llama-3.1-8b-instruct", "qwen3-8b",
+        "qwen3-8b-base", "gemma-3-4b", "gemma-3-4b-it", "gemma-3-12b-it",
+    }  # fmt: skip
+    published = {"gemma-3-27b-it": ("gate:52-60", "up:52-60"), "phi-4": ("down:30-38",)}
+    for name, modules in published.items():
+        ultraedit = preset_setting(name, "ultraedit", "zsre")
+        assert (ultraedit.values["modules"], ultraedit.origin) == (modules, ULTRAEDIT)
+        rledit = preset_setting(name, "rledit", "zsre")
+        assert (rledit.values["modules"], rledit.origin) == (modules, OWN)
+    for name in ("qwen2.5-7b", "qwen2.5-7b-instruct"):
+        memit = preset_setting(name, "memit", "zsre")
+        assert memit.origin == SPHERE and memit.values["modules"] == ("down:4-8",)
+        assert (memit.values["value_lr"], memit.values["clamp"]) == (0.5, 4.0)
+        assert preset_setting(name, "nas", "zsre").origin == OWN
+    # 4,096 inputs of 14,336: of another width a mask takes the same share by itself.
+    assert preset_setting("llama-3.1-8b", "memoir", "zsre").values["k"] == 4096
+    assert "k" not in preset_setting("phi-4", "memoir", "zsre").values
 
 
 @pytest.mark.parametrize("name", PRESETS)
