@@ -133,7 +133,7 @@ def model_config(
             resid_pdrop=0.0,
             **common,
         )
-    sizes = {
+    sizes: dict[str, Any] = {
         "hidden_size": spec.hidden,
         "intermediate_size": spec.intermediate,
         "num_hidden_layers": spec.layers,

@@ -26,7 +26,7 @@ class Known(Protocol):
         ...
 
 
-def carried(known: Known, shape: Shape, fused: bool = False) -> Settings:
+def carried(known: Known, shape: Shape, fused: bool = False) -> dict[str, dict[str, Setting]]:
     """Every setting of a model for another one, all marked as our own.
 
     Args:

@@ -17,7 +17,7 @@ from pipeline.config.presets.settings import (
     OWN,
     ULTRAEDIT,
     Hyper,
-    Settings,
+    Setting,
     hypernetworks,
     published_in,
     training_free,
@@ -27,7 +27,7 @@ from pipeline.config.presets.shape import Shape
 _LLAMA_3, _QWEN, _GEMMA_2 = (MODELS[n] for n in ("llama-3-8b", "qwen2.5-7b", "gemma-2-9b"))
 
 
-def _ultraedits(modules: tuple[str, ...]) -> Settings:
+def _ultraedits(modules: tuple[str, ...]) -> dict[str, dict[str, Setting]]:
     """The methods that edit by gradients, on the linear layers that UltraEdit's release has for a
     model; RLEdit and the others follow it, as GPT-J's preset does."""
     own = training_free({ANY: modules}, origin=OWN)

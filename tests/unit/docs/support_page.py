@@ -345,8 +345,8 @@ def protocols() -> Iterator[str]:
     }  # fmt: skip
     yield from ("## Protocols", "")
     yield fill_text(
-        "How each scores is in [evaluation](evaluation.md#protocols). All score every method, whether "
-        "it writes into matrices or beside them."
+        "How each scores is in [evaluation](evaluation.md#protocols). All score every method, "
+        "whether it writes into matrices or beside them."
     )
     yield ""
     rows = []
