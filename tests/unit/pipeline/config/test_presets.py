@@ -172,6 +172,8 @@ def test_a_proxy_that_normalises_its_mlps_output_is_edited_in_all_layers() -> No
     """Gates and ups of its last layer alone turn no answer; what writes there keeps its place."""
     assert mapped_modules(("gate:32-40", "down:5-9"), 42, "gemma2") == ("gate:0,1,2,3", "down:0")
     assert mapped_modules(("gate:22-30",), 32, "llama") == ("gate:2,3",)
+    assert proxy_setting("gemma-3-4b", "grace", None).values["steps"] == 100
+    assert proxy_setting("phi-4", "grace", None).values["steps"] == 30
     assert proxy_setting("llama-3-8b", "ft", "fever").values["modules"] == ("down:0,1,2,3",)
     assert proxy_setting("llama-3-8b", "memit", "fever", "down").values["modules"] == ("down:0,1",)
 
