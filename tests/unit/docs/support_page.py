@@ -84,8 +84,8 @@ and estimated; none of them was run here."""
 
 FAMILIES_NOTE = """\
 Described by hand; each is tested with every method, and every other type of transformers is examined
-by its classes. *ZeRO-3*: passes and edits of a sharded model are compared with the whole one. *GGUF*:
-the installed transformers reads files of it."""
+by its classes. *ZeRO-3*: passes and edits of a sharded model are compared with the whole one by
+`tests/cluster/test_zero.py`. *GGUF*: the installed transformers reads files of it."""
 
 NEEDS = {"train": "train", "subject": "subject", "statistics": "C", "training_data": "train pool"}
 
