@@ -2,7 +2,8 @@
 
 Everything else in the package treats a model as a stack of decoder layers whose MLP linear layers
 are plain matrices. The families of the presets are entries of `FAMILIES`; what those entries say of
-the others is found from the model itself (`rledit.layout_discovery`), or the model is refused with its reason.
+the others is found from the model itself (`rledit.layout_discovery`), or the model is refused with
+its reason.
 
 Plans read the table without a model: what needs torch or transformers imports it where it is used.
 """

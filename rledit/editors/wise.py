@@ -98,9 +98,7 @@ class WISE(TemplatedEditor):
     """Side memories with routing."""
 
     name = "wise"
-    checked = {
-        "properties": "test_the_memory_that_moves_a_prompt_most_answers_where_it_is_over_its_threshold"
-    }
+    checked = {"properties": "test_merging_equal_memories_gives_that_memory_in_any_order"}
     Config = WISEConfig
     config: WISEConfig
     memory: SideMemories

@@ -7,8 +7,6 @@ are missing, the page is refused with what to write. A test holds it against the
 
 from __future__ import annotations
 
-import ast
-import json
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import cache
@@ -31,19 +29,17 @@ from rledit.protocols import PROTOCOLS
 from rledit.records import Edit, Probe
 from rledit.world import BOS_FAMILIES
 from tests.cluster.zero_worker import MIXED, by_target_modules
-from tests.golden.locate_set import METHODS as RECORDED_FILES
-from tests.golden.sets import RECORDED
+from tests.unit.docs.method_checks import checks
 from tests.unit.helpers.tiny_models import tiny_model
 
 PAGE = Path(__file__).parents[3] / "docs" / "support.md"
-TESTS = Path(__file__).parents[1]
 YES, NO = "yes", "–"
 
 INTRODUCTION = """\
 # What works with what
 
-<!-- Written by `make docs` from the registries. Change a fact where it belongs (a class, a preset, a
-schema), not on this page. -->
+<!-- Written by `make docs` from the registries. Change a fact where it belongs (a class, a preset,
+a schema), not on this page. -->
 
 Every method, data schema, protocol and model that this project has: what each needs, what was held
 against what, and which settings are published. A grid may combine any of them; what cannot go
@@ -51,47 +47,47 @@ together is told by `rledit plan`, and such a cell is recorded as `skipped` with
 """
 
 METHODS_NOTE = """\
-All of them resume in mid-stream with equal results, restore the unedited model bit by bit, and run on
-every [family](#families) (`tests/unit/rledit/editors/test_editors.py`).
+All of them resume in mid-stream with equal results, restore the unedited model bit by bit, and
+run on every [family](#families) (`tests/unit/rledit/editors/test_editors.py`).
 
-- *needs*, beside the edits' own prompts and targets: a `train` pool, with the prompts that training
-  learns from; a `subject` that occurs in the prompt; `C`, the key covariance of running text; `train
-  pool`: batches drawn during the stream.
+- *needs*, beside the edits' own prompts and targets: a `train` pool, with the prompts that
+  training learns from; a `subject` that occurs in the prompt; `C`, the key covariance of running
+  text; `train pool`: batches drawn during the stream.
 - *shorter*: a longer stream answers for a shorter one, which then takes no run of its own.
-- *export*: in all forms (checkpoint, delta, LoRA adapter), or as a memory beside the unedited weights.
+- *export*: in all forms (checkpoint, delta, LoRA adapter), or as a memory beside the unedited
+  weights.
 - *own facts*: taken by `rledit edit` for facts of your own.
-- *ZeRO-3*: among the tests that edit a model sharded over two CPU ranks (`tests/cluster/test_zero.py`),
-  which share its prompts as a gang does.
-- *checked against*: `release`: numbers recorded from the authors' implementation (`release°`: in the
-  full recordings only, which are not part of the repository, see `tests/golden/recorded/README.md`);
-  `reference`: a plain computation of the published equations; `properties` that the equations have."""
+- *ZeRO-3*: among the tests that edit a model sharded over two CPU ranks
+  (`tests/cluster/test_zero.py`), which share its prompts as a gang does.
+- *checked against*: `release`: numbers recorded from the authors' implementation (`release°`: in
+  the full recordings only, which are not part of the repository, see
+  `tests/golden/recorded/README.md`); `reference`: a plain computation of the published equations;
+  `properties` that the equations have."""
 
 SETTINGS_NOTE = """\
 Where the settings of a method on a model come from, by number, or *own* where no paper or release
-gives them: those of the nearest model, or first values, marked in tables. Two entries: it depends on
-the data set. A version for chats stands under its base model. Our own for all methods on {own}."""
+gives them: those of the nearest model, or first values, marked in tables. Two entries: it depends
+on the data set. A version for chats stands under its base model. Our own for all methods on
+{own}."""
 
 DATA_NOTE = """\
-By the sample row of each schema, what its rows can bring; a file may lack some of it, which `rledit
-data check` counts; *protocol*: the one that its papers score it by, where they use one. A method that needs what the rows do not bring is not run on them; likelihoods of
-an old answer ({rival}) are not scored without one."""
+By the sample row of each schema, what its rows can bring; a file may lack some of it, which
+`rledit data check` counts; *protocol*: the one that its papers score it by, where they use one. A
+method that needs what the rows do not bring is not run on them; likelihoods of an old answer
+({rival}) are not scored without one."""
 
 MODELS_NOTE = """\
-Presets: a name for `preset` of a model in a grid, with revision, settings and a small proxy of the
-same family that `--scale proxy` puts in its place. Any other checkpoint of a [known
-layout](running.md#which-checkpoints-can-be-edited) is named by `checkpoint`. Large models are planned
-and estimated; none of them was run here."""
+Presets: a name for `preset` of a model in a grid, with revision, settings and a small proxy of
+the same family that `--scale proxy` puts in its place. Any other checkpoint of a [known
+layout](running.md#which-checkpoints-can-be-edited) is named by `checkpoint`. Large models are
+planned and estimated; none of them was run here."""
 
 FAMILIES_NOTE = """\
-Described by hand; each is tested with every method, and every other type of transformers is examined
-by its classes. *ZeRO-3*: passes and edits of a sharded model are compared with the whole one by
-`tests/cluster/test_zero.py`. *GGUF*: the installed transformers reads files of it."""
+Described by hand; each is tested with every method, and every other type of transformers is
+examined by its classes. *ZeRO-3*: passes and edits of a sharded model are compared with the whole
+one by `tests/cluster/test_zero.py`. *GGUF*: the installed transformers reads files of it."""
 
 NEEDS = {"train": "train", "subject": "subject", "statistics": "C", "training_data": "train pool"}
-
-
-class MissingFactsError(ValueError):
-    """A registry entry without the facts that the page says of it."""
 
 
 def table(titles: Sequence[str], rows: Iterable[Sequence[str]]) -> Iterator[str]:
@@ -147,61 +143,6 @@ def takes_own_facts(name: str) -> bool:
     except MethodError:
         return False
     return True
-
-
-@cache
-def recorded() -> Mapping[str, str]:
-    """Methods that recorded numbers of their release judge → `release`, or `release°`."""
-    found = {editor: "release°" for editor, _, _ in RECORDED_FILES.values()}
-    for file in RECORDED.glob("locate/*/*.safetensors"):
-        if file.stem in RECORDED_FILES:
-            found[RECORDED_FILES[file.stem][0]] = "release"
-    runs = json.loads((RECORDED / "hypernet" / "manifest.json").read_text())["runs"]
-    found |= {
-        run["settings"]["editor"]["name"]: "release" for run in runs.values() if "settings" in run
-    }
-    return found
-
-
-@cache
-def tests() -> Mapping[str, tuple[Path, ...]]:
-    """Name of a test of `tests/unit` → the files that have one of that name."""
-    found: dict[str, tuple[Path, ...]] = {}
-    for file in sorted(TESTS.rglob("test_*.py")):
-        for node in ast.parse(file.read_text()).body:
-            if isinstance(node, ast.FunctionDef) and node.name.startswith("test_"):
-                found[node.name] = (*found.get(node.name, ()), file)
-    return found
-
-
-def checks(name: str, cls: type[Editor]) -> str:
-    """What a method was held against.
-
-    Raises:
-        MissingFactsError: Its class does not say, or names a test that is not there or is of
-            another method.
-    """
-    own = vars(cls).get("checked")
-    if not own:
-        raise MissingFactsError(
-            f"editor {name!r} does not say what it is checked against; give its class "
-            "`checked = {'reference': NAME}` (a plain computation of its equations) or "
-            "`{'properties': NAME}`, NAME a test of tests/unit"
-        )
-    for kind, test in own.items():
-        files = tests().get(test, ())
-        words = (f'"{name}"', cls.__name__, cls.__module__)
-        named = [f for f in files if any(word in f.read_text() for word in words)]
-        if not named:
-            raise MissingFactsError(
-                f"editor {name!r} is said to be checked ({kind}) by {test}, "
-                + (
-                    f"but {files[0].name} does not name {name!r} or {cls.__name__}"
-                    if files
-                    else "and tests/unit has no test of that name"
-                )
-            )
-    return ", ".join(filter(None, (recorded().get(name), *own)))
 
 
 def methods() -> Iterator[str]:

@@ -13,7 +13,8 @@ from rledit.editors.base import Editor
 from rledit.families import FAMILIES
 from rledit.protocols import PROTOCOLS
 from tests.unit.docs import support_page
-from tests.unit.docs.support_page import PAGE, MissingFactsError, checks, needs, page, recorded
+from tests.unit.docs.method_checks import MissingFactsError, checks, recorded
+from tests.unit.docs.support_page import PAGE, needs, page
 
 TEXT = PAGE.read_text()
 
