@@ -27,7 +27,7 @@ from pipeline.config.presets.shape import layer_numbers
 from pipeline.errors import ConfigError
 from pipeline.paper.references import published, rows
 from pipeline.plan.cell_data import read_metadata
-from pipeline.plan.cell_keys import identity_of
+from pipeline.plan.cell_keys import _unusual_bos, identity_of
 from pipeline.plan.cells import Cell, cells_of
 from pipeline.plan.checks import check_cell, skip_reason
 from rledit.editors import EDITORS
@@ -147,6 +147,17 @@ def test_on_newer_models_only_what_a_release_has_counts_as_published() -> None:
     # 4,096 inputs of 14,336: of another width a mask takes the same share by itself.
     assert preset_setting("llama-3.1-8b", "memoir", "zsre").values["k"] == 4096
     assert "k" not in preset_setting("phi-4", "memoir", "zsre").values
+
+
+@pytest.mark.parametrize(
+    ("name", "said"), [("gemma-2-9b", {}), ("qwen3-8b", {}), ("gemma-3-4b", {"bos": True})]
+)
+def test_covariances_keep_the_names_they_had_before_the_family_was_listed(
+    name: str, said: dict[str, bool]
+) -> None:
+    """Gemma 3 checkpoints could be edited before, and were summed with a BOS that was unusual."""
+    sets = (f"models.Llama-3-8B.preset={name}",)
+    assert _unusual_bos(cells_of(load_grid(GRIDS / "table2.yaml", sets))[0]) == said
 
 
 @pytest.mark.parametrize("name", PRESETS)
