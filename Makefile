@@ -62,9 +62,10 @@ tables-standin:
 	@echo 'make tables-standin is now make tables-proxy; the old name works in this version for the last time'
 	$(MAKE) tables-proxy
 
-# The reference of grid keys, docs/grid.md, from the code.
+# Pages from the code: the reference of grid keys, and what works with what.
 docs: install
 	$(BIN)/python -m tests.unit.docs.grid_page
+	$(BIN)/python -m tests.unit.docs.support_page
 
 lint: install
 	$(BIN)/ruff check .

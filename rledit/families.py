@@ -1,8 +1,9 @@
 """Model families: where layers and MLP modules live, and how prompts begin.
 
 Everything else in the package treats a model as a stack of decoder layers whose MLP linear layers
-are plain matrices. Five families are entries of `FAMILIES`; what those entries say of the others is
-found from the model itself (`rledit.layout_discovery`), or the model is refused with its reason.
+are plain matrices. The families of the presets are entries of `FAMILIES`; what those entries say of
+the others is found from the model itself (`rledit.layout_discovery`), or the model is refused with
+its reason.
 
 Plans read the table without a model: what needs torch or transformers imports it where it is used.
 """
@@ -71,7 +72,17 @@ FAMILIES: dict[str, Family] = {
         target_modules=_GATED,
         norm_after_mlp="post_feedforward_layernorm",
     ),
+    "gemma3_text": Family(
+        name="gemma3_text",
+        target_modules=_GATED,
+        norm_after_mlp="post_feedforward_layernorm",
+    ),
     "qwen2": Family(name="qwen2", target_modules=_GATED),
+    "qwen3": Family(name="qwen3", target_modules=_GATED),
+    "phi3": Family(
+        name="phi3",
+        target_modules={"gate_up": "mlp.gate_up_proj", "down": "mlp.down_proj"},
+    ),
     "gptj": Family(
         name="gptj",
         layers="transformer.h",

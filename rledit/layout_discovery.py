@@ -72,6 +72,12 @@ def _layers(model: nn.Module) -> tuple[nn.ModuleList, str]:
         inside = any(name.startswith(f"{outer}.") for outer in found)
         if isinstance(module, nn.ModuleList) and len(module) and not inside:
             found[name] = module
+    if config is not whole:
+        raise UneditableError(
+            f"it is a multimodal model ({type(model).__name__}), and edits are written into its "
+            "text model alone; open that: `rledit edit FOLDER` and a grid's `checkpoint` do so by "
+            "themselves, pipeline.inputs.model_loading.load_model(folder, 'auto') in Python"
+        )
     fitting = {n: m for n, m in found.items() if len(m) == depth}
     if len(fitting) != 1 or len(found) != 1:
         raise UneditableError(

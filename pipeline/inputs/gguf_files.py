@@ -106,8 +106,14 @@ def _read_header(path: Path, size: int) -> GgufHeader:
     )
 
 
+def readable_architectures() -> frozenset[str]:
+    """The architectures whose GGUF files the installed transformers reads."""
+    listed = modeling_gguf_pytorch_utils.GGUF_SUPPORTED_ARCHITECTURES
+    return frozenset(listed) - {"general", "tokenizer"}
+
+
 def _require_readable(path: Path, architecture: str, parts: int) -> None:
-    known = {*modeling_gguf_pytorch_utils.GGUF_SUPPORTED_ARCHITECTURES} - {"general", "tokenizer"}
+    known = readable_architectures()
     # transformers renames a few before it looks them up, and has those names, too.
     if not {architecture, architecture.replace("-", "_"), _renamed(architecture)} & known:
         raise CheckpointError(

@@ -161,6 +161,10 @@ def load_model(folder: Path, dtype: Any) -> nn.Module:
             f"({', '.join(missing[:3])}); config.json and weights are not of one model, or the "
             "download is not complete"
         )
+    if text_part_of(values) is not None:
+        # transformers would write a text model under the names that it was read by, inside the
+        # multimodal one, where nothing that opens a text model looks for them.
+        vars(model).pop("_weight_conversions", None)
     # What was not packed keeps its files' type.
     if packed is not None and dtype != "auto":
         model = model.to(getattr(torch, dtype) if isinstance(dtype, str) else dtype)

@@ -49,7 +49,10 @@ _TRAITS: Mapping[str, Mapping[str, Any]] = {
     "llama": {},
     "mistral": {},
     "qwen2": {"qkv_bias": True},
+    "qwen3": {"head_norms": 2},
     "gemma2": {"tied": True, "norms": 4},
+    "gemma3_text": {"tied": True, "norms": 4, "head_norms": 2},
+    "phi3": {},
     "gptj": {"gated": False, "mlp_bias": True, "head_bias": True},
 }
 
@@ -111,8 +114,10 @@ class Architecture:
         if self.description.described:
             return {}
         inward, outward = (self.hidden, self.intermediate), (self.intermediate, self.hidden)
+        both = (self.hidden, 2 * self.intermediate)
+        shapes = {"gate": inward, "up": inward, "gate_up": both, "down": outward}
         return {
-            f"{self.description.layers}.{layer}.{path}": outward if kind == "down" else inward
+            f"{self.description.layers}.{layer}.{path}": shapes[kind]
             for layer in range(self.layers)
             for kind, path in self.description.target_modules.items()
         }

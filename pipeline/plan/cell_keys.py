@@ -47,6 +47,8 @@ from rledit.editors import editor_class
 from rledit.world import BOS_FAMILIES
 
 _CALIBRATION_VERSION = 1  # keys of calibrations never held labels
+# Families whose covariances were named with their BOS before the world had a model of them.
+_NOT_IN_OLDER_CACHES = frozenset({"gemma3_text"})
 
 
 @once
@@ -321,7 +323,8 @@ def _unusual_bos(cell: Cell) -> dict[str, bool | None]:
         return {}
     published = cell.published
     family = published.family if published else checkpoint_family(cell.model.checkpoint)
-    return {} if _bos(cell) == (family in BOS_FAMILIES) else {"bos": _bos(cell)}
+    usual = family in BOS_FAMILIES - _NOT_IN_OLDER_CACHES
+    return {} if _bos(cell) == usual else {"bos": _bos(cell)}
 
 
 def _texts(cell: Cell) -> dict[str, Any]:

@@ -41,6 +41,7 @@ class AlphaEdit(SpreadEditor):
     """Null-space constrained editing."""
 
     name = "alphaedit"
+    checked = {"reference": "test_alphaedit_solves_the_published_system"}
     Config = AlphaEditConfig
     config: AlphaEditConfig
     takes_projections = True

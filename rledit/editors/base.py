@@ -21,6 +21,9 @@ from rledit.tokenization import EditBatch, Encoder, Order
 
 Need = Literal["train", "subject", "statistics", "output_gradients", "training_data", "texts"]
 TargetModules = Literal["any", "down", "one_down"]
+Check = Literal["reference", "properties"]
+"""What a method is held against beside recorded numbers of its release: a plain computation of its
+equations, or properties that they have."""
 State = dict[str, Tensor]
 Texts = Callable[[], Sequence[Sequence[int]]]
 """Gives the token ids of the texts that key covariance is of."""
@@ -39,6 +42,8 @@ class Editor(ABC):
 
     Attributes:
         name: Name in the registry, in configurations and in tables.
+        checked: What this method, and not only one that it builds on, is held against, with the
+            test that does it (of `tests/unit`): said on the page of what works with what.
         Config: The editor's settings, a frozen keyword-only dataclass.
         needs: What the editor needs beside the edits of the batch, at most; `needs_of` tells what
             a configuration needs. `train`: a network trained before the stream; `subject`: edits
@@ -59,6 +64,7 @@ class Editor(ABC):
     """
 
     name: ClassVar[str]
+    checked: ClassVar[Mapping[Check, str]] = {}
     Config: ClassVar[type]
     needs: ClassVar[frozenset[Need]] = frozenset()
     trains_on: ClassVar[frozenset[Probe]] = frozenset()

@@ -46,6 +46,7 @@ class BetaEdit(AlphaEdit):
     name = "betaedit"
     Config = BetaEditConfig
     config: BetaEditConfig
+    checked = {"reference": "test_a_stream_equals_the_dense_reference"}
     # It needs the key covariance itself, which a projection does not tell.
     takes_projections = False
 

@@ -86,6 +86,7 @@ class CrispEdit(Editor):
     name = "crispedit"
     Config = CrispEditConfig
     config: CrispEditConfig
+    checked = {"reference": "test_batch_after_batch_against_the_equations_in_float64"}
     needs: ClassVar[frozenset[Need]] = frozenset({"statistics", "output_gradients", "texts"})
 
     def __init__(self, model: EditableModel, config: CrispEditConfig) -> None:

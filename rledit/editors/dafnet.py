@@ -155,6 +155,10 @@ class DAFNet(TrainableEditor):
     """Editing with a network that attends over all edits so far."""
 
     name = "dafnet"
+    checked = {
+        "reference": "test_an_update_equals_plain_loops",
+        "properties": "test_weights_add_up_to_one_and_the_first_edit_has_all_of_it",
+    }
     Config = DAFNetConfig
     config: DAFNetConfig
     trains_on: ClassVar[frozenset[Probe]] = frozenset({"rephrase", "locality prompt"})

@@ -49,6 +49,7 @@ class DeltaEdit(AlphaEdit):
     name = "deltaedit"
     Config = DeltaEditConfig
     config: DeltaEditConfig
+    checked = {"reference": "test_a_stream_equals_the_dense_reference"}
 
     def __init__(self, model: EditableModel, config: DeltaEditConfig) -> None:
         super().__init__(model, config)

@@ -35,5 +35,6 @@ class ENCORE(MEMIT):
     """Early stopping and norm-constrained robust editing."""
 
     name = "encore"
+    checked = {"properties": "test_encore_stops_early_and_remembers_keys"}
     Config = ENCOREConfig
     config: ENCOREConfig

@@ -69,6 +69,7 @@ class FineTuning(Editor):
     """Multi-step fine-tuning of the chosen matrices."""
 
     name = "ft"
+    checked = {"properties": "test_ft_and_ft_m_are_one_method"}
     Config = FineTuningConfig
     config: FineTuningConfig
     prefix_safe = True
@@ -149,6 +150,7 @@ class FTL(FineTuning):
     """Fine-tuning under an elementwise norm constraint."""
 
     name = "ft_l"
+    checked = {"properties": "test_ft_l_stays_within_its_constraint_of_where_a_batch_began"}
     Config = FTLConfig
 
 
@@ -156,3 +158,4 @@ class FTM(FineTuning):
     """Fine-tuning on the full target with the prompt masked, under the name of the literature."""
 
     name = "ft_m"
+    checked = {"properties": "test_ft_and_ft_m_are_one_method"}

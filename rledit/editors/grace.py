@@ -103,6 +103,7 @@ class GRACE(OverlayEditor):
     """General retrieval adaptors for continual editing."""
 
     name = "grace"
+    checked = {"properties": "test_two_targets_part_a_ball_and_each_key_finds_its_own"}
     Config = GRACEConfig
     config: GRACEConfig
     memory: Codebook

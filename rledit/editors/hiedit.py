@@ -78,6 +78,10 @@ class HiEdit(HypernetworkEditor):
     name = "hiedit"
     Config = HiEditConfig
     config: HiEditConfig
+    checked = {
+        "reference": "test_the_gate_against_plain_loops",
+        "properties": "test_with_all_modules_it_is_rledit",
+    }
 
     def __init__(self, model: EditableModel, config: HiEditConfig) -> None:
         super().__init__(model, config)

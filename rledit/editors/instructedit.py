@@ -74,6 +74,7 @@ class InstructEdit(HypernetworkEditor):
     """MEND with instructions."""
 
     name = "instructedit"
+    checked = {"properties": "test_an_empty_template_is_mend_bit_by_bit"}
     Config = InstructEditConfig
     config: InstructEditConfig
     trains_on: ClassVar[frozenset[Probe]] = frozenset({"locality prompt"})

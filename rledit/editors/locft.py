@@ -48,6 +48,7 @@ class LocFT(Editor):
     """Localised breadth-first fine-tuning with replay."""
 
     name = "locft"
+    checked = {"properties": "test_locft_trains_anew_on_everything_so_far"}
     Config = LocFTConfig
     config: LocFTConfig
 

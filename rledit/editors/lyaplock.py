@@ -50,6 +50,7 @@ class LyapLock(SpreadEditor):
     name = "lyaplock"
     Config = LyapLockConfig
     config: LyapLockConfig
+    checked = {"reference": "test_a_stream_equals_the_dense_reference"}
 
     def __init__(self, model: EditableModel, config: LyapLockConfig) -> None:
         super().__init__(model, config)

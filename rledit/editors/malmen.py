@@ -32,4 +32,5 @@ class MALMEN(HypernetworkEditor):
     """Mass editing with a hypernetwork trained batch by batch."""
 
     name = "malmen"
+    checked = {"reference": "test_malmen_is_the_textbook_batch_by_batch"}
     Config = MALMENConfig

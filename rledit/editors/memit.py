@@ -39,6 +39,7 @@ class MEMIT(SpreadEditor):
     """Mass editing of a transformer's memory."""
 
     name = "memit"
+    checked = {"reference": "test_memit_solves_the_published_system"}
     Config = MEMITConfig
     config: MEMITConfig
     projects_each_layer = False

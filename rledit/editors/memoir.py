@@ -73,6 +73,7 @@ class MEMOIR(TemplatedEditor):
     """Residual memory with a mask of inputs for every edit."""
 
     name = "memoir"
+    checked = {"properties": "test_an_edit_of_a_disjoint_mask_leaves_an_earlier_answer_bit_by_bit"}
     Config = MEMOIRConfig
     config: MEMOIRConfig
     memory: ResidualMemory

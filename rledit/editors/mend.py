@@ -32,4 +32,5 @@ class MEND(HypernetworkEditor):
     """Editing with transformed rank-one gradients."""
 
     name = "mend"
+    checked = {"reference": "test_mend_is_the_textbook_with_an_outer_product"}
     Config = MENDConfig

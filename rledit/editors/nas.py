@@ -28,6 +28,7 @@ class NAS(AlphaEdit):
     """AlphaEdit with norm anchors."""
 
     name = "nas"
+    checked = {"properties": "test_nas_anchors_targets_at_the_unedited_norm"}
     Config = NASConfig
 
     @torch.no_grad()

@@ -23,6 +23,7 @@ class Unedited(Editor):
     """Leaves the model as it is."""
 
     name = "none"
+    checked = {"properties": "test_the_unedited_row_changes_nothing"}
     Config = UneditedConfig
     prefix_safe = True
 

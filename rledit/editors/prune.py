@@ -39,6 +39,7 @@ class PRUNE(MEMIT):
     """Sequential editing with a bounded condition number."""
 
     name = "prune"
+    checked = {"properties": "test_prune_restrains_what_memit_writes"}
     Config = PRUNEConfig
     config: PRUNEConfig
 

@@ -30,6 +30,7 @@ class RECT(MEMIT):
     """Regularisation of the edited weights by relative change."""
 
     name = "rect"
+    checked = {"properties": "test_the_largest_relative_changes_are_kept"}
     Config = RECTConfig
     config: RECTConfig
 

@@ -129,6 +129,7 @@ class MENDStar(RetrainedEditor):
     """MEND, retrained on the edited model."""
 
     name = "mend_star"
+    checked = {"properties": "test_before_the_stream_a_starred_editor_is_the_plain_one"}
     Config = MENDStarConfig
 
 
@@ -136,4 +137,5 @@ class MALMENStar(RetrainedEditor):
     """MALMEN, retrained on the edited model."""
 
     name = "malmen_star"
+    checked = {"properties": "test_before_the_stream_a_starred_editor_is_the_plain_one"}
     Config = MALMENStarConfig

@@ -32,4 +32,5 @@ class RLEdit(HypernetworkEditor):
     """Lifelong editing with a hypernetwork trained by trajectory reward."""
 
     name = "rledit"
+    checked = {"reference": "test_paper_mode_is_the_textbook"}
     Config = RLEditConfig

@@ -47,6 +47,7 @@ class ROME(LocateEditor):
     """Rank-one model editing."""
 
     name = "rome"
+    checked = {"properties": "test_rome_edits_one_linear_and_needs_moments_only_where_it_uses_them"}
     Config = ROMEConfig
     config: ROMEConfig
     target_modules: ClassVar[TargetModules] = "one_down"

@@ -70,6 +70,7 @@ class StableEdit(MomentEditor):
     """Training-free editing with whitening and a warm start."""
 
     name = "stableedit"
+    checked = {"properties": "test_stableedit_warms_up_once_on_the_unedited_model"}
     Config = StableEditConfig
     config: StableEditConfig
     prefix_safe = True

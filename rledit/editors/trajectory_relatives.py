@@ -39,6 +39,7 @@ class MENDRLEdit(HypernetworkEditor):
     """MEND trained by trajectory reward."""
 
     name = "mend_rledit"
+    checked = {"reference": "test_mend_with_trajectory_training"}
     Config = MENDRLEditConfig
 
 
@@ -46,4 +47,5 @@ class MALMENRLEdit(HypernetworkEditor):
     """MALMEN trained by trajectory reward."""
 
     name = "malmen_rledit"
+    checked = {"properties": "test_malmen_with_rledits_training_is_rledit"}
     Config = MALMENRLEditConfig

@@ -57,6 +57,7 @@ class UltraEdit(MomentEditor):
     """Training-free editing with lifelong normalisation."""
 
     name = "ultraedit"
+    checked = {"reference": "test_ultraedit_is_its_releases_rule_on_text"}
     Config = UltraEditConfig
     config: UltraEditConfig
     prefix_safe = True

@@ -53,6 +53,7 @@ class Untrained(MomentEditor):
     """RLEdit with zero optimiser steps."""
 
     name = "untrained"
+    checked = {"reference": "test_rledits_start_is_its_releases_rule_on_text"}
     Config = UntrainedConfig
     config: UntrainedConfig
     prefix_safe = True

@@ -98,6 +98,7 @@ class WISE(TemplatedEditor):
     """Side memories with routing."""
 
     name = "wise"
+    checked = {"properties": "test_merging_equal_memories_gives_that_memory_in_any_order"}
     Config = WISEConfig
     config: WISEConfig
     memory: SideMemories

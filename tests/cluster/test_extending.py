@@ -115,11 +115,11 @@ def test_what_is_added_inside_works_together(copy: Path) -> None:
         (copy / f"{name}.jsonl").write_text(text)
     tokenizer = word_tokenizer(world_words(world), add_bos=False)
     config = AutoConfig.for_model(
-        "qwen3", hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=2,
-        num_key_value_heads=1, head_dim=16, vocab_size=len(tokenizer), max_position_embeddings=64,
+        "olmo", hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=2,
+        num_key_value_heads=1, vocab_size=len(tokenizer), max_position_embeddings=64,
     )  # fmt: skip
     AutoModelForCausalLM.from_config(config).save_pretrained(copy / "model")
-    save_tokenizer(tokenizer, copy / "model", "qwen3")
+    save_tokenizer(tokenizer, copy / "model", "olmo")
     (copy / "inside.yaml").write_text(INSIDE % (copy / "model"))
     own = {"PYTHONPATH": str(copy)}
     cli = f"{sys.executable} -m pipeline.cli"

@@ -4,12 +4,21 @@ from __future__ import annotations
 
 from typing import Any
 
-from pipeline.config.presets.models import PRESETS, PackedFile, Preset
-from pipeline.config.presets.proxy import METHODS, mapped_modules, taught
+from pipeline.config.presets.models import MODELS, PackedFile, Preset
+from pipeline.config.presets.newer_models import NEWER_MODELS
+from pipeline.config.presets.proxy import (
+    METHODS,
+    METHODS_BEHIND_A_NORM,
+    mapped_modules,
+    taught,
+)
 from pipeline.config.presets.settings import ANY, OWN, Setting
 from pipeline.config.presets.shape import Shape
+from rledit.families import FAMILIES
 from rledit.names import look_up
 from rledit.world import SCHEMAS
+
+PRESETS: dict[str, Preset] = {**MODELS, **NEWER_MODELS}
 
 # Whose linear layers an editor takes that no preset knows: by the kind of linear layers it can
 # edit.
@@ -51,6 +60,7 @@ def proxy_setting(
         **published.values,
         "modules": mapped_modules(published.values["modules"], depth, family, claims),
         **METHODS.get(editor, {}),
+        **(METHODS_BEHIND_A_NORM.get(editor, {}) if FAMILIES[family].norm_after_mlp else {}),
     }
     origin = f"proxy: layers of {depth} mapped to the same relative depth, sizes of a toy model"
     return Setting(values=values, origin=origin)

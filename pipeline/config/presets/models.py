@@ -1,5 +1,5 @@
 """The models of the published tables, and a small one for a laptop. A new one is one entry of
-`PRESETS`.
+`MODELS`; models that the tables have not are in `pipeline.config.presets.newer_models`.
 
 Revisions are pinned: another one is other weights, and a figure measured on them is not compared.
 """
@@ -18,6 +18,7 @@ from pipeline.config.presets.settings import (
     RELEASE,
     ROME_GPTJ,
     ROME_LLAMA,
+    SPHERE,
     ULTRAEDIT,
     VALUE_GPTJ,
     VALUE_LLAMA,
@@ -31,6 +32,7 @@ from pipeline.config.presets.settings import (
     gated,
     hypernetworks,
     locating,
+    published_in,
     remembering,
     sequences,
     side_memory,
@@ -73,7 +75,7 @@ class Preset:
         family: Key of `rledit.families.FAMILIES`, and of the proxy's architecture.
         bos: Whether its tokenizer begins plain text with BOS at this revision, so that the hub need
             not be asked. Llama-3's does by its post-processor (revisions before May 2024 did not),
-            those of Mistral and Gemma-2 by `add_bos_token`; those of GPT-J and Qwen2.5 do not. The
+            those of Mistral and Gemma by `add_bos_token`; those of GPT-J, Qwen, Phi-4 do not. The
             published runs of RLEdit and UltraEdit take what the tokenizer writes.
         shape: Sizes of its configuration.
         instruct: Whether it was tuned on instructions, so that it can be asked in a chat; it is
@@ -229,6 +231,16 @@ _QWEN = Shape(
 )  # fmt: skip
 _BETAEDIT_QWEN = {"modules": ("down:4-8",), **VALUE_LLAMA}
 _QWEN_LAYERS = ("gate:18-26", "up:18-26")
+_QWEN_LOCATING = locating(
+    Locate(
+        layers="4-8",
+        rome_layer=5,
+        tuned_layer=18,
+        value=VALUE_MISTRAL,
+        rome=ROME_LLAMA,
+        origin=OWN,
+    )
+)
 
 # Ours. The hypernetworks' layers and steps are the best of a few trials on 200 edits of ZsRE that
 # validate; the other methods' are first values, by relative depth.
@@ -275,7 +287,7 @@ _SMOLLM = Preset(
     | {"locft": {ANY: Setting(values={"modules": ("down:20",), "lr": 5e-4}, origin=OWN)}},
 )  # fmt: skip
 
-PRESETS: Mapping[str, Preset] = {
+MODELS: Mapping[str, Preset] = {
     "llama-3-8b": Preset(
         hub="meta-llama/Meta-Llama-3-8B",
         revision="8cde5ca8380496c9a6cc7ef3a8b46a0372a1d920",
@@ -373,16 +385,9 @@ PRESETS: Mapping[str, Preset] = {
         shape=_QWEN,
         settings=hypernetworks({ANY: Hyper(modules=_QWEN_LAYERS, origin=OWN)})
         | training_free({ANY: _QWEN_LAYERS}, origin=ULTRAEDIT)
-        | locating(
-            Locate(
-                layers="4-7",
-                rome_layer=5,
-                tuned_layer=18,
-                value=VALUE_LLAMA,
-                rome=ROME_LLAMA,
-                origin=OWN,
-            )
-        )
+        | _QWEN_LOCATING
+        # SPHERE's comparison has these; the others take its layers and values.
+        | published_in(SPHERE, _QWEN_LOCATING, "memit", "prune", "rect", "alphaedit")
         | {"betaedit": {ANY: Setting(values=_BETAEDIT_QWEN, origin=RELEASE)}}
         | sequences(_layers("25-27"))
         | flat("15-19", CRISPEDIT)

@@ -171,3 +171,5 @@ METHODS: Mapping[str, Mapping[str, Any]] = {
     },
     "mend_rledit": _TRAINED,
 }
+# Behind a norm a value can only turn the stream, not outgrow it, and takes longer to find.
+METHODS_BEHIND_A_NORM: Mapping[str, Mapping[str, Any]] = {"grace": {"steps": 100}}

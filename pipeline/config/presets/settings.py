@@ -6,7 +6,7 @@ A setting says where it comes from. What no paper gives is our own, and printed 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 OWN = "our own setting"
@@ -16,6 +16,7 @@ CRISPEDIT = "CrispEdit's release (arXiv 2602.15823)"
 DAFNET = "DAFNet's release (arXiv 2405.20588); training steps are our own choice"
 HIEDIT = "HiEdit's release (arXiv 2604.11214)"
 ULTRAEDIT = "UltraEdit's release (arXiv 2505.14679)"
+SPHERE = "SPHERE's release (arXiv 2510.01172)"
 
 STEP = 1e-6  # of RLEdit, UltraEdit and their relatives, in all published runs
 
@@ -203,6 +204,16 @@ def flat(layers: str, origin: str = OWN, **values: Any) -> dict[str, dict[str, S
     """CrispEdit, which edits what some late layers write into the residual stream."""
     found = {"modules": (f"down:{layers}",), **values}
     return {"crispedit": {ANY: Setting(values=found, origin=origin)}}
+
+
+def published_in(
+    origin: str, settings: Mapping[str, Mapping[str, Setting]], *editors: str
+) -> dict[str, dict[str, Setting]]:
+    """The settings of some editors among others, which a release has."""
+    return {
+        editor: {schema: replace(one, origin=origin) for schema, one in settings[editor].items()}
+        for editor in editors
+    }
 
 
 def locating(locate: Locate) -> dict[str, dict[str, Setting]]:

@@ -20,6 +20,7 @@ class Shape:
         gated: Whether the MLP has a gate beside its two linear layers.
         tied: Whether input and output embedding are one matrix.
         norms: Normalisation vectors of width `hidden` in a layer, biases counted.
+        head_norms: Normalisation vectors of width `head_dim` in a layer, as of queries and keys.
         qkv_bias: Whether the query, key and value projections have biases.
         mlp_bias: Whether the MLP's linear layers have biases.
         head_bias: Whether the output embedding has a bias.
@@ -35,6 +36,7 @@ class Shape:
     gated: bool = True
     tied: bool = False
     norms: int = 2
+    head_norms: int = 0
     qkv_bias: bool = False
     mlp_bias: bool = False
     head_bias: bool = False
@@ -47,7 +49,8 @@ class Shape:
         mlp = (3 if self.gated else 2) * self.hidden * self.intermediate
         biases = (queries + 2 * keys) * self.qkv_bias
         biases += (self.intermediate + self.hidden) * self.mlp_bias
-        return attention + mlp + biases + self.norms * self.hidden
+        norms = self.norms * self.hidden + self.head_norms * self.head_dim
+        return attention + mlp + biases + norms
 
     @property
     def parameters(self) -> int:

@@ -124,6 +124,16 @@ WEIGHTS: Mapping[str, str] = {
     "mistralai/Mistral-7B-Instruct-v0.3": "Apache-2.0",
     "EleutherAI/gpt-j-6b": "Apache-2.0",
     "Qwen/Qwen2.5-7B": "Apache-2.0",
+    "Qwen/Qwen2.5-7B-Instruct": "Apache-2.0",
+    "Qwen/Qwen3-8B-Base": "Apache-2.0",
+    "Qwen/Qwen3-8B": "Apache-2.0",
+    "meta-llama/Llama-3.1-8B": "Llama 3.1 Community License",
+    "meta-llama/Llama-3.1-8B-Instruct": "Llama 3.1 Community License",
+    "google/gemma-3-4b-pt": "Gemma Terms of Use",
+    "google/gemma-3-4b-it": "Gemma Terms of Use",
+    "google/gemma-3-12b-it": "Gemma Terms of Use",
+    "google/gemma-3-27b-it": "Gemma Terms of Use",
+    "microsoft/phi-4": "MIT",
     "HuggingFaceTB/SmolLM2-135M-Instruct": "Apache-2.0",
 }
 

@@ -73,8 +73,8 @@ streams: [{n_batches: 3, batch_size: 4}]
 
 A trained method that names no recipe trains as published, mostly for one optimiser step, which
 buys little on a model of your own: `{editor: rledit, settings: {reference: converged}}` trains
-until it pays no more ([recipes](methods.md#recipes)). `world_model` is `tiny`, `llama`, `mistral`,
-`gptj`, `gemma2` or `qwen2`.
+until it pays no more ([recipes](methods.md#recipes)). `world_model` is `tiny`, or the family of a
+model (`llama`, `gptj`, `qwen3`, …; [names](#names)).
 """
 
 EDITORS_NOTE = """\

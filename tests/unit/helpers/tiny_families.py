@@ -1,4 +1,4 @@
-"""Configurations of tiny models of families that are found from their classes, not listed."""
+"""Configurations of tiny models of newer listed families, and of those found from their classes."""
 
 from __future__ import annotations
 
@@ -24,11 +24,9 @@ _GPT2: dict[str, Any] = {
     "resid_pdrop": 0.0, "embd_pdrop": 0.0, "attn_pdrop": 0.0,
 }  # fmt: skip
 
-# What each family has beside the sizes: whatever makes it unlike Llama.
-UNLIKE: dict[str, dict[str, Any]] = {
-    # Named by current papers, and what their config.json brings.
+# Listed, and what their config.json brings.
+LISTED: dict[str, dict[str, Any]] = {
     "qwen3": {"head_dim": 8},
-    "gemma": {"head_dim": 8},
     "gemma3_text": {
         "head_dim": 8, "sliding_window": 4, "query_pre_attn_scalar": 8, "layer_types": _SLIDING,
         "rope_parameters": {
@@ -37,6 +35,11 @@ UNLIKE: dict[str, dict[str, Any]] = {
         },
     },
     "phi3": {"sliding_window": 4},
+}  # fmt: skip
+
+# What each family has beside the sizes: whatever makes it unlike Llama.
+UNLIKE: dict[str, dict[str, Any]] = {
+    "gemma": {"head_dim": 8},
     "phi": {"partial_rotary_factor": 0.5},
     "gpt_neox": {"use_parallel_residual": True, "rotary_pct": 0.5},
     "gpt2": _GPT2,
@@ -94,8 +97,8 @@ DESCRIBED = tuple(UNLIKE)
 
 
 def tiny_config(family: str) -> PretrainedConfig:
-    """The configuration of a tiny model of a described family."""
-    own = UNLIKE.get(family) or RARER.get(family) or {}
+    """The configuration of a tiny model of such a family."""
+    own = {**LISTED, **UNLIKE, **RARER}.get(family, {})
     whole = any(key in own for key in ("n_embd", "d_model"))
     sizes = {k: v for k, v in SIZES.items() if not whole or not k.startswith(("hidden", "num_"))}
     if whole:

@@ -42,6 +42,10 @@ _SHARED: dict[str, Any] = {
 def _config(family: str) -> PretrainedConfig:
     if family == "llama":
         return LlamaConfig(**_SHARED)
+    if family == "llama3.1":
+        scaled = {"rope_type": "llama3", "rope_theta": 5e5, "factor": 8.0, "low_freq_factor": 1.0,
+                  "high_freq_factor": 4.0, "original_max_position_embeddings": 4}  # fmt: skip
+        return LlamaConfig(**_SHARED, rope_parameters=scaled)
     if family == "mistral":
         return MistralConfig(**_SHARED, head_dim=8, sliding_window=4)
     if family == "gemma2":
@@ -64,7 +68,10 @@ def _config(family: str) -> PretrainedConfig:
 
 
 def tiny_model(family: str, seed: int = 0) -> nn.Module:
-    """A float64 model of that family with weights large enough for every layer to matter."""
+    """A float64 model of that family with weights large enough for every layer to matter.
+
+    ``llama3.1`` is Llama with its scaled positions.
+    """
     config = _config(family)
     config.initializer_range = 0.25
     torch.manual_seed(seed)
@@ -92,22 +99,26 @@ def double_arithmetic(monkeypatch: pytest.MonkeyPatch) -> None:
     Norms and soft-maxes of Hugging Face models round to float32 on the way, which hides
     differences below 1e-7 and adds some of its own.
     """
-    for family in (*FAMILIES, "qwen3", "gpt2"):
-        path = f"transformers.models.{family}.modeling_{family}"
-        monkeypatch.setattr(importlib.import_module(path), "torch", _DoubleTorch("torch"))
-    gemma = importlib.import_module("transformers.models.gemma2.modeling_gemma2").Gemma2RMSNorm
+    modules = {}
+    for family in (*FAMILIES, "gpt2"):
+        name = family.removesuffix("_text")
+        path = f"transformers.models.{name}.modeling_{name}"
+        modules[family] = importlib.import_module(path)
+        monkeypatch.setattr(modules[family], "torch", _DoubleTorch("torch"))
 
     def norm(self: Any, x: Tensor) -> Tensor:
         whole: Tensor = self._norm(x) * (1.0 + self.weight)
         return whole
 
-    monkeypatch.setattr(gemma, "forward", norm)
+    monkeypatch.setattr(modules["gemma2"].Gemma2RMSNorm, "forward", norm)
+    monkeypatch.setattr(modules["gemma3_text"].Gemma3RMSNorm, "forward", norm)
 
 
 def add_outliers(model: nn.Module, scale: float) -> None:
     """Blow up a few input features of every MLP linear, the readers' columns making up for it."""
     family = family_of(model)
-    norms = {"gptj": "ln_1", "gemma2": "pre_feedforward_layernorm"}
+    gemma = "pre_feedforward_layernorm"
+    norms = {"gptj": "ln_1", "gemma2": gemma, "gemma3_text": gemma}
     for layer in model.get_submodule(family.layers):  # type: ignore[attr-defined]
         norm = layer.get_submodule(norms.get(family.name, "post_attention_layernorm"))
         target_modules = {
@@ -115,9 +126,11 @@ def add_outliers(model: nn.Module, scale: float) -> None:
         }
         with torch.no_grad():
             norm.weight[[1, 5]] = scale
-            for kind in {"gate", "up"} & set(target_modules):
+            for kind in set(target_modules) - {"down"}:
                 target_modules[kind].weight[:, [1, 5]] /= scale
-            target_modules["up"].weight[2] *= scale
+            fused = "gate_up" in target_modules  # ups below the gates
+            up = target_modules["gate_up" if fused else "up"].weight
+            up[2 + (len(up) // 2 if fused else 0)] *= scale
             target_modules["down"].weight[:, 2] /= scale
 
 

@@ -1,5 +1,5 @@
-"""Paper mode against the dense float64 reference implementation: shifts, gradients, updates, edits
-after them."""
+"""RLEdit's paper mode, MALMEN and MEND against the dense float64 reference implementation: shifts,
+gradients, updates, edits after them."""
 
 from __future__ import annotations
 
@@ -150,8 +150,11 @@ def test_mend_is_the_textbook_with_an_outer_product(family: str) -> None:
     check(pair.edit(batches), pair.tolerance)
 
 
-def test_mend_with_trajectory_training() -> None:
+@pytest.mark.parametrize("editor", ["mend", "mend_rledit"])
+def test_mend_with_trajectory_training(editor: str) -> None:
     settings: dict[str, Any] = {"rule": "outer_product", "tokens": "all"}
     trajectory: dict[str, Any] = {"transition": True, "optimise": "trajectory"}
-    pair = make_pair("llama", editor="mend", fast=trajectory, **settings)
+    pair = make_pair(
+        "llama", editor=editor, fast=trajectory if editor == "mend" else {}, **settings
+    )
     _agree(pair, random_batches(2, FEW))

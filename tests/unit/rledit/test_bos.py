@@ -205,6 +205,16 @@ def test_published_models_know_their_answer() -> None:
         "qwen2.5-7b": False,
         "smollm2-135m": False,
         "smollm2-135m-hub": False,
+        "llama-3.1-8b": True,
+        "llama-3.1-8b-instruct": True,
+        "qwen2.5-7b-instruct": False,
+        "qwen3-8b-base": False,
+        "qwen3-8b": False,
+        "gemma-3-4b": True,
+        "gemma-3-4b-it": True,
+        "gemma-3-12b-it": True,
+        "gemma-3-27b-it": True,
+        "phi-4": False,
     }
     unusual = {n for n, p in PRESETS.items() if (p.family in BOS_FAMILIES) != p.bos}
     assert unusual == {"smollm2-135m", "smollm2-135m-hub"}  # llama, with GPT-2's tokenizer

@@ -43,7 +43,10 @@ TEMPLATES = {
     "llama": "{{ bos_token }}" + HEADED,
     "mistral": "{{ bos_token }}" + BRACKETED,
     "gemma2": "{{ bos_token }}" + BRACKETED,
+    "gemma3_text": "{{ bos_token }}" + BRACKETED,
     "qwen2": SYSTEM + HEADED,
+    "qwen3": HEADED,
+    "phi3": HEADED,
     "gptj": HEADED,
 }
 MARKS = ["<|start|>", "<|end|>", "<|eot|>", "[INST]", "[/INST]"]

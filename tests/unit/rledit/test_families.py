@@ -194,7 +194,7 @@ def test_what_cannot_be_edited_is_refused_with_its_own_reason(
 
 def test_layers_that_hand_on_more_than_hidden_states_are_refused() -> None:
     """Found by comparing with the whole model: here layer 3 adds what layer 0 put out."""
-    model = tiny_model("qwen3")
+    model = tiny_model("olmo2")
     layers: Any = model.get_submodule("model.layers")
     handed: dict[str, Tensor] = {}
     model.register_forward_pre_hook(lambda *_: handed.clear())

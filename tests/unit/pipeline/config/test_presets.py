@@ -20,12 +20,14 @@ from pipeline.config.presets import (
     preset_setting,
     proxy_setting,
 )
+from pipeline.config.presets.carry import carried_modules
 from pipeline.config.presets.proxy import LAYERS
+from pipeline.config.presets.settings import SPHERE, ULTRAEDIT
 from pipeline.config.presets.shape import layer_numbers
 from pipeline.errors import ConfigError
 from pipeline.paper.references import published, rows
 from pipeline.plan.cell_data import read_metadata
-from pipeline.plan.cell_keys import identity_of
+from pipeline.plan.cell_keys import _unusual_bos, identity_of
 from pipeline.plan.cells import Cell, cells_of
 from pipeline.plan.checks import check_cell, skip_reason
 from rledit.editors import EDITORS
@@ -34,7 +36,10 @@ from rledit.world import SCHEMAS
 
 GRIDS = Path(__file__).parents[4] / "jobs" / "grids"
 TINY = Path(__file__).parents[3] / "cluster" / "tiny.yaml"
-SHAPES = ("llama-3-8b", "mistral-7b-v0.3", "gemma-2-9b", "gpt-j-6b", "qwen2.5-7b")
+SHAPES = (
+    "llama-3-8b", "mistral-7b-v0.3", "gemma-2-9b", "gpt-j-6b", "qwen2.5-7b", "llama-3.1-8b",
+    "qwen3-8b", "gemma-3-4b", "gemma-3-12b-it", "gemma-3-27b-it", "phi-4",
+)  # fmt: skip
 TEXTS = {path.stem: path.read_text() for path in GRIDS.glob("*.yaml")}
 PUBLISHED = sorted(
     # SmolLM2 is small enough to be edited itself: its grids repeat no published figure.
@@ -91,6 +96,70 @@ def test_rledits_settings_are_those_of_its_table_3() -> None:
     assert preset_setting("gpt-j-6b", "rledit", "zsre").origin == OWN
 
 
+@pytest.mark.parametrize(
+    ("modules", "depth", "to", "expected"),
+    [
+        (("down:4-8",), 32, 36, ("down:5-9",)),
+        (("gate:22-30", "up:22-30"), 32, 48, ("gate:37-45", "up:37-45")),
+        (("down:29-31",), 32, 62, ("down:59-61",)),
+        (("down:0",), 32, 62, ("down:0",)),
+        (("down:17,19",), 32, 32, ("down:17,19",)),
+        (("down:0-3",), 4, 8, ("down:0-3",)),
+    ],
+)
+def test_carried_layers_are_as_many_and_as_far_along_the_stack(
+    modules: tuple[str, ...], depth: int, to: int, expected: tuple[str, ...]
+) -> None:
+    """The first stay the first, the last the last."""
+    assert carried_modules(modules, depth, to) == expected
+
+
+def test_gate_and_up_that_are_fused_are_edited_as_one() -> None:
+    gates = ("gate:11-15", "up:18-24", "down:1")
+    assert carried_modules(gates, 32, 32, fused=True) == (
+        "gate_up:11,12,13,14,15,18,19,20,21,22,23,24", "down:1",
+    )  # fmt: skip
+    assert preset_setting("phi-4", "dafnet", None).values["modules"] == (
+        "gate_up:37-39", "down:37-39",
+    )  # fmt: skip
+
+
+def test_on_newer_models_only_what_a_release_has_counts_as_published() -> None:
+    own = {
+        name for name, preset in PRESETS.items()
+        if {s.origin for by in preset.settings.values() for s in by.values()} == {OWN}
+    }  # fmt: skip
+    assert own == {
+        "smollm2-135m", "smollm2-135m-hub", "llama-3.1-8b", "llama-3.1-8b-instruct", "qwen3-8b",
+        "qwen3-8b-base", "gemma-3-4b", "gemma-3-4b-it", "gemma-3-12b-it",
+    }  # fmt: skip
+    published = {"gemma-3-27b-it": ("gate:52-60", "up:52-60"), "phi-4": ("down:30-38",)}
+    for name, modules in published.items():
+        ultraedit = preset_setting(name, "ultraedit", "zsre")
+        assert (ultraedit.values["modules"], ultraedit.origin) == (modules, ULTRAEDIT)
+        rledit = preset_setting(name, "rledit", "zsre")
+        assert (rledit.values["modules"], rledit.origin) == (modules, OWN)
+    for name in ("qwen2.5-7b", "qwen2.5-7b-instruct"):
+        memit = preset_setting(name, "memit", "zsre")
+        assert memit.origin == SPHERE and memit.values["modules"] == ("down:4-8",)
+        assert (memit.values["value_lr"], memit.values["clamp"]) == (0.5, 4.0)
+        assert preset_setting(name, "nas", "zsre").origin == OWN
+    # 4,096 inputs of 14,336: of another width a mask takes the same share by itself.
+    assert preset_setting("llama-3.1-8b", "memoir", "zsre").values["k"] == 4096
+    assert "k" not in preset_setting("phi-4", "memoir", "zsre").values
+
+
+@pytest.mark.parametrize(
+    ("name", "said"), [("gemma-2-9b", {}), ("qwen3-8b", {}), ("gemma-3-4b", {"bos": True})]
+)
+def test_covariances_keep_the_names_they_had_before_the_family_was_listed(
+    name: str, said: dict[str, bool]
+) -> None:
+    """Gemma 3 checkpoints could be edited before, and were summed with a BOS that was unusual."""
+    sets = (f"models.Llama-3-8B.preset={name}",)
+    assert _unusual_bos(cells_of(load_grid(GRIDS / "table2.yaml", sets))[0]) == said
+
+
 @pytest.mark.parametrize("name", PRESETS)
 def test_every_method_has_linears_of_the_model_and_of_its_stand_in(name: str) -> None:
     preset = PRESETS[name]
@@ -114,6 +183,8 @@ def test_a_proxy_that_normalises_its_mlps_output_is_edited_in_all_layers() -> No
     """Gates and ups of its last layer alone turn no answer; what writes there keeps its place."""
     assert mapped_modules(("gate:32-40", "down:5-9"), 42, "gemma2") == ("gate:0,1,2,3", "down:0")
     assert mapped_modules(("gate:22-30",), 32, "llama") == ("gate:2,3",)
+    assert proxy_setting("gemma-3-4b", "grace", None).values["steps"] == 100
+    assert proxy_setting("phi-4", "grace", None).values["steps"] == 30
     assert proxy_setting("llama-3-8b", "ft", "fever").values["modules"] == ("down:0,1,2,3",)
     assert proxy_setting("llama-3-8b", "memit", "fever", "down").values["modules"] == ("down:0,1",)
 

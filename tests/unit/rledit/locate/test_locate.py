@@ -72,6 +72,9 @@ KINDS = {
     "qwen2": byte_level,
     "mistral": metaspace,
     "gemma2": metaspace,
+    "gemma3_text": metaspace,
+    "qwen3": byte_level,
+    "phi3": byte_level,
 }
 
 

@@ -105,7 +105,7 @@ def test_every_family_trains_and_loads(family: Family, world: World, tmp_path: P
     ids = tokenizer(f" {answer}", add_special_tokens=False)["input_ids"]
     assert tokenizer.convert_ids_to_tokens(ids) == answer.split()
     has_bos = tokenizer(world.facts[0].trained[0])["input_ids"][0] == tokenizer.bos_token_id
-    assert has_bos == (family in ("llama", "mistral", "gemma2"))
+    assert has_bos == (family in ("llama", "mistral", "gemma2", "gemma3_text"))
     # A copy made from what was loaded is the same tokenizer again.
     tokenizer.save_pretrained(tmp_path / "copy")
     model.config.save_pretrained(tmp_path / "copy")
