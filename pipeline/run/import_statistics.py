@@ -37,7 +37,6 @@ from rledit.locate.output_gradients import gradients_of, observe_gradients
 from rledit.locate.verification import (
     Check,
     Observed,
-    check_gradients,
     check_projection,
     check_sum,
     compare_gradients,
@@ -197,7 +196,7 @@ def _import_factors(
     means = {name: found.keys, gradients_of(name): found.gradients}
     checks = {
         name: check_sum(found.keys, found.count, None, d_in, None),
-        gradients_of(name): check_gradients(found.gradients, d_out, found.count),
+        gradients_of(name): check_sum(found.gradients, found.count, None, d_out, None, "outputs"),
     }
     for part, done in checks.items():
         require(done, f"{path}, as {called(part)},", _ADVICE)  # before the model is loaded

@@ -154,7 +154,12 @@ def observe(
 
 
 def check_sum(
-    total: Tensor, count: int, documents: int | None, width: int, window: int | None
+    total: Tensor,
+    count: int,
+    documents: int | None,
+    width: int,
+    window: int | None,
+    side: str = "inputs",
 ) -> list[Check]:
     """What a sum of k kᵀ shows by itself.
 
@@ -164,8 +169,9 @@ def check_sum(
         documents: Documents, where the file says so.
         width: d_in of the linear it is said to be of.
         window: Tokens that the model takes; None where it does not say.
+        side: What it is of: `outputs` where it is of gradients.
     """
-    if problem := _shape_problem(total, width):
+    if problem := _shape_problem(total, width, side):
         return [problem]
     values = torch.linalg.eigvalsh(total.double())
     least, largest = float(values[0]), float(values.abs().max())
@@ -203,17 +209,6 @@ def check_projection(projection: Tensor, width: int) -> list[Check]:
 def rank_of(projection: Tensor) -> int:
     """Number of directions that a projection keeps."""
     return int((torch.linalg.eigvalsh(projection.double()) > 0.5).sum())
-
-
-def check_gradients(mean: Tensor, width: int, count: int) -> list[Check]:
-    """What a covariance of output gradients shows by itself.
-
-    Args:
-        mean: B.
-        width: d_out of the linear it is said to be of.
-        count: Tokens it is of.
-    """
-    return check_sum(mean, count, None, width, None)
 
 
 def compare_gradients(sample: Tensor, mean: Tensor) -> list[Check]:
@@ -325,11 +320,11 @@ def _leading(matrix: Tensor) -> tuple[Tensor, float]:
     return vectors[:, -1], float(values[-1] / matrix.trace())
 
 
-def _shape_problem(matrix: Tensor, width: int) -> Check | None:
+def _shape_problem(matrix: Tensor, width: int, side: str = "inputs") -> Check | None:
     if matrix.ndim != 2 or matrix.shape[0] != matrix.shape[1] or len(matrix) != width:
         found = "×".join(str(n) for n in matrix.shape)
         value = float(matrix.shape[-1]) if matrix.ndim else 0.0
-        bound = f"{width}×{width}, as the linear has {width} inputs"
+        bound = f"{width}×{width}, as the linear has {width} {side}"
         return Check(name=f"width of the matrix ({found})", value=value, bound=bound, passed=False)
     if broken := int((~matrix.isfinite()).sum()):
         return Check(

@@ -210,7 +210,10 @@ def test_a_file_of_crispedit_is_refused_with_the_number_that_failed(
     noise = torch.randn(n, 4 * n, generator=torch.Generator().manual_seed(0)) / n
     shuffled = torch.diag(good["B"].diagonal().flip(0))
     cases: list[tuple[object, str]] = [
-        ({**good, "B": good["B"][1:, 1:]}, rf"width of the matrix .*expected {n}×{n}"),
+        (
+            {**good, "B": good["B"][1:, 1:]},
+            rf"width of the matrix .*expected {n}×{n}, as the linear has {n} outputs",
+        ),
         ({**good, "B": -good["B"]}, r"of output gradients of .*smallest eigenvalue over"),
         ({**good, "B": noise @ noise.T}, r"of the gradients' diagonals is .*at least 0\.4"),
         ({**good, "B": shuffled}, r"of the gradients' diagonals is .*at least 0\.4"),

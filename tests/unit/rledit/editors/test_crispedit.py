@@ -181,6 +181,12 @@ def test_keys_are_summed_in_the_same_bits_with_and_without_gradients() -> None:
     assert all(torch.equal(both[name].total, alone[name].total) for name in alone)
 
 
+def weight(model: EditableModel, name: str) -> Tensor:
+    linear: Any = model.linear(name)
+    found: Tensor = linear.weight
+    return found
+
+
 def plain_descent(
     model: EditableModel,
     samples: list[Sample],
@@ -191,7 +197,7 @@ def plain_descent(
 ) -> dict[str, tuple[Tensor, Tensor, int]]:
     """CrispEdit's descent in float64, Adam and projection written out; weights change in place."""
     config = editor.config
-    linears = {name: model.linear(name) for name in model.modules}
+    linears: dict[str, Any] = {name: model.linear(name) for name in model.modules}
     kept = moments or {
         name: (torch.zeros_like(w.weight), torch.zeros_like(w.weight), 0)
         for name, w in linears.items()
@@ -243,7 +249,7 @@ def test_all_edits_at_once_against_the_equations_in_float64(reference: str) -> N
     }
     plain_descent(plain, [*first.edit.samples, *second.edit.samples], flat, editor, seed=0)
     for name in plain.modules:
-        expected = plain.linear(name).weight - plain.weights.original(name)
+        expected = weight(plain, name) - plain.weights.original(name)
         found = editor.model.weights.read(name) - editor.model.weights.original(name)
         assert relative(found, expected.detach()) < 1e-9
     assert metrics["replayed"] == 10
@@ -268,7 +274,7 @@ def test_batch_after_batch_against_the_equations_in_float64() -> None:
         kept = plain_descent(plain, samples, flat, editor, seed=number, moments=kept)
         editor.edit(batch)
         for name in plain.modules:
-            expected = plain.linear(name).weight - plain.weights.original(name)
+            expected = weight(plain, name) - plain.weights.original(name)
             found = editor.model.weights.read(name) - editor.model.weights.original(name)
             assert relative(found, expected.detach()) < 1e-7
         if before:
@@ -393,7 +399,8 @@ def test_what_is_missing_or_of_another_model_is_refused_before_the_stream() -> N
 
 def test_a_gradient_that_is_no_number_is_named() -> None:
     model = opened()
-    head: Any = model.model.get_output_embeddings()
+    whole: Any = model.model
+    head = whole.get_output_embeddings()
     head.weight.data[:] = 1e308
     with pytest.raises(NonFiniteError, match=r"covariance of output gradients of 'model\.layers"):
         random_covariances(model, needs=("output_gradients",))
