@@ -1,7 +1,7 @@
 """One of two ranks that share a model by ZeRO-3 and compare it with the whole one; see `test_zero`.
 
-Every rank runs the whole models too, and compares by itself. Which editors are tried on which family
-stands in ``editors.json``.
+Every rank runs the whole models too, and compares by itself. Which editors are tried on which
+family stands in ``editors.json``.
 """
 
 from __future__ import annotations
