@@ -24,7 +24,7 @@ EDITED = ("llama torch.float32", "gptj torch.float32", "mistral torch.float32")
 EVERY_EDITOR = tuple(name for name in EDITORS if name != "none")
 REPRESENTATIVE = ("rledit", "ultraedit", "ft", "memit", "rome", "wise")
 EDITORS_ON = {"llama": EVERY_EDITOR, "mistral": REPRESENTATIVE, "gptj": REPRESENTATIVE}
-TIMEOUT = 2400.0
+TIMEOUT = 400.0
 
 
 @pytest.fixture(scope="module")
