@@ -81,7 +81,7 @@ SHARED := -n 2 --dist worksteal
 # What a developer runs all day. How long it takes and what it leaves out stands in CONTRIBUTING.md.
 quick: install
 	$(BIN)/ruff check .
-	$(PYTEST) tests $(SHARED) -m 'not cluster and not slow and not long'
+	$(PYTEST) tests/unit tests/golden $(SHARED) -m 'not slow and not long'
 
 # Everything but the slow tests: the fast ones in parallel, then those that start Ray, MLflow or
 # DeepSpeed one after another, as each of them wants both cores.
