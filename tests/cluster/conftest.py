@@ -25,11 +25,12 @@ def rledit(
         check: Raise where it fails.
         start: Start a Python for it as a user does, instead of forking one that has imported
             everything: the same, and seconds longer.
-        environment: More variables of its environment.
+        environment: More variables of its environment. It is started with them: Ray reads its own
+            when it is imported.
     """
     words = list(map(str, arguments))
     own = {k: v for k, v in os.environ.items() if k != "MLFLOW_TRACKING_URI"} | environment
-    if start:
+    if start or environment:
         command = [sys.executable, "-m", "pipeline.cli", *words]
         done = subprocess.run(
             command, capture_output=True, text=True, timeout=TIMEOUT_SECONDS, env=own

@@ -28,6 +28,12 @@ DENSE = ("ft", "locft", "rect", "ultraedit")
 HALVED = {"rome", "ft"}
 
 
+@pytest.fixture(scope="module")
+def supplies(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """What editors need of the model, made once."""
+    return tmp_path_factory.mktemp("supplies")
+
+
 @pytest.mark.parametrize(
     ("editor", "dtype"),
     [
@@ -40,9 +46,9 @@ HALVED = {"rome", "ft"}
     ],
 )
 def test_unedited_matrices_and_terms_give_the_edited_ones_bit_by_bit(
-    editor: str, dtype: torch.dtype, tmp_path: Path
+    editor: str, dtype: torch.dtype, supplies: Path
 ) -> None:
-    session = small_session(tmp_path, dtype)
+    session = small_session(supplies, dtype)
     for first in (0, 4):
         session.edit(rows(4, first), editor=editor, settings=SETTINGS[editor], passes=2, floor=0)
     deltas = session.ledger.deltas()
