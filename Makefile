@@ -73,21 +73,25 @@ lint: install
 	$(BIN)/mypy rledit pipeline jobs
 	$(BIN)/lint-imports
 
-# What a developer runs all day: about six minutes on two cores. Each worker takes tests that follow
-# one another, so that what a module shares is made once.
+# Tests keep their byte code whatever the environment says: compiled anew, it takes each worker half
+# a minute. Where they share cores, each worker takes tests that follow one another, so that what a
+# module shares is made once.
+PYTEST := PYTHONDONTWRITEBYTECODE= OMP_NUM_THREADS=1 $(BIN)/pytest
 SHARED := -n 2 --dist worksteal
+
+# What a developer runs all day. How long it takes and what it leaves out stands in CONTRIBUTING.md.
 quick: install
 	$(BIN)/ruff check .
-	OMP_NUM_THREADS=1 $(BIN)/pytest tests $(SHARED) -m 'not cluster and not slow and not long'
+	$(PYTEST) tests/unit tests/golden $(SHARED) -m 'not slow and not long'
 
 # Everything but the slow tests: the fast ones in parallel, then those that start Ray, MLflow or
 # DeepSpeed one after another, as each of them wants both cores.
 test: lint
-	OMP_NUM_THREADS=1 $(BIN)/pytest tests $(SHARED) -m 'not cluster and not slow'
-	OMP_NUM_THREADS=1 $(BIN)/pytest tests/cluster -m 'cluster and not slow'
+	$(PYTEST) tests $(SHARED) -m 'not cluster and not slow'
+	$(PYTEST) tests/cluster -m 'cluster and not slow'
 
 test-all: test
-	OMP_NUM_THREADS=1 $(BIN)/pytest tests -m slow
+	$(PYTEST) tests -m slow
 
 # The versions and hashes of requirements/*.txt from pyproject.toml; ARGS=--upgrade: newer ones.
 lock: install

@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+import gc
 from pathlib import Path
 
 import pytest
 import torch
 
+from tests.tracking_schema import quick_schema
+
 CLUSTER = Path(__file__).with_name("cluster")
+
+# What is imported and collected stays: to look through it for garbage each time takes seconds.
+gc.disable()
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -15,6 +21,12 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         if item.get_closest_marker("cluster") and not item.path.is_relative_to(CLUSTER):
             raise pytest.UsageError(f"{item.nodeid}: tests marked cluster lie in tests/cluster")
+
+
+def pytest_collection_finish() -> None:
+    gc.collect()
+    gc.freeze()
+    gc.enable()
 
 
 @pytest.fixture(autouse=True)
@@ -27,3 +39,9 @@ def one_thread() -> None:
 def no_tracking_of_another_test(monkeypatch: pytest.MonkeyPatch) -> None:
     """`mlflow.set_tracking_uri` leaves its store in the environment, where ours looks for one."""
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+
+
+@pytest.fixture(autouse=True)
+def quick_tracking_schema(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Tracking databases have their tables without MLflow's migrations, which take a second."""
+    quick_schema(monkeypatch)

@@ -22,11 +22,6 @@ def model_name(model: str, scale: str, *, preset: bool = False) -> str:
     return f"{model} {PROXY}" if proxy else model
 
 
-def model_title(name: str, parameters: int | None) -> str:
-    """A model's name with its size where that is known: ``Llama-3-8B proxy, 1 M parameters``."""
-    return name if parameters is None else f"{name}, {size_of(parameters)} parameters"
-
-
 def size_of(parameters: int) -> str:
     """Parameters in words: ``0.27 M``, ``135 M``, ``8 B``."""
     unit, letter = (1e9, "B") if parameters >= 1e9 else (1e6, "M")

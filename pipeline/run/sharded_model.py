@@ -29,18 +29,15 @@ from transformers.integrations import HfDeepSpeedConfig
 
 from pipeline.inputs.checkpoints import read_config
 from pipeline.inputs.model_loading import configured
-from pipeline.run import deepspeed_ops
 from pipeline.run.fleet.process_group import ProcessRanks
 from pipeline.run.weight_files import CheckpointFiles
 from rledit.finite import NonFiniteError
 from rledit.model import EditableModel, Execution
 
-# DeepSpeed reads these when it is imported.
+# DeepSpeed reads it when it is imported.
 os.environ.setdefault("DS_ACCELERATOR", "cuda" if torch.cuda.is_available() else "cpu")
-os.environ.setdefault("TORCH_EXTENSIONS_DIR", str(deepspeed_ops.FOLDER))
 
 import deepspeed
-from deepspeed.accelerator import get_accelerator
 
 logger = logging.getLogger(__name__)
 
@@ -189,13 +186,6 @@ def held_share(model: nn.Module) -> float:
     )
 
 
-def prepare_operators() -> None:
-    """Compile the operator by which CPU ranks exchange data: about a minute, once per machine."""
-    if not torch.cuda.is_available():
-        with deepspeed_ops.building():
-            get_accelerator().create_op_builder("ShareMemCommBuilder").load(verbose=False)
-
-
 def _initialise() -> None:
     """Put DeepSpeed on top of the process group.
 
@@ -207,7 +197,9 @@ def _initialise() -> None:
             "a sharded model needs a process group; enter "
             "pipeline.run.fleet.process_group.joined first"
         )
-    prepare_operators()
+    # CPU ranks would compile an operator, which takes a compiler and a minute, for an exchange that
+    # ZeRO-3 does not use.
+    deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
     deepspeed.init_distributed(torch.distributed.get_backend(), auto_mpi_discovery=False)
 
 

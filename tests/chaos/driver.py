@@ -20,8 +20,9 @@ from pipeline.run.logs import configure_logging
 from pipeline.storage.run_paths import RunPaths
 
 # Drivers are forked from a process that has imported everything: half of a driver's time is that.
-_ORIGIN = multiprocessing.get_context("forkserver")
-_ORIGIN.set_forkserver_preload([__name__])
+ORIGIN = multiprocessing.get_context("forkserver")
+PRELOADED = [__name__]
+ORIGIN.set_forkserver_preload(PRELOADED)
 
 
 class Invocation:
@@ -38,7 +39,7 @@ class Invocation:
     def __init__(
         self, grid: Path, results: Path, address: str, log: Path, environment: Mapping[str, str]
     ) -> None:
-        self._process = _ORIGIN.Process(
+        self._process = ORIGIN.Process(
             target=_main, args=(grid, results, address, log, dict(environment)), daemon=True
         )
         self._process.start()

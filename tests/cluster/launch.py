@@ -4,11 +4,9 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
 import signal
 import subprocess
 import sys
-import sysconfig
 import time
 from pathlib import Path
 from typing import Any
@@ -71,13 +69,3 @@ def launch(module: str, size: int, folder: Path, timeout: float) -> list[dict[st
             f"{module}: exit codes {codes} (None: killed after {timeout:.0f} s)\n{logs}"
         )
     return [json.loads((folder / f"{rank}.json").read_text()) for rank in range(size)]
-
-
-def why_unavailable() -> str | None:
-    """What this machine lacks to compile operators; None where nothing is missing."""
-    if shutil.which(os.environ.get("CXX", "c++")) is None:
-        return "no C++ compiler to build DeepSpeed's operators with"
-    headers = Path(sysconfig.get_path("include")) / "Python.h"
-    if not headers.is_file():
-        return f"no Python headers ({headers}) to build DeepSpeed's operators with"
-    return None

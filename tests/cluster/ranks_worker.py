@@ -5,7 +5,9 @@ from __future__ import annotations
 import hashlib
 import json
 import sys
+from collections.abc import Iterable
 from datetime import timedelta
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +35,9 @@ CASES: dict[str, tuple[str, str, dict[str, Any]]] = {
 # In float32, as a grid runs by default.
 SINGLE = {"llama-float32": ("rledit", "llama", {})}
 
+# Networks, edited weights and readings; measured losses; prompts this rank read.
+Found = tuple[dict[str, Tensor], dict[str, float], int]
+
 
 def trainer(case: str, ranks: Ranks) -> TrainableEditor:
     """The editor of a case, on a model of its own."""
@@ -46,12 +51,8 @@ def trainer(case: str, ranks: Ranks) -> TrainableEditor:
     return editor
 
 
-def run(case: str, ranks: Ranks) -> tuple[dict[str, Tensor], dict[str, float], int]:
-    """Train two steps, edit two batches, read.
-
-    Returns:
-        Networks, edited weights and readings; measured losses; prompts this rank read.
-    """
+def run(case: str, ranks: Ranks) -> Found:
+    """Train two steps, edit two batches, read."""
     editor = trainer(case, ranks)
     model = editor.model
     measured: dict[str, float] = {}
@@ -81,22 +82,14 @@ def main(rank: int, size: int, folder: Path) -> None:
         # Every process takes part in making every group.
         pairs = [dist.new_group([0, 1]), dist.new_group([2, 3])]
         groups: dict[str, Ranks] = {"2": ProcessRanks(pairs[rank // 2]), "4": four}
-        for case in (*SINGLE, *CASES):
-            if case not in SINGLE:
+        for cases in (SINGLE, CASES):
+            if cases is CASES:
                 double_arithmetic(pytest.MonkeyPatch())
-            alone, losses, n_read = run(case, SingleProcess())
-            for ranks_name, ranks in groups.items():
-                found, measured, own_read = run(case, ranks)
-                assert found.keys() == alone.keys()
-                report[f"{case} {ranks_name}"] = {
-                    "error": worst(found, alone),
-                    "loss_error": max(
-                        abs(measured[k] - losses[k]) / max(1.0, abs(losses[k])) for k in losses
-                    ),
-                    "bits": checksum(found),
-                    "read": own_read,
-                    "read_alone": n_read,
-                }
+            expected = by_one_process(cases, rank, size, folder)
+            for case, ranks_name in product(cases, groups):
+                report[f"{case} {ranks_name}"] = compared(
+                    run(case, groups[ranks_name]), expected[case]
+                )
         report["empty"] = len(read_nothing(four))
         for ranks_name, ranks in groups.items():
             report[f"saved {ranks_name}"] = [
@@ -104,6 +97,27 @@ def main(rank: int, size: int, folder: Path) -> None:
                 for case, stop in (("gptj-previous", 2), ("llama", 1), ("llama-averaged", 4))
             ]
     (folder / f"{rank}.json").write_text(json.dumps(report))
+
+
+def by_one_process(cases: Iterable[str], rank: int, size: int, folder: Path) -> dict[str, Found]:
+    """What one process finds in every case; the ranks take them by turns, each alone."""
+    for case in list(cases)[rank::size]:
+        torch.save(run(case, SingleProcess()), folder / f"{case}.pt")
+    dist.barrier()
+    return {case: torch.load(folder / f"{case}.pt") for case in cases}
+
+
+def compared(ours: Found, expected: Found) -> dict[str, Any]:
+    """How what ranks found together differs from what one process did."""
+    (found, measured, own_read), (alone, losses, n_read) = ours, expected
+    assert found.keys() == alone.keys()
+    return {
+        "error": worst(found, alone),
+        "loss_error": max(abs(measured[k] - losses[k]) / max(1.0, abs(losses[k])) for k in losses),
+        "bits": checksum(found),
+        "read": own_read,
+        "read_alone": n_read,
+    }
 
 
 def saved_inside(stop: int, case: str, ranks: Ranks) -> str:

@@ -1,6 +1,7 @@
 """One of two ranks that share a model by ZeRO-3 and compare it with the whole one; see `test_zero`.
 
-Every rank runs the whole models too, and compares by itself.
+Every rank runs the whole models too, and compares by itself. Which editors are tried on which
+family stands in ``editors.json``.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ import dataclasses
 import json
 import random
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
 from datetime import timedelta
 from pathlib import Path
@@ -40,7 +41,6 @@ from tests.unit.helpers.tiny_models import double_arithmetic, random_batches, ti
 from tests.unit.rledit.editors.test_editors import SETTINGS as EDITOR_SETTINGS
 
 MIXED = ("llama", "gptj", "gemma2", "mistral", "qwen3", "gpt2")
-ALL_EDITORS = ("llama", "mistral", "gptj")
 EDITED: dict[tuple[str, torch.dtype], Offload] = {
     ("llama", torch.float32): "none",
     ("llama", torch.bfloat16): "none",
@@ -192,11 +192,11 @@ def trained_and_scored(model: EditableModel) -> dict[str, dict[str, Tensor]]:
     }
 
 
-def every_editor(model: EditableModel) -> dict[str, dict[str, Tensor]]:
+def edited_by(model: EditableModel, editors: Collection[str]) -> dict[str, dict[str, Tensor]]:
     """The weights that each editor leaves, from the unedited model, with what it measures; and
-    texts that the last of these models writes."""
+    texts that a fine-tuned one writes."""
     found: dict[str, dict[str, Tensor]] = {}
-    for target_modules, names in by_target_modules().items():
+    for target_modules, names in by_target_modules(editors).items():
         of = editable_at(model, target_modules)
         for name in names:
             editor = new_editor(name, of)
@@ -211,12 +211,11 @@ def every_editor(model: EditableModel) -> dict[str, dict[str, Tensor]]:
     return found
 
 
-def by_target_modules() -> dict[str, list[str]]:
-    """All editors that edit, by the matrices they can."""
+def by_target_modules(editors: Collection[str]) -> dict[str, list[str]]:
+    """Editors by the matrices they can edit."""
     found: dict[str, list[str]] = {}
-    for name, cls in EDITORS.items():
-        if name != "none":
-            found.setdefault(cls.target_modules, []).append(name)
+    for name in editors:
+        found.setdefault(EDITORS[name].target_modules, []).append(name)
     return found
 
 
@@ -283,6 +282,7 @@ def whole(folder: Path, dtype: torch.dtype) -> EditableModel:
 def main(rank: int, size: int, folder: Path) -> None:
     """Do everything in one process group, and write it down."""
     torch.set_num_threads(1)
+    chosen: dict[str, list[str]] = json.loads((folder / "editors.json").read_text())
     # DeepSpeed replaces torch's linear function for the whole process when it first shards a
     # model, so everything that is not sharded comes first.
     expected = {case: trained_and_scored(whole(folder / case[0], case[1])) for case in EDITED}
@@ -294,9 +294,11 @@ def main(rank: int, size: int, folder: Path) -> None:
             for family, twin in twins.items()
         }
         by_editor = {
-            family: every_editor(EditableModel(copy.deepcopy(twin), None, two_shapes(twin)))
+            family: edited_by(
+                EditableModel(copy.deepcopy(twin), None, two_shapes(twin)), chosen[family]
+            )
             for family, twin in twins.items()
-            if family in ALL_EDITORS
+            if family in chosen
         }
     report: dict[str, Any] = {}
     with joined(rank, size, f"file://{folder}/rendezvous", "gloo", timedelta(minutes=1)):
@@ -322,8 +324,8 @@ def main(rank: int, size: int, folder: Path) -> None:
                 model = shard(twin, two_shapes(twin))
                 errors = worst_by_kind(mixed(model), results[family])
                 report[f"mixed {family}"] = {"errors": errors, **state(model.model)}
-                if family in ALL_EDITORS:
-                    found, expect = every_editor(model), by_editor[family]
+                if family in by_editor:
+                    found, expect = edited_by(model, chosen[family]), by_editor[family]
                     report[f"editors {family}"] = {k: worst(found[k], expect[k]) for k in expect}
     (folder / f"{rank}.json").write_text(json.dumps(report))
 

@@ -108,13 +108,6 @@ def percent_axis(axis: Axes, which: str, label: str) -> None:
     getattr(axis, f"set_{which}ticks")(range(0, 101, 20))
 
 
-def tilt_if_crowded(axis: Axes, labels: Sequence[str]) -> None:
-    """Tilt the labels below an axis where they would run into each other."""
-    if sum(len(label) + 2 for label in labels) > 88:
-        for text in axis.get_xticklabels():
-            text.set(rotation=25, ha="right", rotation_mode="anchor")
-
-
 def thinned(values: Sequence[int], most: int) -> tuple[list[int], list[str]]:
     """At most `most` evenly spaced ticks, as (positions, labels)."""
     step = max(1, math.ceil(len(values) / most))

@@ -59,6 +59,7 @@ def test_a_whole_job_trains_edits_and_scores(tmp_path: Path) -> None:
     assert len(found["edit_seconds_by_part"]) == 8 and found["validations"]
 
 
+@pytest.mark.long
 def test_a_device_agrees_with_itself() -> None:
     found = device_agreement(CPU)
     assert found["torch.float32"]["shift"] == found["torch.bfloat16"]["shift"] == 0
@@ -93,6 +94,7 @@ def test_what_is_done_is_kept_and_what_failed_is_tried_again(
     assert all("figures" in found for found in json.loads(path.read_text()).values())
 
 
+@pytest.mark.long
 def test_a_part_that_fails_says_why_and_one_without_time_is_not_begun(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -67,7 +67,7 @@ def test_links_lead_to_the_papers_that_the_docs_name() -> None:
     assert paper_url("FT-L").endswith("2012.00363") and paper_url("unedited") == ""
 
 
-@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize("seed", [0, *(pytest.param(s, marks=pytest.mark.long) for s in (1, 2))])
 def test_names_of_points_do_not_lie_on_each_other(seed: int) -> None:
     """All methods at once, most of them in one corner."""
     draw = random.Random(seed)

@@ -107,7 +107,9 @@ def test_every_editor_is_asked_the_same_edits_and_begins_from_the_same_answers(
 
 
 @pytest.mark.parametrize("at", ["end", "checkpoints"])
-@pytest.mark.parametrize("stops", [1, 2, 3])
+@pytest.mark.parametrize(
+    "stops", [pytest.param(1, marks=pytest.mark.long), 2, pytest.param(3, marks=pytest.mark.long)]
+)
 def test_an_interrupted_stream_keeps_the_same_answers(
     at: str, stops: int, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

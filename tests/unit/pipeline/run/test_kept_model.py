@@ -141,7 +141,10 @@ def test_a_cell_after_one_that_failed_in_its_midst_has_the_rows_of_a_fresh_one(
     assert rows(second, one) == rows(second, fresh)
 
 
-@pytest.mark.parametrize("harm", ["original", "other tensor", "hook"])
+@pytest.mark.parametrize(
+    "harm",
+    ["original", *(pytest.param(h, marks=pytest.mark.long) for h in ("other tensor", "hook"))],
+)
 def test_a_model_that_cannot_be_restored_is_dropped_with_a_warning(
     harm: str,
     models: Path,

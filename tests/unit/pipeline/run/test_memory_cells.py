@@ -115,8 +115,19 @@ def test_a_stream_that_was_cut_goes_on_to_the_same_rows(
     assert resumed.scores == whole.scores
 
 
-@pytest.mark.parametrize("kept", [True, False], ids=["kept", "run again"])
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize(
+    ("name", "kept"),
+    [
+        pytest.param(
+            name,
+            kept,
+            id=f"{name}-{'kept' if kept else 'run again'}",
+            marks=() if kept and name == NAMES[0] else pytest.mark.long,
+        )
+        for name in NAMES
+        for kept in (True, False)
+    ],
+)
 def test_an_export_is_the_unedited_model_with_the_memory_and_a_loader(
     name: str, kept: bool, models: Cache, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

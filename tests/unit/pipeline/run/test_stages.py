@@ -75,7 +75,10 @@ def test_a_step_takes_as_many_fresh_trajectories_as_asked_for(folder: Path) -> N
     assert len(prompts) == 6
 
 
-@pytest.mark.parametrize(("per_step", "at"), [(1, 2), (1, 4), (2, 5), (2, 13)])
+@pytest.mark.parametrize(
+    ("per_step", "at"),
+    [(1, 2), (2, 5), *(pytest.param(*pair, marks=pytest.mark.long) for pair in ((1, 4), (2, 13)))],
+)
 def test_training_goes_on_after_an_interruption(
     per_step: int, at: int, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -51,7 +51,9 @@ def with_adapter(model: nn.Module, folder: Path) -> nn.Module:
     return model
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize(
+    "dtype", [pytest.param(torch.float32, marks=pytest.mark.long), torch.bfloat16], ids=str
+)
 def test_a_checkpoint_is_the_edited_model_in_its_own_type(
     dtype: torch.dtype, tmp_path: Path
 ) -> None:
@@ -70,7 +72,9 @@ def test_a_checkpoint_is_the_edited_model_in_its_own_type(
     assert json.loads((made.path / "edited.json").read_text())["batches"] == [1, 2]
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize(
+    "dtype", [torch.float32, pytest.param(torch.bfloat16, marks=pytest.mark.long)], ids=str
+)
 def test_the_change_alone_is_exact(dtype: torch.dtype, tmp_path: Path) -> None:
     session = session_at(tmp_path, dtype)
     made = export_ledger(session, "delta", tmp_path / "change")

@@ -23,7 +23,9 @@ from tests.unit.helpers.small_editing import (
 ULTRA: dict[str, Any] = {"editor": "ultraedit", "settings": STEP, "floor": 0, "passes": 2}
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize(
+    "dtype", [torch.float32, pytest.param(torch.bfloat16, marks=pytest.mark.long)], ids=str
+)
 def test_any_subset_taken_back_leaves_a_model_that_never_had_it(
     dtype: torch.dtype, tmp_path: Path
 ) -> None:
@@ -48,7 +50,7 @@ def test_any_subset_taken_back_leaves_a_model_that_never_had_it(
     assert equal(unedited, weights_of(session.host.model))
 
 
-@pytest.mark.parametrize("gone", [[1], [2], [1, 3]], ids=str)
+@pytest.mark.parametrize("gone", [pytest.param([1], marks=pytest.mark.long), [2], [1, 3]], ids=str)
 def test_recomputed_it_is_the_model_that_was_only_given_the_others(
     gone: list[int], tmp_path: Path
 ) -> None:

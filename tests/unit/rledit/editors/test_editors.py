@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import fields, replace
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -64,6 +66,21 @@ SETTINGS: dict[str, Any] = {
     "gate_width": 8,
 }
 EDITING = [name for name in EDITORS if name != "none"]
+# One editor of each mechanism; the others differ from these in what they solve.
+MECHANISMS = ("ultraedit", "rledit", "rome", "memit", "ft", "wise")
+DTYPES = (torch.float32, torch.bfloat16)
+
+
+def product_of(others: Iterable[Any]) -> list[Any]:
+    """All editors with the first of the others, those of MECHANISMS with each; the rest is long."""
+    first, *more = others
+    pairs = [(first, name) for name in EDITING] + list(product(more, EDITING))
+    return [
+        pytest.param(
+            other, name, marks=() if other == first or name in MECHANISMS else pytest.mark.long
+        )
+        for other, name in pairs
+    ]
 
 
 def make(
@@ -114,8 +131,7 @@ def same(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> bool:
     return a.keys() == b.keys() and all(torch.equal(a[k], b[k]) for k in a)
 
 
-@pytest.mark.parametrize("family", FAMILIES)
-@pytest.mark.parametrize("name", EDITING)
+@pytest.mark.parametrize(("family", "name"), product_of(FAMILIES))
 def test_edits_change_the_declared_matrices_and_nothing_else(name: str, family: str) -> None:
     editor = make(name, family)
     before = matrices(editor)
@@ -135,8 +151,7 @@ def test_the_unedited_row_changes_nothing() -> None:
     assert same(before, matrices(editor))
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-@pytest.mark.parametrize("name", EDITING)
+@pytest.mark.parametrize(("dtype", "name"), product_of(DTYPES))
 def test_restoring_is_bit_exact(name: str, dtype: torch.dtype) -> None:
     editor = make(name, dtype=dtype)
     before = matrices(editor)
@@ -150,8 +165,7 @@ def test_restoring_is_bit_exact(name: str, dtype: torch.dtype) -> None:
     assert same(before, matrices(editor))
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-@pytest.mark.parametrize("name", EDITING)
+@pytest.mark.parametrize(("dtype", "name"), product_of(DTYPES))
 def test_resuming_at_a_batch_equals_a_straight_run(name: str, dtype: torch.dtype) -> None:
     straight = make(name, dtype=dtype)
     stream = batches(straight, 4)
