@@ -7,16 +7,14 @@ Each gives its work in parts, and a part in pieces, which are run in turn with t
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from rledit.datasets.edits import read_edits
 from rledit.editors.rledit import RLEdit
 from rledit.editors.ultraedit import UltraEdit, UltraEditConfig
 from rledit.families import edited_modules
@@ -206,9 +204,7 @@ class Library(Job):
     def _before(self) -> None:
         scorer = self._scorer()
         n = self.size.stream_batches
-        self._events = run_stream(
-            self.editor, self.stream, self.size.batch_size, (n,), scorer
-        )
+        self._events = run_stream(self.editor, self.stream, self.size.batch_size, (n,), scorer)
 
     def _scorer(self) -> Scorer:
         return Scorer(self.model, self.stream, [protocol("token_accuracy")])

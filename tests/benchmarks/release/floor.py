@@ -9,7 +9,6 @@ that layer's attention and runs the last MLP on answer positions only).
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
-from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -23,8 +22,6 @@ from rledit.tokenization import EditBatch, Encoder, Sample
 from tests.benchmarks.models import part as layers_of
 from tests.benchmarks.release.contenders import GROUP, Job
 from tests.benchmarks.release.lockstep import Piece
-
-PREFIXES, STEPS, UNEDITED = "prefixes", "passes", "unedited"
 
 
 class PassesOwed(Job):
@@ -40,9 +37,7 @@ class PassesOwed(Job):
             "trajectory": self._trajectory,
             "before": self._before,
             "edit": lambda: [Piece("edit", lambda i=i: self._edit(i)) for i in batches],
-            "evaluate": lambda: [
-                Piece("evaluate", lambda i=i: self._evaluate(i)) for i in (0,)
-            ],
+            "evaluate": lambda: [Piece("evaluate", lambda i=i: self._evaluate(i)) for i in (0,)],
             "free": self._free,
         }
         return parts[name]()
@@ -82,9 +77,7 @@ class PassesOwed(Job):
         self._forward(newest.unrelated.samples)
         self._backward(newest.edit.samples, SINGLE_PASS_TOKENS)
         window = self.train[max(0, t + 1 - self.size.depth) : t + 1]
-        self._backward(
-            [s for b in window for p in (b.equivalent, b.unrelated) for s in p.samples]
-        )
+        self._backward([s for b in window for p in (b.equivalent, b.unrelated) for s in p.samples])
 
     def _before(self) -> list[Piece]:
         edited = [s for b in self.stream for p in (b.edit, b.equivalent) for s in p.samples]
@@ -157,6 +150,3 @@ class PassesOwed(Job):
 
 def _distinct(samples: Iterable[Sample]) -> list[Sample]:
     return list({(s.key, tuple(s.labels.tolist())): s for s in samples}.values())
-
-
-__all__: list[Any] = ["PassesOwed"]

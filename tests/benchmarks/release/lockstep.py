@@ -41,8 +41,7 @@ def in_turn(jobs: Sequence[Job], parts: Sequence[str]) -> Seconds:
         for order, job in enumerate(jobs):
             pieces = job.part(part)
             places += [
-                ((i + 0.5) / len(pieces), order, job.name, piece)
-                for i, piece in enumerate(pieces)
+                ((i + 0.5) / len(pieces), order, job.name, piece) for i, piece in enumerate(pieces)
             ]
         gc.collect()
         for _, _, name, piece in sorted(places, key=lambda place: place[:2]):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import random
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from rledit.datasets.edits import read_edits
@@ -13,6 +13,7 @@ from rledit.records import Edit
 from rledit.world import WORLD_MODELS, World, WorldConfig, build_world_model
 
 SUBJECTS = 400
+STEPS = 5  # of training: what a pass takes does not depend on what the model knows
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,9 +35,10 @@ class Material:
 
 
 def tiny_world(folder: Path, n_train: int, n_stream: int) -> Material:
-    """The smallest model of the synthetic world, trained here, and edits of that world."""
+    """The smallest model of the synthetic world, hardly trained, and edits of that world."""
     world = World(WorldConfig(n_subjects=SUBJECTS))
-    model = build_world_model(world, WORLD_MODELS["tiny"], folder / "models")
+    spec = replace(WORLD_MODELS["tiny"], steps=STEPS, warmup=1)
+    model = build_world_model(world, spec, folder / "models")
     train = world.draw("train", n_train, seed=0)
     return written(folder, model, train, world.draw("evaluation", n_stream, seed=0))
 
