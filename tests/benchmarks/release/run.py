@@ -71,7 +71,7 @@ def _material(name: str, setting: ReleaseBenchmark, size: JobSize, folder: Path)
     if name == TINY:
         return tiny_world(folder, *counts)
     if setting.rows is None:
-        raise FileNotFoundError("left out: name two files of edits, --rows TRAIN EVALUATION")
+        raise FileNotFoundError("name two files of edits, --rows TRAIN EVALUATION")
     return real_rows(folder, setting.model or _fetched(), setting.rows, *counts)
 
 
@@ -86,10 +86,10 @@ def _fetched() -> Path:
         from pipeline.config.presets import PRESETS
         from pipeline.inputs.checkpoints import cached
     except ImportError as error:
-        raise FileNotFoundError(f"left out: {advice} ({error})") from None
+        raise FileNotFoundError(f"{advice} ({error})") from None
     folder = cached(PRESETS["smollm2-135m"].checkpoint)
     if folder is None or not (folder / "config.json").is_file():
-        raise FileNotFoundError(f"left out: it is not in this user's cache; {advice}")
+        raise FileNotFoundError(f"it is not in this user's cache; {advice}")
     return folder
 
 

@@ -1,0 +1,195 @@
+"""The whole job by every contender at a very small size: they do the same. No timings."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from pipeline.config.parse import parse_grid
+from pipeline.config.yaml_location import Located
+from pipeline.plan.cells import cells_of
+from tests.benchmarks import command
+from tests.benchmarks.process_cpu import spent_by
+from tests.benchmarks.release import material as material_module
+from tests.benchmarks.release.contenders import PARTS, Job, Library, ReleaseShaped, WarmLibrary
+from tests.benchmarks.release.floor import PassesOwed
+from tests.benchmarks.release.lockstep import Piece, in_turn
+from tests.benchmarks.release.material import Material, real_rows, tiny_world
+from tests.benchmarks.release.pipeline_job import grid_of
+from tests.benchmarks.release.run import figures, run_release_shaped
+from tests.benchmarks.release.setting import SIZES, JobSize, ReleaseBenchmark
+
+SIZE = JobSize(
+    modules=("gate:1", "up:1"), batch_size=4, train_batches=2, stream_batches=2, depth=2, rank=4,
+    step=1e-2,
+)  # fmt: skip
+RUN = ("--preset", "release-shaped", "--device", "cpu")
+
+
+@pytest.fixture(scope="module")
+def given(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Material]:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(material_module, "SUBJECTS", 60)
+        yield tiny_world(tmp_path_factory.mktemp("world"), 8, 8)
+
+
+def test_all_contenders_do_the_same_job(given: Material, tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    warm = WarmLibrary(given, SIZE, tmp_path / "store")
+    warm.prepare()
+    reference, cold = ReleaseShaped(given, SIZE), Library(given, SIZE)
+    seconds = in_turn([reference, cold, warm, PassesOwed(given, SIZE)], PARTS)
+    assert set(reference.scores()) == {"edit", "equivalent", "unrelated"}
+    for other in (cold, warm):
+        assert other.scores() == pytest.approx(reference.scores(), abs=1e-4)
+        # The store held every prompt, so that the warm one ran no prompt through the lower layer.
+    assert warm.model.prefix_cache.misses == 0 < cold.model.prefix_cache.misses
+    one = {"reference": 2.0, "ours": 1.0}
+    found = figures(seconds, one, {"cold": 50.0, "warm": 40.0})
+    assert all(value > 0 for value in found["times"].values())
+    weights = {
+        name: (cold.model.weights.read(name), reference.editor.model.get_submodule(name).weight)
+        for name in cold.model.modules
+    }
+    for ours, theirs in weights.values():  # after UltraEdit's stream, too
+        assert torch.allclose(ours, theirs.detach(), atol=1e-5)
+
+
+def test_the_pipelines_cell_is_the_same_job(given: Material) -> None:
+    grid = parse_grid(Located.of_data(grid_of(given, SIZE), "grid"))
+    (cell,) = cells_of(grid)
+    assert cell.settings == SIZE.ours
+    train, stream = given.edits()
+    source = cell.source()
+    drawn = source.draw("evaluation", 8, seed=cell.seed), source.draw("train", 8, seed=3)
+    for found, expected in zip(drawn, (stream, train), strict=True):
+        assert [e.prompt for e in found] == [e.prompt for e in expected]
+        assert [e.locality for e in found] == [e.locality for e in expected]
+
+
+def test_figures_add_up_what_each_has_done() -> None:
+    parts = {"load": 1.0, "trajectory": 8.0, "edit": 2.0, "evaluate": 3.0, "free": 2.0}
+    ours = {"load": 1.0, "trajectory": 4.0, "before": 1.0, "edit": 1.0, "evaluate": 1.0}
+    owed = {
+        "trajectory, prefixes": 1.0, "trajectory": 2.0, "before, prefixes": 0.5, "before": 0.25,
+        "before, rows": 0.75, "edit": 0.5, "evaluate": 0.75,
+    }  # fmt: skip
+    seconds: dict[str, dict[str, list[float]]] = {
+        name: {part: [value / 2, value / 2] for part, value in sums.items()}
+        for name, sums in {
+            "reference": parts,
+            "cold": {**ours, "free": 1.0},
+            "warm": {**ours, "trajectory": 2.0, "before": 0.0, "free": 0.5},
+            "floor": owed,
+        }.items()
+    }
+    found = figures(seconds, {"reference": 6.0, "ours": 2.0}, {"cold": 11.5, "warm": 6.5})
+    assert found["times"] == {
+        "trajectory": 2.0,
+        "trajectory, later epoch": 4.0,
+        "edit batch": 2.0,
+        "training-free edit batch": 2.0,
+        "training-free edit batch, prefixes at hand": 4.0,
+        "evaluation, cold": 1.5,
+        "evaluation, warm": 3.0,
+        "whole job, library, cold": 2.0,
+        "whole job, library, warm": 20 / 7,
+        "whole job, pipeline, cold": 20 / 11.5,
+        "whole job, pipeline, warm": 20 / 6.5,
+    }
+    assert found["times_of_the_floor"] == {"evaluation, cold": 2.0, "evaluation, warm": 4.0}
+    assert found["over_floor"] == {
+        "library, cold": 2.0,
+        "library, warm": 7 / 3.25,
+        "pipeline, cold": 2.0,  # it owes the rows of the time before the first edit as well
+        "pipeline, warm": 2.0,
+    }
+
+
+class _Told(Job):
+    """Says when its pieces run."""
+
+    def __init__(self, name: str, count: int, told: list[str]) -> None:
+        self.name, self._count, self._told = name, count, told
+
+    def part(self, name: str) -> list[Piece]:
+        return [Piece(name, lambda: self._told.append(self.name)) for _ in range(self._count)]
+
+
+def test_pieces_of_a_part_are_spread_over_it() -> None:
+    told: list[str] = []
+    seconds = in_turn([_Told("a", 4, told), _Told("b", 2, told), _Told("c", 1, told)], ["x", "y"])
+    assert told == ["a", "b", "a", "c", "a", "b", "a"] * 2
+    assert {name: len(s["y"]) for name, s in seconds.items()} == {"a": 4, "b": 2, "c": 1}
+
+
+def test_a_process_whose_parent_has_ended_is_counted() -> None:
+    burn = "import time\nwhile time.process_time() < 0.5: pass"
+    orphan = f"import subprocess, sys; subprocess.Popen([sys.executable, '-c', {burn!r}])"
+    wait = (
+        f"import subprocess, sys, time; subprocess.run([sys.executable, '-c', {orphan!r}]); "
+        "time.sleep(1); print('ended')"
+    )
+    spent = spent_by(["-c", wait], os.environ)
+    assert spent.output.strip() == "ended"
+    assert spent.cpu_seconds > 0.4
+    assert spent.by_process["driver"] < 0.3
+
+
+def test_a_command_that_fails_says_what_it_wrote() -> None:
+    with pytest.raises(RuntimeError, match="ended with 1.*no such model"):
+        spent_by(["-c", "raise SystemExit('no such model')"], os.environ)
+
+
+def test_rows_without_probes_are_not_drawn(given: Material, tmp_path: Path) -> None:
+    rows: list[dict[str, Any]] = json.loads(given.train.read_text())
+    for row in rows[:4]:
+        del row["locality"]
+    file = tmp_path / "few.json"
+    file.write_text(json.dumps(rows))
+    drawn = real_rows(tmp_path / "a", given.model, (given.stream, file), 4, 4)
+    assert {e.prompt for e in drawn.edits()[1]} == {row["prompt"] for row in rows[4:]}
+    with pytest.raises(ValueError, match=r"few\.json: 5 edits with a rephrase .* it has 4"):
+        real_rows(tmp_path / "b", given.model, (given.stream, file), 4, 5)
+    with pytest.raises(ValueError, match="0 that the other file has not"):
+        real_rows(tmp_path / "c", given.model, (file, file), 4, 4)
+
+
+def test_without_rows_the_real_model_is_left_out() -> None:
+    setting = ReleaseBenchmark(configurations={"smollm2": SIZES["smollm2"]})
+    found = run_release_shaped(setting, torch.device("cpu"), "cpu")
+    assert found["jobs"] == {
+        "smollm2": {"left_out": "name two files of edits, --rows TRAIN EVALUATION"}
+    }
+
+
+def test_wall_time_of_a_job_is_refused() -> None:
+    with pytest.raises(ValueError, match="--device cpu --clock cpu --threads 1"):
+        command.run([*RUN, "--threads", str(torch.get_num_threads())])
+
+
+def test_the_command_gives_the_job_its_size(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[tuple[JobSize, ReleaseBenchmark]] = []
+
+    def run(setting: ReleaseBenchmark, *_: object) -> dict[str, Any]:
+        seen.append((setting.size("smollm2"), setting))
+        return {}
+
+    monkeypatch.setitem(command.RUNNERS, ReleaseBenchmark, run)
+    sizes = ["--repeats", "4", "--edits", "3", "--train-batches", "6", "--stream-batches", "7"]
+    places = ["--model", "folder", "--rows", "a.json", "b.json", "--without-pipeline"]
+    threads = ["--threads", str(torch.get_num_threads())]
+    command.run([*RUN, *sizes, *places, *threads, "--configurations", "smollm2"])
+    ((size, setting),) = seen
+    assert (size.repeats, size.batch_size) == (4, 3)
+    assert (size.train_batches, size.stream_batches) == (6, 7)
+    assert setting.model == Path("folder")
+    assert setting.rows == (Path("a.json"), Path("b.json"))
+    assert list(setting.configurations) == ["smollm2"]
+    assert not setting.pipeline
