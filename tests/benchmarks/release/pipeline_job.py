@@ -78,5 +78,6 @@ def _scores(results: Path) -> dict[str, float]:
 
     lake = Lake(RunPaths.under(results).lake)
     (record,) = lake.manifest()
-    (final,) = (row for row in lake.result(record).scores if row["final"])
-    return {kind: final[name] for kind, name in _KINDS.items()}
+    columns = lake.columns("scores", record)
+    final = columns["final"].index(True)
+    return {kind: columns[name][final] for kind, name in _KINDS.items()}
