@@ -12,7 +12,6 @@ import torch
 from tests.benchmarks.clock import ClockKind
 from tests.benchmarks.growth import GrowthBenchmark, run_growth
 from tests.benchmarks.models import ModelShape
-from tests.benchmarks.release.run import run_release_shaped
 from tests.benchmarks.release.setting import SIZES, ReleaseBenchmark
 from tests.benchmarks.savings import SavingsBenchmark, run_savings
 from tests.benchmarks.scoring import ScoringBenchmark, run_scoring
@@ -66,6 +65,15 @@ def _real(shape: ModelShape, *modules: str, rank: int = 1024) -> StepBenchmark:
     )
 
 
+def _release_shaped(
+    setting: ReleaseBenchmark, device: torch.device, kind: ClockKind
+) -> dict[str, Any]:
+    # Needs psutil, and the pipeline: the other presets do without.
+    from tests.benchmarks.release.run import run_release_shaped
+
+    return run_release_shaped(setting, device, kind)
+
+
 PRESETS: dict[str, Setting] = {
     "small": StepBenchmark(shape=SMALL, configurations=SMALL_EDITS, rank=256, repeats=3),
     "wide": WideBenchmark(),
@@ -86,7 +94,7 @@ RUNNERS: dict[type, Runner] = {
     ScoringBenchmark: run_scoring,
     SavingsBenchmark: run_savings,
     ValuesBenchmark: run_values,
-    ReleaseBenchmark: run_release_shaped,
+    ReleaseBenchmark: _release_shaped,
 }
 
 

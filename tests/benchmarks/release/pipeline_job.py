@@ -1,4 +1,4 @@
-"""The whole job by the pipeline: a grid of one cell, run as a command with a Ray of its own."""
+"""The whole job by the pipeline: a grid of one cell, run with a Ray of its own, and without."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from tests.benchmarks.process_cpu import Spent, spent_by
 from tests.benchmarks.release.material import Material
 from tests.benchmarks.release.setting import JobSize
 
+TASKS = "tests.benchmarks.release.tasks"
 AT_HAND = ("prefixes", "unedited")
 """Folders of the cache that a warm job finds; it trains its network again."""
 _KINDS = {"edit": "efficacy", "equivalent": "generalization", "unrelated": "specificity"}
@@ -32,8 +33,12 @@ class Done:
     scores: Mapping[str, float]
 
 
-def by_pipeline(material: Material, size: JobSize, folder: Path) -> tuple[Done, Done]:
-    """The job in an empty results folder, and again with prefixes and unedited answers at hand.
+def by_pipeline(material: Material, size: JobSize, folder: Path) -> dict[str, Done]:
+    """The job in empty folders, and again with prefixes and unedited answers at hand.
+
+    Returns:
+        `cold` and `warm`: the command `rledit run`, with a Ray of its own, tracking and report.
+        `tasks, cold` and `tasks, warm`: the same tasks in one process, to tell the two apart.
 
     Raises:
         RuntimeError: A run failed.
@@ -41,11 +46,15 @@ def by_pipeline(material: Material, size: JobSize, folder: Path) -> tuple[Done, 
     folder.mkdir(parents=True, exist_ok=True)
     grid = folder / "grid.yaml"
     grid.write_text(yaml.safe_dump(grid_of(material, size)))
-    cold = _run(grid, folder / "cold", folder / "cache")
-    for found in (folder / "cache").iterdir():
-        if found.name not in AT_HAND:
-            shutil.rmtree(found) if found.is_dir() else found.unlink()
-    return cold, _run(grid, folder / "warm", folder / "cache")
+    found = {}
+    for ray, name in ((False, "tasks, "), (True, "")):
+        cache = folder / f"{name}cache"
+        found[f"{name}cold"] = _run(grid, folder / f"{name}cold", cache, ray)
+        for entry in cache.iterdir():
+            if entry.name not in AT_HAND:
+                shutil.rmtree(entry) if entry.is_dir() else entry.unlink()
+        found[f"{name}warm"] = _run(grid, folder / f"{name}warm", cache, ray)
+    return found
 
 
 def grid_of(material: Material, size: JobSize) -> dict[str, object]:
@@ -64,15 +73,18 @@ def grid_of(material: Material, size: JobSize) -> dict[str, object]:
     }
 
 
-def _run(grid: Path, results: Path, cache: Path) -> Done:
-    arguments = ["-m", "pipeline.cli", "run", str(grid), "--workers", "1"]
-    places = ["--results", str(results), "--cache", str(cache)]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    spent = spent_by([*arguments, *places], environment)
-    return Done(spent=spent, scores=_scores(results))
+def _run(grid: Path, results: Path, cache: Path, ray: bool) -> Done:
+    if ray:
+        arguments = ["-m", "pipeline.cli", "run", str(grid), "--workers", "1"]
+        arguments += ["--results", str(results), "--cache", str(cache)]
+    else:
+        arguments = ["-m", TASKS, str(grid), str(results), str(cache)]
+    spent = spent_by(arguments, {**os.environ, "OMP_NUM_THREADS": "1"})
+    return Done(spent=spent, scores=final_scores(results))
 
 
-def _scores(results: Path) -> dict[str, float]:
+def final_scores(results: Path) -> dict[str, float]:
+    """Means of the one cell of a lake after its last edit, in percent, by prompt kind."""
     from pipeline.results.lake.lake import Lake
     from pipeline.storage.run_paths import RunPaths
 

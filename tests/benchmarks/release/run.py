@@ -112,7 +112,7 @@ def _once(material: Material, size: JobSize, pipeline: bool, folder: Path) -> di
     scores: dict[str, Any] = {job.name: job.scores() for job in (reference, cold, warm)}
     runs: dict[str, Done] = {}
     if pipeline:
-        runs = dict(zip(("cold", "warm"), by_pipeline(material, size, folder), strict=True))
+        runs = by_pipeline(material, size, folder)
         scores |= {f"pipeline, {name}": dict(done.scores) for name, done in runs.items()}
     return figures(seconds, start, {k: d.spent.cpu_seconds for k, d in runs.items()}) | {
         "pipeline_processes": {k: dict(d.spent.by_process) for k, d in runs.items()},
@@ -132,7 +132,7 @@ def figures(
     Args:
         seconds: Of the contenders' pieces, see `in_turn`.
         start: What importing costs the reference implementation and ours.
-        pipeline: CPU seconds of the pipeline's runs, `cold` and `warm`; empty without it.
+        pipeline: CPU seconds of the pipeline's runs, see `by_pipeline`; empty without it.
 
     Returns:
         `times`: how many times less ours takes than the reference implementation, part by part and
@@ -164,8 +164,8 @@ def figures(
     }
     over_floor = {
         f"{who}, {state}": whole[f"{who}, {state}"]
-        / (owed[state] + (rows[state] if who == "pipeline" else 0.0))
-        for who in ("library", "pipeline")
+        / (owed[state] + (0.0 if who == "library" else rows[state]))
+        for who in ("library", "pipeline, tasks", "pipeline")
         for state in owed
         if f"{who}, {state}" in whole
     }

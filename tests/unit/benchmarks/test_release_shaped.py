@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 import torch
+import yaml
 
 from pipeline.config.parse import parse_grid
 from pipeline.config.yaml_location import Located
@@ -17,11 +18,12 @@ from pipeline.plan.cells import cells_of
 from tests.benchmarks import command
 from tests.benchmarks.process_cpu import spent_by
 from tests.benchmarks.release import material as material_module
+from tests.benchmarks.release import tasks
 from tests.benchmarks.release.contenders import PARTS, Job, Library, ReleaseShaped, WarmLibrary
 from tests.benchmarks.release.floor import PassesOwed
 from tests.benchmarks.release.lockstep import Piece, in_turn
 from tests.benchmarks.release.material import Material, real_rows, tiny_world
-from tests.benchmarks.release.pipeline_job import grid_of
+from tests.benchmarks.release.pipeline_job import final_scores, grid_of
 from tests.benchmarks.release.run import figures, run_release_shaped
 from tests.benchmarks.release.setting import SIZES, JobSize, ReleaseBenchmark
 
@@ -71,6 +73,16 @@ def test_the_pipelines_cell_is_the_same_job(given: Material) -> None:
     for found, expected in zip(drawn, (stream, train), strict=True):
         assert [e.prompt for e in found] == [e.prompt for e in expected]
         assert [e.locality for e in found] == [e.locality for e in expected]
+
+
+def test_the_pipelines_tasks_give_the_librarys_scores(given: Material, tmp_path: Path) -> None:
+    grid = tmp_path / "grid.yaml"
+    grid.write_text(yaml.safe_dump(grid_of(given, SIZE)))
+    tasks.main(grid, tmp_path / "results", str(tmp_path / "cache"))
+    library = Library(given, SIZE)
+    in_turn([library], PARTS[:-1])
+    assert final_scores(tmp_path / "results") == pytest.approx(library.scores(), abs=1e-9)
+    assert {"trained", "unedited"} <= {entry.name for entry in (tmp_path / "cache").iterdir()}
 
 
 def test_figures_add_up_what_each_has_done() -> None:
