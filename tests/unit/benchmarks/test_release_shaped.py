@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,9 +17,9 @@ from pipeline.config.parse import parse_grid
 from pipeline.config.yaml_location import Located
 from pipeline.plan.cells import cells_of
 from tests.benchmarks import command
-from tests.benchmarks.process_cpu import spent_by
+from tests.benchmarks.process_cpu import Spent, spent_by
 from tests.benchmarks.release import material as material_module
-from tests.benchmarks.release import tasks
+from tests.benchmarks.release import sharing, tasks
 from tests.benchmarks.release.contenders import PARTS, Job, Library, ReleaseShaped, WarmLibrary
 from tests.benchmarks.release.floor import PassesOwed
 from tests.benchmarks.release.lockstep import Piece, in_turn
@@ -205,3 +206,33 @@ def test_the_command_gives_the_job_its_size(monkeypatch: pytest.MonkeyPatch) -> 
     assert setting.rows == (Path("a.json"), Path("b.json"))
     assert list(setting.configurations) == ["smollm2"]
     assert not setting.pipeline
+
+
+def test_cells_that_share_give_the_rows_that_they_give_alone(
+    given: Material, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Here in one process; the command runs each in a process of its own."""
+    runs: list[str] = []
+
+    def run(arguments: list[str], _: object) -> Spent:
+        runs.append(arguments[2])
+        tasks.main(Path(arguments[2]), Path(arguments[3]), arguments[4])
+        return Spent(cpu_seconds=2.0, by_process={}, output="")
+
+    monkeypatch.setattr(sharing, "spent_by", run)
+    six = sharing.editors_of(SIZE)
+    assert len({(e["editor"], e.get("variant")) for e in six}) == 6
+    monkeypatch.setattr(sharing, "editors_of", lambda _: [six[0], six[4]])
+    found = sharing.compare(given, replace(SIZE, batch_size=2), tmp_path)
+    assert len(runs) == 9
+    assert found == {
+        "cells": 8,
+        "together_seconds": 2.0,
+        "apart_seconds": 16.0,
+        "times_less": 8.0,
+        "rows_equal": True,
+        "renamed_runs": 0,
+    }
+    other = sharing.rows_of(tmp_path / "apart-0")
+    assert len(other) == 1
+    assert next(iter(other.values()))["edits"]["efficacy"]
