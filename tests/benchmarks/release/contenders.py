@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -87,17 +88,14 @@ class ReleaseShaped(Job):
         if name == "load":
             return [Piece("load", self._load)]
         if name == "trajectory":
-            pieces = [Piece(name, lambda t=t: self._train(t)) for t in range(size.train_batches)]
+            pieces = [Piece(name, partial(self._train, t)) for t in range(size.train_batches)]
             return [*pieces, Piece(name, self._optimise)]
         if name == "edit":
-            return [Piece(name, lambda i=i: self._edit(i)) for i in range(size.stream_batches)]
+            return [Piece(name, partial(self._edit, i)) for i in range(size.stream_batches)]
         if name == "evaluate":
-            return [Piece(name, lambda i=i: self._evaluate(i)) for i in range(size.stream_batches)]
+            return [Piece(name, partial(self._evaluate, i)) for i in range(size.stream_batches)]
         if name == "free":
-            return [
-                Piece(name, lambda i=i: self.free.edit(self.stream[i]))
-                for i in range(size.stream_batches)
-            ]
+            return [Piece(name, partial(self._free, i)) for i in range(size.stream_batches)]
         return []
 
     def scores(self) -> dict[str, float]:
@@ -131,6 +129,9 @@ class ReleaseShaped(Job):
 
     def _edit(self, i: int) -> None:
         self.editor.edit(self.stream[i])
+
+    def _free(self, i: int) -> None:
+        self.free.edit(self.stream[i])
 
     @torch.no_grad()
     def _evaluate(self, i: int) -> None:
@@ -169,7 +170,7 @@ class Library(Job):
             return [Piece(name, self._advance) for _ in range(size.stream_batches)]
         if name == "evaluate":
             return [Piece(name, self._advance)]
-        return [Piece(name, lambda i=i: self._free(i)) for i in range(size.stream_batches)]
+        return [Piece(name, partial(self._free, i)) for i in range(size.stream_batches)]
 
     def scores(self) -> dict[str, float]:
         """Means over the stream, by prompt kind as the reference implementation names them."""

@@ -9,6 +9,7 @@ that layer's attention and runs the last MLP on answer positions only).
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
+from functools import partial
 
 import torch
 import torch.nn.functional as F
@@ -36,8 +37,8 @@ class PassesOwed(Job):
             "load": self._nothing,
             "trajectory": self._trajectory,
             "before": self._before,
-            "edit": lambda: [Piece("edit", lambda i=i: self._edit(i)) for i in batches],
-            "evaluate": lambda: [Piece("evaluate", lambda i=i: self._evaluate(i)) for i in (0,)],
+            "edit": lambda: [Piece("edit", partial(self._edit, i)) for i in batches],
+            "evaluate": lambda: [Piece("evaluate", self._evaluate)],
             "free": self._free,
         }
         return parts[name]()
@@ -66,8 +67,8 @@ class PassesOwed(Job):
         pieces = []
         for t in range(self.size.train_batches):
             pieces += [
-                Piece("trajectory, prefixes", lambda t=t: self._record([self.train[t]])),
-                Piece("trajectory", lambda t=t: self._step(t)),
+                Piece("trajectory, prefixes", partial(self._record, [self.train[t]])),
+                Piece("trajectory", partial(self._step, t)),
             ]
         return pieces
 
@@ -92,7 +93,7 @@ class PassesOwed(Job):
     def _edit(self, i: int) -> None:
         self._backward(self.stream[i].edit.samples, SINGLE_PASS_TOKENS)
 
-    def _evaluate(self, _: int) -> None:
+    def _evaluate(self) -> None:
         phases = [p for b in self.stream for p in (b.edit, b.equivalent, b.unrelated)]
         self._forward([s for phase in phases for s in phase.samples])
 
@@ -100,8 +101,8 @@ class PassesOwed(Job):
         pieces = []
         for i in range(self.size.stream_batches):
             pieces += [
-                Piece("free, prefixes", lambda i=i: self._record_samples(self.stream[i])),
-                Piece("free", lambda i=i: self._edit(i)),
+                Piece("free, prefixes", partial(self._record_samples, self.stream[i])),
+                Piece("free", partial(self._edit, i)),
             ]
         return pieces
 

@@ -98,7 +98,7 @@ class ReleaseBenchmark:
 
     def size(self, name: str) -> JobSize:
         """The job on a model."""
-        given = {
+        given: dict[str, Any] = {
             "repeats": self.repeats,
             "train_batches": self.train_batches,
             "stream_batches": self.stream_batches,

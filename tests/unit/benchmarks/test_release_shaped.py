@@ -19,14 +19,16 @@ from pipeline.plan.cells import cells_of
 from tests.benchmarks import command
 from tests.benchmarks.process_cpu import Spent, spent_by
 from tests.benchmarks.release import material as material_module
+from tests.benchmarks.release import run as run_module
 from tests.benchmarks.release import sharing, tasks
 from tests.benchmarks.release.contenders import PARTS, Job, Library, ReleaseShaped, WarmLibrary
 from tests.benchmarks.release.floor import PassesOwed
 from tests.benchmarks.release.lockstep import Piece, in_turn
 from tests.benchmarks.release.material import Material, real_rows, tiny_world
-from tests.benchmarks.release.pipeline_job import final_scores, grid_of
+from tests.benchmarks.release.pipeline_job import Done, final_scores, grid_of
 from tests.benchmarks.release.run import figures, run_release_shaped
 from tests.benchmarks.release.setting import SIZES, JobSize, ReleaseBenchmark
+from tests.benchmarks.report import lines
 
 SIZE = JobSize(
     modules=("gate:1", "up:1"), batch_size=4, train_batches=2, stream_batches=2, depth=2, rank=4,
@@ -180,6 +182,33 @@ def test_without_rows_the_real_model_is_left_out() -> None:
     assert found["jobs"] == {
         "smollm2": {"left_out": "name two files of edits, --rows TRAIN EVALUATION"}
     }
+
+
+def test_the_preset_writes_the_figures_of_the_tiny_world(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def pipeline(_: Material, size: JobSize, __: Path) -> dict[str, Done]:
+        spent = Spent(cpu_seconds=20.0, by_process={"driver": 20.0}, output="")
+        scores = {"edit": 1.0 * size.stream_batches}
+        return {name: Done(spent=spent, scores=scores) for name in ("cold", "warm")}
+
+    monkeypatch.setattr(material_module, "SUBJECTS", 60)
+    monkeypatch.setattr(run_module, "by_pipeline", pipeline)
+    monkeypatch.setattr(run_module, "_import_seconds", lambda _: 1.0)
+    file = tmp_path / "figures.json"
+    sizes = ["--repeats", "1", "--edits", "4", "--train-batches", "1", "--stream-batches", "2"]
+    places = ["--configurations", "tiny", "--json", str(file), "--clock", "cpu"]
+    shown = command.run([*RUN, *sizes, *places, "--threads", str(torch.get_num_threads())])
+    assert "over_floor" in "\n".join(lines(shown))
+    found = json.loads(file.read_text())["jobs"]["tiny"]
+    assert found["sizes"]["batch_size"] == 4
+    assert found["whole_seconds"]["pipeline, cold"] == 20.0
+    assert found["seconds"]["cold"]["import"] == 1.0
+    assert found["scores"]["pipeline, warm"] == {"edit": 2.0}
+    assert found["scores"]["warm"] == pytest.approx(found["scores"]["reference"], abs=1e-4)
+    whole = found["whole_seconds"]
+    owed = whole["floor, warm"]
+    assert found["over_floor"]["library, warm"] == pytest.approx(whole["library, warm"] / owed)
 
 
 def test_wall_time_of_a_job_is_refused() -> None:
