@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import ctypes
+import os
 import resource
 import subprocess
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
 import psutil
 
 LOOK_SECONDS = 0.1
+_SET_CHILD_SUBREAPER = 36  # sys/prctl.h
 _SHOWN = ("raylet", "gcs_server", "dashboard", "monitor", "runtime_env", "log_monitor")
 
 
@@ -37,7 +41,8 @@ def spent_by(
 
     Ray's daemons do not wait for their workers, so the kernel does not add up their times: every
     process is looked at ten times a second. What one takes after the last look is lost; of the
-    first process, which lives longest, the kernel's own count is taken if it is larger.
+    first process, which lives longest, the kernel's own count is taken if it is larger. On Linux,
+    a process whose parent has ended falls to this one and is still looked at.
 
     Args:
         arguments: Arguments of the Python interpreter.
@@ -48,23 +53,24 @@ def spent_by(
         RuntimeError: It ended otherwise.
     """
     before = resource.getrusage(resource.RUSAGE_CHILDREN)
-    started = subprocess.Popen(
-        [sys.executable, *arguments],
-        env=dict(environment),
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-    )
+    others = set(psutil.Process().children(recursive=True))
     seen: dict[psutil.Process, tuple[str, float]] = {}
-    first = psutil.Process(started.pid)
-    output = ""
-    while True:
-        _look(first, seen)
-        try:
-            output = started.communicate(timeout=LOOK_SECONDS)[0]
-            break
-        except subprocess.TimeoutExpired:
-            continue
+    with _adopting():
+        started = subprocess.Popen(
+            [sys.executable, *arguments],
+            env=dict(environment),
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+        while True:
+            _look(started.pid, others, seen)
+            try:
+                output = started.communicate(timeout=LOOK_SECONDS)[0]
+                break
+            except subprocess.TimeoutExpired:
+                continue
+        _bury(process for process in seen if process.pid != started.pid)
     after = resource.getrusage(resource.RUSAGE_CHILDREN)
     if started.returncode not in allowed:
         raise RuntimeError(f"{arguments} ended with {started.returncode}: {output[-3000:]}")
@@ -77,21 +83,35 @@ def spent_by(
     )
 
 
-def _look(first: psutil.Process, seen: dict[psutil.Process, tuple[str, float]]) -> None:
-    """Note what the processes have taken so far; one whose parent is gone is still looked at."""
-    everything = {first, *seen}
-    for process in tuple(everything):
-        try:
-            everything |= set(process.children(recursive=process == first))
-        except psutil.Error:
-            continue
-    for process in everything:
-        try:
+@contextmanager
+def _adopting() -> Iterator[None]:
+    """Be the parent of descendants whose own has ended, where the system has that."""
+    prctl = getattr(ctypes.CDLL(None), "prctl", None)
+    if prctl is not None:
+        prctl(_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
+    try:
+        yield
+    finally:
+        if prctl is not None:
+            prctl(_SET_CHILD_SUBREAPER, 0, 0, 0, 0)
+
+
+def _look(
+    first: int, others: set[psutil.Process], seen: dict[psutil.Process, tuple[str, float]]
+) -> None:
+    """Note what the processes have taken so far."""
+    for process in set(psutil.Process().children(recursive=True)) - others:
+        with suppress(psutil.Error):
             times = process.cpu_times()
-            kind = "driver" if process == first else _kind(process)
-        except psutil.Error:
-            continue
-        seen[process] = (kind, times.user + times.system)
+            kind = "driver" if process.pid == first else _kind(process)
+            seen[process] = (kind, times.user + times.system)
+
+
+def _bury(processes: Iterable[psutil.Process]) -> None:
+    """Wait for adopted processes that have ended."""
+    for process in processes:
+        with suppress(ChildProcessError):
+            os.waitpid(process.pid, os.WNOHANG)
 
 
 def _kind(process: psutil.Process) -> str:
