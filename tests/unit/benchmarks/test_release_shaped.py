@@ -153,7 +153,8 @@ def test_a_process_whose_parent_has_ended_is_counted(tmp_path: Path) -> None:
         f"pathlib.Path({str(told)!r}).touch(); time.sleep(60)"
     )
     orphan = (
-        f"import subprocess, sys; p = subprocess.Popen([sys.executable, '-c', {burn!r}], stdout=-3); "
+        "import subprocess, sys; "
+        f"p = subprocess.Popen([sys.executable, '-c', {burn!r}], stdout=subprocess.DEVNULL); "
         "print(p.pid, flush=True)"
     )
     wait = (
