@@ -225,10 +225,10 @@ class PrefixPasses:
         """Rows of passes that give every prompt of a length the bits that it has by itself.
 
         How a matrix product or a soft-max adds up depends on the shapes and on the row's place, not
-        on the numbers: it is tried with made-up prompts in every row, once for each shape, on so
-        many numbers that another order of adding shows in some, and in the lowest layers, as all
-        layers have matrices of the same shapes. Where a token's way through a layer depends on its
-        company (experts with a capacity), no pass is taken but of one.
+        on the numbers: it is tried with a made-up prompt that stands in every row, once for each
+        shape, on so many numbers that another order of adding shows in some, and in the lowest
+        layers, as all layers have matrices of the same shapes. Where a token's way through a layer
+        depends on its company (experts with a capacity), no pass is taken but of one.
         """
         if length not in self._same_bits:
             config: Any = self._model.config
@@ -242,11 +242,11 @@ class PrefixPasses:
         config: Any = self._model.config
         fine, compared, seed = list(sizes), 0, 0
         while fine and compared < _ENTRIES:
-            ids = self._made_up(max(fine), length, seed)
-            alone = [torch.stack(low._record(ids[i : i + 1])) for i in range(len(ids))]
+            ids = self._made_up(1, length, seed)
+            alone = torch.stack(low._record(ids))
             for size in fine.copy():
-                together = torch.stack(low._record(ids[:size])).split(1, dim=1)
-                if not all(map(torch.equal, alone, together)):
+                together = torch.stack(low._record(ids.expand(size, -1)))
+                if not torch.equal(together, alone.expand_as(together)):
                     fine.remove(size)
             # Of the smallest pass, which has the fewest rows to show a difference in.
             compared += 2 * min(sizes) * length * int(config.hidden_size)

@@ -33,6 +33,11 @@ def run(arguments: Sequence[str]) -> dict[str, Any]:
             profile=chosen.profile,
             token_budget=chosen.token_budget,
             configurations=tuple(chosen.configurations),
+            model=chosen.model,
+            rows=None if chosen.rows is None else tuple(chosen.rows),
+            train_batches=chosen.train_batches,
+            stream_batches=chosen.stream_batches,
+            pipeline=not chosen.without_pipeline,
         ),
     )
     result: dict[str, Any] = {
@@ -73,4 +78,12 @@ def _parser() -> argparse.ArgumentParser:
         default="wall",
         help="cpu counts processor time: for shared machines, together with --threads 1",
     )
+    job = parser.add_argument_group("release-shaped")
+    job.add_argument("--model", type=Path, metavar="FOLDER", help="SmolLM2-135M (default: cached)")
+    job.add_argument(
+        "--rows", type=Path, nargs=2, metavar=("TRAIN", "EVALUATION"), help="files of edits"
+    )
+    job.add_argument("--train-batches", type=int, metavar="N", help="batches of the trajectory")
+    job.add_argument("--stream-batches", type=int, metavar="N", help="batches of the stream")
+    job.add_argument("--without-pipeline", action="store_true", help="the library alone")
     return parser

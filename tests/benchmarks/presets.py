@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -11,6 +12,7 @@ import torch
 from tests.benchmarks.clock import ClockKind
 from tests.benchmarks.growth import GrowthBenchmark, run_growth
 from tests.benchmarks.models import ModelShape
+from tests.benchmarks.release.setting import SIZES, ReleaseBenchmark
 from tests.benchmarks.savings import SavingsBenchmark, run_savings
 from tests.benchmarks.scoring import ScoringBenchmark, run_scoring
 from tests.benchmarks.steps import StepBenchmark, run_steps
@@ -46,6 +48,7 @@ Setting = (
     | ScoringBenchmark
     | SavingsBenchmark
     | ValuesBenchmark
+    | ReleaseBenchmark
 )
 Runner = Callable[[Any, torch.device, ClockKind], dict[str, Any]]
 
@@ -62,6 +65,15 @@ def _real(shape: ModelShape, *modules: str, rank: int = 1024) -> StepBenchmark:
     )
 
 
+def _release_shaped(
+    setting: ReleaseBenchmark, device: torch.device, kind: ClockKind
+) -> dict[str, Any]:
+    # Needs psutil, and the pipeline: the other presets do without.
+    from tests.benchmarks.release.run import run_release_shaped
+
+    return run_release_shaped(setting, device, kind)
+
+
 PRESETS: dict[str, Setting] = {
     "small": StepBenchmark(shape=SMALL, configurations=SMALL_EDITS, rank=256, repeats=3),
     "wide": WideBenchmark(),
@@ -73,6 +85,7 @@ PRESETS: dict[str, Setting] = {
     "savings": SavingsBenchmark(shape=SMALL, modules=("down:6-7",), rank=256),
     # A quarter of the way up, where the published settings put them (layer 8 of 28 or of 32).
     "values": ValuesBenchmark(shape=SMALL, layer=2),
+    "release-shaped": ReleaseBenchmark(configurations=SIZES),
 }
 RUNNERS: dict[type, Runner] = {
     StepBenchmark: run_steps,
@@ -81,6 +94,7 @@ RUNNERS: dict[type, Runner] = {
     ScoringBenchmark: run_scoring,
     SavingsBenchmark: run_savings,
     ValuesBenchmark: run_values,
+    ReleaseBenchmark: _release_shaped,
 }
 
 
@@ -91,11 +105,15 @@ class Choices:
     Attributes:
         repeats: Timed repeats.
         layers: Keep that many layers of the model; edits move with the top of the stack.
-        edits: Edits per batch (steps), or of the stream (`growth`, `scoring`).
+        edits: Edits per batch (steps, `release-shaped`), or of the stream (`growth`, `scoring`).
         reference: Whether the reference implementation takes part.
         profile: Whether a profile of our steps is taken.
         token_budget: Padded tokens of a physical batch.
         configurations: Run only these.
+        model, rows: Folder of a checkpoint, and files of edits (`release-shaped`).
+        train_batches, stream_batches: Batches of the trajectory and of the stream
+            (`release-shaped`).
+        pipeline: Whether the pipeline takes part (`release-shaped`).
     """
 
     repeats: int | None = None
@@ -105,6 +123,11 @@ class Choices:
     profile: bool = False
     token_budget: int | None = None
     configurations: tuple[str, ...] = ()
+    model: Path | None = None
+    rows: tuple[Path, Path] | None = None
+    train_batches: int | None = None
+    stream_batches: int | None = None
+    pipeline: bool = True
 
 
 def choose(name: str, choices: Choices) -> Setting:
@@ -125,6 +148,10 @@ def choose(name: str, choices: Choices) -> Setting:
         changes["reference"] = False
     if choices.profile:
         changes["profile"] = True
+    if not choices.pipeline:
+        changes["pipeline"] = False
+    own = ("model", "rows", "train_batches", "stream_batches")
+    changes |= {k: v for k in own if (v := getattr(choices, k)) is not None}
     if choices.token_budget is not None:
         changes["execution"] = _execution(preset, choices.token_budget)
     if choices.configurations:
@@ -143,8 +170,8 @@ def _execution(preset: Setting, token_budget: int) -> Any:
     return None if execution is None else replace(execution, token_budget=token_budget)
 
 
-def _some(preset: Setting, names: tuple[str, ...]) -> dict[str, tuple[str, ...]]:
-    known = preset.configurations if isinstance(preset, StepBenchmark) else {}
+def _some(preset: Setting, names: tuple[str, ...]) -> dict[str, Any]:
+    known: Any = getattr(preset, "configurations", {})
     missing = [n for n in names if n not in known]
     if missing:
         raise ValueError(f"unknown configurations {missing}; this preset has {[*known]}")

@@ -6,7 +6,6 @@ from functools import partial
 from pathlib import Path
 
 import torch
-from transformers import AutoTokenizer
 
 from pipeline.inputs.checkpoints import cached, fetch_whole, weight_files
 from pipeline.inputs.model_loading import load_model
@@ -61,6 +60,9 @@ def open_model(cell: Cell, folder: Path, gang: Gang = SINGLE_PROCESS) -> Editabl
 
     A worker whose last task had the same model has it at hand, see `pipeline.run.kept_model`.
     """
+    # Not at the top: the driver of a run, which opens no model, goes without it.
+    from transformers import AutoTokenizer
+
     torch.set_num_threads(cell.threads)
     torch.manual_seed(cell.seed)
     if gang.sharding == "zero3":

@@ -60,6 +60,7 @@ SIZES: dict[str, dict[str, Any]] = {
     },
     "values": {"shape": TINY, "edits": 3, "alone_edits": 2, "steps": 4, "repeats": 1},
     "savings": {"shape": TINY, "modules": ("down:2-3",), "repeats": 1, **LOOP},
+    "release-shaped": {},  # see test_release_shaped.py
 }
 
 

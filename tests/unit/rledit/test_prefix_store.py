@@ -149,6 +149,17 @@ def test_a_pass_is_taken_only_if_every_row_has_the_bits_it_has_alone(
         assert passes.same_bits(LONG) == ()
 
 
+def test_a_length_is_tried_by_one_prompt_alone_and_in_every_row(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, recorded: list[tuple[int, ...]]
+) -> None:
+    monkeypatch.setattr(PrefixPasses, "same_bits", TRIES)
+    monkeypatch.setattr(prefix_passes, "_ENTRIES", 1)
+    model = model_of(tmp_path)
+    recorded.clear()
+    model.prefix_cache.same_bits(7)
+    assert recorded == [(1, 7), (16, 7), (4, 7)]
+
+
 def test_passes_are_filled_where_that_is_cheaper() -> None:
     def shapes(n: int, sizes: tuple[int, ...]) -> list[tuple[int, int]]:
         samples = [Sample(torch.full((5,), i), torch.full((5,), i)) for i in range(n)]

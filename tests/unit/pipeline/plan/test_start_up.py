@@ -64,6 +64,12 @@ def test_a_plan_imports_nothing_that_loads_or_runs_models(tmp_path: Path) -> Non
     assert found == []
 
 
+def test_the_driver_of_a_run_imports_nothing_that_opens_models() -> None:
+    code = "import sys, pipeline.run.driver; print('transformers' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=300)
+    assert done.stdout.strip() == "False", done.stderr
+
+
 def _equals_built(counted: Architecture) -> None:
     built = _built(counted.model.config, counted.source)
     kinds = [f"{kind}:all" for kind in counted.description.target_modules]
