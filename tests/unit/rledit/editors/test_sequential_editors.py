@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
@@ -19,7 +20,7 @@ from tests.unit.helpers.sequential_editors import SETTINGS, edited, make, ready,
 from tests.unit.helpers.text_edits import random_edits
 from tests.unit.helpers.tiny_models import double_arithmetic, tiny_model
 
-REFERENCES = {
+REFERENCES: dict[str, Any] = {
     "lyaplock": ReferenceLyapLock,
     "betaedit": ReferenceBetaEdit,
     "deltaedit": ReferenceDeltaEdit,
@@ -114,7 +115,8 @@ def test_without_residual_lyaplock_returns_to_what_it_protects() -> None:
 
 
 def test_lyaplocks_weight_never_falls_below_one_and_rises_over_the_budget() -> None:
-    tight, loose = make("lyaplock", drift_budget=0.5), make("lyaplock", drift_budget=1e6)
+    tight: Any = make("lyaplock", drift_budget=0.5)
+    loose: Any = make("lyaplock", drift_budget=1e6)
     seen: list[float] = []
     for batch in stream(tight):
         metrics = tight.edit(batch)
