@@ -9,39 +9,18 @@ import pytest
 import torch
 from torch import Tensor
 
-from rledit.editors import Editor, editor_class
 from rledit.editors.betaedit import BetaEdit
-from rledit.editors.deltaedit import DeltaEdit, RunningSpread, leading_space
-from rledit.editors.locate_editor import SpreadEditor
+from rledit.editors.deltaedit import DeltaEdit
 from rledit.editors.lyaplock import LyapLock
 from rledit.finite import CollapsedError
-from rledit.locate.covariance import CovarianceFingerprint, KeyCovariance
 from rledit.locate.nullspace import null_space
-from rledit.locate.sites import BlockOutput
-from rledit.locate.value import Confinement, optimise_values
-from rledit.model import EditableModel, Execution
 from rledit.stream import run_stream
-from rledit.tokenization import EditBatch
 from tests.reference import ReferenceBetaEdit, ReferenceDeltaEdit, ReferenceLyapLock
-from tests.unit.helpers.text_edits import random_edits, text_batches, tiny_tokenizer
+from tests.unit.helpers.sequential_editors import SETTINGS, edited, make, ready, stream
+from tests.unit.helpers.text_edits import random_edits
 from tests.unit.helpers.tiny_models import double_arithmetic, tiny_model
 
-# Not the last layer: there δ reaches few answers, and round-off decides what is written.
-MODULES = ("down:1,2",)
-CONTEXTS = ("w01 w02 {}", "w03 {}", "w04 w05 w06 {}")
-VALUE: dict[str, Any] = {"value_steps": 5, "value_lr": 0.5, "clamp": 4.0, "value_decay": 0.01}
-SETTINGS: dict[str, dict[str, Any]] = {
-    "lyaplock": {"moment_weight": 0.5, "drift_budget": 0.8},
-    "betaedit": {"threshold": 0.5, "ridge": 0.3, "moment_weight": 2.0, "refresh_every": 3},
-    "deltaedit": {
-        "threshold": 0.5,
-        "ridge": 0.3,
-        "settling_edits": 5,
-        "deviations": 0.8,
-        "space_floor": 1e-4,
-    },
-}
-REFERENCES = {
+REFERENCES: dict[str, Any] = {
     "lyaplock": ReferenceLyapLock,
     "betaedit": ReferenceBetaEdit,
     "deltaedit": ReferenceDeltaEdit,
@@ -49,64 +28,12 @@ REFERENCES = {
 NAMES = list(SETTINGS)
 
 
-def moments(model: EditableModel) -> dict[str, KeyCovariance]:
-    """Key covariances in float64 whose eigenvalues fall from above any threshold to near zero."""
-    found: dict[str, KeyCovariance] = {}
-    for seed, name in enumerate(model.modules):
-        width = model.shape(name)[0]
-        generator = torch.Generator().manual_seed(seed)
-        rows = torch.randn(200, width, generator=generator).double()
-        identity = CovarianceFingerprint(
-            model_hash="tiny", module=name, corpus_hash="random", dtype="float64"
-        )
-        found[name] = KeyCovariance(identity, width)
-        found[name].update(rows * torch.logspace(0.5, -2, width).double())
-    return found
-
-
-def make(
-    name: str, family: str = "llama", double: bool = False, budget: int = 4096, **settings: Any
-) -> SpreadEditor:
-    whole = tiny_model(family)
-    model = EditableModel(
-        whole if double else whole.float(),
-        tiny_tokenizer(family),
-        MODULES,
-        Execution(token_budget=budget),
-    )
-    cls = editor_class(name)
-    config = cls.Config(
-        modules=MODULES, contexts=CONTEXTS, **VALUE, **{**SETTINGS.get(name, {}), **settings}
-    )
-    editor = cls(model, config)
-    assert isinstance(editor, SpreadEditor)
-    editor.load_covariance(moments(model))
-    return editor
-
-
-def stream(editor: Editor, n: int = 4, size: int = 3) -> list[EditBatch]:
-    return text_batches(editor.model, n, size, group_size=editor.group_size)
-
-
-def edited(editor: Editor) -> dict[str, Tensor]:
-    return editor.model.weights.state_dict()
-
-
-def ready(name: str, **settings: Any) -> Any:
-    """A LyapLock, BetaEdit or DeltaEdit that has edited two batches, and the two next ones."""
-    editor = make(name, **settings)
-    first, second, *rest = stream(editor)
-    editor.edit(first)
-    editor.edit(second)
-    return editor, rest
-
-
 @pytest.mark.parametrize("family", ["llama", "gptj", "qwen2"])
 @pytest.mark.parametrize("name", NAMES)
 def test_a_stream_equals_the_dense_reference(
     name: str, family: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Four batches in float64, with the queue above 1, two new null spaces, edits projected."""
+    """Four batches in float64, with the queue above 1, new null spaces, edits projected."""
     double_arithmetic(monkeypatch)
     editor = make(name, family, double=True)
     layers = {m: m.rpartition(".mlp")[0] for m in editor.modules}
@@ -188,7 +115,8 @@ def test_without_residual_lyaplock_returns_to_what_it_protects() -> None:
 
 
 def test_lyaplocks_weight_never_falls_below_one_and_rises_over_the_budget() -> None:
-    tight, loose = make("lyaplock", drift_budget=0.5), make("lyaplock", drift_budget=1e6)
+    tight: Any = make("lyaplock", drift_budget=0.5)
+    loose: Any = make("lyaplock", drift_budget=1e6)
     seen: list[float] = []
     for batch in stream(tight):
         metrics = tight.edit(batch)
@@ -304,62 +232,6 @@ def test_a_collapsed_update_stops_the_stream_and_names_layer_and_batch() -> None
 
 class _NoScorer:
     resident = True
-
-
-def test_deltaedit_projects_the_edits_that_depart() -> None:
-    """δ of an edit that departs is orthogonal to what was written; others are AlphaEdit's."""
-    editor, rest = ready("deltaedit", settling_edits=6, deviations=0.0)
-    assert isinstance(editor, DeltaEdit)
-    requests = editor.requests(rest[0])
-    confinement = editor.confinement(requests)
-    assert confinement is not None
-    assert bool(confinement.edits.any())
-    name = editor.modules[-1]
-    written = edited(editor)[name].double() - editor.model.weights.original(name).double()
-    space = leading_space(written, 0.25, 1e-4)
-    assert 0 < space.shape[1] <= 4
-    assert torch.equal(confinement.space, space)
-    site = BlockOutput(editor.model, 2)
-    confined = Confinement(space, torch.tensor([True, False, True]))
-    config = replace(editor.value_config(), edits_per_pass=2)
-    found = optimise_values(editor.model, requests, site, config, confinement=confined)
-    free = optimise_values(editor.model, requests, BlockOutput(editor.model, 2), config)
-    inside = (found.delta.double() @ space).norm(dim=-1)
-    assert float(inside[0]) < 1e-5 and float(inside[2]) < 1e-5 and float(inside[1]) > 1e-3
-    torch.testing.assert_close(found.delta[1], free.delta[1], rtol=1e-4, atol=1e-5)
-    assert bool((free.delta.double() @ space).norm(dim=-1)[0] > 1e-3)
-
-
-def test_deltaedit_settles_first_and_leaves_outliers_out_of_the_mean() -> None:
-    settled, early = make("deltaedit", settling_edits=100), make("deltaedit", settling_edits=0)
-    counts: dict[str, list[float]] = {"settled": [], "early": []}
-    for batch in stream(settled):
-        counts["settled"].append(settled.edit(batch)["projected_edits"])
-        counts["early"].append(early.edit(batch)["projected_edits"])
-    assert counts["settled"] == [0.0] * 4
-    assert counts["early"][0] == 0.0, "nothing is written before the first batch"
-    assert sum(counts["early"]) > 0
-    spread = RunningSpread()
-    for value in (1.0, 1.2, 0.9):
-        assert not spread.departs(value, 3.0)
-        spread.update(value)
-    mean = 0.9 * (0.9 * 1.0 + 0.1 * 1.2) + 0.1 * 0.9
-    assert spread.mean == pytest.approx(mean)
-    first = 0.1 * (1.2 - 1.02) ** 2
-    assert spread.variance == pytest.approx(0.9 * first + 0.1 * (0.9 - mean) ** 2)
-    assert spread.departs(2.0, 3.0)
-
-
-def test_the_leading_space_is_that_of_the_singular_values() -> None:
-    generator = torch.Generator().manual_seed(0)
-    left, _ = torch.linalg.qr(torch.randn(8, 8, generator=generator).double())
-    right, _ = torch.linalg.qr(torch.randn(10, 8, generator=generator).double())
-    matrix = left * torch.tensor([9.0, 5, 3, 2, 1, 0.5, 0.2, 0.1]).double() @ right.T
-    for share, floor, count in ((0.25, 0.1, 2), (1.0, 3.9, 4), (1.0, 0.0, 8), (0.5, 100.0, 0)):
-        space = leading_space(matrix, share, floor)
-        assert space.shape == (8, count)
-        expected = left[:, :count] @ left[:, :count].T
-        torch.testing.assert_close(space @ space.T, expected, rtol=1e-8, atol=1e-10)
 
 
 @pytest.mark.parametrize("name", NAMES)
