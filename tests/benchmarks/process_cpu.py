@@ -117,7 +117,7 @@ def _bury(processes: Iterable[psutil.Process]) -> None:
 def _kind(process: psutil.Process) -> str:
     """What a process is, in a word."""
     command = " ".join(process.cmdline())
-    if "ray::" in command or "default_worker" in command:
+    if process.name().startswith("ray::") or "default_worker" in command:
         return "workers"
     named = next((name for name in _SHOWN if name in command), None)
     return named or Path(process.name()).name
