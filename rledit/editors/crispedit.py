@@ -20,6 +20,7 @@ from rledit.editors.breadth_first import EditsSoFar, ended, shuffled_passes
 from rledit.editors.conventions import FROM_RECIPE, UntrainedRecipe, take_from_recipe
 from rledit.editors.finetuning import moved
 from rledit.editors.own_prefixes import fresh_prefix_cache
+from rledit.editors.sphere import SphereSettings
 from rledit.editors.text_curvature import HeldFlat, TextCurvature
 from rledit.editors.tuning import AdamState, Descent, descend
 from rledit.families import layer_index
@@ -36,7 +37,7 @@ _SETTINGS: dict[str, dict[str, Any]] = {
 
 
 @dataclass(frozen=True, kw_only=True)
-class CrispEditConfig:
+class CrispEditConfig(SphereSettings):
     """CrispEdit's settings; the defaults are the release's for Llama-3-8B.
 
     Attributes:
@@ -77,6 +78,7 @@ class CrispEditConfig:
     seed: int = 0
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         take_from_recipe(self, _SETTINGS[self.reference])
 
 
@@ -127,6 +129,9 @@ class CrispEdit(Editor):
         self._curvature.recomputed = 0
         with fresh_prefix_cache(self.model):
             losses = self._descend(samples, None if together else self._adam)
+            if self.sphere is not None:
+                originals = {name: weights.original(name) for name in weights.names}
+                self.sphere.confine(weights, originals if together else before)
             shares = self._shares()
             if not together:
                 self._so_far.batches += 1

@@ -194,7 +194,12 @@ class SpreadEditor(LocateEditor):
         answer = self.solve(name, keys)
         if self.sphere is None or not self.projects_each_layer:
             return answer
-        return replace(answer, left=self.sphere.rows(name, answer.left))
+        pull = answer.pull
+        return replace(
+            answer,
+            left=self.sphere.rows(name, answer.left),
+            pull=None if pull is None else self.sphere.rows(name, pull.T).T,
+        )
 
     def _projected(self, update: LayerUpdate, before: Tensor) -> LayerUpdate:
         """Put SPHERE's update of a layer in the place of the one that was added to `before`."""
