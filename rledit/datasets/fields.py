@@ -139,8 +139,11 @@ class Fields:
         ]
 
     def zipped(self, first: str, second: str) -> list[Fields]:
-        """Objects of two keys that hold lists, item by item; this object where they hold none."""
-        one, two = self._get(first), self._get(second)
+        """Objects of two keys that hold lists, item by item; this object where they hold none.
+
+        A list beside a value that is missing is one beside as many that are.
+        """
+        one, two = paired(self._get(first), self._get(second))
         if not isinstance(one, list):
             return [self]
         if not isinstance(two, list) or len(one) != len(two):
@@ -195,6 +198,15 @@ class Fields:
         except UnicodeEncodeError:
             self.fail(key, "holds half of a surrogate pair, which no tokenizer can encode")
         return found
+
+
+def paired(one: Any, two: Any) -> tuple[Any, Any]:
+    """Two values, one that is missing beside a list as a list of as many missing ones."""
+    if isinstance(two, list) and absent(one):
+        return [None] * len(two), two
+    if isinstance(one, list) and absent(two):
+        return one, [None] * len(one)
+    return one, two
 
 
 def fill_template(fields: Fields, key: str, subject: str) -> tuple[str, tuple[int, int]]:

@@ -10,7 +10,7 @@ from typing import Any
 
 from rledit.datasets.errors import RowError
 from rledit.datasets.fields import Fields, Place, Row
-from rledit.datasets.values import Aliases, Renaming, RowObject, mismatch, shown_key
+from rledit.datasets.values import Aliases, Renaming, RowObject, absent, mismatch, shown_key
 from rledit.records import Edit, Locality
 
 
@@ -70,7 +70,10 @@ class Format:
             return key in keys or any(other in keys for other in others)
 
         def marked(mark: str) -> bool:
-            return mark in keys or (isinstance(keys, Mapping) and has_mark(keys, mark))
+            if not isinstance(keys, Mapping):
+                return mark in keys
+            outer = mark.partition(".")[0]  # where that is missing, the reader says so
+            return has_mark(keys, mark) or (outer in keys and absent(self._renamed(keys[outer])))
 
         lacking = (key for key in self.required if not there(key))
         return (*lacking, *(mark for mark in self.marks if not marked(mark)))

@@ -24,7 +24,7 @@ _HOPS = range(2, 7)
 def read(row: Row, place: Place) -> list[Edit]:
     """One edit towards the true answer."""
     fields = Fields(row, place)
-    subject = fields.text("subject")
+    subject = fields.optional("subject")
     return [
         Edit(
             edit_id=f"hallueditbench:{place.row}",
@@ -51,7 +51,7 @@ def _said(fields: Fields) -> str | None:
     return fields.optional(names[0]) if len(names) == 1 else None
 
 
-def _questions(fields: Fields, subject: str) -> Iterator[tuple[str, str | None, str | None]]:
+def _questions(fields: Fields, subject: str | None) -> Iterator[tuple[str, str | None, str | None]]:
     """Kind, question and answer of everything that follows from the edit."""
     yield "yes", fields.optional("yes_question"), "Yes"
     yield "no", fields.optional("no_question"), "No"

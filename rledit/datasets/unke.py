@@ -7,7 +7,7 @@ of which is computed here; teacher-forced scores of the paragraph and the short 
 
 from __future__ import annotations
 
-from rledit.datasets.fields import Fields, Place, Row
+from rledit.datasets.fields import Fields, Place, Row, paired
 from rledit.datasets.format import REPHRASE, UNRELATED, UNRELATED_ANSWER, Format, named, probe
 from rledit.datasets.values import has_content
 from rledit.records import Consequence, Edit
@@ -47,7 +47,7 @@ def _short(fields: Fields) -> list[tuple[str | None, str | None]]:
 
 def observe(row: Row) -> tuple[str, ...]:
     """Count the short questions that lack one of the two texts."""
-    pair = (row.get("sub_question"), row.get("sub_answer"))
+    pair = paired(row.get("sub_question"), row.get("sub_answer"))
     questions, answers = (item if isinstance(item, list) else [item] for item in pair)
     both = zip(questions, answers, strict=True)
     return ("portability_answer_absent",) * sum(has_content(q) != has_content(a) for q, a in both)
