@@ -146,7 +146,7 @@ def takes_own_facts(name: str) -> bool:
 
 
 def methods() -> Iterator[str]:
-    sharded = {name for names in by_target_modules().values() for name in names}
+    sharded = EVERY_EDITOR
     yield from ("## Methods", "", METHODS_NOTE, "")
     titles = (
         "method",
