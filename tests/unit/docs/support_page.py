@@ -28,7 +28,8 @@ from rledit.families import FAMILIES
 from rledit.protocols import PROTOCOLS
 from rledit.records import Edit, Probe
 from rledit.world import BOS_FAMILIES
-from tests.cluster.zero_worker import MIXED, by_target_modules
+from tests.cluster.test_zero import EVERY_EDITOR
+from tests.cluster.zero_worker import MIXED
 from tests.unit.docs.method_checks import checks
 from tests.unit.helpers.tiny_models import tiny_model
 
