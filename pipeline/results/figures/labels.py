@@ -20,7 +20,7 @@ Point = tuple[float, float]
 
 def height_for(names: int) -> float:
     """Height, in inches, of a panel in which so many named points find room."""
-    return 3.5 + 0.2 * max(0, names - 16)
+    return 3.5 + 0.25 * max(0, names - 16)
 
 
 def name_points(
