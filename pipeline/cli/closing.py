@@ -1,4 +1,4 @@
-"""What `rledit run` says beside its table: what there is to do, where all lies, how to go on."""
+"""Writes the lines that `rledit run` prints before and after its table, with the next commands."""
 
 from __future__ import annotations
 

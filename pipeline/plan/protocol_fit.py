@@ -1,6 +1,6 @@
-"""Whether a grid scores a dataset by what it asks for, and takes it in the order that it has.
+"""Says in `rledit plan` where a grid scores or orders a dataset otherwise than the dataset asks.
 
-What is said here stops nothing: a number that nobody can compare is a number all the same.
+These are warnings: the cells run.
 """
 
 from __future__ import annotations

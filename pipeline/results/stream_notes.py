@@ -1,4 +1,4 @@
-"""What the caption of a table must say about its streams: samples that are scored, orders."""
+"""Writes the notes below tables about streams: scored samples, and the order of edits."""
 
 from __future__ import annotations
 

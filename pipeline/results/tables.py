@@ -30,11 +30,9 @@ UNEDITED = "none"
 # takes seconds to import): the references first, then training-free ones, then those that train.
 EDITOR_ORDER = (
     UNEDITED, "untrained", "ultraedit", "stableedit", "ft", "ft_l", "ft_m", "locft", "crispedit",
-    "rome", "memit", "prune", "rect", "alphaedit", "nas", "encore",
-    "lyaplock", "betaedit", "deltaedit",
-    "grace", "wise", "memoir", "mend",
-    "malmen", "mend_star", "malmen_star", "mend_rledit", "malmen_rledit", "dafnet",
-    "instructedit", "hiedit", "rledit",
+    "rome", "memit", "prune", "rect", "alphaedit", "nas", "encore", "lyaplock", "betaedit",
+    "deltaedit", "grace", "wise", "memoir", "mend", "malmen", "mend_star", "malmen_star",
+    "mend_rledit", "malmen_rledit", "dafnet", "instructedit", "hiedit", "rledit",
 )  # fmt: skip
 
 MEAN = "mean"  # of these three, as in the literature's tables

@@ -1,4 +1,4 @@
-"""What the plan expects of a run's tasks: their seconds, and what there is to do in words."""
+"""Counts the tasks of a run and the seconds that the plan expects of them, for its display."""
 
 from __future__ import annotations
 

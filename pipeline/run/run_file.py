@@ -1,4 +1,4 @@
-"""What a run is doing, in a file of its lake: for `rledit status`, while it goes on and afterwards.
+"""Keeps the state of a run in a file of its lake; `rledit status` reads it, then and afterwards.
 
 `runs/GRID/….json` is written whole every few seconds and once more when the run ends. Who reads it
 looks at the process as well, so a run that was killed is never taken for one that goes on.

@@ -17,7 +17,7 @@ from collections.abc import Callable
 from dataclasses import replace
 
 from rledit.datasets.fields import Fields, Place, Row, fill_template
-from rledit.datasets.format import REPHRASE, Format, named
+from rledit.datasets.format import REPHRASE, Format, named, nothing_odd
 from rledit.datasets.mquake import multi_hop, old_target, target
 from rledit.datasets.unke import SUB_QUESTION
 from rledit.datasets.values import RowObject
@@ -221,27 +221,19 @@ UNSTRUCTURED = Format(
     measurements=("portability",),
     example=_EXAMPLE,
 )
-STRUCTURED = Format(
+STRUCTURED = replace(
+    UNSTRUCTURED,
     name="akew_structured",
     title="AKEW, towards the fact's short answer (arXiv 2402.18909)",
-    required=("requested_rewrite",),
-    marks=_MARKS,
-    aliases=_ALIASES,
     read=read_structured,
+    observe=nothing_odd,
     protocols=("generation_contains", "wild", "token_accuracy"),
-    measurements=("portability",),
     detected=False,
-    example=_EXAMPLE,
 )
-EXTRACTED = Format(
+EXTRACTED = replace(
+    STRUCTURED,
     name="akew_extracted",
     title="AKEW, the triples taken from the text (arXiv 2402.18909)",
-    required=("requested_rewrite",),
-    marks=_MARKS,
-    aliases=_ALIASES,
     read=read_extracted,
     protocols=("generation_contains", "token_accuracy"),
-    measurements=("portability",),
-    detected=False,
-    example=_EXAMPLE,
 )

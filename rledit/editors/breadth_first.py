@@ -1,4 +1,4 @@
-"""What breadth-first fine-tuning takes: all edits so far, and passes over them in mini-batches."""
+"""Keeps all edits of a stream, and draws shuffled passes over them, for LocFT-BF and CrispEdit."""
 
 from __future__ import annotations
 

@@ -86,11 +86,12 @@ class HiEdit(HypernetworkEditor):
     def __init__(self, model: EditableModel, config: HiEditConfig) -> None:
         super().__init__(model, config)
         count = len(model.modules)
-        self.active_modules = config.active_modules or -(-count // 2)
-        if self.active_modules > count:
+        given = config.active_modules
+        self.active_modules = -(-count // 2) if given is None else given
+        if not 1 <= self.active_modules <= count:
             raise ValueError(
                 f"active_modules: {self.active_modules} of {count} target modules cannot be "
-                f"edited; set it to at most {count}"
+                f"edited; set it to a number from 1 to {count}"
             )
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(config.seed)

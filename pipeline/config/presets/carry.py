@@ -1,4 +1,4 @@
-"""The settings of one model on another that no paper edits: its own, as far along the stack."""
+"""Carries the settings of a model over to one without published ones, to layers as far along."""
 
 from __future__ import annotations
 

@@ -1,8 +1,7 @@
-"""Models of current papers that the published tables have not: a new one is one entry of
-`NEWER_MODELS`.
+"""Presets of current models that the published tables do not have; add one to `NEWER_MODELS`.
 
-Hardly a setting is published for them. What is keeps its origin; all others are the settings of the
-nearest model that has some, as far along the stack, and are marked as our own.
+Few of their settings are published. All others are those of the nearest model that has some, in
+layers at the same relative depth, and are marked as our own.
 """
 
 from __future__ import annotations
@@ -38,11 +37,28 @@ def _ultraedits(modules: tuple[str, ...]) -> dict[str, dict[str, Setting]]:
     )
 
 
-_QWEN_3 = Shape(
+_LLAMA_3_1 = Preset(
+    hub="meta-llama/Llama-3.1-8B",
+    revision="d04e592bb4f6aa9cfee91e2e20afa771667e1d4b",
+    family="llama",
+    bos=True,
+    shape=_LLAMA_3.shape,
+    gated=True,
+    settings=carried(_LLAMA_3, _LLAMA_3.shape),
+)
+
+_QWEN_3_SHAPE = Shape(
     layers=36, hidden=4096, intermediate=12288, heads=32, kv_heads=8, head_dim=128,
     vocabulary=151936, head_norms=2,
 )  # fmt: skip
-_QWEN_3_SETTINGS = carried(_QWEN, _QWEN_3)
+_QWEN_3 = Preset(
+    hub="Qwen/Qwen3-8B-Base",
+    revision="49e3418fbbbca6ecbdf9608b4d22e5a407081db4",
+    family="qwen3",
+    bos=False,
+    shape=_QWEN_3_SHAPE,
+    settings=carried(_QWEN, _QWEN_3_SHAPE),
+)
 
 _GEMMA_3_4B = Shape(
     layers=34, hidden=2560, intermediate=10240, heads=8, kv_heads=4, head_dim=256,
@@ -74,24 +90,12 @@ _PHI_4 = Shape(
 )  # fmt: skip
 
 NEWER_MODELS: Mapping[str, Preset] = {
-    "llama-3.1-8b": Preset(
-        hub="meta-llama/Llama-3.1-8B",
-        revision="d04e592bb4f6aa9cfee91e2e20afa771667e1d4b",
-        family="llama",
-        bos=True,
-        shape=_LLAMA_3.shape,
-        gated=True,
-        settings=carried(_LLAMA_3, _LLAMA_3.shape),
-    ),
-    "llama-3.1-8b-instruct": Preset(
+    "llama-3.1-8b": _LLAMA_3_1,
+    "llama-3.1-8b-instruct": replace(
+        _LLAMA_3_1,
         hub="meta-llama/Llama-3.1-8B-Instruct",
         revision="0e9e39f249a16976918f6564b8830bc894c89659",
-        family="llama",
-        bos=True,
-        shape=_LLAMA_3.shape,
         instruct=True,
-        gated=True,
-        settings=carried(_LLAMA_3, _LLAMA_3.shape),
     ),
     # The published settings of Qwen2.5-7B are those of both versions.
     "qwen2.5-7b-instruct": replace(
@@ -100,22 +104,12 @@ NEWER_MODELS: Mapping[str, Preset] = {
         revision="a09a35458c702b33eeacc393d103063234e8bc28",
         instruct=True,
     ),
-    "qwen3-8b-base": Preset(
-        hub="Qwen/Qwen3-8B-Base",
-        revision="49e3418fbbbca6ecbdf9608b4d22e5a407081db4",
-        family="qwen3",
-        bos=False,
-        shape=_QWEN_3,
-        settings=_QWEN_3_SETTINGS,
-    ),
-    "qwen3-8b": Preset(
+    "qwen3-8b-base": _QWEN_3,
+    "qwen3-8b": replace(
+        _QWEN_3,
         hub="Qwen/Qwen3-8B",
         revision="b968826d9c46dd6066d109eabc6255188de91218",
-        family="qwen3",
-        bos=False,
-        shape=_QWEN_3,
         instruct=True,
-        settings=_QWEN_3_SETTINGS,
     ),
     "gemma-3-4b": _GEMMA_3,
     "gemma-3-4b-it": replace(

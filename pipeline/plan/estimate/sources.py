@@ -1,4 +1,4 @@
-"""Where published files and weights are to be had: for plans that say what is missing.
+"""Lists where published data and weights can be fetched, for plans that say what is missing.
 
 Sizes are told where the hub or a publisher states them. What is not known is said to be so. The
 same stands in docs/reproduce.md.

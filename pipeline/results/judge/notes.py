@@ -1,4 +1,4 @@
-"""What tables say of the judge whose verdicts they show."""
+"""Writes the notes below tables whose scores come from a judge: which judge, and what it missed."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a judge is asked about one answer, and what its reply means.
+"""Builds the prompt that asks a judge about one answer, and reads the judge's reply.
 
 The order of contents is that of WILD's judge (arXiv 2502.11177): the task, right answers with the
 reason, wrong ones with the reason, the question with its gold target and the answer, and the

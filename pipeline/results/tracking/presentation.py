@@ -1,4 +1,4 @@
-"""What MLflow's pages show around the numbers: descriptions, and where a run comes from."""
+"""Writes descriptions and source tags of MLflow runs, for those who read them on its pages."""
 
 from __future__ import annotations
 
