@@ -164,7 +164,7 @@ class PrefixCache(PrefixPasses):
                 pass
             return
         for micro_batch in micro_batches:
-            self._prefix(micro_batch)
+            self.prefix_of(micro_batch)
 
     def store_ahead(self, samples: Sequence[Sample]) -> Iterator[int]:
         """Put prefixes that will be needed into the store, if it has room for all of them.
@@ -192,16 +192,27 @@ class PrefixCache(PrefixPasses):
         """
         return self.run(micro_batch, narrow=narrow).logits
 
-    def run(self, micro_batch: MicroBatch, *, narrow: bool = True) -> Top:
-        """As `logits`, with the states that the output embedding saw."""
-        prefix, rows = self._prefix(micro_batch), micro_batch.rows.to(self._device)
+    def run(
+        self, micro_batch: MicroBatch, *, narrow: bool = True, prefix: Prefix | None = None
+    ) -> Top:
+        """As `logits`, with the states that the output embedding saw.
+
+        Args:
+            micro_batch: The samples to run.
+            narrow: See `logits`.
+            prefix: What `prefix_of` gives of it, for passes that are repeated; None: it is looked
+                for.
+        """
+        if prefix is None:
+            prefix = self.prefix_of(micro_batch)
+        rows = micro_batch.rows.to(self._device)
         with self._announced(micro_batch), self._output_rows(rows) as states:
             logits = self._pass(prefix, rows, narrow)
         return Top(states=states[0], logits=logits.flatten(0, -2))
 
     def states(self, micro_batch: MicroBatch, *, narrow: bool = True) -> Tensor:
         """As `logits`, short of the output embedding: (rows, hidden), to go into `logits_of`."""
-        prefix, rows = self._prefix(micro_batch), micro_batch.rows.to(self._device)
+        prefix, rows = self.prefix_of(micro_batch), micro_batch.rows.to(self._device)
         with self._announced(micro_batch), self.before_output(rows) as states:
             self._pass(prefix, rows, narrow)
         return states[0]
@@ -209,8 +220,11 @@ class PrefixCache(PrefixPasses):
     def _announced(self, micro_batch: MicroBatch) -> AbstractContextManager[None]:
         return nullcontext() if self.overlay is None else self.overlay.announced(micro_batch)
 
-    def _prefix(self, micro_batch: MicroBatch) -> Prefix:
-        """Padded (b, T, hidden) prefixes of a micro-batch, from the cache where it has them."""
+    def prefix_of(self, micro_batch: MicroBatch) -> Prefix:
+        """Padded (b, T, hidden) prefixes of a micro-batch, from the cache where it has them.
+
+        Every rank of a sharded model makes this call.
+        """
         if self.store is not None:
             return self._padded(self._found(micro_batch.samples))
         asked = () if micro_batch.is_empty else micro_batch.samples

@@ -293,11 +293,15 @@ class Encoder:
         Raises:
             TokenizationError: The answer is blank, or merges with the last token before it.
         """
+        return self._answer_ids(prompt, answer, self._turn(prompt).ids)
+
+    def _answer_ids(self, prompt: str, answer: str, alone: list[int]) -> list[int]:
+        """As `answer_ids`, of a prompt whose rendered tokens are known."""
         text = answer.strip()
         if not text:
             raise TokenizationError(f"blank answer for the prompt {prompt!r}")
         lead = self.answer_lead(prompt, text)
-        alone, both = self._turn(prompt).ids, self._turn(prompt, f"{lead}{text}").ids
+        both = self._turn(prompt, f"{lead}{text}").ids
         ids = both[len(alone) :] if both[: len(alone)] == alone else self._apart(prompt, lead, text)
         if not ids:
             raise TokenizationError(f"the answer {text!r} of {prompt!r} has no tokens")
@@ -346,7 +350,8 @@ class Encoder:
             TokenizationError: The pair breaks the contract, or leaves no room for the answer.
         """
         try:
-            head, tail = self.prompt_ids(prompt), self.answer_ids(prompt, answer)
+            alone = self._turn(prompt).ids
+            head, tail = self._with_bos(alone), self._answer_ids(prompt, answer, alone)
         except TokenizationError as error:
             raise TokenizationError(f"{where}: {error}" if where else str(error)) from None
         if not head:

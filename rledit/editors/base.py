@@ -174,6 +174,10 @@ class Editor(ABC):
         """Tokenise a batch of edits as this method takes it: its order and its loss groups."""
         return self.model.encoder.batch(edits, self.group_size, self.order)
 
+    def encode_drawn(self, edits: Sequence[Edit]) -> EditBatch:
+        """A batch of `load_training_data`, tokenised as far as this method looks at it."""
+        return self.encode(edits)
+
     @classmethod
     def batch_problem(cls, config: Any, batch_size: int) -> str | None:
         """Why an editor of this configuration cannot take batches of a size; None where it can.

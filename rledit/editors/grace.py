@@ -19,10 +19,10 @@ from rledit.editors.base import State
 from rledit.editors.codebook import Codebook, Replaces, mean_label, target_of
 from rledit.editors.conventions import FROM_RECIPE, UntrainedRecipe, take_from_recipe
 from rledit.editors.overlay_editor import OverlayEditor
+from rledit.editors.repeated_passes import RepeatedPasses
 from rledit.finite import require_finite
-from rledit.model import SINGLE_PASS_TOKENS, EditableModel
+from rledit.model import EditableModel
 from rledit.protocols import read
-from rledit.ranks import shard
 from rledit.tokenization import EditBatch, Sample
 
 Compares = Literal["ids", "mean"]
@@ -207,30 +207,30 @@ class GRACE(OverlayEditor):
         values = memory.values[entries].clone().requires_grad_()
         optimiser = torch.optim.Adam([values], lr=self.config.lr)
         losses = torch.zeros(0)
+        passes = RepeatedPasses(self.model, samples)
         with memory.training(values):
             for _ in range(self.config.steps):
-                losses, values.grad = self._gradient(samples, values)
+                losses, values.grad = self._gradient(passes, values)
                 optimiser.step()
         memory.values[entries] = values.detach()
         counts.losses += losses.tolist()
         waiting.clear()
 
-    def _gradient(self, samples: Sequence[Sample], values: Tensor) -> tuple[Tensor, Tensor]:
+    def _gradient(self, passes: RepeatedPasses, values: Tensor) -> tuple[Tensor, Tensor]:
         """(samples,) mean loss of each target, and the gradient of their sum, on every rank."""
-        model = self.model
+        model, samples = self.model, passes.samples
         losses = torch.zeros(len(samples), dtype=torch.float64)
         total = torch.zeros_like(values)
-        own = shard(samples, model.ranks)
-        for micro_batch in model.own_micro_batches(samples, own, SINGLE_PASS_TOKENS):
+        for part in passes.parts:
+            of_row = part.micro_batch.row_sample
+            logits = passes.logits(part)
             with torch.enable_grad():
-                logits = model.prefix_cache.logits(micro_batch).to(model.compute_dtype)
-                labels = micro_batch.labels.to(logits.device)
-                each = F.cross_entropy(logits, labels, reduction="none")
-                counts = torch.bincount(micro_batch.row_sample, minlength=len(samples))
-                each = each / counts[micro_batch.row_sample].to(each)
+                each = F.cross_entropy(logits, part.labels, reduction="none")
+                counts = torch.bincount(of_row, minlength=len(samples))
+                each = each / counts[of_row].to(each)
                 (gradient,) = torch.autograd.grad(each.sum(), values)
             total += gradient
-            losses.index_add_(0, micro_batch.row_sample, each.detach().double().cpu())
+            losses.index_add_(0, of_row, each.detach().double().cpu())
         for whole in (losses, total):
             model.ranks.all_reduce_(whole)
         require_finite({"edit_loss": float(losses.sum())}, "the loss of a value", model, samples)

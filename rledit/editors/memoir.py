@@ -15,6 +15,7 @@ from torch import Tensor
 
 from rledit.editors.codebook import target_of
 from rledit.editors.conventions import FROM_RECIPE, UntrainedRecipe, take_from_recipe
+from rledit.editors.repeated_passes import RepeatedPasses
 from rledit.editors.residual_memory import ResidualMemory
 from rledit.editors.templated_editor import TemplatedEditor, settled
 from rledit.finite import require_finite
@@ -114,9 +115,10 @@ class MEMOIR(TemplatedEditor):
         weight = memory.weight[:, columns].clone().requires_grad_()
         losses: list[float] = []
         made = 0
+        passes = RepeatedPasses(self.model, samples)
         with memory.training(columns, weight, len(samples)):
             for _ in range(config.steps):
-                loss, gradient = self.likelihood(samples, weight)
+                loss, gradient = self.likelihood(passes, weight)
                 losses.append(loss)
                 if settled(losses):
                     break
@@ -135,7 +137,9 @@ class MEMOIR(TemplatedEditor):
         """One step along the clipped gradient."""
         config = self.config
         gradient *= min(1.0, config.clip / max(1e-12, float(gradient.norm())))
-        weight -= config.lr * (gradient + config.decay * weight)
+        if config.decay:
+            gradient = gradient + config.decay * weight
+        weight -= config.lr * gradient
 
     def _background(self) -> Tensor:
         """(d_in,) float64, the mean over unrelated prompts of the means of their inputs."""

@@ -49,6 +49,7 @@ class ResidualMemory(Overlay):
     ) -> None:
         self.k, self.overlap, self.skip_first, self.seed = k, overlap, skip_first, seed
         self._trained: tuple[Tensor, Tensor] | None = None
+        self._numbers: tuple[Tensor, Tensor] | None = None
         self._begin_with(model, module)
         super().__init__(model, module)
 
@@ -87,11 +88,19 @@ class ResidualMemory(Overlay):
         """(b,) int64: the edit whose mask overlaps most, the newest of equal ones."""
         if not summaries or not self.entries:
             return torch.full((len(summaries),), NONE)
-        # Whole numbers below 2^24, which float32 adds up exactly.
-        common = self.mask_of(summaries).float() @ self.masks.float().T
+        # Whole numbers below 2^24, which float32 adds up exactly, on whatever device.
+        table = self._table()
+        common = (self.mask_of(summaries).to(table) @ table.T).cpu()
         best = common.amax(1)
         place = self.entries - 1 - (common == best[:, None]).flip(1).int().argmax(1)
         return torch.where(best / self.k >= self.overlap, place, NONE)
+
+    def _table(self) -> Tensor:
+        """(edits, d_in) float32, the masks as numbers on the model's device; made once for the
+        decisions between two edits."""
+        if self._numbers is None or self._numbers[0] is not self.masks:
+            self._numbers = (self.masks, self.masks.to(self.model.device, torch.float32))
+        return self._numbers[1]
 
     def output(self, inputs: Tensor, output: Tensor, places: Places) -> Tensor:
         """The linear's output plus W_m (μ ⊙ x), at every position of a prompt with a mask."""

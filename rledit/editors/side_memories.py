@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
@@ -22,6 +23,21 @@ Statistic = Literal["shift", "activation"]
 Rivals = Literal["passing", "current"]
 LONG = 100
 """Tokens from which on the release takes the largest token's activation for the mean."""
+
+
+@dataclass(frozen=True, eq=False)
+class PromptRows:
+    """The inputs of some prompts, one prompt after another, on the device of the memories.
+
+    Attributes:
+        inputs: (tokens, d_in).
+        lengths: Tokens of each prompt.
+        plain: (tokens, d_out), W x, where Δ is of activations.
+    """
+
+    inputs: Tensor
+    lengths: list[int]
+    plain: Tensor | None
 
 
 class SideMemories(Overlay):
@@ -88,15 +104,25 @@ class SideMemories(Overlay):
         """(tokens, d_in), the inputs themselves: the memory they are held against changes."""
         return inputs.to(self.current.dtype)
 
+    def prompt_rows(self, summaries: Sequence[Tensor]) -> PromptRows:
+        """What is known of prompts, made ready to be held against one difference after another."""
+        rows = torch.cat(list(summaries)).to(self.current)
+        plain = None
+        if self.statistic == "activation":
+            plain = F.linear(rows, self._weight().to(self.current))
+        return PromptRows(rows, [len(s) for s in summaries], plain)
+
     def distances(self, summaries: Sequence[Tensor], difference: Tensor) -> Tensor:
         """(b,) Δ of each prompt under a difference, which may carry a graph."""
-        lengths = [len(s) for s in summaries]
-        rows = torch.cat(list(summaries)).to(difference)
-        moved = F.linear(rows, difference)
-        if self.statistic == "activation":
-            plain = F.linear(rows, self._weight().to(difference))
-            moved = self._activation()(plain + moved) - self._activation()(plain)
-        parts = torch.linalg.vector_norm(moved, dim=-1).split(lengths)
+        return self.moved(self.prompt_rows(summaries), difference)
+
+    def moved(self, prompts: PromptRows, difference: Tensor) -> Tensor:
+        """As `distances`, of prompts that are made ready."""
+        moved = F.linear(prompts.inputs, difference)
+        if prompts.plain is not None:
+            activation = self._activation()
+            moved = activation(prompts.plain + moved) - activation(prompts.plain)
+        parts = torch.linalg.vector_norm(moved, dim=-1).split(prompts.lengths)
         long = self.statistic == "activation"
         return torch.stack([p.amax() if long and len(p) > LONG else p.mean() for p in parts])
 
@@ -117,7 +143,8 @@ class SideMemories(Overlay):
             return torch.full((len(summaries),), NONE)
         known = [*self.stored, *([self.current] if self.under_way else [])]
         limits = [*self.thresholds.tolist(), *([self.threshold] if self.under_way else [])]
-        deltas = torch.stack([self.distances(summaries, d).double().cpu() for d in known])
+        prompts = self.prompt_rows(summaries)
+        deltas = torch.stack([self.moved(prompts, d).double().cpu() for d in known])
         due = self.ratio * torch.tensor(limits, dtype=torch.float64)[:, None]
         passing = deltas > due
         if self.rivals == "current" and self.under_way:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any, ClassVar
 
 import torch
@@ -14,12 +14,12 @@ from rledit.decoding import decode
 from rledit.editors.base import Need, State, TrainingData
 from rledit.editors.overlay_editor import OverlayEditor
 from rledit.editors.own_prefixes import fresh_prefix_cache
+from rledit.editors.repeated_passes import RepeatedPasses
 from rledit.finite import require_finite
 from rledit.locate.contexts import BARE, fill, make_contexts
-from rledit.model import SINGLE_PASS_TOKENS, EditableModel
-from rledit.ranks import shard
+from rledit.model import EditableModel
 from rledit.records import Edit
-from rledit.tokenization import EditBatch, Sample, TokenizationError
+from rledit.tokenization import EditBatch, Phase, Sample, TokenizationError
 
 OPENERS = ("The", "Therefore", "Because", "I", "You")
 LENGTHS = (5, 10)
@@ -62,15 +62,29 @@ class TemplatedEditor(OverlayEditor):
     def train(self, edit: Edit) -> float:
         """Write one edit; returns its last loss."""
 
-    def unrelated(self, number: int) -> tuple[Sample, ...]:
+    def encode_drawn(self, edits: Sequence[Edit]) -> EditBatch:
+        """The edits as text alone: few of their prompts are looked at, see `unrelated`."""
+        nothing = Phase((), self.group_size)
+        return EditBatch(nothing, nothing, nothing, tuple(edits))
+
+    def unrelated(self, number: int) -> Iterator[Sample]:
         """Unrelated prompts of the train split; other edits' prompts where it has none.
+
+        Each is tokenised once somebody asks for it.
 
         Args:
             number: Another number, another draw.
         """
         assert self._draw is not None
         (batch,) = self._draw(1, number)
-        return batch.unrelated.samples or batch.edit.samples
+        if not batch.edits:  # made of tokens
+            yield from batch.unrelated.samples or batch.edit.samples
+            return
+        encoder = self.model.encoder
+        unrelated = [(e, x.prompt, x.answer) for e in batch.edits for x in e.locality[:1]]
+        others = [(e, encoder.asked(e.prompt), e.target) for e in batch.edits]
+        for edit, prompt, answer in unrelated or others:
+            yield encoder.sample(prompt, answer, edit.source or edit.edit_id)
 
     def templated(self, edit: Edit) -> list[Sample]:
         """The edit's prompt with its target, bare first, then behind every template."""
@@ -93,28 +107,28 @@ class TemplatedEditor(OverlayEditor):
         return self._templates
 
     def likelihood(
-        self, samples: Sequence[Sample], trained: Tensor, extra_tokens: int = 0
+        self, passes: RepeatedPasses, trained: Tensor, extra_tokens: int = 0
     ) -> tuple[float, Tensor]:
         """Mean loss over the samples' target tokens, and its gradient for a tensor, on every rank.
 
         Args:
-            samples: The samples; the memory is told what answers them.
+            passes: The passes over the samples; the memory is told what answers them.
             trained: What the passes depend on.
             extra_tokens: Tokens without a loss that count in the mean.
         """
-        model = self.model
+        model, samples = self.model, passes.samples
         total = torch.zeros((), dtype=torch.float64)
-        gradient = torch.zeros_like(trained)
+        gradient: Tensor | None = None
         n_tokens = sum(len(s.answer_ids) for s in samples) + extra_tokens
-        own = shard(samples, model.ranks)
-        for micro_batch in model.own_micro_batches(samples, own, SINGLE_PASS_TOKENS):
+        for part in passes.parts:
+            logits = passes.logits(part)
             with torch.enable_grad():
-                logits = model.prefix_cache.logits(micro_batch).to(model.compute_dtype)
-                labels = micro_batch.labels.to(logits.device)
-                loss = F.cross_entropy(logits, labels, reduction="sum") / n_tokens
-                (part,) = torch.autograd.grad(loss, trained)
+                loss = F.cross_entropy(logits, part.labels, reduction="sum") / n_tokens
+                (own,) = torch.autograd.grad(loss, trained)
             total += float(loss.detach())
-            gradient += part
+            gradient = own if gradient is None else gradient.add_(own)
+        if gradient is None:  # a rank without prompts
+            gradient = torch.zeros_like(trained)
         for whole in (total, gradient):
             model.ranks.all_reduce_(whole)
         require_finite({"edit_loss": float(total)}, "the loss of an edit", model, samples)

@@ -8,7 +8,6 @@ it most, where that is far enough, else by W.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -16,7 +15,8 @@ import torch
 from torch import Tensor
 
 from rledit.editors.conventions import FROM_RECIPE, UntrainedRecipe, take_from_recipe
-from rledit.editors.side_memories import Rivals, SideMemories, Statistic
+from rledit.editors.repeated_passes import RepeatedPasses
+from rledit.editors.side_memories import PromptRows, Rivals, SideMemories, Statistic
 from rledit.editors.templated_editor import TemplatedEditor, settled
 from rledit.finite import require_finite
 from rledit.locate.contexts import make_contexts
@@ -102,6 +102,8 @@ class WISE(TemplatedEditor):
     Config = WISEConfig
     config: WISEConfig
     memory: SideMemories
+    _drawn_mask: tuple[int, Tensor] | None = None
+    """A shard and its mask."""
 
     @classmethod
     def passes_of(cls, config: WISEConfig) -> float:
@@ -124,16 +126,17 @@ class WISE(TemplatedEditor):
         """Train one edit into the side memory of the shard under way."""
         memory, config = self.memory, self.config
         samples = self.templated(edit)
-        inside = memory.summaries([s.prompt for s in samples])
-        (other, *_) = self.unrelated(len(memory.shard_of))
-        outside = memory.summaries([other.prompt])
+        inside = memory.prompt_rows(memory.summaries([s.prompt for s in samples]))
+        other = next(self.unrelated(len(memory.shard_of)))
+        outside = memory.prompt_rows(memory.summaries([other.prompt]))
         mask = self._mask()
         difference = memory.current.clone().requires_grad_()
         extra = len(samples) if config.label_before else 0
+        passes = RepeatedPasses(self.model, samples)
         losses: list[float] = []
         with memory.training(difference, len(samples)):
             for _ in range(config.steps):
-                loss, gradient = self.likelihood(samples, difference, extra)
+                loss, gradient = self.likelihood(passes, difference, extra)
                 hinges = self._hinges(difference, inside, outside)
                 (more,) = torch.autograd.grad(hinges, difference)
                 losses.append(loss + float(hinges.detach()))
@@ -147,20 +150,18 @@ class WISE(TemplatedEditor):
         require_finite({"edit_loss": losses[-1]}, "the loss of an edit", self.model, samples)
         memory.current = difference.detach()
         with torch.no_grad():
-            reached = float(memory.distances(inside, memory.current).mean())
+            reached = float(memory.moved(inside, memory.current).mean())
         memory.threshold = min(memory.threshold, reached)
         memory.shard_of.append(memory.shard)
         self._file()
         return losses[-1]
 
-    def _hinges(
-        self, difference: Tensor, inside: Sequence[Tensor], outside: Sequence[Tensor]
-    ) -> Tensor:
+    def _hinges(self, difference: Tensor, inside: PromptRows, outside: PromptRows) -> Tensor:
         """[Δ_out − α]₊ + [β − Δ_in]₊ + [γ − (Δ_in − Δ_out)]₊, each a mean where positive."""
         config, memory = self.config, self.memory
         with torch.enable_grad():
-            delta_in = memory.distances(inside, difference)
-            delta_out = memory.distances(outside, difference)
+            delta_in = memory.moved(inside, difference)
+            delta_out = memory.moved(outside, difference)
             parts = (
                 delta_out - config.alpha,
                 config.beta - delta_in,
@@ -169,11 +170,14 @@ class WISE(TemplatedEditor):
             return torch.stack([_positive_mean(part) for part in parts]).sum()
 
     def _mask(self) -> Tensor:
-        """(d_out, d_in), 1 where the shard under way may change an entry."""
+        """(d_out, d_in), 1 where the shard under way may change an entry; drawn once a shard."""
         config, memory = self.config, self.memory
-        generator = torch.Generator().manual_seed(config.seed * 1_000_003 + memory.shard)
-        drawn = torch.rand(memory.current.shape, generator=generator) < config.mask_ratio
-        return drawn.to(memory.current)
+        shard, mask = self._drawn_mask or (-1, memory.current)
+        if shard != memory.shard:
+            generator = torch.Generator().manual_seed(config.seed * 1_000_003 + memory.shard)
+            drawn = torch.rand(memory.current.shape, generator=generator) < config.mask_ratio
+            shard, mask = self._drawn_mask = memory.shard, drawn.to(memory.current)
+        return mask
 
     def _weight(self) -> Tensor:
         return self.model.weights.original(self.module).to(self.memory.current)

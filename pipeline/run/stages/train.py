@@ -313,7 +313,7 @@ class _Batches(Sequence[EditBatch]):
     def _tokenised(self, i: int) -> EditBatch:
         if isinstance(self._editor, TrainableEditor):
             return self._editor.encode_training(self._parts[i], f"{self._trajectory}/{i}")
-        return self._editor.encode(self._parts[i])
+        return self._editor.encode_drawn(self._parts[i])
 
 
 def _seed(cell: Cell, number: int) -> int:

@@ -175,7 +175,7 @@ def test_training_moves_edits_further_than_unrelated_prompts() -> None:
     memory = editor.memory
     inside, outside = (
         float(memory.distances(memory.summaries(own), memory.current).mean())
-        for own in ([sample.prompt], [editor.unrelated(0)[0].prompt])
+        for own in ([sample.prompt], [next(editor.unrelated(0)).prompt])
     )
     assert inside > outside
     assert read(editor.model, [sample])[0].nll < before - 1
