@@ -39,7 +39,7 @@ pytestmark = [
 ]
 
 KEY = "sk-nobody/looks+at+this"
-START_SECONDS, ASK_SECONDS, END_SECONDS = 300, 300, 60
+START_SECONDS, ASK_SECONDS, END_SECONDS = 1500, 1500, 300
 CHAT_TEMPLATE = (
     "{% for message in messages %}{{ message['role'] }}: {{ message['content'] }}\n{% endfor %}"
     "{% if add_generation_prompt %}assistant: {% endif %}"
@@ -96,9 +96,9 @@ def free_port() -> int:
 
 
 def answers(url: str) -> bool:
-    """Whether a server gives its models; another status than success is an error."""
+    """Whether a server is there; another status than success is an error."""
     try:
-        with urllib.request.urlopen(f"{url}/models", timeout=20) as response:
+        with urllib.request.urlopen(f"{url.removesuffix('/v1')}/health", timeout=20) as response:
             return bool(response.status == 200)
     except urllib.error.HTTPError:
         raise
@@ -151,7 +151,7 @@ def test_the_gate_catches_a_model_that_answers_nonsense_and_the_server_ends(
     question = judge_prompt(case.question, case.gold, case.answer)
     first, again = (Judge(endpoint).ask(question) for _ in range(2))
     assert first == again
-    assert 0 < len(first.encode()) <= 4 * MAX_TOKENS
+    assert len(first) <= MAX_TOKENS  # a token is a byte
 
     words = [sys.executable, "-m", "pipeline.cli", "judge", "demo", "--lake", lake.storage.uri]
     words += ["--judge", served.url, "--model", served.model]
@@ -164,7 +164,7 @@ def test_the_gate_catches_a_model_that_answers_nonsense_and_the_server_ends(
         check=False,
     )
     told = done.stdout + done.stderr
-    assert done.returncode == 1, told
+    assert done.returncode == 2, told
     assert "is not fit to judge" in told and "of 6 as they should be, e.g. it says" in told
     assert "Traceback" not in told
     # Nobody's answer was judged, and what the judge was asked with stays where it was.
