@@ -13,6 +13,7 @@ from transformers import AutoModelForCausalLM, LlamaConfig
 
 from pipeline.run.weight_files import CheckpointFiles
 from rledit.editors import EDITORS
+from rledit.editors.overlay_editor import OverlayEditor
 from tests.cluster.launch import launch
 from tests.golden.tolerances import WEIGHT
 from tests.unit.helpers.tiny_models import tiny_model
@@ -25,6 +26,9 @@ EVERY_EDITOR = tuple(name for name in EDITORS if name != "none")
 REPRESENTATIVE = ("rledit", "ultraedit", "ft", "memit", "rome", "wise")
 EDITORS_ON = {"llama": EVERY_EDITOR, "mistral": REPRESENTATIVE, "gptj": REPRESENTATIVE}
 TIMEOUT = 400.0
+# Of the prompts of edits and of unrelated ones, in two batches: how likely the answer is, its
+# tokens, and what is written.
+ANSWERS = ("nll", "predicted", "written")
 
 
 @pytest.fixture(scope="module")
@@ -97,7 +101,7 @@ def test_training_editing_and_scoring(reports: list[dict[str, Any]], case: str) 
 @pytest.mark.cluster
 @pytest.mark.parametrize("family", EDITORS_ON)
 def test_editors_edit_a_sharded_model(reports: list[dict[str, Any]], family: str) -> None:
-    """Every editor on Llama, one of each kind on other families."""
+    """Every editor on Llama, one of each kind on other families; answers of those with a memory."""
     edited_alike(reports, family, EDITORS_ON[family])
 
 
@@ -115,6 +119,17 @@ def edited_alike(reports: list[dict[str, Any]], family: str, editors: Collection
         assert found.keys() == {*editors, "texts"}
         # Locate-then-edit methods sum their moments in float32, in the order of the ranks.
         assert max(found.values()) < 1e-5
+        answered_alike(report[f"memories {family}"], editors)
+
+
+def answered_alike(memories: Mapping[str, Any], editors: Collection[str]) -> None:
+    """That the comparison above was one of answers, which the memories have changed."""
+    assert memories.keys() == {name for name in editors if issubclass(EDITORS[name], OverlayEditor)}
+    for found in memories.values():
+        asked = {f"{what} {how} memory" for what in ANSWERS for how in ("with", "without")}
+        assert asked < set(found["tensors"])
+        assert found["answered"] > 0
+        assert found["moved"] > 0.01
 
 
 @pytest.mark.cluster

@@ -11,8 +11,8 @@ import dataclasses
 import json
 import random
 import sys
-from collections.abc import Callable, Collection, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Collection, Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -27,11 +27,13 @@ from pipeline.run.fleet.process_group import joined
 from pipeline.run.sharded_model import Offload, ZeroSettings, held_share, open_sharded, shard
 from rledit.decoding import decode
 from rledit.editors import EDITORS, Editor, TrainableEditor
+from rledit.editors.overlay_editor import OverlayEditor
 from rledit.finite import NonFiniteError
 from rledit.model import EditableModel
 from rledit.prefix_cache import PrefixCache
 from rledit.protocols import read
 from rledit.shift import LowRankShift, traced
+from rledit.tokenization import EditBatch
 from tests.cluster.ranks_worker import worst
 from tests.reference.injected import injected
 from tests.unit.helpers.interrupted import SMALL_NETWORK, train_with_an_interruption
@@ -50,6 +52,12 @@ EDITED: dict[tuple[str, torch.dtype], Offload] = {
 }
 BATCHES = random_batches(4, 5)
 N_OPERATIONS = 8
+# Steps that are felt, and prompts of edits that their memory answers.
+MEMORY_SETTINGS: dict[str, dict[str, Any]] = {
+    "grace": {"lr": 0.5},
+    "wise": {"lr": 1.0, "ratio": 0.5},
+    "memoir": {"lr": 1.0},
+}
 
 
 Results = list[tuple[str, list[Tensor]]]
@@ -193,21 +201,43 @@ def trained_and_scored(model: EditableModel) -> dict[str, dict[str, Tensor]]:
 
 
 def edited_by(model: EditableModel, editors: Collection[str]) -> dict[str, dict[str, Tensor]]:
-    """The weights that each editor leaves, from the unedited model, with what it measures; and
-    texts that a fine-tuned one writes."""
+    """The weights that each editor leaves, from the unedited model, with what it measures; what a
+    memory answers; and texts that a fine-tuned one writes."""
     found: dict[str, dict[str, Tensor]] = {}
     for target_modules, names in by_target_modules(editors).items():
         of = editable_at(model, target_modules)
         for name in names:
             editor = new_editor(name, of)
-            (batch,) = text_batches(of, 1, 3, group_size=editor.group_size)
-            measured = editor.edit(batch)
-            values = torch.tensor(list(measured.values()), dtype=torch.float64)
+            keeps_memory = isinstance(editor, OverlayEditor)
+            batches = text_batches(of, 2 if keeps_memory else 1, 3, group_size=editor.group_size)
+            measured = [value for batch in batches for value in editor.edit(batch).values()]
+            values = torch.tensor(measured, dtype=torch.float64)
             found[name] = of.weights.state_dict() | {"measured": values}
+            if isinstance(editor, OverlayEditor):
+                found[name] |= answered(editor, batches)
+            batch = batches[0]
             if name == "ft":
                 lines = decode(of, [edit.prompt for edit in batch.edits], [2, 5, 3])
                 found["texts"] = {str(i): torch.tensor(line) for i, line in enumerate(lines)}
             of.weights.restore()
+    return found
+
+
+def answered(editor: OverlayEditor, batches: Sequence[EditBatch]) -> dict[str, Tensor]:
+    """What a model with a memory, and without it, says to edit and to unrelated prompts."""
+    model = editor.model
+    samples = [s for b in batches for p in (b.edit, b.unrelated) for s in p.samples]
+    edits = [edit for batch in batches for edit in batch.edits]
+    prompts = [e.prompt for e in edits] + [x.prompt for e in edits for x in e.locality[:1]]
+    found = {f"memory {name}": tensor for name, tensor in editor.state_dict().items()}
+    found["entry"] = editor.memory.route([s.prompt for s in samples])
+    for kind, looked in (("with", nullcontext()), ("without", model.weights.unedited())):
+        with looked:
+            readings = read(model, samples)
+            written = decode(model, prompts, 3)
+        found[f"nll {kind} memory"] = torch.tensor([r.nll for r in readings], dtype=torch.float64)
+        found[f"predicted {kind} memory"] = torch.cat([r.predicted for r in readings])
+        found[f"written {kind} memory"] = torch.tensor([i for ids in written for i in ids])
     return found
 
 
@@ -232,7 +262,8 @@ def new_editor(name: str, model: EditableModel) -> Editor:
     """An editor with few steps, and what it needs."""
     cls = EDITORS[name]
     known = {f.name for f in dataclasses.fields(cls.Config)}
-    settings = {k: v for k, v in EDITOR_SETTINGS.items() if k in known}
+    wanted = EDITOR_SETTINGS | MEMORY_SETTINGS.get(name, {})
+    settings = {k: v for k, v in wanted.items() if k in known}
     if not getattr(cls.Config, "transition", True):
         settings.pop("depth", None)
     editor = cls(model, cls.Config(modules=model.modules, **settings))
@@ -327,6 +358,17 @@ def main(rank: int, size: int, folder: Path) -> None:
                 if family in by_editor:
                     found, expect = edited_by(model, chosen[family]), by_editor[family]
                     report[f"editors {family}"] = {k: worst(found[k], expect[k]) for k in expect}
+                    report[f"memories {family}"] = {
+                        name: {
+                            "tensors": sorted(own),
+                            "answered": int((own["entry"] >= 0).sum()),
+                            "moved": worst(
+                                {"nll": own["nll with memory"]}, {"nll": own["nll without memory"]}
+                            ),
+                        }
+                        for name, own in found.items()
+                        if "entry" in own
+                    }
     (folder / f"{rank}.json").write_text(json.dumps(report))
 
 

@@ -9,6 +9,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from pipeline.run.stages.train import batches_of
 from rledit.editors import editor_class
 from rledit.editors.overlay_editor import OverlayEditor
 from rledit.editors.repeated_passes import RepeatedPasses
@@ -116,6 +117,15 @@ def test_of_drawn_prompts_only_those_looked_at_are_tokenised(
             assert len(calls) == 3 * len(edits)
     for key, value in states[0].items():
         assert torch.equal(value, states[1][key]), key
+
+
+def test_a_pipeline_draws_text_for_editors_that_look_at_little_of_it() -> None:
+    edits = random_edits(4)
+    (drawn,) = batches_of(new("memoir"), edits, 4, "0")
+    assert drawn.edits == tuple(edits)
+    assert not len(drawn.edit) and not len(drawn.unrelated)
+    (whole,) = batches_of(new("grace"), edits, 4, "0")
+    assert len(whole.edit) == len(whole.unrelated) == 4
 
 
 def test_draws_that_are_made_of_tokens_and_those_without_unrelated_prompts_are_taken() -> None:
