@@ -16,13 +16,11 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any, Literal
 
-import torch
-from torch import Tensor
-
 from rledit.bos import before_text, written_around
 from rledit.chat import ChatTemplate, PromptStyle, Rendered
 from rledit.control_tokens import TextEncoder, TokenizationError, Tokens, Turn
 from rledit.instructions import Instruction
+from rledit.lazy_torch import Tensor, torch
 from rledit.records import Edit, Probe, has_probe
 from rledit.writing_systems import AnswerSpace, space_between
 

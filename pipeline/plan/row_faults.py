@@ -10,18 +10,15 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, cast
 
-import torch
-
 from pipeline.plan.cells import Cell
 from rledit.datasets.errors import SHOWN_ROWS
+from rledit.lazy_torch import torch
 from rledit.locate.contexts import Contexts
 from rledit.locate.requests import make_requests
 from rledit.protocols import protocol
 from rledit.records import Edit
 from rledit.scoring import questions
 from rledit.tokenization import Encoder, Sample, TokenizationError
-
-_NOTHING = Sample(torch.zeros(1, dtype=torch.long), torch.zeros(1, dtype=torch.long))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -69,7 +66,8 @@ class _Collector:
             return self._encoder.sample(prompt, answer, where)
         except TokenizationError as error:
             self.found.append(str(error))
-            return _NOTHING
+            nothing = torch.zeros(1, dtype=torch.long)
+            return Sample(nothing, nothing)
 
 
 def stream_faults(cell: Cell, encoder: Encoder, edits: Sequence[Edit]) -> Faults:

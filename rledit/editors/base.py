@@ -8,10 +8,9 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal, Protocol
 
-from torch import Tensor
-
 from rledit.editors.sphere import sphere_of
 from rledit.instructions import Instruction
+from rledit.lazy_torch import Tensor
 from rledit.locate.covariance import KeyCovariance
 from rledit.locate.nullspace import NullSpace
 from rledit.model import EditableModel

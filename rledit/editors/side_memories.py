@@ -11,10 +11,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, Literal
 
-import torch
-import torch.nn.functional as F
-from torch import Tensor
-
+from rledit.lazy_torch import F, Tensor, torch
 from rledit.model import EditableModel
 from rledit.overlay import NONE, Overlay, Places
 

@@ -17,8 +17,7 @@ from rledit.editors.crispedit import CrispEdit
 from rledit.editors.dafnet import DAFNet
 from rledit.editors.dafnet_training import edits_trained_on
 from rledit.editors.finetuning import FineTuning
-from rledit.editors.gate import Gate
-from rledit.editors.hiedit import HiEdit
+from rledit.editors.hiedit import HiEdit, gate_parameters
 from rledit.editors.hypernetwork_editor import HypernetworkEditor
 from rledit.editors.locate_editor import LocateEditor
 from rledit.editors.locft import LocFT
@@ -109,7 +108,7 @@ class Workload:
             modules = list(self.target_modules.values()).count(shape)
             total += settings.n_blocks * (2 * width * settings.rank + width + 2 * modules * width)
         if issubclass(cls, HiEdit):
-            total += Gate.parameters_of(Counter(self.target_modules.values()), settings.gate_width)
+            total += gate_parameters(Counter(self.target_modules.values()), settings.gate_width)
         return total
 
     @property
