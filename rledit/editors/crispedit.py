@@ -89,6 +89,7 @@ class CrispEdit(Editor):
     config: CrispEditConfig
     checked = {"reference": "test_batch_after_batch_against_the_equations_in_float64"}
     needs: ClassVar[frozenset[Need]] = frozenset({"statistics", "output_gradients", "texts"})
+    work_kind = "tuned"
 
     def __init__(self, model: EditableModel, config: CrispEditConfig) -> None:
         super().__init__(model, config)

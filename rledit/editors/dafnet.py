@@ -157,6 +157,7 @@ class DAFNet(TrainableEditor):
     config: DAFNetConfig
     trains_on: ClassVar[frozenset[Probe]] = frozenset({"rephrase", "locality prompt"})
     prefix_safe = True
+    work_kind = "trained"
 
     def __init__(self, model: EditableModel, config: DAFNetConfig) -> None:
         super().__init__(model, config)

@@ -71,6 +71,7 @@ class FineTuning(Editor):
     Config = FineTuningConfig
     config: FineTuningConfig
     prefix_safe = True
+    work_kind = "tuned"
 
     @classmethod
     def skip_reason_of(cls, config: FineTuningConfig, encoder: Encoder) -> str | None:

@@ -52,6 +52,7 @@ class HypernetworkEditor(TrainableEditor, HypernetworkUpdate):
     """An editor whose shifts come from a trained hypernetwork, one per linear shape."""
 
     trains_on: ClassVar[frozenset[Probe]] = frozenset({"rephrase", "locality prompt"})
+    work_kind = "trained"
 
     @classmethod
     def trains_on_of(cls, config: HypernetworkConfig) -> frozenset[Probe]:

@@ -73,6 +73,7 @@ class LocateEditor(Editor):
     target_modules: ClassVar[TargetModules] = "down"
     prefix_safe = True
     averaging: ClassVar[Averaging] = "groups"
+    work_kind = "located"
 
     def __init__(self, model: EditableModel, config: Any) -> None:
         super().__init__(model, config)
