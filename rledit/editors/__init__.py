@@ -6,13 +6,13 @@ An editor that is not part of this package is named by where it lies: ``my_packa
 from __future__ import annotations
 
 import importlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, MutableMapping
 
 from rledit.editors.base import Editor, TrainableEditor, TrainingData
 from rledit.names import UnknownNameError, look_up
 
 
-class _Editors(Mapping[str, type[Editor]]):
+class _Editors(MutableMapping[str, type[Editor]]):
     """The editors by name, each imported when it is first asked for.
 
     Args:
@@ -20,27 +20,33 @@ class _Editors(Mapping[str, type[Editor]]):
     """
 
     def __init__(self, places: Mapping[str, str]) -> None:
-        self._places = places
-        self._found: dict[str, type[Editor]] = {}
+        self._entries: dict[str, str | type[Editor]] = {**places}
 
     def __getitem__(self, name: str) -> type[Editor]:
-        if name not in self._found:
-            module, _, attribute = self._places[name].partition(":")
-            found = getattr(importlib.import_module(f"{__name__}.{module}"), attribute)
-            self._found[name] = found
-        return self._found[name]
+        found = self._entries[name]
+        if isinstance(found, str):
+            module, _, attribute = found.partition(":")
+            cls: type[Editor] = getattr(importlib.import_module(f"{__name__}.{module}"), attribute)
+            self._entries[name] = found = cls
+        return found
+
+    def __setitem__(self, name: str, editor: type[Editor]) -> None:
+        self._entries[name] = editor
+
+    def __delitem__(self, name: str) -> None:
+        del self._entries[name]
 
     def __contains__(self, name: object) -> bool:
-        return name in self._places
+        return name in self._entries
 
     def __iter__(self) -> Iterator[str]:
-        return iter(self._places)
+        return iter(self._entries)
 
     def __len__(self) -> int:
-        return len(self._places)
+        return len(self._entries)
 
 
-EDITORS: Mapping[str, type[Editor]] = _Editors(
+EDITORS: MutableMapping[str, type[Editor]] = _Editors(
     {
         "none": "none:Unedited",
         "untrained": "untrained:Untrained",

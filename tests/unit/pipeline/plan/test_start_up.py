@@ -87,7 +87,8 @@ def _printed(code: str) -> str:
 def test_editors_classes_are_asked_without_torch() -> None:
     code = (
         "import sys\nfrom rledit.editors import EDITORS\n"
-        "kinds = [cls.work_kind for cls in EDITORS.values()]\nprint(len(kinds), 'torch' in sys.modules)"
+        "kinds = [cls.work_kind for cls in EDITORS.values()]\n"
+        "print(len(kinds), 'torch' in sys.modules)"
     )
     assert _printed(code) == f"{len(EDITORS)} False"
 
