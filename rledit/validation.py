@@ -14,12 +14,10 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-import torch
-from torch import Tensor
-
 from rledit.editors.base import TrainableEditor
 from rledit.editors.own_prefixes import new_prefix_cache, prefix_cache_of
 from rledit.finite import NonFiniteError, require_finite
+from rledit.lazy_torch import Tensor, torch
 from rledit.model import SINGLE_PASS_TOKENS, EditableModel
 from rledit.protocols import protocol
 from rledit.records import Edit
