@@ -12,13 +12,14 @@ from typing import Any, cast
 
 from pipeline.plan.cells import Cell
 from rledit.datasets.errors import SHOWN_ROWS
-from rledit.lazy_torch import torch
 from rledit.locate.contexts import Contexts
 from rledit.locate.requests import make_requests
 from rledit.protocols import protocol
 from rledit.records import Edit
 from rledit.scoring import questions
 from rledit.tokenization import Encoder, Sample, TokenizationError
+
+_NO_SAMPLE = cast(Sample, None)  # nobody looks at it here, and to make one takes PyTorch
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -63,11 +64,10 @@ class _Collector:
 
     def sample(self, prompt: str, answer: str, where: str = "") -> Sample:
         try:
-            return self._encoder.sample(prompt, answer, where)
+            self._encoder.pair_ids(prompt, answer, where)
         except TokenizationError as error:
             self.found.append(str(error))
-            nothing = torch.zeros(1, dtype=torch.long)
-            return Sample(nothing, nothing)
+        return _NO_SAMPLE
 
 
 def stream_faults(cell: Cell, encoder: Encoder, edits: Sequence[Edit]) -> Faults:
