@@ -66,7 +66,7 @@ def local_fleet(cpus: int | None = None) -> Iterator[int]:
         ray.shutdown()
 
 
-class _OwnNode(ray_node.Node):  # type: ignore[misc]
+class _OwnNode(ray_node.Node):
     """A machine's Ray without what only a cluster, or who watches it, has a use for.
 
     Ray has no option that leaves these out, not even where there is no dashboard. Each is a process
