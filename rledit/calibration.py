@@ -21,13 +21,12 @@ from dataclasses import asdict, dataclass, replace
 from functools import partial
 from typing import Any
 
-import torch
-
 from rledit.editors import editor_class
 from rledit.editors.base import Editor
 from rledit.editors.moment_editor import MomentEditor, Proposal
 from rledit.editors.own_prefixes import fresh_prefix_cache
 from rledit.errors import UserError
+from rledit.lazy_torch import torch
 from rledit.model import EditableModel
 from rledit.protocols import protocol
 from rledit.protocols.reading import Reading, read

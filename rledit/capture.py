@@ -11,11 +11,8 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import Literal
 
-import torch
-import torch.nn.functional as F
-from torch import Tensor, nn
-
 from rledit.finite import require_finite
+from rledit.lazy_torch import F, Tensor, nn, torch
 from rledit.model import SINGLE_PASS_TOKENS, EditableModel
 from rledit.ranks import gathered, shard
 from rledit.tokenization import Phase

@@ -12,8 +12,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, Literal
 
-import jinja2
-
 from rledit.control_tokens import TokenizationError
 from rledit.reasoning import open_block, remedy, switches
 
@@ -113,6 +111,8 @@ class ChatTemplate:
         return before if found else None
 
     def _apply(self, content: str, answer: str | None = None) -> str:
+        import jinja2
+
         turns = [{"role": "user", "content": content}]
         if answer is not None:
             turns.append({"role": "assistant", "content": answer})

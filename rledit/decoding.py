@@ -12,10 +12,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import torch
-from torch import Tensor
-
 from rledit.finite import refuse, usable
+from rledit.lazy_torch import Tensor, torch
 from rledit.model import EditableModel
 from rledit.ranks import shard
 from rledit.tokenization import IGNORED, Encoder, Sample

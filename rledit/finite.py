@@ -15,10 +15,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from contextlib import ExitStack
 from typing import TYPE_CHECKING, Any
 
-import torch
-from torch import Tensor, nn
-
 from rledit.errors import UserError
+from rledit.lazy_torch import Tensor, nn, torch
 from rledit.tokenization import Sample
 
 if TYPE_CHECKING:
@@ -172,7 +170,7 @@ def _first_layer(model: EditableModel, sample: Sample) -> str | None:
     def look(name: str) -> Any:
         def hook(module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
             tensor = output[0] if isinstance(output, tuple) else output
-            if found or not isinstance(tensor, Tensor) or not tensor.is_floating_point():
+            if found or not isinstance(tensor, torch.Tensor) or not tensor.is_floating_point():
                 return
             logits = tensor[0, rows.to(tensor.device)] if module is head else None
             fine = tensor.isfinite() if logits is None else usable(logits)
@@ -196,7 +194,7 @@ def _why(name: str, module: nn.Module, args: tuple[Any, ...], output: Tensor) ->
     first = f"the first layer to give no numbers is {name}"
     if broken:
         return f"{first}: {_entries(f'{broken[0]}', own)}"
-    given = [a for a in args if isinstance(a, Tensor) and a.is_floating_point()]
+    given = [a for a in args if isinstance(a, torch.Tensor) and a.is_floating_point()]
     if all(bool(a.isfinite().all()) for a in given):
         return f"{first}: its output is beyond {_named_type(output.dtype)}"
     return f"{first}: what it is given is beyond {_named_type(output.dtype)}"

@@ -8,12 +8,11 @@ B, b and shift start at zero, so a new network is the identity. Per module it al
 from __future__ import annotations
 
 import math
-from typing import Literal
 
 import torch
 from torch import Tensor, nn
 
-StepForm = Literal["log", "raw"]
+from rledit.step_size import StepForm
 
 
 class Block(nn.Module):

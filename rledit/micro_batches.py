@@ -9,10 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-import torch
-from torch import Tensor
-from torch.nn.utils.rnn import pad_sequence
-
+from rledit.lazy_torch import Tensor, nn, torch
 from rledit.tokenization import IGNORED, Sample
 
 LENGTH_SPREAD = 1.25
@@ -72,7 +69,7 @@ class MicroBatch:
 
     def input_ids(self) -> Tensor:
         """(b, T) int64, right-padded with 0."""
-        return pad_sequence([s.input_ids for s in self.samples], batch_first=True)
+        return nn.utils.rnn.pad_sequence([s.input_ids for s in self.samples], batch_first=True)
 
     def real_rows(self) -> tuple[Tensor, Tensor]:
         """All unpadded positions, flattened, and the caller's sample of each."""

@@ -9,15 +9,13 @@ from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-import torch
-from torch import Tensor, nn
-
 from rledit.chat import PromptStyle
 from rledit.errors import UserError
 from rledit.exactness import require_exact
 from rledit.families import edited_modules, family_of, layer_index, linear_shape
 from rledit.finite import require_finite_parameters
 from rledit.instructions import Instruction
+from rledit.lazy_torch import Tensor, nn, torch
 from rledit.micro_batches import TOKENS_PER_ROW, MicroBatch, make_micro_batches
 from rledit.prefix_cache import PrefixCache
 from rledit.ranks import MostPasses, Ranks, SingleProcess, largest

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from typing import Literal
 
-import torch
-from torch import Tensor
+from rledit.lazy_torch import Tensor, torch
 
 Formula = Literal["exact", "official"]
 
@@ -21,20 +20,22 @@ class RunningMoments:
     Args:
         width: Number of features d.
         formula: Which merge to use.
-        dtype: Precision of the normalised output (and, in `official`, of the buffers).
+        dtype: Precision of the normalised output (and, in `official`, of the buffers); None:
+            float32.
         device: Where the buffers lie.
-        eps: What is added to the deviation.
+        eps: What is added to the deviation; None: the least that float32 tells from 0 beside 1.
     """
 
     def __init__(
         self,
         width: int,
         formula: Formula = "exact",
-        dtype: torch.dtype = torch.float32,
+        dtype: torch.dtype | None = None,
         device: torch.device | str = "cpu",
-        eps: float = torch.finfo(torch.float32).eps,
+        eps: float | None = None,
     ) -> None:
-        self.eps = eps
+        dtype = torch.float32 if dtype is None else dtype
+        self.eps = torch.finfo(torch.float32).eps if eps is None else eps
         self.formula = formula
         self._dtype = dtype
         kept = torch.float64 if formula == "exact" else dtype

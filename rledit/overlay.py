@@ -23,10 +23,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-import torch
-from torch import Tensor, nn
-
 from rledit.errors import UserError
+from rledit.lazy_torch import Tensor, nn, torch
 from rledit.prompt_inputs import PromptInputs
 
 if TYPE_CHECKING:

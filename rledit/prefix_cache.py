@@ -16,11 +16,8 @@ from collections.abc import Collection, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import TYPE_CHECKING, Any
 
-import torch
-from torch import Tensor, nn
-from torch.nn.utils.rnn import pad_sequence
-
 from rledit.families import Family
+from rledit.lazy_torch import Tensor, nn, torch
 from rledit.micro_batches import MicroBatch
 from rledit.prefix_passes import LONG, PrefixPasses, Top
 from rledit.prefix_store import Prefix, PrefixStore, passes_of_one_length
@@ -239,7 +236,7 @@ class PrefixCache(PrefixPasses):
             return self._nothing()
         fresh: dict[bytes, Prefix] = {}
         if missing:
-            ids = pad_sequence(
+            ids = nn.utils.rnn.pad_sequence(
                 [micro_batch.samples[b].input_ids for b in missing], batch_first=True
             )
             hidden, attention = self._record(ids)
@@ -263,8 +260,8 @@ class PrefixCache(PrefixPasses):
 
     def _padded(self, found: Sequence[Prefix]) -> Prefix:
         return (
-            pad_sequence([p[0] for p in found], batch_first=True).to(self._device),
-            pad_sequence([p[1] for p in found], batch_first=True).to(self._device),
+            nn.utils.rnn.pad_sequence([p[0] for p in found], batch_first=True).to(self._device),
+            nn.utils.rnn.pad_sequence([p[1] for p in found], batch_first=True).to(self._device),
         )
 
     def _found(self, samples: Sequence[Sample]) -> list[Prefix]:

@@ -18,12 +18,10 @@ from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import Any
 
-import torch
-from torch import Tensor, nn
-
 from rledit.families import Family
+from rledit.lazy_torch import Tensor, nn, torch
 from rledit.prefix_store import WORTHWHILE, Prefix
-from rledit.stand_ins import PassThrough, Replay, hooked, swapped
+from rledit.stand_ins import hooked, swapped
 
 LONG = 64
 """Tokens from which on a prompt by itself keeps a core busy."""
@@ -99,6 +97,8 @@ class PrefixPasses:
     @torch.no_grad()
     def _record(self, ids: Tensor) -> Prefix:
         """Run the layers below the first edited one, and its attention."""
+        from rledit.stand_in_modules import PassThrough
+
         seen: dict[str, Tensor] = {}
         layer = self._layers[self.first_layer]
 
@@ -123,6 +123,8 @@ class PrefixPasses:
 
     @contextmanager
     def _restarted(self, hidden: Tensor, attention: Tensor) -> Iterator[None]:
+        from rledit.stand_in_modules import Replay
+
         layer = self._layers[self.first_layer]
 
         def replace_input(
@@ -143,6 +145,8 @@ class PrefixPasses:
 
     @contextmanager
     def _skipping(self, layers: range) -> Iterator[None]:
+        from rledit.stand_in_modules import PassThrough
+
         whole = {i: self._layers[i] for i in layers}
         skip = PassThrough(self._family.layer_returns_tuple)
         for i in layers:

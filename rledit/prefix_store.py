@@ -31,11 +31,9 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import load_file, save_file
-from torch import Tensor
 
+from rledit.lazy_torch import Tensor, torch
 from rledit.tokenization import Sample
 
 logger = logging.getLogger(__name__)
@@ -201,6 +199,8 @@ class PrefixStore:
                     partial.unlink(missing_ok=True)
 
     def _write(self, path: Path) -> None:
+        from safetensors.torch import save_file
+
         prefixes = list(self._written.values())
         digests = torch.frombuffer(bytearray(b"".join(self._written)), dtype=torch.uint8)
         tensors = {
@@ -315,6 +315,8 @@ def _read(path: Path) -> tuple[tuple[str, str], Prefix, list[bytes], list[int]]:
     Raises:
         SafetensorError, KeyError, ValueError: It is no whole segment.
     """
+    from safetensors.torch import load_file
+
     with safe_open(path, framework="pt") as file:
         metadata = file.metadata() or {}
     tensors = load_file(path)

@@ -12,10 +12,8 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
-import torch
-from torch import Tensor, nn
-
 from rledit.families import layer_index
+from rledit.lazy_torch import Tensor, nn, torch
 from rledit.prefix_passes import PrefixPasses
 from rledit.prefix_store import passes_of_one_length
 from rledit.stand_ins import hooked

@@ -15,9 +15,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Protocol
 
-import torch
-from torch import Tensor
-
+from rledit.lazy_torch import Tensor, torch
 from rledit.tokenization import Sample
 
 MostPasses = Callable[[int], int]

@@ -11,10 +11,6 @@ from collections.abc import Callable, Mapping
 from functools import lru_cache
 from typing import Any
 
-import jinja2.ext
-import jinja2.meta
-from jinja2.sandbox import ImmutableSandboxedEnvironment
-
 _STEMS = (
     "think", "thought", "reason", "reflect", "ponder", "deliberat", "contemplat", "introspect",
     "scratchpad", "monologue", "rationale", "brainstorm", "analysis", "思考", "推理", "思维",
@@ -71,6 +67,10 @@ def _word_for_none(template: str, name: str) -> str | None:
 @lru_cache(maxsize=32)
 def _variables(template: str) -> frozenset[str]:
     """The names that a template is given from outside."""
+    import jinja2.ext
+    import jinja2.meta
+    from jinja2.sandbox import ImmutableSandboxedEnvironment
+
     environment = ImmutableSandboxedEnvironment(extensions=[jinja2.ext.loopcontrols])
     # transformers' own mark of what the assistant says means nothing here.
     plain = re.sub(r"{%-?\s*(end)?generation\s*-?%}", "", template)

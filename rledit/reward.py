@@ -26,11 +26,7 @@ from contextlib import nullcontext
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-import torch
-import torch.nn.functional as F
-from torch import Tensor
-
-from rledit.losses import row_losses
+from rledit.lazy_torch import F, Tensor, torch
 from rledit.model import SINGLE_PASS_TOKENS, EditableModel
 from rledit.ranks import shard
 from rledit.shift import Shifts, sum_gradients, traced
@@ -337,6 +333,8 @@ class Reward:
 
     def _run(self, items: list[_Item], terms: RewardTerms) -> float:
         """Score this rank's prompts; returns the decayed, weighted sum."""
+        from rledit.losses import row_losses
+
         model, config = self._model, self._config
         token_weights = torch.tensor([i.token_weight for i in items], dtype=torch.float64)
         ages = torch.tensor([i.age for i in items])

@@ -14,9 +14,7 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import Any
 
-import torch
-from torch import Tensor
-
+from rledit.lazy_torch import Tensor, torch
 from rledit.model import EditableModel
 from rledit.ranks import Ranks
 
@@ -24,7 +22,6 @@ logger = logging.getLogger(__name__)
 
 REFINE_ABOVE = 1e6
 """Condition number from which a solution is refined."""
-REFINEMENTS = 2
 
 
 @dataclass(frozen=True, eq=False)
@@ -104,10 +101,11 @@ def traced(model: EditableModel, shifts: Shifts, *, input_gradient: bool = True)
             modules. That is what back-propagating through un-edited weights computes: the
             release's locality defect, reproduced for reference.
     """
+    from rledit.shift_gradients import Trace
 
     def trace(shift: LowRankShift) -> Any:
         def hook(_: Any, args: tuple[Tensor, ...], output: Tensor) -> Tensor:
-            traced_output: Tensor = _Trace.apply(
+            traced_output: Tensor = Trace.apply(
                 output, args[0], shift.left, shift.right, input_gradient
             )
             return traced_output
@@ -116,43 +114,6 @@ def traced(model: EditableModel, shifts: Shifts, *, input_gradient: bool = True)
 
     with _hooks(model, {name: trace(shift) for name, shift in shifts.items()}):
         yield
-
-
-class _Trace(torch.autograd.Function):
-    """Identity on a linear's output whose backward yields the gradients of a merged shift."""
-
-    @staticmethod
-    def forward(
-        ctx: Any,
-        output: Tensor,
-        x: Tensor,
-        left: Tensor | None,
-        right: Tensor,
-        input_gradient: bool,
-    ) -> Tensor:
-        ctx.input_gradient = input_gradient
-        ctx.save_for_backward(x, left, right)
-        # A copy, not a view: some layers (Falcon's) add to their MLP's output in place.
-        return output.clone()
-
-    @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
-        (gradient,) = gradients
-        x, left, right = ctx.saved_tensors
-        flat = gradient.flatten(0, -2)
-        rows = x.flatten(0, -2)
-        inner = rows if left is None else rows @ left.to(rows.dtype).T
-        grad_right = (inner.T @ flat).to(right.dtype)
-        outer = None
-        if ctx.needs_input_grad[2] or not ctx.input_gradient:
-            outer = flat @ right.to(flat.dtype).T
-        grad_left = None
-        if ctx.needs_input_grad[2] and outer is not None:
-            grad_left = (outer.T @ rows).to(left.dtype)
-        grad_x = None
-        if not ctx.input_gradient and outer is not None and ctx.needs_input_grad[1]:
-            grad_x = -(outer if left is None else outer @ left.to(outer.dtype)).view_as(x)
-        return gradient, grad_x, grad_left, grad_right, None
 
 
 @contextmanager
@@ -197,6 +158,8 @@ def solve_normal_equation(
     Raises:
         ValueError: The system stays singular with jitter.
     """
+    from rledit.shift_gradients import RidgeSolve
+
     n, d_in = keys.shape[-2:]
     keys64, differences64 = keys.double(), differences.double()
     primal = n > d_in
@@ -207,7 +170,7 @@ def solve_normal_equation(
         logger.info("%s: condition up to %.1e, refining", name, float(condition.max()))
         root = torch.linalg.qr(keys64 if primal else keys64.mT, mode="r").R
     right_side = keys64.mT @ differences64 if primal else differences64
-    solution = _RidgeSolve.apply(factor, root, ridge.double(), right_side).to(differences.dtype)
+    solution = RidgeSolve.apply(factor, root, ridge.double(), right_side).to(differences.dtype)
     return Solution(None if primal else keys, solution, condition, jitter)
 
 
@@ -230,39 +193,3 @@ def _factorise(gram: Tensor, ridge: Tensor, name: str) -> tuple[Tensor, Tensor, 
     if jitter:
         logger.warning("%s: added jitter %.1e to a singular system", name, jitter * scale)
     return factor, condition, jitter * scale
-
-
-class _RidgeSolve(torch.autograd.Function):
-    """X = (A + λI)⁻¹ B given the Cholesky factor; implicit gradients in B and λ.
-
-    With Z = (A + λI)⁻¹ Ḡ: ∂B = Z and ∂λ = −tr(Zᵀ X). A holds keys only and needs no gradient.
-    """
-
-    @staticmethod
-    def forward(
-        ctx: Any, factor: Tensor, root: Tensor | None, ridge: Tensor, right_side: Tensor
-    ) -> Tensor:
-        solution = _refined(factor, root, ridge, right_side)
-        ctx.save_for_backward(factor, root, ridge, solution)
-        return solution
-
-    @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> tuple[None, None, Tensor, Tensor]:
-        factor, root, ridge, solution = ctx.saved_tensors
-        adjoint = _refined(factor, root, ridge, gradients[0])
-        return None, None, -(adjoint * solution).sum((-2, -1)), adjoint
-
-
-def _refined(factor: Tensor, root: Tensor | None, ridge: Tensor, right_side: Tensor) -> Tensor:
-    """(A + λI)⁻¹ B; with a root RᵀR = A, refined by residuals that never square the keys.
-
-    The factored residual brings the error of S from ε·cond down to about ε·√cond; the residual of
-    the Gram matrix would gain nothing.
-    """
-    solution = torch.cholesky_solve(right_side, factor)
-    if root is not None:
-        weight = ridge[:, None, None]
-        for _ in range(REFINEMENTS):
-            residual = right_side - root.mT @ (root @ solution) - weight * solution
-            solution = solution + torch.cholesky_solve(residual, factor)
-    return solution

@@ -9,6 +9,8 @@ from rledit.errors import UserError
 
 AUTO: Literal["auto"] = "auto"
 Step = float | Literal["auto"]
+StepForm = Literal["log", "raw"]
+"""How a network holds the step that it learns, see `rledit.hypernetwork.Hypernetwork`."""
 
 
 class SettingError(UserError, ValueError):

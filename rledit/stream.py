@@ -6,10 +6,9 @@ import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-import torch
-
 from rledit.editors.base import Editor
 from rledit.finite import NonFiniteError, require_finite, require_finite_weights
+from rledit.lazy_torch import torch
 from rledit.records import Edit
 from rledit.scoring import EditScore, Scorer
 

@@ -16,13 +16,11 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any, Literal
 
-import torch
-from torch import Tensor
-
 from rledit.bos import before_text, written_around
 from rledit.chat import ChatTemplate, PromptStyle, Rendered
 from rledit.control_tokens import TextEncoder, TokenizationError, Tokens, Turn
 from rledit.instructions import Instruction
+from rledit.lazy_torch import Tensor, torch
 from rledit.records import Edit, Probe, has_probe
 from rledit.writing_systems import AnswerSpace, space_between
 
@@ -339,7 +337,15 @@ class Encoder:
         )
 
     def sample(self, prompt: str, answer: str, where: str = "") -> Sample:
-        """Encode one prompt with its answer.
+        """Encode one prompt with its answer; arguments and errors are those of `pair_ids`."""
+        head, tail = self.pair_ids(prompt, answer, where)
+        ids = torch.tensor(head + tail[:-1], dtype=torch.long)
+        labels = torch.full_like(ids, IGNORED)
+        labels[len(head) - 1 :] = torch.tensor(tail, dtype=torch.long)
+        return Sample(ids, labels)
+
+    def pair_ids(self, prompt: str, answer: str, where: str = "") -> tuple[list[int], list[int]]:
+        """Token ids of a prompt, and of the answer behind it.
 
         Args:
             prompt: The prompt, without the answer.
@@ -356,15 +362,12 @@ class Encoder:
             raise TokenizationError(f"{where}: {error}" if where else str(error)) from None
         if not head:
             raise TokenizationError(f"{where}: the prompt is empty, nothing predicts the answer")
-        ids = torch.tensor(head + tail[:-1], dtype=torch.long)
-        if self.max_length is not None and len(ids) > self.max_length:
+        if self.max_length is not None and len(head) + len(tail) - 1 > self.max_length:
             raise TokenizationError(
                 f"{where + ': ' if where else ''}prompt ({len(head)} tokens) and answer "
                 f"({len(tail)}) exceed the model's {self.max_length} positions; shorten the prompt"
             )
-        labels = torch.full_like(ids, IGNORED)
-        labels[len(head) - 1 :] = torch.tensor(tail, dtype=torch.long)
-        return Sample(ids, labels)
+        return head, tail
 
     def batch(self, edits: Sequence[Edit], group_size: int, order: Order = "stream") -> EditBatch:
         """Tokenise a batch of edits: edit, first rephrase, first locality prompt of each.

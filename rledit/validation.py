@@ -14,13 +14,10 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-import torch
-from torch import Tensor
-
 from rledit.editors.base import TrainableEditor
 from rledit.editors.own_prefixes import new_prefix_cache, prefix_cache_of
 from rledit.finite import NonFiniteError, require_finite
-from rledit.losses import row_losses
+from rledit.lazy_torch import Tensor, torch
 from rledit.model import SINGLE_PASS_TOKENS, EditableModel
 from rledit.protocols import protocol
 from rledit.records import Edit
@@ -172,6 +169,8 @@ class ValidationStream:
     @torch.no_grad()
     def _loss(self, editor: TrainableEditor) -> float:
         """Σ over batches of L_e + λ_loc KL, on the current weights."""
+        from rledit.losses import row_losses
+
         model = editor.model
         items, samples = self._items, [item.sample for item in self._items]
         everything = range(len(items))

@@ -11,10 +11,8 @@ from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from typing import Protocol
 
-import torch
-from torch import Tensor, nn
-
 from rledit.families import is_transposed
+from rledit.lazy_torch import Tensor, nn, torch
 
 
 class WeightAccess(Protocol):

@@ -15,11 +15,9 @@ from dataclasses import dataclass
 from itertools import pairwise
 from typing import Literal, get_args
 
-import torch
-import torch.nn.functional as F
-
 from rledit.decoding import Line, line_of, write_lines
 from rledit.finite import NonFiniteError
+from rledit.lazy_torch import F, torch
 from rledit.model import SINGLE_PASS_TOKENS, EditableModel
 from rledit.protocols import generation
 from rledit.ranks import shard

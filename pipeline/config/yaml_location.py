@@ -42,8 +42,8 @@ class Located:
     @classmethod
     def of_data(cls, data: Mapping[str, Any], name: str) -> Located:
         """Settings that stand in no file: places are their keys behind a name, without lines."""
-        located = cls("{}", name)
-        located.data = dict(data)
+        located = cls.__new__(cls)  # there is no text to read
+        located.name, located.data, located._lines = name, dict(data), {}
         return located
 
     @classmethod

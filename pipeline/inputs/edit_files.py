@@ -12,7 +12,6 @@ from typing import Any
 
 from pipeline.config.hub_refs import parse_hub_file
 from pipeline.storage.object_store import Storage
-from pipeline.storage.parquet import foreign_rows
 from pipeline.storage.redaction import redact
 from rledit.datasets import DataFileError, ReadReport, RowFile
 from rledit.datasets.edits import map_rows
@@ -79,6 +78,8 @@ def _content(location: str) -> bytes:
 
 
 def _parquet_rows(content: bytes, name: str) -> list[Any]:
+    from pipeline.storage.parquet import foreign_rows
+
     try:
         return foreign_rows(content)
     except ValueError as error:

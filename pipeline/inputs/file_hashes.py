@@ -15,9 +15,11 @@ import re
 import tempfile
 import time
 import uuid
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from functools import lru_cache
 from pathlib import Path
+from typing import Any
 
 logger = logging.getLogger(__name__)
 
@@ -126,21 +128,32 @@ def _recall(stamp: _Stamp) -> str | None:
 
 
 def _remember(stamp: _Stamp, sha256: str) -> None:
-    note = _note(stamp)
+    written = {**asdict(stamp), "sha256": sha256}
+    write_note(_note(stamp), written, "weights are read again by every command")
+
+
+def write_note(note: Path, content: Mapping[str, Any], otherwise: str) -> None:
+    """Write a small file whole or not at all; that it cannot be written is no error.
+
+    Args:
+        note: The file, below `cache_home`.
+        content: What it says.
+        otherwise: What happens without it, for the warning.
+    """
     partial = note.with_name(f".{note.name}-{uuid.uuid4().hex[:8]}")
     try:
         note.parent.mkdir(parents=True, exist_ok=True)
-        partial.write_text(json.dumps({**asdict(stamp), "sha256": sha256}))
+        partial.write_text(json.dumps(content))
         os.replace(partial, note)
     except OSError as error:
-        _warn_forgotten(str(note.parent), str(error))
+        _warn_forgotten(str(note.parent), str(error), otherwise)
 
 
-@lru_cache(maxsize=1)
-def _warn_forgotten(folder: str, reason: str) -> None:
+@lru_cache(maxsize=4)
+def _warn_forgotten(folder: str, reason: str, otherwise: str) -> None:
     logger.warning(
-        "%s cannot be written (%s): weights are read again by every command; set XDG_CACHE_HOME to "
-        "a folder that can",
+        "%s cannot be written (%s): %s; set XDG_CACHE_HOME to a folder that can",
         folder,
         reason,
+        otherwise,
     )

@@ -12,9 +12,6 @@ from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
-import torch
-from torch import nn
-
 from pipeline.config.gguf_refs import gguf_reference
 from pipeline.inputs.checkpoint_files import safetensors_header
 from pipeline.inputs.checkpoints import (
@@ -28,6 +25,7 @@ from pipeline.inputs.file_hashes import sha256_of
 from pipeline.inputs.gguf_checkpoints import gguf_facts
 from pipeline.inputs.pickled_weights import is_pickled
 from pipeline.inputs.quantised_weights import quantised, unscaled
+from rledit.lazy_torch import nn, torch
 
 logger = logging.getLogger(__name__)
 

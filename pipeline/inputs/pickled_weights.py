@@ -15,12 +15,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import torch
-from safetensors.torch import save_file
-from torch import Tensor
-
 from pipeline.inputs.checkpoint_files import CheckpointError, lfs_pointer
 from pipeline.inputs.file_hashes import sha256_of
+from rledit.lazy_torch import Tensor, torch
 
 SINGLE = "pytorch_model.bin"
 INDEX = "pytorch_model.bin.index.json"
@@ -74,7 +71,9 @@ def pickled_tensors(path: Path) -> dict[str, Tensor]:
             f"({type(error).__name__}: {_first(str(error))}); the file is cut short or damaged: "
             "fetch it again"
         ) from None
-    if not isinstance(found, Mapping) or not all(isinstance(v, Tensor) for v in found.values()):
+    if not isinstance(found, Mapping) or not all(
+        isinstance(v, torch.Tensor) for v in found.values()
+    ):
         raise CheckpointError(
             f"{path}: expected a dictionary of tensors by name, as transformers writes it; found "
             f"{_kinds(found)}. Take a checkpoint in transformers' own layout"
@@ -99,7 +98,7 @@ def _first(text: str) -> str:
 def _kinds(found: Any) -> str:
     if not isinstance(found, Mapping):
         return type(found).__name__
-    other = {k: type(v).__name__ for k, v in found.items() if not isinstance(v, Tensor)}
+    other = {k: type(v).__name__ for k, v in found.items() if not isinstance(v, torch.Tensor)}
     return ", ".join(f"{key!r}: {kind}" for key, kind in list(other.items())[:3])
 
 
@@ -145,6 +144,8 @@ def converted(folder: Path, cache: Path) -> Path:
 
 def _write(folder: Path, files: Sequence[Path], made: Path) -> None:
     """The safetensors of every pickle, their index, and what describes the model."""
+    from safetensors.torch import save_file
+
     weight_map: dict[str, str] = {}
     total = 0
     for i, path in enumerate(files, start=1):

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.inputs.checkpoints import CheckpointError, cached, fetch_description
+from pipeline.inputs.tokenizer_facts import TokenizerFacts, remembered
 from rledit.bos import written_around
 from rledit.reasoning import switches
 
@@ -49,7 +50,8 @@ def writes_bos(checkpoint: str) -> bool | None:
     Raises:
         CheckpointError: The checkpoint cannot be had, or its tokenizer cannot be read.
     """
-    return _metadata(checkpoint)[0]
+    found = _facts(checkpoint)
+    return None if found is None else found.writes_bos
 
 
 def thinking_switches(checkpoint: str) -> dict[str, Any]:
@@ -58,10 +60,11 @@ def thinking_switches(checkpoint: str) -> dict[str, Any]:
     Raises:
         CheckpointError: See `writes_bos`.
     """
-    return dict(_metadata(checkpoint)[1])
+    found = _facts(checkpoint)
+    return {} if found is None else dict(found.switches)
 
 
-def _metadata(checkpoint: str) -> tuple[bool | None, dict[str, Any]]:
+def _facts(checkpoint: str) -> TokenizerFacts | None:
     folder = cached(checkpoint)
     if folder is None or not _present(folder):
         folder = fetch_description(checkpoint)
@@ -73,12 +76,16 @@ def _metadata(checkpoint: str) -> tuple[bool | None, dict[str, Any]]:
 @lru_cache(maxsize=16)
 def _read_facts(
     checkpoint: str, folder: str, _: tuple[tuple[int, int] | None, ...]
-) -> tuple[bool | None, dict[str, Any]]:
-    if not _present(Path(folder)):
-        return None, {}
-    tokenizer = load_tokenizer(checkpoint, Path(folder))
-    template = tokenizer.get_chat_template() if tokenizer.chat_template else ""
-    return bool(written_around(tokenizer)[0]), switches(template)
+) -> TokenizerFacts | None:
+    """None where there is no tokenizer."""
+
+    def find() -> TokenizerFacts:
+        tokenizer = load_tokenizer(checkpoint, Path(folder))
+        template = tokenizer.get_chat_template() if tokenizer.chat_template else ""
+        bos = bool(written_around(tokenizer)[0])
+        return TokenizerFacts(writes_bos=bos, switches=switches(template))
+
+    return remembered(Path(folder), find) if _present(Path(folder)) else None
 
 
 def _present(folder: Path) -> bool:

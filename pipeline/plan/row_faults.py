@@ -10,8 +10,6 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, cast
 
-import torch
-
 from pipeline.plan.cells import Cell
 from rledit.datasets.errors import SHOWN_ROWS
 from rledit.locate.contexts import Contexts
@@ -21,7 +19,7 @@ from rledit.records import Edit
 from rledit.scoring import questions
 from rledit.tokenization import Encoder, Sample, TokenizationError
 
-_NOTHING = Sample(torch.zeros(1, dtype=torch.long), torch.zeros(1, dtype=torch.long))
+_NO_SAMPLE = cast(Sample, None)  # nobody looks at it here, and to make one takes PyTorch
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -66,10 +64,10 @@ class _Collector:
 
     def sample(self, prompt: str, answer: str, where: str = "") -> Sample:
         try:
-            return self._encoder.sample(prompt, answer, where)
+            self._encoder.pair_ids(prompt, answer, where)
         except TokenizationError as error:
             self.found.append(str(error))
-            return _NOTHING
+        return _NO_SAMPLE
 
 
 def stream_faults(cell: Cell, encoder: Encoder, edits: Sequence[Edit]) -> Faults:

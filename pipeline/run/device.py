@@ -5,10 +5,9 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-import torch
-
 from pipeline.config.resources import ResourcesEntry
 from rledit.errors import UserError
+from rledit.lazy_torch import torch
 
 
 class NoGpuError(UserError, RuntimeError):
@@ -48,20 +47,17 @@ _CLEAR = Path("/proc/self/clear_refs")
 _RESET_PEAK = "5"
 
 
-CPU = torch.device("cpu")
-
-
 class PeakMemory:
     """Measures the peak from its making on.
 
     A worker process runs many cells, so the kernel's high-water mark is reset where it allows it.
 
     Args:
-        device: Where the work is done.
+        device: Where the work is done; None: on the CPU.
     """
 
-    def __init__(self, device: torch.device = CPU) -> None:
-        self._cuda = device.type == "cuda"
+    def __init__(self, device: torch.device | None = None) -> None:
+        self._cuda = device is not None and device.type == "cuda"
         if self._cuda:
             torch.cuda.reset_peak_memory_stats()
         elif _CLEAR.exists():

@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import Any
 
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import load_file
 
 from pipeline.errors import ConfigError
 from pipeline.plan.absent_imports import absent_imports
@@ -121,6 +120,8 @@ def read_covariance(path: Path, identity: CovarianceFingerprint | None = None) -
         CovarianceError: It is broken, or made from something else than `identity`; names the file
             and both.
     """
+    from safetensors.torch import load_file
+
     try:
         with safe_open(path, framework="pt") as file:
             moment = KeyCovariance.load(load_file(path), file.metadata() or {})

@@ -19,10 +19,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import torch
-from torch import Tensor, nn
-
 from pipeline.inputs.checkpoints import weight_files
+from rledit.lazy_torch import Tensor, nn, torch
 from rledit.model import EditableModel
 
 logger = logging.getLogger(__name__)

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-import torch
-
 from pipeline.config.resources import Sharding
+from rledit.lazy_torch import torch
 from rledit.ranks import Ranks, SingleProcess
 
 

@@ -15,11 +15,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from safetensors.torch import load, save, save_file
-from torch import Tensor
-
 from pipeline.run.rank_group import Gang
 from pipeline.storage.object_store import Storage
+from rledit.lazy_torch import Tensor
 
 _POINTER = "latest.json"
 
@@ -42,6 +40,8 @@ class StateFolder:
 
     def load(self) -> Saved | None:
         """Tensors and metadata of the newest state, its version among them; or None."""
+        from safetensors.torch import load
+
         pointer = self._newest()
         if pointer is None:
             return None
@@ -57,6 +57,8 @@ class StateFolder:
         self, tensors: Mapping[str, Tensor], metadata: Mapping[str, Any], version: int
     ) -> None:
         """Make a state the newest; the one before it is removed afterwards."""
+        from safetensors.torch import save
+
         name = f"{version:08d}-{uuid.uuid4().hex[:12]}.safetensors"
         contiguous = {key: value.detach().cpu().contiguous() for key, value in tensors.items()}
         before = self._newest()
@@ -112,6 +114,8 @@ def write_tensors(
     path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str] | None = None
 ) -> None:
     """Write a safetensors file whole or not at all."""
+    from safetensors.torch import save_file
+
     path.parent.mkdir(parents=True, exist_ok=True)
     handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=".tmp-")
     os.close(handle)

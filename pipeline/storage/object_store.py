@@ -24,8 +24,6 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import unquote, urlsplit
 
-import fsspec
-
 from pipeline.storage.redaction import redact
 from rledit.errors import UserError
 
@@ -87,6 +85,8 @@ class Storage:
 
     def filesystem(self) -> tuple[Any, str]:
         """The fsspec filesystem and the root path on it, for libraries that read through one."""
+        import fsspec
+
         if self._root is not None:
             return fsspec.filesystem("file"), str(self._root)
         return self._fs, self._prefix
@@ -274,6 +274,8 @@ class Storage:
 
 def _remote(uri: str) -> tuple[Any, str]:
     """Opens the fsspec filesystem of `uri`; listings are never cached, other writers exist."""
+    import fsspec
+
     scheme = urlsplit(uri).scheme
     try:
         filesystem, path = fsspec.core.url_to_fs(uri, use_listings_cache=False)

@@ -6,72 +6,82 @@ An editor that is not part of this package is named by where it lies: ``my_packa
 from __future__ import annotations
 
 import importlib
+from collections.abc import Iterator, Mapping, MutableMapping
 
-from rledit.editors.alphaedit import AlphaEdit
 from rledit.editors.base import Editor, TrainableEditor, TrainingData
-from rledit.editors.betaedit import BetaEdit
-from rledit.editors.crispedit import CrispEdit
-from rledit.editors.dafnet import DAFNet
-from rledit.editors.deltaedit import DeltaEdit
-from rledit.editors.encore import ENCORE
-from rledit.editors.finetuning import FTL, FTM, FineTuning
-from rledit.editors.grace import GRACE
-from rledit.editors.hiedit import HiEdit
-from rledit.editors.instructedit import InstructEdit
-from rledit.editors.locft import LocFT
-from rledit.editors.lyaplock import LyapLock
-from rledit.editors.malmen import MALMEN
-from rledit.editors.memit import MEMIT
-from rledit.editors.memoir import MEMOIR
-from rledit.editors.mend import MEND
-from rledit.editors.nas import NAS
-from rledit.editors.none import Unedited
-from rledit.editors.prune import PRUNE
-from rledit.editors.rect import RECT
-from rledit.editors.retrained import MALMENStar, MENDStar
-from rledit.editors.rledit import RLEdit
-from rledit.editors.rome import ROME
-from rledit.editors.stableedit import StableEdit
-from rledit.editors.trajectory_relatives import MALMENRLEdit, MENDRLEdit
-from rledit.editors.ultraedit import UltraEdit
-from rledit.editors.untrained import Untrained
-from rledit.editors.wise import WISE
 from rledit.names import UnknownNameError, look_up
 
-EDITORS: dict[str, type[Editor]] = {
-    "none": Unedited,
-    "untrained": Untrained,
-    "ultraedit": UltraEdit,
-    "stableedit": StableEdit,
-    "ft": FineTuning,
-    "ft_l": FTL,
-    "ft_m": FTM,
-    "locft": LocFT,
-    "crispedit": CrispEdit,
-    "rome": ROME,
-    "memit": MEMIT,
-    "prune": PRUNE,
-    "rect": RECT,
-    "alphaedit": AlphaEdit,
-    "nas": NAS,
-    "encore": ENCORE,
-    "lyaplock": LyapLock,
-    "betaedit": BetaEdit,
-    "deltaedit": DeltaEdit,
-    "grace": GRACE,
-    "wise": WISE,
-    "memoir": MEMOIR,
-    "mend": MEND,
-    "malmen": MALMEN,
-    "mend_star": MENDStar,
-    "malmen_star": MALMENStar,
-    "mend_rledit": MENDRLEdit,
-    "malmen_rledit": MALMENRLEdit,
-    "dafnet": DAFNet,
-    "instructedit": InstructEdit,
-    "hiedit": HiEdit,
-    "rledit": RLEdit,
-}
+
+class _Editors(MutableMapping[str, type[Editor]]):
+    """The editors by name, each imported when it is first asked for.
+
+    Args:
+        places: Name → module of this package and class.
+    """
+
+    def __init__(self, places: Mapping[str, str]) -> None:
+        self._entries: dict[str, str | type[Editor]] = {**places}
+
+    def __getitem__(self, name: str) -> type[Editor]:
+        found = self._entries[name]
+        if isinstance(found, str):
+            module, _, attribute = found.partition(":")
+            cls: type[Editor] = getattr(importlib.import_module(f"{__name__}.{module}"), attribute)
+            self._entries[name] = found = cls
+        return found
+
+    def __setitem__(self, name: str, editor: type[Editor]) -> None:
+        self._entries[name] = editor
+
+    def __delitem__(self, name: str) -> None:
+        del self._entries[name]
+
+    def __contains__(self, name: object) -> bool:
+        return name in self._entries
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._entries)
+
+    def __len__(self) -> int:
+        return len(self._entries)
+
+
+EDITORS: MutableMapping[str, type[Editor]] = _Editors(
+    {
+        "none": "none:Unedited",
+        "untrained": "untrained:Untrained",
+        "ultraedit": "ultraedit:UltraEdit",
+        "stableedit": "stableedit:StableEdit",
+        "ft": "finetuning:FineTuning",
+        "ft_l": "finetuning:FTL",
+        "ft_m": "finetuning:FTM",
+        "locft": "locft:LocFT",
+        "crispedit": "crispedit:CrispEdit",
+        "rome": "rome:ROME",
+        "memit": "memit:MEMIT",
+        "prune": "prune:PRUNE",
+        "rect": "rect:RECT",
+        "alphaedit": "alphaedit:AlphaEdit",
+        "nas": "nas:NAS",
+        "encore": "encore:ENCORE",
+        "lyaplock": "lyaplock:LyapLock",
+        "betaedit": "betaedit:BetaEdit",
+        "deltaedit": "deltaedit:DeltaEdit",
+        "grace": "grace:GRACE",
+        "wise": "wise:WISE",
+        "memoir": "memoir:MEMOIR",
+        "mend": "mend:MEND",
+        "malmen": "malmen:MALMEN",
+        "mend_star": "retrained:MENDStar",
+        "malmen_star": "retrained:MALMENStar",
+        "mend_rledit": "trajectory_relatives:MENDRLEdit",
+        "malmen_rledit": "trajectory_relatives:MALMENRLEdit",
+        "dafnet": "dafnet:DAFNet",
+        "instructedit": "instructedit:InstructEdit",
+        "hiedit": "hiedit:HiEdit",
+        "rledit": "rledit:RLEdit",
+    }
+)
 
 
 # What an editor's class had before under other names; it would not be called by these.

@@ -10,11 +10,10 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from torch import Tensor
-
 from rledit.editors.base import State
 from rledit.editors.locate_editor import LocateConfig, PastKeys, SpreadEditor
 from rledit.families import layer_index
+from rledit.lazy_torch import Tensor
 from rledit.locate.covariance import CovarianceError
 from rledit.locate.linear_systems import factorise
 from rledit.locate.nullspace import NullSpace, null_space

@@ -8,10 +8,9 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal, Protocol
 
-from torch import Tensor
-
 from rledit.editors.sphere import sphere_of
 from rledit.instructions import Instruction
+from rledit.lazy_torch import Tensor
 from rledit.locate.covariance import KeyCovariance
 from rledit.locate.nullspace import NullSpace
 from rledit.model import EditableModel
@@ -21,6 +20,7 @@ from rledit.tokenization import EditBatch, Encoder, Order
 
 Need = Literal["train", "subject", "statistics", "output_gradients", "training_data", "texts"]
 TargetModules = Literal["any", "down", "one_down"]
+Work = Literal["none", "moment", "trained", "tuned", "located", "remembered"]
 Check = Literal["reference", "properties"]
 """What a method is held against beside recorded numbers of its release: a plain computation of its
 equations, or properties that they have."""
@@ -61,6 +61,9 @@ class Editor(ABC):
             that trains on a stream of its own length, or replays, is not.
         step_setting: Name of the setting that every shift is proportional to as long as nothing is
             trained, and that may be `auto` (see `rledit.calibration`); None where there is none.
+        work_kind: What its time goes into, by which a plan reckons it: one solve from moments
+            (`moment`), a hypernetwork (`trained`), fine-tuning (`tuned`), value vectors
+            (`located`), or a memory beside the weights (`remembered`).
     """
 
     name: ClassVar[str]
@@ -71,6 +74,7 @@ class Editor(ABC):
     target_modules: ClassVar[TargetModules] = "any"
     prefix_safe: ClassVar[bool] = False
     step_setting: ClassVar[str | None] = None
+    work_kind: ClassVar[Work] = "moment"
     takes_projections: ClassVar[bool] = False
 
     def __init__(self, model: EditableModel, config: Any) -> None:

@@ -10,12 +10,10 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-import torch
-from torch import Tensor
-
 from rledit.editors.alphaedit import AlphaEdit, AlphaEditConfig
 from rledit.editors.base import State, prefixed, unprefixed
 from rledit.finite import CollapsedError
+from rledit.lazy_torch import Tensor, torch
 from rledit.locate.nullspace import NullSpace, null_space
 from rledit.locate.requests import Request
 from rledit.locate.spread import LayerUpdate

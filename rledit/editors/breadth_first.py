@@ -4,10 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Sequence
 
-import torch
-
 from rledit.editors.base import State
 from rledit.editors.tuning import TargetLikelihood
+from rledit.lazy_torch import torch
 from rledit.model import EditableModel
 from rledit.tokenization import Sample
 

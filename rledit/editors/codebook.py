@@ -10,9 +10,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Literal
 
-import torch
-from torch import Tensor
-
+from rledit.lazy_torch import Tensor, torch
 from rledit.model import EditableModel
 from rledit.overlay import NONE, Overlay, Places
 from rledit.tokenization import Sample

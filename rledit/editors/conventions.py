@@ -10,9 +10,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any, Final, Literal
 
-from rledit.hypernetwork import StepForm
 from rledit.moments import Formula
 from rledit.reward import KLReference, LocalityGradient
+from rledit.step_size import StepForm
 from rledit.tokenization import Order
 
 Recipe = Literal["official", "paper", "converged"]

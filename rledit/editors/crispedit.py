@@ -13,8 +13,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
-import torch
-
 from rledit.editors.base import Editor, Need, State, Texts, prefixed, unprefixed
 from rledit.editors.breadth_first import EditsSoFar, ended, shuffled_passes
 from rledit.editors.conventions import FROM_RECIPE, UntrainedRecipe, take_from_recipe
@@ -24,6 +22,7 @@ from rledit.editors.sphere import SphereSettings
 from rledit.editors.text_curvature import HeldFlat, TextCurvature
 from rledit.editors.tuning import AdamState, Descent, descend
 from rledit.families import layer_index
+from rledit.lazy_torch import torch
 from rledit.locate.covariance import KeyCovariance
 from rledit.model import EditableModel
 from rledit.tokenization import EditBatch, Sample
@@ -90,6 +89,7 @@ class CrispEdit(Editor):
     config: CrispEditConfig
     checked = {"reference": "test_batch_after_batch_against_the_equations_in_float64"}
     needs: ClassVar[frozenset[Need]] = frozenset({"statistics", "output_gradients", "texts"})
+    work_kind = "tuned"
 
     def __init__(self, model: EditableModel, config: CrispEditConfig) -> None:
         super().__init__(model, config)

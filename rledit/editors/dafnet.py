@@ -15,32 +15,26 @@ import math
 import random
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar
-
-import torch
-from torch import Tensor, nn
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from rledit.capture import Captured, capture
 from rledit.editors.base import State, TrainableEditor, prefixed, unprefixed
 from rledit.editors.conventions import UntrainedRecipe
-from rledit.editors.dafnet_network import (
-    Averaged,
-    Past,
-    SequenceNetwork,
-    Sizes,
-    Transformed,
-    edit_weights,
-)
+from rledit.editors.dafnet_sizes import Averaged, Sizes
 from rledit.editors.dafnet_training import Curriculum, learn, prompts_of
 from rledit.editors.meta_optimiser import adam_state, load_adam_state
 from rledit.editors.sphere import SphereSettings
 from rledit.finite import require_finite
+from rledit.lazy_torch import Tensor, nn, torch
 from rledit.model import EditableModel
 from rledit.moments import RunningMoments
 from rledit.records import Probe
 from rledit.shift import LowRankShift
 from rledit.step_size import SettingError
 from rledit.tokenization import EditBatch, Phase, Sample
+
+if TYPE_CHECKING:
+    from rledit.editors.dafnet_network import Past, SequenceNetwork, Transformed
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -163,6 +157,7 @@ class DAFNet(TrainableEditor):
     config: DAFNetConfig
     trains_on: ClassVar[frozenset[Probe]] = frozenset({"rephrase", "locality prompt"})
     prefix_safe = True
+    work_kind = "trained"
 
     def __init__(self, model: EditableModel, config: DAFNetConfig) -> None:
         super().__init__(model, config)
@@ -188,6 +183,8 @@ class DAFNet(TrainableEditor):
         self._steps_made = 0
 
     def _new_network(self, shape: tuple[int, int]) -> SequenceNetwork:
+        from rledit.editors.dafnet_network import SequenceNetwork
+
         config = self.config
         return SequenceNetwork(
             *shape,
@@ -269,6 +266,8 @@ class DAFNet(TrainableEditor):
         self, shape: tuple[int, int], module: int, found: _Rows, out: Transformed
     ) -> tuple[LowRankShift, Tensor]:
         """What a sequence adds to a module's ΔW, and what it leaves of what was there."""
+        from rledit.editors.dafnet_network import edit_weights
+
         shares = out.shares if self.config.learned_weights else out.shares.detach()
         assert self.config.averaged is not None
         weights, left = edit_weights(shares, self.config.averaged)
@@ -367,6 +366,8 @@ class DAFNet(TrainableEditor):
 
     def load_state_dict(self, state: State) -> None:
         """Put networks, moments and the edits so far back."""
+        from rledit.editors.dafnet_network import Past
+
         for shape, network in self.networks.items():
             place = f"{shape[0]}x{shape[1]}."
             moments = unprefixed(f"moments.{place}", state)

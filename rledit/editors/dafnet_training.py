@@ -6,11 +6,8 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-import torch
-from torch import Tensor
-
 from rledit.editors.base import State
-from rledit.losses import row_losses
+from rledit.lazy_torch import Tensor, torch
 from rledit.model import EditableModel
 from rledit.ranks import shard
 from rledit.reward import final_states, log_reference
@@ -165,6 +162,8 @@ def _losses(
     model: EditableModel, prompts: Prompts, own: list[int], references: Mapping[int, Tensor]
 ) -> Tensor:
     """(samples,) weighted losses of this rank's prompts; gradients collect in the leaves."""
+    from rledit.losses import row_losses
+
     found = torch.zeros(len(prompts.samples), dtype=torch.float64)
     compared = torch.arange(len(found)) >= prompts.related
     for micro_batch in model.own_micro_batches(prompts.samples, own):

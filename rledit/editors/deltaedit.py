@@ -11,11 +11,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-import torch
-from torch import Tensor
-
 from rledit.editors.alphaedit import AlphaEdit, AlphaEditConfig
 from rledit.editors.base import State
+from rledit.lazy_torch import Tensor, torch
 from rledit.locate.keys import observe
 from rledit.locate.requests import Request
 from rledit.locate.value import Confinement

@@ -12,12 +12,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-import torch
-from torch import Tensor
-
 from rledit.editors.base import Editor
 from rledit.editors.sphere import SphereSettings
 from rledit.editors.tuning import Descent, Objective, PromptEndLikelihood, TargetLikelihood, descend
+from rledit.lazy_torch import Tensor, torch
 from rledit.records import Edit
 from rledit.tokenization import EditBatch, Encoder, TokenizationError
 
@@ -73,6 +71,7 @@ class FineTuning(Editor):
     Config = FineTuningConfig
     config: FineTuningConfig
     prefix_safe = True
+    work_kind = "tuned"
 
     @classmethod
     def skip_reason_of(cls, config: FineTuningConfig, encoder: Encoder) -> str | None:

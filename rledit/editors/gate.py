@@ -45,13 +45,6 @@ class Gate(nn.Module):
         found = [name for names in shapes.values() for name in names]
         self._places = [found.index(name) for name in order]
 
-    @staticmethod
-    def parameters_of(shapes: Mapping[Shape, int], width: int) -> int:
-        """Parameters of a gate, from how many modules there are of each shape."""
-        modules = sum(shapes.values())
-        encoders = sum(width * (sum(shape) + 1 + 2 * n) for shape, n in shapes.items())
-        return encoders + modules * (width * modules + 1)
-
     def forward(self, rows: Mapping[Shape, Tensor]) -> Tensor:
         """Logits (modules,) of a batch's normalised rows: shape → (M, n, d)."""
         features = torch.cat([self.encoders[_key(shape)](z) for shape, z in rows.items()])

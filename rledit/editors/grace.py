@@ -11,16 +11,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-import torch
-import torch.nn.functional as F
-from torch import Tensor
-
 from rledit.editors.base import State
 from rledit.editors.codebook import Codebook, Replaces, mean_label, target_of
 from rledit.editors.conventions import FROM_RECIPE, UntrainedRecipe, take_from_recipe
 from rledit.editors.overlay_editor import OverlayEditor
 from rledit.editors.repeated_passes import RepeatedPasses
 from rledit.finite import require_finite
+from rledit.lazy_torch import F, Tensor, torch
 from rledit.model import EditableModel
 from rledit.protocols import read
 from rledit.tokenization import EditBatch, Sample

@@ -14,15 +14,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar, Literal
 
-import torch
-from torch import Tensor, nn
-
 from rledit.capture import Captured
 from rledit.editors.conventions import FROM_RECIPE, OFFICIAL, Conventions, Recipe
-from rledit.editors.gate import Gate, straight_through
 from rledit.editors.hypernetwork_config import HypernetworkConfig
 from rledit.editors.hypernetwork_editor import HypernetworkEditor
 from rledit.editors.moment_editor import Proposal
+from rledit.lazy_torch import Tensor, nn, torch
 from rledit.model import EditableModel
 from rledit.shift import LowRankShift
 from rledit.tokenization import EditBatch
@@ -84,6 +81,8 @@ class HiEdit(HypernetworkEditor):
     }
 
     def __init__(self, model: EditableModel, config: HiEditConfig) -> None:
+        from rledit.editors.gate import Gate
+
         super().__init__(model, config)
         count = len(model.modules)
         given = config.active_modules
@@ -103,6 +102,8 @@ class HiEdit(HypernetworkEditor):
 
     def shift_by(self, captured: Captured, zeroed: Tensor | None = None) -> GatedProposal:
         """RLEdit's shifts, those of the modules that the gate leaves out being zero."""
+        from rledit.editors.gate import straight_through
+
         whole = super().shift_by(captured, zeroed)
         mask = straight_through(self.gate(self._rows(captured)), self.active_modules)
         applied = mask if self.config.gate_learns_from == "loss" else mask.detach()
@@ -164,3 +165,10 @@ class HiEdit(HypernetworkEditor):
 
     def _saved_networks(self) -> Mapping[str, nn.Module]:
         return {**super()._saved_networks(), "gate.": self.gate}
+
+
+def gate_parameters(shapes: Mapping[tuple[int, int], int], width: int) -> int:
+    """Parameters of a gate, from how many modules there are of each linear shape."""
+    modules = sum(shapes.values())
+    encoders = sum(width * (sum(shape) + 1 + 2 * n) for shape, n in shapes.items())
+    return encoders + modules * (width * modules + 1)

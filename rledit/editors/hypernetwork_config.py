@@ -23,10 +23,9 @@ from rledit.editors.conventions import (
     take_from_recipe,
 )
 from rledit.editors.sphere import SPHERE_OFF, SphereSettings
-from rledit.hypernetwork import StepForm
 from rledit.moments import Formula
 from rledit.reward import KLReference, LocalityGradient
-from rledit.step_size import AUTO, SettingError, Step, check_step, check_z_clip
+from rledit.step_size import AUTO, SettingError, Step, StepForm, check_step, check_z_clip
 from rledit.tokenization import Order
 
 Rule = Literal["normal_equation", "outer_product"]

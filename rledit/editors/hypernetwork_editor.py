@@ -13,9 +13,6 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, ClassVar
 
-import torch
-from torch import Tensor, nn
-
 from rledit.editors.base import (
     BatchTrained,
     State,
@@ -39,6 +36,7 @@ from rledit.editors.meta_optimiser import (
 from rledit.editors.moment_editor import MomentEditor, Proposal
 from rledit.editors.training_state import PREFIX, UnderWay, places_of, put_back
 from rledit.finite import NonFiniteError, require_finite
+from rledit.lazy_torch import Tensor, nn, torch
 from rledit.model import EditableModel
 from rledit.records import Probe
 from rledit.reward import Reward, RewardConfig
@@ -54,6 +52,7 @@ class HypernetworkEditor(TrainableEditor, HypernetworkUpdate):
     """An editor whose shifts come from a trained hypernetwork, one per linear shape."""
 
     trains_on: ClassVar[frozenset[Probe]] = frozenset({"rephrase", "locality prompt"})
+    work_kind = "trained"
 
     @classmethod
     def trains_on_of(cls, config: HypernetworkConfig) -> frozenset[Probe]:

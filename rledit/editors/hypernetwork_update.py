@@ -6,18 +6,18 @@ This half edits; `rledit.editors.hypernetwork_editor` has the half that trains.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Literal
-
-import torch
-from torch import Tensor, nn
+from typing import TYPE_CHECKING, Literal
 
 from rledit.editors.base import State, prefixed, unprefixed
 from rledit.editors.conventions import BatchConventions
 from rledit.editors.hypernetwork_config import HypernetworkConfig
 from rledit.editors.moment_editor import MomentEditor, Shape
-from rledit.hypernetwork import Hypernetwork
+from rledit.lazy_torch import Tensor, nn, torch
 from rledit.model import EditableModel
 from rledit.shift import Solution, solve_normal_equation
+
+if TYPE_CHECKING:
+    from rledit.hypernetwork import Hypernetwork
 
 
 class HypernetworkUpdate(MomentEditor):
@@ -83,6 +83,8 @@ class HypernetworkUpdate(MomentEditor):
         return [p for network in self.networks.values() for p in network.parameters()]
 
     def _new_networks(self) -> dict[Shape, Hypernetwork]:
+        from rledit.hypernetwork import Hypernetwork
+
         config = self.config
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(config.seed)

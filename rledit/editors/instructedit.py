@@ -13,12 +13,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
-from torch import Tensor
-
 from rledit.editors.conventions import PAPER, Conventions
 from rledit.editors.hypernetwork_editor import HypernetworkEditor
 from rledit.editors.mend import MENDConfig
 from rledit.instructions import TASKS, Instruction, instruction_of
+from rledit.lazy_torch import Tensor
 from rledit.model import EditableModel
 from rledit.names import UnknownNameError
 from rledit.records import Edit, Probe

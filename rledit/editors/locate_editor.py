@@ -7,13 +7,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
-import torch
-from torch import Tensor
-
 from rledit.editors.base import Editor, Need, State, TargetModules, prefixed, unprefixed
 from rledit.editors.own_prefixes import fresh_prefix_cache
 from rledit.editors.sphere import SphereSettings
 from rledit.families import layer_index
+from rledit.lazy_torch import Tensor, torch
 from rledit.locate.contexts import Averaging, make_contexts
 from rledit.locate.covariance import CovarianceError, KeyCovariance
 from rledit.locate.keys import subject_keys
@@ -75,6 +73,7 @@ class LocateEditor(Editor):
     target_modules: ClassVar[TargetModules] = "down"
     prefix_safe = True
     averaging: ClassVar[Averaging] = "groups"
+    work_kind = "located"
 
     def __init__(self, model: EditableModel, config: Any) -> None:
         super().__init__(model, config)

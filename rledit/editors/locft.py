@@ -51,6 +51,7 @@ class LocFT(Editor):
     checked = {"properties": "test_locft_trains_anew_on_everything_so_far"}
     Config = LocFTConfig
     config: LocFTConfig
+    work_kind = "tuned"
 
     def __init__(self, model: EditableModel, config: LocFTConfig) -> None:
         super().__init__(model, config)

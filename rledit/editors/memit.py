@@ -9,11 +9,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-import torch
-from torch import Tensor
-
 from rledit.editors.base import State
 from rledit.editors.locate_editor import LocateConfig, PastKeys, SpreadEditor
+from rledit.lazy_torch import Tensor, torch
 from rledit.locate.linear_systems import Factor, factorise, solve_with_keys
 from rledit.locate.requests import Request
 from rledit.locate.spread import Answer, LayerUpdate

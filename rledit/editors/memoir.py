@@ -10,15 +10,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import torch
-from torch import Tensor
-
 from rledit.editors.codebook import target_of
 from rledit.editors.conventions import FROM_RECIPE, UntrainedRecipe, take_from_recipe
 from rledit.editors.repeated_passes import RepeatedPasses
 from rledit.editors.residual_memory import ResidualMemory
 from rledit.editors.templated_editor import TemplatedEditor, settled
 from rledit.finite import require_finite
+from rledit.lazy_torch import Tensor, torch
 from rledit.locate.contexts import make_contexts
 from rledit.model import EditableModel
 from rledit.overlay import OverlayError

@@ -5,14 +5,14 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any
-
-import torch
-from torch import Tensor, nn
+from typing import TYPE_CHECKING, Any
 
 from rledit.editors.base import State, prefixed, unprefixed
 from rledit.editors.hypernetwork_config import HypernetworkConfig
-from rledit.hypernetwork import Hypernetwork
+from rledit.lazy_torch import Tensor, nn, torch
+
+if TYPE_CHECKING:
+    from rledit.hypernetwork import Hypernetwork
 
 
 def new_optimiser(networks: Sequence[Hypernetwork], config: HypernetworkConfig) -> torch.optim.Adam:

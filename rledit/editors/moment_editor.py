@@ -6,12 +6,10 @@ from abc import abstractmethod
 from dataclasses import dataclass, replace
 from typing import Any
 
-import torch
-from torch import Tensor
-
 from rledit.capture import Captured, Tokens, capture
 from rledit.editors.base import Editor, State, prefixed, unprefixed
 from rledit.editors.conventions import BatchConventions
+from rledit.lazy_torch import Tensor, torch
 from rledit.model import EditableModel
 from rledit.moments import RunningMoments
 from rledit.shift import LowRankShift, Solution

@@ -9,11 +9,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-import torch
-from torch import Tensor
-
 from rledit.editors.alphaedit import AlphaEdit, AlphaEditConfig
 from rledit.families import layer_index
+from rledit.lazy_torch import Tensor, torch
 from rledit.locate.keys import block_values
 from rledit.locate.requests import Request
 from rledit.locate.value import Values

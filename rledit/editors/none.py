@@ -26,6 +26,7 @@ class Unedited(Editor):
     checked = {"properties": "test_the_unedited_row_changes_nothing"}
     Config = UneditedConfig
     prefix_safe = True
+    work_kind = "none"
 
     def edit(self, batch: EditBatch) -> dict[str, float]:
         """Do nothing."""

@@ -21,6 +21,7 @@ class OverlayEditor(Editor):
     target_modules: ClassVar[TargetModules] = "one_down"
     prefix_safe = True
     memory: Overlay
+    work_kind = "remembered"
 
     def __init__(self, model: EditableModel, config: Any) -> None:
         super().__init__(model, config)

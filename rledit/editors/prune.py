@@ -12,11 +12,9 @@ import math
 from dataclasses import dataclass
 from typing import Literal
 
-import torch
-from torch import Tensor
-
 from rledit.editors.base import State, prefixed, unprefixed
 from rledit.editors.memit import MEMIT, MEMITConfig
+from rledit.lazy_torch import Tensor, torch
 from rledit.model import EditableModel
 from rledit.tokenization import EditBatch
 

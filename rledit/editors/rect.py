@@ -5,10 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-import torch
-from torch import Tensor
-
 from rledit.editors.memit import MEMIT, MEMITConfig
+from rledit.lazy_torch import Tensor, torch
 from rledit.locate.requests import Request
 from rledit.locate.spread import LayerUpdate
 from rledit.locate.value import Values

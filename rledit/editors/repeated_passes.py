@@ -9,9 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-import torch
-from torch import Tensor
-
+from rledit.lazy_torch import Tensor, torch
 from rledit.micro_batches import MicroBatch
 from rledit.model import SINGLE_PASS_TOKENS, EditableModel
 from rledit.prefix_store import Prefix

@@ -10,10 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
-import torch
-import torch.nn.functional as F
-from torch import Tensor
-
+from rledit.lazy_torch import F, Tensor, torch
 from rledit.model import EditableModel
 from rledit.overlay import NONE, Overlay, Places
 

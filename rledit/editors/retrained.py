@@ -12,13 +12,12 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import ClassVar
 
-import torch
-
 from rledit.editors.base import Need, State, TrainingData
 from rledit.editors.hypernetwork_editor import HypernetworkEditor
 from rledit.editors.malmen import MALMENConfig
 from rledit.editors.mend import MENDConfig
 from rledit.editors.own_prefixes import fresh_prefix_cache
+from rledit.lazy_torch import torch
 from rledit.model import EditableModel
 from rledit.reward import KLReference, Reward
 from rledit.tokenization import EditBatch

@@ -10,12 +10,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
-import torch
-from torch import Tensor
-
 from rledit.editors.base import Need, TargetModules
 from rledit.editors.locate_editor import LocateConfig, LocateEditor, measured
 from rledit.editors.own_prefixes import fresh_prefix_cache
+from rledit.lazy_torch import Tensor, torch
 from rledit.locate.contexts import Averaging
 from rledit.locate.keys import observe, subject_keys
 from rledit.locate.linear_systems import Factor, factorise

@@ -12,10 +12,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Literal
 
-import torch
-import torch.nn.functional as F
-from torch import Tensor
-
+from rledit.lazy_torch import F, Tensor, torch
 from rledit.model import EditableModel
 from rledit.overlay import NONE, Overlay, Places
 

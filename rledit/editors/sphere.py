@@ -14,9 +14,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
-import torch
-from torch import Tensor
-
+from rledit.lazy_torch import Tensor, torch
 from rledit.model import EditableModel
 from rledit.shift import LowRankShift, Solution
 from rledit.step_size import SettingError

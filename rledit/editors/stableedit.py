@@ -11,9 +11,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
-import torch
-from torch import Tensor
-
 from rledit.capture import Captured, capture
 from rledit.editors.base import Need, State, TrainingData, prefixed, unprefixed
 from rledit.editors.conventions import STABLEEDIT_BATCH, BatchConventions, UntrainedRecipe
@@ -21,6 +18,7 @@ from rledit.editors.moment_editor import MomentEditor, Shape
 from rledit.editors.own_prefixes import fresh_prefix_cache
 from rledit.editors.sphere import SPHERE_OFF, SphereSettings
 from rledit.editors.whitening import RunningCovariance
+from rledit.lazy_torch import Tensor, torch
 from rledit.model import EditableModel
 from rledit.shift import Solution, solve_normal_equation
 from rledit.step_size import AUTO, Step, check_step, check_z_clip

@@ -6,16 +6,13 @@ from abc import abstractmethod
 from collections.abc import Iterator, Sequence
 from typing import Any, ClassVar
 
-import torch
-import torch.nn.functional as F
-from torch import Tensor
-
 from rledit.decoding import decode
 from rledit.editors.base import Need, State, TrainingData
 from rledit.editors.overlay_editor import OverlayEditor
 from rledit.editors.own_prefixes import fresh_prefix_cache
 from rledit.editors.repeated_passes import RepeatedPasses
 from rledit.finite import require_finite
+from rledit.lazy_torch import F, Tensor, torch
 from rledit.locate.contexts import BARE, fill, make_contexts
 from rledit.model import EditableModel
 from rledit.records import Edit

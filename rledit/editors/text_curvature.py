@@ -9,10 +9,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
-import torch
-from torch import Tensor
-
 from rledit.editors.base import State, Texts, prefixed, unprefixed
+from rledit.lazy_torch import Tensor, torch
 from rledit.locate.covariance import CovarianceError, KeyCovariance, called
 from rledit.locate.flat_directions import FlatDirections, flat_directions
 from rledit.locate.output_gradients import (

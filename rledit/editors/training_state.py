@@ -10,10 +10,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-import torch
-from torch import nn
-
 from rledit.editors.base import State, prefixed, unprefixed
+from rledit.lazy_torch import nn, torch
 from rledit.model import EditableModel
 from rledit.reward import Reward
 from rledit.tokenization import EditBatch

@@ -6,12 +6,9 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
-import torch
-import torch.nn.functional as F
-from torch import Tensor, nn
-
 from rledit.capture import taken
 from rledit.finite import require_finite
+from rledit.lazy_torch import F, Tensor, nn, torch
 from rledit.micro_batches import MicroBatch
 from rledit.model import EditableModel
 from rledit.ranks import shard

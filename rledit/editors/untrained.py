@@ -9,12 +9,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
-import torch
-from torch import Tensor
-
 from rledit.editors.conventions import OFFICIAL_BATCH, BatchConventions, UntrainedRecipe
 from rledit.editors.moment_editor import MomentEditor, Shape
 from rledit.editors.sphere import SPHERE_OFF, SphereSettings
+from rledit.lazy_torch import Tensor, torch
 from rledit.shift import Solution, solve_normal_equation
 from rledit.step_size import AUTO, Step, check_step, check_z_clip
 

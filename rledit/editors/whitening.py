@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import torch
-from torch import Tensor
+from rledit.lazy_torch import Tensor, torch
 
 
 class RunningCovariance:

@@ -11,14 +11,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, Literal
 
-import torch
-from torch import Tensor
-
 from rledit.editors.conventions import FROM_RECIPE, UntrainedRecipe, take_from_recipe
 from rledit.editors.repeated_passes import RepeatedPasses
 from rledit.editors.side_memories import PromptRows, Rivals, SideMemories, Statistic
 from rledit.editors.templated_editor import TemplatedEditor, settled
 from rledit.finite import require_finite
+from rledit.lazy_torch import Tensor, torch
 from rledit.locate.contexts import make_contexts
 from rledit.records import Edit
 

@@ -11,8 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-import torch
-from torch import Tensor
+from rledit.lazy_torch import Tensor, torch
 
 BARE = "{}"
 Averaging = Literal["groups", "uniform"]

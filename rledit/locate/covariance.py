@@ -10,21 +10,19 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass, fields
-from typing import Any, Literal, Protocol
-
-import torch
-from torch import Tensor, nn
+from typing import Any, Literal, Protocol, get_args
 
 from rledit.errors import UserError
 from rledit.families import layer_index
 from rledit.finite import NonFiniteError, origin
+from rledit.lazy_torch import Tensor, nn, torch
 from rledit.locate.restart import stopping_after
 from rledit.model import EditableModel
 from rledit.ranks import Ranks, shard
 from rledit.tokenization import IGNORED, Sample
 
 MomentType = Literal["float32", "float64"]
-_TYPES: dict[str, torch.dtype] = {"float32": torch.float32, "float64": torch.float64}
+_TYPES: tuple[str, ...] = get_args(MomentType)
 OUTPUT_GRADIENTS = ".output_gradients"
 """Ends the name of a covariance that is of a linear's output gradients, not of its inputs; see
 `rledit.locate.output_gradients`."""
@@ -91,7 +89,7 @@ class KeyCovariance:
                 f"of {', '.join(_TYPES)}"
             )
         self.identity = identity
-        self.total = torch.zeros(width, width, dtype=_TYPES[identity.dtype], device=device)
+        self.total = torch.zeros(width, width, dtype=getattr(torch, identity.dtype), device=device)
         self.count = 0
 
     @torch.no_grad()

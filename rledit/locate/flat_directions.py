@@ -11,8 +11,7 @@ from __future__ import annotations
 import logging
 from dataclasses import dataclass
 
-import torch
-from torch import Tensor
+from rledit.lazy_torch import Tensor, torch
 
 logger = logging.getLogger(__name__)
 

@@ -7,10 +7,8 @@ from contextlib import ExitStack
 from dataclasses import dataclass, field
 from typing import Any
 
-import torch
-from torch import Tensor, nn
-
 from rledit.families import layer_index
+from rledit.lazy_torch import Tensor, nn, torch
 from rledit.locate.requests import Request
 from rledit.locate.restart import decoder_layers, stopping_after
 from rledit.model import SINGLE_PASS_TOKENS, EditableModel

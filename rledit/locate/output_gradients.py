@@ -11,12 +11,9 @@ from __future__ import annotations
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Any
 
-import torch
-import torch.nn.functional as F
-from torch import Tensor
-
 from rledit.capture import taken
 from rledit.finite import NonFiniteError, origin
+from rledit.lazy_torch import F, Tensor, torch
 from rledit.locate.covariance import (
     OUTPUT_GRADIENTS,
     CovarianceFingerprint,

@@ -10,8 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-import torch
-
+from rledit.lazy_torch import torch
 from rledit.locate.contexts import Contexts, fill
 from rledit.locate.subject import last_token, subject_of, subject_span
 from rledit.records import Edit

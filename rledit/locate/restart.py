@@ -10,23 +10,9 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from typing import Any
 
-from torch import Tensor, nn
-
+from rledit.lazy_torch import Tensor, nn
 from rledit.micro_batches import MicroBatch
 from rledit.model import EditableModel
-
-
-class _Emit(nn.Module):
-    """Stands in for a decoder layer: passes its input on, or gives the hidden states it holds."""
-
-    def __init__(self, as_tuple: bool, hidden: Tensor | None = None) -> None:
-        super().__init__()
-        self._as_tuple = as_tuple
-        self._hidden = hidden
-
-    def forward(self, hidden_states: Tensor, *_: Any, **__: Any) -> Any:
-        hidden = hidden_states if self._hidden is None else self._hidden
-        return (hidden, None) if self._as_tuple else hidden
 
 
 def decoder_layers(model: EditableModel) -> nn.ModuleList:
@@ -37,8 +23,10 @@ def decoder_layers(model: EditableModel) -> nn.ModuleList:
 @contextmanager
 def stopping_after(model: EditableModel, layer: int) -> Iterator[None]:
     """Skip the decoder layers above `layer` inside the context."""
+    from rledit.stand_in_modules import Emit
+
     layers = decoder_layers(model)
-    skip = _Emit(model.family.layer_returns_tuple)
+    skip = Emit(model.family.layer_returns_tuple)
     with _replaced(layers, {i: skip for i in range(layer + 1, len(layers))}):
         yield
 
@@ -60,11 +48,13 @@ def states_above(
     Returns:
         (rows, hidden), for `PrefixCache.logits_of`.
     """
+    from rledit.stand_in_modules import Emit
+
     rows, real = micro_batch.rows.to(hidden.device), micro_batch.real_rows()[0].to(hidden.device)
     layers = decoder_layers(model)
     as_tuple = model.family.layer_returns_tuple
-    stand_ins: dict[int, nn.Module] = {i: _Emit(as_tuple) for i in range(layer)}
-    stand_ins[layer] = _Emit(as_tuple, hidden)
+    stand_ins: dict[int, nn.Module] = {i: Emit(as_tuple) for i in range(layer)}
+    stand_ins[layer] = Emit(as_tuple, hidden)
     with ExitStack() as stack:
         states = stack.enter_context(model.prefix_cache.before_output(rows))
         for i in range(layer + 1, len(layers) - 1):

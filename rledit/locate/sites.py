@@ -11,11 +11,8 @@ from contextlib import ExitStack
 from typing import Any, Protocol
 from weakref import WeakKeyDictionary
 
-import torch
-from torch import Tensor, nn
-from torch.nn.utils.rnn import pad_sequence
-
 from rledit.families import layer_index
+from rledit.lazy_torch import Tensor, nn, torch
 from rledit.locate.restart import decoder_layers, states_above, stopping_after
 from rledit.locate.suffix import Continuation, PrefixStates
 from rledit.micro_batches import MicroBatch
@@ -90,7 +87,7 @@ class BlockOutput:
             raise RuntimeError("begin comes before the first pass")
         ends = [self._ends[i] for i in micro_batch.index.tolist()]
         lengths = torch.tensor([len(end) for end in ends])
-        return pad_sequence(ends, batch_first=True), self._before.continuation(
+        return nn.utils.rnn.pad_sequence(ends, batch_first=True), self._before.continuation(
             micro_batch.index, lengths
         )
 

@@ -11,10 +11,8 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-import torch
-from torch import Tensor
-
 from rledit.families import layer_index
+from rledit.lazy_torch import Tensor, torch
 from rledit.locate.keys import block_values, stream_gain, subject_keys
 from rledit.locate.requests import Request
 from rledit.model import EditableModel

@@ -11,10 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import torch
-from torch import Tensor
-from torch.nn.utils.rnn import pad_sequence
-
+from rledit.lazy_torch import Tensor, nn, torch
 from rledit.locate.restart import decoder_layers, states_above
 from rledit.model import EditableModel
 from rledit.tokenization import IGNORED, Sample
@@ -87,7 +84,7 @@ class PrefixStates:
         lengths = self._lengths.tolist()
         begun = [_beginning(h, int(length)) for h, length in zip(hidden, lengths, strict=True)]
         for micro_batch in model.micro_batches(begun):
-            padded = pad_sequence(
+            padded = nn.utils.rnn.pad_sequence(
                 [hidden[i][: len(begun[i])] for i in micro_batch.index.tolist()], batch_first=True
             )
             cache = DynamicCache()

@@ -15,12 +15,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-import torch
-import torch.nn.functional as F
-from torch import Tensor
-
 from rledit.finite import NonFiniteError, origin
-from rledit.locate.losses import value_losses
+from rledit.lazy_torch import F, Tensor, torch
 from rledit.locate.requests import Request
 from rledit.locate.sites import Site
 from rledit.micro_batches import MicroBatch
@@ -257,6 +253,8 @@ class _Group:
         self, delta: Tensor, micro_batches: Sequence[MicroBatch], terms: Tensor, first: Tensor
     ) -> Tensor:
         """Loss of one pass; its rows are added to `terms`, and failures to rank noted."""
+        from rledit.locate.losses import value_losses
+
         states = [self._site.states(c, delta[self._edit_of[c.index]]) for c in micro_batches]
         row_sample = torch.cat([c.row_sample for c in micro_batches])
         essence = self._is_essence[row_sample]

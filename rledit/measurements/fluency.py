@@ -16,10 +16,8 @@ import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
 
-import torch
-from torch import Tensor
-
 from rledit.decoding import decode
+from rledit.lazy_torch import Tensor, torch
 from rledit.model import EditableModel
 from rledit.writing_systems import space_between
 

@@ -5,9 +5,8 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
-import torch
-
 from rledit.finite import NonFiniteError, origin
+from rledit.lazy_torch import torch
 from rledit.model import EditableModel
 from rledit.protocols.reading import read
 from rledit.tokenization import IGNORED, Sample

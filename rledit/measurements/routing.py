@@ -5,8 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Mapping, Sequence
 
-import torch
-
+from rledit.lazy_torch import torch
 from rledit.overlay import NONE, Overlay
 from rledit.scoring import Question, Questions
 

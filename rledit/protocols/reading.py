@@ -5,11 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-import torch
-import torch.nn.functional as F
-from torch import Tensor
-
 from rledit.finite import refuse
+from rledit.lazy_torch import F, Tensor, torch
 from rledit.micro_batches import MicroBatch
 from rledit.model import SINGLE_PASS_TOKENS, EditableModel
 from rledit.ranks import Deal, shard

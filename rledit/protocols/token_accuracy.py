@@ -5,8 +5,7 @@ Some papers call this "exact match"; it is not.
 
 from __future__ import annotations
 
-from torch import Tensor
-
+from rledit.lazy_torch import Tensor
 from rledit.protocols.reading import Reading
 
 

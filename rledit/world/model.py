@@ -22,10 +22,9 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import torch
-
 from rledit.chat import PromptStyle
 from rledit.errors import UserError
+from rledit.lazy_torch import torch
 from rledit.tokenization import Encoder
 from rledit.world.facts import SPLITS, World
 from rledit.world.presets import WorldModelSpec, model_config

@@ -6,9 +6,7 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
-import torch
-from torch import Tensor, nn
-
+from rledit.lazy_torch import Tensor, nn, torch
 from rledit.world.fact import Fact
 from rledit.world.facts import World
 from rledit.world.sentences import IGNORED, tokenize

@@ -6,10 +6,8 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-import torch
-from torch import Tensor
-
 from rledit.chat import ChatTemplate
+from rledit.lazy_torch import Tensor, torch
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase

@@ -17,9 +17,7 @@ import math
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
-import torch
-from torch import nn
-
+from rledit.lazy_torch import nn, torch
 from rledit.world.facts import World
 from rledit.world.presets import WorldModelSpec
 from rledit.world.recall import answer_logits

@@ -166,6 +166,14 @@ def same(found: Run, expected: Run, tolerance: float) -> None:
             assert ours[place] == close, f"{label}: {place}"
 
 
+def test_a_local_fleet_runs_no_process_that_only_a_cluster_uses(fleet: None) -> None:
+    started = psutil.Process().children(recursive=True)
+    commands = [" ".join(process.cmdline()) for process in started]
+    assert any("gcs_server" in command for command in commands)
+    for program in ("dashboard/dashboard.py", "monitor.py"):
+        assert not [command for command in commands if program in command]
+
+
 def test_two_ranks_train_edit_and_score_like_one(fleet: None, models: Path, tmp_path: Path) -> None:
     """In float64, where the order of sums does not matter."""
     checkpoint = prepare_model(cells()[0], Cache(models), silent)

@@ -9,8 +9,6 @@ from pipeline.config.resources import ResourcesEntry
 from pipeline.plan.checks import unshardable
 from pipeline.plan.estimate.workload import Workload
 from rledit.editors import editor_class
-from rledit.editors.locate_editor import LocateEditor
-from rledit.editors.overlay_editor import OverlayEditor
 
 _MOST_RANKS = 16
 
@@ -278,11 +276,15 @@ def _editor(work: Workload) -> dict[str, float]:
     if work.kind == "tuned":
         return {"optimiser": 3.0 * FLOAT * work.edited_parameters, **_projections(work)}
     if work.kind == "remembered":
+        from rledit.editors.overlay_editor import OverlayEditor
+
         cls = editor_class(work.cell.editor.editor)
         assert issubclass(cls, OverlayEditor)
         (shape,) = work.target_modules.values()
         return {"memory": cls.bytes_of(work.cell.settings, shape, work.cell.n_edits)}
     if work.kind == "located":
+        from rledit.editors.locate_editor import LocateEditor
+
         cls = editor_class(work.cell.editor.editor)
         assert issubclass(cls, LocateEditor)
         moments = sum(d_in * d_in for d_in, _ in work.target_modules.values())

@@ -10,7 +10,7 @@ import math
 import statistics
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from pipeline.config.grid import HARNESS
 from pipeline.plan.architecture import Architecture
@@ -21,12 +21,14 @@ from pipeline.plan.estimate.memory import GB, Device, Placement
 from pipeline.plan.estimate.workload import DOCUMENT_TOKENS, Workload
 from pipeline.results.lake.records import CellRecord, scale_of
 from rledit.editors import editor_class
-from rledit.editors.overlay_editor import OverlayEditor
 from rledit.facts import RealFacts
 from rledit.measurements.downstream import TASKS
 from rledit.measurements.downstream.tasks import ITEMS_PER_TASK
 from rledit.measurements.fluency import TEXT_TOKENS
 from rledit.protocols import protocol
+
+if TYPE_CHECKING:
+    from rledit.editors.overlay_editor import OverlayEditor
 
 TERA = 1e12
 KINDS = 3  # edit, rephrase and locality prompt
@@ -193,6 +195,8 @@ def _projecting(model: _Passes, settings: Any) -> float:
 
 
 def _remembering(work: Workload) -> type[OverlayEditor]:
+    from rledit.editors.overlay_editor import OverlayEditor
+
     cls = editor_class(work.cell.editor.editor)
     assert issubclass(cls, OverlayEditor)
     return cls

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 from pipeline.errors import ConfigError
 from pipeline.plan.architecture import Architecture, architecture_of
@@ -13,21 +13,8 @@ from pipeline.plan.cell_data import read_corpus
 from pipeline.plan.cells import Cell
 from pipeline.plan.imported import sums_corpus
 from rledit.editors import editor_class
-from rledit.editors.crispedit import CrispEdit
-from rledit.editors.dafnet import DAFNet
-from rledit.editors.dafnet_training import edits_trained_on
-from rledit.editors.finetuning import FineTuning
-from rledit.editors.gate import Gate
-from rledit.editors.hiedit import HiEdit
-from rledit.editors.hypernetwork_editor import HypernetworkEditor
-from rledit.editors.locate_editor import LocateEditor
-from rledit.editors.locft import LocFT
-from rledit.editors.none import Unedited
-from rledit.editors.overlay_editor import OverlayEditor
-from rledit.editors.retrained import RetrainedEditor
+from rledit.editors.base import Work
 from rledit.locate.output_gradients import covariances_of, linear_of
-
-Kind = Literal["none", "moment", "trained", "tuned", "located", "remembered"]
 
 # Of a prompt with its answer; measured on the rows where they can be read.
 TOKENS, ANSWER_TOKENS = 24.0, 4.0
@@ -56,7 +43,7 @@ class Workload:
 
     cell: Cell
     architecture: Architecture
-    kind: Kind
+    kind: Work
     dtype_bytes: int
     target_modules: Mapping[str, tuple[int, int]]
     first_layer: int
@@ -94,6 +81,11 @@ class Workload:
     @property
     def network_parameters(self) -> int:
         """Parameters of the hypernetworks, one per linear shape; 0 without."""
+        if self.kind != "trained":
+            return 0
+        from rledit.editors.dafnet import DAFNet
+        from rledit.editors.hiedit import HiEdit, gate_parameters
+
         settings: Any = self.cell.settings
         cls = editor_class(self.cell.editor.editor)
         if issubclass(cls, DAFNet):
@@ -101,20 +93,22 @@ class Workload:
                 settings.sizes.parameters(sum(shape)) * settings.n_blocks
                 for shape in set(self.target_modules.values())
             )
-        if not issubclass(cls, HypernetworkEditor):
-            return 0
         total = 0
         for shape in set(self.target_modules.values()):
             width = sum(shape)
             modules = list(self.target_modules.values()).count(shape)
             total += settings.n_blocks * (2 * width * settings.rank + width + 2 * modules * width)
         if issubclass(cls, HiEdit):
-            total += Gate.parameters_of(Counter(self.target_modules.values()), settings.gate_width)
+            total += gate_parameters(Counter(self.target_modules.values()), settings.gate_width)
         return total
 
     @property
     def past_parameters(self) -> int:
         """Numbers that an editor keeps of each edit of the stream, over all modules; 0 without."""
+        if self.kind != "trained":
+            return 0
+        from rledit.editors.dafnet import DAFNet
+
         settings: Any = self.cell.settings
         if not issubclass(editor_class(self.cell.editor.editor), DAFNet):
             return 0
@@ -124,9 +118,13 @@ class Workload:
     @property
     def trained_batches(self) -> int:
         """Batches that training runs through in all, those of retraining included."""
-        settings: Any = self.cell.settings
         if not self.cell.trains:
             return 0
+        from rledit.editors.dafnet import DAFNet
+        from rledit.editors.dafnet_training import edits_trained_on
+        from rledit.editors.retrained import RetrainedEditor
+
+        settings: Any = self.cell.settings
         if issubclass(editor_class(self.cell.editor.editor), DAFNet):
             longest, patience = settings.sequence_cap, settings.curriculum_patience
             edits = edits_trained_on(settings.train_steps, longest, patience, settings.first_cap)
@@ -155,7 +153,7 @@ def workload_of(cell: Cell, readable: bool = True) -> Workload:
     return Workload(
         cell=cell,
         architecture=architecture,
-        kind=_kind(cell),
+        kind=editor_class(cell.editor.editor).work_kind,
         dtype_bytes=BYTES[cell.model.dtype if cell.model.checkpoint else "float32"],
         target_modules=architecture.target_modules(modules),
         first_layer=architecture.first_layer(modules),
@@ -196,19 +194,6 @@ def _module_problem(cell: Cell) -> str | None:
             f"cannot be edited; set it to at most {len(found)}, or leave it out for half of them"
         )
     return None
-
-
-def _kind(cell: Cell) -> Kind:
-    cls = editor_class(cell.editor.editor)
-    if issubclass(cls, Unedited):
-        return "none"
-    if issubclass(cls, HypernetworkEditor | DAFNet):
-        return "trained"
-    if issubclass(cls, LocateEditor):
-        return "located"
-    if issubclass(cls, OverlayEditor):
-        return "remembered"
-    return "tuned" if issubclass(cls, FineTuning | LocFT | CrispEdit) else "moment"
 
 
 def _lengths(cell: Cell) -> tuple[float, float]:

@@ -26,7 +26,6 @@ from typing import Any
 from urllib.parse import quote
 
 from pipeline.results.lake.layout import SUFFIX, CorruptShard, utc
-from pipeline.results.lake.parquet import address_bytes, read_shard
 from pipeline.results.lake.records import CellAddress, CellRecord
 from pipeline.results.lake.schemas import ADDRESS
 from pipeline.storage.object_store import Storage
@@ -75,6 +74,8 @@ class Addresses:
             self._add(f"{FOLDER}/{quote(grid, safe='')}", own)
 
     def _add(self, folder: str, addresses: Sequence[CellAddress]) -> None:
+        from pipeline.results.lake.parquet import address_bytes
+
         files = self._files(folder)
         known = _latest([row for rows in files.values() for row in rows])
         now = utc(datetime.now(UTC))
@@ -106,6 +107,8 @@ class Addresses:
         return found
 
     def _rows(self, name: str) -> list[Row] | None:
+        from pipeline.results.lake.parquet import read_shard
+
         try:
             data = self._storage.read_bytes(name)
         except FileNotFoundError:

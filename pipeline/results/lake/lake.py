@@ -61,7 +61,6 @@ from pipeline.results.lake.manifest import (
     record_of,
     shards_of,
 )
-from pipeline.results.lake.parquet import arrow_table, dataset, read_shard
 from pipeline.results.lake.records import CellAddress, CellRecord, CellResult, Status
 from pipeline.results.lake.schemas import (
     ADDRESS,
@@ -109,6 +108,8 @@ class Lake:
             LakeError: a row has an unknown, missing or ill-typed column, a row key repeats, or
                 there is no score to keep; nothing has been written then.
         """
+        from pipeline.results.lake.parquet import read_shard
+
         if result.status != "done":
             raise LakeError(
                 f"cell {result.address.cell_key} has status {result.status!r}; commit takes "
@@ -203,6 +204,8 @@ class Lake:
         Args:
             rest: any other field of `CellResult`, rows among them.
         """
+        from pipeline.results.lake.parquet import read_shard
+
         known = self.record(address)
         if known is not None and known.done:
             logger.warning("cell %s is done; not recorded: %s", address.cell_key, redact(reason))
@@ -354,6 +357,8 @@ class Lake:
         Raises:
             LakeError: the cell is not done, or the shard is corrupt or of a newer schema.
         """
+        from pipeline.results.lake.parquet import read_shard
+
         if not record.has_rows:
             raise LakeError(
                 f"cell {record.address.cell_key} is {record.status} ({record.reason}); "
@@ -401,6 +406,8 @@ class Lake:
             the folders included, as text whatever they look like. Rows name a cell by the key in
             its files; the table `cells` has that as `stored_key`.
         """
+        from pipeline.results.lake.parquet import arrow_table, dataset
+
         if table == "cells":
             return arrow_table(table, [manifest_row(record) for record in records])
         kept = (r for r in records if (r.has_rows if table == "scores" else r.done))
@@ -416,6 +423,8 @@ class Lake:
         return [name for name in self.storage.list("cells") if name.endswith(f"/{file}")]
 
     def _read_record(self, name: str) -> CellRecord | None:
+        from pipeline.results.lake.parquet import read_shard
+
         try:
             data = self.storage.read_bytes(name)
             columns = read_shard(data, "cells", f"{self.storage}: {name}")

@@ -11,7 +11,6 @@ from urllib.parse import unquote
 
 from pipeline.results.lake.key_versions import current_key
 from pipeline.results.lake.layout import as_json, shard_name, utc
-from pipeline.results.lake.parquet import shard_bytes
 from pipeline.results.lake.records import CellAddress, CellRecord, CellResult, scale_of
 from pipeline.results.lake.schemas import (
     ADDRESS,
@@ -27,6 +26,8 @@ Shards = Mapping[str, tuple[bytes, int]]  # by table: the shard's bytes and the 
 
 def shards_of(result: CellResult) -> Shards:
     """A cell's rows as shards."""
+    from pipeline.results.lake.parquet import shard_bytes
+
     shards = {
         table: shard_bytes(table, getattr(result, table), result.address)
         for table in (*DATA_TABLES, *OPTIONAL_TABLES)
@@ -46,6 +47,8 @@ def files_of(shards: Shards, address: CellAddress) -> dict[str, dict[str, Any]]:
 
 def manifest_bytes(result: CellResult, files: Mapping[str, Any]) -> bytes:
     """A cell's manifest row as Parquet."""
+    from pipeline.results.lake.parquet import shard_bytes
+
     row: dict[str, Any] = {
         name: getattr(result, name) for name in TABLES["cells"] if name != "files"
     }

@@ -15,16 +15,9 @@ import ray
 from ray.exceptions import RayError, RayTaskError
 from ray.util.placement_group import PlacementGroup, placement_group, remove_placement_group
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
-from torch.distributed import DistNetworkError, DistStoreError
 
 from pipeline.config.resources import ResourcesEntry
 from pipeline.run.device import hide_gpus
-from pipeline.run.fleet.process_group import (
-    find_rendezvous,
-    joined,
-    open_rendezvous,
-    use_network_of,
-)
 from pipeline.run.fleet.progress import Progress
 from pipeline.run.lease import LeaseLost
 from pipeline.run.rank_group import SINGLE_PROCESS, Gang
@@ -41,8 +34,6 @@ MEETING_SECONDS = 120.0
 # How long the other ranks have to show whether the first error was only a consequence.
 # A survivor's connection breaks at once; that a node is gone, Ray says a quarter of a minute later.
 GRACE_SECONDS = 60.0
-# Errors that say nothing of the work: another process took it over, or did not answer in time.
-INTERRUPTIONS = (LeaseLost, TimeoutError, DistNetworkError, DistStoreError)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -195,10 +186,17 @@ def _outcome(reference: Any) -> Outcome:
             level = logging.DEBUG if isinstance(cause, UserError) else logging.ERROR
             logger.log(level, "%s", redact(str(error)))
         reason = redact(f"{type(cause).__name__}: {cause}")
-        return Outcome(reason=reason, died=isinstance(cause, INTERRUPTIONS))
+        return Outcome(reason=reason, died=_is_interruption(cause))
     except RayError as error:
         return Outcome(reason=f"{type(error).__name__}: {_first_line(error)}", died=True)
     return Outcome(found=how == FOUND)
+
+
+def _is_interruption(cause: BaseException) -> bool:
+    """Whether an error says nothing of the work: another process took it over, or was silent."""
+    from torch.distributed import DistNetworkError, DistStoreError
+
+    return isinstance(cause, LeaseLost | TimeoutError | DistNetworkError | DistStoreError)
 
 
 def _first_line(error: Exception) -> str:
@@ -239,6 +237,13 @@ class _Rank:
 
     def work(self, item: WorkItem, rank: int, name: str) -> str:
         """Do the rank's part."""
+        from pipeline.run.fleet.process_group import (
+            find_rendezvous,
+            joined,
+            open_rendezvous,
+            use_network_of,
+        )
+
         resources = item.task.resources
         if not resources.gpus:
             hide_gpus()

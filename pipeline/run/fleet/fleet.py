@@ -11,6 +11,7 @@ from contextlib import contextmanager
 from typing import Any
 
 import ray
+from ray._private import node as ray_node
 from ray._private import ray_constants
 from ray.exceptions import RayError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
@@ -65,8 +66,35 @@ def local_fleet(cpus: int | None = None) -> Iterator[int]:
         ray.shutdown()
 
 
+class _OwnNode(ray_node.Node):
+    """A machine's Ray without what only a cluster, or who watches it, has a use for.
+
+    Ray has no option that leaves these out, not even where there is no dashboard. Each is a process
+    that imports Ray anew, which takes a second of CPU.
+    """
+
+    def start_api_server(self, **_: Any) -> None:
+        """Nobody looks at a dashboard."""
+
+    def start_monitor(self) -> None:
+        """There are no nodes to start or end."""
+
+    def start_log_monitor(self) -> None:
+        """What workers print is not sent to the driver (`log_to_driver`)."""
+
+
+@contextmanager
+def _own_node() -> Iterator[None]:
+    """Let `ray.init` start the processes of `_OwnNode` alone."""
+    whole, ray_node.Node = ray_node.Node, _OwnNode
+    try:
+        yield
+    finally:
+        ray_node.Node = whole
+
+
 def _start(cores: int) -> None:
-    with handler_kept(block=False):
+    with handler_kept(block=False), _own_node():
         ray.init(
             address="local",
             num_cpus=cores,

@@ -10,8 +10,6 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from pipeline.inputs.datasets import known_metadata
 from pipeline.plan.cell_keys import key_of
 from pipeline.plan.cells import Cell
@@ -41,6 +39,7 @@ from rledit.editors.base import prefixed, unprefixed
 from rledit.editors.overlay_editor import kept_memory
 from rledit.finite import NonFiniteError, require_finite
 from rledit.free_answers import FreeForm
+from rledit.lazy_torch import torch
 from rledit.protocols import protocol
 from rledit.records import Edit, asked
 from rledit.scoring import Scorer, count_contradicting

@@ -5,8 +5,6 @@ from __future__ import annotations
 from functools import partial
 from pathlib import Path
 
-import torch
-
 from pipeline.inputs.checkpoints import cached, fetch_whole, weight_files
 from pipeline.inputs.model_loading import load_model
 from pipeline.inputs.pickled_weights import converted, is_pickled
@@ -17,6 +15,7 @@ from pipeline.run.cache import Cache
 from pipeline.run.device import device_of
 from pipeline.run.rank_group import SINGLE_PROCESS, Gang
 from pipeline.run.reporting import Report
+from rledit.lazy_torch import torch
 from rledit.model import EditableModel
 from rledit.world import build_world_model, world_model_key
 from rledit.world.model import TRAINING_FILE

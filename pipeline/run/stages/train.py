@@ -11,8 +11,6 @@ from pathlib import Path
 from typing import Any, overload
 
 from safetensors import safe_open
-from safetensors.torch import load_file
-from torch import Tensor
 
 from pipeline.plan.cache_names import trained_name
 from pipeline.plan.cell_data import validation_batches, validation_edits
@@ -29,6 +27,7 @@ from rledit.augmentation import augmented
 from rledit.editors import Editor, TrainableEditor, editor_class
 from rledit.epochs import walk
 from rledit.finite import NonFiniteError
+from rledit.lazy_torch import Tensor
 from rledit.records import Edit
 from rledit.tokenization import EditBatch
 from rledit.training import Training, TrainingEvent
@@ -323,6 +322,8 @@ def _seed(cell: Cell, number: int) -> int:
 
 def load_trained(path: Path) -> Trained:
     """Read a trained network."""
+    from safetensors.torch import load_file
+
     with safe_open(path, framework="pt") as file:
         metadata = json.loads(file.metadata()["facts"])
     state = load_file(path)

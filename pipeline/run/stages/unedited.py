@@ -13,8 +13,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
 
-import torch
-
 from pipeline.inputs.content_hashes import fingerprint, plain
 from pipeline.plan.cell_keys import identity_of
 from pipeline.plan.cells import Cell
@@ -22,6 +20,7 @@ from pipeline.plan.versions import code_version
 from pipeline.run.cache import Cache
 from pipeline.run.rank_group import Gang
 from pipeline.storage.object_store import Storage
+from rledit.lazy_torch import torch
 from rledit.model import EditableModel
 from rledit.protocols import Reading
 

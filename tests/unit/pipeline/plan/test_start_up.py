@@ -13,12 +13,13 @@ import pytest
 
 from pipeline.config.presets import PRESETS
 from pipeline.plan.architecture import Architecture, _built, _of_preset, _of_world
+from rledit.editors import EDITORS
 from rledit.families import edited_modules, linear_shape
 from rledit.world import WORLD_MODELS
 
 # Seconds of imports each, and nothing that a plan needs.
-NOT_FOR_PLANS = ("transformers", "ray", "mlflow", "pandas", "matplotlib", "scipy", "gguf", "duckdb")
-NOT_FOR_HELP = (*NOT_FOR_PLANS, "torch", "numpy", "pyarrow", "jinja2")
+LARGE = ("transformers", "ray", "mlflow", "pandas", "matplotlib", "scipy", "gguf", "duckdb")
+NOT_FOR_PLANS = (*LARGE, "torch", "numpy", "pyarrow", "jinja2", "fsspec")
 GRID = """
 name: start
 models:
@@ -27,10 +28,14 @@ datasets:
   - {name: world, world: {n_subjects: 60}}
 editors:
   - {editor: rledit}
+  - {editor: hiedit}
+  - {editor: dafnet}
   - {editor: memit}
+  - {editor: grace}
   - {editor: ultraedit, settings: {step: 1.0e-3}}
 streams:
   - {n_batches: 3, batch_size: 4}
+seeds: [SEEDS]
 """
 
 
@@ -49,25 +54,93 @@ def _imported(arguments: list[str], names: tuple[str, ...]) -> tuple[str, list[s
 
 
 def test_help_imports_none_of_the_large_packages() -> None:
-    said, found = _imported(["--help"], NOT_FOR_HELP)
+    said, found = _imported(["--help"], NOT_FOR_PLANS)
     assert "ledger" in said
     assert found == []
 
 
 def test_a_plan_imports_nothing_that_loads_or_runs_models(tmp_path: Path) -> None:
     grid = tmp_path / "start.yaml"
-    grid.write_text(GRID)
+    grid.write_text(GRID.replace("SEEDS", ", ".join(map(str, range(72)))))
     arguments = ["plan", str(grid), "--scale", "proxy", "--results", str(tmp_path / "results")]
-    said, found = _imported(arguments, NOT_FOR_PLANS)
-    assert "4 cells, 4 to run" in said  # and the unedited model
+    said, found = _imported([*arguments, "--no-cells"], NOT_FOR_PLANS)
+    assert "504 cells, 504 to run" in said  # the unedited model among them
     assert "M parameters" in said
     assert found == []
 
 
-def test_the_driver_of_a_run_imports_nothing_that_opens_models() -> None:
-    code = "import sys, pipeline.run.driver; print('transformers' in sys.modules)"
+def test_rows_are_checked_without_what_computes(tmp_path: Path) -> None:
+    rows = tmp_path / "rows.json"
+    edit = {"prompt": "The tower of Zalim is painted", "target": "red", "subject": "Zalim"}
+    rows.write_text(json.dumps([edit]))
+    said, found = _imported(["data", "check", str(rows)], NOT_FOR_PLANS)
+    assert "1 edit" in said
+    assert found == []
+
+
+def _printed(code: str) -> str:
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=300)
-    assert done.stdout.strip() == "False", done.stderr
+    assert done.returncode == 0, done.stderr
+    return done.stdout.strip()
+
+
+def test_editors_classes_are_asked_without_torch() -> None:
+    code = (
+        "import sys\nfrom rledit.editors import EDITORS\n"
+        "kinds = [cls.work_kind for cls in EDITORS.values()]\n"
+        "print(len(kinds), 'torch' in sys.modules)"
+    )
+    assert _printed(code) == f"{len(EDITORS)} False"
+
+
+def test_only_the_editors_that_are_named_are_imported() -> None:
+    code = (
+        "import sys\nfrom rledit.editors import editor_class\nname = editor_class('none').name\n"
+        "others = [n for n in ('rome', 'rledit') if f'rledit.editors.{n}' in sys.modules]\n"
+        "print(name, *others)"
+    )
+    assert _printed(code) == "none"
+
+
+def test_torch_is_imported_when_it_is_used_and_is_torch_itself() -> None:
+    code = (
+        "import pickle, sys\nfrom rledit.lazy_torch import F, nn, torch\n"
+        "@torch.no_grad()\ndef enabled(): return torch.is_grad_enabled()\n"
+        "before = 'torch' in sys.modules\n"
+        "after = pickle.loads(pickle.dumps(torch)).zeros(2, requires_grad=True) * 2\n"
+        "with torch.no_grad():\n    inside = enabled(), torch.is_grad_enabled()\n"
+        "import torch as real\n"
+        "same = nn.Linear is real.nn.Linear, F.relu is real.nn.functional.relu\n"
+        "print(before, after.requires_grad, *inside, enabled(), real.is_grad_enabled(), *same)"
+    )
+    assert _printed(code) == "False True False False False True True True"
+
+
+def test_the_driver_of_a_run_imports_nothing_that_opens_models() -> None:
+    code = (
+        "import sys, pipeline.run.driver\n"
+        "print(*[name for name in ('transformers', 'torch') if name in sys.modules])"
+    )
+    assert _printed(code) == ""
+
+
+def test_rows_are_checked_before_a_run_without_torch(tmp_path: Path) -> None:
+    grid = tmp_path / "run.yaml"
+    world = "models: [{name: tiny, world_model: tiny}]"
+    model = "models:\n  - {name: llama, preset: llama-3-8b-instruct}"
+    grid.write_text(GRID.replace(model, world).replace("SEEDS", "0, 1"))
+    code = (
+        "import sys\nfrom pathlib import Path\n"
+        "from pipeline.config.parse import load_grid\n"
+        "from pipeline.plan.grid_plan import make_plan\n"
+        "from pipeline.plan.preflight import preflight\n"
+        "from pipeline.results.lake.lake import Lake\n"
+        "sets = ['editors=[{editor: ultraedit, settings: {step: 1.0e-3}}]']\n"
+        f"parsed = load_grid(Path({str(grid)!r}), sets)\n"
+        f"plan = make_plan(parsed, Lake({str(tmp_path / 'lake')!r}))\n"
+        "print(len(plan.missing), preflight(plan.missing), 'torch' in sys.modules)"
+    )
+    assert _printed(code) == "2 {} False"
 
 
 def _equals_built(counted: Architecture) -> None:

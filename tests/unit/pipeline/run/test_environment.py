@@ -57,3 +57,15 @@ def test_a_local_ray_starts_with_what_it_reads_and_what_the_user_says_stays(
     with fleet.local_fleet(1) as cores:
         assert cores == 1
     assert seen == RAY | ({"RAY_USAGE_STATS_ENABLED": users} if users else {})
+
+
+def test_a_local_ray_leaves_out_what_only_a_cluster_uses(monkeypatch: pytest.MonkeyPatch) -> None:
+    whole = fleet.ray_node.Node
+    left_out = {name for name in vars(fleet._OwnNode) if name.startswith("start_")}
+    assert left_out == {"start_api_server", "start_monitor", "start_log_monitor"}
+    assert left_out <= set(vars(whole))  # Ray calls them so
+    seen: list[type] = []
+    monkeypatch.setattr(fleet.ray, "init", lambda **_: seen.append(fleet.ray_node.Node))
+    fleet._start(1)
+    assert seen == [fleet._OwnNode]
+    assert fleet.ray_node.Node is whole  # others in this process have Ray as it is

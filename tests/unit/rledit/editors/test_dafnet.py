@@ -15,7 +15,8 @@ from torch.func import functional_call
 
 from rledit.capture import capture
 from rledit.editors.dafnet import DAFNet, DAFNetConfig
-from rledit.editors.dafnet_network import Averaged, Past, SequenceNetwork, Sizes, edit_weights
+from rledit.editors.dafnet_network import Past, SequenceNetwork, edit_weights
+from rledit.editors.dafnet_sizes import Averaged, Sizes
 from rledit.editors.dafnet_training import Curriculum, edits_trained_on
 from rledit.model import EditableModel
 from rledit.records import Edit

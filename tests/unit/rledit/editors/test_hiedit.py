@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from rledit.editors.gate import Gate, straight_through
-from rledit.editors.hiedit import HiEdit, HiEditConfig
+from rledit.editors.hiedit import HiEdit, HiEditConfig, gate_parameters
 from rledit.editors.hypernetwork_editor import HypernetworkEditor
 from rledit.editors.rledit import RLEdit, RLEditConfig
 from rledit.model import EditableModel, Execution
@@ -68,7 +68,7 @@ def test_the_gate_against_plain_loops() -> None:
         features.append(torch.stack(each).mean(0))
     expected = gate.head.weight @ torch.cat(features) + gate.head.bias
     torch.testing.assert_close(gate(rows), expected)
-    counted = Gate.parameters_of({s: len(n) for s, n in shapes.items()}, 5)
+    counted = gate_parameters({s: len(n) for s, n in shapes.items()}, 5)
     assert counted == sum(p.numel() for p in gate.parameters())
 
 
