@@ -135,11 +135,12 @@ def test_rows_are_checked_before_a_run_without_torch(tmp_path: Path) -> None:
         "from pipeline.plan.grid_plan import make_plan\n"
         "from pipeline.plan.preflight import preflight\n"
         "from pipeline.results.lake.lake import Lake\n"
-        f"sets = ['editors=[{{editor: ultraedit, settings: {{step: 1.0e-3}}}}]']\n"
-        f"plan = make_plan(load_grid(Path({str(grid)!r}), sets), Lake({str(tmp_path / 'lake')!r}))\n"
+        "sets = ['editors=[{editor: ultraedit, settings: {step: 1.0e-3}}]']\n"
+        f"parsed = load_grid(Path({str(grid)!r}), sets)\n"
+        f"plan = make_plan(parsed, Lake({str(tmp_path / 'lake')!r}))\n"
         "print(len(plan.missing), preflight(plan.missing), 'torch' in sys.modules)"
     )
-    assert _printed(code) == "4 {} False"
+    assert _printed(code) == "2 {} False"
 
 
 def _equals_built(counted: Architecture) -> None:
