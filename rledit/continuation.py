@@ -15,8 +15,6 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import DynamicCache
-from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
 
 from rledit.finite import usable
 from rledit.model import EditableModel
@@ -211,6 +209,9 @@ class Continuation:
 
 def _is_plain(cache: Any) -> bool:
     """Whether what is kept of every row lies in keys and values of its own, row by row."""
+    from transformers import DynamicCache
+    from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
+
     return type(cache) is DynamicCache and all(
         type(layer) in (DynamicLayer, DynamicSlidingWindowLayer) for layer in cache.layers
     )
