@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from rledit.model import EditableModel
-from tests.benchmarks.generation import generation_seconds
+from tests.benchmarks.generation import generation_seconds, step_ms
 from tests.unit.helpers.text_edits import random_edits, tiny_tokenizer
 from tests.unit.helpers.tiny_models import tiny_model
 
@@ -14,3 +14,5 @@ def test_both_ways_write_the_same_and_fewer_passes_take_less() -> None:
     assert found["equal"] is True and found["tokens"] > 24
     assert 0 < found["prompts_alone_seconds"] < found["together_seconds"]
     assert found["together_seconds"] < found["by_length_seconds"]
+    found = step_ms(model, (1, 8))
+    assert found["1"] > found["8"] > 0
