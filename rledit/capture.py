@@ -63,7 +63,7 @@ def capture(
     if token_weight is not None:
         per_token = torch.full_like(per_token, token_weight)
     weights = per_token.to(model.device, model.compute_dtype)
-    total = torch.zeros((), dtype=torch.float64)
+    total = torch.zeros((), dtype=torch.float64, device=model.device)
     own = shard(phase.samples, model.ranks)
     for micro_batch in model.own_micro_batches(phase.samples, own, SINGLE_PASS_TOKENS):
         rows, row_sample = (
@@ -79,12 +79,13 @@ def capture(
             loss = losses @ weights[micro_batch.row_sample.to(model.device)]
             outputs = [found[name][1] for name in model.modules]
             gradients = torch.autograd.grad(loss, outputs)
-        total += float(loss.detach())
+        total += loss.detach()
         device_rows = rows.to(model.device)
         for name, gradient in zip(model.modules, gradients, strict=True):
             keys[name].append(_rows_of(found[name][0], device_rows).to(model.compute_dtype))
             values[name].append(_rows_of(gradient, device_rows).to(model.compute_dtype))
         row_samples.append(row_sample)
+    total = total.cpu()  # a GPU is waited for once
     model.ranks.all_reduce_(total)
     require_finite({"edit_loss": float(total)}, "the loss of the edits", model, phase.samples)
     # Micro-batches run by length; put the rows back into sample order, so that what follows does

@@ -1,27 +1,21 @@
-"""Greedy decoding from prompts alone, in batches of prompts of one length.
+"""Greedy decoding from prompts alone, in batches without padding (see `rledit.continuation`).
 
-Prompts of unequal length never share a pass, so there is no padding that a result could depend on.
 The stop rule is declared: the first of an end-of-sequence token, a line break, `MAX_NEW_TOKENS`.
 """
 
 from __future__ import annotations
 
-import itertools
-from collections import defaultdict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
 
-from rledit.finite import refuse, usable
+from rledit.continuation import Choose, Continuation, Rule
+from rledit.finite import refuse
 from rledit.lazy_torch import Tensor, torch
 from rledit.model import EditableModel
 from rledit.ranks import shard
 from rledit.tokenization import IGNORED, Encoder, Sample
 
 MAX_NEW_TOKENS = 30
-
-Choose = Callable[[Tensor, Sequence[int], int], Tensor]
-"""Picks tokens (b,) from logits (b, vocabulary), for the prompts of these places, at a step."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -105,19 +99,12 @@ def decode(
         raise ValueError("an empty prompt cannot be continued")
     several = not isinstance(max_new_tokens, int)
     limits = torch.tensor(max_new_tokens if several else [max_new_tokens] * len(prompts))
-    written = torch.full((len(prompts), int(limits.max()) if prompts else 0), IGNORED)
-    broken = torch.zeros(len(prompts), dtype=torch.long)
+    room = _room(model, torch.tensor([len(row) for row in ids], dtype=torch.long), limits)
     own = shard([Sample(row, row) for row in ids], model.ranks)
-    parts = _of_one_length(model, ids, own)
-    for i in range(model.passes(len(parts))):
-        # None are left where only other ranks of a sharded model have prompts.
-        part = parts[i] if i < len(parts) else []
-        begun = torch.stack([ids[p] for p in part]) if part else torch.zeros(0, 1, dtype=torch.long)
-        room = _room(model, begun.shape[1], limits[part])
-        with model.announced(begun):
-            rows, failed = _continue(model, begun, part, room, stop, choose, blank)
-        written[part, : rows.shape[1]] = rows
-        broken[part] = failed.long()
+    rule = Rule(stop=stop, choose=choose, blank=blank)
+    continuation = Continuation(model, ids, room, rule)
+    continuation.run(own)
+    written, broken = continuation.written, continuation.broken.long()
     if model.ranks.size > 1 and prompts:
         written[sorted(set(range(len(prompts))) - set(own))] = 0
         model.ranks.all_reduce_(written)
@@ -130,78 +117,16 @@ def decode(
     return [row[row != IGNORED].tolist() for row in written]
 
 
-def _of_one_length(
-    model: EditableModel, ids: Sequence[Tensor], own: Sequence[int]
-) -> list[list[int]]:
-    """Places of prompts that run together."""
-    groups: dict[int, list[int]] = defaultdict(list)
-    for place in own:
-        groups[len(ids[place])].append(place)
-    parts: list[list[int]] = []
-    for length, places in sorted(groups.items()):
-        size = max(1, model.execution.tokens(model.device) // length)
-        parts += [places[first : first + size] for first in range(0, len(places), size)]
-    return parts
-
-
-@torch.no_grad()
-def _continue(
-    model: EditableModel,
-    ids: Tensor,
-    places: Sequence[int],
-    room: Tensor,
-    stop: Callable[[int], bool] | None,
-    choose: Choose | None,
-    blank: Callable[[int], bool] | None,
-) -> tuple[Tensor, Tensor]:
-    """(b, steps) tokens behind prompts (b, T) of one length, `IGNORED` from the stop on.
-
-    A row has at most as many as its entry of `room` (b,) says. The second, (b,) bool, tells which
-    came to logits that are no numbers before their stop.
-    """
-    most = max([0, *room.tolist()])
-    rows = torch.full((len(ids), most), IGNORED)
-    running = room > 0
-    failed = torch.zeros(len(ids), dtype=torch.bool)
-    begun = torch.full((len(ids),), blank is None)
-    state: dict[str, Any] = {"input_ids": ids.to(model.device)}
-    for step in itertools.count():
-        runs = bool(running.any())
-        # A sharded model makes as many steps as the rank whose texts are longest.
-        if not model.passes(int(runs)):
-            break
-        if not runs:
-            nothing = torch.zeros(1, 1, dtype=torch.long, device=model.device)
-            with model.weights.without_overlay():
-                model.model(input_ids=nothing, use_cache=False, logits_to_keep=1)
-            continue
-        output: Any = model.model(**state, use_cache=True, logits_to_keep=1)
-        logits = output.logits[:, -1].to(model.compute_dtype)
-        token = logits.argmax(-1) if choose is None else choose(logits, places, step)
-        # Together, so that a step waits for the device once.
-        token, fine = torch.stack((token, usable(logits).to(token))).cpu()
-        failed |= running & (fine == 0)
-        if blank is not None:
-            begun |= ~torch.tensor([blank(t) for t in token.tolist()])
-        if stop is not None:
-            running &= ~(begun & torch.tensor([stop(t) for t in token.tolist()]))
-        rows[running, step] = token[running]
-        running &= step + 1 < room
-        state = {"input_ids": token[:, None].to(model.device)}
-        state["past_key_values"] = output.past_key_values
-    return rows, failed
-
-
 def _last_asked(ids: Tensor) -> Tensor:
     labels = torch.full_like(ids, IGNORED)
     labels[-1] = 0
     return labels
 
 
-def _room(model: EditableModel, length: int, wanted: Tensor) -> Tensor:
+def _room(model: EditableModel, lengths: Tensor, wanted: Tensor) -> Tensor:
     """(b,) the wanted numbers of tokens, as far as the model has positions behind the prompts."""
     limit = model.encoder.max_length
-    return wanted if limit is None else wanted.clamp_max(max(0, limit - length))
+    return wanted if limit is None else torch.minimum(wanted, (limit - lengths).clamp_min(0))
 
 
 def ends_text(model: EditableModel) -> Callable[[int], bool]:

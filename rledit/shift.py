@@ -166,8 +166,8 @@ def solve_normal_equation(
     gram = keys64.mT @ keys64 if primal else keys64 @ keys64.mT
     factor, condition, jitter = _factorise(gram, ridge.detach().double(), name)
     root = None
-    if float(condition.max()) > REFINE_ABOVE:
-        logger.info("%s: condition up to %.1e, refining", name, float(condition.max()))
+    if (worst := float(condition.max())) > REFINE_ABOVE:
+        logger.info("%s: condition up to %.1e, refining", name, worst)
         root = torch.linalg.qr(keys64 if primal else keys64.mT, mode="r").R
     right_side = keys64.mT @ differences64 if primal else differences64
     solution = RidgeSolve.apply(factor, root, ridge.double(), right_side).to(differences.dtype)
@@ -178,18 +178,19 @@ def _factorise(gram: Tensor, ridge: Tensor, name: str) -> tuple[Tensor, Tensor, 
     """Cholesky factor of gram + λI, with as little jitter as it takes."""
     eye = torch.eye(gram.shape[-1], dtype=gram.dtype, device=gram.device)
     system = gram + ridge[:, None, None] * eye
-    scale = float(gram.diagonal(dim1=-2, dim2=-1).mean())
     for jitter in (0.0, 1e-12, 1e-10, 1e-8):
-        factor, info = torch.linalg.cholesky_ex(system + jitter * scale * eye)
-        if not bool(info.any()) and bool(factor.isfinite().all()):
+        # A GPU is waited for once: what jitter is a share of is asked where there is any.
+        added = jitter * float(gram.diagonal(dim1=-2, dim2=-1).mean()) if jitter else 0.0
+        factor, info = torch.linalg.cholesky_ex(system + added * eye)
+        if bool((info == 0).all() & factor.isfinite().all()):
             break
     else:
         raise ValueError(
             f"{name or 'normal equation'}: the system is singular even with jitter "
-            f"{jitter * scale:.1e}; keys may hold non-finite values, or the ridge "
+            f"{added:.1e}; keys may hold non-finite values, or the ridge "
             f"(smallest {float(ridge.min()):.1e}) is too small"
         )
     condition = system.abs().sum(-1).amax(-1) / ridge
     if jitter:
-        logger.warning("%s: added jitter %.1e to a singular system", name, jitter * scale)
-    return factor, condition, jitter * scale
+        logger.warning("%s: added jitter %.1e to a singular system", name, added)
+    return factor, condition, added

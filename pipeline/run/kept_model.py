@@ -2,7 +2,8 @@
 
 A process holds one model at most: the one that its last task had. The next task on the same files,
 device and precision takes it over; before any other is loaded, it is given up. When a task ends,
-well or not, its edited matrices are put back bit by bit. A model is handed on only as it was
+well or not, its edited matrices are put back bit by bit, and on a GPU all memory but the model's is
+given back to the card, which other workers may share. A model is handed on only as it was
 loaded: edited matrices are compared by their hash, all other tensors by where they lie and how
 often they were written to, modules by their identity. One that differs is dropped with a warning
 and loaded anew.
@@ -110,8 +111,17 @@ def drop() -> None:
     global _kept
     if _kept is None:
         return
-    on_gpu = any(p.is_cuda for p in _kept.model.parameters())
+    on_gpu = _on_gpu(_kept)
     _kept = None
+    _free(on_gpu)
+
+
+def _on_gpu(kept: _Kept) -> bool:
+    return str(kept.key[-1]).startswith("cuda")
+
+
+def _free(on_gpu: bool) -> None:
+    """Give back the memory of what nothing refers to."""
     gc.collect()
     if on_gpu:
         torch.cuda.empty_cache()
@@ -144,6 +154,8 @@ def _give_back() -> None:
         parameter.requires_grad_(False)
     # Where the task wrote, it has written back: the stamp is that of now.
     _kept.stamps = _stamps(_kept.model)
+    if _on_gpu(_kept):
+        _free(on_gpu=True)  # what PyTorch would keep of the task's tensors for later ones
 
 
 def _problem(kept: _Kept, modules: Sequence[str]) -> str | None:

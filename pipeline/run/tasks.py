@@ -77,6 +77,14 @@ class Task:
         return replace(given, cpus=cpus)
 
     @property
+    def model(self) -> str | None:
+        """Which model it opens: equal for tasks that can share a loaded one; None: it opens none.
+
+        The same files and precision have the same key, and tasks of one worker the same device.
+        """
+        return next((key for key in self.needs if key.startswith("prepare:")), None)
+
+    @property
     def label(self) -> str:
         """What a person calls it."""
         if self.kind == "prepare":

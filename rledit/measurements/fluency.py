@@ -33,10 +33,10 @@ def write_texts(model: EditableModel, prompts: Sequence[str], seed: int = 0) -> 
     """
     draws = torch.stack([_uniform(prompt, seed) for prompt in prompts])
 
-    def choose(logits: Tensor, places: Sequence[int], step: int) -> Tensor:
+    def choose(logits: Tensor, places: Sequence[int], steps: Sequence[int]) -> Tensor:
         top = logits.topk(min(_TOP_K, logits.shape[-1]), dim=-1)
         shares = top.values.softmax(-1).cumsum(-1)
-        drawn = draws[list(places), step].to(shares)[:, None]
+        drawn = draws[list(places), list(steps)].to(shares)[:, None]
         pick = (shares < drawn).sum(-1, keepdim=True).clamp_max(top.indices.shape[-1] - 1)
         return top.indices.gather(1, pick).squeeze(1)
 

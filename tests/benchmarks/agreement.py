@@ -15,6 +15,10 @@ SHAPE = ModelShape(
 )
 MODULES = ("up:3-5", "down:3-5")
 _BATCHES, _EDITS = 5, 20
+FLOAT32_TOLERANCE = 1e-3
+"""What the norm of the difference of float32 edits may be, over the norm of the edits."""
+ROUNDINGS = 1.5
+"""How often what bfloat16 rounds the edits of two devices may differ by in it."""
 
 
 def device_agreement(device: torch.device) -> dict[str, Any]:
@@ -22,8 +26,9 @@ def device_agreement(device: torch.device) -> dict[str, Any]:
 
     Returns:
         By type of the weights: norm of the difference of the edits over that of the CPU's own
-        (`shift`), and of the CPU's bfloat16 edits to its float32 ones (`rounding`): in bfloat16 the
-        devices may differ by about as much as rounding does.
+        (`shift`), what it may be at most (`tolerance`), and whether it is less (`within`: 1 or 0);
+        and the same norm of the CPU's bfloat16 edits and its float32 ones (`rounding`): in bfloat16
+        the devices may differ by about as much as rounding does.
     """
     found: dict[str, Any] = {}
     shifts = {}
@@ -32,6 +37,11 @@ def device_agreement(device: torch.device) -> dict[str, Any]:
         shifts[dtype] = on_cpu
         found[str(dtype)] = {"shift": _distance(there, on_cpu)}
     rounding = _distance(shifts[torch.bfloat16], shifts[torch.float32])
+    for name, tolerance in (
+        (str(torch.float32), FLOAT32_TOLERANCE),
+        (str(torch.bfloat16), ROUNDINGS * rounding),
+    ):
+        found[name] |= {"tolerance": tolerance, "within": int(found[name]["shift"] <= tolerance)}
     return found | {"rounding": rounding}
 
 

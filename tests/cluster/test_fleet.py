@@ -268,6 +268,27 @@ def test_a_state_of_one_rank_is_taken_up_by_two(
         assert record is not None and record.values["edit_seconds"] > 1000
 
 
+def test_each_worker_keeps_to_its_model(fleet: None, models: Path, tmp_path: Path) -> None:
+    """Two models, four seeds, two workers; in the order of the cells, models alternate."""
+    noted = tmp_path / "noted"
+    noted.mkdir()
+    editor = (
+        f"{{editor: 'tests.cluster.noting_editor:NotingEditor', settings: {{folder: {noted}}}}}"
+    )
+    other = "{name: other, world_model: tiny, overrides: {family: mistral}}"
+    chosen = cells(
+        f"editors=[{editor}]",
+        f"models=[{{name: one, world_model: tiny}}, {other}]",
+        "seeds=[0, 1, 2, 3]",
+        "streams=[{n_batches: 1, batch_size: 2}]",
+        "checkpoints=1",
+    )
+    assert len(chosen) == 8
+    together(chosen, places(tmp_path / "run", models, chosen))
+    # One each; one more where a worker that is free helps the other one with the last cells.
+    assert 2 <= len(list(noted.iterdir())) <= 3
+
+
 def test_lake_and_cache_in_an_object_store(
     bucket: str,
     fleet: None,

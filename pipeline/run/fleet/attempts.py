@@ -19,6 +19,7 @@ from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 from pipeline.config.resources import ResourcesEntry
 from pipeline.run.device import hide_gpus
 from pipeline.run.fleet.progress import Progress
+from pipeline.run.fleet.workers import Shape, Worker, Workers
 from pipeline.run.lease import LeaseLost
 from pipeline.run.rank_group import SINGLE_PROCESS, Gang
 from pipeline.run.reporting import Report, Stage, watched
@@ -74,10 +75,14 @@ class TaskAttempt(Protocol):
     Attributes:
         item: What it is about.
         references: What Ray is to be watched for.
+        waits: Whether it waits for room on the cluster.
     """
 
     item: WorkItem
     references: list[Any]
+
+    @property
+    def waits(self) -> bool: ...
 
     def ended(self, reference: Any) -> Outcome | None:
         """One of the references is there; returns how the attempt ended, once it has."""
@@ -93,32 +98,39 @@ class TaskAttempt(Protocol):
 
 
 def begin(item: WorkItem) -> TaskAttempt:
-    """Start an attempt."""
-    return _Together(item) if item.task.resources.gang else _Single(item)
+    """Start an attempt of a gang."""
+    return _Together(item)
+
+
+def begin_on(item: WorkItem, worker: Worker, workers: Workers) -> TaskAttempt:
+    """Start an attempt on one of some workers."""
+    return _Single(item, worker, workers)
 
 
 class _Single:
-    """One task of a pooled worker."""
+    """One task of a worker."""
 
-    def __init__(self, item: WorkItem) -> None:
+    waits = False
+
+    def __init__(self, item: WorkItem, worker: Worker, workers: Workers) -> None:
         self.item = item
-        resources = item.task.resources
-        worker = _work_on_gpu if resources.gpus else _work
-        remote = worker.options(
-            **_options(resources), name=item.task.label, max_retries=0, retry_exceptions=False
-        )
-        self.references = [remote.remote(item)]
+        self._worker = worker
+        self._workers = workers
+        self.references = [worker.hand.work(item)]
 
     def ended(self, reference: Any) -> Outcome | None:
         self.references.remove(reference)
-        return _outcome(reference)
+        outcome = outcome_of(reference)
+        # An error on a GPU may leave it unusable for the process; a process that died is none.
+        broken = outcome.died or bool(self.item.task.resources.gpus)
+        self._workers.back(self._worker, fit=outcome.reason is None or not broken)
+        return outcome
 
     def overdue(self) -> Outcome | None:
         return None
 
     def release(self) -> None:
-        for reference in self.references:
-            ray.cancel(reference, force=True)
+        pass  # what it holds is the worker's
 
 
 class _Together:
@@ -137,9 +149,13 @@ class _Together:
         self._first_error: float | None = None
         self.references = [self._group.ready()]
 
+    @property
+    def waits(self) -> bool:
+        return not self._ranks
+
     def ended(self, reference: Any) -> Outcome | None:
         self.references.remove(reference)
-        outcome = _outcome(reference)
+        outcome = outcome_of(reference)
         if not self._ranks and outcome.reason is None:
             self._start()
             return None
@@ -176,7 +192,8 @@ class _Together:
         return Outcome(found=all(o.found for o in self._outcomes))
 
 
-def _outcome(reference: Any) -> Outcome:
+def outcome_of(reference: Any) -> Outcome:
+    """How what was asked of another process ended."""
     try:
         how = ray.get(reference)
     except RayTaskError as error:
@@ -226,9 +243,37 @@ def _alone(item: WorkItem) -> str:
         )
 
 
-_work = ray.remote(_alone)
-# A process that has used a GPU keeps memory on it, and the first one it was given: it ends then.
-_work_on_gpu = ray.remote(max_calls=1)(_alone)
+class ActorHand:
+    """A worker as a Ray actor, which holds its share of the cluster for as long as it lives."""
+
+    def __init__(self, shape: Shape) -> None:
+        given = ResourcesEntry(cpus=shape.cpus, gpus=shape.gpus, memory_gb=shape.memory_gb)
+        self._actor = _Worker.options(**_options(given)).remote(bool(shape.gpus))  # type: ignore[attr-defined]
+        self.arrival: Any = self._actor.arrive.remote()
+
+    def work(self, item: WorkItem) -> Any:
+        """Begin a task."""
+        return self._actor.work.options(name=item.task.label).remote(item)
+
+    def dismiss(self) -> None:
+        """End the process."""
+        ray.kill(self._actor)
+
+
+@ray.remote(max_restarts=0, max_task_retries=0)
+class _Worker:
+    """A process that does one task after another."""
+
+    def __init__(self, has_gpu: bool) -> None:
+        if not has_gpu:
+            hide_gpus()
+
+    def arrive(self) -> None:
+        """Say that it is there."""
+
+    def work(self, item: WorkItem) -> str:
+        """Do a task."""
+        return _alone(item)
 
 
 @ray.remote(max_restarts=0, max_task_retries=0)

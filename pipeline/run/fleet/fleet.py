@@ -6,8 +6,9 @@ import logging
 import os
 import time
 import uuid
+from collections import deque
 from collections.abc import Callable, Generator, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from typing import Any
 
 import ray
@@ -17,10 +18,19 @@ from ray.exceptions import RayError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from pipeline.errors import ConfigError
-from pipeline.run.fleet.attempts import Outcome, TaskAttempt, WorkItem, begin
+from pipeline.run.fleet.attempts import (
+    ActorHand,
+    Outcome,
+    TaskAttempt,
+    WorkItem,
+    begin,
+    begin_on,
+    outcome_of,
+)
 from pipeline.run.fleet.progress import Progress, ProgressActor
 from pipeline.run.fleet.queue import Finished, Queue
 from pipeline.run.fleet.stall_monitor import StallMonitor
+from pipeline.run.fleet.workers import Shape, Workers
 from pipeline.run.signals import handler_kept
 from pipeline.run.tasks import Task
 from pipeline.storage.run_paths import RunPaths
@@ -163,35 +173,147 @@ def run_tasks(
         run_paths: Where results and caches lie.
         on_progress: Called about twice a second with the running tasks.
     """
-    queue = Queue(tasks, WORKER_RETRIES)
-    run = uuid.uuid4().hex
-    watched: dict[Any, TaskAttempt] = {}
-    shown = 0.0
-    stall_monitor = StallMonitor(ray.cluster_resources)
-    with _progress_actor() as progress_actor:
-        try:
-            while queue:
-                while len(watched) < MOST_SUBMITTED and (task := queue.next()) is not None:
-                    item = WorkItem(
-                        task=task,
-                        run_paths=run_paths,
-                        progress_actor=progress_actor,
-                        run=run,
-                        interruptions=queue.interruptions(task),
-                    )
-                    _watch(watched, begin(item))
-                ended = _ended(watched)
-                if time.monotonic() - shown > POLL_SECONDS:
-                    running = _snapshot(progress_actor)
-                    on_progress(running)
-                    stall_monitor.check(bool(running), (a.item.task for a in watched.values()))
-                    shown = time.monotonic()
-                for reference in ended:
-                    yield from _settled(reference, watched, queue)
-                yield from _given_up(watched, queue)
-        finally:
-            for attempt in set(watched.values()):
-                attempt.release()
+    with _progress_actor() as progress_actor, closing(Workers(ActorHand, _room_for)) as workers:
+        fleet = _Fleet(Queue(tasks, WORKER_RETRIES), run_paths, progress_actor, workers)
+        with closing(fleet):
+            yield from fleet.run(on_progress)
+
+
+class _Fleet:
+    """Tasks under way, and what has become of them."""
+
+    def __init__(
+        self, queue: Queue, run_paths: RunPaths, progress_actor: Any, workers: Workers
+    ) -> None:
+        self._queue = queue
+        self._run_paths = run_paths
+        self._progress_actor = progress_actor
+        self._workers = workers
+        self._run = uuid.uuid4().hex
+        self._watched: dict[Any, TaskAttempt] = {}
+        self._stall_monitor = StallMonitor(ray.cluster_resources)
+
+    def run(
+        self, on_progress: Callable[[Mapping[str, Progress]], None]
+    ) -> Generator[Finished, None, None]:
+        """As `run_tasks`."""
+        shown = 0.0
+        untold: deque[Finished] = deque()
+        self._start()
+        while self._queue or untold:
+            # Who is told may take his time (a tracking store): before, all workers have a task.
+            ended = self._ended(0.0 if untold else POLL_SECONDS)
+            if time.monotonic() - shown > POLL_SECONDS:
+                running = _snapshot(self._progress_actor)
+                on_progress(running)
+                self._stall_monitor.check(bool(running), self._waiting())
+                shown = time.monotonic()
+            for reference in ended:
+                untold += self._settled(reference)
+            untold += self._given_up()
+            self._start()
+            if untold:
+                yield untold.popleft()
+
+    def close(self) -> None:
+        """Give up what is under way."""
+        for attempt in set(self._watched.values()):
+            attempt.release()
+
+    def _start(self) -> None:
+        """Begin what can begin."""
+        ready = self._queue.ready(MOST_SUBMITTED)
+        gangs = {a.item.task.key for a in self._watched.values() if a.item.task.resources.gang}
+        for task in [t for t in ready if t.resources.gang][: MOST_SUBMITTED - len(gangs)]:
+            self._watch(begin(self._begun(task)))
+            gangs.add(task.key)
+        alone = [task for task in ready if not task.resources.gang]
+        # Of a gang that has begun, all members have their room: no worker has to make any.
+        wait = any(a.waits for a in self._watched.values())
+        for task, worker in self._workers.assign(alone, others_wait=wait):
+            self._watch(begin_on(self._begun(task), worker, self._workers))
+
+    def _begun(self, task: Task) -> WorkItem:
+        self._queue.take(task)
+        return WorkItem(
+            task=task,
+            run_paths=self._run_paths,
+            progress_actor=self._progress_actor,
+            run=self._run,
+            interruptions=self._queue.interruptions(task),
+        )
+
+    def _waiting(self) -> Iterator[Task]:
+        yield from self._queue.ready(1)
+        yield from (attempt.item.task for attempt in self._watched.values())
+
+    def _watch(self, attempt: TaskAttempt) -> None:
+        self._watched.update(dict.fromkeys(attempt.references, attempt))
+
+    def _ended(self, seconds: float) -> list[Any]:
+        """References that are there; waits a moment for the first one."""
+        references = [*self._watched, *self._workers.arrivals]
+        if not references:
+            return []
+        ended, rest = ray.wait(references, num_returns=1, timeout=seconds)
+        if ended and rest:
+            more, _ = ray.wait(rest, num_returns=len(rest), timeout=0)
+            ended += more
+        return ended
+
+    def _settled(self, reference: Any) -> Iterator[Finished]:
+        if reference in self._workers.arrivals:
+            yield from self._arrived(reference)
+            return
+        attempt = self._watched.pop(reference, None)
+        if attempt is None:
+            return  # another of its references has ended the attempt
+        outcome = attempt.ended(reference)
+        if outcome is None:
+            self._watch(attempt)
+        else:
+            yield from self._end(attempt, outcome)
+
+    def _arrived(self, reference: Any) -> Iterator[Finished]:
+        """A worker is there, or it will not come: that is the end of an attempt at a task."""
+        outcome = outcome_of(reference)
+        if outcome.reason is None:
+            self._workers.arrived(reference)
+            return
+        shape = self._workers.lost(reference)
+        ready = (t for t in self._queue.ready() if not t.resources.gang and Shape.of(t) == shape)
+        if (task := next(ready, None)) is not None:
+            self._queue.take(task)
+            yield from self._passed_on(task, outcome)
+
+    def _given_up(self) -> Iterator[Finished]:
+        for attempt in set(self._watched.values()):
+            outcome = attempt.overdue()
+            if outcome is not None:
+                yield from self._end(attempt, outcome)
+
+    def _end(self, attempt: TaskAttempt, outcome: Outcome) -> Iterator[Finished]:
+        for reference in attempt.references:
+            self._watched.pop(reference, None)
+        attempt.release()
+        # Its worker has said so too, if it came to it.
+        self._progress_actor.remove.remote(attempt.item.task.key)
+        yield from self._passed_on(attempt.item.task, outcome)
+
+    def _passed_on(self, task: Task, outcome: Outcome) -> Iterator[Finished]:
+        if outcome.reason is None:
+            yield from self._queue.done(task, outcome.found)
+        elif outcome.died:
+            logger.warning("%s: %s", task.label, outcome.reason)
+            yield from self._queue.died(task, outcome.reason)
+        else:
+            yield from self._queue.failed(task, outcome.reason)
+
+
+def _room_for(shape: Shape) -> int:
+    """How many workers of a shape the cluster could hold, if it had nothing else to do."""
+    has = ray.cluster_resources()
+    return int(min(has.get(name, 0.0) / n for name, n in shape.demand().items() if n))
 
 
 def require_room(tasks: Mapping[str, Task]) -> None:
@@ -214,56 +336,6 @@ def require_room(tasks: Mapping[str, Task]) -> None:
 def gpus_of_fleet() -> float:
     """GPUs of the Ray that this process is connected to."""
     return float(ray.cluster_resources().get("GPU", 0.0))
-
-
-def _watch(watched: dict[Any, TaskAttempt], attempt: TaskAttempt) -> None:
-    watched.update(dict.fromkeys(attempt.references, attempt))
-
-
-def _ended(watched: Mapping[Any, TaskAttempt]) -> list[Any]:
-    """References that are there; waits a moment for the first one."""
-    references = list(watched)
-    ended, rest = ray.wait(references, num_returns=1, timeout=POLL_SECONDS)
-    if ended and rest:
-        more, _ = ray.wait(rest, num_returns=len(rest), timeout=0)
-        ended += more
-    return ended
-
-
-def _settled(reference: Any, watched: dict[Any, TaskAttempt], queue: Queue) -> Iterator[Finished]:
-    attempt = watched.pop(reference, None)
-    if attempt is None:
-        return  # another of its references has ended the attempt
-    outcome = attempt.ended(reference)
-    if outcome is None:
-        _watch(watched, attempt)
-    else:
-        yield from _end(attempt, outcome, watched, queue)
-
-
-def _given_up(watched: dict[Any, TaskAttempt], queue: Queue) -> Iterator[Finished]:
-    for attempt in set(watched.values()):
-        outcome = attempt.overdue()
-        if outcome is not None:
-            yield from _end(attempt, outcome, watched, queue)
-
-
-def _end(
-    attempt: TaskAttempt, outcome: Outcome, watched: dict[Any, TaskAttempt], queue: Queue
-) -> Iterator[Finished]:
-    for reference in attempt.references:
-        watched.pop(reference, None)
-    attempt.release()
-    task = attempt.item.task
-    if outcome.died:
-        attempt.item.progress_actor.remove.remote(task.key)
-    if outcome.reason is None:
-        yield from queue.done(task, outcome.found)
-    elif outcome.died:
-        logger.warning("%s: %s", task.label, outcome.reason)
-        yield from queue.died(task, outcome.reason)
-    else:
-        yield from queue.failed(task, outcome.reason)
 
 
 @contextmanager

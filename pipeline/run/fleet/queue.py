@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from itertools import islice
 
 from pipeline.run.tasks import Task
 
@@ -45,9 +46,13 @@ class Queue:
         """Whether any task has not ended."""
         return bool(self._missing)
 
-    def next(self) -> Task | None:
-        """A task that may start now, or None while there is none."""
-        return self._tasks[self._ready.popleft()] if self._ready else None
+    def ready(self, most: int | None = None) -> list[Task]:
+        """Tasks that may start now, in the order they have come; the first ones, where too many."""
+        return [self._tasks[key] for key in islice(self._ready, most)]
+
+    def take(self, task: Task) -> None:
+        """A task that is ready starts."""
+        self._ready.remove(task.key)
 
     def interruptions(self, task: Task) -> tuple[str, ...]:
         """Why earlier attempts at a task, and at what it needs, ended."""

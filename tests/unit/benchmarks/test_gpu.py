@@ -64,6 +64,8 @@ def test_a_device_agrees_with_itself() -> None:
     found = device_agreement(CPU)
     assert found["torch.float32"]["shift"] == found["torch.bfloat16"]["shift"] == 0
     assert found["rounding"] > 0
+    assert all(found[f"torch.{kind}"]["within"] == 1 for kind in ("float32", "bfloat16"))
+    assert found["torch.bfloat16"]["tolerance"] > found["torch.float32"]["tolerance"]
 
 
 def test_parts_are_those_of_the_presets_and_the_most_telling_stands_first() -> None:

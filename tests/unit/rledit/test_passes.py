@@ -9,6 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from rledit.editors import editor_class
 from rledit.families import FAMILIES
 from rledit.hypernetwork import Hypernetwork
 from rledit.model import EditableModel, Execution
@@ -198,3 +199,29 @@ def test_a_singular_system_gets_jitter_and_says_so(caplog: pytest.LogCaptureFixt
     assert "added jitter" in caplog.text
     with pytest.raises(ValueError, match="these linear layers: .*non-finite"):
         solve_normal_equation(keys * torch.nan, keys, ridge, "these linear layers")
+
+
+@pytest.mark.parametrize("name, step", [("ultraedit", "step"), ("untrained", "initial_step")])
+def test_a_training_free_edit_reads_its_batch_once(
+    name: str, step: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One forward, with the layers below beforehand where they are not at hand; one backward."""
+    model = EditableModel(
+        tiny_model("llama"), None, ("down:2", "up:3"), Execution(token_budget=4096)
+    )
+    cls = editor_class(name)
+    editor = cls(model, cls.Config(modules=model.modules, **{step: 1e-2}))
+    calls: list[str] = []
+    forward, grad = model.model.forward, torch.autograd.grad
+    monkeypatch.setattr(
+        model.model, "forward", lambda **named: (calls.append("forward"), forward(**named))[1]
+    )
+    monkeypatch.setattr(
+        torch.autograd, "grad", lambda *given: (calls.append("backward"), grad(*given))[1]
+    )
+    (batch,) = random_batches(1, 6, 5)
+    editor.edit(batch)
+    assert calls == ["forward", "forward", "backward"]
+    calls.clear()
+    editor.edit(batch)
+    assert calls == ["forward", "backward"]

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 from ray.exceptions import RayTaskError, WorkerCrashedError
 from torch.distributed import DistNetworkError
 
+from pipeline.config.resources import ResourcesEntry
 from pipeline.run.fleet import attempts
 from pipeline.run.fleet.attempts import Outcome
 from pipeline.run.lease import LeaseLost
@@ -22,7 +24,7 @@ def ended_by(error: Exception, monkeypatch: pytest.MonkeyPatch) -> Outcome:
         raise error
 
     monkeypatch.setattr(attempts.ray, "get", get)
-    return attempts._outcome("a reference")
+    return attempts.outcome_of("a reference")
 
 
 def test_an_error_of_the_work_shows_no_secret(
@@ -66,7 +68,7 @@ def gang_of_two(monkeypatch: pytest.MonkeyPatch, **outcomes: Outcome) -> tuple[A
     """A gang at work whose ranks end as told, and its clock."""
     now = [0.0]
     monkeypatch.setattr(attempts.time, "monotonic", lambda: now[0])
-    monkeypatch.setattr(attempts, "_outcome", outcomes.__getitem__)
+    monkeypatch.setattr(attempts, "outcome_of", outcomes.__getitem__)
     gang = object.__new__(attempts._Together)
     gang._ranks, gang._outcomes, gang._first_error = ["a", "b"], [], None
     gang.references = ["a", "b"]
@@ -93,6 +95,26 @@ def test_an_error_whose_peers_hang_is_the_verdict_in_the_end(
     assert gang.overdue() == wrong
 
 
-def test_workers_that_have_used_a_gpu_are_not_used_again() -> None:
-    assert attempts._work_on_gpu._max_calls == 1
-    assert attempts._work._max_calls == 0
+@pytest.mark.parametrize(
+    "gpus, outcome, fit",
+    [
+        (0.0, Outcome(), True),
+        (1.0, Outcome(), True),
+        (0.0, Outcome(reason="ValueError: wrong"), True),
+        # An illegal access, say, after which the process cannot use its GPU any more.
+        (1.0, Outcome(reason="RuntimeError: CUDA error"), False),
+        (0.0, Outcome(reason="ActorDiedError: gone", died=True), False),
+    ],
+)
+def test_a_worker_does_another_task_where_the_last_one_cannot_have_harmed_it(
+    gpus: float, outcome: Outcome, fit: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    told: list[bool] = []
+    task = SimpleNamespace(resources=ResourcesEntry(gpus=gpus))
+    worker: Any = SimpleNamespace(hand=SimpleNamespace(work=lambda item: "its end"))
+    workers: Any = SimpleNamespace(back=lambda _, fit: told.append(fit))
+    item: Any = SimpleNamespace(task=task)
+    attempt = attempts.begin_on(item, worker, workers)
+    monkeypatch.setattr(attempts, "outcome_of", {"its end": outcome}.__getitem__)
+    assert attempt.ended("its end") == outcome
+    assert told == [fit] and attempt.references == []

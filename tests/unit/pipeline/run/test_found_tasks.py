@@ -53,7 +53,7 @@ def test_a_gang_has_found_its_work_done_where_all_its_ranks_have() -> None:
 def test_the_queue_passes_on_whether_a_task_was_found_done(found: bool) -> None:
     tasks = tasks_of(cells_of(load_grid(GRID, ["editors=[{editor: none}]"])))
     queue = Queue(tasks, retries=0)
-    first = queue.next()
-    assert first is not None
+    (first,) = queue.ready()
+    queue.take(first)
     (ended,) = queue.done(first, found)
     assert ended == Finished(task=first, reason=None, found=found)

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import os
 import shutil
+import weakref
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import save_file
 
 from pipeline.config.parse import load_grid
 from pipeline.plan.cell_keys import key_of
@@ -211,3 +213,57 @@ def test_two_models_that_are_open_share_no_weights(models: Path, loads: list[Pat
         assert one.model is not two.model
     assert prepare.open_model(cell, folder).model is not one.model
     assert len(loads) == 3
+
+
+@pytest.mark.parametrize("device", ["cpu", "cuda"])
+def test_a_model_is_gone_from_memory_before_another_is_loaded(
+    device: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The card is a stand-in; that memory really comes back there is shown by tests/gpu."""
+    emptied: list[str] = []
+    monkeypatch.setattr(torch.cuda, "empty_cache", lambda: emptied.append("all"))
+    kept_model.drop()
+    emptied.clear()
+    folders = [tmp_path / name for name in ("first", "second")]
+    for folder in folders:
+        folder.mkdir()
+        (folder / "config.json").write_text("{}")
+        save_file({"weight": torch.zeros(1)}, folder / "model.safetensors")
+    models: list[weakref.ref[torch.nn.Module]] = []
+
+    def load() -> torch.nn.Module:
+        assert all(model() is None for model in models)
+        made = torch.nn.Linear(3, 3)
+        made.itself = [made]  # type: ignore[assignment]  # only a collection of garbage ends it
+        models.append(weakref.ref(made))
+        return made
+
+    def task(folder: Path) -> None:
+        with kept_model.keeping():
+            kept_model.take(folder, "float32", torch.device(device), load)
+
+    task(folders[0])
+    task(folders[0])
+    assert len(models) == 1 and models[0]() is not None
+    task(folders[1])
+    assert len(models) == 2
+    assert emptied == (["all"] if device == "cuda" else [])
+    kept_model.drop()
+    assert models[1]() is None
+
+
+def test_a_gpu_gets_back_what_a_task_needed_beside_the_model(
+    models: Path, loads: list[Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Between tasks; a stand-in for the card, as above."""
+    emptied: list[str] = []
+    monkeypatch.setattr(torch.cuda, "empty_cache", lambda: emptied.append("all"))
+    monkeypatch.setattr(prepare, "device_of", lambda _: torch.device("cuda"))
+    monkeypatch.setattr(torch.nn.Module, "to", lambda self, *_: self)
+    (folder,) = (path for path in models.iterdir() if (path / "config.json").is_file())
+    for done in (1, 2):
+        with kept_model.keeping():
+            prepare.open_model(cells()[0], folder)
+            assert len(emptied) == done - 1
+        assert len(emptied) == done
+    assert len(loads) == 1

@@ -32,7 +32,10 @@ TASKS = {
 
 
 def startable(queue: Queue) -> list[str]:
-    return [t.key for t in iter(queue.next, None)]
+    found = queue.ready()
+    for one in found:
+        queue.take(one)
+    return [one.key for one in found]
 
 
 def test_tasks_start_when_what_they_need_is_done() -> None:
@@ -80,3 +83,11 @@ def test_a_death_is_tried_again_up_to_the_limit_and_every_reason_is_kept() -> No
     ended = list(queue.died(TASKS[key], "crash 3"))
     assert ended[0].reason == "gave up after 3 attempts: crash 1; crash 2; crash 3"
     assert len(ended) == 4 and not queue
+
+
+def test_a_task_out_of_line_leaves_the_others_in_their_order() -> None:
+    queue = Queue({k: task(k) for k in ("edit:a", "edit:b", "edit:c")}, retries=1)
+    assert [t.key for t in queue.ready(2)] == ["edit:a", "edit:b"]
+    queue.take(TASKS["edit:b"])
+    list(queue.died(TASKS["edit:b"], "crash"))
+    assert [t.key for t in queue.ready()] == ["edit:b", "edit:a", "edit:c"]
