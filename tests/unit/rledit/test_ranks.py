@@ -122,7 +122,7 @@ def same_bits(results: list[dict[str, Tensor]]) -> bool:
     ("case", "in_step", "size"),
     [
         ("llama", False, 2),
-        ("llama", True, 2),
+        pytest.param("llama", True, 2, marks=pytest.mark.long),
         *(
             pytest.param(case, True, 3, marks=() if case == "llama" else pytest.mark.long)
             for case in TRAINED
