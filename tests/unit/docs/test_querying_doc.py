@@ -135,6 +135,7 @@ def test_the_answers_say_what_the_cells_say(grid: str, connection: Connection) -
 
 
 @pytest.mark.long
+@pytest.mark.parametrize("grid", DEMOS[:1], indirect=True)
 @pytest.mark.parametrize("snippet", SNIPPETS, ids=lambda s: s.split()[1])
 def test_a_snippet_runs(snippet: str, grid: str, place: Path) -> None:
     root = str(Path(__file__).parents[3])

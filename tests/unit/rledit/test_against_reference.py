@@ -3,7 +3,6 @@ gradients, updates, edits after them."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from typing import Any
 
 import pytest
@@ -22,6 +21,7 @@ from tests.unit.helpers.tiny_models import (
     random_batches,
     tiny_model,
 )
+from tests.unit.helpers.turns import by_turns, marked
 
 FEW, MANY = 5, 16
 """Edits per batch: fewer rows than the narrowest linear has inputs, more than the widest has."""
@@ -29,22 +29,9 @@ GROUP = 3
 """Loss group that divides neither, so that the last group of a batch is not full."""
 
 
-# Two families that have nothing in common; the others have a part of a matrix before the rest.
-OFTEN = [f if f in ("llama", "gptj") else pytest.param(f, marks=pytest.mark.long) for f in FAMILIES]
-
-
-def dealt(families: Iterable[str], *others: tuple[Any, ...]) -> list[Any]:
-    """All families with all of the others; by turns, each with one of them and the rest long."""
-    return [
-        pytest.param(
-            family,
-            *other,
-            id="-".join(map(str, (family, *other))),
-            marks=() if i % len(others) == j else pytest.mark.long,
-        )
-        for i, family in enumerate(families)
-        for j, other in enumerate(others)
-    ]
+# Two families that have nothing in common; what is special about the others, other tests show.
+OFTEN = marked(FAMILIES, ("llama", "gptj"), ("gemma2",))
+SIZES = ((FEW, "pretrained"), (MANY, "previous"), (FEW, "previous"), (MANY, "pretrained"))
 
 
 @pytest.fixture(autouse=True)
@@ -70,9 +57,7 @@ def _agree(pair: Any, batches: list[EditBatch]) -> None:
 
 @pytest.mark.parametrize(
     ("family", "size", "reference"),
-    dealt(
-        FAMILIES, (FEW, "pretrained"), (MANY, "previous"), (FEW, "previous"), (MANY, "pretrained")
-    ),
+    by_turns(FAMILIES, SIZES),
 )
 def test_paper_mode_is_the_textbook(family: str, size: int, reference: str) -> None:
     batches = random_batches(3 if size == FEW else 2, size, group_size=GROUP)
@@ -88,7 +73,7 @@ def test_a_step_learned_raw_is_the_textbook(family: str) -> None:
     _agree(make_pair(family, step_form="raw"), random_batches(3, FEW, group_size=GROUP))
 
 
-@pytest.mark.parametrize(("family", "scale"), dealt(FAMILIES, (1e2,), (1e3,)))
+@pytest.mark.parametrize(("family", "scale"), by_turns(FAMILIES, (1e2, 1e3)))
 def test_outlier_dimensions(family: str, scale: float) -> None:
     model = tiny_model(family)
     add_outliers(model, scale)
@@ -124,7 +109,7 @@ EXECUTIONS = {
 
 @pytest.mark.parametrize(
     ("family", "how"),
-    dealt(["mistral", "gemma2", "gptj", "qwen2"], *((how,) for how in EXECUTIONS)),
+    by_turns(["mistral", "gemma2", "gptj", "qwen2"], list(EXECUTIONS)),
 )
 def test_execution_changes_no_number(family: str, how: str) -> None:
     _agree(make_pair(family, execution=EXECUTIONS[how]), random_batches(2, FEW))
@@ -134,15 +119,20 @@ def test_execution_changes_no_number(family: str, how: str) -> None:
     "change",
     [
         {"depth": 1},
-        {"depth": 3},
         {"kl_reference": "previous"},
-        {"regularisation_gradient": False},
-        {"reg_coef": 0.0},
-        {"decay": 1.0},
-        {"max_grad_norm": 1e9},
         {"clipping": "every_batch"},
         {"locality_gradient": "unedited"},
-        {"loc_coef": 0.0},
+        *(
+            pytest.param(change, marks=pytest.mark.long)
+            for change in (
+                {"depth": 3},
+                {"regularisation_gradient": False},
+                {"reg_coef": 0.0},
+                {"decay": 1.0},
+                {"max_grad_norm": 1e9},
+                {"loc_coef": 0.0},
+            )
+        ),
     ],
     ids=str,
 )

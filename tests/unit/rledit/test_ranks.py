@@ -52,6 +52,10 @@ TRAINED: dict[str, tuple[str, str, dict[str, Any]]] = {
 }
 
 
+# Of these `make test` trains in processes of their own, in tests/cluster/test_ranks.py.
+IN_PROCESSES = ("gptj, previous", "gemma2, official", "mistral, mend of all tokens")
+
+
 @dataclass(frozen=True)
 class Place:
     """A rank that has nothing to sum."""
@@ -124,8 +128,9 @@ def same_bits(results: list[dict[str, Tensor]]) -> bool:
         ("llama", False, 2),
         pytest.param("llama", True, 2, marks=pytest.mark.long),
         *(
-            pytest.param(case, True, 3, marks=() if case == "llama" else pytest.mark.long)
+            pytest.param(case, True, 3, marks=pytest.mark.slow if case in IN_PROCESSES else mark)
             for case in TRAINED
+            for mark in [() if case == "llama" else pytest.mark.long]
         ),
     ],
 )

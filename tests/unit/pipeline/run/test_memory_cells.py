@@ -124,7 +124,11 @@ def test_a_stream_that_was_cut_goes_on_to_the_same_rows(
             name,
             kept,
             id=f"{name}-{'kept' if kept else 'run again'}",
-            marks=() if kept and name == NAMES[0] else pytest.mark.long,
+            marks=()
+            if kept and name == NAMES[0]
+            else pytest.mark.long
+            if kept or name == NAMES[0]
+            else pytest.mark.slow,
         )
         for name in NAMES
         for kept in (True, False)

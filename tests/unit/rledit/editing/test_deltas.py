@@ -42,9 +42,12 @@ def supplies(tmp_path_factory: pytest.TempPathFactory) -> Path:
     ("editor", "dtype"),
     [
         *((editor, torch.float32) for editor in SETTINGS),
-        *((editor, torch.bfloat16) for editor in sorted(HALVED)),
         *(
             pytest.param(editor, torch.bfloat16, marks=pytest.mark.long)
+            for editor in sorted(HALVED)
+        ),
+        *(
+            pytest.param(editor, torch.bfloat16, marks=pytest.mark.slow)
             for editor in sorted(SETTINGS.keys() - HALVED)
         ),
     ],

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import fields, replace
-from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +22,7 @@ from rledit.scoring import Scorer
 from rledit.tokenization import EditBatch, Sample, TokenizationError
 from tests.unit.helpers.text_edits import equip, random_edits, text_batches, tiny_tokenizer
 from tests.unit.helpers.tiny_models import tiny_model, two_shapes
+from tests.unit.helpers.turns import by_turns, marked
 
 # Small networks, few steps, and steps large enough for edits to show in float32.
 SETTINGS: dict[str, Any] = {
@@ -72,15 +72,16 @@ DTYPES = (torch.float32, torch.bfloat16)
 
 
 def product_of(others: Iterable[Any]) -> list[Any]:
-    """All editors with the first of the others, those of MECHANISMS with each; the rest is long."""
+    """All editors with the first of the others; two of MECHANISMS with each, by turns, the rest of
+    MECHANISMS long, other editors slow."""
     first, *more = others
-    pairs = [(first, name) for name in EDITING] + list(product(more, EDITING))
-    return [
-        pytest.param(
-            other, name, marks=() if other == first or name in MECHANISMS else pytest.mark.long
-        )
-        for other, name in pairs
-    ]
+    found: list[Any] = [(first, name) for name in EDITING]
+    for i, other in enumerate(more):
+        often = {MECHANISMS[i % 6], MECHANISMS[(i + 3) % 6]}
+        for name in EDITING:
+            rest = pytest.mark.long if name in MECHANISMS else pytest.mark.slow
+            found.append(pytest.param(other, name, marks=() if name in often else rest))
+    return found
 
 
 def make(
@@ -182,7 +183,7 @@ def test_resuming_at_a_batch_equals_a_straight_run(name: str, dtype: torch.dtype
     assert same(matrices(straight), matrices(resumed))
 
 
-@pytest.mark.parametrize("name", EDITING)
+@pytest.mark.parametrize("name", marked(EDITING, MECHANISMS))
 def test_two_cells_do_not_leak_into_each_other(name: str) -> None:
     first, second = make(name), make(name)
     for batch in batches(first, 2, seed=1):
@@ -367,8 +368,7 @@ def test_what_is_read_of_the_unedited_model_never_sees_the_memory(name: str) -> 
         assert before.score(6) == unedited
 
 
-@pytest.mark.parametrize("family", ["llama", "gptj"])
-@pytest.mark.parametrize("name", OVERLAYS)
+@pytest.mark.parametrize(("name", "family"), by_turns(OVERLAYS, ["llama", "gptj"]))
 def test_a_prompt_is_answered_alike_in_any_company(
     name: str, family: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
