@@ -315,6 +315,7 @@ def lake(cache: Path, tmp_path_factory: pytest.TempPathFactory) -> Lake:
     return run(cells(f"editors={more}", stream), cache, tmp_path_factory.mktemp("lake"))
 
 
+@pytest.mark.long
 def test_hypernetworks_without_any_setting_edit(lake: Lake) -> None:
     found = efficacies(lake)
     assert found["rledit"] >= found["none"] + 20

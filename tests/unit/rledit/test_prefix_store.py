@@ -313,6 +313,7 @@ def editor_on(model: EditableModel) -> RLEdit:
     return RLEdit(model, config)
 
 
+@pytest.mark.long
 def test_training_is_equal_cold_warm_and_resumed(
     tmp_path: Path, recorded: list[tuple[int, ...]]
 ) -> None:

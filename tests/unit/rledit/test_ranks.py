@@ -163,7 +163,12 @@ def edited(name: str, model: EditableModel) -> dict[str, Tensor]:
 
 @pytest.mark.parametrize(
     ("name", "family"),
-    [("ft", "gpt2"), ("ft_l", "llama"), ("locft", "gptj"), ("ultraedit", "gpt2")],
+    [
+        ("ft", "gpt2"),
+        pytest.param("ft_l", "llama", marks=pytest.mark.long),
+        pytest.param("locft", "gptj", marks=pytest.mark.long),
+        ("ultraedit", "gpt2"),
+    ],
 )
 def test_editors_that_are_not_trained(name: str, family: str) -> None:
     expected = edited(name, opened(family, SingleProcess())[0])

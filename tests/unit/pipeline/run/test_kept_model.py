@@ -123,6 +123,7 @@ def test_cells_of_one_worker_have_the_rows_of_fresh_ones(
         assert rows(cell, one) == rows(cell, fresh), cell.label
 
 
+@pytest.mark.long
 def test_a_memory_beside_the_model_is_taken_off_it(
     models: Path, tmp_path: Path, loads: list[Path], caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -191,6 +192,7 @@ def test_a_model_that_cannot_be_restored_is_dropped_with_a_warning(
     assert rows(second, where) == rows(second, fresh)
 
 
+@pytest.mark.long
 def test_another_model_takes_the_place_of_the_kept_one(
     models: Path, tmp_path: Path, loads: list[Path]
 ) -> None:
