@@ -30,6 +30,7 @@ TINY = Path(__file__).parents[2] / "cluster" / "tiny.yaml"
 SAFE = [name for name, cls in EDITORS.items() if cls.prefix_safe]
 # All day one of each kind.
 OFTEN = ("none", "ft", "rome", "memit", "alphaedit", "wise")
+USUAL = ("prune", "rect", "ultraedit", "grace", "memoir")  # the published table's, and others
 SHORT, LONG, BATCH = 2, 4, 4
 FEW = {"value_steps": 4, "steps": 3}
 HARDLY_TAUGHT = "models.llama-tiny.overrides={steps: 40}"
@@ -106,7 +107,7 @@ def assert_prefix(short: StreamRows, long: StreamRows) -> None:
     assert measured(short) == pytest.approx(measured(long), rel=1e-3, abs=1e-5)
 
 
-@pytest.mark.parametrize("editor", marked(SAFE, OFTEN))
+@pytest.mark.parametrize("editor", marked(SAFE, OFTEN, USUAL))
 def test_a_prefix_is_the_shorter_stream(editor: str, prepared: tuple[Path, Cache]) -> None:
     short, long = streams(editor, prepared)
     assert_prefix(short, long)

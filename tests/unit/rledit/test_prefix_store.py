@@ -225,7 +225,9 @@ def _lacking_rows(path: Path) -> None:
     save_file({**tensors, "hidden": tensors["hidden"][1:].clone()}, path, identity)
 
 
-@pytest.mark.parametrize("damage", [_cut, _empty, _lacking_rows])
+@pytest.mark.parametrize(
+    "damage", [_cut, *(pytest.param(d, marks=pytest.mark.long) for d in (_empty, _lacking_rows))]
+)
 def test_a_broken_file_is_removed_and_its_prompts_are_recorded_again(
     damage: Any, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -125,7 +125,7 @@ def same_bits(results: list[dict[str, Tensor]]) -> bool:
 @pytest.mark.parametrize(
     ("case", "in_step", "size"),
     [
-        ("llama", False, 2),
+        pytest.param("llama", False, 2, marks=pytest.mark.long),
         pytest.param("llama", True, 2, marks=pytest.mark.long),
         *(
             pytest.param(case, True, 3, marks=pytest.mark.slow if case in IN_PROCESSES else mark)

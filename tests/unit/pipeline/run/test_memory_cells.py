@@ -71,7 +71,7 @@ def steps(rows: StreamRows) -> list[tuple[Any, ...]]:
     return [(r["step"], r["metric"], r["value"]) for r in rows.steps if r["metric"] not in TIMES]
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", FIRST)
 def test_a_checkpoint_says_what_was_routed(name: str, models: Cache, tmp_path: Path) -> None:
     cell, cache = placed(models, tmp_path / "cache", name)
     rows = edit_stream(cell, prepared_model(cell, cache), cache, None, silent)

@@ -69,6 +69,7 @@ EDITING = [name for name in EDITORS if name != "none"]
 # One editor of each mechanism; the others differ from these in what they solve.
 MECHANISMS = ("ultraedit", "rledit", "rome", "memit", "ft", "wise")
 DTYPES = (torch.float32, torch.bfloat16)
+OFTEN = {(name, DTYPES[i % 2]) for i, name in enumerate(MECHANISMS)}
 
 
 def product_of(others: Iterable[Any]) -> list[Any]:
@@ -166,7 +167,22 @@ def test_restoring_is_bit_exact(name: str, dtype: torch.dtype) -> None:
     assert same(before, matrices(editor))
 
 
-@pytest.mark.parametrize(("dtype", "name"), product_of(DTYPES))
+@pytest.mark.parametrize(
+    ("name", "dtype"),
+    [
+        pytest.param(
+            name,
+            dtype,
+            marks=pytest.mark.long
+            if dtype == DTYPES[0] or name in MECHANISMS
+            else pytest.mark.slow,
+        )
+        if (name, dtype) not in OFTEN
+        else (name, dtype)
+        for dtype in DTYPES
+        for name in EDITING
+    ],
+)
 def test_resuming_at_a_batch_equals_a_straight_run(name: str, dtype: torch.dtype) -> None:
     straight = make(name, dtype=dtype)
     stream = batches(straight, 4)
@@ -265,7 +281,7 @@ def test_state_of_another_editor_is_refused(name: str) -> None:
 TRAINABLE = [n for n in EDITORS if issubclass(EDITORS[n], TrainableEditor)]
 
 
-@pytest.mark.parametrize("name", TRAINABLE)
+@pytest.mark.parametrize("name", marked(TRAINABLE, ("rledit", "hiedit", "mend")))
 def test_training_resumed_in_the_middle_equals_training_straight_through(name: str) -> None:
     straight, resumed = make(name), make(name)
     trajectories = [batches(straight, 3, seed=s) for s in range(4)]

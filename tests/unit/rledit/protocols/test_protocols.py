@@ -121,7 +121,7 @@ def test_protocols_agree_with_a_plain_implementation(family: str) -> None:
     assert None in seen["choice"] and None in seen["choice_official"]
 
 
-@pytest.mark.parametrize("family", ["llama", pytest.param("gptj", marks=pytest.mark.slow)])
+@pytest.mark.parametrize("family", marked(["llama", "gptj"], (), ("llama",)))
 def test_scores_depend_neither_on_batches_nor_on_order_nor_on_padding_side(family: str) -> None:
     edits = edits_with_rivals(3)
     expected = by_edit(scores_of(edited_model(family), edits), edits)
