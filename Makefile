@@ -78,17 +78,18 @@ lint: install
 # module shares is made once.
 PYTEST := PYTHONDONTWRITEBYTECODE= OMP_NUM_THREADS=1 $(BIN)/pytest
 SHARED := -n 2 --dist worksteal
+# A file of these shares one Ray, and waits for it most of the time: two files at once, in their order.
+CLUSTER := -n 2 --dist loadfile --no-loadscope-reorder
 
 # What a developer runs all day. How long it takes and what it leaves out stands in CONTRIBUTING.md.
 quick: install
 	$(BIN)/ruff check .
 	$(PYTEST) tests/unit tests/golden $(SHARED) -m 'not slow and not long'
 
-# Everything but the slow tests: the fast ones in parallel, then those that start Ray, MLflow or
-# DeepSpeed one after another, as each of them wants both cores.
+# Everything but the slow tests, and those that start Ray, MLflow or DeepSpeed apart from the others.
 test: lint
 	$(PYTEST) tests $(SHARED) -m 'not cluster and not slow'
-	$(PYTEST) tests/cluster -m 'cluster and not slow'
+	$(PYTEST) tests/cluster $(CLUSTER) -m 'cluster and not slow'
 
 test-all: test
 	$(PYTEST) tests -m slow

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import gc
+import os
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import torch
 
 from tests.tracking_schema import quick_schema
+from tests.world_models import quick_world_models
 
 CLUSTER = Path(__file__).with_name("cluster")
 
@@ -45,3 +48,13 @@ def no_tracking_of_another_test(monkeypatch: pytest.MonkeyPatch) -> None:
 def quick_tracking_schema(monkeypatch: pytest.MonkeyPatch) -> None:
     """Tracking databases have their tables without MLflow's migrations, which take a second."""
     quick_schema(monkeypatch)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def world_models(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Models of synthetic worlds are trained once for all workers of a session."""
+    own = tmp_path_factory.getbasetemp()
+    shared = own.parent if "PYTEST_XDIST_WORKER" in os.environ else own
+    with pytest.MonkeyPatch.context() as patch:
+        quick_world_models(patch, shared / "world-models")
+        yield

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import shlex
 import shutil
 import subprocess
 import sys
@@ -15,6 +16,7 @@ from transformers import AutoConfig, AutoModelForCausalLM
 
 from rledit.world import World, WorldConfig
 from rledit.world.words import save_tokenizer, word_tokenizer, world_words
+from tests.cluster.conftest import rledit
 
 pytestmark = pytest.mark.cluster
 
@@ -62,16 +64,23 @@ def test_every_block_of_the_page_is_followed() -> None:
     assert len(FILES) + len(LINES) + 1 == DOCUMENT.count("```") / 2
 
 
-def test_an_editor_from_outside_gets_into_the_table(tmp_path: Path) -> None:
+def test_an_editor_from_outside_gets_into_the_table(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     for name in ("my_editor.py", "mine.yaml"):
         (tmp_path / name).write_text(FILES[name])
     run, table, query = COMMANDS.strip().split("\n")
     shell(run, tmp_path)
-    rows = [
-        line.split("|")[1].strip() for line in shell(table, tmp_path).splitlines() if "|" in line
-    ]
+    monkeypatch.chdir(tmp_path)
+
+    def typed(line: str) -> str:
+        program, *words = shlex.split(line)
+        assert program == "rledit"
+        return rledit(*words).stdout
+
+    rows = [line.split("|")[1].strip() for line in typed(table).splitlines() if "|" in line]
     assert {"unedited", "ultraedit", "gradient_step"} <= set(rows)
-    assert "(1 row)" in shell(query, tmp_path)
+    assert "(1 row)" in typed(query)
 
 
 def add_lines(path: Path, registry: str, block: str) -> None:

@@ -21,7 +21,7 @@ OWN_ROW = "RLEdit, paper's recipe"  # beside the release's, which the figures ar
 SMALLER = (
     "--set", "models=[{name: Llama-3-8B, preset: llama-3-8b-instruct}]",
     "--set", "editors=[{editor: none}, {editor: ft}, {editor: memit}, {editor: rledit}]",
-    "--set", "statistics={documents: 500, shards: 1}",
+    "--set", "statistics={documents: 100, shards: 1}",
 )  # fmt: skip
 
 

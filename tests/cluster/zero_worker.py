@@ -1,7 +1,7 @@
 """One of two ranks that share a model by ZeRO-3 and compare it with the whole one; see `test_zero`.
 
-Every rank runs the whole models too, and compares by itself. Which editors are tried on which
-family stands in ``editors.json``.
+The ranks run the whole models by turns, and each compares by itself. Which editors are tried on
+which family stands in ``editors.json``.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import dataclasses
 import json
 import random
 import sys
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from datetime import timedelta
 from pathlib import Path
@@ -19,6 +19,7 @@ from typing import Any
 
 import pytest
 import torch
+import torch.distributed as dist
 from torch import Tensor, nn
 from transformers import AutoModelForCausalLM
 
@@ -310,40 +311,57 @@ def whole(folder: Path, dtype: torch.dtype) -> EditableModel:
     return EditableModel(model, None, two_shapes(model))
 
 
+def in_turns(rank: int, size: int, folder: Path, work: Mapping[str, Callable[[], Any]]) -> Any:
+    """What each piece of work gives; every rank does its share of it, alone."""
+    for name in list(work)[rank::size]:
+        torch.save(work[name](), folder / f"{name}.pt")
+    dist.barrier()
+    return {name: torch.load(folder / f"{name}.pt") for name in work}
+
+
 def main(rank: int, size: int, folder: Path) -> None:
     """Do everything in one process group, and write it down."""
     torch.set_num_threads(1)
     chosen: dict[str, list[str]] = json.loads((folder / "editors.json").read_text())
-    # DeepSpeed replaces torch's linear function for the whole process when it first shards a
-    # model, so everything that is not sharded comes first.
-    expected = {case: trained_and_scored(whole(folder / case[0], case[1])) for case in EDITED}
-    with pytest.MonkeyPatch.context() as patch:
-        double_arithmetic(patch)
-        twins = {family: tiny_model(family) for family in MIXED}
-        results = {
-            family: mixed(EditableModel(copy.deepcopy(twin), None, two_shapes(twin)))
-            for family, twin in twins.items()
-        }
-        by_editor = {
-            family: edited_by(
-                EditableModel(copy.deepcopy(twin), None, two_shapes(twin)), chosen[family]
-            )
-            for family, twin in twins.items()
-            if family in chosen
-        }
     report: dict[str, Any] = {}
-    with joined(rank, size, f"file://{folder}/rendezvous", "gloo", timedelta(minutes=1)):
+    with joined(rank, size, f"file://{folder}/rendezvous", "gloo", timedelta(minutes=5)):
+        # DeepSpeed replaces torch's linear function for the whole process when it first shards a
+        # model, so everything that is not sharded comes first.
+        single = {
+            f"{family} {dtype}": lambda place=folder / family, dtype=dtype: trained_and_scored(
+                whole(place, dtype)
+            )
+            for family, dtype in EDITED
+        }
+        expected = in_turns(rank, size, folder, single)
+        with pytest.MonkeyPatch.context() as patch:
+            double_arithmetic(patch)
+            twins = {family: tiny_model(family) for family in MIXED}
+
+            def twin_of(family: str) -> EditableModel:
+                twin = copy.deepcopy(twins[family])
+                return EditableModel(twin, None, two_shapes(twin))
+
+            double: dict[str, Callable[[], Any]] = {}
+            for family in twins:
+                double[f"mixed {family}"] = lambda of=family: mixed(twin_of(of))
+                if family in chosen:
+                    double[f"editors {family}"] = lambda of=family: edited_by(
+                        twin_of(of), chosen[of]
+                    )
+            expected |= in_turns(rank, size, folder, double)
         for (family, dtype), offload in EDITED.items():
             model = open_sharded(
                 folder / family,
-                tuple(expected[family, dtype]["weights"]),
+                tuple(expected[f"{family} {dtype}"]["weights"]),
                 dtype=dtype,
                 settings=ZeroSettings(offload=offload),
                 with_tokenizer=False,
             )
             found = trained_and_scored(model)
-            errors = {kind: worst(found[kind], e) for kind, e in expected[family, dtype].items()}
-            report[f"{family} {dtype}"] = {"errors": errors, **state(model.model)}
+            case = f"{family} {dtype}"
+            errors = {kind: worst(found[kind], e) for kind, e in expected[case].items()}
+            report[case] = {"errors": errors, **state(model.model)}
         report["loaded"] = loaded(folder)
         try:
             open_sharded(folder / "broken", ("up:1",), with_tokenizer=False)
@@ -353,10 +371,11 @@ def main(rank: int, size: int, folder: Path) -> None:
             double_arithmetic(patch)
             for family, twin in twins.items():
                 model = shard(twin, two_shapes(twin))
-                errors = worst_by_kind(mixed(model), results[family])
+                errors = worst_by_kind(mixed(model), expected[f"mixed {family}"])
                 report[f"mixed {family}"] = {"errors": errors, **state(model.model)}
-                if family in by_editor:
-                    found, expect = edited_by(model, chosen[family]), by_editor[family]
+                if family in chosen:
+                    expect = expected[f"editors {family}"]
+                    found = edited_by(model, chosen[family])
                     report[f"editors {family}"] = {k: worst(found[k], expect[k]) for k in expect}
                     report[f"memories {family}"] = {
                         name: {

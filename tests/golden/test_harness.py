@@ -218,6 +218,7 @@ def test_a_float32_solve_is_as_uncertain_as_its_conditioning() -> None:
     assert condition < 1e3 and ridge > 10 * GRADIENT.limit
 
 
+@pytest.mark.slow
 def test_a_recording_that_is_uncertain_itself_is_held_to_its_conditioning(tmp_path: Path) -> None:
     """8e-3 off, as a float32 solve may be: accepted with large keys, refused with small ones."""
     name = "train/step2/net_grad_preclip/(24, 16).lamda.weight"

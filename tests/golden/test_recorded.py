@@ -76,14 +76,24 @@ def test_the_recordings_are_small_and_hold_what_is_claimed() -> None:
                 "valid/final/weight/model.layers.4.mlp.up_proj",
             ),
         ),
-        ("hypernet", "malmen_llama", ("train/step3/net_after_step/(64, 160).blocks.1.A",)),
-        ("hypernet", "mend_llama", ("train/step1/values_grad/model.layers.3.mlp.up_proj",)),
+        *(
+            pytest.param("hypernet", file, (name,), marks=pytest.mark.long)
+            for file, name in (
+                ("malmen_llama", "train/step3/net_after_step/(64, 160).blocks.1.A"),
+                ("mend_llama", "train/step1/values_grad/model.layers.3.mlp.up_proj"),
+            )
+        ),
         ("hypernet", "ultraedit_llama", ("valid/step3/keys/model.layers.2.mlp.gate_proj",)),
         ("locate", "gptj/stats", ("mom2.l1", "P")),
         ("locate", "gptj/memit_single", ("b0.l2.upd",)),
-        ("locate", "gptj/alphaedit", ("final.cache_c", "b2.l1.upd")),
-        ("locate", "gptj/rome", ("e3.W_after",)),
-        ("locate", "gptj/ft_plain", ("final.transformer.h.2.mlp.fc_out.weight",)),
+        *(
+            pytest.param("locate", file, names, marks=pytest.mark.long)
+            for file, names in (
+                ("gptj/alphaedit", ("final.cache_c", "b2.l1.upd")),
+                ("gptj/rome", ("e3.W_after",)),
+                ("gptj/ft_plain", ("final.transformer.h.2.mlp.fc_out.weight",)),
+            )
+        ),
     ],
 )
 def test_doctored_samples_fail(

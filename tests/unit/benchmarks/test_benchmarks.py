@@ -18,6 +18,7 @@ from tests.benchmarks.models import ModelShape, build, part, random_batches
 from tests.benchmarks.report import lines
 from tests.benchmarks.savings import WITHOUT
 from tests.benchmarks.steps import RATIOS, StepBenchmark
+from tests.unit.helpers.turns import marked
 
 TINY = ModelShape(
     family="llama",
@@ -89,9 +90,10 @@ def _run(name: str, folder: Path, *more: str) -> dict[str, Any]:
     return result
 
 
-@pytest.mark.long
 @pytest.mark.usefixtures("tiny")
-@pytest.mark.parametrize("name", ["small", "llama3-8b", "mistral-7b", "gpt-j-6b"])
+@pytest.mark.parametrize(
+    "name", marked(["small", "llama3-8b", "mistral-7b", "gpt-j-6b"], (), ("small", "gpt-j-6b"))
+)
 def test_step_presets(name: str, tmp_path: Path) -> None:
     result = _run(name, tmp_path, "--profile")
     configurations = result["configurations"]

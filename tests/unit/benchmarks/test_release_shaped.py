@@ -45,6 +45,7 @@ def given(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Material]:
         yield tiny_world(tmp_path_factory.mktemp("world"), 8, 8)
 
 
+@pytest.mark.long
 def test_all_contenders_do_the_same_job(given: Material, tmp_path: Path) -> None:
     torch.manual_seed(0)
     warm = WarmLibrary(given, SIZE, tmp_path / "store")
@@ -196,6 +197,7 @@ def test_without_rows_the_real_model_is_left_out() -> None:
     }
 
 
+@pytest.mark.long
 def test_the_preset_writes_the_figures_of_the_tiny_world(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -249,6 +251,7 @@ def test_the_command_gives_the_job_its_size(monkeypatch: pytest.MonkeyPatch) -> 
     assert not setting.pipeline
 
 
+@pytest.mark.long
 def test_cells_that_share_give_the_rows_that_they_give_alone(
     given: Material, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -152,12 +152,14 @@ def filled(run_paths: RunPaths) -> RunPaths:
     return run_paths
 
 
+@pytest.mark.long
 def test_equal_results_are_clean(run_paths: RunPaths, undisturbed: RunPaths) -> None:
     done = finish_times(Lake(run_paths.lake))
     assert len(done) == 3
     assert problems(run_paths, undisturbed, done) == []
 
 
+@pytest.mark.long
 def test_a_lost_cell_is_found(run_paths: RunPaths, undisturbed: RunPaths) -> None:
     lake = Lake(run_paths.lake)
     lake.forget(CELLS[0].address.cell_key)
@@ -166,6 +168,7 @@ def test_a_lost_cell_is_found(run_paths: RunPaths, undisturbed: RunPaths) -> Non
     assert any(problem.startswith("diff: ") for problem in found)
 
 
+@pytest.mark.long
 def test_a_file_too_many_is_found(run_paths: RunPaths, undisturbed: RunPaths) -> None:
     (file,) = Path(run_paths.lake).glob("scores/**/*ft*.parquet")
     shutil.copy(file, file.with_stem("doubled"))
@@ -173,6 +176,7 @@ def test_a_file_too_many_is_found(run_paths: RunPaths, undisturbed: RunPaths) ->
     assert "doubled.parquet is named by no cell" in found
 
 
+@pytest.mark.long
 def test_an_unfinished_file_that_looks_whole_is_found(
     run_paths: RunPaths, undisturbed: RunPaths
 ) -> None:
@@ -183,6 +187,7 @@ def test_an_unfinished_file_that_looks_whole_is_found(
     assert "looks whole" in found
 
 
+@pytest.mark.long
 def test_a_cell_that_ran_again_is_found(run_paths: RunPaths, undisturbed: RunPaths) -> None:
     before = {CELLS[1].address.cell_key: datetime(2020, 1, 1)}
     (found,) = problems(run_paths, undisturbed, before)
@@ -190,6 +195,7 @@ def test_a_cell_that_ran_again_is_found(run_paths: RunPaths, undisturbed: RunPat
 
 
 @pytest.mark.parametrize("state", ["states/k", "trained/k.progress", "statistics/k/0.progress"])
+@pytest.mark.long
 def test_a_state_that_was_left_is_found(
     state: str, run_paths: RunPaths, undisturbed: RunPaths
 ) -> None:
@@ -198,12 +204,14 @@ def test_a_state_that_was_left_is_found(
     assert "was not cleared" in found
 
 
+@pytest.mark.long
 def test_an_open_run_is_found(run_paths: RunPaths, undisturbed: RunPaths) -> None:
     Tracker(run_paths.tracking, "demo").start("left open")
     (found,) = problems(run_paths, undisturbed, {})
     assert found == "MLflow: 1 runs were left RUNNING"
 
 
+@pytest.mark.long
 def test_a_cell_that_mlflow_lacks_is_found(run_paths: RunPaths, undisturbed: RunPaths) -> None:
     lake, other = Lake(run_paths.lake), Lake(undisturbed.lake)
     more = dataclasses.replace(cell(editor="mend", n_batches=2, batch_size=3))

@@ -21,11 +21,17 @@ from tests.unit.helpers.tiny_models import (
     random_batches,
     tiny_model,
 )
+from tests.unit.helpers.turns import by_turns, marked
 
 FEW, MANY = 5, 16
 """Edits per batch: fewer rows than the narrowest linear has inputs, more than the widest has."""
 GROUP = 3
 """Loss group that divides neither, so that the last group of a batch is not full."""
+
+
+# Two families that have nothing in common; what is special about the others, other tests show.
+OFTEN = marked(FAMILIES, ("llama", "gptj"), ("gemma2",))
+SIZES = ((FEW, "pretrained"), (MANY, "previous"), (FEW, "previous"), (MANY, "pretrained"))
 
 
 @pytest.fixture(autouse=True)
@@ -49,9 +55,10 @@ def _agree(pair: Any, batches: list[EditBatch]) -> None:
         check(errors, pair.tolerance)
 
 
-@pytest.mark.parametrize("reference", ["pretrained", "previous"])
-@pytest.mark.parametrize("size", [FEW, MANY])
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize(
+    ("family", "size", "reference"),
+    by_turns(FAMILIES, SIZES, long=0),
+)
 def test_paper_mode_is_the_textbook(family: str, size: int, reference: str) -> None:
     batches = random_batches(3 if size == FEW else 2, size, group_size=GROUP)
     rows = [_rows(batch) for batch in batches]
@@ -60,14 +67,13 @@ def test_paper_mode_is_the_textbook(family: str, size: int, reference: str) -> N
     _agree(make_pair(family, kl_reference=reference), batches)
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", OFTEN)
 def test_a_step_learned_raw_is_the_textbook(family: str) -> None:
     """As published; the other tests learn it in log form, whose gradient has the same scale."""
     _agree(make_pair(family, step_form="raw"), random_batches(3, FEW, group_size=GROUP))
 
 
-@pytest.mark.parametrize("scale", [1e2, 1e3])
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize(("family", "scale"), by_turns(FAMILIES, (1e2, 1e3)))
 def test_outlier_dimensions(family: str, scale: float) -> None:
     model = tiny_model(family)
     add_outliers(model, scale)
@@ -84,7 +90,7 @@ def test_outlier_dimensions_with_many_edits() -> None:
     assert pair.book.condition > 1e6
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", OFTEN)
 def test_near_duplicate_keys(family: str) -> None:
     model = tiny_model(family)
     add_twin_tokens(model, 1e-6)
@@ -93,34 +99,40 @@ def test_near_duplicate_keys(family: str) -> None:
     assert pair.book.condition > 1e6
 
 
+EXECUTIONS = {
+    "one by one": Execution(token_budget=1),
+    "small micro-batches": Execution(token_budget=24),
+    "no cache": Execution(cache_bytes=0),
+    "small cache": Execution(cache_bytes=4096),
+}
+
+
 @pytest.mark.parametrize(
-    "execution",
-    [
-        Execution(token_budget=1),
-        Execution(token_budget=24),
-        Execution(cache_bytes=0),
-        Execution(cache_bytes=4096),
-    ],
-    ids=["one by one", "small micro-batches", "no cache", "small cache"],
+    ("family", "how"),
+    by_turns(["mistral", "gemma2", "gptj", "qwen2"], list(EXECUTIONS)),
 )
-@pytest.mark.parametrize("family", ["mistral", "gemma2", "gptj"])
-def test_execution_changes_no_number(family: str, execution: Execution) -> None:
-    _agree(make_pair(family, execution=execution), random_batches(2, FEW))
+def test_execution_changes_no_number(family: str, how: str) -> None:
+    _agree(make_pair(family, execution=EXECUTIONS[how]), random_batches(2, FEW))
 
 
 @pytest.mark.parametrize(
     "change",
     [
         {"depth": 1},
-        {"depth": 3},
         {"kl_reference": "previous"},
-        {"regularisation_gradient": False},
-        {"reg_coef": 0.0},
-        {"decay": 1.0},
-        {"max_grad_norm": 1e9},
         {"clipping": "every_batch"},
         {"locality_gradient": "unedited"},
-        {"loc_coef": 0.0},
+        *(
+            pytest.param(change, marks=pytest.mark.long)
+            for change in (
+                {"depth": 3},
+                {"regularisation_gradient": False},
+                {"reg_coef": 0.0},
+                {"decay": 1.0},
+                {"max_grad_norm": 1e9},
+                {"loc_coef": 0.0},
+            )
+        ),
     ],
     ids=str,
 )

@@ -86,8 +86,15 @@ def efficacies(lake: Lake, grid: str = "tiny") -> dict[str, float]:
 # In the library
 
 
-@pytest.mark.parametrize("z_clip", [0.0, 0.5])
-@pytest.mark.parametrize("name", ["ultraedit", "untrained", "rledit", "mend"])
+@pytest.mark.parametrize(
+    ("name", "z_clip"),
+    [
+        # By turns without and with a bound; the rest is long.
+        pytest.param(name, z_clip, marks=() if i % 2 == j else pytest.mark.long)
+        for i, name in enumerate(["ultraedit", "untrained", "rledit", "mend"])
+        for j, z_clip in enumerate([0.0, 0.5])
+    ],
+)
 def test_a_candidate_scores_what_editing_with_its_step_scores(
     name: str, z_clip: float, model: EditableModel, edits: list[Edit]
 ) -> None:
@@ -308,6 +315,7 @@ def lake(cache: Path, tmp_path_factory: pytest.TempPathFactory) -> Lake:
     return run(cells(f"editors={more}", stream), cache, tmp_path_factory.mktemp("lake"))
 
 
+@pytest.mark.long
 def test_hypernetworks_without_any_setting_edit(lake: Lake) -> None:
     found = efficacies(lake)
     assert found["rledit"] >= found["none"] + 20

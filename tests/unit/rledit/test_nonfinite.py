@@ -337,7 +337,7 @@ places = st.sampled_from(sorted(PARAMETERS)).flatmap(
 )
 
 
-@settings(max_examples=40, deadline=None, suppress_health_check=list(HealthCheck))
+@settings(max_examples=15, deadline=None, suppress_health_check=list(HealthCheck))
 @given(
     place=places,
     value=st.sampled_from([NAN, INF, -INF]),

@@ -4,6 +4,7 @@ solves."""
 from __future__ import annotations
 
 import copy
+from itertools import product
 
 import pytest
 import torch
@@ -25,6 +26,7 @@ from tests.unit.helpers.tiny_models import (
     tiny_model,
     two_shapes,
 )
+from tests.unit.helpers.turns import by_turns
 
 
 @pytest.fixture(autouse=True)
@@ -43,9 +45,10 @@ def _plain(model: EditableModel, sample: Sample) -> Tensor:
     return output[0, sample.answer_positions]
 
 
-@pytest.mark.parametrize("narrow", [True, False])
-@pytest.mark.parametrize("modules", [("down:0",), ("up:2",), ("down:3",)], ids=str)
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize(
+    ("family", "modules", "narrow"),
+    by_turns(FAMILIES, list(product([("down:0",), ("up:2",), ("down:3",)], [True, False])), long=2),
+)
 def test_restarted_trunk_equals_the_whole_model(
     family: str, modules: tuple[str, ...], narrow: bool
 ) -> None:

@@ -24,9 +24,13 @@ from rledit.editors import EDITORS
 from rledit.editors.overlay_editor import OverlayEditor
 from rledit.editors.ultraedit import UltraEdit
 from tests.unit.helpers.prepared import prepared_model
+from tests.unit.helpers.turns import marked
 
 TINY = Path(__file__).parents[2] / "cluster" / "tiny.yaml"
 SAFE = [name for name, cls in EDITORS.items() if cls.prefix_safe]
+# All day one of each kind.
+OFTEN = ("none", "ft", "rome", "memit", "alphaedit", "wise")
+USUAL = ("prune", "rect", "ultraedit", "grace", "memoir")  # the published table's, and others
 SHORT, LONG, BATCH = 2, 4, 4
 FEW = {"value_steps": 4, "steps": 3}
 HARDLY_TAUGHT = "models.llama-tiny.overrides={steps: 40}"
@@ -103,7 +107,7 @@ def assert_prefix(short: StreamRows, long: StreamRows) -> None:
     assert measured(short) == pytest.approx(measured(long), rel=1e-3, abs=1e-5)
 
 
-@pytest.mark.parametrize("editor", SAFE)
+@pytest.mark.parametrize("editor", marked(SAFE, OFTEN, USUAL))
 def test_a_prefix_is_the_shorter_stream(editor: str, prepared: tuple[Path, Cache]) -> None:
     short, long = streams(editor, prepared)
     assert_prefix(short, long)

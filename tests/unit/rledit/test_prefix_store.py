@@ -225,7 +225,9 @@ def _lacking_rows(path: Path) -> None:
     save_file({**tensors, "hidden": tensors["hidden"][1:].clone()}, path, identity)
 
 
-@pytest.mark.parametrize("damage", [_cut, _empty, _lacking_rows])
+@pytest.mark.parametrize(
+    "damage", [_cut, *(pytest.param(d, marks=pytest.mark.long) for d in (_empty, _lacking_rows))]
+)
 def test_a_broken_file_is_removed_and_its_prompts_are_recorded_again(
     damage: Any, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -313,6 +315,7 @@ def editor_on(model: EditableModel) -> RLEdit:
     return RLEdit(model, config)
 
 
+@pytest.mark.long
 def test_training_is_equal_cold_warm_and_resumed(
     tmp_path: Path, recorded: list[tuple[int, ...]]
 ) -> None:

@@ -52,6 +52,10 @@ TRAINED: dict[str, tuple[str, str, dict[str, Any]]] = {
 }
 
 
+# Of these `make test` trains in processes of their own, in tests/cluster/test_ranks.py.
+IN_PROCESSES = ("gptj, previous", "gemma2, official", "mistral, mend of all tokens")
+
+
 @dataclass(frozen=True)
 class Place:
     """A rank that has nothing to sum."""
@@ -121,11 +125,12 @@ def same_bits(results: list[dict[str, Tensor]]) -> bool:
 @pytest.mark.parametrize(
     ("case", "in_step", "size"),
     [
-        ("llama", False, 2),
-        ("llama", True, 2),
+        pytest.param("llama", False, 2, marks=pytest.mark.long),
+        pytest.param("llama", True, 2, marks=pytest.mark.long),
         *(
-            pytest.param(case, True, 3, marks=() if case == "llama" else pytest.mark.long)
+            pytest.param(case, True, 3, marks=pytest.mark.slow if case in IN_PROCESSES else mark)
             for case in TRAINED
+            for mark in [() if case == "llama" else pytest.mark.long]
         ),
     ],
 )
@@ -158,7 +163,12 @@ def edited(name: str, model: EditableModel) -> dict[str, Tensor]:
 
 @pytest.mark.parametrize(
     ("name", "family"),
-    [("ft", "gpt2"), ("ft_l", "llama"), ("locft", "gptj"), ("ultraedit", "gpt2")],
+    [
+        ("ft", "gpt2"),
+        pytest.param("ft_l", "llama", marks=pytest.mark.long),
+        pytest.param("locft", "gptj", marks=pytest.mark.long),
+        ("ultraedit", "gpt2"),
+    ],
 )
 def test_editors_that_are_not_trained(name: str, family: str) -> None:
     expected = edited(name, opened(family, SingleProcess())[0])

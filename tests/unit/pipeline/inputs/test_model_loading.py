@@ -166,7 +166,13 @@ PUBLISHED: dict[str, tuple[dict[str, Any], float]] = {
 }  # fmt: skip
 
 
-@pytest.mark.parametrize("family", PUBLISHED)
+@pytest.mark.parametrize(
+    "family",
+    [
+        f if f in ("gpt_neox", "gpt2") else pytest.param(f, marks=pytest.mark.long)
+        for f in PUBLISHED
+    ],
+)
 def test_parameters_are_those_of_the_published_models(family: str, tmp_path: Path) -> None:
     assert family in {**LISTED, **UNLIKE}
     sizes, millions = PUBLISHED[family]

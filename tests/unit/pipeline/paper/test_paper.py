@@ -542,8 +542,15 @@ def test_shares_of_other_articles_are_shown_in_percent_under_our_names() -> None
     assert all(max(own) == 0 or max(own) > 1 for own in scores)
 
 
-@pytest.mark.parametrize("name", sorted(LAYOUTS))
-@pytest.mark.parametrize("fmt", FORMATS)
+@pytest.mark.parametrize(
+    ("fmt", "name"),
+    [
+        # By turns: each layout in a format, each format of a layout or more; the rest is long.
+        pytest.param(fmt, name, marks=() if i % len(FORMATS) == j else pytest.mark.long)
+        for i, name in enumerate(sorted(LAYOUTS))
+        for j, fmt in enumerate(FORMATS)
+    ],
+)
 def test_every_layout_renders_in_every_format(lake: Lake, name: str, fmt: str) -> None:
     lake.commit(cell("rledit", (89.0, 87.0, 45.0), scale="proxy"))
     text = render_paper_table(paper_table(lake, name), fmt)

@@ -22,6 +22,7 @@ from pipeline.run.export import export
 from pipeline.run.tasks import FOUND, perform, tasks_of
 from pipeline.storage.run_paths import RunPaths
 from rledit.editors import editor_class
+from rledit.measurements import fluency
 from tests.unit.helpers.old_lakes import result_of
 
 GRID = Path(__file__).parents[3] / "cluster" / "tiny.yaml"
@@ -116,7 +117,10 @@ def test_a_longer_stream_contains_a_shorter_one_where_the_editor_is_safe_to_cut(
     assert contains(identity_of(whole), identity_of(part), safe) == contained
 
 
-def test_of_two_grids_in_one_lake_nothing_shared_is_run_twice(tmp_path: Path) -> None:
+def test_of_two_grids_in_one_lake_nothing_shared_is_run_twice(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(fluency, "TEXT_TOKENS", 5)
     run_paths = RunPaths.under(tmp_path)
     lake = Lake(run_paths.lake)
     wide = make_plan(grid(*WIDE), lake)

@@ -28,6 +28,7 @@ from pipeline.results.lake.records import CellAddress, CellResult
 from pipeline.results.query import connect, runs
 from rledit.editors import editor_class
 from rledit.measurements.downstream import TASKS
+from tests.unit.helpers.turns import marked
 
 ROOT = Path(__file__).parents[4]
 MAKEFILE = (ROOT / "Makefile").read_text()
@@ -106,8 +107,8 @@ def test_at_full_scale_every_point_of_a_curve_is_measured_and_no_edit_made_twice
             assert section.edits_at // batch_size in points, section.title
 
 
-@pytest.mark.long
-@pytest.mark.parametrize("name", SHOWN)
+# Three that between them have every kind of figure.
+@pytest.mark.parametrize("name", marked(SHOWN, (), ("table5", "fig7", "fig8")))
 def test_every_figure_and_every_table_is_there(
     name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

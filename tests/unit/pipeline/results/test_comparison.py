@@ -71,6 +71,7 @@ def test_what_was_run_differently_is_said(page: str) -> None:
     assert '<a href="https://arxiv.org/abs/2502.05759">rledit</a>' in page
 
 
+@pytest.mark.long
 def test_at_both_widths_it_can_be_read(page: str, tmp_path: Path) -> None:
     for width in (1400, 390):
         seen = look_at(page, width, tmp_path)

@@ -123,6 +123,7 @@ def test_one_table_and_one_frontier_come_first(page: str) -> None:
     assert '<a href="https://arxiv.org/abs/2502.05759">rledit</a>' in out
 
 
+@pytest.mark.long
 def test_at_both_widths_nothing_scrolls_sideways_and_no_label_lies_on_another(
     page: str, tmp_path: Path
 ) -> None:
@@ -133,6 +134,7 @@ def test_at_both_widths_nothing_scrolls_sideways_and_no_label_lies_on_another(
         assert (seen.overlaps, seen.cut, seen.small) == ([], [], [])
 
 
+@pytest.mark.long
 def test_it_is_dark_where_the_reader_is(page: str, tmp_path: Path) -> None:
     light, dark = (look_at(page, 1400, tmp_path, dark=dark) for dark in (False, True))
     assert not light.dark and dark.dark

@@ -18,6 +18,7 @@ from pipeline.results.query import runs
 from pipeline.results.rendering import FORMATS, render_table
 from pipeline.results.tables import TableError, build_table
 from tests.unit.helpers.lake_fixtures import RUN_COLUMNS, address, cell, demo_cells
+from tests.unit.helpers.turns import marked
 
 
 def row(**changes: Any) -> dict[str, Any]:
@@ -220,7 +221,7 @@ def parquet_rows(root: str) -> list[dict[str, Any]]:
     return [dict(zip(answer.columns, values, strict=True)) for values in answer.fetchall()]
 
 
-@pytest.mark.parametrize("fmt", FORMATS)
+@pytest.mark.parametrize("fmt", marked(FORMATS, list(FORMATS)[:1]))
 def test_one_table_from_the_lake_and_from_its_plain_files(lake: Lake, fmt: str) -> None:
     expected = render_table(build_table(runs(lake, "demo")), fmt)
     assert "failed" in expected and ("official" in expected)

@@ -72,15 +72,15 @@ def test_two_workers_add_up_to_one(folder: Path, tmp_path: Path) -> None:
         assert one[name].norm() > 0
 
 
-CRISP = cells_of(
-    load_grid(
-        GRID,
-        [
-            "editors=[{editor: crispedit, settings: {recompute_at: 1.0e-6}}]",
-            "statistics={documents: 300, shards: 2}",
-        ],
-    )
-)[0]
+def crisp(documents: int) -> Cell:
+    changes = [
+        "editors=[{editor: crispedit, settings: {recompute_at: 1.0e-6}}]",
+        f"statistics={{documents: {documents}, shards: 2}}",
+    ]
+    return cells_of(load_grid(GRID, changes))[0]
+
+
+CRISP = crisp(300)
 
 
 def test_covariances_of_output_gradients_lie_beside_those_of_keys(
@@ -114,16 +114,16 @@ def test_the_sums_of_keys_alone_are_a_task_of_their_own(tmp_path: Path) -> None:
 def test_an_editor_that_takes_covariances_anew_gets_the_texts_of_all_shards(
     folder: Path, tmp_path: Path
 ) -> None:
+    chosen = crisp(40)  # each of them is run again whenever a covariance is taken anew
     for shard in range(2):
-        covariance.collect(CRISP, shard, folder, Cache(tmp_path), silent)
-    rows = edit_stream(CRISP, folder, Cache(tmp_path), None, silent)
+        covariance.collect(chosen, shard, folder, Cache(tmp_path), silent)
+    rows = edit_stream(chosen, folder, Cache(tmp_path), None, silent)
     anew = [row["value"] for row in rows.steps if row["metric"] == "recomputed"]
     assert anew and min(anew) >= 1
-    texts = covariance.texts_of(CRISP, open_model(CRISP, folder))
-    assert len(texts) == 300 and set(map(tuple, texts)) == {
-        tuple(ids)
-        for shard in range(2)
-        for ids in covariance.shard_of(CRISP, open_model(CRISP, folder), shard)
+    opened = open_model(chosen, folder)
+    texts = covariance.texts_of(chosen, opened)
+    assert len(texts) == 40 and set(map(tuple, texts)) == {
+        tuple(ids) for shard in range(2) for ids in covariance.shard_of(chosen, opened, shard)
     }
 
 

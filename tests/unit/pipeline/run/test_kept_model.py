@@ -6,6 +6,7 @@ import os
 import shutil
 import weakref
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -44,9 +45,9 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return prepared_model(cells()[0], Cache(tmp_path_factory.mktemp("models"))).parent
 
 
-@pytest.fixture
-def loads(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[Path]]:
-    """Folders that models are loaded from."""
+@contextmanager
+def counted_loads() -> Iterator[list[Path]]:
+    """Folders that models are loaded from, by a new worker."""
     folders: list[Path] = []
     whole = prepare.load_model
 
@@ -54,10 +55,27 @@ def loads(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[Path]]:
         folders.append(folder)
         return whole(folder, dtype)
 
-    monkeypatch.setattr(prepare, "load_model", load)
-    kept_model.drop()
-    yield folders
-    kept_model.drop()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(prepare, "load_model", load)
+        kept_model.drop()
+        yield folders
+        kept_model.drop()
+
+
+@pytest.fixture
+def loads() -> Iterator[list[Path]]:
+    with counted_loads() as folders:
+        yield folders
+
+
+@pytest.fixture(scope="module")
+def fresh(models: Path, tmp_path_factory: pytest.TempPathFactory) -> RunPaths:
+    """Where all cells lie, each task of which loaded its model."""
+    where = places(tmp_path_factory.mktemp("fresh") / "run", models)
+    with counted_loads() as folders:
+        done(cells(), where, anew=True)
+        assert len(folders) > len(cells())
+    return where
 
 
 def cells(*changes: str) -> list[Cell]:
@@ -96,20 +114,18 @@ def rows(chosen: Cell, where: RunPaths) -> dict[str, Any]:
 
 
 def test_cells_of_one_worker_have_the_rows_of_fresh_ones(
-    models: Path, tmp_path: Path, loads: list[Path]
+    models: Path, fresh: RunPaths, tmp_path: Path, loads: list[Path]
 ) -> None:
     """Editors that write whole matrices, shifts, other modules; trainings between them."""
     chosen = cells()
-    fresh, one = places(tmp_path / "fresh", models), places(tmp_path / "one", models)
-    done(chosen, fresh, anew=True)
-    assert len(loads) > len(chosen)
-    start_again(loads)
+    one = places(tmp_path / "one", models)
     done(chosen, one, anew=False)
     assert len(loads) == 1
     for cell in chosen:
         assert rows(cell, one) == rows(cell, fresh), cell.label
 
 
+@pytest.mark.long
 def test_a_memory_beside_the_model_is_taken_off_it(
     models: Path, tmp_path: Path, loads: list[Path], caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -124,12 +140,10 @@ def test_a_memory_beside_the_model_is_taken_off_it(
 
 
 def test_a_cell_after_one_that_failed_in_its_midst_has_the_rows_of_a_fresh_one(
-    models: Path, tmp_path: Path, loads: list[Path]
+    models: Path, fresh: RunPaths, tmp_path: Path, loads: list[Path]
 ) -> None:
     first, second = cells()[:2]
-    fresh, one = places(tmp_path / "fresh", models), places(tmp_path / "one", models)
-    done([second], fresh, anew=True)
-    start_again(loads)
+    one = places(tmp_path / "one", models)
 
     def stop(stage: Stage, count: int, total: int, *_: object) -> None:
         if stage == "edit" and count == 2:
@@ -150,6 +164,7 @@ def test_a_cell_after_one_that_failed_in_its_midst_has_the_rows_of_a_fresh_one(
 def test_a_model_that_cannot_be_restored_is_dropped_with_a_warning(
     harm: str,
     models: Path,
+    fresh: RunPaths,
     tmp_path: Path,
     loads: list[Path],
     monkeypatch: pytest.MonkeyPatch,
@@ -157,9 +172,6 @@ def test_a_model_that_cannot_be_restored_is_dropped_with_a_warning(
 ) -> None:
     first, second = cells()[:2]
     where = places(tmp_path / "one", models)
-    fresh = places(tmp_path / "fresh", models)
-    done([second], fresh, anew=True)
-    start_again(loads)
     lend = kept_model.lend
 
     def harmed(model: Any) -> None:
@@ -182,6 +194,7 @@ def test_a_model_that_cannot_be_restored_is_dropped_with_a_warning(
     assert rows(second, where) == rows(second, fresh)
 
 
+@pytest.mark.long
 def test_another_model_takes_the_place_of_the_kept_one(
     models: Path, tmp_path: Path, loads: list[Path]
 ) -> None:

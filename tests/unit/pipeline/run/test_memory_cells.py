@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import runpy
 import subprocess
 import sys
 from contextlib import nullcontext
@@ -44,6 +45,7 @@ SETTINGS = {
     "memoir": "{target_modules: ['down:0'], contexts: [], steps: 15, lr: 3.0}",
 }
 NAMES = [name for name, cls in EDITORS.items() if issubclass(cls, OverlayEditor)]
+FIRST = [NAMES[0], *(pytest.param(name, marks=pytest.mark.long) for name in NAMES[1:])]
 TIMES = ("edit_seconds", "route_ms")
 
 
@@ -69,7 +71,7 @@ def steps(rows: StreamRows) -> list[tuple[Any, ...]]:
     return [(r["step"], r["metric"], r["value"]) for r in rows.steps if r["metric"] not in TIMES]
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", FIRST)
 def test_a_checkpoint_says_what_was_routed(name: str, models: Cache, tmp_path: Path) -> None:
     cell, cache = placed(models, tmp_path / "cache", name)
     rows = edit_stream(cell, prepared_model(cell, cache), cache, None, silent)
@@ -85,7 +87,7 @@ def test_a_checkpoint_says_what_was_routed(name: str, models: Cache, tmp_path: P
     assert efficacy[cell.n_edits, protocol] > efficacy[0, protocol] + 20
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", FIRST)
 def test_a_stream_that_was_cut_goes_on_to_the_same_rows(
     name: str, models: Cache, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -122,7 +124,11 @@ def test_a_stream_that_was_cut_goes_on_to_the_same_rows(
             name,
             kept,
             id=f"{name}-{'kept' if kept else 'run again'}",
-            marks=() if kept and name == NAMES[0] else pytest.mark.long,
+            marks=()
+            if kept and name == NAMES[0]
+            else pytest.mark.long
+            if kept or name == NAMES[0]
+            else pytest.mark.slow,
         )
         for name in NAMES
         for kept in (True, False)
@@ -169,9 +175,14 @@ def test_an_export_is_the_unedited_model_with_the_memory_and_a_loader(
         own = again.model(input_ids=prompt).logits[0, -1]
         before = bare.model(input_ids=prompt).logits[0, -1]
     assert not torch.allclose(own, before)
-    code = "import load_edited; print(load_edited.load_edited()[0](input_ids=__import__('torch')"
-    code += f".tensor({prompt.tolist()})).logits[0, -1].argmax().item())"
-    if kept:
+    loaded = runpy.run_path(str(folder / "load_edited.py"))["load_edited"]()[0]
+    with torch.no_grad():
+        assert torch.equal(loaded(input_ids=prompt).logits[0, -1], own)
+    if kept and name == NAMES[1]:  # once as a user does, in a process of its own
+        code = (
+            "import load_edited; print(load_edited.load_edited()[0](input_ids=__import__('torch')"
+        )
+        code += f".tensor({prompt.tolist()})).logits[0, -1].argmax().item())"
         root = Path(__file__).parents[4]
         done = subprocess.run(
             [sys.executable, "-c", code],
@@ -192,7 +203,7 @@ def test_a_ledger_takes_no_editor_with_a_memory(name: str) -> None:
         method_of(model, name)
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", FIRST)
 def test_the_lake_has_the_routing_of_every_checkpoint(
     name: str, models: Cache, tmp_path: Path
 ) -> None:

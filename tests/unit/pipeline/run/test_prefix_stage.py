@@ -19,10 +19,11 @@ from pipeline.plan.prefixes import store_choice
 from pipeline.run.cache import Cache
 from pipeline.run.reporting import Stage, silent
 from pipeline.run.stages import edit, prefixes, train
-from pipeline.run.stages.prepare import open_model, prepare_model
+from pipeline.run.stages.prepare import open_model
 from rledit import prefix_store
 from rledit.prefix_passes import PrefixPasses
 from rledit.protocols import reading
+from tests.unit.helpers.prepared import prepared_model
 
 GRID = Path(__file__).parents[3] / "cluster" / "tiny.yaml"
 UPPER = "models.llama-tiny.target_modules=[down:1]"
@@ -39,7 +40,7 @@ def cell(editor: str, *overrides: str) -> Cell:
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return prepare_model(cell("ultraedit"), Cache(tmp_path_factory.mktemp("models")), silent)
+    return prepared_model(cell("ultraedit"), Cache(tmp_path_factory.mktemp("models")))
 
 
 @pytest.fixture(autouse=True)
@@ -92,7 +93,7 @@ def without_times(rows: edit.StreamRows) -> dict[str, Any]:
     return found
 
 
-@pytest.mark.parametrize("editor", ["ultraedit", "rledit"])
+@pytest.mark.parametrize("editor", [pytest.param("ultraedit", marks=pytest.mark.long), "rledit"])
 def test_a_second_cell_runs_nothing_below_and_asks_the_unedited_model_nothing(
     editor: str, folder: Path, tmp_path: Path, recorded: list[bytes], readings: list[int]
 ) -> None:
@@ -210,6 +211,7 @@ def test_two_cells_at_once_run_no_prompt_twice(
     assert list((tmp_path / "leases").glob("*.json")) == []
 
 
+@pytest.mark.long
 def test_a_full_disk_leaves_the_rows_as_they_are(
     folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -75,7 +75,11 @@ def mean(rows: StreamRows, checkpoint: int, metric: str = "efficacy") -> float:
 
 @pytest.mark.parametrize(
     ("editor", "settings"),
-    [("dafnet", SEQUENCES), ("instructedit", INSTRUCTED), ("hiedit", GATED)],
+    [
+        ("hiedit", GATED),
+        pytest.param("dafnet", SEQUENCES, marks=pytest.mark.long),
+        pytest.param("instructedit", INSTRUCTED, marks=pytest.mark.long),
+    ],
 )
 def test_training_and_a_stream_on_the_world(
     editor: str, settings: dict[str, Any], tmp_path: Path

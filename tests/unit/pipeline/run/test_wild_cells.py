@@ -152,6 +152,7 @@ def test_a_run_judges_where_it_is_told_to_and_sends_nothing_otherwise(
     results: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("pipeline.run.driver.run_plan", lambda *_: 0)  # all cells are done
+    monkeypatch.setattr("pipeline.cli.grids.write_report_files", lambda *_: "page")  # drawn slowly
     editors = "editors=[{editor: none}, {editor: ultraedit, settings: {step: 0.05}}]"
     arguments = [str(GRID), "--set", editors, "--set", WILD, "--results", str(results)]
 

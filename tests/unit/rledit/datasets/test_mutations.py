@@ -27,7 +27,7 @@ from rledit.records import Edit
 
 FILE = "folder/mutated.json"
 QUICK = settings(
-    max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+    max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
 )
 
 SCALARS = (

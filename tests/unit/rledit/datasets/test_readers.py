@@ -245,7 +245,7 @@ def assert_located(error: RowError) -> None:
 
 
 @pytest.mark.parametrize("name", NAMES)
-@settings(max_examples=120, deadline=None)
+@settings(max_examples=40, deadline=None)
 @given(data=st.data())
 def test_mutated_rows_give_edits_or_file_row_and_reason(name: str, data: st.DataObject) -> None:
     form = FORMATS[name]
@@ -263,7 +263,7 @@ def test_mutated_rows_give_edits_or_file_row_and_reason(name: str, data: st.Data
         assert all(probe.prompt.strip() and probe.answer.strip() for probe in edit.locality)
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=50, deadline=None)
 @given(row=GARBAGE)
 def test_garbage_is_no_schema_and_no_crash(row: Any) -> None:
     with pytest.raises(RowError) as caught:

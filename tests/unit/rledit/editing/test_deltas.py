@@ -30,6 +30,7 @@ DENSE = ("ft", "locft", "crispedit", "rect", "ultraedit")
 EITHER = ("lyaplock",)
 # In bfloat16 all day: one whose terms are kept and one that is dense.
 HALVED = {"rome", "ft"}
+OFTEN = {"ultraedit", "memit", *HALVED}  # all day
 
 
 @pytest.fixture(scope="module")
@@ -41,10 +42,16 @@ def supplies(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.mark.parametrize(
     ("editor", "dtype"),
     [
-        *((editor, torch.float32) for editor in SETTINGS),
-        *((editor, torch.bfloat16) for editor in sorted(HALVED)),
+        *(
+            pytest.param(editor, torch.float32, marks=() if editor in OFTEN else pytest.mark.long)
+            for editor in SETTINGS
+        ),
         *(
             pytest.param(editor, torch.bfloat16, marks=pytest.mark.long)
+            for editor in sorted(HALVED)
+        ),
+        *(
+            pytest.param(editor, torch.bfloat16, marks=pytest.mark.slow)
             for editor in sorted(SETTINGS.keys() - HALVED)
         ),
     ],

@@ -18,6 +18,7 @@ from rledit.editing import Delta, Host, Ledger, LedgerError, ModelRecord, Sessio
 from rledit.editing.files import PARTIAL
 from rledit.shift import LowRankShift
 from tests.unit.helpers.small_editing import STEP, equal, learnt, rows, weights_of
+from tests.unit.helpers.turns import marked
 
 ULTRA: dict[str, Any] = {"editor": "ultraedit", "settings": STEP, "floor": 0, "passes": 2}
 MODEL = ModelRecord(fingerprint="f" * 64, reference="somewhere", dtype="float32")
@@ -158,8 +159,7 @@ for number in range(first, last + 1):
 """
 
 
-@pytest.mark.long
-@pytest.mark.parametrize("where", ["fsync", "replace"])
+@pytest.mark.parametrize("where", marked(["fsync", "replace"], (), ("fsync",)))
 def test_a_thousand_edits_in_a_hundred_sessions_and_kills_in_the_middle_of_a_write(
     where: str, tmp_path: Path
 ) -> None:

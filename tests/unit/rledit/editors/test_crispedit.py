@@ -336,8 +336,17 @@ CASES = [
 ]
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-@pytest.mark.parametrize("settings", CASES, ids=str)
+@pytest.mark.parametrize(
+    ("settings", "dtype"),
+    [
+        # By turns in one precision and the other; the rest is long.
+        pytest.param(
+            case, dtype, marks=() if i % 2 == j else pytest.mark.long, id=f"{case}-{dtype}"
+        )
+        for i, case in enumerate(CASES)
+        for j, dtype in enumerate([torch.float32, torch.bfloat16])
+    ],
+)
 def test_a_resumed_stream_equals_a_straight_one(
     settings: dict[str, Any], dtype: torch.dtype
 ) -> None:
@@ -415,7 +424,9 @@ def test_recipes_decide_what_is_projected_and_how_much_is_kept() -> None:
     assert "texts" in CrispEdit.needs_of(CrispEditConfig(modules=MODULES, recompute_at=0.25))
 
 
-@pytest.mark.parametrize("in_step", [False, True], ids=["whole", "sharded"])
+@pytest.mark.parametrize(
+    "in_step", [pytest.param(False, marks=pytest.mark.long), True], ids=["whole", "sharded"]
+)
 def test_several_ranks_give_the_matrices_of_one(in_step: bool) -> None:
     def work(ranks: Any) -> dict[str, Tensor]:
         access = InStep() if in_step and not isinstance(ranks, SingleProcess) else None

@@ -339,6 +339,7 @@ def _again(editor: DAFNet, batch: EditBatch, n: int) -> dict[str, Tensor]:
     return found
 
 
+@pytest.mark.long
 def test_training_lowers_its_loss() -> None:
     editor = made(meta_lr=3e-3, step_lr=3e-3, curriculum_patience=10**6)
     batch = encoded(editor, random_edits(1))

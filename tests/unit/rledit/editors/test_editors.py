@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import fields, replace
-from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +22,7 @@ from rledit.scoring import Scorer
 from rledit.tokenization import EditBatch, Sample, TokenizationError
 from tests.unit.helpers.text_edits import equip, random_edits, text_batches, tiny_tokenizer
 from tests.unit.helpers.tiny_models import tiny_model, two_shapes
+from tests.unit.helpers.turns import by_turns, marked
 
 # Small networks, few steps, and steps large enough for edits to show in float32.
 SETTINGS: dict[str, Any] = {
@@ -69,18 +69,20 @@ EDITING = [name for name in EDITORS if name != "none"]
 # One editor of each mechanism; the others differ from these in what they solve.
 MECHANISMS = ("ultraedit", "rledit", "rome", "memit", "ft", "wise")
 DTYPES = (torch.float32, torch.bfloat16)
+OFTEN = {(name, DTYPES[i % 2]) for i, name in enumerate(MECHANISMS)}
 
 
 def product_of(others: Iterable[Any]) -> list[Any]:
-    """All editors with the first of the others, those of MECHANISMS with each; the rest is long."""
+    """All editors with the first of the others; two of MECHANISMS with each, by turns, the rest of
+    MECHANISMS long, other editors slow."""
     first, *more = others
-    pairs = [(first, name) for name in EDITING] + list(product(more, EDITING))
-    return [
-        pytest.param(
-            other, name, marks=() if other == first or name in MECHANISMS else pytest.mark.long
-        )
-        for other, name in pairs
-    ]
+    found: list[Any] = [(first, name) for name in EDITING]
+    for i, other in enumerate(more):
+        often = {MECHANISMS[i % 6], MECHANISMS[(i + 3) % 6]}
+        for name in EDITING:
+            rest = pytest.mark.long if name in MECHANISMS else pytest.mark.slow
+            found.append(pytest.param(other, name, marks=() if name in often else rest))
+    return found
 
 
 def make(
@@ -165,7 +167,22 @@ def test_restoring_is_bit_exact(name: str, dtype: torch.dtype) -> None:
     assert same(before, matrices(editor))
 
 
-@pytest.mark.parametrize(("dtype", "name"), product_of(DTYPES))
+@pytest.mark.parametrize(
+    ("name", "dtype"),
+    [
+        pytest.param(
+            name,
+            dtype,
+            marks=pytest.mark.long
+            if dtype == DTYPES[0] or name in MECHANISMS
+            else pytest.mark.slow,
+        )
+        if (name, dtype) not in OFTEN
+        else (name, dtype)
+        for dtype in DTYPES
+        for name in EDITING
+    ],
+)
 def test_resuming_at_a_batch_equals_a_straight_run(name: str, dtype: torch.dtype) -> None:
     straight = make(name, dtype=dtype)
     stream = batches(straight, 4)
@@ -182,7 +199,7 @@ def test_resuming_at_a_batch_equals_a_straight_run(name: str, dtype: torch.dtype
     assert same(matrices(straight), matrices(resumed))
 
 
-@pytest.mark.parametrize("name", EDITING)
+@pytest.mark.parametrize("name", marked(EDITING, MECHANISMS))
 def test_two_cells_do_not_leak_into_each_other(name: str) -> None:
     first, second = make(name), make(name)
     for batch in batches(first, 2, seed=1):
@@ -264,7 +281,7 @@ def test_state_of_another_editor_is_refused(name: str) -> None:
 TRAINABLE = [n for n in EDITORS if issubclass(EDITORS[n], TrainableEditor)]
 
 
-@pytest.mark.parametrize("name", TRAINABLE)
+@pytest.mark.parametrize("name", marked(TRAINABLE, ("rledit", "hiedit", "mend")))
 def test_training_resumed_in_the_middle_equals_training_straight_through(name: str) -> None:
     straight, resumed = make(name), make(name)
     trajectories = [batches(straight, 3, seed=s) for s in range(4)]
@@ -367,8 +384,7 @@ def test_what_is_read_of_the_unedited_model_never_sees_the_memory(name: str) -> 
         assert before.score(6) == unedited
 
 
-@pytest.mark.parametrize("family", ["llama", "gptj"])
-@pytest.mark.parametrize("name", OVERLAYS)
+@pytest.mark.parametrize(("name", "family"), by_turns(OVERLAYS, ["llama", "gptj"]))
 def test_a_prompt_is_answered_alike_in_any_company(
     name: str, family: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:

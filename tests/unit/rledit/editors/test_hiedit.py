@@ -17,6 +17,7 @@ from rledit.model import EditableModel, Execution
 from rledit.tokenization import EditBatch
 from tests.unit.helpers.text_edits import text_batches, tiny_tokenizer
 from tests.unit.helpers.tiny_models import tiny_model, two_shapes
+from tests.unit.helpers.turns import by_turns
 
 SMALL: dict[str, Any] = {
     "rank": 3, "n_blocks": 2, "initial_step": 1e-2, "meta_lr": 1e-3, "depth": 2, "gate_width": 8,
@@ -81,8 +82,9 @@ def test_a_mask_is_exact_and_its_gradient_is_the_logits() -> None:
     assert logits.grad is not None and torch.equal(logits.grad, weights)
 
 
-@pytest.mark.parametrize("recipe", ["paper", "official", "converged"])
-@pytest.mark.parametrize("form", [{}, OUTER], ids=["normal equation", "outer product"])
+@pytest.mark.parametrize(
+    ("form", "recipe"), by_turns([{}, OUTER], ["paper", "official", "converged"], long=2)
+)
 def test_with_all_modules_it_is_rledit(form: dict[str, Any], recipe: str) -> None:
     """Networks after training, and the stream behind it, bit by bit."""
     model = opened(torch.float32)

@@ -17,9 +17,11 @@ from rledit.model import EditableModel
 from rledit.step_size import SettingError
 from tests.unit.helpers.text_edits import equip, text_batches, tiny_tokenizer
 from tests.unit.helpers.tiny_models import tiny_model, two_shapes
+from tests.unit.helpers.turns import by_turns, marked
 from tests.unit.rledit.editors.test_editors import SETTINGS
 
 ALPHA = 0.6
+RESUMED = ("alphaedit", "memit", "prune", "rect", "rome", "ft", "ultraedit")
 SPHERED = [n for n, c in EDITORS.items() if "sphere_alpha" in {f.name for f in fields(c.Config)}]
 # Methods whose matrices are no sum of a batch's updates once they are written.
 MEMORIES = {"none", "grace", "wise", "memoir"}
@@ -106,7 +108,7 @@ def test_a_batch_loses_alpha_along_the_directions_and_nothing_elsewhere(name: st
     assert float(rest.norm()) < 1e-6 * scale
 
 
-@pytest.mark.parametrize("name", SPHERED)
+@pytest.mark.parametrize("name", marked(SPHERED, RESUMED))
 def test_without_alpha_an_editor_is_what_it_was(name: str) -> None:
     plain, off = make(name, torch.float32), make(name, torch.float32, sphere_alpha=0.0)
     assert off.sphere is None
@@ -182,8 +184,7 @@ def test_hypernetworks_learn_through_the_projection(name: str) -> None:
     assert float(sum(g.sum() for g in grads)) == pytest.approx(slope, rel=1e-3)
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-@pytest.mark.parametrize("name", ["alphaedit", "memit", "prune", "rect", "rome", "ft", "ultraedit"])
+@pytest.mark.parametrize(("name", "dtype"), by_turns(RESUMED, [torch.float32, torch.bfloat16]))
 def test_a_resumed_stream_equals_a_straight_one_and_restores(name: str, dtype: torch.dtype) -> None:
     straight, resumed = (make(name, dtype, sphere_alpha=ALPHA) for _ in range(2))
     stream = text_batches(straight.model, 3, 4, group_size=straight.group_size)

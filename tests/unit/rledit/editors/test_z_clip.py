@@ -20,6 +20,7 @@ from rledit.tokenization import EditBatch
 from rledit.validation import ValidationStream
 from tests.unit.helpers.text_edits import random_edits, text_batches, tiny_tokenizer
 from tests.unit.helpers.tiny_models import tiny_model
+from tests.unit.helpers.turns import by_turns
 
 MODULES = ("up:1-2",)
 STEP = 1e-3
@@ -54,8 +55,7 @@ def edited(editor: MomentEditor) -> dict[str, Tensor]:
     return {name: editor.model.weights.read(name).clone() for name in editor.model.modules}
 
 
-@pytest.mark.parametrize("reference", ["paper", "official"])
-@pytest.mark.parametrize("name", CASES)
+@pytest.mark.parametrize(("name", "reference"), by_turns(CASES, ["paper", "official"]))
 def test_a_bound_that_no_entry_reaches_changes_not_a_bit(name: str, reference: str) -> None:
     off = edited(make(name, reference=reference))
     far = edited(make(name, reference=reference, z_clip=1e9))
@@ -95,8 +95,10 @@ def test_editing_takes_clamped_rows(name: str) -> None:
         torch.testing.assert_close(found, shift.T.to(found), rtol=1e-6, atol=1e-12)
 
 
-@pytest.mark.parametrize("reference", ["paper", "official", "converged"])
-@pytest.mark.parametrize("name", ["rledit", "malmen", "mend"])
+@pytest.mark.parametrize(
+    ("name", "reference"),
+    by_turns(["rledit", "malmen", "mend"], ["paper", "official", "converged"], long=2),
+)
 def test_training_is_the_same_with_and_without(name: str, reference: str) -> None:
     """Also on a batch with an incomplete loss group, which the release edits with zeros."""
     states = []

@@ -24,6 +24,7 @@ from rledit.world import BOS_FAMILIES
 from tests.reference import reference_values
 from tests.unit.helpers.text_edits import random_edits, tiny_tokenizer
 from tests.unit.helpers.tiny_models import double_arithmetic, tiny_model
+from tests.unit.helpers.turns import by_turns
 
 CONTEXTS = Contexts(("w01 w02 w03 w04 {}", "w05 {}"))
 CONFIG = ValueConfig(steps=6, lr=0.5, decay=0.2, clamp=2.0, kl_factor=0.1)
@@ -180,8 +181,7 @@ def site_of(model: EditableModel, kind: str) -> tuple[Site, str]:
     return LinearOutput(model, model.modules[-1]), model.modules[-1]
 
 
-@pytest.mark.parametrize("kind", ["block", "last", "linear"])
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize(("family", "kind"), by_turns(FAMILIES, ["block", "last", "linear"]))
 def test_values_equal_plain_passes(family: str, kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Restarts, cached beginnings, sliding windows and shared passes change nothing."""
     double_arithmetic(monkeypatch)

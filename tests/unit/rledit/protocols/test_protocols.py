@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import random
 from dataclasses import replace
 from typing import Any
 
@@ -21,12 +20,10 @@ from rledit.world import BOS_FAMILIES
 from tests.unit.helpers.plain_scoring import NAMES, PlainScorer
 from tests.unit.helpers.text_edits import WORDS, random_edits, tiny_tokenizer
 from tests.unit.helpers.tiny_models import tiny_model, two_shapes
+from tests.unit.helpers.turns import marked
 
-# The plainest family and the one most unlike it are enough all day.
-BY_MARK = [
-    family if family in ("llama", "gptj") else pytest.param(family, marks=pytest.mark.long)
-    for family in FAMILIES
-]
+# The plainest family all day, the one most unlike it in `make test`.
+BY_MARK = marked(FAMILIES, ("llama",), ("gptj",))
 
 
 def edits_with_rivals(n: int) -> list[Edit]:
@@ -124,11 +121,11 @@ def test_protocols_agree_with_a_plain_implementation(family: str) -> None:
     assert None in seen["choice"] and None in seen["choice_official"]
 
 
-@pytest.mark.parametrize("family", [*BY_MARK[:1], pytest.param("gptj", marks=pytest.mark.long)])
+@pytest.mark.parametrize("family", marked(["llama", "gptj"], (), ("llama",)))
 def test_scores_depend_neither_on_batches_nor_on_order_nor_on_padding_side(family: str) -> None:
-    edits = edits_with_rivals(4)
+    edits = edits_with_rivals(3)
     expected = by_edit(scores_of(edited_model(family), edits), edits)
-    shuffled = random.Random(1).sample(edits, len(edits))
+    shuffled = [edits[2], edits[0], edits[1]]
     left = edited_model(family)
     left.encoder.tokenizer.padding_side = "left"
     for editable, order in (

@@ -6,6 +6,7 @@ import dataclasses
 import os
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +34,14 @@ from rledit.world.sentences import IGNORED, epochs, tokenize
 TINY_WORLD = WorldConfig(n_subjects=30, answers_per_relation=8)
 # Enough to run every line, not to learn anything.
 BRIEF = WorldModelSpec(hidden=16, intermediate=32, heads=2, steps=3, warmup=1, batch=16)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def trained_anew(world_models: None) -> Iterator[None]:
+    """Every model is trained here: the training is what is tested."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(world_model, "_build", world_model._build.__wrapped__)  # type: ignore[attr-defined]
+        yield
 
 
 @pytest.fixture(scope="module")
