@@ -39,7 +39,7 @@ pytestmark = [
 ]
 
 KEY = "sk-nobody/looks+at+this"
-START_SECONDS, ASK_SECONDS, END_SECONDS = 1500, 1500, 300
+START_SECONDS, ASK_SECONDS, END_SECONDS = 600, 600, 120
 CHAT_TEMPLATE = (
     "{% for message in messages %}{{ message['role'] }}: {{ message['content'] }}\n{% endfor %}"
     "{% if add_generation_prompt %}assistant: {% endif %}"
