@@ -70,7 +70,7 @@ def test_texts_are_those_that_each_prompt_has_alone(family: str) -> None:
     together = decode(model, prompts(), LIMITS, stop)
     alone = [decode(model, [p], n, stop)[0] for p, n in zip(prompts(), LIMITS, strict=True)]
     assert together == alone
-    assert max(map(len, together)) > 3
+    assert max(map(len, together)) > 2
 
 
 def test_texts_of_one_length_share_a_pass_whatever_their_prompts(
