@@ -16,6 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import rledit.editors.hypernetwork_update as update_module
+import rledit.losses as losses_module
 import rledit.reward as reward_module
 from rledit.micro_batches import MicroBatch, make_micro_batches
 from rledit.model import EditableModel, Execution
@@ -210,7 +211,7 @@ WITHOUT: dict[str, Without] = {
     ),
     "references kept": lambda: _instead(Reward, "backward", _with_new_references),
     "merged shift traced, not injected": lambda: _instead(reward_module, "traced", _injected),
-    "loss gradient written out": lambda: _instead(reward_module, "row_losses", _autograd_losses),
+    "loss gradient written out": lambda: _instead(losses_module, "row_losses", _autograd_losses),
     "n x n solve": lambda: _instead(update_module, "solve_normal_equation", _dense_solve),
 }
 """Saving → the fast path without it."""

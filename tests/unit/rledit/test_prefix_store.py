@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import safetensors.torch
 import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
@@ -298,7 +299,7 @@ def test_a_full_disk_ends_the_writing_and_no_more(
     def full(*_: Any) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(prefix_store, "save_file", full)
+    monkeypatch.setattr(safetensors.torch, "save_file", full)
     monkeypatch.setattr(prefix_store, "FLUSH_BYTES", 4096)
     model = model_of(tmp_path / "full")
     for _ in range(2):

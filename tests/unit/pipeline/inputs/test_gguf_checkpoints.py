@@ -96,11 +96,14 @@ def nothing_made() -> bool:
 def files_up_to(size: int) -> Iterator[None]:
     """Let every write beyond so many bytes of a file fail, as on a full disk."""
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    # Python 3.11 takes a module's byte code that was cut off here for whole ever after.
+    usual, sys.dont_write_bytecode = sys.dont_write_bytecode, True
     resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
     try:
         yield
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+        sys.dont_write_bytecode = usual
 
 
 @pytest.mark.parametrize("packed", [GGMLQuantizationType.Q4_1, GGMLQuantizationType.Q8_0, None])

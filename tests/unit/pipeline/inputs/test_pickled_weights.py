@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import safetensors.torch
 import torch
 from safetensors.torch import load_file
 from torch import Tensor
@@ -166,7 +167,7 @@ def test_a_conversion_that_ends_half_way_leaves_nothing(
 ) -> None:
     in_pickles(folder, 3)
     written: list[str] = []
-    save = pickled_weights.save_file
+    save = safetensors.torch.save_file
 
     def failing(tensors: Any, path: Path, **options: Any) -> None:
         if written:
@@ -177,14 +178,14 @@ def test_a_conversion_that_ends_half_way_leaves_nothing(
         written.append(str(path))
         save(tensors, path, **options)
 
-    monkeypatch.setattr(pickled_weights, "save_file", failing)
+    monkeypatch.setattr(safetensors.torch, "save_file", failing)
     error = CheckpointError if kind == "full disk" else KeyboardInterrupt
     with pytest.raises(
         error, match="No space left.*nothing was kept" if kind == "full disk" else ""
     ):
         converted(folder, tmp_path / "cache")
     assert not list((tmp_path / "cache").iterdir())
-    monkeypatch.setattr(pickled_weights, "save_file", save)
+    monkeypatch.setattr(safetensors.torch, "save_file", save)
     made = converted(folder, tmp_path / "cache")
     assert check_weights(made) == check_weights(folder)
 

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import safetensors.torch
 import torch
 from torch import Tensor
 
@@ -20,7 +21,6 @@ from pipeline.run.cache import Cache
 from pipeline.run.reporting import Stage, silent
 from pipeline.run.stages import edit, prefixes, train
 from pipeline.run.stages.prepare import open_model
-from rledit import prefix_store
 from rledit.prefix_passes import PrefixPasses
 from rledit.protocols import reading
 from tests.unit.helpers.prepared import prepared_model
@@ -221,7 +221,7 @@ def test_a_full_disk_leaves_the_rows_as_they_are(
     def full(*_: Any) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(prefix_store, "save_file", full)
+    monkeypatch.setattr(safetensors.torch, "save_file", full)
     assert without_times(stream(chosen, folder, tmp_path / "full")) == expected
 
 
