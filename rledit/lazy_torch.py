@@ -32,9 +32,10 @@ else:
             self._name = name
 
         def __getattr__(self, attribute: str) -> Any:
-            found = getattr(import_module(self._name), attribute)
-            setattr(self, attribute, found)  # from now on as quick as in the module
-            return found
+            if attribute == "_module":
+                self._module = import_module(self._name)
+                return self._module
+            return getattr(self._module, attribute)  # not kept: what is patched is seen
 
         def __reduce__(self) -> Any:
             return _Lazy, (self._name,)
