@@ -46,42 +46,51 @@ class _Editors(MutableMapping[str, type[Editor]]):
         return len(self._entries)
 
 
-EDITORS: MutableMapping[str, type[Editor]] = _Editors(
-    {
-        "none": "none:Unedited",
-        "untrained": "untrained:Untrained",
-        "ultraedit": "ultraedit:UltraEdit",
-        "stableedit": "stableedit:StableEdit",
-        "ft": "finetuning:FineTuning",
-        "ft_l": "finetuning:FTL",
-        "ft_m": "finetuning:FTM",
-        "locft": "locft:LocFT",
-        "crispedit": "crispedit:CrispEdit",
-        "rome": "rome:ROME",
-        "memit": "memit:MEMIT",
-        "prune": "prune:PRUNE",
-        "rect": "rect:RECT",
-        "alphaedit": "alphaedit:AlphaEdit",
-        "nas": "nas:NAS",
-        "encore": "encore:ENCORE",
-        "lyaplock": "lyaplock:LyapLock",
-        "betaedit": "betaedit:BetaEdit",
-        "deltaedit": "deltaedit:DeltaEdit",
-        "grace": "grace:GRACE",
-        "wise": "wise:WISE",
-        "memoir": "memoir:MEMOIR",
-        "mend": "mend:MEND",
-        "malmen": "malmen:MALMEN",
-        "mend_star": "retrained:MENDStar",
-        "malmen_star": "retrained:MALMENStar",
-        "mend_rledit": "trajectory_relatives:MENDRLEdit",
-        "malmen_rledit": "trajectory_relatives:MALMENRLEdit",
-        "dafnet": "dafnet:DAFNet",
-        "instructedit": "instructedit:InstructEdit",
-        "hiedit": "hiedit:HiEdit",
-        "rledit": "rledit:RLEdit",
-    }
-)
+_PLACES = {
+    "none": "none:Unedited",
+    "untrained": "untrained:Untrained",
+    "ultraedit": "ultraedit:UltraEdit",
+    "stableedit": "stableedit:StableEdit",
+    "ft": "finetuning:FineTuning",
+    "ft_l": "finetuning:FTL",
+    "ft_m": "finetuning:FTM",
+    "locft": "locft:LocFT",
+    "crispedit": "crispedit:CrispEdit",
+    "rome": "rome:ROME",
+    "memit": "memit:MEMIT",
+    "prune": "prune:PRUNE",
+    "rect": "rect:RECT",
+    "alphaedit": "alphaedit:AlphaEdit",
+    "nas": "nas:NAS",
+    "encore": "encore:ENCORE",
+    "lyaplock": "lyaplock:LyapLock",
+    "betaedit": "betaedit:BetaEdit",
+    "deltaedit": "deltaedit:DeltaEdit",
+    "grace": "grace:GRACE",
+    "wise": "wise:WISE",
+    "memoir": "memoir:MEMOIR",
+    "mend": "mend:MEND",
+    "malmen": "malmen:MALMEN",
+    "mend_star": "retrained:MENDStar",
+    "malmen_star": "retrained:MALMENStar",
+    "mend_rledit": "trajectory_relatives:MENDRLEdit",
+    "malmen_rledit": "trajectory_relatives:MALMENRLEdit",
+    "dafnet": "dafnet:DAFNet",
+    "instructedit": "instructedit:InstructEdit",
+    "hiedit": "hiedit:HiEdit",
+    "rledit": "rledit:RLEdit",
+}
+"""Name → module of this package and class."""
+
+EDITORS: MutableMapping[str, type[Editor]] = _Editors(_PLACES)
+
+
+def __getattr__(name: str) -> type[Editor]:
+    """An editor's class by its own name, as in `from rledit.editors import RLEdit`."""
+    for editor, place in _PLACES.items():
+        if place.endswith(f":{name}"):
+            return EDITORS[editor]
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 
 # What an editor's class had before under other names; it would not be called by these.

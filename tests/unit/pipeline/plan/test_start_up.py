@@ -13,6 +13,7 @@ import pytest
 
 from pipeline.config.presets import PRESETS
 from pipeline.plan.architecture import Architecture, _built, _of_preset, _of_world
+from rledit import editors
 from rledit.editors import EDITORS
 from rledit.families import edited_modules, linear_shape
 from rledit.world import WORLD_MODELS
@@ -184,3 +185,10 @@ def test_a_module_beside_the_mlp_is_looked_up_in_the_model() -> None:
     architecture = _of_world(WORLD_MODELS["tiny"], json.dumps({"n_subjects": 60}))
     name = "model.layers.1.self_attn.o_proj"
     assert architecture.target_modules([name]) == {name: (64, 64)}
+
+
+def test_editors_classes_are_found_by_their_own_names() -> None:
+    for editor in EDITORS.values():
+        assert getattr(editors, editor.__name__) is editor
+    with pytest.raises(ImportError, match="cannot import name 'NoEditor'"):
+        exec("from rledit.editors import NoEditor")
