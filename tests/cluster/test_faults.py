@@ -15,7 +15,7 @@ pytestmark = pytest.mark.cluster
 
 # One of each kind, where it is quick and has much to spoil; on the cells of that grid which go
 # through these phases.
-EDITORS = ("none", "ultraedit", "rledit")
+EDITORS = ("none", "memit", "rledit")
 QUICK = (
     Fault(number=1, kind="worker", phase="commit", moment=0.5, delay=0.01, gentle=False),
     Fault(number=2, kind="driver", phase="score", moment=0.5, delay=0.0, gentle=True),
