@@ -1,4 +1,4 @@
-"""What a linear layer is given of a prompt, in bits that depend on the prompt alone.
+"""Records the inputs of a linear layer for prompts, bit by bit independent of other prompts.
 
 An editor that keeps a memory beside the model compares prompts by the input of one linear. How a
 matrix product adds up depends on the shapes of the pass, so the same prompt would give other last

@@ -1,4 +1,4 @@
-"""What a cell's key asks of a checkpoint's tokenizer, remembered by the tokenizer's content.
+"""Remembers on disk what a plan has to know of a tokenizer, so that it is not loaded each time.
 
 To load a tokenizer imports transformers and takes seconds, and what is asked of it (does it write
 BOS, by what does its template leave thinking out) depends on its files alone. The answers lie below

@@ -1,4 +1,4 @@
-"""How DAFNet's network is trained: sequences that grow longer, and the loss on their prompts."""
+"""Trains DAFNet's network on sequences that grow longer, and takes the loss on their prompts."""
 
 from __future__ import annotations
 

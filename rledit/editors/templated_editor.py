@@ -1,4 +1,4 @@
-"""What WISE and MEMOIR share: edits are trained behind templates, by gradient steps on a tensor."""
+"""Base class of WISE and MEMOIR, which train an edit behind templates by steps on one tensor."""
 
 from __future__ import annotations
 

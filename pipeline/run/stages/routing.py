@@ -1,4 +1,4 @@
-"""What a memory beside the model does with a stream's prompts, as rows of the table `steps`."""
+"""Measures how a memory editor routes a stream's prompts, and gives rows of the table `steps`."""
 
 from __future__ import annotations
 
