@@ -5,7 +5,8 @@
 L_e is the cross-entropy of the target on the equivalent prompts, KL compares the answers of
 unrelated prompts with a reference model, both under the weights after the edit; terms with j ≥ 1
 are the paper's memory backtracking (RLEdit, arXiv 2502.05759, section 4). The norm term is a
-function of the shift alone and is added by the editor.
+function of the shift alone and is added by the editor. Of our own is a third term, the
+cross-entropy on the edited prompts themselves, whose weight the publication has at 0.
 
 Where several ranks share the work, each scores the prompts of its shard, and gradients and losses
 are summed. A batch's prompts are sharded once, when it enters the window: the rank that
@@ -34,6 +35,7 @@ from rledit.tokenization import EditBatch, Phase, Sample
 
 KLReference = Literal["pretrained", "previous"]
 LocalityGradient = Literal["edited", "unedited"]
+Kind = Literal["equivalent", "edited", "unrelated"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,6 +45,7 @@ class RewardConfig:
     Attributes:
         loc_coef: λ_loc, weight of the divergence on unrelated prompts.
         edit_coef: Weight of the cross-entropy on equivalent prompts.
+        prompt_coef: Weight of the cross-entropy on the edited prompts themselves.
         decay: μ, weight of a batch j steps back is μ^j.
         depth: k, batches scored at each step, the current one counted.
         window_share: Share of the older batches' prompts that a step scores, drawn anew at each
@@ -55,6 +58,7 @@ class RewardConfig:
 
     loc_coef: float
     edit_coef: float = 1.0
+    prompt_coef: float = 0.0
     decay: float = 1.0
     depth: int = 1
     window_share: float = 1.0
@@ -68,12 +72,14 @@ class RewardTerms:
     """Losses of one step, undecayed; index j of a list is the batch j steps back.
 
     Attributes:
-        equivalence: Sum over loss groups of the token-mean cross-entropy.
+        equivalence: Sum over loss groups of the token-mean cross-entropy on equivalent prompts.
+        edited: The same on the edited prompts; 0 where they do not count.
         divergence: Sum over loss groups of the token-mean KL, without λ_loc.
         total: The decayed, weighted sum that was differentiated.
     """
 
     equivalence: list[float]
+    edited: list[float]
     divergence: list[float]
     total: float
 
@@ -139,6 +145,7 @@ class _Item:
     sample: Sample
     age: int
     token_weight: float
+    kind: Kind
     reference: Tensor | None = field(default=None)
 
 
@@ -150,14 +157,16 @@ class Reward:
     Args:
         model: The model being edited.
         config: What the reward is made of.
+        trajectory: Number of the trajectory, so that each draws prompts of its own.
 
     Attributes:
         loc_coef: λ_loc from now on; the configuration's, unless somebody sets another.
     """
 
-    def __init__(self, model: EditableModel, config: RewardConfig) -> None:
+    def __init__(self, model: EditableModel, config: RewardConfig, trajectory: int = 0) -> None:
         self._model = model
         self._config = config
+        self._trajectory = trajectory
         self.loc_coef = config.loc_coef
         self._window: deque[_Remembered] = deque(maxlen=config.depth)
         self._next_deal = 0
@@ -182,6 +191,7 @@ class Reward:
     def state_dict(self) -> dict[str, Tensor]:
         """The window's references and deals; every rank makes this call, and gets all of them."""
         state = {
+            "trajectory": torch.tensor(self._trajectory),
             "next_deal": torch.tensor(self._next_deal),
             "first": torch.tensor([entry.first for entry in self._window], dtype=torch.long),
         }
@@ -200,6 +210,7 @@ class Reward:
         firsts: list[int] = state["first"].tolist()
         self._window.clear()
         self._recorded = False
+        self._trajectory = int(state["trajectory"])
         self._next_deal = int(state["next_deal"])
         for age, first in enumerate(firsts):
             batch = batches[-1 - age]
@@ -275,16 +286,17 @@ class Reward:
         Only the graph of one micro-batch is alive at a time, so memory does not grow with the
         depth. Gradients and losses are those of all ranks' prompts together, on every rank.
         """
-        equivalent, unrelated = self._items()
+        new, unrelated = self._items()
         terms = RewardTerms(
             equivalence=[0.0] * len(self._window),
+            edited=[0.0] * len(self._window),
             divergence=[0.0] * len(self._window),
             total=0.0,
         )
         if self._config.locality_gradient == "edited":
-            passes = [(equivalent + unrelated, True)]
+            passes = [(new + unrelated, True)]
         else:
-            passes = [(equivalent, True), (unrelated, False)]
+            passes = [(new, True), (unrelated, False)]
         total = 0.0
         for items, input_gradient in passes:
             with torch.enable_grad(), traced(self._model, shifts, input_gradient=input_gradient):
@@ -292,31 +304,41 @@ class Reward:
         return self._summed(shifts, terms, total)
 
     def _items(self) -> tuple[list[_Item], list[_Item]]:
-        """The prompts of the window that this step scores and that fall to this rank."""
+        """The prompts of the window that this step scores and that fall to this rank.
+
+        Returns:
+            Those that are to give new answers, and those that are to keep theirs.
+        """
         ranks = self._model.ranks
-        equivalent: list[_Item] = []
+        new: list[_Item] = []
         unrelated: list[_Item] = []
         for age, entry in enumerate(self._window):
             batch = entry.batch
             own = shard(batch.unrelated.samples, ranks, entry.first)
             taken = self._drawn(batch.unrelated, age, "unrelated")
-            unrelated += _items_of(batch.unrelated, own, age, entry.reference, taken)
+            unrelated += _items_of(batch.unrelated, own, age, "unrelated", taken, entry.reference)
             # The second deal goes on where the first one ended.
             own = shard(batch.equivalent.samples, ranks, entry.first + len(batch.unrelated))
             taken = self._drawn(batch.equivalent, age, "equivalent")
-            equivalent += _items_of(batch.equivalent, own, age, [None] * len(own), taken)
-        return equivalent, unrelated
+            new += _items_of(batch.equivalent, own, age, "equivalent", taken)
+            if self._config.prompt_coef:
+                own = shard(batch.edit.samples, ranks)  # as they are captured
+                taken = self._drawn(batch.edit, age, "edited")
+                new += _items_of(batch.edit, own, age, "edited", taken)
+        return new, unrelated
 
-    def _drawn(self, phase: Phase, age: int, kind: str) -> list[float]:
+    def _drawn(self, phase: Phase, age: int, kind: Kind) -> list[float]:
         """What each prompt of a phase counts in this step, 0 for those that are left out.
 
-        A function of the seed and of the prompts observed so far: all ranks draw the same, and so
-        does a trajectory that goes on after an interruption.
+        A function of the seed, the trajectory and the prompts observed so far: all ranks draw the
+        same, and so does a trajectory that goes on after an interruption.
         """
         share = self._config.window_share
         if age == 0 or share == 1:
             return [1.0] * len(phase)
-        rng = random.Random(f"{self._config.seed}/{self._next_deal}/{age}/{kind}")
+        rng = random.Random(
+            f"{self._config.seed}/{self._trajectory}/{self._next_deal}/{age}/{kind}"
+        )
         return [1 / share if rng.random() < share else 0.0 for _ in range(len(phase))]
 
     def _summed(self, shifts: Shifts, terms: RewardTerms, total: float) -> RewardTerms:
@@ -324,11 +346,15 @@ class Reward:
         ranks = self._model.ranks
         sum_gradients(ranks, shifts)
         depth = len(self._window)
-        losses = torch.tensor([*terms.equivalence, *terms.divergence, total], dtype=torch.float64)
+        parts = [*terms.equivalence, *terms.edited, *terms.divergence, total]
+        losses = torch.tensor(parts, dtype=torch.float64)
         ranks.all_reduce_(losses)
         values: list[float] = losses.tolist()
         return RewardTerms(
-            equivalence=values[:depth], divergence=values[depth:-1], total=values[-1]
+            equivalence=values[:depth],
+            edited=values[depth : 2 * depth],
+            divergence=values[2 * depth : -1],
+            total=values[-1],
         )
 
     def _run(self, items: list[_Item], terms: RewardTerms) -> float:
@@ -339,8 +365,13 @@ class Reward:
         token_weights = torch.tensor([i.token_weight for i in items], dtype=torch.float64)
         ages = torch.tensor([i.age for i in items])
         is_kl = torch.tensor([i.reference is not None for i in items], dtype=torch.bool)
-        coefficients = [config.edit_coef if i.reference is None else self.loc_coef for i in items]
-        factors = torch.tensor(coefficients, dtype=torch.float64) * config.decay ** ages.double()
+        weight_of: dict[Kind, float] = {
+            "equivalent": config.edit_coef,
+            "edited": config.prompt_coef,
+            "unrelated": self.loc_coef,
+        }
+        coefficients = torch.tensor([weight_of[i.kind] for i in items], dtype=torch.float64)
+        factors = coefficients * config.decay ** ages.double()
         latest: dict[int, Tensor] = {}
         found: list[Tensor] = []
         row_items: list[Tensor] = []
@@ -370,11 +401,17 @@ class Reward:
         # Read back once, after the last micro-batch, so that an accelerator is not kept waiting.
         rows = torch.cat(row_items)
         plain = torch.cat(found).double().cpu() * token_weights[rows]
-        for kind, chosen in ((terms.equivalence, ~is_kl[rows]), (terms.divergence, is_kl[rows])):
-            by_age = torch.zeros(len(kind), dtype=torch.float64)
-            by_age.index_add_(0, ages[rows[chosen]], plain[chosen])
+        sums: dict[Kind, list[float]] = {
+            "equivalent": terms.equivalence,
+            "edited": terms.edited,
+            "unrelated": terms.divergence,
+        }
+        for kind, summed in sums.items():
+            of_kind = torch.tensor([i.kind == kind for i in items], dtype=torch.bool)[rows]
+            by_age = torch.zeros(len(summed), dtype=torch.float64)
+            by_age.index_add_(0, ages[rows[of_kind]], plain[of_kind])
             for age, loss in enumerate(by_age.tolist()):
-                kind[age] += loss
+                summed[age] += loss
         return float((plain * factors[rows]).sum())
 
     def _renew_references(self, items: list[_Item], latest: dict[int, Tensor]) -> None:
@@ -392,12 +429,13 @@ def _items_of(
     phase: Phase,
     own: Sequence[int],
     age: int,
-    references: Sequence[Tensor | None],
+    kind: Kind,
     taken: Sequence[float],
+    references: Sequence[Tensor] = (),
 ) -> list[_Item]:
     weights: list[float] = phase.weights.tolist()
     return [
-        _Item(phase.samples[i], age, weights[i] * taken[i], reference)
-        for i, reference in zip(own, references, strict=True)
+        _Item(phase.samples[i], age, weights[i] * taken[i], kind, reference)
+        for i, reference in zip(own, references or [None] * len(own), strict=True)
         if taken[i]
     ]

@@ -82,6 +82,8 @@ class HypernetworkConfig(SphereSettings):
         scalar_lr_factor: Learning rate of steps and ridges relative to `meta_lr`.
         max_grad_norm: Joint clipping norm over all networks.
         loc_coef: λ_loc of the reward.
+        prompt_coef: Weight in the reward of the cross-entropy on the edited prompts themselves;
+            the publication rewards rephrases alone, which is 0.
         loc_warmup: Optimiser steps over which λ_loc rises to `loc_coef`.
         reg_coef: η_reg of the shift's squared norm.
         decay: μ of memory backtracking.
@@ -93,10 +95,8 @@ class HypernetworkConfig(SphereSettings):
         update_moments_while_editing: Let the stream's rows enter the running moments.
         moments_scope: `lifelong` moments run on from trajectory to trajectory and into the stream,
             as in the releases; `trajectory` begins each trajectory, and the stream, with none.
-        z_clip: Bound of the entries of normalised rows, keys and value gradients alike, while
-            editing (a stream, a validation or a calibration): they are clamped to ±`z_clip`. The
-            network is trained without it.
-            0: none.
+        z_clip: Bound of the entries of normalised rows, keys and value gradients alike, in
+            training as in editing: they are clamped to ±`z_clip`. 0: none.
         seed: Seed of the network's start.
         reference: The recipe. `official` repeats the authors' release, departures and all; `paper`
             has the published equations and settings without them; `converged` is our training.
@@ -134,6 +134,7 @@ class HypernetworkConfig(SphereSettings):
     scalar_lr_factor: float = FROM_RECIPE
     max_grad_norm: float = 1.0
     loc_coef: float = FROM_RECIPE
+    prompt_coef: float = FROM_RECIPE
     loc_warmup: int = 0
     reg_coef: float = 1e-4
     decay: float = 0.95
@@ -171,6 +172,7 @@ class HypernetworkConfig(SphereSettings):
         "weight_decay": 0.0,
         "average": 0.0,
         "loc_warmup": 0,
+        "prompt_coef": 0.0,
         "z_clip": 0.0,
         **SPHERE_OFF,
     }

@@ -81,6 +81,7 @@ class HypernetworkEditor(TrainableEditor, HypernetworkUpdate):
         self._saved_step: State = {}
         self._reward = RewardConfig(
             loc_coef=config.loc_coef,
+            prompt_coef=config.prompt_coef,
             decay=config.decay,
             depth=config.depth,
             window_share=config.window_share,
@@ -154,7 +155,8 @@ class HypernetworkEditor(TrainableEditor, HypernetworkUpdate):
         if t == 0:
             self.model.prefix_cache.clear()
             self._begin_moments()
-            step.begin(self._new_reward())
+            made = steps_made(self.optimiser) * self.config.trajectories_per_step
+            step.begin(self._new_reward(made + len(step.totals)))
         assert step.reward is not None
         self._store_ahead(trajectory, t)
         measured = self._train_batch(trajectory[t], step.reward, share * self.config.discount**t)
@@ -187,8 +189,8 @@ class HypernetworkEditor(TrainableEditor, HypernetworkUpdate):
             for _ in prefix_cache.store_ahead(prompts_of(ahead)):
                 pass
 
-    def _new_reward(self) -> Reward:
-        return Reward(self.model, self._reward)
+    def _new_reward(self, trajectory: int = 0) -> Reward:
+        return Reward(self.model, self._reward, trajectory)
 
     def _train_batch(self, batch: EditBatch, reward: Reward, weight: float) -> dict[str, float]:
         """Edit with one batch and add the gradient of its reward to the networks."""

@@ -173,12 +173,13 @@ class MomentEditor(Editor):
         return Proposal({name: shifts[name] for name in self.model.modules}, solutions, captured)
 
     def _clipped(self, z: Tensor) -> Tensor:
-        """Normalised rows as they edit: clamped to ±`z_clip` where the configuration has one.
+        """Normalised rows, clamped to ±`z_clip` where the configuration has one.
 
-        A training pass, which records gradients, takes them as they are: a clamped entry has none.
+        A network is trained on the rows that it will edit by. Rows are its input, captured without
+        a graph, so that the clamp takes no gradient from it.
         """
         bound = float(getattr(self.config, "z_clip", 0.0))
-        return z if not bound or torch.is_grad_enabled() else z.clamp(-bound, bound)
+        return z.clamp(-bound, bound) if bound else z
 
     def edit(self, batch: EditBatch) -> dict[str, float]:
         """Propose shifts and merge them."""

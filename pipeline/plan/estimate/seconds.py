@@ -223,7 +223,8 @@ def _training(model: _Passes) -> float:
     own = model.prompts(model.batch, layers, model.above)
     references = model.prompts(2 * model.batch, layers, 0)
     scored = 1 + (window - 1) * getattr(settings, "window_share", 1.0)
-    reward = model.prompts(2 * model.batch * scored, model.above, model.above)
+    kinds = 3 if getattr(settings, "prompt_coef", 0.0) else 2
+    reward = model.prompts(kinds * model.batch * scored, model.above, model.above)
     batches = model.work.trained_batches * (own + references + reward + model.network(3.0))
     return batches + _validating(model, own)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from itertools import pairwise
 from typing import Any
 
@@ -12,7 +13,7 @@ from torch import Tensor
 from rledit.editors import TrainableEditor, editor_class
 from rledit.editors.hypernetwork_editor import HypernetworkEditor
 from rledit.model import EditableModel
-from rledit.reward import Reward
+from rledit.reward import Reward, RewardTerms
 from rledit.step_size import SettingError
 from tests.unit.helpers.tiny_models import random_batches, tiny_model, two_shapes
 
@@ -126,6 +127,7 @@ def test_locality_counts_little_at_first(monkeypatch: pytest.MonkeyPatch) -> Non
         terms = backward(self, shifts)
         window = zip(terms.equivalence, terms.divergence, strict=True)
         total = sum(0.95**j * (e + self.loc_coef * d) for j, (e, d) in enumerate(window))
+        assert not any(terms.edited)
         assert terms.total == pytest.approx(total)
         return terms
 
@@ -196,6 +198,70 @@ def test_a_share_of_the_window_counts_by_its_inverse(monkeypatch: pytest.MonkeyP
     assert 10 < sum(map(len, some)) < 60
     plain = {round(4 * weight, 6) for items in whole for weight in items}
     assert {round(weight, 6) for items in some for weight in items} <= plain
+
+
+def test_each_trajectory_draws_prompts_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    """And one that goes on after an interruption draws what it would have drawn."""
+    editor = make(depth=6, window_share=0.25)
+    first = scored(editor, monkeypatch)
+    monkeypatch.undo()
+    half = by_batch(editor, 6)
+    for _ in range(3):
+        next(half)
+    saved = editor.training_state_dict()
+    rest: list[list[float]] = []
+    for into in (editor, make(depth=6, window_share=0.25)):
+        if into is not editor:
+            into.load_training_state_dict(saved)
+        rest.append([])
+        run = Reward._run
+
+        def noted(
+            self: Reward, items: Any, terms: Any, run: Any = run, drawn: list[float] = rest[-1]
+        ) -> float:
+            drawn.extend(item.token_weight for item in items if item.age)
+            return run(self, items, terms)
+
+        monkeypatch.setattr(Reward, "_run", noted)
+        list(half if into is editor else by_batch(into, 6))
+        monkeypatch.undo()
+    assert rest[0] == rest[1]
+    assert rest[0] != [weight for items in first[3:] for weight in items]
+
+
+@pytest.mark.parametrize("share", [1.0, 0.5])
+def test_edited_prompts_count_where_the_recipe_has_them(
+    share: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The reward is the sum of its three parts, in the losses and in the gradient."""
+    found: list[RewardTerms] = []
+    gradients: list[Tensor] = []
+    backward = Reward.backward
+
+    def observed(self: Reward, shifts: Any) -> RewardTerms:
+        config, summed = self._config, 0.0
+        alone = {name: torch.zeros_like(shift.right) for name, shift in shifts.items()}
+        for part, weight in enumerate((1.0, config.prompt_coef, 2.0)):
+            rephrase, prompt, self.loc_coef = (float(part == k) for k in range(3))
+            self._config = replace(config, edit_coef=rephrase, prompt_coef=prompt)
+            copies = {n: s.detached(requires_grad=True) for n, s in shifts.items()}
+            summed += weight * backward(self, copies).total
+            for name, copy in copies.items():
+                assert copy.right.grad is not None
+                alone[name] += weight * copy.right.grad
+        self._config, self.loc_coef = config, 2.0
+        terms = backward(self, shifts)
+        assert terms.total == pytest.approx(summed)
+        for name, shift in shifts.items():
+            torch.testing.assert_close(shift.right.grad, alone[name], rtol=1e-6, atol=1e-9)
+            gradients.append(alone[name])
+        found.append(terms)
+        return terms
+
+    monkeypatch.setattr(Reward, "backward", observed)
+    list(by_batch(make(loc_coef=2.0, prompt_coef=0.5, depth=3, window_share=share), 4))
+    assert all(terms.edited[0] > 0 for terms in found)
+    assert any(gradient.abs().max() > 0 for gradient in gradients)
 
 
 def test_a_share_is_refused_where_every_reference_is_renewed() -> None:
