@@ -153,7 +153,7 @@ CONVERGED_SETTINGS: Mapping[str, Any] = {
     "schedule": "cosine",
     "scalar_lr_factor": 30.0,
     "loc_coef": 4.0,
-    "prompt_coef": 0.0,
+    "prompt_coef": 1.0,
     "depth": 20,
     "window_share": 0.06,
     "moments_scope": "lifelong",

@@ -13,7 +13,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
-from rledit.editors.conventions import PAPER, Conventions
+from rledit.editors.conventions import PAPER, Conventions, Recipe
 from rledit.editors.hypernetwork_editor import HypernetworkEditor
 from rledit.editors.mend import MENDConfig
 from rledit.instructions import TASKS, Instruction, instruction_of
@@ -58,6 +58,11 @@ class InstructEditConfig(MENDConfig):
         "meta_lr": 1e-6,
         "scalar_lr_factor": 100.0,
     }
+
+    @classmethod
+    def recipe_settings(cls, recipe: Recipe) -> dict[str, Any]:
+        """MEND's, but for the loss on edited prompts, which is all that it trains on already."""
+        return {**super().recipe_settings(recipe), "prompt_coef": 0.0}
 
     def __post_init__(self) -> None:
         super().__post_init__()

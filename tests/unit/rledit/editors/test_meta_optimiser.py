@@ -264,6 +264,16 @@ def test_edited_prompts_count_where_the_recipe_has_them(
     assert any(gradient.abs().max() > 0 for gradient in gradients)
 
 
+def test_only_our_recipe_rewards_edited_prompts() -> None:
+    def weight(name: str, reference: str) -> float:
+        return editor_class(name).Config(modules=("up:1",), reference=reference).prompt_coef
+
+    for name in ("rledit", "malmen", "mend", "hiedit"):
+        assert [weight(name, r) for r in ("official", "paper", "converged")] == [0, 0, 1]
+    # Its edited prompts are its rephrases.
+    assert weight("instructedit", "converged") == 0
+
+
 def test_a_share_is_refused_where_every_reference_is_renewed() -> None:
     with pytest.raises(SettingError, match="kl_reference: previous"):
         make(reference="official", window_share=0.5)
