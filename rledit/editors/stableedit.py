@@ -36,9 +36,8 @@ class StableEditConfig(SphereSettings):
         loss_group: Samples per loss group; it scales the value gradients. The published runs edit
             100 facts a batch in groups of 10.
         warmup_batches: Batches of the train split the moments see before the stream.
-        z_clip: Bound of the entries of normalised rows, keys and value gradients alike, while
-            editing (a stream, a validation or a calibration): they are clamped to ±`z_clip`.
-            0: none.
+        z_clip: Bound of the entries of normalised rows, keys and value gradients alike:
+            they are clamped to ±`z_clip`. 0: none.
         shrinkage: How far the covariance is pulled towards a multiple of the identity.
         seed: Seed of the warm-up's draw.
         reference: `official` takes the longest samples first, as the authors' release does;

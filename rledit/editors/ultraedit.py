@@ -27,9 +27,8 @@ class UltraEditConfig(SphereSettings):
         ridge: λ of the normal equation.
         loss_group: Samples per loss group; it scales the value gradients. The published runs edit
             100 facts a batch in groups of 10.
-        z_clip: Bound of the entries of normalised rows, keys and value gradients alike, while
-            editing (a stream, a validation or a calibration): they are clamped to ±`z_clip`.
-            0: none.
+        z_clip: Bound of the entries of normalised rows, keys and value gradients alike:
+            they are clamped to ±`z_clip`. 0: none.
         reference: `official` repeats the authors' release: longest samples first, value gradients
             of an incomplete last loss group as zero, the release's running moments. `paper` takes
             samples as they come, keeps every row, and has exact moments.

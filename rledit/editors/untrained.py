@@ -26,9 +26,8 @@ class UntrainedConfig(SphereSettings):
         initial_step: η₀, RLEdit's step before training; `auto` is calibrated, see
             `rledit.calibration`.
         loss_group: Samples per loss group.
-        z_clip: Bound of the entries of normalised rows, keys and value gradients alike, while
-            editing (a stream, a validation or a calibration): they are clamped to ±`z_clip`.
-            0: none.
+        z_clip: Bound of the entries of normalised rows, keys and value gradients alike:
+            they are clamped to ±`z_clip`. 0: none.
         reference: `official` has the order, loss groups and moments of RLEdit's release.
     """
 
