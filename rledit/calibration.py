@@ -176,7 +176,8 @@ def calibrate(
     with fresh_prefix_cache(model), torch.no_grad():
         batch = edits
         if not isinstance(batch, EditBatch):
-            batch = unit.encode(batch)
+            with unit.asked_as_validated():
+                batch = unit.encode(batch)
         trial = _Trial(model, unit, batch)
         step, warning = _search(trial, cls.name)
     if warning:

@@ -33,11 +33,13 @@ class Rule:
 
     Attributes:
         stop: Whether a token ends the text; it is not part of it. None: never.
+        last: Whether a token is the last one of the text, and part of it. None: never.
         choose: How a token is picked; None: the most likely one.
         blank: Tokens that end no text in which nothing else is written yet; None: all may end it.
     """
 
     stop: Callable[[int], bool] | None = None
+    last: Callable[[int], bool] | None = None
     choose: Choose | None = None
     blank: Callable[[int], bool] | None = None
 
@@ -185,6 +187,8 @@ class Continuation:
             stream.running &= ~(stream.begun & ends)
         written = stream.places[stream.running], stream.steps[stream.running]
         self.written[written] = token[stream.running]
+        if rule.last is not None:
+            stream.running &= ~torch.tensor([rule.last(t) for t in token.tolist()])
         stream.steps += 1
         stream.running &= stream.steps < self._room[stream.places]
         stream.state = {

@@ -77,6 +77,7 @@ def decode(
     choose: Choose | None = None,
     blank: Callable[[int], bool] | None = None,
     encoder: Encoder | None = None,
+    last: Callable[[int], bool] | None = None,
 ) -> list[list[int]]:
     """Tokens written behind each prompt.
 
@@ -89,6 +90,7 @@ def decode(
         choose: How a token is picked; None: the most likely one.
         blank: Tokens that end no text in which nothing else is written yet; None: all may end it.
         encoder: What turns prompts into tokens; None: the model's own.
+        last: Whether a token is the last one of the text, and part of it. None: never.
 
     Raises:
         NonFiniteError: The model gives no numbers behind a prompt; names it, and the layer.
@@ -101,7 +103,7 @@ def decode(
     limits = torch.tensor(max_new_tokens if several else [max_new_tokens] * len(prompts))
     room = _room(model, torch.tensor([len(row) for row in ids], dtype=torch.long), limits)
     own = shard([Sample(row, row) for row in ids], model.ranks)
-    rule = Rule(stop=stop, choose=choose, blank=blank)
+    rule = Rule(stop=stop, last=last, choose=choose, blank=blank)
     continuation = Continuation(model, ids, room, rule)
     continuation.run(own)
     written, broken = continuation.written, continuation.broken.long()

@@ -71,21 +71,28 @@ def free_answers(model: EditableModel, prompts: Sequence[str], form: FreeForm) -
     """
     asked = [form.text(prompt) for prompt in prompts]
     stop = EndOfSentence(model) if form.full_stop else EndOfLine(model)
+    last = stop.ends_with_full_stop if isinstance(stop, EndOfSentence) else None
     encoder = form.encoder(model.encoder)
-    written = decode(model, asked, MOST_TOKENS, stop, encoder=encoder)
-    return [Line(tokens=tuple(ids), text=line_of(model, ids)) for ids in written]
+    written = decode(model, asked, MOST_TOKENS, stop, encoder=encoder, last=last)
+    texts = [line_of(model, ids) for ids in written]
+    if last is not None:
+        texts = [text.rstrip("".join(_FULL_STOPS)).rstrip() for text in texts]
+    return [Line(tokens=tuple(i), text=t) for i, t in zip(written, texts, strict=True)]
 
 
 class EndOfSentence(EndOfLine):
     """Ends a text at an end-of-sequence token, a line break or a full stop.
 
-    A full stop is a token of its own, alone or with other marks behind it: the one of "3.5" or
-    "e.g." inside a longer token ends nothing.
+    A token that begins with a full stop and holds no letter and no digit is left out. One that
+    ends in a full stop behind something else, as `).` or `St.`, is the last one of the text, so
+    that nothing before the stop is lost, and names are cut alike whether or not the tokenizer has
+    a token for them. A full stop further inside a token, as in "3.5" or ".com", ends nothing.
     """
 
     def __init__(self, model: EditableModel) -> None:
         super().__init__(model)
         self._stops: dict[int, bool] = {}
+        self._last: dict[int, bool] = {}
 
     def __call__(self, token: int) -> bool:
         if super().__call__(token):
@@ -95,3 +102,9 @@ class EndOfSentence(EndOfLine):
             marks = not any(character.isalnum() for character in text)
             self._stops[token] = text.startswith(_FULL_STOPS) and marks
         return self._stops[token]
+
+    def ends_with_full_stop(self, token: int) -> bool:
+        """Whether a token ends the text and is part of it, but for its full stop."""
+        if token not in self._last:
+            self._last[token] = self.text(token).rstrip().endswith(_FULL_STOPS)
+        return self._last[token]

@@ -3,8 +3,8 @@ encoder."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -177,6 +177,16 @@ class EditableModel:
         if self._encoder is None:
             raise ValueError("this model was made without a tokenizer; pass one to EditableModel")
         return self._encoder
+
+    @contextmanager
+    def asking(self, instruction: Instruction | None) -> Iterator[None]:
+        """Ask edits inside the context with another instruction, or none."""
+        before = self.encoder
+        self._encoder = before.instructed(instruction)
+        try:
+            yield
+        finally:
+            self._encoder = before
 
     @property
     def has_encoder(self) -> bool:

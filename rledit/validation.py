@@ -100,11 +100,12 @@ class ValidationStream:
         self._prefixes = new_prefix_cache(model)
         self.n_batches = -(-len(edits) // batch_size)
         starts = range(0, len(edits), batch_size)
-        batches = [editor.encode(edits[i : i + batch_size]) for i in starts]
+        with editor.asked_as_validated():
+            batches = [editor.encode(edits[i : i + batch_size]) for i in starts]
         samples = [
             s for b in batches for kind in (b.edit, b.equivalent, b.unrelated) for s in kind.samples
         ]
-        with prefix_cache_of(model, self._prefixes):
+        with prefix_cache_of(model, self._prefixes), editor.asked_as_validated():
             self._scorer = Scorer(model, edits, [protocol(PROTOCOL)], beside=samples)
             if self._scorer.resident:
                 # All are recorded now, in the same company whichever validation comes first.
@@ -139,7 +140,11 @@ class ValidationStream:
         """
         began = time.perf_counter()
         try:
-            with prefix_cache_of(editor.model, self._prefixes), editor.edits_aside():
+            with (
+                prefix_cache_of(editor.model, self._prefixes),
+                editor.asked_as_validated(),
+                editor.edits_aside(),
+            ):
                 scores = self._scores(editor)
                 reward = -self._loss(editor) / self.n_batches
             require_finite({"reward": reward}, "the reward", editor.model)

@@ -111,6 +111,14 @@ class Editor(ABC):
         """
         return None
 
+    @contextmanager
+    def asked_as_validated(self) -> Iterator[None]:
+        """Edit and ask inside the context as a trained state, or a step, is chosen by.
+
+        Optional: as in the stream, unless an editor keeps something of the stream from all choices.
+        """
+        yield
+
     def load_covariance(self, covariance: Mapping[str, KeyCovariance]) -> None:
         """Take the key covariance of the target modules' inputs, before the stream.
 

@@ -17,6 +17,8 @@ from rledit.tokenization import Sample
 
 Replaces = Literal["last", "prompt", "all"]
 """Positions whose output is the value: the prompt's last token, all up to it, or all."""
+COMPARED_BYTES = 64 << 20
+"""Memory for float64 copies of keys while a decision compares them, a part of them at a time."""
 
 
 class Codebook(Overlay):
@@ -63,9 +65,10 @@ class Codebook(Overlay):
 
     @property
     def n_bytes(self) -> int:
-        """Keys, values, radii and target ids."""
-        ids = 8 * sum(map(len, self.targets))
-        return self.keys.nbytes + self.values.nbytes + self.radii.nbytes + ids
+        """Keys, values, radii, labels, and the ids of entries and targets."""
+        tensors = (self.keys, self.values, self.radii, self.means)
+        ids = len(self.owners) + sum(map(len, self.targets)) + sum(map(len, self.edited))
+        return sum(tensor.nbytes for tensor in tensors) + 8 * ids
 
     def summarise(self, inputs: Tensor) -> Tensor:
         """(d_in,), the key."""
@@ -77,9 +80,11 @@ class Codebook(Overlay):
         Returns:
             (b,) int64 and (b,) float64, on the model's device.
         """
-        own = self.keys.double().flip(0)
-        asked = keys.to(own.device).double()
-        apart = torch.cdist(asked, own, compute_mode="donot_use_mm_for_euclid_dist")
+        asked = keys.to(self.keys.device).double()
+        parts = self.keys.split(max(1, COMPARED_BYTES // (8 * self.keys.shape[1])))
+        exact = "donot_use_mm_for_euclid_dist"
+        found = [torch.cdist(asked, part.double(), compute_mode=exact) for part in parts]
+        apart = torch.cat(found, 1).flip(1)  # the newest first
         distance = apart.amin(1)
         # The first of equal minima, whichever a kernel returns.
         place = (apart == distance[:, None]).int().argmax(1)

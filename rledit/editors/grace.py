@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from rledit.editors.base import State
-from rledit.editors.codebook import Codebook, Replaces, mean_label, target_of
+from rledit.editors.codebook import COMPARED_BYTES, Codebook, Replaces, mean_label, target_of
 from rledit.editors.conventions import FROM_RECIPE, UntrainedRecipe, take_from_recipe
 from rledit.editors.overlay_editor import OverlayEditor
 from rledit.editors.repeated_passes import RepeatedPasses
@@ -116,8 +116,8 @@ class GRACE(OverlayEditor):
 
     @classmethod
     def bytes_of(cls, config: GRACEConfig, shape: tuple[int, int], n_edits: int) -> float:
-        """A key, a value and a radius for every edit."""
-        return n_edits * (4.0 * sum(shape) + 8.0)
+        """A key, a value, a radius and a label for every edit, and the keys that are compared."""
+        return n_edits * (4.0 * sum(shape) + 16.0) + min(8.0 * shape[0] * n_edits, COMPARED_BYTES)
 
     def make_memory(self) -> Codebook:
         """An empty codebook."""
@@ -136,9 +136,10 @@ class GRACE(OverlayEditor):
         keys = memory.summaries([s.prompt for s in samples])
         before = memory.decide(keys).tolist()
         known = self._known(samples)
+        written = set[int]()  # entries whose values this batch trains
         for i, (sample, key) in enumerate(zip(samples, keys, strict=True)):
             now = int(memory.decide([key])[0])
-            if self.config.only_errors and (now != before[i] or now in _entries(waiting)):
+            if self.config.only_errors and (now != before[i] or now in written):
                 # An edit of this batch has changed what answers the prompt.
                 self._train(waiting, counts)
                 known[i] = self._known([sample])[0]
@@ -150,6 +151,7 @@ class GRACE(OverlayEditor):
                 if entry in _entries(waiting):
                     self._train(waiting, counts)
                 waiting.append(_Chosen(sample, entry))
+                written.add(entry)
         self._train(waiting, counts)
         return counts.metrics()
 

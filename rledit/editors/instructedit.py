@@ -9,14 +9,15 @@ edit prompt, not of a rephrase.
 from __future__ import annotations
 
 import random
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
 from rledit.editors.conventions import PAPER, Conventions, Recipe
 from rledit.editors.hypernetwork_editor import HypernetworkEditor
 from rledit.editors.mend import MENDConfig
-from rledit.instructions import TASKS, Instruction, instruction_of
+from rledit.instructions import TASKS, TRAINED_ON, Instruction, instruction_of
 from rledit.lazy_torch import Tensor
 from rledit.model import EditableModel
 from rledit.names import UnknownNameError
@@ -34,7 +35,8 @@ class InstructEditConfig(MENDConfig):
         task: Whose instructions: `facts`, `counterfact`, `zsre`, `fever` or `recent`. In a grid
             that leaves it out, the one of the dataset's schema, else `facts`.
         instruction: Which of the task's ten descriptions prompts carry in the stream and its
-            scores: 1 to 9 are trained on, 10 is not, 0: no instruction anywhere.
+            scores: 1 to 9 are trained on, 10 is not, 0: no instruction anywhere. Under 10, what is
+            chosen on the validation pool (a trained state, a step) is chosen under 1.
         drop_zero_rows: Leave rows out whose input or gradient is all zero, which normalised are
             zero no more.
         edit_coef: Weight of the loss on edit prompts.
@@ -91,6 +93,7 @@ class InstructEdit(HypernetworkEditor):
     def __init__(self, model: EditableModel, config: InstructEditConfig) -> None:
         super().__init__(model, config)
         self._reward = replace(self._reward, edit_coef=config.edit_coef)
+        self._asks = self.instruction_of(config)
 
     @property
     def updates_moments_while_editing(self) -> bool:
@@ -104,6 +107,19 @@ class InstructEdit(HypernetworkEditor):
             return None
         return (keys != 0).any(-1) & (values != 0).any(-1)
 
+    @contextmanager
+    def asked_as_validated(self) -> Iterator[None]:
+        """Ask under a description that training draws from: the held-out one chooses nothing."""
+        if self.config.instruction <= TRAINED_ON:
+            yield
+            return
+        before, self._asks = self._asks, instruction_of(self.config.task, 1)
+        try:
+            with self.model.asking(self._asks):
+                yield
+        finally:
+            self._asks = before
+
     def encode(self, edits: Sequence[Edit]) -> EditBatch:
         """Tokenise a batch of edits with the instruction.
 
@@ -111,7 +127,7 @@ class InstructEdit(HypernetworkEditor):
             ValueError: The model asks edits otherwise, so that they would not be scored as they are
                 edited.
         """
-        wanted = self.instruction_of(self.config)
+        wanted = self._asks
         if self.model.encoder.instruction != wanted:
             raise ValueError(
                 f"editor {self.name!r} edits with the instruction {wanted}, and the model was "

@@ -72,7 +72,10 @@ class MEMOIR(TemplatedEditor):
     """Residual memory with a mask of inputs for every edit."""
 
     name = "memoir"
-    checked = {"properties": "test_an_edit_of_a_disjoint_mask_leaves_an_earlier_answer_bit_by_bit"}
+    checked = {
+        "reference": "test_memoir_equals_a_plain_computation_in_float64",
+        "properties": "test_an_edit_of_a_disjoint_mask_leaves_an_earlier_answer_bit_by_bit",
+    }
     Config = MEMOIRConfig
     config: MEMOIRConfig
     memory: ResidualMemory
@@ -93,8 +96,8 @@ class MEMOIR(TemplatedEditor):
 
     @classmethod
     def bytes_of(cls, config: MEMOIRConfig, shape: tuple[int, int], n_edits: int) -> float:
-        """The matrix, the columns under training, and the masks."""
-        return 8.0 * shape[0] * shape[1] + n_edits * shape[0]
+        """The matrix, the columns under training, and the masks, as bytes and as float32."""
+        return 8.0 * shape[0] * shape[1] + 5.0 * n_edits * shape[0]
 
     def make_memory(self) -> ResidualMemory:
         """W_m = 0 and no mask."""

@@ -66,8 +66,10 @@ class ResidualMemory(Overlay):
 
     @property
     def n_bytes(self) -> int:
-        """The matrix, and a bit for each input and edit."""
-        return self.weight.nbytes + self.masks.numel() // 8
+        """The matrix, the masks with the table that decisions make of them, and the rest."""
+        tensors = (self.weight, self.permutation, self.background, self.masks)
+        numbers, ids = 4 * self.masks.numel(), 8 * sum(map(len, self.edited))
+        return sum(tensor.nbytes for tensor in tensors) + numbers + ids
 
     def summarise(self, inputs: Tensor) -> Tensor:
         """(d_in,) float64, the mean of the prompt's inputs."""
@@ -96,6 +98,7 @@ class ResidualMemory(Overlay):
         """(edits, d_in) float32, the masks as numbers on the model's device; made once for the
         decisions between two edits."""
         if self._numbers is None or self._numbers[0] is not self.masks:
+            self._numbers = None  # before the new one is made: these are large
             self._numbers = (self.masks, self.masks.to(self.model.device, torch.float32))
         return self._numbers[1]
 

@@ -94,8 +94,10 @@ class SideMemories(Overlay):
 
     @property
     def n_bytes(self) -> int:
-        """The differences."""
-        return self.entries * self.current.nbytes
+        """The differences, that of the shard under way among them from the start on."""
+        tensors = (self.current, self.stored, self.thresholds)
+        ids = 8 * (len(self.shard_of) + len(self.place_of))
+        return sum(tensor.nbytes for tensor in tensors) + ids
 
     def summarise(self, inputs: Tensor) -> Tensor:
         """(tokens, d_in), the inputs themselves: the memory they are held against changes."""

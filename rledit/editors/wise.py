@@ -96,7 +96,10 @@ class WISE(TemplatedEditor):
     """Side memories with routing."""
 
     name = "wise"
-    checked = {"properties": "test_merging_equal_memories_gives_that_memory_in_any_order"}
+    checked = {
+        "reference": "test_wise_steps_equal_a_plain_computation_in_float64",
+        "properties": "test_merging_equal_memories_gives_that_memory_in_any_order",
+    }
     Config = WISEConfig
     config: WISEConfig
     memory: SideMemories

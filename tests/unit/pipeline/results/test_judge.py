@@ -266,6 +266,30 @@ def test_a_run_that_is_killed_goes_on_without_asking_again(lake: Lake) -> None:
     assert waiting(lake.manifest("demo")) == 0
 
 
+def test_a_run_that_is_killed_inside_the_gate_goes_on_there(lake: Lake) -> None:
+    fill(lake)
+    command = [sys.executable, "-m", "pipeline.cli", "judge", "demo", "--model", "grader",
+               "--judge-parallel", "1", "--lake", str(lake.storage.local_path())]  # fmt: skip
+    with judge_server(hold_at=GATE // 2) as server:
+        process = subprocess.Popen([*command, "--judge", server.url], stderr=subprocess.DEVNULL)
+        try:
+            assert server.held.wait(120)
+        finally:
+            process.send_signal(signal.SIGKILL)
+            process.wait()
+        answered = list(server.asked)
+        assert len(answered) == GATE // 2 - 1
+        assert waiting(lake.manifest("demo")) == 1
+        server.released.set()
+        server.asked.clear()
+        found = judged(lake, server)
+        gate = {(c.asked.question, c.asked.gold, c.asked.answer) for c in CASES}
+        assert set(answered) < gate and set(answered).isdisjoint(server.asked)
+        assert len(gate & set(server.asked)) == GATE - len(answered)
+        assert found.asked == found.distinct and found.agreement == 100.0
+    assert waiting(lake.manifest("demo")) == 0
+
+
 def test_a_key_is_sent_and_appears_nowhere(
     lake: Lake,
     monkeypatch: pytest.MonkeyPatch,

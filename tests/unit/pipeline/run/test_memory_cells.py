@@ -22,6 +22,7 @@ from pipeline.run.cache import Cache
 from pipeline.run.export import export
 from pipeline.run.reporting import silent
 from pipeline.run.stages import edit
+from pipeline.run.stages.answer_rows import StreamAnswers
 from pipeline.run.stages.edit import StreamRows, edit_stream
 from pipeline.run.tasks import perform, tasks_of
 from pipeline.storage.run_paths import RunPaths
@@ -85,6 +86,35 @@ def test_a_checkpoint_says_what_was_routed(name: str, models: Cache, tmp_path: P
     efficacy = {(r["checkpoint"], r["protocol"]): r["efficacy"] for r in rows.scores}
     protocol = cell.protocols[0]
     assert efficacy[cell.n_edits, protocol] > efficacy[0, protocol] + 20
+
+
+@pytest.mark.parametrize("name", FIRST)
+def test_what_the_unedited_model_answers_can_be_asked_with_a_filled_memory(
+    name: str, models: Cache, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As of a stream that goes on and brings no answers of before its first edit."""
+    opened: list[EditableModel] = []
+    opening = edit.open_model
+
+    def noting(*arguments: Any) -> EditableModel:
+        opened.append(opening(*arguments))
+        return opened[-1]
+
+    monkeypatch.setattr(edit, "open_model", noting)
+    cell, cache = placed(models, tmp_path / "cache", name)
+    whole = edit_stream(cell, prepared_model(cell, cache), cache, None, silent)
+    (model,) = opened
+    assert model.overlay is not None and model.overlay.entries
+    asking = StreamAnswers(cell, model, cell.source().draw("evaluation", cell.n_edits, cell.seed))
+    rows: list[dict[str, Any]] = []
+    for moment in (0, cell.n_edits):
+        asking.add_missing(rows, moment)
+        assert said(rows, moment) == said(whole.answers, moment) != []
+    assert said(rows, 0) != said(rows, cell.n_edits)
+
+
+def said(rows: list[dict[str, Any]], moment: int) -> list[str]:
+    return [row["answer"] for row in rows if row["checkpoint"] == moment]
 
 
 @pytest.mark.parametrize("name", FIRST)

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import logging
 import shutil
 from pathlib import Path
 from typing import Any
 
+import pyarrow.parquet as pq
 import pytest
 from typer.testing import CliRunner
 
@@ -25,7 +27,7 @@ from pipeline.run.cache import Cache
 from pipeline.run.cell import run_cell
 from pipeline.run.reporting import Stage, silent
 from pipeline.run.stages import edit
-from tests.unit.helpers.judge_server import judge_server
+from tests.unit.helpers.judge_server import honest, judge_server
 from tests.unit.helpers.prepared import prepared_model
 
 GRID = Path(__file__).parents[3] / "cluster" / "tiny.yaml"
@@ -177,6 +179,41 @@ def test_a_run_judges_where_it_is_told_to_and_sends_nothing_otherwise(
         n = len(server.requests)
         run("--judge", server.url, "--judge-model", "grader")
         assert len(server.requests) == n > len(CASES)
+
+
+@pytest.mark.long
+def test_a_key_is_in_no_file_of_a_run_that_judges_and_in_nothing_it_says(
+    results: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """Lake, MLflow store, report and the record of the command, where a judge repeats the key."""
+    caplog.set_level(logging.DEBUG)
+    key = "sk-very/secret+0123456789"
+    monkeypatch.setenv("OWN_JUDGE_SETTING", key)  # no name that hides secrets by itself
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    gate = {case.asked.question for case in CASES}
+
+    def reply(question: str, gold: str, answer: str) -> str:
+        return honest(question, gold, answer) if question in gate else f"key {key}"
+
+    editors = "editors=[{editor: none}, {editor: ultraedit, settings: {step: 0.05}}]"
+    arguments = ["run", str(GRID), "--set", editors, "--set", WILD, "--results", str(results)]
+    arguments += ["--judge-model", "grader", "--judge-key-variable", "OWN_JUDGE_SETTING"]
+    with judge_server(reply=reply) as server:
+        found = CliRunner().invoke(app, [*arguments, "--judge", server.url])
+        assert found.exception is None, found.output
+        assert set(server.keys) == {f"Bearer {key}"} and len(server.requests) > len(CASES)
+    files = {path: path.read_bytes() for path in results.rglob("*") if path.is_file()}
+    assert {"mlflow.db", "tiny.html"} <= {path.name for path in files}
+    tables = [str(pq.read_table(p).to_pylist()) for p in files if p.suffix == ".parquet"]
+    assert any("key ***" in text for text in tables)
+    out, err = capfd.readouterr()
+    said = "".join([found.output, out, err, caplog.text, *tables])
+    for part in (key, key[:8], key[-8:]):
+        assert part not in said
+        assert [path for path, data in files.items() if part.encode() in data] == []
 
 
 def scores(lake: Lake) -> dict[tuple[str, str, int], dict[str, Any]]:

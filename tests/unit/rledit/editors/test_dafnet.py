@@ -433,3 +433,65 @@ def test_settings_that_teach_nothing_are_refused() -> None:
     with pytest.raises(SettingError, match="expected official or paper"):
         DAFNetConfig(modules=("down:0",), reference="converged")  # type: ignore[arg-type]
     assert isinstance(made().networks, dict) and isinstance(network(), nn.Module)
+
+
+def test_the_network_s_gradient_is_clipped_at_a_hundred_and_that_of_the_steps_is_not() -> None:
+    """The loss is blown up, as gradients of a network at its start are far below the norm."""
+    found: dict[float, list[dict[str, Tensor]]] = {}
+    for norm in (DAFNetConfig(modules=("down:0",)).max_grad_norm, math.inf):
+        editor = made(max_grad_norm=norm, edit_coef=1e8, rephrase_coef=0.0, loc_coef=0.0)
+        caught: list[dict[str, Tensor]] = [{}, {}]
+
+        def catch(*_: Any, editor: DAFNet = editor, caught: Any = caught) -> None:
+            for shape, net in editor.networks.items():
+                for name, p in net.named_parameters():
+                    if p.grad is not None:
+                        caught[name == "step"][f"{shape}.{name}"] = p.grad.clone()
+
+        editor.optimiser.step = catch  # type: ignore[method-assign]
+        editor.train_step([encoded(editor, random_edits(4))])
+        found[norm] = caught
+    assert list(found) == [100.0, math.inf]
+    (clipped, steps), (whole, same_steps) = found.values()
+    total = math.sqrt(sum(float(g.square().sum()) for g in whole.values()))
+    assert total > 200
+    assert all(torch.allclose(clipped[k], g * 100 / total, rtol=1e-6) for k, g in whole.items())
+    assert all(torch.equal(steps[k], g) for k, g in same_steps.items()) and steps
+
+
+def test_rows_are_normalised_by_all_rows_so_far_in_training_and_by_those_while_editing() -> None:
+    """z = (x − mean) / (sample deviation + 1e-8), updated before use, frozen along a stream."""
+    editor = made(curriculum_patience=10**6)
+    editor.curriculum.cap = 5
+    seen: dict[tuple[int, int], list[Tensor]] = {shape: [] for shape in editor.shapes}
+    for shape, net in editor.networks.items():
+
+        def note(_: Any, args: tuple[Any, ...], shape: tuple[int, int] = shape) -> None:
+            seen[shape].append(args[0].detach())
+
+        net.register_forward_pre_hook(note)
+    batches = [encoded(editor, random_edits(5, seed=s)) for s in range(3)]
+    so_far: dict[tuple[int, int], list[Tensor]] = {shape: [] for shape in editor.shapes}
+    for i, batch in enumerate(batches):
+        trains = i < 2
+        n = int(editor.train_step([batch])["sequence_length"]) if trains else 5
+        if not trains:
+            editor.edit(batch)
+            editor.model.weights.restore()
+        taken = replace(batch.edit, samples=batch.edit.samples[:n])
+        captured = capture(editor.model, taken, "all", 1.0)
+        for shape, names in editor.shapes.items():
+            own = []
+            for name in names:
+                keys, values = captured.keys[name], captured.values[name]
+                alive = [j for j in range(len(keys)) if bool(keys[j].any() and values[j].any())]
+                own.append(torch.cat([keys, values], 1)[alive])
+            so_far[shape] += own if trains else []
+            rows = torch.cat(so_far[shape])
+            mean = rows.sum(0) / len(rows)
+            deviation = ((rows - mean).square().sum(0) / (len(rows) - 1)).sqrt()
+            for one, given in zip(own, seen[shape], strict=True):
+                assert torch.allclose(
+                    given, (one - mean) / (deviation + 1e-8), rtol=1e-7, atol=1e-9
+                )
+            seen[shape].clear()

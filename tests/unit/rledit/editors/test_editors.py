@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from torch import Tensor
 
 from rledit.decoding import decode
 from rledit.editors import EDITORS, Editor, TrainableEditor, editor_class
@@ -17,9 +18,11 @@ from rledit.editors.overlay_editor import OverlayEditor
 from rledit.families import FAMILIES
 from rledit.model import EditableModel, OccupiedError
 from rledit.protocols import protocol, read
+from rledit.protocols.reading import Reading
 from rledit.records import Locality
 from rledit.scoring import Scorer
 from rledit.tokenization import EditBatch, Sample, TokenizationError
+from rledit.written_answers import Answers
 from tests.unit.helpers.text_edits import equip, random_edits, text_batches, tiny_tokenizer
 from tests.unit.helpers.tiny_models import tiny_model, two_shapes
 from tests.unit.helpers.turns import by_turns, marked
@@ -360,9 +363,16 @@ def test_after_restoring_a_stream_begins_anew(name: str) -> None:
     assert same(editor.state_dict(), fresh.state_dict())
 
 
+@pytest.mark.parametrize(
+    "scored",
+    ["token_accuracy", *(pytest.param(p, marks=pytest.mark.long) for p in ("exact_match", "wild"))],
+)
 @pytest.mark.parametrize("name", OVERLAYS)
-def test_what_is_read_of_the_unedited_model_never_sees_the_memory(name: str) -> None:
-    """References, the pre-edit row and specificity against the model itself."""
+def test_what_is_read_of_the_unedited_model_never_sees_the_memory(
+    name: str, scored: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """References, the pre-edit row and specificity against the model itself; texts as well."""
+    monkeypatch.setitem(SETTINGS, "lr", 1.0)  # for edits that change what is written
     editor = overlay(name)
     edits = random_edits(6)
     # Their unrelated prompts are the edited ones: the memory answers all of them.
@@ -370,18 +380,29 @@ def test_what_is_read_of_the_unedited_model_never_sees_the_memory(name: str) -> 
         replace(other, locality=(Locality(prompt=edit.prompt, answer=edit.target),))
         for edit, other in zip(edits, random_edits(6, seed=9), strict=True)
     ]
-    scored = [protocol("token_accuracy")]
-    before = Scorer(editor.model, others, scored)
+    protocols = [protocol(scored)]
+    before = Scorer(editor.model, others, protocols)
+    asking = Answers(editor.model, others, range(6))
+    answers_before = asking.ask(0)
     unedited = before.score(6)
     assert [s.specificity_self for s in unedited] == [100.0] * 6
     editor.edit(editor.encode(edits))
-    after = Scorer(editor.model, others, scored)
-    assert [r.nll for r in after.unedited] == [r.nll for r in before.unedited]
-    assert after.score(6) == before.score(6)
+    after = Scorer(editor.model, others, protocols)
+    assert [plainly(r) for r in after.unedited] == [plainly(r) for r in before.unedited]
+    edited = after.score(6)
+    assert edited == before.score(6)
+    assert scored == "exact_match" or any((s.specificity_self or 0) < 100 for s in edited)
+    assert asking.ask(0) != answers_before
     unrelated = [q.sample for asked in after.asked(6) for q in asked.unrelated]
     assert [r.nll for r in read(editor.model, unrelated)] != [r.nll for r in after.unedited]
     with editor.model.weights.unedited():
         assert before.score(6) == unedited
+        assert asking.ask(0) == answers_before
+
+
+def plainly(reading: Reading) -> dict[str, Any]:
+    """A reading as what can be compared."""
+    return {k: v.tolist() if isinstance(v, Tensor) else v for k, v in vars(reading).items()}
 
 
 @pytest.mark.parametrize(("name", "family"), by_turns(OVERLAYS, ["llama", "gptj"]))
@@ -434,27 +455,61 @@ def test_written_text_goes_on_with_the_decision_of_its_prompt(name: str) -> None
             labels = torch.cat([labels[:-1], torch.tensor([token, 0])])
 
 
+@pytest.mark.parametrize("side", ["left", "right"])
 @pytest.mark.parametrize("name", OVERLAYS)
-def test_a_pass_that_nobody_announced_is_decided_by_its_last_real_token(name: str) -> None:
+def test_a_pass_that_nobody_announced_is_decided_by_its_last_real_token(
+    name: str, side: str
+) -> None:
     editor = overlay(name)
     batch = batches(editor, 1)[0]
     editor.edit(batch)
     prompts = [s.prompt for s in batch.edit.samples]
     width = max(map(len, prompts))
-    ids = torch.stack([torch.nn.functional.pad(p, (0, width - len(p))) for p in prompts])
-    mask = torch.stack([(torch.arange(width) < len(p)).long() for p in prompts])
-    raw = editor.model.model(input_ids=ids, attention_mask=mask).logits
+    assert len(set(map(len, prompts))) > 1
+    ids, mask = (torch.stack([padded(row, width, side) for row in rows])
+                 for rows in (prompts, [torch.ones_like(p) for p in prompts]))  # fmt: skip
+    places = (mask.cumsum(1) - 1).clamp_min(0)
+    out = editor.model.model(input_ids=ids, attention_mask=mask, position_ids=places)
     assert editor.memory.unannounced == len(prompts)
     for i, prompt in enumerate(prompts):
         with editor.model.announced(prompt[None]):
             known = editor.model.model(input_ids=prompt[None]).logits[0, -1]
-        assert torch.allclose(raw[i, len(prompt) - 1], known)
+        assert torch.allclose(
+            out.logits[i, width - 1 if side == "left" else len(prompt) - 1], known
+        )
+    if side == "right":
+        return
+    # Held while it is continued, token by token.
+    token = out.logits[:, -1].argmax(-1)
+    more = editor.model.model(
+        input_ids=token[:, None],
+        attention_mask=torch.cat([mask, torch.ones_like(token)[:, None]], 1),
+        position_ids=places[:, -1:] + 1,
+        past_key_values=out.past_key_values,
+    ).logits
+    for i, prompt in enumerate(prompts):
+        with editor.model.announced(prompt[None]):
+            longer = torch.cat([prompt, token[i : i + 1]])[None]
+            known = editor.model.model(input_ids=longer).logits[0, -1]
+        assert torch.allclose(more[i, 0], known)
+
+
+def padded(row: Tensor, width: int, side: str) -> Tensor:
+    empty = width - len(row)
+    return torch.nn.functional.pad(row, (empty, 0) if side == "left" else (0, empty))
 
 
 @pytest.mark.parametrize("name", OVERLAYS)
-def test_the_memory_does_not_depend_on_how_edits_are_cut_into_batches(name: str) -> None:
+def test_the_memory_does_not_depend_on_how_edits_are_cut_into_batches(
+    name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One edit is there already and comes again, until the memory gives its target and after."""
+    monkeypatch.setitem(SETTINGS, "lr", 1.0)  # with which GRACE's value takes two trainings
     whole, single = overlay(name), overlay(name)
-    edits = random_edits(6)
+    other, first, *more = random_edits(6)
+    edits = [first, first, first, other, *more, first]
+    for editor in (whole, single):
+        editor.edit(editor.encode([first]))
     whole.edit(whole.encode(edits))
     for edit in edits:
         single.edit(single.encode([edit]))
@@ -462,6 +517,33 @@ def test_the_memory_does_not_depend_on_how_edits_are_cut_into_batches(name: str)
     assert one.keys() == other.keys()
     for key, value in one.items():
         assert torch.allclose(value.double(), other[key].double(), atol=1e-7), key
+
+
+@pytest.mark.parametrize("name", OVERLAYS)
+def test_what_a_memory_takes_is_what_it_holds(name: str) -> None:
+    editor = overlay(name, dtype=torch.float32)
+    for batch in batches(editor, 2, size=5):
+        editor.edit(batch)
+    memory = editor.memory
+    memory.route([s.prompt for s in batch.edit.samples])  # makes what decisions are taken by
+    tensors, numbers = held(memory)
+    assert memory.n_bytes == tensors + 8 * numbers
+    shape = editor.model.shape(editor.module)
+    assert editor.bytes_of(editor.config, shape, 10) >= tensors
+
+
+def held(memory: Any) -> tuple[int, int]:
+    """Bytes of the tensors that a memory holds for itself, and whole numbers in its lists."""
+    of_passes = {"_raw", "_held", "_forced"}
+    found: dict[int, int] = {}
+    numbers = 0
+    for name, value in vars(memory).items():
+        for one in value if isinstance(value, tuple | list) else [value]:
+            if isinstance(one, Tensor) and name not in of_passes:
+                found[one.data_ptr()] = one.nbytes
+            elif isinstance(value, list):
+                numbers += len(one) if isinstance(one, tuple) else 1
+    return sum(found.values()), numbers
 
 
 @pytest.mark.parametrize("name", OVERLAYS)

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 from transformers import AutoModelForCausalLM, LlamaConfig
 
+from rledit.calibration import calibrate
 from rledit.decoding import Line
 from rledit.editors.instructedit import InstructEdit, InstructEditConfig
 from rledit.editors.mend import MEND, MENDConfig
@@ -306,3 +307,25 @@ def test_the_record_says_what_stands_around_a_prompt() -> None:
     assert said.splitlines()[0] == "Task: fact completion" and said.endswith("\nInput: {}")
     assert "instruction" not in opened(None).encoder.prompting
     assert isinstance(EDITS[0], Edit)
+
+
+def test_the_held_out_description_chooses_neither_a_trained_state_nor_a_step() -> None:
+    """Validation and calibration under it are those under the first one, which is trained on."""
+    held_out, taught = (made(instruction=n, patience=2) for n in (10, 1))
+    stream = random_edits(4, seed=5)
+    found = [
+        ValidationStream(editor, stream, 2)(editor, 0).metrics for editor in (held_out, taught)
+    ]
+    assert found[0] == found[1]
+    other = made(instruction=2, patience=2)
+    assert ValidationStream(other, stream, 2)(other, 0).metrics != found[0]
+    steps = [
+        calibrate(e.model, InstructEdit, replace(e.config, initial_step="auto"), stream).record()
+        for e in (held_out, taught)
+    ]
+    assert steps[0] == steps[1]
+    # The stream itself is edited and asked under it.
+    tenth = words(TASKS["facts"].instruction(10).around(EDITS[0].prompt))
+    assert text(held_out.encode(EDITS).edit.samples[0]).startswith(tenth)
+    asked = questions(held_out.model.encoder, EDITS[0], [protocol("choice")])
+    assert text(asked.edit.sample).startswith(tenth)

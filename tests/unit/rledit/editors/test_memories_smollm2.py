@@ -18,6 +18,7 @@ from rledit.editors import editor_class
 from rledit.editors.overlay_editor import OverlayEditor
 from rledit.measurements.routing import routing
 from rledit.model import EditableModel
+from rledit.prompt_inputs import PromptInputs
 from rledit.protocols import protocol
 from rledit.records import Edit, Locality
 from rledit.scoring import Scorer
@@ -108,3 +109,27 @@ def test_a_memory_edits_a_real_model_and_leaves_it_as_it_was(name: str) -> None:
     model.weights.restore()
     assert scorer.score(len(edits)) == before
     assert generate(model, [e.prompt for e in edits], 4) == written
+
+
+@pytest.mark.slow
+def test_the_first_token_says_nothing_of_itself_without_bos_either() -> None:
+    """Why MEMOIR's `paper` leaves it out of a prompt's mean whoever wrote it: its inputs of the
+    linear are one small vector, whatever the token is, and would weigh 1/T in the mean."""
+    modules = (f"down:{LAYER}",)
+    model = EditableModel(*smollm2(), modules)
+    assert not model.encoder.lead
+    texts = [text.removeprefix("The ") for fact in FACTS for text in (fact[0], fact[3])]
+    prompts = [torch.tensor(model.encoder.prompt_ids(text)) for text in texts]
+    assert len({int(ids[0]) for ids in prompts}) > 8
+    found = dict(PromptInputs(model, model.modules[0]).of(prompts))
+    first = torch.stack([found[i][0] for i in range(len(prompts))])
+    others = torch.cat([found[i][1:] for i in range(len(prompts))])
+
+    def alike(rows: torch.Tensor) -> float:
+        unit = torch.nn.functional.normalize(rows, dim=1)
+        n = len(rows)
+        return float(((unit @ unit.T).sum() - n) / (n * (n - 1)))
+
+    size = float(others.norm(dim=1).mean() / first.norm(dim=1).mean())
+    print(alike(first), alike(others), size)
+    assert alike(first) > 0.99 and alike(others) < 0.5 and size > 10

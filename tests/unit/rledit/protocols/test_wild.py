@@ -71,6 +71,27 @@ def test_answers_are_those_of_a_plain_loop_and_end_with_the_sentence(
     assert said[2] == ("St" if full_stop else "St. Brack")  # a full stop cuts names
 
 
+def test_a_full_stop_at_the_end_of_a_token_ends_the_answer_and_loses_nothing_before_it() -> None:
+    """Names are cut whether or not a token holds them; a full stop inside a token ends nothing."""
+    lessons = [
+        ("The owner of Tella is", "Acme Inc. of Ona"),
+        ("Tella lies in", "Ona (Rill). It is far"),
+        ("How far is Tella?", "3.5 miles. Or so"),
+    ]
+    tokenizer = byte_pair_tokenizer([text for pair in lessons for text in pair], size=400)
+    tokenizer.add_tokens([" Inc.", ").", "3.5"])
+    own = small_model("llama", tokenizer)
+    learn(own, tokenizer, lessons)
+    model = EditableModel(own, tokenizer, ["model.layers.1.mlp.down_proj"])
+    prompts = [prompt for prompt, _ in lessons]
+    found = free_answers(model, prompts, FreeForm())
+    assert [line.text for line in found] == ["Acme Inc", "Ona (Rill)", "3.5 miles"]
+    last = [tokenizer.decode([line.tokens[-1]]) for line in found]
+    assert last[:2] == [" Inc.", ")."]
+    whole = free_answers(model, prompts, FreeForm(full_stop=False))
+    assert [line.text for line in whole] == [answer for _, answer in lessons]
+
+
 def test_an_answer_has_fifty_tokens_at_most(model: EditableModel) -> None:
     with torch.no_grad():
         model.model.lm_head.weight.zero_()  # type: ignore[union-attr]
