@@ -21,6 +21,7 @@ from tests.unit.helpers.text_edits import equip, text_batches, tiny_tokenizer
 from tests.unit.helpers.tiny_models import random_batches, tiny_model
 
 MODULES = ("down:1,3",)
+NAMES = ("ultraedit", pytest.param("rledit", marks=pytest.mark.long))
 SAMPLES = random_batches(1, 12)[0].edit.samples
 
 
@@ -52,13 +53,13 @@ def test_what_a_card_refuses_is_refused_and_waits_are_counted(card: PretendedCar
         here[torch.tensor([0, 2], device=CARD)]
 
 
-@pytest.mark.parametrize("name", ["ultraedit", "rledit"])
+@pytest.mark.parametrize("name", NAMES)
 def test_edits_are_those_of_the_cpu(name: str, card: PretendedCard) -> None:
     found, expected = (checks.edits_of(name, where, torch.float32) for where in (CARD, checks.CPU))
     assert checks.distance(found, expected) < checks.tolerance(name, torch.float32)
 
 
-@pytest.mark.parametrize("name", ["ultraedit", "rledit"])
+@pytest.mark.parametrize("name", NAMES)
 def test_how_often_the_host_waits_does_not_depend_on_the_edits(
     name: str, card: PretendedCard
 ) -> None:
