@@ -239,12 +239,13 @@ class PrefixCache(PrefixPasses):
             ids = nn.utils.rnn.pad_sequence(
                 [micro_batch.samples[b].input_ids for b in missing], batch_first=True
             )
-            hidden, attention = self._record(ids)
+            # Moved in one piece: a copy of each prompt's would make the host wait for each.
+            hidden, attention = (t.to(self._cache_device) for t in self._record(ids))
             for i, b in enumerate(missing):
                 sample = micro_batch.samples[b]
                 fresh[sample.key] = (
-                    self._keep(hidden[i, : len(sample)]),
-                    self._keep(attention[i, : len(sample)]),
+                    hidden[i, : len(sample)].clone(),
+                    attention[i, : len(sample)].clone(),
                 )
         found = [fresh.get(s.key) or self._touch(s.key) for s in micro_batch.samples]
         for key, prefix in fresh.items():
@@ -259,10 +260,20 @@ class PrefixCache(PrefixPasses):
         return hidden, hidden
 
     def _padded(self, found: Sequence[Prefix]) -> Prefix:
-        return (
-            nn.utils.rnn.pad_sequence([p[0] for p in found], batch_first=True).to(self._device),
-            nn.utils.rnn.pad_sequence([p[1] for p in found], batch_first=True).to(self._device),
-        )
+        return self._together([p[0] for p in found]), self._together([p[1] for p in found])
+
+    def _together(self, parts: Sequence[Tensor]) -> Tensor:
+        """Padded, on the model's device; what lies elsewhere is moved in one piece.
+
+        A store's lie in host memory, where those that it had no room for may lie on the device.
+        """
+        parts = list(parts)
+        away = [i for i, part in enumerate(parts) if part.device != self._device]
+        if away and len(away) < len(parts):
+            moved = self._together([parts[i] for i in away])
+            for i, part in zip(away, moved, strict=True):
+                parts[i] = part[: len(parts[i])]
+        return nn.utils.rnn.pad_sequence(parts, batch_first=True).to(self._device)
 
     def _found(self, samples: Sequence[Sample]) -> list[Prefix]:
         """Prefixes of samples from memory and store, those that are in neither recorded first."""
@@ -299,18 +310,18 @@ class PrefixCache(PrefixPasses):
         done = 0
         for part, rows in passes_of_one_length(lacking, self.same_bits):
             filler = [part[0]] * (rows - len(part))
-            hidden, attention = self._record(torch.stack([s.input_ids for s in part + filler]))
+            recorded = self._record(torch.stack([s.input_ids for s in part + filler]))
+            # In one piece, and to where a store has them, see `prefix_of`.
+            hidden, attention = (t[: len(part)].cpu() for t in recorded)
             for i, sample in enumerate(part):
-                prefix = self._keep(hidden[i]), self._keep(attention[i])
+                prefix = hidden[i].clone(), attention[i].clone()
                 if into is not None:
                     into[sample.key] = prefix
                 if not self.store.put(sample, prefix):
-                    self._insert(sample.key, prefix)
+                    where = self._cache_device
+                    self._insert(sample.key, (prefix[0].to(where), prefix[1].to(where)))
             done += len(part)
             yield done
-
-    def _keep(self, prefix: Tensor) -> Tensor:
-        return prefix.to(self._cache_device, copy=True)
 
     def _touch(self, key: bytes) -> Prefix:
         self._cache.move_to_end(key)

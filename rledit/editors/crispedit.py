@@ -196,5 +196,7 @@ class CrispEdit(Editor):
         self._adam = {}
         for key, value in unprefixed("adam.", state).items():
             name, _, kind = key.rpartition(".")
-            self._adam.setdefault(name, {})[kind] = value.clone()
+            # Adam's moments lie with the matrices; its count of steps stays on the CPU.
+            where = value.device if kind == "step" else self.model.device
+            self._adam.setdefault(name, {})[kind] = value.to(where, copy=True)
         self._curvature.load_state_dict(unprefixed("curvature.", state))

@@ -69,9 +69,10 @@ class PrefixStates:
         self, model: EditableModel, layer: int, hidden: Sequence[Tensor], lengths: Tensor
     ) -> None:
         self._lengths = lengths.to(model.device)
+        self._counts: list[int] = lengths.tolist()  # known to the host, which need not ask again
         self._layer = layer
         self._n_layers = len(decoder_layers(model))
-        self._width = int(lengths.max())
+        self._width = max(self._counts)
         self._states: dict[int, tuple[Tensor, Tensor]] = {}
         if self._width and layer + 1 < self._n_layers:
             self._record(model, hidden)
@@ -81,8 +82,7 @@ class PrefixStates:
         """One pass over the beginnings."""
         from transformers import DynamicCache
 
-        lengths = self._lengths.tolist()
-        begun = [_beginning(h, int(length)) for h, length in zip(hidden, lengths, strict=True)]
+        begun = [_beginning(h, length) for h, length in zip(hidden, self._counts, strict=True)]
         for micro_batch in model.micro_batches(begun):
             padded = nn.utils.rnn.pad_sequence(
                 [hidden[i][: len(begun[i])] for i in micro_batch.index.tolist()], batch_first=True
@@ -101,7 +101,7 @@ class PrefixStates:
             )
         for whole, part in zip(self._states[layer], (keys, values), strict=True):
             for b, i in enumerate(index.tolist()):
-                length = int(self._lengths[i])
+                length = self._counts[i]
                 whole[i, :, self._width - length :] = part[b, :, :length]
 
     def continuation(self, index: Tensor, lengths: Tensor) -> Continuation:
@@ -112,14 +112,14 @@ class PrefixStates:
             lengths: (b,) int64, tokens of each end; ends are padded on the right.
         """
         device = self._lengths.device
+        steps = torch.arange(int(lengths.max()), device=device)
+        width = max(self._counts[i] for i in index.tolist())
         index, lengths = index.to(device), lengths.to(device)
         before = self._lengths[index]
-        steps = torch.arange(int(lengths.max()), device=device)
         # Padding repeats the last position: tables of positions have no more than the model's.
         positions = before[:, None] + torch.minimum(steps, lengths[:, None] - 1)
         if not self._states:
             return Continuation(positions, None, [])
-        width = int(before.max())
         columns = torch.arange(width, device=device)
         seen = columns >= width - before[:, None]
         mask = torch.cat([seen, steps < lengths[:, None]], dim=1)

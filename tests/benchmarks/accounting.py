@@ -92,7 +92,7 @@ def account(work: Work, clock: Clock, repeats: int = 3) -> dict[str, Any]:
         work()
     seconds = clock(work)
     matrix = cold = 0.0
-    other = torch.zeros(_EVICTION_BYTES // 4)
+    other = torch.zeros(_EVICTION_BYTES // 4, device=clock.device)
     for (func, geometries), count in recorder.calls.items():
         arguments = [_like(g) for g in geometries]
         timings = [clock(lambda f=func, a=arguments: f(*a)) for _ in range(repeats + 1)]  # type: ignore[misc]
@@ -102,7 +102,7 @@ def account(work: Work, clock: Clock, repeats: int = 3) -> dict[str, Any]:
             other.add_(1)  # takes the operands' place in the cache
             timings.append(clock(lambda f=func, a=arguments: f(*a)))  # type: ignore[misc]
         cold += count * statistics.median(timings)
-    others = [r for r in top_operations(work, 40) if not _is_matrix(r["operation"])]
+    others = [r for r in top_operations(work, clock.device, 40) if not _is_matrix(r["operation"])]
     share = sum(row["share"] for row in others)
     parts: dict[str, float] = {}
     for row in others:

@@ -45,6 +45,7 @@ def reset_peak_memory(device: torch.device) -> None:
     """Begin a new peak, what is free being given back first."""
     gc.collect()
     if device.type == "cuda":
+        torch.cuda.init()  # the statistics of a device that is named by its number need it
         torch.cuda.reset_peak_memory_stats(device)
         return
     ctypes.CDLL(None).malloc_trim(0)

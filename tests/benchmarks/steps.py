@@ -14,7 +14,9 @@ from rledit.tokenization import EditBatch
 from tests.benchmarks.accounting import account
 from tests.benchmarks.clock import Clock, ClockKind, interleave, median_ratio, median_seconds
 from tests.benchmarks.contenders import Contender, Fast, Floor, Reference, StepSettings
+from tests.benchmarks.machine import memory, reset_peak_memory
 from tests.benchmarks.models import ModelShape, build, random_batches
+from tests.benchmarks.planned import planned_gb
 from tests.benchmarks.profiles import top_operations
 
 RATIOS = {
@@ -42,6 +44,8 @@ class StepBenchmark:
         reference: Whether the reference implementation takes part.
         account: Whether the reference implementation's time is held against its stated FLOPs.
         profile: Whether a profile of our steps is taken.
+        memory: Whether memory is looked at in steps of ours, with no contender beside it, and
+            what a plan has for it.
         execution: How passes are run.
     """
 
@@ -56,6 +60,7 @@ class StepBenchmark:
     reference: bool = True
     account: bool = True
     profile: bool = False
+    memory: bool = False
     execution: Execution = field(default_factory=Execution)
 
 
@@ -118,12 +123,21 @@ def _configuration(
     if setting.account and setting.reference:
         result["reference_account"] = account(training[0].train(setting.repeats + 1), clock)
     if setting.profile:
-        result["profile_train"] = top_operations(_ours(training).train(setting.repeats + 2))
+        work = _ours(training).train(setting.repeats + 2)
+        result["profile_train"] = top_operations(work, clock.device)
     for contender in training:
         contender.follow(batches[-n_edit:])
     edit = interleave({c.name: c.edit for c in training}, setting.repeats, clock)
     if setting.profile:
-        result["profile_edit"] = top_operations(_ours(training).edit(setting.repeats + 2))
+        work = _ours(training).edit(setting.repeats + 2)
+        result["profile_edit"] = top_operations(work, clock.device)
+    if setting.memory:
+        together = {"peak_of_all_contenders": memory(clock.device)[1] * 1e-9}
+        ours = _ours(training)
+        del training, contender  # the reference implementation holds a copy of the model
+        result["memory_gb"] = together | _memory(ours, batches, n_edit, clock.device)
+        if (planned := planned_gb(model, steps, batches, clock.device)) is not None:
+            result["memory_gb"]["planned"] = planned
     for kind, seconds in (("train", train), ("edit", edit)):
         result[f"{kind}_seconds"] = median_seconds(seconds)
         result[f"{kind}_seconds_per_edit"] = {
@@ -135,5 +149,29 @@ def _configuration(
     return result
 
 
-def _ours(contenders: Sequence[Contender]) -> Contender:
-    return next(c for c in contenders if c.name == "ours")
+def _memory(
+    ours: Fast, batches: Sequence[EditBatch], n_edit: int, device: torch.device
+) -> dict[str, float]:
+    """GB that a step of ours takes where it has the device to itself.
+
+    Returns:
+        `held` between steps: model, editor and caches, of which `prefixes` are prefixes;
+        `train_peak` and `edit_peak`: the most inside a step, what is held included. A plan's
+        `planned` is to be held against the greater; it has no prefixes on the device, and a GB for
+        what PyTorch does not count. On a CPU these are the process's, with all its imports.
+    """
+    found: dict[str, float] = {}
+    # Places that no repeat has used, see `_configuration`.
+    for kind, place in (("edit", n_edit - 2), ("train", n_edit)):
+        if kind == "train":
+            ours.follow(batches[:-n_edit])
+        work = ours.train(place) if kind == "train" else ours.edit(place)
+        reset_peak_memory(device)
+        found["held"] = memory(device)[0] * 1e-9
+        work()
+        found[f"{kind}_peak"] = memory(device)[1] * 1e-9
+    return found | {"prefixes": ours.model.prefix_cache._cached * 1e-9}
+
+
+def _ours(contenders: Sequence[Contender]) -> Fast:
+    return next(c for c in contenders if isinstance(c, Fast))
