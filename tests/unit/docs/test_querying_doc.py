@@ -35,7 +35,7 @@ FILTERS = re.findall(r"^\| .*? \| `(.*[=>].*)` \|$", DOCUMENT, re.M)
 
 DEMOS = ("demo", "demo-world")
 HASH = {"demo": "c7f78bc3a06e", "demo-world": "652be610fb5e"}
-KEY = "a87a614c5e4f24e4"
+KEY = "7c237638100109b1"
 # What the document says of the demo's names, and is called otherwise in demo-world.
 IN_WORLD = {
     "'demo'": "'demo-world'", "smollm2-135m": "llama-world", "'facts'": "'world'",
