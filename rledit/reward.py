@@ -434,8 +434,9 @@ def _items_of(
     references: Sequence[Tensor] = (),
 ) -> list[_Item]:
     weights: list[float] = phase.weights.tolist()
+    kept: Sequence[Tensor | None] = references or [None] * len(own)
     return [
         _Item(phase.samples[i], age, weights[i] * taken[i], kind, reference)
-        for i, reference in zip(own, references or [None] * len(own), strict=True)
+        for i, reference in zip(own, kept, strict=True)
         if taken[i]
     ]
