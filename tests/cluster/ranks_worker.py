@@ -31,6 +31,7 @@ CASES: dict[str, tuple[str, str, dict[str, Any]]] = {
     "gemma2-official": ("rledit", "gemma2", {"reference": "official"}),
     "mistral-mend": ("mend", "mistral", {"kl_reference": "previous", "depth": 1}),
     "llama-averaged": ("rledit", "llama", {"trajectories_per_step": 2}),
+    "llama-prompts": ("rledit", "llama", {"prompt_coef": 0.5, "window_share": 0.5}),
 }
 # In float32, as a grid runs by default.
 SINGLE = {"llama-float32": ("rledit", "llama", {})}
