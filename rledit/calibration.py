@@ -62,7 +62,7 @@ _TRAINING = frozenset(
         "retrain_batches", "regularisation_gradient", "locality_gradient", "clipping",
         "kl_reference", "step_form", "drawing", "patience", "validate_every", "min_improvement",
         "validation_batches", "warmup_steps", "weight_decay", "average", "loc_warmup",
-        "step_search",
+        "step_search", "augment", "schedule", "window_share", "prompt_coef",
     }
 )  # fmt: skip
 

@@ -44,7 +44,7 @@ class RewardConfig:
 
     Attributes:
         loc_coef: λ_loc, weight of the divergence on unrelated prompts.
-        edit_coef: Weight of the cross-entropy on equivalent prompts.
+        equivalent_coef: Weight of the cross-entropy on equivalent prompts.
         prompt_coef: Weight of the cross-entropy on the edited prompts themselves.
         decay: μ, weight of a batch j steps back is μ^j.
         depth: k, batches scored at each step, the current one counted.
@@ -57,7 +57,7 @@ class RewardConfig:
     """
 
     loc_coef: float
-    edit_coef: float = 1.0
+    equivalent_coef: float = 1.0
     prompt_coef: float = 0.0
     decay: float = 1.0
     depth: int = 1
@@ -364,9 +364,9 @@ class Reward:
         model, config = self._model, self._config
         token_weights = torch.tensor([i.token_weight for i in items], dtype=torch.float64)
         ages = torch.tensor([i.age for i in items])
-        is_kl = torch.tensor([i.reference is not None for i in items], dtype=torch.bool)
+        is_kl = torch.tensor([i.kind == "unrelated" for i in items], dtype=torch.bool)
         weight_of: dict[Kind, float] = {
-            "equivalent": config.edit_coef,
+            "equivalent": config.equivalent_coef,
             "edited": config.prompt_coef,
             "unrelated": self.loc_coef,
         }

@@ -46,6 +46,9 @@ from rledit.calibration import RULE, shift_settings
 from rledit.editors import editor_class
 from rledit.world import BOS_FAMILIES
 
+# Networks whose rows were clamped in editing alone, or whose trajectories all drew the same prompts
+# of the window, lie in caches under the keys that their settings have without this number.
+_TRAINING_VERSION = 2
 _CALIBRATION_VERSION = 1  # keys of calibrations never held labels
 # Families whose covariances were named with their BOS before the world had a model of them.
 _NOT_IN_OLDER_CACHES = frozenset({"gemma3_text"})
@@ -134,6 +137,9 @@ def _train_key(cell: Cell, known: dict[str, Any]) -> str:
     identity = {name: known[name] for name in (*kept, "calibration", "threads") if name in known}
     identity["seed"] = cell.training_seed
     identity |= _validated(cell)
+    settings = known["settings"]
+    if settings.get("z_clip") or settings.get("window_share", 1) < 1:
+        identity["training_version"] = _TRAINING_VERSION
     # Training draws from the train pool only, whatever the stream is drawn from.
     identity["dataset"] = {k: v for k, v in identity["dataset"].items() if k != "split"}
     batch = cell.stream.batch_size

@@ -92,7 +92,7 @@ class InstructEdit(HypernetworkEditor):
 
     def __init__(self, model: EditableModel, config: InstructEditConfig) -> None:
         super().__init__(model, config)
-        self._reward = replace(self._reward, edit_coef=config.edit_coef)
+        self._reward = replace(self._reward, equivalent_coef=config.edit_coef)
         self._asks = self.instruction_of(config)
 
     @property

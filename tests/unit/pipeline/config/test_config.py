@@ -10,6 +10,7 @@ from pipeline.config.parse import load_grid, parse_grid
 from pipeline.config.yaml_location import Located
 from pipeline.errors import ConfigError
 from pipeline.inputs.content_hashes import changed_fields
+from pipeline.plan import cell_keys
 from pipeline.plan.cell_keys import identity_of, key_of, train_key_of
 from pipeline.plan.cells import Cell, cells_of
 
@@ -156,6 +157,20 @@ def test_networks_are_shared_unless_the_stream_matters(grid_file: Path) -> None:
     fixed = "editors.rledit.settings.trajectory_batches=2"
     assert train_key_of(cell(grid_file)) != train_key_of(cell(grid_file, longer))
     assert train_key_of(cell(grid_file, fixed)) == train_key_of(cell(grid_file, fixed, longer))
+
+
+@pytest.mark.parametrize("change", ["z_clip=2", "window_share=0.5"])
+def test_networks_of_another_training_are_not_found_in_a_cache(
+    grid_file: Path, change: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nor are those trained anew of whose training nothing has changed."""
+    keys = []
+    for version in (2, 3):
+        monkeypatch.setattr(cell_keys, "_TRAINING_VERSION", version)
+        changed = cell(grid_file, f"editors.rledit.settings.{change}")
+        keys.append((train_key_of(cell(grid_file)), train_key_of(changed)))
+    (plain, before), (still_plain, after) = keys
+    assert plain == still_plain and before != after
 
 
 def test_a_field_that_only_one_identity_has_is_a_change() -> None:

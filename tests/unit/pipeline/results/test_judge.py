@@ -244,18 +244,23 @@ def test_a_redirect_is_not_followed_with_the_key(lake: Lake) -> None:
         assert not other.requests
 
 
-def test_a_run_that_is_killed_goes_on_without_asking_again(lake: Lake) -> None:
-    fill(lake)
+def asked_until_killed(lake: Lake, server: Any) -> list[Any]:
+    """What a run has asked when it is killed, at the question that the server holds back."""
     command = [sys.executable, "-m", "pipeline.cli", "judge", "demo", "--model", "grader",
                "--judge-parallel", "1", "--lake", str(lake.storage.local_path())]  # fmt: skip
+    process = subprocess.Popen([*command, "--judge", server.url], stderr=subprocess.DEVNULL)
+    try:
+        assert server.held.wait(120)
+    finally:
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+    return list(server.asked)
+
+
+def test_a_run_that_is_killed_goes_on_without_asking_again(lake: Lake) -> None:
+    fill(lake)
     with judge_server(hold_at=GATE + 10) as server:
-        process = subprocess.Popen([*command, "--judge", server.url], stderr=subprocess.DEVNULL)
-        try:
-            assert server.held.wait(120)
-        finally:
-            process.send_signal(signal.SIGKILL)
-            process.wait()
-        answered = list(server.asked)
+        answered = asked_until_killed(lake, server)
         assert len(answered) == GATE + 9
         server.released.set()
         server.asked.clear()
@@ -268,16 +273,8 @@ def test_a_run_that_is_killed_goes_on_without_asking_again(lake: Lake) -> None:
 
 def test_a_run_that_is_killed_inside_the_gate_goes_on_there(lake: Lake) -> None:
     fill(lake)
-    command = [sys.executable, "-m", "pipeline.cli", "judge", "demo", "--model", "grader",
-               "--judge-parallel", "1", "--lake", str(lake.storage.local_path())]  # fmt: skip
     with judge_server(hold_at=GATE // 2) as server:
-        process = subprocess.Popen([*command, "--judge", server.url], stderr=subprocess.DEVNULL)
-        try:
-            assert server.held.wait(120)
-        finally:
-            process.send_signal(signal.SIGKILL)
-            process.wait()
-        answered = list(server.asked)
+        answered = asked_until_killed(lake, server)
         assert len(answered) == GATE // 2 - 1
         assert waiting(lake.manifest("demo")) == 1
         server.released.set()

@@ -88,11 +88,8 @@ def test_a_checkpoint_says_what_was_routed(name: str, models: Cache, tmp_path: P
     assert efficacy[cell.n_edits, protocol] > efficacy[0, protocol] + 20
 
 
-@pytest.mark.parametrize("name", FIRST)
-def test_what_the_unedited_model_answers_can_be_asked_with_a_filled_memory(
-    name: str, models: Cache, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """As of a stream that goes on and brings no answers of before its first edit."""
+def models_opened(monkeypatch: pytest.MonkeyPatch) -> list[EditableModel]:
+    """Those that cells edit from now on."""
     opened: list[EditableModel] = []
     opening = edit.open_model
 
@@ -101,6 +98,15 @@ def test_what_the_unedited_model_answers_can_be_asked_with_a_filled_memory(
         return opened[-1]
 
     monkeypatch.setattr(edit, "open_model", noting)
+    return opened
+
+
+@pytest.mark.parametrize("name", FIRST)
+def test_what_the_unedited_model_answers_can_be_asked_with_a_filled_memory(
+    name: str, models: Cache, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As of a stream that goes on and brings no answers of before its first edit."""
+    opened = models_opened(monkeypatch)
     cell, cache = placed(models, tmp_path / "cache", name)
     whole = edit_stream(cell, prepared_model(cell, cache), cache, None, silent)
     (model,) = opened
@@ -167,14 +173,7 @@ def test_a_stream_that_was_cut_goes_on_to_the_same_rows(
 def test_an_export_is_the_unedited_model_with_the_memory_and_a_loader(
     name: str, kept: bool, models: Cache, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    opened: list[EditableModel] = []
-    opening = edit.open_model
-
-    def noting(*arguments: Any) -> EditableModel:
-        opened.append(opening(*arguments))
-        return opened[-1]
-
-    monkeypatch.setattr(edit, "open_model", noting)
+    opened = models_opened(monkeypatch)
     monkeypatch.setattr(kept_model, "keeping", nullcontext)  # which empties the memory
     change = f"keep_edited={str(kept).lower()}"
     cell, cache = placed(models, tmp_path / "cache", name, change)

@@ -243,7 +243,7 @@ def test_edited_prompts_count_where_the_recipe_has_them(
         alone = {name: torch.zeros_like(shift.right) for name, shift in shifts.items()}
         for part, weight in enumerate((1.0, config.prompt_coef, 2.0)):
             rephrase, prompt, self.loc_coef = (float(part == k) for k in range(3))
-            self._config = replace(config, edit_coef=rephrase, prompt_coef=prompt)
+            self._config = replace(config, equivalent_coef=rephrase, prompt_coef=prompt)
             copies = {n: s.detached(requires_grad=True) for n, s in shifts.items()}
             summed += weight * backward(self, copies).total
             for name, copy in copies.items():
