@@ -88,9 +88,11 @@ def test_training_editing_and_scoring(reports: list[dict[str, Any]], case: str) 
     for report in reports:
         found = report[case]
         assert found["errors"].keys() == {"network", "weights", "measured", "scores"}
-        # The network after two Adam steps, which turn round-off of small gradients into steps.
-        # bfloat16 rounds a prompt otherwise in a micro-batch of another width.
-        network, other = (0.3, 0.1) if "bfloat16" in case else (WEIGHT.limit, 1e-5)
+        # The network after two Adam steps, which are nearly of one size whatever the gradient's:
+        # where bfloat16 rounds a prompt otherwise, as in a micro-batch of another width, some go
+        # the other way. A tensor that began at zero is then off by twice the root of their share:
+        # one in ten here; a half, where the gradients have nothing in common.
+        network, other = (2 * 0.1**0.5, 0.1) if "bfloat16" in case else (WEIGHT.limit, 1e-5)
         assert found["errors"]["network"] < network
         assert max(v for k, v in found["errors"].items() if k != "network") < other
         assert found["with_gradient"] == []
