@@ -11,7 +11,6 @@ and loaded anew.
 
 from __future__ import annotations
 
-import gc
 import hashlib
 import logging
 from collections.abc import Callable, Iterator, Sequence
@@ -21,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.inputs.checkpoints import weight_files
+from pipeline.run.heap import collect_all
 from rledit.lazy_torch import Tensor, nn, torch
 from rledit.model import EditableModel
 
@@ -122,7 +122,7 @@ def _on_gpu(kept: _Kept) -> bool:
 
 def _free(on_gpu: bool) -> None:
     """Give back the memory of what nothing refers to."""
-    gc.collect()
+    collect_all()
     if on_gpu:
         torch.cuda.empty_cache()
 

@@ -10,7 +10,7 @@ from pipeline.inputs.model_loading import load_model
 from pipeline.inputs.pickled_weights import converted, is_pickled
 from pipeline.plan.cache_names import MODELS
 from pipeline.plan.cells import Cell
-from pipeline.run import kept_model
+from pipeline.run import heap, kept_model
 from pipeline.run.cache import Cache
 from pipeline.run.device import device_of
 from pipeline.run.rank_group import SINGLE_PROCESS, Gang
@@ -69,6 +69,7 @@ def open_model(cell: Cell, folder: Path, gang: Gang = SINGLE_PROCESS) -> Editabl
     dtype = cell.model.dtype if cell.model.checkpoint is not None else "auto"
     device = device_of(cell.resources)
     model = kept_model.take(folder, dtype, device, lambda: load_model(folder, dtype).to(device))
+    heap.settle()
     # Whether it was loaded or at hand, what is drawn from here on is the same.
     torch.manual_seed(cell.seed)
     tokenizer = AutoTokenizer.from_pretrained(folder)
@@ -89,9 +90,11 @@ def _open_sharded(cell: Cell, folder: Path, gang: Gang) -> EditableModel:
 
     dtype = getattr(torch, cell.model.dtype) if cell.model.checkpoint is not None else None
     settings = ZeroSettings(offload="cpu" if gang.offload else "none")
-    return open_sharded(
+    opened = open_sharded(
         folder, cell.settings.modules, dtype=dtype, settings=settings, **cell.prompting
     )
+    heap.settle()
+    return opened
 
 
 def held_shares(model: EditableModel, gang: Gang) -> list[float]:
