@@ -11,14 +11,14 @@ from __future__ import annotations
 import gc
 
 
-def begin() -> None:
-    """Give back what the task before left, for no later collection would see it once settled."""
+def settle() -> None:
+    """Take what is there now, modules and models, out of what collections look through.
+
+    The first call in a process takes all of it, unseen. A later one collects first, which is quick
+    by then, so that what a task left behind does not stay for good.
+    """
     if gc.get_freeze_count():
         gc.collect()
-
-
-def settle() -> None:
-    """Take what is there now, modules and models, out of what collections look through."""
     gc.freeze()
 
 

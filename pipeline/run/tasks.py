@@ -27,7 +27,7 @@ from pipeline.plan.cells import Cell
 from pipeline.plan.checks import skip_reason
 from pipeline.plan.imported import sums_corpus
 from pipeline.results.lake.lake import Lake
-from pipeline.run import heap, kept_model
+from pipeline.run import kept_model
 from pipeline.run.cache import Cache
 from pipeline.run.cell import record_skip, run_cell
 from pipeline.run.lease import leased
@@ -218,7 +218,6 @@ def perform(
     if (reason := skip_reason(cell)) is not None:
         return record_skip(cell, lake, reason)
     cache = Cache(run_paths.cache)
-    heap.begin()
     keeping = nullcontext() if task.resources.gang else kept_model.keeping()
     with leased(cache.storage, task.key, run, gang, report) as report, keeping:
         found = task.kind == "prepare" and has_model(cell, cache)

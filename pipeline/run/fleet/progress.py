@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from pipeline.run.heap import settle
 from pipeline.run.reporting import Stage
 
 
@@ -36,6 +37,7 @@ class ProgressActor:
     """What running tasks have written."""
 
     def __init__(self) -> None:
+        settle()
         self._running: dict[str, Progress] = {}
         self._places: dict[str, str] = {}
 

@@ -1,0 +1,57 @@
+"""Collections of garbage see what a task made, and not what was there before it."""
+
+from __future__ import annotations
+
+import gc
+import weakref
+from collections.abc import Iterator
+
+import pytest
+
+from pipeline.run import heap
+
+
+class _Cycle:
+    """What only a collection of garbage ends."""
+
+    def __init__(self) -> None:
+        self.itself = self
+
+
+@pytest.fixture(autouse=True)
+def as_before() -> Iterator[None]:
+    gc.unfreeze()
+    yield
+    gc.unfreeze()
+
+
+def test_what_was_there_is_not_looked_through() -> None:
+    kept = _Cycle()
+    heap.settle()
+    assert all(found is not kept for found in gc.get_objects())
+    later = _Cycle()
+    assert any(found is later for found in gc.get_objects())
+
+
+def test_what_a_task_left_is_given_back_before_what_is_there_settles() -> None:
+    heap.settle()
+    left = weakref.ref(_Cycle())
+    heap.settle()
+    assert left() is None
+
+
+def test_a_process_that_settles_for_the_first_time_collects_nothing(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """That would look through everything that was imported, half a second's work."""
+    monkeypatch.setattr(gc, "collect", lambda: pytest.fail("collected"))
+    heap.settle()
+
+
+def test_what_was_settled_is_given_back_with_all_the_rest() -> None:
+    settled = weakref.ref(_Cycle())
+    heap.settle()
+    gc.collect()
+    assert settled() is not None
+    heap.collect_all()
+    assert settled() is None
