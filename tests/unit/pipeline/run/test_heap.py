@@ -19,10 +19,12 @@ class _Cycle:
 
 
 @pytest.fixture(autouse=True)
-def as_before() -> Iterator[None]:
+def a_process_of_its_own(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """In which nothing is frozen yet; what pytest froze is again at the end."""
+    monkeypatch.setattr(heap, "_settled", False)
     gc.unfreeze()
     yield
-    gc.unfreeze()
+    gc.freeze()
 
 
 def test_what_was_there_is_not_looked_through() -> None:
@@ -55,3 +57,13 @@ def test_what_was_settled_is_given_back_with_all_the_rest() -> None:
     assert settled() is not None
     heap.collect_all()
     assert settled() is None
+
+
+def test_what_others_have_frozen_is_theirs() -> None:
+    theirs = weakref.ref(_Cycle())
+    gc.freeze()
+    made = _Cycle()
+    heap.settle()
+    assert any(found is made for found in gc.get_objects())
+    heap.collect_all()
+    assert theirs() is not None
