@@ -98,7 +98,7 @@ def final_states(
     own = range(len(samples)) if own is None else own
     found: dict[int, Tensor] = {}
     for micro_batch in model.own_micro_batches(samples, own):
-        states = model.prefix_cache.run(micro_batch).states
+        states = model.prefix_cache.states(micro_batch)
         places = micro_batch.index.tolist()
         counts = [len(samples[i].answer_ids) for i in places]
         for i, part in zip(places, states.split(counts), strict=True):

@@ -105,7 +105,7 @@ def run_plan(
                         console.print(line, highlight=False, markup=False, soft_wrap=True)
                     with Display(tasks, slots, console, expected, gpus) as display:
                         failed += _run_tasks(
-                            tasks, run_paths, display, tracker, parent, signals, file
+                            tasks, run_paths, display, tracker, parent, signals, file, bool(address)
                         )
             garbage_collect(grid.name, run_paths)
             _warned(
@@ -134,6 +134,7 @@ def _run_tasks(
     parent: str,
     signals: SignalHandler,
     file: RunFile,
+    grows: bool,
 ) -> int:
     """Run tasks on the fleet that is up; returns the number of cells that failed."""
     lake, beat = Lake(run_paths.lake), Heartbeat(tracker, parent, display.counts)
@@ -148,7 +149,7 @@ def _run_tasks(
     failed = 0
     unknown: list[Task] = []
     # Closed here, whatever ends it: its workers and its progress actor go before Ray does.
-    with closing(run_tasks(tasks, run_paths, progress)) as ended:
+    with closing(run_tasks(tasks, run_paths, progress, grows)) as ended:
         for finished in ended:
             display.finished(finished)
             if finished.task.kind == "edit":

@@ -164,6 +164,7 @@ def run_tasks(
     tasks: Mapping[str, Task],
     run_paths: RunPaths,
     on_progress: Callable[[Mapping[str, Progress]], None],
+    grows: bool = True,
 ) -> Generator[Finished, None, None]:
     """Run tasks as their dependencies allow; yield each as it ends.
 
@@ -175,8 +176,10 @@ def run_tasks(
         tasks: By key, dependencies before dependants.
         run_paths: Where results and caches lie.
         on_progress: Called about twice a second with the running tasks.
+        grows: Whether the Ray that is up may get more nodes; a `local_fleet` does not.
     """
-    with _progress_actor() as progress_actor, closing(Workers(ActorHand, _room_for)) as workers:
+    workers = Workers(ActorHand, _room_for, grows)
+    with _progress_actor() as progress_actor, closing(workers):
         fleet = _Fleet(Queue(tasks, WORKER_RETRIES), run_paths, progress_actor, workers)
         with closing(fleet):
             yield from fleet.run(on_progress)

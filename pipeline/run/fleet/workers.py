@@ -24,8 +24,8 @@ from pipeline.run.tasks import Task
 IDLE_SECONDS = 30.0
 # After how long it makes room where others wait: gangs, tasks of another shape, other drivers.
 TURN_SECONDS = 1800.0
-# Workers that are asked for beyond what the cluster can hold, so that it sees what it could grow
-# for; as many again as there are, in a cluster that does grow.
+# Workers that are asked for beyond what a cluster can hold, so that it sees what it could grow for;
+# as many again as there are, in a cluster that does grow.
 LEAST_HIRED = 8
 
 
@@ -100,6 +100,8 @@ class Workers:
     Args:
         hire: Asks for a worker of a shape.
         room: How many workers of a shape the cluster could hold if it had nothing else to do.
+        grows: Whether it may come to hold more. One that cannot is asked for no worker that it has
+            no room for: while any waits, Ray looks through all processes for garbage to make room.
         clock: Seconds, of any origin.
     """
 
@@ -107,10 +109,12 @@ class Workers:
         self,
         hire: Callable[[Shape], Hand],
         room: Callable[[Shape], int],
+        grows: bool = True,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._hire = hire
         self._room = room
+        self._grows = grows
         self._clock = clock
         self._coming: dict[Any, Worker] = {}
         self._there: list[Worker] = []
@@ -217,7 +221,8 @@ class Workers:
         coming = Counter(worker.shape for worker in self._coming.values())
         for shape in [*wanted, *(coming.keys() - wanted.keys())]:
             there = sum(worker.shape == shape for worker in self._there)
-            most = max(LEAST_HIRED, there, self._room(shape) - there) if wanted[shape] else 0
+            beyond = max(LEAST_HIRED, there) if self._grows else int(not there)
+            most = max(beyond, self._room(shape) - there) if wanted[shape] else 0
             lacking = min(wanted[shape], most) - coming[shape]
             for _ in range(lacking):
                 hand = self._hire(shape)

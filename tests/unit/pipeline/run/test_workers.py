@@ -49,15 +49,18 @@ class Cluster:
 
     Attributes:
         cores: How many there are.
+        grows: Whether more may come.
         now: The time.
     """
 
     cores: int
+    grows: bool = True
     now: float = 0.0
 
     def __post_init__(self) -> None:
         self.hands: list[Hand] = []
-        self.workers = Workers(self._hire, lambda s: self.cores // s.cpus, lambda: self.now)
+        room, clock = lambda s: self.cores // s.cpus, lambda: self.now
+        self.workers = Workers(self._hire, room, self.grows, clock)
 
     def _hire(self, shape: Shape) -> Hand:
         self.hands.append(Hand(shape))
@@ -208,6 +211,24 @@ def test_a_cluster_sees_what_it_could_grow_for() -> None:
     cluster.settle()
     cluster.assign(*tasks)
     assert len(cluster.workers.arrivals) == 100  # as many again as there are
+
+
+def test_a_ray_that_cannot_grow_is_asked_for_none_that_it_has_no_room_for() -> None:
+    cluster = Cluster(2, grows=False)
+    tasks = [task(f"t{i}") for i in range(9)]
+    cluster.assign(*tasks)
+    assert len(cluster.workers.arrivals) == 2
+    cluster.settle()
+    begun = cluster.assign(*tasks)
+    assert len(begun) == 2 and not cluster.workers.arrivals
+    wide = task("wide", cpus=2)
+    cluster.assign(wide)
+    assert len(cluster.workers.arrivals) == 1  # it has its turn when those here are free
+    for _, worker in begun:
+        cluster.workers.back(worker, fit=True)
+    cluster.assign(wide)
+    cluster.settle()
+    assert [t.key for t, _ in cluster.assign(wide)] == ["wide"]
 
 
 def test_what_an_idle_worker_holds_goes_to_those_that_wait_for_it() -> None:
