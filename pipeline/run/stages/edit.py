@@ -176,7 +176,7 @@ def _run(
     total = cell.stream.n_batches
     points = cell.points
     editor.announce(points)
-    last_save = time.perf_counter()
+    last_save, took = time.perf_counter(), 0.0
     for event in run_stream(
         editor, edits, cell.stream.batch_size, points, scorer, start=rows.batches
     ):
@@ -198,11 +198,14 @@ def _run(
             rows.steps += routing_rows(editor, scorer, cell, event.n_edits)
             rows.score_seconds += answers.add_missing(rows.answers, event.n_edits)
             report("edit", rows.batches, total)
-        due = time.perf_counter() - last_save > SAVE_EVERY_SECONDS
+        # The longer saving takes, the more seldom it is done: rows grow with the stream.
+        due = time.perf_counter() - last_save > SAVE_EVERY_SECONDS * max(1.0, took)
         between = not (isinstance(event, BatchEdited) and rows.batches in points)
         if between and gang.broadcast(due):
-            _save(editor, folder, rows, gang)
             last_save = time.perf_counter()
+            _save(editor, folder, rows, gang)
+            took = time.perf_counter() - last_save
+            last_save += took
 
 
 def _measured(
@@ -296,7 +299,7 @@ def _save(editor: Editor, folder: StateFolder, rows: StreamRows, gang: Gang) -> 
     tensors = prefixed("weights.", editor.model.weights.state_dict())
     tensors |= prefixed("editor.", editor.state_dict())
     if gang.is_rank_zero:
-        folder.save(tensors, {"rows": asdict(rows)}, version=rows.batches)
+        folder.save(tensors, {"rows": vars(rows)}, version=rows.batches)
 
 
 def _resume(editor: Editor, folder: StateFolder, gang: Gang) -> StreamRows | None:
