@@ -193,8 +193,9 @@ class EditedWeights:
 
     def delta_norm(self, name: str) -> float:
         """Frobenius norm of (current - original)."""
-        change = self.read(name) - self._original[name]
-        return float(torch.linalg.vector_norm(change, dtype=torch.float64))
+        # In double precision throughout, a CPU would copy the whole matrix.
+        rows = torch.linalg.vector_norm(self.read(name) - self._original[name], dim=-1)
+        return float(torch.linalg.vector_norm(rows, dtype=torch.float64))
 
     def state_dict(self) -> dict[str, Tensor]:
         """Full-precision copies of the edited matrices: what a resumed run needs of the model."""
