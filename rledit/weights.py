@@ -194,7 +194,9 @@ class EditedWeights:
     def delta_norm(self, name: str) -> float:
         """Frobenius norm of (current - original)."""
         # In double precision throughout, a CPU would copy the whole matrix.
-        rows = torch.linalg.vector_norm(self.read(name) - self._original[name], dim=-1)
+        change = self.read(name) - self._original[name]
+        single = torch.promote_types(change.dtype, torch.float32)
+        rows = torch.linalg.vector_norm(change, dim=-1, dtype=single)
         return float(torch.linalg.vector_norm(rows, dtype=torch.float64))
 
     def state_dict(self) -> dict[str, Tensor]:
