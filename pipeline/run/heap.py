@@ -1,9 +1,8 @@
-"""What Python's garbage collector looks through in a process that works for Ray.
+"""Keep modules and models out of Python's garbage collections, in every process of a run.
 
-Whenever tasks or workers wait for room, Ray has every process collect its garbage each few seconds,
-by a thread that holds the interpreter meanwhile. With torch and transformers imported that is half
-a second of CPU each time, a tenth of all that a worker and its driver do. What is there before the
-work begins is not garbage, so it is taken out of what is looked through.
+While a worker waits for room, Ray has every process collect its garbage about every ten seconds, by
+a thread that holds Python's lock meanwhile; with torch and transformers imported that takes half a
+second of CPU. Modules and models are no garbage, so they are frozen: no collection looks at them.
 """
 
 from __future__ import annotations
@@ -12,29 +11,29 @@ import gc
 
 # Python 3.12 begins with some hundreds of frozen objects of its own.
 _OF_PYTHON = 10_000
-_settled = False
+_frozen = False
 
 
-def settle() -> None:
-    """Take what is there now, modules and models, out of what collections look through.
+def freeze() -> None:
+    """Leave all objects that there are now out of later collections.
 
-    The first call in a process takes all of it, unseen. A later one collects first, which is quick
-    by then, so that what a task left behind does not stay for good. Where somebody else has frozen
-    a process's objects (`gc.freeze`), it stays as they have it.
+    The first call in a process freezes garbage too, if there is any. A later one collects first,
+    which is quick by then, so that what a task left behind does not stay for good. Where somebody
+    else has frozen a process's objects (`gc.freeze`), nothing is done.
     """
-    global _settled
-    if _settled:
+    global _frozen
+    if _frozen:
         gc.collect()
     elif gc.get_freeze_count() > _OF_PYTHON:
         return
-    _settled = True
+    _frozen = True
     gc.freeze()
 
 
 def collect_all() -> None:
-    """Give back the memory of whatever nothing refers to, what was settled included."""
-    global _settled
-    if _settled:
+    """Give back the memory of whatever nothing refers to, also of what `freeze` has frozen."""
+    global _frozen
+    if _frozen:
         gc.unfreeze()
-        _settled = False
+        _frozen = False
     gc.collect()

@@ -18,6 +18,7 @@ from ray.exceptions import RayError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from pipeline.errors import ConfigError
+from pipeline.run import heap
 from pipeline.run.fleet.attempts import (
     ActorHand,
     Outcome,
@@ -31,7 +32,6 @@ from pipeline.run.fleet.progress import Progress, ProgressActor
 from pipeline.run.fleet.queue import Finished, Queue
 from pipeline.run.fleet.stall_monitor import StallMonitor
 from pipeline.run.fleet.workers import Shape, Workers
-from pipeline.run.heap import settle
 from pipeline.run.signals import handler_kept
 from pipeline.run.tasks import Task
 from pipeline.storage.run_paths import RunPaths
@@ -115,7 +115,7 @@ def _start(cores: int) -> None:
             object_store_memory=OBJECT_STORE_BYTES,
             _node_ip_address="127.0.0.1",
         )
-    settle()
+    heap.freeze()
 
 
 @contextmanager
@@ -134,7 +134,7 @@ def remote_fleet(address: str) -> Iterator[int]:
     _set_environment()
     with handler_kept(block=True):
         ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR)
-    settle()
+    heap.freeze()
     try:
         yield max(1, int(ray.cluster_resources().get("CPU", 1)))
     finally:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from pipeline.run.heap import settle
+from pipeline.run import heap
 from pipeline.run.reporting import Stage
 
 
@@ -37,7 +37,7 @@ class ProgressActor:
     """What running tasks have written."""
 
     def __init__(self) -> None:
-        settle()
+        heap.freeze()
         self._running: dict[str, Progress] = {}
         self._places: dict[str, str] = {}
 

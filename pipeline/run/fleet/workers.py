@@ -101,7 +101,7 @@ class Workers:
         hire: Asks for a worker of a shape.
         room: How many workers of a shape the cluster could hold if it had nothing else to do.
         grows: Whether it may come to hold more. One that cannot is asked for no worker that it has
-            no room for: while any waits, Ray looks through all processes for garbage to make room.
+            no room for: while any waits, Ray has all processes collect their garbage.
         clock: Seconds, of any origin.
     """
 

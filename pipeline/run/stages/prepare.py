@@ -69,7 +69,7 @@ def open_model(cell: Cell, folder: Path, gang: Gang = SINGLE_PROCESS) -> Editabl
     dtype = cell.model.dtype if cell.model.checkpoint is not None else "auto"
     device = device_of(cell.resources)
     model = kept_model.take(folder, dtype, device, lambda: load_model(folder, dtype).to(device))
-    heap.settle()
+    heap.freeze()
     # Whether it was loaded or at hand, what is drawn from here on is the same.
     torch.manual_seed(cell.seed)
     tokenizer = AutoTokenizer.from_pretrained(folder)
@@ -93,7 +93,7 @@ def _open_sharded(cell: Cell, folder: Path, gang: Gang) -> EditableModel:
     opened = open_sharded(
         folder, cell.settings.modules, dtype=dtype, settings=settings, **cell.prompting
     )
-    heap.settle()
+    heap.freeze()
     return opened
 
 

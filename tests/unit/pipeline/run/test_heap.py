@@ -21,7 +21,7 @@ class _Cycle:
 @pytest.fixture(autouse=True)
 def a_process_of_its_own(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """In which nothing is frozen yet; what pytest froze is again at the end."""
-    monkeypatch.setattr(heap, "_settled", False)
+    monkeypatch.setattr(heap, "_frozen", False)
     gc.unfreeze()
     yield
     gc.freeze()
@@ -29,41 +29,41 @@ def a_process_of_its_own(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 
 def test_what_was_there_is_not_looked_through() -> None:
     kept = _Cycle()
-    heap.settle()
+    heap.freeze()
     assert all(found is not kept for found in gc.get_objects())
     later = _Cycle()
     assert any(found is later for found in gc.get_objects())
 
 
-def test_what_a_task_left_is_given_back_before_what_is_there_settles() -> None:
-    heap.settle()
+def test_what_a_task_left_is_given_back_before_the_next_freeze() -> None:
+    heap.freeze()
     left = weakref.ref(_Cycle())
-    heap.settle()
+    heap.freeze()
     assert left() is None
 
 
-def test_a_process_that_settles_for_the_first_time_collects_nothing(
+def test_the_first_freeze_of_a_process_collects_nothing(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """That would look through everything that was imported, half a second's work."""
     monkeypatch.setattr(gc, "collect", lambda: pytest.fail("collected"))
-    heap.settle()
+    heap.freeze()
 
 
-def test_what_was_settled_is_given_back_with_all_the_rest() -> None:
-    settled = weakref.ref(_Cycle())
-    heap.settle()
+def test_what_was_frozen_is_given_back_with_all_the_rest() -> None:
+    frozen = weakref.ref(_Cycle())
+    heap.freeze()
     gc.collect()
-    assert settled() is not None
+    assert frozen() is not None
     heap.collect_all()
-    assert settled() is None
+    assert frozen() is None
 
 
 def test_what_others_have_frozen_is_theirs() -> None:
     theirs = weakref.ref(_Cycle())
     gc.freeze()
     made = _Cycle()
-    heap.settle()
+    heap.freeze()
     assert any(found is made for found in gc.get_objects())
     heap.collect_all()
     assert theirs() is not None
