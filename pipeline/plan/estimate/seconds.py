@@ -310,6 +310,12 @@ _LIKENESS: tuple[tuple[str, ...], ...] = (
 
 _ALWAYS = ("scale", "model", "editor")
 
+# Settings that say how much is computed: cells that differ in one are not of one cost.
+_WORK = (
+    "modules", "steps", "passes", "value_steps", "contexts", "rank", "depth", "window_share",
+    "prompt_coef", "validate_every", "validation_batches",
+)  # fmt: skip
+
 
 class Measurements:
     """What finished cells cost.
@@ -362,11 +368,18 @@ class Measurements:
             wanted = (*_ALWAYS, *names)
             found = [
                 r for r in self._records
-                if all(getattr(r.address, n) == own[n] for n in wanted) and _same_weights(r, cell)
+                if all(getattr(r.address, n) == own[n] for n in wanted)
+                and _same_weights(r, cell) and _same_work(r, cell)
             ]  # fmt: skip
             if found:
                 return found
         return []
+
+
+def _same_work(record: CellRecord, cell: Cell) -> bool:
+    """Whether both compute the same for an edit and for a step of training, as far as is told."""
+    own, other = identity_of(cell)["settings"], record.values["identity"].get("settings", {})
+    return not other or all(own.get(name) == other.get(name) for name in _WORK)
 
 
 def _same_weights(record: CellRecord, cell: Cell) -> bool:

@@ -245,6 +245,27 @@ def test_a_checkpoint_does_not_cost_what_another_of_its_name_cost(tmp_path: Path
     assert measurements.seconds(large) is None and measurements.peak_gb(large) is None
 
 
+@pytest.mark.parametrize(
+    "settings", [{"modules": ["down:0"]}, {"modules": ["down:0-1"], "steps": 3}]
+)
+def test_a_cell_of_other_work_does_not_cost_what_this_one_cost(
+    settings: dict[str, Any], tmp_path: Path
+) -> None:
+    """Other linear layers, or another number of steps; a rate is no work."""
+
+    def ft(**settings: Any) -> Cell:
+        editors = json.dumps([{"editor": "ft", "settings": settings}])
+        return cells_of(load_grid(TINY, [f"editors={editors}"]))[0]
+
+    done = ft(modules=["down:0-1"], steps=2, lr=1e-4)
+    lake = Lake(str(tmp_path / "lake"))
+    result = finished(editor="ft", grid="other", model=done.model.name)
+    lake.commit(replace(result, identity=identity_of(done)))
+    measurements = Measurements(_records(lake))
+    assert measurements.seconds(ft(modules=["down:0-1"], steps=2, lr=1e-3)) is not None
+    assert measurements.seconds(ft(**({"steps": 2} | settings))) is None
+
+
 def test_a_network_is_trained_once_for_all_who_share_it() -> None:
     editors = "editors=[{editor: rledit, settings: {trajectory_batches: 2, train_steps: 5}}]"
     streams = "streams=[{n_batches: 2, batch_size: 4}, {n_batches: 3, batch_size: 4}]"
