@@ -322,8 +322,7 @@ class Overlay(ABC):
         if size != len(self._held.entries):
             raise OverlayError(
                 f"a pass over {size} prompts continues one over {len(self._held.entries)}: a "
-                "memory holds one decision per prompt, so it goes with greedy decoding and "
-                "sampling, not with beams"
+                "memory holds one decision per prompt, which stays with its row of the batch"
             )
         return self._held
 

@@ -63,8 +63,9 @@ class InstructEditConfig(MENDConfig):
 
     @classmethod
     def recipe_settings(cls, recipe: Recipe) -> dict[str, Any]:
-        """MEND's, but for the loss on edited prompts, which is all that it trains on already."""
-        return {**super().recipe_settings(recipe), "prompt_coef": 0.0}
+        """MEND's, but for the loss on edited prompts, which is all that it trains on already, and
+        for variants of the edits, which would put rephrases in their place."""
+        return {**super().recipe_settings(recipe), "prompt_coef": 0.0, "augment": False}
 
     def __post_init__(self) -> None:
         super().__post_init__()

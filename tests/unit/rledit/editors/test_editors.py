@@ -17,6 +17,7 @@ from rledit.editors import EDITORS, Editor, TrainableEditor, editor_class
 from rledit.editors.overlay_editor import OverlayEditor
 from rledit.families import FAMILIES
 from rledit.model import EditableModel, OccupiedError
+from rledit.overlay import OverlayError
 from rledit.protocols import protocol, read
 from rledit.protocols.reading import Reading
 from rledit.records import Locality
@@ -409,8 +410,8 @@ def plainly(reading: Reading) -> dict[str, Any]:
 def test_a_prompt_is_answered_alike_in_any_company(
     name: str, family: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """One by one, in batches, in another order, behind longer answers: to the last bit routed
-    alike, and read alike up to round-off."""
+    """One by one, in batches, in another order: to the last bit routed alike, and read alike up to
+    round-off."""
     monkeypatch.setitem(SETTINGS, "ratio", 3.0)  # so that WISE leaves some prompts to the model
     editor = overlay(name, family)
     stream = batches(editor, 3)
@@ -422,10 +423,6 @@ def test_a_prompt_is_answered_alike_in_any_company(
     editor.memory.forget_prompts()
     turned = editor.memory.route([s.prompt for s in reversed(samples)])
     assert torch.equal(turned.flip(0), routes)
-    longer = editor.model.encoder.batch(
-        [replace(e, target=f"{e.target} w01 w02 w03") for e in random_edits(6)], 4
-    )
-    assert torch.equal(editor.memory.route([s.prompt for s in longer.edit.samples]), routes[:6])
     together = [r.nll for r in read(editor.model, samples)]
     editor.model.prefix_cache.clear()
     editor.memory.forget_prompts()
@@ -435,6 +432,75 @@ def test_a_prompt_is_answered_alike_in_any_company(
         plain = [r.nll for r in read(editor.model, samples)]
     for route, one, other in zip(routes.tolist(), together, plain, strict=True):
         assert (abs(one - other) < 1e-6) == (route < 0)
+
+
+@pytest.mark.parametrize("name", OVERLAYS)
+def test_an_answer_does_not_change_how_its_prompt_is_answered(
+    name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Short and long answers behind one prompt, padded in one pass: the first token is as likely
+    behind either, whether an entry answers or none, and as the memory says of the prompt alone."""
+    monkeypatch.setitem(SETTINGS, "ratio", 3.0)  # so that WISE leaves some prompts to the model
+    editor = overlay(name)
+    stream = batches(editor, 3)
+    for batch in stream[:2]:
+        editor.edit(batch)
+    edits = [edit for seed in range(3) for edit in random_edits(6, seed)]
+    ends = ("w01", "w02 w03 w04 w05", "w06 w07")
+    samples = [
+        sample
+        for end in ends
+        for sample in editor.encode([replace(e, target=end) for e in edits]).edit.samples
+    ]
+    (micro_batch,) = editor.model.micro_batches(samples, 10_000)
+    counts = torch.tensor([len(samples[i].answer_ids) for i in micro_batch.index.tolist()])
+    assert len(set(counts.tolist())) > 1
+    with torch.no_grad():
+        logits = editor.model.prefix_cache.logits(micro_batch)
+    first = logits[counts.cumsum(0) - counts][micro_batch.index.argsort()].chunk(len(ends))
+    for other in first[1:]:
+        assert torch.allclose(first[0], other, atol=1e-9)
+    routes = editor.memory.route([s.prompt for s in samples[: len(edits)]])
+    with editor.model.weights.unedited(), torch.no_grad():
+        plain = editor.model.prefix_cache.logits(micro_batch)
+    unedited = plain[counts.cumsum(0) - counts][micro_batch.index.argsort()][: len(edits)]
+    answered = ((first[0] - unedited).abs().amax(1) > 1e-9).tolist()
+    assert answered == (routes >= 0).tolist()
+    assert set(answered) == {True, False}
+
+
+@pytest.mark.parametrize("name", OVERLAYS)
+def test_beams_go_on_with_the_decision_of_their_prompt(name: str) -> None:
+    """The beams of one prompt lie together, and are what whole passes with its decision give."""
+    editor = overlay(name)
+    edits = random_edits(4)
+    editor.edit(editor.encode(edits))
+    model = editor.model
+    for edit in edits:
+        prompt = torch.tensor(model.encoder.prompt_ids(edit.prompt))[None]
+        options = {"do_sample": False, "max_new_tokens": 4, "num_beams": 3, "eos_token_id": None,
+                   "pad_token_id": 0, "return_dict_in_generate": True, "output_scores": True}  # fmt: skip
+        ones = torch.ones_like(prompt)
+        found = model.model.generate(input_ids=prompt, attention_mask=ones, **options)
+        with model.announced(prompt), torch.no_grad():
+            logits = model.model(input_ids=found.sequences, use_cache=False).logits[0]
+        chances = logits.log_softmax(-1)[prompt.shape[1] - 1 : -1]
+        written = found.sequences[0, prompt.shape[1] :]
+        total = chances.gather(1, written[:, None]).sum() / len(written)
+        assert float(total) == pytest.approx(float(found.sequences_scores[0]), rel=1e-6)
+
+
+@pytest.mark.parametrize("name", OVERLAYS)
+def test_hidden_states_that_nobody_announced_are_refused(name: str) -> None:
+    editor = overlay(name)
+    batch = batches(editor, 1)[0]
+    editor.edit(batch)
+    model = editor.model.model
+    states = model.get_input_embeddings()(batch.edit.samples[0].prompt[None])
+    with pytest.raises(OverlayError, match="begins with hidden states was not announced"):
+        model(inputs_embeds=states)
+    with editor.model.weights.unedited():
+        model(inputs_embeds=states)
 
 
 @pytest.mark.parametrize("name", OVERLAYS)

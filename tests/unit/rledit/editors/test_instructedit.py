@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 import torch
@@ -13,7 +13,8 @@ from transformers import AutoModelForCausalLM, LlamaConfig
 
 from rledit.calibration import calibrate
 from rledit.decoding import Line
-from rledit.editors.instructedit import InstructEdit, InstructEditConfig
+from rledit.editors.conventions import Recipe
+from rledit.editors.instructedit import InstructEdit, InstructEditConfig, _one_by_one
 from rledit.editors.mend import MEND, MENDConfig
 from rledit.instructions import TASKS, TRAINED_ON, Instruction, instruction_of, task_of
 from rledit.measurements.portability import consequences_of
@@ -23,12 +24,13 @@ from rledit.records import Consequence, Edit
 from rledit.scoring import Scorer, questions
 from rledit.step_size import SettingError
 from rledit.superseded import Facts, Standing
-from rledit.tokenization import Sample, TokenizationError
+from rledit.tokenization import EditBatch, Sample, TokenizationError
 from rledit.training import Training
 from rledit.validation import ValidationStream
 from rledit.world.words import word_tokenizer
 from rledit.written_answers import Answers
 from tests.unit.helpers.text_edits import WORDS, random_edits
+from tests.unit.helpers.tiny_models import double_arithmetic
 
 SMALL: dict[str, Any] = {"rank": 4, "n_blocks": 1, "meta_lr": 1e-3, "initial_step": 1e-2}
 TOLD = sorted(
@@ -249,6 +251,70 @@ def test_examples_are_edited_one_by_one_with_a_step_for_every_two() -> None:
     assert steps == [2, 4, 5, 7]
 
 
+def _plainly(editor: InstructEdit, example: EditBatch) -> float:
+    """0.1 NLL(edit prompt) + KL(unrelated prompt) behind an edit, by whole passes of the model."""
+    (asked,), (unrelated,) = example.edit.samples, example.unrelated.samples
+
+    def chances(sample: Sample) -> Tensor:
+        logits = editor.model.model(input_ids=sample.input_ids[None]).logits[0]
+        return logits[sample.answer_positions].log_softmax(-1)
+
+    with torch.no_grad():
+        before = chances(unrelated)
+        proposal = editor.propose(example)
+        editor.merge(proposal)
+        nll = -chances(asked).gather(1, asked.answer_ids[:, None]).mean()
+        divergence = (before.exp() * (before - chances(unrelated))).sum(1).mean()
+        editor.model.weights.restore()
+    return float(0.1 * nll + divergence)
+
+
+def test_a_step_takes_the_gradient_of_the_published_loss_of_two_examples(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Against differences of the loss along a direction; the third example is alone in its step,
+    and weighs as one of two."""
+    double_arithmetic(monkeypatch)
+    editor = made(meta_lr=1e-6)
+    assert (editor.config.accumulation, editor.config.instruction) == (2, 1)
+    rates = [group["lr"] for group in editor.optimiser.param_groups]
+    assert rates == pytest.approx([1e-6, 1e-4])  # of the network, and of its steps
+    editor.train_step([editor.encode_training(random_edits(3, seed=9), "0")])  # begins the moments
+    parameters = editor._parameters()
+    generator = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        for parameter in parameters:  # away from the start, where activations are all at a kink
+            parameter.add_(0.1 * torch.randn(parameter.shape, generator=generator))
+    batch = editor.encode_training(EDITS[:3], "1")
+    begun = {k: v.clone() for k, v in editor.state_dict().items()}
+    along = [torch.randn(p.shape, generator=generator, dtype=p.dtype) for p in parameters]
+
+    def losses(distance: float) -> list[float]:
+        editor.load_state_dict(begun)
+        with torch.no_grad():
+            for parameter, direction in zip(parameters, along, strict=True):
+                parameter.add_(direction, alpha=distance)
+        return [_plainly(editor, example) for example in _one_by_one(batch)]
+
+    small = 1e-6
+    slopes = [(b - a) / (2 * small) for a, b in zip(losses(-small), losses(small), strict=True)]
+    editor.load_state_dict(begun)
+    found: list[float] = []
+
+    def noted(*_: Any) -> None:
+        found.append(
+            sum(
+                float((p.grad * d).sum())
+                for p, d in zip(parameters, along, strict=True)
+                if p.grad is not None
+            )
+        )
+
+    editor.optimiser.step = noted  # type: ignore[method-assign]
+    editor.train_step([batch])
+    assert found == pytest.approx([(slopes[0] + slopes[1]) / 2, slopes[2] / 2], rel=1e-5)
+
+
 def test_no_rephrase_is_learned_from() -> None:
     editor, other = made(), made()
     without = [replace(edit, rephrases=()) for edit in EDITS]
@@ -256,6 +322,8 @@ def test_no_rephrase_is_learned_from() -> None:
     b = other.train_step([other.encode_training(without, "0")])
     assert a == b and a["divergence"] > 0
     assert InstructEdit.trains_on_of(editor.config) == {"locality prompt"}
+    recipes = (InstructEditConfig(modules=("down:0",), reference=r) for r in get_args(Recipe))
+    assert not any(config.augment for config in recipes)  # which puts rephrases in prompts' place
 
 
 def test_rows_of_zeros_are_left_out() -> None:
