@@ -14,6 +14,7 @@ from rledit.capture import capture
 from rledit.decoding import decode
 from rledit.editors import EDITORS, TrainableEditor
 from rledit.editors.base import Editor
+from rledit.editors.overlay_editor import OverlayEditor
 from rledit.locate.covariance import (
     CovarianceFingerprint,
     KeyCovariance,
@@ -29,7 +30,7 @@ from rledit.validation import ValidationStream
 from rledit.written_answers import target_logprobs
 from tests.unit.helpers.interrupted import SMALL_NETWORK, train_with_an_interruption
 from tests.unit.helpers.oracle import relative
-from tests.unit.helpers.text_edits import random_edits, tiny_tokenizer
+from tests.unit.helpers.text_edits import equip, random_edits, tiny_tokenizer
 from tests.unit.helpers.threaded_ranks import Calls, InStep, ThreadedRank, together
 from tests.unit.helpers.tiny_models import (
     double_arithmetic,
@@ -181,6 +182,46 @@ def test_editors_that_are_not_trained(name: str, family: str) -> None:
     assert worst(found[0][0], expected) < 1e-9
     assert same_bits([one for one, _ in found])
     assert found[0][1].order == found[1][1].order
+
+
+MEMORIES: dict[str, dict[str, Any]] = {
+    "grace": {"radius": 1.0, "lr": 0.5, "steps": 4},
+    "wise": {"contexts": ("w01 {}",), "ratio": 1.1, "save_freq": 2, "merge_freq": 4, "lr": 0.5},
+    "memoir": {"contexts": ("w01 {}",), "k": 8, "overlap": 0.9, "lr": 0.5},
+}
+
+
+def remembered(name: str, ranks: Any, in_step: bool) -> dict[str, Tensor]:
+    """Write edits into a memory, and ask it."""
+    modules, access = ("down:2",), InStep() if in_step else None
+    settings = Execution(token_budget=60)
+    whole = tiny_model("llama")
+    model = EditableModel(whole, tiny_tokenizer("llama"), modules, settings, access, ranks)
+    editor = editor_of(name, model, **MEMORIES[name])
+    assert isinstance(editor, OverlayEditor)
+    equip(editor)
+    edits = random_edits(5)
+    measured = [v for e in (edits[:3], edits[3:]) for v in editor.edit(editor.encode(e)).values()]
+    batch = editor.encode([*edits, *random_edits(5, seed=3)])
+    samples = [*batch.edit.samples, *batch.unrelated.samples]
+    readings = read(model, samples)
+    return {
+        **{f"memory {k}": v for k, v in editor.memory.tensors().items()},
+        "measured": torch.tensor(measured, dtype=torch.float64),
+        "routes": editor.memory.route([s.prompt for s in samples]),
+        "predicted": torch.cat([r.predicted for r in readings]),
+        "nll": torch.tensor([r.nll for r in readings], dtype=torch.float64),
+    }
+
+
+@pytest.mark.parametrize("in_step", [False, True], ids=["whole", "sharded"])
+@pytest.mark.parametrize("name", MEMORIES)
+def test_memories_are_the_same_on_every_rank(name: str, in_step: bool) -> None:
+    expected = remembered(name, SingleProcess(), in_step=False)
+    assert set((expected["routes"] >= 0).tolist()) == {True, False} or name == "wise"
+    found = together(2, lambda ranks: remembered(name, ranks, in_step))
+    assert worst(found[0], expected) < 1e-9
+    assert same_bits(found)
 
 
 @pytest.mark.long

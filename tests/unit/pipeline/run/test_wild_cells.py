@@ -216,6 +216,33 @@ def test_a_key_is_in_no_file_of_a_run_that_judges_and_in_nothing_it_says(
         assert [path for path, data in files.items() if part.encode() in data] == []
 
 
+def test_a_judge_that_is_none_is_refused_before_a_run_computes_anything(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    begun: list[object] = []
+
+    def noting(*arguments: object) -> int:
+        begun.append(arguments)
+        raise Interrupted
+
+    monkeypatch.setattr("pipeline.run.driver.run_plan", noting)
+    plain = ["run", str(GRID), "--set", "editors=[{editor: none}]", "--results", str(tmp_path)]
+    plain += ["--judge-model", "grader"]
+    arguments = [*plain, "--set", WILD]
+    with judge_server(reply=lambda *_: "It depends.") as nonsense:
+        found = CliRunner().invoke(app, [*arguments, "--judge", nonsense.url])
+        assert isinstance(found.exception, JudgeError) and "grader" in str(found.exception)
+        assert not begun and len(nonsense.requests) == len(CASES)
+    with judge_server() as server:
+        found = CliRunner().invoke(app, [*arguments, "--judge", server.url])
+        assert isinstance(found.exception, Interrupted) and len(begun) == 1
+        assert len(server.requests) == len(CASES)  # and nothing of the grid yet
+    # A grid that has nothing to judge asks nobody.
+    with judge_server() as server:
+        found = CliRunner().invoke(app, [*plain, "--judge", server.url])
+        assert isinstance(found.exception, Interrupted) and not server.requests
+
+
 def scores(lake: Lake) -> dict[tuple[str, str, int], dict[str, Any]]:
     names = ("efficacy", "generalization", "specificity", "specificity_self")
     return {

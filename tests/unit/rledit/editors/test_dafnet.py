@@ -17,7 +17,7 @@ from rledit.capture import capture
 from rledit.editors.dafnet import DAFNet, DAFNetConfig
 from rledit.editors.dafnet_network import Past, SequenceNetwork, edit_weights
 from rledit.editors.dafnet_sizes import Averaged, Sizes
-from rledit.editors.dafnet_training import Curriculum, edits_trained_on
+from rledit.editors.dafnet_training import Curriculum, edits_trained_on, prompts_of
 from rledit.model import EditableModel
 from rledit.records import Edit
 from rledit.step_size import SettingError
@@ -319,6 +319,43 @@ def test_gradients_of_training_equal_those_through_the_edited_weights() -> None:
     for (name, _), grad in zip(parameters.items(), expected, strict=True):
         if grad is not None:
             assert torch.allclose(caught[name], grad, rtol=1e-7, atol=1e-12), name
+
+
+@pytest.mark.parametrize("scored", [[0, 2], [1, 4], [3]])
+def test_the_loss_is_of_the_scored_edits_of_a_sequence(scored: list[int]) -> None:
+    """Their prompts, found across the batches that the sequence is tokenised in."""
+    editor = made()
+    edits = random_edits(5)
+    batches = [encoded(editor, edits[:2]), encoded(editor, edits[2:])]
+    coefs = {"edit": 0.1, "equivalent": 0.1, "unrelated": 0.2}
+    found = prompts_of(batches, scored, coefs)
+    kinds = [[s for batch in batches for s in getattr(batch, kind).samples] for kind in coefs]
+    expected = [own[i] for own in kinds for i in scored]
+    assert [id(s) for s in found.samples] == [id(s) for s in expected]
+    assert found.related == 2 * len(scored)
+    tokens = [len(s.answer_ids) for s in expected]
+    total = [sum(tokens[k : k + len(scored)]) for k in range(0, len(tokens), len(scored))]
+    weights = [c / n for c, n in zip(coefs.values(), total, strict=True) for _ in scored]
+    assert found.weights.tolist() == pytest.approx(weights)
+
+
+def test_a_step_draws_a_length_up_to_the_cap_and_scores_no_more_than_asked(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    editor = made(scored_edits_per_step=3, sequence_cap=8, first_cap=8)
+    drawn: list[list[int]] = []
+
+    def noting(taken: Any, scored: Sequence[int], coefs: Any) -> Any:
+        drawn.append(list(scored))
+        return prompts_of(taken, scored, coefs)
+
+    monkeypatch.setattr("rledit.editors.dafnet.prompts_of", noting)
+    batches = [encoded(editor, random_edits(4, seed=s)) for s in (0, 1)]
+    lengths = [int(editor.train_step(batches)["sequence_length"]) for _ in range(30)]
+    assert set(lengths) == set(range(1, 9))
+    for n, scored in zip(lengths, drawn, strict=True):
+        assert len(set(scored)) == len(scored) == min(3, n) and max(scored) < n
+    assert len({place for scored in drawn for place in scored}) > 3  # not the first three alone
 
 
 def _again(editor: DAFNet, batch: EditBatch, n: int) -> dict[str, Tensor]:

@@ -478,10 +478,11 @@ def test_beams_go_on_with_the_decision_of_their_prompt(name: str) -> None:
     model = editor.model
     for edit in edits:
         prompt = torch.tensor(model.encoder.prompt_ids(edit.prompt))[None]
-        options = {"do_sample": False, "max_new_tokens": 4, "num_beams": 3, "eos_token_id": None,
-                   "pad_token_id": 0, "return_dict_in_generate": True, "output_scores": True}  # fmt: skip
-        ones = torch.ones_like(prompt)
-        found = model.model.generate(input_ids=prompt, attention_mask=ones, **options)
+        found = model.model.generate(
+            input_ids=prompt, attention_mask=torch.ones_like(prompt), do_sample=False, num_beams=3,
+            max_new_tokens=4, eos_token_id=None, pad_token_id=0, return_dict_in_generate=True,
+            output_scores=True,
+        )  # fmt: skip
         with model.announced(prompt), torch.no_grad():
             logits = model.model(input_ids=found.sequences, use_cache=False).logits[0]
         chances = logits.log_softmax(-1)[prompt.shape[1] - 1 : -1]

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from rledit.editors.codebook import mean_label
@@ -17,7 +18,7 @@ from rledit.protocols import read
 from rledit.records import Edit
 from rledit.tokenization import Sample
 from tests.unit.helpers.text_edits import random_edits, tiny_tokenizer
-from tests.unit.helpers.tiny_models import tiny_model
+from tests.unit.helpers.tiny_models import double_arithmetic, tiny_model
 
 
 def grace(layer: int = 2, **settings: Any) -> GRACE:
@@ -164,6 +165,43 @@ def test_a_value_is_trained_until_the_target_is_given() -> None:
     after = read(editor.model, [sample])[0]
     assert found["final_loss"] < before / 2
     assert after.predicted.tolist() == after.expected.tolist()
+
+
+def test_values_of_a_batch_are_adam_s_on_each_edit_by_itself(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Against whole passes of the model with the value in the place of the linear's output."""
+    double_arithmetic(monkeypatch)
+    one, other = random_edits(2)
+    edits = [replace(one, target="w05"), replace(other, target="w06 w07 w08")]
+    editor = grace(steps=4, lr=0.3, radius=1e-3, only_errors=False)
+    begun = torch.Generator().manual_seed(editor.config.seed)
+    found = write(editor, *edits)
+    written = editor.memory.values.clone()
+    editor.memory.empty()  # so that the model is the unedited one below
+    final = []
+    for i, edit in enumerate(edits):
+        (sample,) = editor.encode([edit]).edit.samples
+        value = torch.rand(16, generator=begun).double().requires_grad_()
+        adam = torch.optim.Adam([value], lr=0.3)
+        end = len(sample.prompt) - 1
+
+        def placed(
+            _: Any, __: Any, output: Tensor, value: Tensor = value, end: int = end
+        ) -> Tensor:
+            return torch.cat([output[:, :end], value[None, None], output[:, end + 1 :]], 1)
+
+        handle = editor.model.linear(editor.module).register_forward_hook(placed)
+        for _ in range(4):
+            logits = editor.model.model(input_ids=sample.input_ids[None]).logits[0]
+            loss = F.cross_entropy(logits[sample.answer_positions], sample.answer_ids)
+            adam.zero_grad()
+            loss.backward()
+            adam.step()
+        handle.remove()
+        final.append(float(loss.detach()))
+        assert torch.allclose(written[i], value.detach(), atol=1e-9)
+    assert found["final_loss"] == pytest.approx(sum(final) / 2, rel=1e-9)
 
 
 def test_what_the_model_knows_is_not_written() -> None:

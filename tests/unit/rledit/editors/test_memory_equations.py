@@ -13,6 +13,7 @@ from torch import Tensor
 
 from rledit.editors.memoir import MEMOIR, MEMOIRConfig
 from rledit.editors.side_memories import LONG, SideMemories
+from rledit.editors.templated_editor import settled
 from rledit.editors.wise import WISE, WISEConfig
 from rledit.model import EditableModel
 from rledit.records import Edit
@@ -79,6 +80,43 @@ def unrelated_prompts(plain: Plain, number: int) -> list[Tensor]:
     """Those of a draw that `equip` gives an editor."""
     edits = random_edits(4, 1000 + number)
     return [torch.tensor(plain.encoder.prompt_ids(e.locality[0].prompt)) for e in edits]
+
+
+@pytest.mark.parametrize(
+    ("losses", "ends"),
+    [
+        ([], False),
+        ([0.001], False),  # nothing before it
+        ([0.001 + 2e-4, 0.001], False),  # still falling
+        ([0.001 + 5e-5, 0.001], True),
+        ([0.03, 0.03], False),  # still, and not small
+        ([0.001, 0.001, 0.03], False),
+    ],
+)
+def test_training_of_an_edit_ends_where_its_loss_is_small_and_stays(
+    losses: list[float], ends: bool
+) -> None:
+    assert settled(losses) is ends
+
+
+@pytest.mark.parametrize("name", ["wise", "memoir"])
+def test_an_edit_takes_no_step_once_its_training_has_ended(
+    name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Ended at the third loss, an edit is what two steps make of it."""
+    edits = random_edits(2)
+    ended, short = (_made(name, steps) for steps in (50, 2))
+    monkeypatch.setattr(f"rledit.editors.{name}.settled", lambda losses: len(losses) == 3)
+    ended.edit(ended.encode(edits))
+    monkeypatch.setattr(f"rledit.editors.{name}.settled", lambda losses: False)
+    short.edit(short.encode(edits))
+    found, expected = ended.memory.tensors(), short.memory.tensors()
+    assert found.keys() == expected.keys()
+    assert all(torch.equal(found[key], expected[key]) for key in expected)
+
+
+def _made(name: str, steps: int) -> WISE | MEMOIR:
+    return wise(steps=steps) if name == "wise" else memoir(steps=steps)
 
 
 # WISE
