@@ -3,7 +3,7 @@ PYTHON ?=
 VENV := .venv
 BIN := $(VENV)/bin
 RESULTS ?= results
-TABLES := table2 fig5 fig7 fig3 table5 table4 fig6 fig4 fig8 gptj steps protocols
+TABLES := table2 fig5 fig7 fig3 table5 table4 fig6 fig4 fig8 alphaedit gptj steps protocols
 # Batches per stream; empty: the proxy streams as the grids have them, which every figure needs.
 LIMIT ?=
 

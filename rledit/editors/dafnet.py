@@ -114,6 +114,12 @@ class DAFNetConfig(SphereSettings):
             object.__setattr__(self, "learned_weights", learned)
         if self.averaged is None:
             object.__setattr__(self, "averaged", averaged)
+        if self.train_steps < 1:
+            raise SettingError(
+                "train_steps",
+                f"{self.train_steps}: an untrained network moves an edit's loss up, as it has to "
+                "learn the sign of its steps; give at least 1",
+            )
         if not self.edit_coef and not self.rephrase_coef:
             raise SettingError(
                 "edit_coef", "it and rephrase_coef are 0: training would teach no edit; raise one"

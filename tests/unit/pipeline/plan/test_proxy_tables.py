@@ -44,6 +44,7 @@ SHOWN = {
     "fig6": {"composite"},
     "fig7": {"ablation", "radar", "along", "heat_map", "abilities"},
     "fig8": {"ablation", "radar", "batch_sizes"},
+    "alphaedit": {"ablation", "abilities", "composite"},
     "gptj": {"ablation", "abilities", "composite"},
     "steps": {"ablation"},
     "protocols": {"ablation", "along", "heat_map", "abilities", "composite"},

@@ -422,6 +422,29 @@ def test_a_plan_counts_the_edits_of_a_training() -> None:
     assert edits_trained_on(10, most=11, patience=10**6, first=11) == 60
 
 
+def test_a_plan_counts_the_parameters_of_a_block_and_what_it_keeps_of_an_edit() -> None:
+    """Of Llama-3's gate, up and down in three layers as published: 1.13 billion, 332 KB an edit."""
+    net = network(n_blocks=1)
+    matrices = {n: p for n, p in net.blocks[0].named_parameters() if n.endswith("weight")}
+    weights = sum(p.numel() for p in matrices.values() if p.dim() == 2)
+    assert SIZES.parameters(8) == weights
+    (past,) = net(rows(), COUNTS, 0).past
+    assert SIZES.past * len(COUNTS) == sum(t.numel() for t in vars(past).values())
+    config = DAFNetConfig(modules=("down:29-31",))
+    assert 2 * 2 * config.sizes.parameters(4096 + 14336) == pytest.approx(1.13e9, rel=0.01)
+    assert 9 * 2 * config.sizes.past * 4 == pytest.approx(332e3, rel=0.01)
+
+
+def test_an_untrained_network_is_refused() -> None:
+    """It goes up its loss: the sign of a step is learned."""
+    with pytest.raises(SettingError, match="train_steps.*moves an edit's loss up"):
+        DAFNetConfig(modules=("down:0",), train_steps=0)
+    editor = made(initial_step=1e-2)
+    batch = encoded(editor, random_edits(1))
+    before = editor.edit(batch)["edit_loss"]
+    assert capture(editor.model, batch.edit, "all", token_weight=1.0).loss > before
+
+
 def test_a_longer_cap_grows_by_a_quarter_of_itself() -> None:
     curriculum = Curriculum(most=1000, patience=1)
     curriculum.cap = 61

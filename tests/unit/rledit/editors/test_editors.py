@@ -470,6 +470,34 @@ def test_an_answer_does_not_change_how_its_prompt_is_answered(
 
 
 @pytest.mark.parametrize("name", OVERLAYS)
+def test_a_prompt_is_looked_at_once_and_its_prefix_serves_with_a_memory(
+    name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Edits change what is decided of a prompt, not what is known of it."""
+    editor = overlay(name)
+    first, second = batches(editor, 2)
+    asked = [*first.equivalent.samples, *second.equivalent.samples]
+    editor.edit(first)
+    before = [r.nll for r in read(editor.model, asked)]
+    misses = editor.model.prefix_cache.misses
+    looked: list[int] = []
+    of = editor.memory._inputs.of
+
+    def noting(prompts: list[Tensor]) -> Any:
+        looked.append(len(prompts))
+        return of(prompts)
+
+    monkeypatch.setattr(editor.memory._inputs, "of", noting)
+    assert [r.nll for r in read(editor.model, asked)] == before
+    editor.edit(editor.encode([replace(e, target="w05") for e in first.edits]))
+    looked.clear()
+    read(editor.model, asked)
+    assert sum(looked) == 0
+    # What the second edits of the same prompts are read with is there as well, but for answers.
+    assert editor.model.prefix_cache.misses <= misses + len(first.edits)
+
+
+@pytest.mark.parametrize("name", OVERLAYS)
 def test_beams_go_on_with_the_decision_of_their_prompt(name: str) -> None:
     """The beams of one prompt lie together, and are what whole passes with its decision give."""
     editor = overlay(name)
