@@ -91,8 +91,8 @@ def edit(
         str, typer.Option("--dtype", help="float32, bfloat16 …; default: that of the files.")
     ] = "auto",
     prompt_style: Annotated[
-        str, typer.Option("--prompt-style", help="bare, or chat: as a turn of the chat template.")
-    ] = "bare",
+        str, typer.Option("--prompt-style", help="plain, or chat: as a turn of the chat template.")
+    ] = "plain",
     model: ModelNow = None,
     export: Annotated[
         Form | None, typer.Option("--export", help="Take the edited model away in this form.")
@@ -206,11 +206,11 @@ def _opened(
         raise ConfigError(
             f"{target} is no ledger; `rledit edit MODEL FACTS -o OUT` makes one, in the folder OUT"
         )
-    if prompt_style not in ("bare", "chat"):
-        raise ConfigError(f"--prompt-style {prompt_style}: expected bare or chat")
+    if prompt_style not in ("plain", "bare", "chat"):
+        raise ConfigError(f"--prompt-style {prompt_style}: expected plain or chat")
     if dtype not in ("auto", "float32", "bfloat16", "float16", "float64"):
         raise ConfigError(f"--dtype {dtype}: expected auto, float32, bfloat16, float16 or float64")
-    prompting = {"prompt_style": prompt_style} if prompt_style != "bare" else {}
+    prompting = {"prompt_style": prompt_style} if prompt_style == "chat" else {}
     host = open_host(target, dtype, prompting)
     kept = Ledger(out) if Ledger.is_at(out) else Ledger.create(out, host.record(target))
     return Session(host, kept, Supplies(host, tell=_tell), _tell)

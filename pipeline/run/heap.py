@@ -7,6 +7,7 @@ second of CPU. Modules and models are no garbage, so they are frozen: no collect
 
 from __future__ import annotations
 
+import atexit
 import gc
 
 # Python 3.12 begins with some hundreds of frozen objects of its own.
@@ -26,6 +27,9 @@ def freeze() -> None:
         gc.collect()
     elif gc.get_freeze_count() > _OF_PYTHON:
         return
+    else:
+        # DuckDB counts its objects when a process ends, and reports frozen ones as leaks.
+        atexit.register(gc.unfreeze)
     _frozen = True
     gc.freeze()
 

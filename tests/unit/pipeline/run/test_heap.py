@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import gc
+import subprocess
+import sys
 import weakref
 from collections.abc import Iterator
 
@@ -67,3 +69,14 @@ def test_what_others_have_frozen_is_theirs() -> None:
     assert any(found is made for found in gc.get_objects())
     heap.collect_all()
     assert theirs() is not None
+
+
+def test_a_process_that_ends_says_nothing_of_leaks() -> None:
+    """DuckDB's objects are counted when the interpreter ends, and frozen ones would stay."""
+    program = (
+        "import duckdb; from pipeline.run.heap import freeze; duckdb.sql('select 1'); freeze()"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, check=True
+    )
+    assert done.stdout + done.stderr == ""
