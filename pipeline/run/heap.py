@@ -12,6 +12,8 @@ import gc
 
 # Python 3.12 begins with some hundreds of frozen objects of its own.
 _OF_PYTHON = 10_000
+# DuckDB counts its objects when a process ends, and reports frozen ones as leaks.
+atexit.register(gc.unfreeze)
 _frozen = False
 
 
@@ -27,9 +29,6 @@ def freeze() -> None:
         gc.collect()
     elif gc.get_freeze_count() > _OF_PYTHON:
         return
-    else:
-        # DuckDB counts its objects when a process ends, and reports frozen ones as leaks.
-        atexit.register(gc.unfreeze)
     _frozen = True
     gc.freeze()
 

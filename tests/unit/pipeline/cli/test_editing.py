@@ -47,7 +47,7 @@ def refused(*arguments: str) -> str:
 
 
 def test_from_facts_to_an_edited_model_and_back(place: Path) -> None:
-    out = said("edit", "model", "first.csv", "-o", "out", *FAST)
+    out = said("edit", "model", "first.csv", "-o", "out", "--prompt-style", "plain", *FAST)
     assert out.count("✓ The ferry") == 4 and "before 'Maribel'   after 'Oban" in out
     assert "edited   4 of 4 facts" in out and "kept " in out and "perplexity" in out
     assert "(4 facts had none: made from templates)" in out
@@ -132,6 +132,10 @@ def test_what_did_not_take_is_said_and_ends_with_1(place: Path) -> None:
         (["edit", "model", "first.csv", "-o", "out", "--set", "step"], "NAME=VALUE"),
         (["edit", "model", "first.csv", "-o", "out", *ULTRA, "--set", "x=1"], "no setting 'x'"),
         (["edit", "model", "first.csv", "-o", "out", "--dtype", "int8"], "--dtype int8"),
+        (
+            ["edit", "model", "first.csv", "-o", "out", "--prompt-style", "poem"],
+            "--prompt-style poem: expected plain or chat",
+        ),
         (["ledger", "model"], "is no ledger"),
         (["undo", "model", "1"], "is no ledger"),
     ],

@@ -1,4 +1,4 @@
-"""Checks of others' statistics: each fails by itself on what it is there for, and on nothing else.
+"""Checks of others' statistics, those included that no file of a tiny model brings to fail.
 
 The inputs are drawn: two linears of one width, whose inputs differ in size and have correlations.
 """
