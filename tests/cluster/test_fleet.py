@@ -247,7 +247,7 @@ def test_a_state_of_one_rank_is_taken_up_by_two(
     one = cells(editor)
     expected = alone(one, places(tmp_path / "one", models, one))
 
-    def stop(stage: Stage, done: int, total: int) -> None:
+    def stop(stage: Stage, done: int, total: int, *_: object) -> None:
         if stage == "edit" and done == 2:
             raise InterruptedError
 
