@@ -16,7 +16,7 @@ from pipeline.cli.options import DEFAULT_RESULTS
 from pipeline.config.gguf_refs import gguf_reference
 from pipeline.config.grid import Grid
 from pipeline.config.parse import load_grid
-from pipeline.inputs.checkpoint_files import CheckpointError
+from pipeline.inputs.checkpoint_files import CheckpointUnavailable
 from pipeline.inputs.gguf_checkpoints import described
 from pipeline.run.logs import configure_logging
 
@@ -33,12 +33,16 @@ def main(
 
 def chosen_grid(full: bool = False) -> Path:
     """The demo's grid; that of the synthetic world, and a line that says why, where the weights of
-    the demo's model are neither here nor can be fetched."""
+    the demo's model are neither here nor can be fetched.
+
+    Raises:
+        CheckpointError: They can be fetched, and are not what they should be.
+    """
     suffix = "-full" if full else ""
     real = FOLDER / f"demo{suffix}.yaml"
     try:
         have_weights(load_grid(real))
-    except CheckpointError as error:
+    except CheckpointUnavailable as error:
         typer.echo(
             f"the demo's model cannot be had, so the demo of the synthetic world is run (make "
             f"demo-world{suffix}): {error}",
@@ -52,7 +56,8 @@ def have_weights(grid: Grid) -> None:
     """Fetch the weights of a grid's models that come as GGUF files, unless they are here.
 
     Raises:
-        CheckpointError: They cannot be had; says why.
+        CheckpointUnavailable: They cannot be had from here; says why.
+        CheckpointError: What is handed out is another file or a broken one, or the disk is full.
     """
     for model in grid.models:
         reference = None if model.checkpoint is None else gguf_reference(model.checkpoint)

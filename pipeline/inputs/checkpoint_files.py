@@ -18,6 +18,10 @@ class CheckpointError(ConfigError):
     """A checkpoint that cannot be used, with the remedy."""
 
 
+class CheckpointUnavailable(CheckpointError):
+    """A checkpoint that cannot be had from here; nothing is wrong with what was fetched."""
+
+
 def lfs_pointer(path: Path) -> bool:
     """Whether a file is git-lfs's proxy for itself."""
     with path.open("rb") as file:

