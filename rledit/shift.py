@@ -174,6 +174,39 @@ def solve_normal_equation(
     return Solution(None if primal else keys, solution, condition, jitter)
 
 
+def solve_beside_past(
+    keys: Tensor,
+    differences: Tensor,
+    ridge: Tensor,
+    past: Tensor,
+    weight: float,
+    name: str = "",
+) -> Solution:
+    """Shifts S = (KᵀK + w P + λI)⁻¹ KᵀD of M modules at once, P the products of earlier keys.
+
+    It is left in factors, S = Lᵀ D with L = K (KᵀK + w P + λI)⁻¹, of which L carries the ridge's
+    graph and D its own.
+
+    Args:
+        keys: K, (M, n, d_in).
+        differences: D, (M, n, d_out); may carry a graph.
+        ridge: λ, (M,); may carry a graph.
+        past: P = Σ KᵀK of earlier batches, (M, d_in, d_in) in float64.
+        weight: w.
+        name: Names the system in error messages.
+
+    Raises:
+        ValueError: The system stays singular with jitter.
+    """
+    from rledit.shift_gradients import RidgeSolve
+
+    keys64 = keys.double()
+    gram = torch.baddbmm(past, keys64.mT, keys64, beta=weight)
+    factor, condition, jitter = _factorise(gram, ridge.detach().double(), name)
+    left = RidgeSolve.apply(factor, None, ridge.double(), keys64.mT).mT.to(differences.dtype)
+    return Solution(left, differences, condition, jitter)
+
+
 def _factorise(gram: Tensor, ridge: Tensor, name: str) -> tuple[Tensor, Tensor, float]:
     """Cholesky factor of gram + λI, with as little jitter as it takes."""
     eye = torch.eye(gram.shape[-1], dtype=gram.dtype, device=gram.device)

@@ -56,6 +56,21 @@ def check_z_clip(config: Any) -> None:
         )
 
 
+def check_past_keys(config: Any) -> None:
+    """Refuse a weight of earlier batches' keys that is none.
+
+    Raises:
+        SettingError: It is not a finite number of at least 0.
+    """
+    value = config.past_keys
+    number = isinstance(value, int | float) and not isinstance(value, bool)
+    if not number or not math.isfinite(value) or value < 0:
+        raise SettingError(
+            "past_keys",
+            f"earlier keys count by a finite number above 0, or 0: not at all; not {value!r}",
+        )
+
+
 def known_step(editor: str, config: Any, setting: str) -> float:
     """The step as a number.
 

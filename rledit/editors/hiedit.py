@@ -22,6 +22,7 @@ from rledit.editors.moment_editor import Proposal
 from rledit.lazy_torch import Tensor, nn, torch
 from rledit.model import EditableModel
 from rledit.shift import LowRankShift
+from rledit.step_size import SettingError
 from rledit.tokenization import EditBatch
 
 GateSignal = Literal["loss", "norm"]
@@ -48,6 +49,14 @@ class HiEditConfig(HypernetworkConfig):
 
     # Its release, unlike RLEdit's, takes every group's value gradients as they are.
     official: ClassVar[Conventions] = replace(OFFICIAL, incomplete_groups="keep")
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.past_keys:
+            raise SettingError(
+                "past_keys",
+                "a gate leaves modules out, whose keys it has no account of; leave it 0",
+            )
 
     @classmethod
     def recipe_settings(cls, recipe: Recipe) -> dict[str, Any]:

@@ -25,7 +25,15 @@ from rledit.editors.conventions import (
 from rledit.editors.sphere import SPHERE_OFF, SphereSettings
 from rledit.moments import Formula
 from rledit.reward import KLReference, LocalityGradient
-from rledit.step_size import AUTO, SettingError, Step, StepForm, check_step, check_z_clip
+from rledit.step_size import (
+    AUTO,
+    SettingError,
+    Step,
+    StepForm,
+    check_past_keys,
+    check_step,
+    check_z_clip,
+)
 from rledit.tokenization import Order
 
 Rule = Literal["normal_equation", "outer_product"]
@@ -97,6 +105,9 @@ class HypernetworkConfig(SphereSettings):
             as in the releases; `trajectory` begins each trajectory, and the stream, with none.
         z_clip: Bound of the entries of normalised rows, keys and value gradients alike, in
             training as in editing: they are clamped to ±`z_clip`. 0: none.
+        past_keys: w, the weight of the keys of earlier batches in the shift's equation, see
+            `rledit.editors.past_keys`: a batch is written where it changes least what earlier ones
+            ask. Of our own, and d_in² numbers a module. 0: none, as published.
         seed: Seed of the network's start.
         reference: The recipe. `official` repeats the authors' release, departures and all; `paper`
             has the published equations and settings without them; `converged` is our training.
@@ -144,6 +155,7 @@ class HypernetworkConfig(SphereSettings):
     update_moments_while_editing: bool = True
     moments_scope: MomentsScope = FROM_RECIPE
     z_clip: float = FROM_RECIPE
+    past_keys: float = 0.0
     seed: int = 0
     reference: Recipe = "paper"
     regularisation_gradient: bool | None = None
@@ -174,6 +186,7 @@ class HypernetworkConfig(SphereSettings):
         "loc_warmup": 0,
         "prompt_coef": 0.0,
         "z_clip": 0.0,
+        "past_keys": 0.0,
         **SPHERE_OFF,
     }
     """Settings that came later, with what all results had until then: these are known without."""
@@ -193,6 +206,12 @@ class HypernetworkConfig(SphereSettings):
                     "patience 0 makes no validation; set patience to 1 or more, or leave it out",
                 )
         check_z_clip(self)
+        check_past_keys(self)
+        if self.past_keys and self.rule != "normal_equation":
+            raise SettingError(
+                "past_keys",
+                f"rule {self.rule} solves no equation that they could enter; leave it 0",
+            )
         if not self.average < 1:
             raise SettingError("average", f"a decay is below 1, not {self.average}")
         if self.depth < 1:

@@ -170,6 +170,7 @@ class HypernetworkEditor(TrainableEditor, HypernetworkUpdate):
             totals["grad_norm"] = self._clip()
         if not self.config.transition:
             self.model.weights.restore()
+            self._forget_keys()
             step.reward = self._new_reward()
         if t + 1 == len(trajectory):
             self.model.weights.restore()
@@ -232,7 +233,13 @@ class HypernetworkEditor(TrainableEditor, HypernetworkUpdate):
             gradients.append(None)
         torch.autograd.backward(outputs, gradients)
 
+    def _forget_keys(self) -> None:
+        """The model is unedited again: no batch has written anything."""
+        if self.past_keys is not None:
+            self.past_keys.reset()
+
     def _begin_moments(self) -> None:
+        self._forget_keys()
         if self.config.moments_scope == "trajectory":
             for moments in self.moments.values():
                 moments.reset()
@@ -304,6 +311,7 @@ class HypernetworkEditor(TrainableEditor, HypernetworkUpdate):
     def edits_aside(self) -> Iterator[None]:
         """Moments and weights return afterwards; editing changes no more than these."""
         moments = MomentEditor.state_dict(self)
+        self._forget_keys()
         try:
             with self._averaged():
                 yield

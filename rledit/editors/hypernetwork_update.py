@@ -14,7 +14,7 @@ from rledit.editors.hypernetwork_config import HypernetworkConfig
 from rledit.editors.moment_editor import MomentEditor, Shape
 from rledit.lazy_torch import Tensor, nn, torch
 from rledit.model import EditableModel
-from rledit.shift import Solution, solve_normal_equation
+from rledit.shift import Solution
 
 if TYPE_CHECKING:
     from rledit.hypernetwork import Hypernetwork
@@ -77,7 +77,7 @@ class HypernetworkUpdate(MomentEditor):
             none = torch.ones(len(keys), device=keys.device)
             return Solution(pseudo_keys, differences, none, 0.0)
         ridge = self.networks[shape].ridge
-        return solve_normal_equation(keys, factors[0], ridge, self.named(shape))
+        return self.solve_equation(shape, keys, factors[0], ridge)
 
     def _parameters(self) -> list[nn.Parameter]:
         return [p for network in self.networks.values() for p in network.parameters()]

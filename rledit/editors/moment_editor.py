@@ -9,10 +9,11 @@ from typing import Any
 from rledit.capture import Captured, Tokens, capture
 from rledit.editors.base import Editor, State, prefixed, unprefixed
 from rledit.editors.conventions import BatchConventions
+from rledit.editors.past_keys import PastKeySums
 from rledit.lazy_torch import Tensor, torch
 from rledit.model import EditableModel
 from rledit.moments import RunningMoments
-from rledit.shift import LowRankShift, Solution
+from rledit.shift import LowRankShift, Solution, solve_beside_past, solve_normal_equation
 from rledit.tokenization import EditBatch, Order, Phase
 
 Shape = tuple[int, int]
@@ -51,6 +52,9 @@ class MomentEditor(Editor):
             shape: RunningMoments(sum(shape), formula, model.compute_dtype, model.device)
             for shape in self.shapes
         }
+
+        weight = float(getattr(config, "past_keys", 0.0))
+        self.past_keys = PastKeySums(self.shapes, model.device) if weight else None
 
     @classmethod
     def batch_conventions_of(cls, config: Any) -> BatchConventions:
@@ -195,19 +199,41 @@ class MomentEditor(Editor):
             "realised_cosine": min(cosines),
         }
 
+    def solve_equation(
+        self, shape: Shape, keys: Tensor, differences: Tensor, ridge: Tensor
+    ) -> Solution:
+        """Shift factors by the normal equation, beside the keys of earlier batches if they count.
+
+        Args:
+            shape: (d_in, d_out).
+            keys: Raw K, (M, n, d_in).
+            differences: D, (M, n, d_out).
+            ridge: λ, (M,).
+        """
+        past = None if self.past_keys is None else self.past_keys.of(shape)
+        if past is None:
+            return solve_normal_equation(keys, differences, ridge, self.named(shape))
+        weight = self.config.past_keys
+        return solve_beside_past(keys, differences, ridge, past, weight, self.named(shape))
+
     def named(self, shape: Shape) -> str:
         """The linear layers of a shape, as errors about their systems name them."""
         return ", ".join(self.shapes[shape])
 
     def merge(self, proposal: Proposal) -> list[float]:
         """Add the shifts to the weights; returns each module's realised/intended cosine."""
-        return [self.model.weights.add(name, shift) for name, shift in proposal.shifts.items()]
+        cosines = [self.model.weights.add(name, s) for name, s in proposal.shifts.items()]
+        if self.past_keys is not None:
+            self.past_keys.remember(proposal.captured.keys)
+        return cosines
 
     def state_dict(self) -> State:
-        """The moments of every shape."""
+        """The moments of every shape, and the keys of the stream so far where they count."""
         state: State = {}
         for (d_in, d_out), moments in self.moments.items():
             state |= prefixed(f"moments.{d_in}x{d_out}.", moments.state_dict())
+        if self.past_keys is not None:
+            state |= prefixed("past_keys.", self.past_keys.state_dict())
         return state
 
     def load_state_dict(self, state: State) -> None:
@@ -215,7 +241,9 @@ class MomentEditor(Editor):
         self.load_moments(state)
 
     def load_moments(self, state: State) -> None:
-        """Put the moments of a saved state back, and nothing else."""
+        """Put what a saved state says of the rows so far back, and nothing else."""
+        if self.past_keys is not None:
+            self.past_keys.load_state_dict(unprefixed("past_keys.", state))
         for (d_in, d_out), moments in self.moments.items():
             part = unprefixed(f"moments.{d_in}x{d_out}.", state)
             if not part:

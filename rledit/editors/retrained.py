@@ -102,6 +102,7 @@ class RetrainedEditor(HypernetworkEditor):
         """One optimiser step per batch, on the model as it is now; it is left as it was."""
         weights = self.model.weights
         now = weights.state_dict()
+        past = {} if self.past_keys is None else self.past_keys.state_dict()
         # Each retraining starts its own Adam, so that a resumed stream equals a straight one.
         self.optimiser.state.clear()
         self.optimiser.zero_grad(set_to_none=True)
@@ -112,6 +113,8 @@ class RetrainedEditor(HypernetworkEditor):
             self._clip()
             self._step()
             weights.load_state_dict(now)
+            if self.past_keys is not None:
+                self.past_keys.load_state_dict(past)
         return {"retrain_loss": loss}
 
     def state_dict(self) -> State:

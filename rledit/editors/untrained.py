@@ -13,8 +13,8 @@ from rledit.editors.conventions import OFFICIAL_BATCH, BatchConventions, Untrain
 from rledit.editors.moment_editor import MomentEditor, Shape
 from rledit.editors.sphere import SPHERE_OFF, SphereSettings
 from rledit.lazy_torch import Tensor, torch
-from rledit.shift import Solution, solve_normal_equation
-from rledit.step_size import AUTO, Step, check_step, check_z_clip
+from rledit.shift import Solution
+from rledit.step_size import AUTO, Step, check_past_keys, check_step, check_z_clip
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -28,6 +28,9 @@ class UntrainedConfig(SphereSettings):
         loss_group: Samples per loss group.
         z_clip: Bound of the entries of normalised rows, keys and value gradients alike:
             they are clamped to ±`z_clip`. 0: none.
+        past_keys: w, the weight of the keys of earlier batches in the shift's equation, see
+            `rledit.editors.past_keys`: a batch is written where it changes least what earlier ones
+            ask. Of our own, and d_in² numbers a module. 0: none, as published.
         reference: `official` has the order, loss groups and moments of RLEdit's release.
     """
 
@@ -35,14 +38,16 @@ class UntrainedConfig(SphereSettings):
     initial_step: Step = AUTO
     loss_group: int = 4
     z_clip: float = 0.0
+    past_keys: float = 0.0
     reference: UntrainedRecipe = "paper"
 
-    younger: ClassVar[Mapping[str, Any]] = {"z_clip": 0.0, **SPHERE_OFF}
+    younger: ClassVar[Mapping[str, Any]] = {"z_clip": 0.0, "past_keys": 0.0, **SPHERE_OFF}
     """See `HypernetworkConfig.younger`."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
         check_z_clip(self)
+        check_past_keys(self)
         check_step(self, "initial_step")
 
 
@@ -67,4 +72,4 @@ class Untrained(MomentEditor):
         agreement = (keys * z_keys).sum(-1, keepdim=True)
         differences = -self.step_size * agreement * z_values
         ridge = torch.ones(len(keys), device=keys.device)
-        return solve_normal_equation(keys, differences, ridge, self.named(shape))
+        return self.solve_equation(shape, keys, differences, ridge)

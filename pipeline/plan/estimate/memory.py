@@ -272,7 +272,7 @@ def _editor(work: Workload) -> dict[str, float]:
         kept = float(FLOAT * batch * work.cell.trajectory_batches)
         parts["references"] = min(REFERENCE_CACHE_GB * GB, kept)
         parts["edits so far"] = float(FLOAT * work.past_parameters * work.cell.n_edits)
-        return parts
+        return parts | _past_keys(work)
     if work.kind == "tuned":
         return {"optimiser": 3.0 * FLOAT * work.edited_parameters, **_projections(work)}
     if work.kind == "remembered":
@@ -293,4 +293,12 @@ def _editor(work: Workload) -> dict[str, float]:
             "past edits": float(sum(map(cls.more_bytes_of, work.target_modules.values()))),
             "solve": float(SOLVE_COPIES * DOUBLE * widest * widest),
         }
-    return {}
+    return _past_keys(work)
+
+
+def _past_keys(work: Workload) -> dict[str, float]:
+    """The products of the keys so far, and one shape's system and factor beside them."""
+    if not getattr(work.cell.settings, "past_keys", 0.0):
+        return {}
+    products = DOUBLE * sum(d_in * d_in for d_in, _ in work.target_modules.values())
+    return {"past keys": float(3 * products)}
