@@ -1,4 +1,6 @@
-"""Resources of a cell: workers, GPUs, sharding. They change no number and no fingerprint."""
+"""Resources of a cell: workers, GPUs, sharding, stores. They change no number by more than how
+sums are rounded, and no fingerprint but one: a network that is trained with no prefix store at all
+is another than one with."""
 
 from __future__ import annotations
 

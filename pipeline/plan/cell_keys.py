@@ -140,6 +140,8 @@ def _train_key(cell: Cell, known: dict[str, Any]) -> str:
     settings = known["settings"]
     if settings.get("z_clip") or settings.get("window_share", 1) < 1:
         identity["training_version"] = _TRAINING_VERSION
+    if not cell.resources.prefix_store_gb:
+        identity["prefix_store_gb"] = 0  # numbers have other last bits than with a store
     # Training draws from the train pool only, whatever the stream is drawn from.
     identity["dataset"] = {k: v for k, v in identity["dataset"].items() if k != "split"}
     batch = cell.stream.batch_size

@@ -4,7 +4,7 @@ See `rledit.prefix_store`.
 
 A prefix that is found has other last bits than one that a cell records in the company of its own
 prompts. Whether a cell keeps them is therefore told by its spec and its model's sizes alone, never
-by what lies in the cache.
+by what lies in the cache; and whether a training does, by what its network is known by.
 """
 
 from __future__ import annotations
@@ -59,6 +59,26 @@ def store_choice(cell: Cell) -> StoreChoice:
     )
 
 
+def training_store_choice(cell: Cell) -> StoreChoice:
+    """Whether the training of a cell's network keeps prefixes.
+
+    Cells of streams of any length share the network, so that theirs do not enter. Nor does the
+    budget, unless it is 0, which the network's key has: prompts that a store has no room for are
+    run as those are that it takes.
+
+    Raises:
+        ConfigError: The model's configuration cannot be had.
+    """
+    architecture = architecture_of(cell)
+    layer = architecture.first_layer(cell.settings.modules)
+    budget = int(cell.resources.prefix_store_gb * GB)
+    steps = max(1, int(getattr(cell.settings, "train_steps", 1)))
+    edits = steps * cell.trajectory_batches * cell.stream.batch_size
+    tokens = float(KINDS * edits * TOKENS)
+    reason = _never(cell, architecture, layer, budget) or _small(architecture, layer, tokens)
+    return StoreChoice(layer=layer, budget=budget, reason=reason)
+
+
 def prefix_folder(cell: Cell, layer: int) -> str:
     """Where in the cache the prefixes of a model at a layer lie, a folder for each way of adding.
 
@@ -74,7 +94,8 @@ def prefix_bytes(cell: Cell, architecture: Architecture, tokens: float) -> float
     return 2.0 * architecture.hidden * _BYTES[dtype] * tokens
 
 
-def _reason(cell: Cell, architecture: Architecture, layer: int, budget: int) -> str | None:
+def _never(cell: Cell, architecture: Architecture, layer: int, budget: int) -> str | None:
+    """Why a cell keeps none, however many prompts it has."""
     resources, layers = cell.resources, architecture.layers
     if not budget:
         return "prefix_store_gb is 0"
@@ -87,9 +108,20 @@ def _reason(cell: Cell, architecture: Architecture, layer: int, budget: int) -> 
             f"the first edited layer is {layer} of {layers}, and at least {LEAST_SHARE:.0%} of "
             "them have to lie below it"
         )
-    tokens = float(KINDS * len(cell.scored_places) * TOKENS)
+    return None
+
+
+def _small(architecture: Architecture, layer: int, tokens: float) -> str | None:
     if 2.0 * tokens * layer * architecture.layer_parameters < LEAST_OPERATIONS:
         return "the layers below the first edited one take seconds"
+    return None
+
+
+def _reason(cell: Cell, architecture: Architecture, layer: int, budget: int) -> str | None:
+    tokens = float(KINDS * len(cell.scored_places) * TOKENS)
+    reason = _never(cell, architecture, layer, budget) or _small(architecture, layer, tokens)
+    if reason is not None:
+        return reason
     if (size := prefix_bytes(cell, architecture, tokens)) > budget:
         return (
             f"those of the {len(cell.scored_places):,} edits that are scored take about "

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from pipeline.plan.cells import Cell
-from pipeline.plan.prefixes import prefix_folder, store_choice
+from pipeline.plan.prefixes import StoreChoice, prefix_folder, store_choice
 from pipeline.run.cache import Cache
 from pipeline.run.lease import POLL_SECONDS, Lease
 from pipeline.run.reporting import Report
@@ -41,9 +41,18 @@ class CellStore:
         return {"layer": self.layer}
 
 
-def open_store(cell: Cell, model: EditableModel, cache: Cache) -> CellStore | None:
-    """Let a model keep its prefixes in the cache, where the cell does that; else None."""
-    choice = store_choice(cell)
+def open_store(
+    cell: Cell, model: EditableModel, cache: Cache, choice: StoreChoice | None = None
+) -> CellStore | None:
+    """Let a model keep its prefixes in the cache, where the cell does that; else None.
+
+    Args:
+        cell: The cell.
+        model: Its model.
+        cache: Where the store lies.
+        choice: Whether it does; None: as for its stream.
+    """
+    choice = store_choice(cell) if choice is None else choice
     if not choice.made:
         return None
     identity = model.prefix_cache.fingerprint()

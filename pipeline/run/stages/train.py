@@ -16,6 +16,7 @@ from pipeline.plan.cache_names import trained_name
 from pipeline.plan.cell_data import validation_batches, validation_edits
 from pipeline.plan.cell_keys import identity_of
 from pipeline.plan.cells import Cell
+from pipeline.plan.prefixes import training_store_choice
 from pipeline.run.cache import Cache
 from pipeline.run.rank_group import SINGLE_PROCESS, Gang
 from pipeline.run.reporting import Report
@@ -88,7 +89,7 @@ def train(
             cache.publish(name)
         return found
     model = open_model(cell, model_folder, gang)
-    store = open_store(cell, model, cache)
+    store = open_store(cell, model, cache, training_store_choice(cell))
     editor = editor_class(cell.editor.editor)(model, settings_with_step(cell, cache))
     if not isinstance(editor, TrainableEditor):
         raise TypeError(f"{cell.path}: editor {cell.label!r} has nothing to train")

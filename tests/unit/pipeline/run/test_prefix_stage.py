@@ -15,8 +15,9 @@ from torch import Tensor
 
 from pipeline.config.parse import load_grid
 from pipeline.plan import prefixes as choices
+from pipeline.plan.cell_keys import train_key_of
 from pipeline.plan.cells import Cell, cells_of
-from pipeline.plan.prefixes import store_choice
+from pipeline.plan.prefixes import store_choice, training_store_choice
 from pipeline.run.cache import Cache
 from pipeline.run.reporting import Stage, silent
 from pipeline.run.stages import edit, prefixes, train
@@ -262,3 +263,40 @@ def test_small_models_and_the_unedited_row_keep_none(monkeypatch: pytest.MonkeyP
     assert store_choice(cell("ultraedit")).made
     monkeypatch.undo()
     assert "take seconds" in (store_choice(cell("ultraedit")).reason or "made")
+
+
+@pytest.mark.long
+def test_networks_of_one_key_are_one_whoever_asks_for_them(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A short stream makes no store and a long one does; their network is trained with one."""
+    short, long = cell("malmen"), cell("malmen", "streams=[{n_batches: 6, batch_size: 4}]")
+    narrow = cell("malmen", "resources={prefix_store_gb: 0.00001}")
+    architecture = choices.architecture_of(short)
+    both = [choices.KINDS * n * choices.TOKENS * 2.0 for n in (12, 24)]
+    least = sum(both) / 2 * architecture.layer_parameters  # of one frozen layer
+    monkeypatch.setattr(choices, "LEAST_OPERATIONS", least)
+    assert [store_choice(c).made for c in (short, long)] == [False, True]
+    monkeypatch.setattr(choices, "LEAST_OPERATIONS", 0)
+    found = []
+    for i, chosen in enumerate((short, long, narrow)):
+        assert training_store_choice(chosen).made
+        path = train.train(chosen, folder, Cache(tmp_path / str(i)), silent)
+        assert path is not None
+        found.append(safetensors.torch.load_file(path))
+    assert len({train_key_of(c) for c in (short, long, narrow)}) == 1
+    for other in found[1:]:
+        assert all(other[name].equal(value) for name, value in found[0].items())
+
+
+def test_a_training_keeps_what_its_own_work_is_worth() -> None:
+    settings = "editors.malmen.settings"
+    less, more = (cell("malmen", f"{settings}.train_steps={n}") for n in (1, 40))
+    never = cell("malmen", "resources={prefix_store_gb: 0}")
+    with pytest.MonkeyPatch.context() as patch:
+        tokens = choices.KINDS * 4 * 2 * 20 * choices.TOKENS  # of 20 steps of two batches of four
+        layer = choices.architecture_of(less).layer_parameters
+        patch.setattr(choices, "LEAST_OPERATIONS", 2.0 * tokens * layer)
+        assert [training_store_choice(c).made for c in (less, more)] == [False, True]
+    assert training_store_choice(never).reason == "prefix_store_gb is 0"
+    assert train_key_of(never) != train_key_of(cell("malmen"))
