@@ -80,6 +80,7 @@ class PrefixStore:
         self._places: dict[bytes, tuple[str, int, int]] = {}
         self._written: dict[bytes, Prefix] = {}  # put, and in no file yet
         self._in_files = self._in_memory = 0
+        self._unpublished: list[Path] = []
         self._full = self._unwritable = False
         self._flushed = time.monotonic()
         self._remove_abandoned()
@@ -152,7 +153,7 @@ class PrefixStore:
             partial.write_text(json.dumps({"sizes": list(sizes), "about": self._about()}))
             os.replace(partial, note)
             self._published(note)
-        except OSError as error:
+        except Exception as error:  # drivers of object stores raise classes of their own
             logger.debug("what passes of %d tokens give is tried again: %s", length, error)
 
     def _about(self) -> dict[str, Any]:
@@ -166,20 +167,33 @@ class PrefixStore:
         """Write what was put as a file, and look what others have written.
 
         Where nothing can be written (the disk is full, the folder may only be read), prefixes stay
-        in memory as far as they are, and no more are taken.
+        in memory as far as they are, and no more are taken. A file that is written and not
+        published serves this machine, and is published with the next one.
         """
         self._flushed = time.monotonic()
         if self._written and not self._unwritable:
             path = self.folder / f"{uuid.uuid4().hex}.safetensors"
             try:
                 self._write(path)
-                self._published(path)
             except (OSError, SafetensorError) as error:
                 self._unwritable = True
                 self._say_full(str(error))
             else:
                 self._written, self._in_memory = {}, 0
+                self._unpublished.append(path)
+        self._publish()
         self.refresh()
+
+    def _publish(self) -> None:
+        """Hand files on to where other machines find them; what fails is tried again later."""
+        while self._unpublished:
+            path = self._unpublished[0]
+            try:
+                self._published(path)
+            except Exception as error:  # drivers of object stores raise classes of their own
+                logger.warning("prefixes of %s are not published yet: %s", path.name, error)
+                return
+            self._unpublished.pop(0)
 
     def refresh(self) -> None:
         """Find the files that were written meanwhile."""

@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import shlex
 import subprocess
 import sys
 import time
@@ -55,6 +56,10 @@ PARTS = ("llama3-8b, 20 edits", AGREEMENT, WHOLE, *list(STEPS)[1:])
 LARGEST_SHARE = 0.5
 """Of the time left, what a part may take while others wait behind it."""
 _LEAST_SECONDS = 20.0
+# Options that figures depend on: those of all parts, of steps, and of the whole job.
+_OF_ALL = ("device", "threads")
+_OF_STEPS = ("layers", "edits", "repeats", "without_reference")
+_OF_WHOLE = ("model", "rows", "batches", "trajectories")
 
 
 def main(arguments: Sequence[str]) -> dict[str, Any]:
@@ -88,11 +93,34 @@ def main(arguments: Sequence[str]) -> dict[str, Any]:
 
 def _why_not(part: str, found: Mapping[str, Any], chosen: argparse.Namespace) -> str | None:
     """Why a part is not run; None where it is."""
-    if "figures" in found.get(part, {}):
+    before = found.get(part, {})
+    if "figures" in before and before.get("asked") == _asked(part, chosen):
         return "done before"
     if part == WHOLE and (chosen.model is None or chosen.rows is None):
         return "left out, it needs --model and --rows"
     return None
+
+
+def _asked(part: str, chosen: argparse.Namespace) -> dict[str, Any]:
+    """What a part's figures depend on; those of a smaller trial, or another device, are others."""
+    own = _OF_STEPS if part in STEPS else _OF_WHOLE if part == WHOLE else ()
+    names = (*_OF_ALL, *own)
+    return {name: _plain(v) for name in names if (v := getattr(chosen, name)) not in (None, False)}
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, list | tuple):
+        return [_plain(v) for v in value]
+    return str(value) if isinstance(value, Path) else value
+
+
+def _command(part: str, chosen: argparse.Namespace) -> str:
+    """The command that gives a part's figures again."""
+    words = ["python", "-m", "jobs.gpu", "--parts", part]
+    for name, value in _asked(part, chosen).items():
+        values = value if isinstance(value, list) else [] if value is True else [value]
+        words += ["--" + name.replace("_", "-"), *map(str, values)]
+    return shlex.join(words)
 
 
 def _of_its_own(part: str, arguments: Sequence[str], seconds: float) -> dict[str, Any]:
@@ -126,8 +154,12 @@ def _part(part: str, chosen: argparse.Namespace) -> dict[str, Any]:
         figures = run_whole_job(chosen.model, tuple(chosen.rows), device, **sizes)
     else:
         raise ValueError(f"no part {part!r}; there are: {', '.join(PARTS)}")
-    command = "python -m jobs.gpu --part " + repr(part)
-    return {"figures": figures, "machine": describe(device), "command": command}
+    return {
+        "figures": figures,
+        "machine": describe(device),
+        "asked": _asked(part, chosen),
+        "command": _command(part, chosen),
+    }
 
 
 def _steps(part: Steps, chosen: argparse.Namespace, device: torch.device) -> dict[str, Any]:

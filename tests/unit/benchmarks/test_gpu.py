@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 import weakref
 from pathlib import Path
 from types import SimpleNamespace
@@ -89,7 +90,7 @@ def test_what_is_done_is_kept_and_what_failed_is_tried_again(
     def run(part: str, _: Any, seconds: float) -> dict[str, Any]:
         asked.append(part)
         assert 0 < seconds <= 540
-        return answers.get(part, {"figures": {"train_ratio": 5.0}})
+        return answers.get(part, {"figures": {"train_ratio": 5.0}, "asked": {"threads": 4}})
 
     monkeypatch.setattr(gpu, "_of_its_own", run)
     path = tmp_path / "gpu.json"
@@ -101,6 +102,39 @@ def test_what_is_done_is_kept_and_what_failed_is_tried_again(
     assert asked[5:] == ["gpt-j-6b, 20 edits"]
     assert "left out, it needs --model and --rows" in capsys.readouterr().out
     assert all("figures" in found for found in json.loads(path.read_text()).values())
+
+
+def test_figures_of_a_trial_are_not_taken_for_those_of_the_whole(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each part's command is the one that gives its figures again."""
+    begun: list[str] = []
+
+    def run(part: str, arguments: Any, _: float) -> dict[str, Any]:
+        begun.append(part)
+        chosen = gpu._parser().parse_args(arguments)
+        return {
+            "figures": {},
+            "asked": gpu._asked(part, chosen),
+            "command": gpu._command(part, chosen),
+        }
+
+    monkeypatch.setattr(gpu, "_of_its_own", run)
+    path, first = tmp_path / "gpu.json", gpu.PARTS[0]
+    kept = ["--json", str(path)]
+    small = ["--layers", "2", "--without-reference", "--device", "cpu"]
+    job = ["--model", "a folder", "--rows", "t.json", "e.json"]
+    found = gpu.main([*kept, *small, "--parts", first])
+    words = shlex.split(found[first]["command"])
+    again = gpu._parser().parse_args(words[3:])
+    assert words[:3] == ["python", "-m", "jobs.gpu"] and again.parts == [first]
+    assert gpu._asked(first, again) == found[first]["asked"]
+    gpu.main([*kept, *small, "--parts", first])
+    gpu.main([*kept, "--parts", first])
+    gpu.main([*kept, *job, "--parts", first, gpu.WHOLE])
+    assert begun == [first, first, gpu.WHOLE]
+    command = json.loads(path.read_text())[gpu.WHOLE]["command"]
+    assert command.endswith("--model 'a folder' --rows t.json e.json")
 
 
 @pytest.mark.long

@@ -372,3 +372,29 @@ def test_what_passes_give_is_tried_once_on_machines_of_one_kind(
     assert tried == [7, 9, 7, 9]
     model_of(tmp_path, seed=1).prefix_cache.same_bits(9)  # another model
     assert tried == [7, 9, 7, 9, 9]
+
+
+def test_a_file_that_cannot_be_published_is_kept_and_published_later(tmp_path: Path) -> None:
+    """An object store that is away for a while costs no prefix, and counts none twice."""
+    published: list[str] = []
+    away = True
+
+    def publish(path: Path) -> None:
+        if away and path.suffix == ".safetensors":
+            raise RuntimeError("the object store is away")
+        published.append(path.name)
+
+    model = model_of(None)
+    cache = model.prefix_cache
+    cache.keep_in(PrefixStore(tmp_path, cache.fingerprint(), 1 << 30, published=publish))
+    half = len(SAMPLES) // 2
+    fill(model, SAMPLES[:half])
+    store = store_of(model)
+    plain = model_of(tmp_path / "plain")
+    fill(plain, SAMPLES[:half])
+    assert store.n_bytes == store_of(plain).n_bytes and not store.missing(SAMPLES[:half])
+    away = False
+    fill(model)
+    files = {path.name for path in tmp_path.glob("*.safetensors")}
+    assert len(files) == 2 and files <= set(published)
+    assert same(logits(model), logits(plain))
