@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-import rledit.editors.hypernetwork_update as update_module
+import rledit.editors.moment_editor as update_module
 import rledit.losses as losses_module
 import rledit.reward as reward_module
 from rledit.micro_batches import MicroBatch, make_micro_batches
