@@ -47,13 +47,7 @@ def check_z_clip(config: Any) -> None:
     Raises:
         SettingError: It is not a finite number of at least 0.
     """
-    value = config.z_clip
-    number = isinstance(value, int | float) and not isinstance(value, bool)
-    if not number or not math.isfinite(value) or value < 0:
-        raise SettingError(
-            "z_clip",
-            f"normalised entries are clamped to a finite number above 0, or 0: not; not {value!r}",
-        )
+    _require_not_negative(config, "z_clip", "normalised entries are clamped to")
 
 
 def check_past_keys(config: Any) -> None:
@@ -62,13 +56,14 @@ def check_past_keys(config: Any) -> None:
     Raises:
         SettingError: It is not a finite number of at least 0.
     """
-    value = config.past_keys
+    _require_not_negative(config, "past_keys", "the keys of earlier batches count by")
+
+
+def _require_not_negative(config: Any, setting: str, what: str) -> None:
+    value = getattr(config, setting)
     number = isinstance(value, int | float) and not isinstance(value, bool)
     if not number or not math.isfinite(value) or value < 0:
-        raise SettingError(
-            "past_keys",
-            f"earlier keys count by a finite number above 0, or 0: not at all; not {value!r}",
-        )
+        raise SettingError(setting, f"{what} a finite number above 0, or 0: not; not {value!r}")
 
 
 def known_step(editor: str, config: Any, setting: str) -> float:

@@ -29,8 +29,9 @@ class UntrainedConfig(SphereSettings):
         z_clip: Bound of the entries of normalised rows, keys and value gradients alike:
             they are clamped to ±`z_clip`. 0: none.
         past_keys: w, the weight of the keys of earlier batches in the shift's equation, see
-            `rledit.editors.past_keys`: a batch is written where it changes least what earlier ones
-            ask. Of our own, and d_in² numbers a module. 0: none, as published.
+            `rledit.editors.past_keys`: a shift then changes little of what the layers give for
+            those keys. An extension of ours; it keeps d_in² numbers a module. 0: none, as
+            published.
         reference: `official` has the order, loss groups and moments of RLEdit's release.
     """
 

@@ -298,7 +298,12 @@ def _editor(work: Workload) -> dict[str, float]:
 
 def _past_keys(work: Workload) -> dict[str, float]:
     """The products of the keys so far, and one shape's system and factor beside them."""
+    products = past_key_bytes(work)
+    return {"past keys": float(3 * products)} if products else {}
+
+
+def past_key_bytes(work: Workload) -> int:
+    """What an editor keeps of the keys of earlier batches (`past_keys`), in memory and on disk."""
     if not getattr(work.cell.settings, "past_keys", 0.0):
-        return {}
-    products = DOUBLE * sum(d_in * d_in for d_in, _ in work.target_modules.values())
-    return {"past keys": float(3 * products)}
+        return 0
+    return DOUBLE * sum(d_in * d_in for d_in, _ in work.target_modules.values())

@@ -24,7 +24,7 @@ from pipeline.inputs.pickled_weights import is_pickled
 from pipeline.plan.absent_imports import absent_imports, named_imports
 from pipeline.plan.architecture import Architecture
 from pipeline.plan.cells import Cell
-from pipeline.plan.estimate.memory import GB
+from pipeline.plan.estimate.memory import GB, past_key_bytes
 from pipeline.plan.estimate.sources import sources_of, weights_licence
 from pipeline.plan.estimate.workload import BYTES, Workload
 from pipeline.plan.imported import reads_corpus
@@ -244,6 +244,7 @@ def disk_gb(works: Sequence[Workload]) -> dict[str, float]:
             + w.carried_parameters
             + w.past_parameters * w.cell.n_edits
         )
+        + past_key_bytes(w)
         for w in works
     ]
     return {

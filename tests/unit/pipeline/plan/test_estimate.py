@@ -84,6 +84,17 @@ def test_memory_part_by_part() -> None:
     assert sharded["edited matrices"] == parts["edited matrices"]
 
 
+def test_keys_of_earlier_batches_are_counted_in_memory_and_in_states() -> None:
+    with_keys = table2("rledit", "Llama-3-8B", "editors.rledit.settings.past_keys=1")
+    without = table2("rledit")
+    assert "past keys" not in memory_of(without, ON_80).parts
+    products = 8 * sum(d_in**2 for d_in, _ in with_keys.target_modules.values())
+    assert memory_of(with_keys, ON_80).parts["past keys"] == 3 * products
+    name = "resume state of a running cell (at most)"
+    more = disk_gb([with_keys])[name] - disk_gb([without])[name]
+    assert more == pytest.approx(products / 1e9)
+
+
 def test_what_sequential_methods_keep_of_past_edits_is_counted() -> None:
     """Llama-3's five layers: past keys in float64 and outputs, a projection beside both."""
     only = "editors=[{editor: memit}, {editor: lyaplock}, {editor: betaedit}]"

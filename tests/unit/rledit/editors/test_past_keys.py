@@ -14,6 +14,7 @@ from rledit.capture import capture
 from rledit.editors import EDITORS
 from rledit.editors.hypernetwork_editor import HypernetworkEditor
 from rledit.editors.moment_editor import MomentEditor
+from rledit.editors.retrained import RetrainedEditor
 from rledit.model import EditableModel
 from rledit.shift import solve_beside_past, solve_normal_equation
 from rledit.step_size import SettingError
@@ -212,3 +213,14 @@ def test_a_validation_begins_with_no_past_and_leaves_it_as_it_was() -> None:
 def test_what_it_cannot_be_is_refused(name: str, settings: dict[str, Any], words: str) -> None:
     with pytest.raises(SettingError, match=words):
         make(name, **settings)
+
+
+def test_batches_of_a_retraining_are_no_past_of_the_stream() -> None:
+    editor = make("malmen_star")
+    assert isinstance(editor, RetrainedEditor)
+    first, *drawn = stream_of(editor)
+    editor.edit(first)
+    assert editor.past_keys is not None
+    before = editor.past_keys.state_dict()
+    editor._retrain(drawn)
+    assert before and same(before, editor.past_keys.state_dict())
