@@ -43,6 +43,7 @@ class Hypernetwork(nn.Module):
         rank: Rank r of every block.
         n_blocks: Number of blocks.
         initial_step: η at the start.
+        initial_ridge: λ at the start.
         step_form: `log` learns η = η₀ exp(s), which keeps its sign and its scale; `raw` learns η
             itself, as the releases do.
         init_std: Standard deviation of A at the start.
@@ -57,6 +58,7 @@ class Hypernetwork(nn.Module):
         rank: int,
         n_blocks: int,
         initial_step: float,
+        initial_ridge: float = 1.0,
         step_form: StepForm = "log",
         init_std: float = 1.0,
     ) -> None:
@@ -72,7 +74,7 @@ class Hypernetwork(nn.Module):
         )
         start = 0.0 if step_form == "log" else initial_step
         self.step_parameter = nn.Parameter(torch.full((n_modules,), start))
-        self.log_ridge = nn.Parameter(torch.zeros(n_modules))
+        self.log_ridge = nn.Parameter(torch.full((n_modules,), math.log(initial_ridge)))
 
     @property
     def step(self) -> Tensor:

@@ -41,6 +41,18 @@ def check_step(config: Any, setting: str) -> None:
         )
 
 
+def check_initial_ridge(config: Any) -> None:
+    """Refuse a ridge with which the equation need not have a solution.
+
+    Raises:
+        SettingError: It is not a finite number above 0.
+    """
+    value = config.initial_ridge
+    number = isinstance(value, int | float) and not isinstance(value, bool)
+    if not number or not math.isfinite(value) or value <= 0:
+        raise SettingError("initial_ridge", f"a ridge is a finite number above 0, not {value!r}")
+
+
 def check_z_clip(config: Any) -> None:
     """Refuse a bound of normalised rows that is none.
 

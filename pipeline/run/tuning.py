@@ -31,7 +31,7 @@ class Search:
 
     Attributes:
         grid: The base grid; one stream, one seed, the validation pool.
-        trials: Editor → candidate settings, as many for each editor.
+        trials: Editor, or editor/variant → candidate settings, as many for each.
     """
 
     grid: Grid
@@ -53,9 +53,17 @@ def load_search(path: Path) -> Search:
         if not candidates:
             raise ConfigError(f"{located.place(('editors', i))}: a search needs `candidates`")
         common = stored_settings(entry.pop("settings", {}))
-        trials[entry["editor"]] = tuple({**common, **stored_settings(c)} for c in candidates)
-        for number, settings in enumerate(trials[entry["editor"]]):
-            entries.append({**entry, "variant": f"trial{number}", "settings": settings})
+        own = (entry["editor"], entry.get("variant", ""))
+        name = "/".join(part for part in own if part)
+        if name in trials:
+            raise ConfigError(
+                f"{located.place(('editors', i))}: {name} is there before; give one of them a "
+                "`variant` of its own"
+            )
+        trials[name] = tuple({**common, **stored_settings(c)} for c in candidates)
+        for number, settings in enumerate(trials[name]):
+            variant = _trial_name(own[1], number)
+            entries.append({**entry, "variant": variant, "settings": settings})
     located.data["editors"] = entries
     located.data.setdefault("answers", {"sample": 0})  # trials are compared by their scores
     counts = {name: len(candidates) for name, candidates in trials.items()}
@@ -114,17 +122,23 @@ def tune(
         "code_version": code_version(),
         "editors": {},
     }
-    for editor, candidates in search.trials.items():
-        tried = [_trial(rows, editor, i, settings) for i, settings in enumerate(candidates)]
+    for name, candidates in search.trials.items():
+        tried = [_trial(rows, name, i, settings) for i, settings in enumerate(candidates)]
         best = max(tried, key=lambda t: t["objective"])
-        record["editors"][editor] = {"best": best["settings"], "trials": tried}
+        record["editors"][name] = {"best": best["settings"], "trials": tried}
     return record
 
 
+def _trial_name(variant: str, number: int) -> str:
+    return f"{variant}_trial{number}" if variant else f"trial{number}"
+
+
 def _trial(
-    rows: list[dict[str, Any]], editor: str, number: int, settings: dict[str, Any]
+    rows: list[dict[str, Any]], name: str, number: int, settings: dict[str, Any]
 ) -> dict[str, Any]:
-    own = [r for r in rows if r["editor"] == editor and r["variant"] == f"trial{number}"]
+    editor, _, variant = name.partition("/")
+    wanted = (editor, _trial_name(variant, number))
+    own = [r for r in rows if (r["editor"], r["variant"]) == wanted]
     scored = [name for name in OBJECTIVE if all(r[name] is not None for r in own)]
     means = {name: sum(r[name] for r in own) / len(own) for name in scored}
     return {

@@ -30,6 +30,7 @@ from rledit.step_size import (
     SettingError,
     Step,
     StepForm,
+    check_initial_ridge,
     check_past_keys,
     check_step,
     check_z_clip,
@@ -55,6 +56,7 @@ class HypernetworkConfig(SphereSettings):
         init_std: Standard deviation of the blocks' first factor at the start; `auto`: 1/√d.
         initial_step: Step η of every module at the start; `auto` is calibrated, see
             `rledit.calibration`.
+        initial_ridge: Ridge λ of every module's equation at the start; it is learned.
         loss_group: Samples per loss group; part of the numerics.
         transition: Carry the edited weights from batch to batch while training.
         optimise: Optimiser step once per trajectory, or after every batch.
@@ -125,6 +127,7 @@ class HypernetworkConfig(SphereSettings):
     n_blocks: int = FROM_RECIPE
     init_std: float | Literal["auto"] = FROM_RECIPE
     initial_step: Step = AUTO
+    initial_ridge: float = 1.0
     loss_group: int = 4
     transition: bool = True
     optimise: Literal["trajectory", "batch"] = FROM_RECIPE
@@ -172,6 +175,7 @@ class HypernetworkConfig(SphereSettings):
     published: ClassVar[Mapping[str, Any]] = {}
     """The method's published settings, where they are not RLEdit's."""
     younger: ClassVar[Mapping[str, Any]] = {
+        "initial_ridge": 1.0,
         "drawing": "independent",
         "augment": False,
         "patience": 0,
@@ -208,11 +212,13 @@ class HypernetworkConfig(SphereSettings):
                 )
         check_z_clip(self)
         check_past_keys(self)
-        if self.past_keys and self.rule != "normal_equation":
-            raise SettingError(
-                "past_keys",
-                f"rule {self.rule} solves no equation that they could enter; leave it 0",
-            )
+        check_initial_ridge(self)
+        if self.rule != "normal_equation":
+            for name, unset in (("past_keys", 0), ("initial_ridge", 1)):
+                if getattr(self, name) != unset:
+                    raise SettingError(
+                        name, f"rule {self.rule} solves no equation; leave it {unset}"
+                    )
         if not self.average < 1:
             raise SettingError("average", f"a decay is below 1, not {self.average}")
         if self.depth < 1:

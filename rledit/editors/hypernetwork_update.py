@@ -95,6 +95,7 @@ class HypernetworkUpdate(MomentEditor):
                     rank=config.rank,
                     n_blocks=config.n_blocks,
                     initial_step=self.step_size,
+                    initial_ridge=config.initial_ridge,
                     step_form=self.conventions.step_form,
                     init_std=_scale(config.init_std, shape),
                 ).to(self.model.device, self.model.compute_dtype)

@@ -14,7 +14,14 @@ from rledit.editors.moment_editor import MomentEditor, Shape
 from rledit.editors.sphere import SPHERE_OFF, SphereSettings
 from rledit.lazy_torch import Tensor, torch
 from rledit.shift import Solution
-from rledit.step_size import AUTO, Step, check_past_keys, check_step, check_z_clip
+from rledit.step_size import (
+    AUTO,
+    Step,
+    check_initial_ridge,
+    check_past_keys,
+    check_step,
+    check_z_clip,
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -25,6 +32,7 @@ class UntrainedConfig(SphereSettings):
         modules: Target modules.
         initial_step: η₀, RLEdit's step before training; `auto` is calibrated, see
             `rledit.calibration`.
+        initial_ridge: λ of the normal equation, RLEdit's before training.
         loss_group: Samples per loss group.
         z_clip: Bound of the entries of normalised rows, keys and value gradients alike:
             they are clamped to ±`z_clip`. 0: none.
@@ -37,16 +45,23 @@ class UntrainedConfig(SphereSettings):
 
     modules: tuple[str, ...]
     initial_step: Step = AUTO
+    initial_ridge: float = 1.0
     loss_group: int = 4
     z_clip: float = 0.0
     past_keys: float = 0.0
     reference: UntrainedRecipe = "paper"
 
-    younger: ClassVar[Mapping[str, Any]] = {"z_clip": 0.0, "past_keys": 0.0, **SPHERE_OFF}
+    younger: ClassVar[Mapping[str, Any]] = {
+        "initial_ridge": 1.0,
+        "z_clip": 0.0,
+        "past_keys": 0.0,
+        **SPHERE_OFF,
+    }
     """See `HypernetworkConfig.younger`."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        check_initial_ridge(self)
         check_z_clip(self)
         check_past_keys(self)
         check_step(self, "initial_step")
@@ -68,9 +83,9 @@ class Untrained(MomentEditor):
         return OFFICIAL_BATCH if config.reference == "official" else BatchConventions()
 
     def solve(self, shape: Shape, keys: Tensor, z: Tensor) -> Solution:
-        """Shift factors of the identity network with λ = 1."""
+        """Shift factors of the identity network."""
         z_keys, z_values = z[..., : shape[0]], z[..., shape[0] :]
         agreement = (keys * z_keys).sum(-1, keepdim=True)
         differences = -self.step_size * agreement * z_values
-        ridge = torch.ones(len(keys), device=keys.device)
+        ridge = torch.full((len(keys),), self.config.initial_ridge, device=keys.device)
         return self.solve_equation(shape, keys, differences, ridge)
