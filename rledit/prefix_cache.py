@@ -11,9 +11,11 @@ then has the bits that its prompt has by itself, where it otherwise has those of
 from __future__ import annotations
 
 import logging
+import time
 from collections import OrderedDict
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
+from itertools import chain
 from typing import TYPE_CHECKING, Any
 
 from rledit.families import Family
@@ -28,6 +30,8 @@ if TYPE_CHECKING:
     from rledit.overlay import Overlay
 
 logger = logging.getLogger(__name__)
+
+POLL_SECONDS = 0.5
 
 
 class PrefixCache(PrefixPasses):
@@ -157,7 +161,8 @@ class PrefixCache(PrefixPasses):
     def prefetch(self, micro_batches: Sequence[MicroBatch]) -> None:
         """Record the prefixes of micro-batches that are not in the cache yet."""
         if self.store is not None:
-            for _ in self._recorded([s for m in micro_batches for s in m.samples]):
+            samples = [s for m in micro_batches for s in m.samples]
+            for _ in chain(self.store_ahead(samples), self._recorded(samples)):
                 pass
             return
         for micro_batch in micro_batches:
@@ -167,14 +172,52 @@ class PrefixCache(PrefixPasses):
         """Put prefixes that will be needed into the store, if it has room for all of them.
 
         Many prompts at once have more companions of their own length than those of one batch.
+        Processes that lack the same ones at the same time share them out, length by length.
 
         Yields:
-            How many are recorded, after every pass.
+            How many of those that the store lacks are there, now and then.
         """
-        if self.store is not None:
-            missing = self.store.missing(samples)
-            if missing and self._has_room(self.n_bytes(missing)):
-                yield from self._recorded(missing)
+        if self.store is None or not (missing := self.store.missing(samples)):
+            return
+        self.store.refresh()
+        missing = self.store.missing(missing)
+        if not self._has_room(self.n_bytes(missing)):
+            return
+        if self.store.claim is None:
+            yield from self._recorded(missing)
+        else:
+            yield from self._shared_out(missing, self.store, self.store.claim)
+
+    def _shared_out(
+        self,
+        missing: Sequence[Sample],
+        store: PrefixStore,
+        claim: Callable[[int], AbstractContextManager[bool]],
+    ) -> Iterator[int]:
+        """Record prompts of the lengths that nobody else is recording, and wait for the others."""
+        left: dict[int, list[Sample]] = {}
+        for sample in missing:
+            left.setdefault(len(sample), []).append(sample)
+        done = 0
+        while left:
+            taken = False
+            for length in sorted(left):
+                with claim(length) as mine:
+                    if not mine:
+                        continue
+                    store.refresh()
+                    own = store.missing(left[length])
+                    done += len(left[length]) - len(own)
+                    yield done
+                    for recorded in self._recorded(own):
+                        yield done + recorded
+                    done += len(own)
+                    store.flush()
+                del left[length]
+                taken = True
+            if not taken:
+                yield done
+                time.sleep(POLL_SECONDS)
 
     def logits(self, micro_batch: MicroBatch, *, narrow: bool = True) -> Tensor:
         """Logits at the micro-batch's answer rows, differentiable where gradients are enabled.

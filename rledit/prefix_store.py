@@ -26,7 +26,7 @@ import platform
 import time
 import uuid
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import suppress
+from contextlib import AbstractContextManager, suppress
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -62,6 +62,8 @@ class PrefixStore:
         identity: What the prefixes depend on beside the tokens, see `PrefixCache.fingerprint`.
         budget: Bytes that its prefixes may come to; what is over it is not kept.
         published: Called with every file that is written.
+        claim: The right to record prompts of a length, where other processes may want the same:
+            a context that says whether it is had now. None: nobody else is asked.
     """
 
     def __init__(
@@ -70,9 +72,11 @@ class PrefixStore:
         identity: str,
         budget: int,
         published: Callable[[Path], None] = lambda _: None,
+        claim: Callable[[int], AbstractContextManager[bool]] | None = None,
     ) -> None:
         self.folder = folder
         self.identity = identity
+        self.claim = claim
         self._budget = budget
         self._published = published
         self._segments: dict[str, Prefix] = {}

@@ -187,8 +187,10 @@ class Scorer:
         places: Places in the stream of the edits that are scored, ascending; not given: all.
             The others supersede and contradict all the same.
         prefetch: Runs all samples up to the first edited layer; None: `PrefixCache.prefetch`.
-        unedited: What an earlier scorer of the same found, see the attribute; None: it is read.
+        unedited: Asked, once the samples are prefetched, for what an earlier scorer of the same
+            found, see the attribute; where it has nothing, or is None, the model is read.
         form: How free answers are asked for, where a protocol wants them.
+        unchanging: Nothing changes the model's answers: they are read once, for all scores.
 
     Attributes:
         deal: Which rank asks which prompt, those of `beside` among them.
@@ -210,8 +212,9 @@ class Scorer:
         beside: Sequence[Sample] = (),
         places: Sequence[int] | None = None,
         prefetch: Callable[[Sequence[Sample]], None] | None = None,
-        unedited: Sequence[Reading] | None = None,
+        unedited: Callable[[], Sequence[Reading] | None] | None = None,
         form: FreeForm | None = None,
+        unchanging: bool = False,
     ) -> None:
         self._model = model
         self._facts = Facts(edits)
@@ -233,12 +236,15 @@ class Scorer:
             own = model.own_micro_batches(samples, self.deal.own(samples), SINGLE_PASS_TOKENS)
             model.prefix_cache.prefetch(own)
         unrelated = [q for item in self._questions for q in item.unrelated]
-        if unedited is None:
+        found = None if unedited is None else unedited()
+        if found is None:
             with model.weights.unedited():
-                unedited = self._read(unrelated)
-        self.unedited = tuple(unedited)
+                found = self._read(unrelated)
+        self.unedited = tuple(found)
         readings = iter(self.unedited)
         self._before = [[next(readings) for _ in item.unrelated] for item in self._questions]
+        self._unchanging = unchanging
+        self._once: list[Reading] | None = None
 
     def asked(self, n_edits: int) -> list[Questions]:
         """The questions of those among the first `n_edits` edits that are scored at all."""
@@ -248,12 +254,20 @@ class Scorer:
         """Score those among the first `n_edits` edits that are scored at all, in one pass."""
         standing = Standing(self._facts, n_edits)
         chosen = self.asked(n_edits)
-        readings = iter(self._read([q for item in chosen for q in item.all]))
+        readings = iter(self._readings(chosen))
         scores: list[EditScore] = []
         for item, before, i in zip(chosen, self._before, self._places, strict=False):
             own = [next(readings) for _ in item.all]
             scores += [_judge(i, p, item, own, before, standing) for p in self._protocols]
         return scores
+
+    def _readings(self, chosen: Sequence[Questions]) -> list[Reading]:
+        """Readings of all prompts of these edits, the first ones of the stream."""
+        if not self._unchanging:
+            return self._read([q for item in chosen for q in item.all])
+        if self._once is None:
+            self._once = self._read([q for item in self._questions for q in item.all])
+        return self._once
 
     def _read(self, asked: Sequence[Question]) -> list[Reading]:
         """Everything the protocols look at, on the current weights."""

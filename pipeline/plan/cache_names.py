@@ -2,15 +2,28 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
+from typing import Any
+
+from pipeline.inputs.content_hashes import fingerprint, plain
 from pipeline.plan.cell_keys import (
     calibration_key_of,
     covariance_key_of,
+    identity_of,
     known_key_of,
     train_key_of,
 )
 from pipeline.plan.cells import Cell
+from pipeline.plan.prefixes import store_choice
+from pipeline.plan.spec import once
+from pipeline.plan.versions import code_version
 
 MODELS = "models"
+UNEDITED = "unedited"
+_OF_THE_EDITOR = (
+    "editor", "editor_source", "settings", "calibration", "statistics", "checkpoints", "also_after",
+    "training_seed", "validated",
+)  # fmt: skip
 
 
 def trained_name(cell: Cell) -> str:
@@ -51,3 +64,27 @@ def known_name(cell: Cell) -> str:
 def calibration_name(cell: Cell) -> str:
     """The name of the record in the cache."""
     return f"calibrated/{calibration_key_of(cell)}.json"
+
+
+@once
+def unedited_asked(cell: Cell) -> dict[str, Any]:
+    """Everything that the record of what the unedited model says depends on, as plain JSON.
+
+    Raises:
+        ConfigError: The model's configuration cannot be had.
+    """
+    choice = store_choice(cell)
+    asked = {k: v for k, v in identity_of(cell).items() if k not in _OF_THE_EDITOR} | {
+        "first_layer": choice.layer,
+        "stored_prefixes": choice.made,
+        "answers": asdict(cell.answers),
+        "gpu": cell.resources.gpus > 0,
+        "code": code_version(),
+    }
+    found: dict[str, Any] = plain(asked)
+    return found
+
+
+def unedited_name(cell: Cell) -> str:
+    """The name in the cache of the record of what the unedited model says of the cell's stream."""
+    return f"{UNEDITED}/{fingerprint(unedited_asked(cell))}.json"

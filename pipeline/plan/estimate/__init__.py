@@ -6,7 +6,7 @@ rate; memory from the model's shape. Both are estimates: the table says which is
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from pipeline.config.presets import PRESETS
@@ -34,7 +34,7 @@ from pipeline.plan.estimate.needs import (
     unfetched_files,
     unknowable,
 )
-from pipeline.plan.estimate.prefixes import prefix_needs, store_gb, stream_bytes, stream_of
+from pipeline.plan.estimate.prefixes import bytes_at, prefix_needs, store_gb, stream_of
 from pipeline.plan.estimate.seconds import (
     Measurements,
     Seconds,
@@ -182,13 +182,14 @@ def cell_estimates(
     """
     check_modules(cells)
     cached, measurements = Cached(cache), Measurements(records)
+    known = [not unknowable(cell, away) for cell in cells]
+    works = [workload_of(c, readable) for c, readable in zip(cells, known, strict=True)]
+    stored = bytes_at(works)
     seen: set[tuple[object, ...]] = set()
-    found = []
-    for cell in cells:
-        readable = not unknowable(cell, away)
-        work = workload_of(cell, readable)
-        found.append(_cell(work, place, measurements, seen, cached if readable else Cached()))
-    return found
+    return [
+        _cell(work, place, measurements, seen, cached if readable else Cached(), stored)
+        for work, readable in zip(works, known, strict=True)
+    ]
 
 
 def _cell(
@@ -197,13 +198,17 @@ def _cell(
     measurements: Measurements,
     seen: set[tuple[object, ...]],
     cached: Cached,
+    stored: Mapping[tuple[str, int], float],
 ) -> CellEstimate:
-    cell = work.cell
-    stream = ("stream", work.first_layer, *stream_of(cell))
-    asked = stream in seen
+    cell, layer = work.cell, work.first_layer
+    stream = ("stream", layer, *stream_of(cell))
+    asked = stream in seen or cached.has_unedited(cell)
     seen.add(stream)
     kept = store_choice(cell).made
-    there = kept and cached.prefix_bytes(cell, work.first_layer) >= stream_bytes(work)
+    # A store does not say whose prompts it has: where it is smaller than those of all the grid's
+    # streams together, some are lacking.
+    whole = stored.get((cell.model.name, layer), 0.0)
+    there = kept and not asked and cached.prefix_bytes(cell, layer) >= whole
     seconds = measurements.seconds(cell) or modelled(
         work, place, stored=kept and (asked or there), asked=asked and not cell.resources.gang
     )

@@ -9,6 +9,7 @@ from pipeline.plan.cache_names import (
     network_name,
     shard_file,
     trained_name,
+    unedited_name,
     whole_file,
 )
 from pipeline.plan.cell_keys import former_keys_of
@@ -48,6 +49,10 @@ class Cached:
     def has_known(self, cell: Cell) -> bool:
         """Whether the cell's model was asked which real facts it knows."""
         return self._storage is not None and self._has(known_name(cell))
+
+    def has_unedited(self, cell: Cell) -> bool:
+        """Whether what the cell's unedited model says of the stream is kept."""
+        return self._storage is not None and self._has(unedited_name(cell))
 
     def has_moment(self, cell: Cell, linear: str) -> bool:
         """Whether the key covariance of a linear is summed, all shards of it."""

@@ -21,8 +21,9 @@ def stream_of(cell: Cell) -> Stream:
 
 
 def prompts_of(work: Workload) -> int:
-    """Prompts of a cell's stream."""
-    return KINDS * len(work.cell.scored_places)
+    """Prompts of a cell's stream: of an edit that is not scored, its own alone."""
+    scored = len(work.cell.scored_places)
+    return KINDS * scored + work.cell.n_edits - scored
 
 
 def stream_bytes(work: Workload) -> float:
@@ -32,8 +33,17 @@ def stream_bytes(work: Workload) -> float:
 
 def store_gb(works: Sequence[Workload]) -> float:
     """GB that all prefixes of these cells take, each stream at a layer once."""
+    return sum(bytes_at(works).values()) / GB
+
+
+def bytes_at(works: Sequence[Workload]) -> dict[tuple[str, int], float]:
+    """Model and layer → bytes of the prefixes of all streams of these cells there."""
     kept = {(w.first_layer, stream_of(w.cell)): w for w in works if store_choice(w.cell).made}
-    return sum(map(stream_bytes, kept.values())) / GB
+    found: dict[tuple[str, int], float] = {}
+    for work in kept.values():
+        place = (work.cell.model.name, work.first_layer)
+        found[place] = found.get(place, 0.0) + stream_bytes(work)
+    return found
 
 
 def prefix_needs(works: Sequence[Workload], cached: Cached) -> list[Need]:

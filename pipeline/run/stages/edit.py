@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from pipeline.inputs.datasets import known_metadata
 from pipeline.plan.cell_keys import key_of
@@ -28,7 +28,7 @@ from pipeline.run.stages.covariance import (
     texts_of,
 )
 from pipeline.run.stages.measure import StreamMeasures
-from pipeline.run.stages.prefixes import fill_store, open_store
+from pipeline.run.stages.prefixes import CellStore, fill_store, open_store
 from pipeline.run.stages.prepare import held_shares, open_model
 from pipeline.run.stages.routing import routing_rows
 from pipeline.run.stages.rows import SCORES, edit_rows, free_rows, left_out_rows, score_rows
@@ -40,11 +40,12 @@ from rledit.editors.overlay_editor import kept_memory
 from rledit.finite import NonFiniteError, require_finite
 from rledit.free_answers import FreeForm
 from rledit.lazy_torch import torch
+from rledit.model import EditableModel
 from rledit.protocols import protocol
 from rledit.records import Edit, asked
 from rledit.scoring import Scorer, count_contradicting
 from rledit.stream import BatchEdited, StreamScored, after_batch, run_stream
-from rledit.tokenization import EditBatch, Encoder
+from rledit.tokenization import EditBatch, Encoder, Sample
 
 logger = logging.getLogger(__name__)
 
@@ -104,44 +105,28 @@ def edit_stream(
     edits = cell.source().draw(cell.dataset.split, cell.n_edits, seed=cell.seed)
     store = open_store(cell, model, cache)
     measures = StreamMeasures(cell, model, edits)
-    unedited = UneditedRecord(cell, model, cache, gang)
-    protocols = [protocol(p) for p in cell.protocols]
-    probes: Any = cell.probes
-    try:
-        scorer = Scorer(
-            model,
-            edits,
-            protocols,
-            probes,
-            seed=cell.seed,
-            beside=measures.samples,
-            places=cell.scored_places,
-            prefetch=None if store is None else partial(fill_store, store, model, cache, report),
-            unedited=unedited.readings,
-            form=FreeForm(**asdict(cell.wild)),
-        )
-    except NonFiniteError as error:
-        raise error.at(after_batch(0, 0)) from None
-    editor = editor_class(cell.editor.editor)(model, settings_with_step(cell, cache))
-    facts = {"prompt": _prompting(model.encoder, edits), **measures.metadata}
-    facts |= {} if store is None else {"prefix_store": store.facts}
-    facts |= calibration_facts(cell, cache)
-    facts |= known_metadata(cell.dataset, cell.known)
-    facts |= _provide(editor, cell, cache)
-    if trained is not None:
-        editor.load_state_dict(trained.state)
-    folder = state_folder(cell, cache)
-    rows = _resume(editor, folder, gang)
-    answers = StreamAnswers(cell, model, edits)
-    if rows is None:
-        found = unedited.rows
-        rows = StreamRows(**found) if found else _before_editing(cell, edits, scorer, measures)
-        rows.n_contradicting = count_contradicting(edits)
-        rows.score_seconds += answers.add_missing(rows.answers, 0)
-        unedited.keep(scorer.unedited, asdict(rows))
-        if "statistics" in cell.needs:
-            spent = statistics_seconds(cell, cache, model.modules)
-            rows.steps.append({"step": 0, "metric": "statistics_seconds", "value": spent})
+    with UneditedRecord(cell, cache, gang) as unedited:
+        scorer = _scorer(cell, model, edits, measures, store, unedited, report)
+        editor = editor_class(cell.editor.editor)(model, settings_with_step(cell, cache))
+        facts = {"prompt": _prompting(model.encoder, edits), **measures.metadata}
+        facts |= {} if store is None else {"prefix_store": store.facts}
+        facts |= calibration_facts(cell, cache)
+        facts |= known_metadata(cell.dataset, cell.known)
+        facts |= _provide(editor, cell, cache)
+        if trained is not None:
+            editor.load_state_dict(trained.state)
+        folder = state_folder(cell, cache)
+        rows = _resume(editor, folder, gang)
+        answers = StreamAnswers(cell, model, edits)
+        if rows is None:
+            found = unedited.rows
+            rows = StreamRows(**found) if found else _before_editing(cell, edits, scorer, measures)
+            rows.n_contradicting = count_contradicting(edits)
+            rows.score_seconds += answers.add_missing(rows.answers, 0)
+            unedited.keep(scorer.unedited, asdict(rows))
+            if "statistics" in cell.needs:
+                spent = statistics_seconds(cell, cache, model.modules)
+                rows.steps.append({"step": 0, "metric": "statistics_seconds", "value": spent})
     rows.facts = facts
     rows.score_seconds += answers.add_missing(rows.answers, 0)
     try:
@@ -158,6 +143,49 @@ def edit_stream(
     # Not a row: how often the cache helps depends on where a run was interrupted.
     logger.info("%s: frozen prefix hit rate %.1f %%", cell.path, 100 * model.prefix_cache.hit_rate)
     return rows
+
+
+def _scorer(
+    cell: Cell,
+    model: EditableModel,
+    edits: Sequence[Edit],
+    measures: StreamMeasures,
+    store: CellStore | None,
+    unedited: UneditedRecord,
+    report: Report,
+) -> Scorer:
+    """What scores the stream; the prefixes of all its prompts lie in the store then.
+
+    Raises:
+        NonFiniteError: The unedited model gives no numbers.
+    """
+    places = frozenset(cell.scored_places)
+    others = [e for i, e in enumerate(edits) if i not in places]
+    encoder, probes = model.encoder, cast(Any, cell.probes)
+
+    def prefetch(samples: Sequence[Sample]) -> None:
+        assert store is not None
+        fill_store(store, model, report, samples)
+        # Edits that are written and not scored: their own prompts are needed all the same.
+        own = [encoder.sample(encoder.asked(e.prompt), e.target, e.source) for e in others]
+        fill_store(store, model, report, own)
+
+    try:
+        return Scorer(
+            model,
+            edits,
+            [protocol(p) for p in cell.protocols],
+            probes,
+            seed=cell.seed,
+            beside=measures.samples,
+            places=cell.scored_places,
+            prefetch=None if store is None else prefetch,
+            unedited=unedited.find,
+            form=FreeForm(**asdict(cell.wild)),
+            unchanging=editor_class(cell.editor.editor).work_kind == "none",
+        )
+    except NonFiniteError as error:
+        raise error.at(after_batch(0, 0)) from None
 
 
 def _run(

@@ -1,20 +1,22 @@
 """Stage that fills a model's prefix store with the prompts of a stream, before anything is edited.
 
-Whichever cells need prompts that the store lacks share them out among themselves, length by length,
-each under a lease: none is run twice, and what is done when a cell is ended is found by the next.
+Whichever cells and trainings need prompts that the store lacks share them out among themselves,
+length by length, each under a lease: none is run twice, and what is done when one of them is ended
+is found by the next.
 """
 
 from __future__ import annotations
 
-import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 from pipeline.plan.cells import Cell
 from pipeline.plan.prefixes import StoreChoice, prefix_folder, store_choice
 from pipeline.run.cache import Cache
-from pipeline.run.lease import POLL_SECONDS, Lease
+from pipeline.run.lease import Lease
 from pipeline.run.reporting import Report
 from rledit.model import EditableModel
 from rledit.prefix_store import PrefixStore
@@ -63,60 +65,45 @@ def open_store(
         identity,
         choice.budget,
         published=lambda path: cache.publish(f"{name}/{path.name}"),
+        claim=partial(_claimed, cache, name),
     )
     model.prefix_cache.keep_in(store)
     return CellStore(store, name, choice.layer)
 
 
 def fill_store(
-    store: CellStore,
-    model: EditableModel,
-    cache: Cache,
-    report: Report,
-    samples: Sequence[Sample],
+    store: CellStore, model: EditableModel, report: Report, samples: Sequence[Sample]
 ) -> None:
     """Run the prompts that a store lacks up to the first edited layer, together with other cells.
 
     Args:
         store: The store.
         model: Its model.
-        cache: Where the store lies.
         report: Told how many prompts of these are done.
         samples: The prompts.
     """
-    lacking = store.prefixes.missing(samples)
-    if not lacking or model.prefix_cache.n_bytes(lacking) > store.prefixes.room:
+    lacking = len(store.prefixes.missing(samples))
+    if not lacking:
         return
-    by_length: dict[int, list[Sample]] = {}
-    for sample in lacking:
-        by_length.setdefault(len(sample), []).append(sample)
     total = len({sample.key for sample in samples})
-    while by_length:
-        report("prefixes", total - _count(by_length), total)
-        taken = False
-        for length in sorted(by_length):
-            # Two cells of one invocation are two holders: no run is named.
-            lease = Lease(cache.storage, f"{store.name}/{length}".replace("/", "-"), "")
-            try:
-                if not lease.attempt():
-                    continue
-                _fetch(cache, store.name)
-                store.prefixes.refresh()
-                own = store.prefixes.missing(by_length[length])
-                before = total - _count(by_length) + len(by_length[length]) - len(own)
-                for done in model.prefix_cache.store_ahead(own):
-                    report("prefixes", before + done, total)
-                store.prefixes.flush()
-            finally:
-                lease.release()
-            del by_length[length]
-            taken = True
-        if not taken:
-            time.sleep(POLL_SECONDS)
+    report("prefixes", total - lacking, total)
+    for done in model.prefix_cache.store_ahead(samples):
+        # Others may have put some between these two looks at the store.
+        report("prefixes", min(total, total - lacking + done), total)
 
 
-def _count(by_length: dict[int, list[Sample]]) -> int:
-    return sum(map(len, by_length.values()))
+@contextmanager
+def _claimed(cache: Cache, name: str, length: int) -> Iterator[bool]:
+    """Whether the prompts of a length are this process's to record, for as long as it does."""
+    # Two cells of one invocation are two holders: no run is named.
+    lease = Lease(cache.storage, f"{name}/{length}".replace("/", "-"), "")
+    try:
+        held = lease.attempt()
+        if held:
+            _fetch(cache, name)
+        yield held
+    finally:
+        lease.release()
 
 
 def _fetch(cache: Cache, name: str) -> None:

@@ -9,39 +9,33 @@ from __future__ import annotations
 
 import json
 import logging
+import time
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
 from typing import Any
 
-from pipeline.inputs.content_hashes import fingerprint, plain
-from pipeline.plan.cell_keys import identity_of
+from pipeline.plan.cache_names import unedited_asked, unedited_name
 from pipeline.plan.cells import Cell
-from pipeline.plan.versions import code_version
 from pipeline.run.cache import Cache
+from pipeline.run.lease import POLL_SECONDS, Lease
 from pipeline.run.rank_group import Gang
 from pipeline.storage.object_store import Storage
 from rledit.lazy_torch import torch
-from rledit.model import EditableModel
 from rledit.protocols import Reading
 
 logger = logging.getLogger(__name__)
 
-UNEDITED = "unedited"
-_OF_THE_EDITOR = (
-    "editor", "editor_source", "settings", "calibration", "statistics", "checkpoints", "also_after",
-    "training_seed", "validated",
-)  # fmt: skip
 _ROWS = ("scores", "steps", "answers", "free_answers")
 
 
 class UneditedRecord:
     """The record of a cell's stream in the cache, if there is one.
 
-    A gang asks its model itself: all its ranks would have to see the same file.
+    Of several cells that lack it at the same moment one asks the model, under a lease, and the
+    others wait for what it finds. The lease is given back once the record is kept, or at the end of
+    the context. A gang asks its model itself: all its ranks would have to see the same file.
 
     Args:
         cell: The cell.
-        model: Its model, with its prefix store.
         cache: Where the record lies.
         gang: The ranks that run the cell.
 
@@ -50,25 +44,39 @@ class UneditedRecord:
         rows: Rows of the lake of the time before the first edit, by table; none without a record.
     """
 
-    def __init__(self, cell: Cell, model: EditableModel, cache: Cache, gang: Gang) -> None:
+    def __init__(self, cell: Cell, cache: Cache, gang: Gang) -> None:
         self._cache = cache
-        self._asked = _asked(cell, model)
-        self._name = f"{UNEDITED}/{fingerprint(self._asked)}.json"
+        self._path, self._asked = cell.path, unedited_asked(cell)
+        self._name = unedited_name(cell)
         self._alone = not cell.resources.gang and gang.together.size == 1
+        self._lease: Lease | None = None
         self.readings: list[Reading] | None = None
         self.rows: dict[str, Any] = {}
-        path = cache.file(self._name) if self._alone else None
-        if path is None:
-            return
-        try:
-            found = json.loads(path.read_bytes())
-            if found["asked"] != self._asked:
-                raise ValueError("it is of another stream")
-            self.readings = [_reading(one) for one in found["readings"]]
-            self.rows = {name: list(found[name]) for name in _ROWS}
-        except (OSError, ValueError, KeyError, TypeError) as error:
-            logger.warning("%s is not read (%s): the model is asked again", path, error)
-            self.readings, self.rows = None, {}
+
+    def __enter__(self) -> UneditedRecord:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._release()
+
+    def find(self) -> list[Reading] | None:
+        """The readings of the record; where there is none yet, it is this cell's to make.
+
+        Another cell that is making it is waited for.
+        """
+        if not self._alone or self._read():
+            return self.readings
+        # Two cells of one invocation are two holders: no run is named.
+        lease, said = Lease(self._cache.storage, self._name.replace("/", "-"), ""), False
+        while not lease.attempt():
+            if not said:
+                logger.info("%s: another cell is asking the unedited model the same", self._path)
+            said = True
+            time.sleep(POLL_SECONDS)
+        self._lease = lease
+        if self._read():
+            self._release()
+        return self.readings
 
     def keep(self, readings: Sequence[Reading], rows: Mapping[str, Any]) -> None:
         """Keep what was found, unless it came from the record."""
@@ -84,20 +92,29 @@ class UneditedRecord:
             self._cache.publish(self._name, replace=True)
         except OSError as error:
             logger.warning("what the unedited model says is not kept: %s", error)
+        self._release()
 
+    def _read(self) -> bool:
+        """Look for the record; says whether it is there."""
+        path = self._cache.file(self._name)
+        if path is None:
+            return False
+        try:
+            found = json.loads(path.read_bytes())
+            if found["asked"] != self._asked:
+                raise ValueError("it is of another stream")
+            readings = [_reading(one) for one in found["readings"]]
+            self.rows = {name: list(found[name]) for name in _ROWS}
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            logger.warning("%s is not read (%s): the model is asked again", path, error)
+            return False
+        self.readings = readings
+        return True
 
-def _asked(cell: Cell, model: EditableModel) -> dict[str, Any]:
-    """Everything that the record depends on, as plain JSON."""
-    identity = {k: v for k, v in identity_of(cell).items() if k not in _OF_THE_EDITOR}
-    asked = identity | {
-        "first_layer": model.prefix_cache.first_layer,
-        "stored_prefixes": model.prefix_cache.store is not None,
-        "answers": asdict(cell.answers),
-        "gpu": cell.resources.gpus > 0,
-        "code": code_version(),
-    }
-    found: dict[str, Any] = plain(asked)
-    return found
+    def _release(self) -> None:
+        if self._lease is not None:
+            self._lease.release()
+            self._lease = None
 
 
 def _plain(reading: Reading) -> dict[str, Any]:

@@ -49,7 +49,8 @@ def test_every_editor_of_a_search_has_as_many_trials_on_the_validation_pool(path
 def test_the_demo_runs_with_the_tuned_settings(name: str, suffix: str) -> None:
     record = json.loads((GRIDS / f"{name}.tuned.json").read_text())
     grid = load_grid(GRIDS / f"{name}{suffix}.yaml")
-    settings = {entry.editor: entry.settings for entry in grid.editors}
+    rows = [("/".join(filter(None, (e.editor, e.variant))), e.settings) for e in grid.editors]
+    settings = dict(rows)
     tuned = {editor: found["best"] for editor, found in record["editors"].items()}
     assert {editor: settings[editor] for editor in tuned} == tuned
     assert set(settings) == {*tuned, "none"}
@@ -101,6 +102,9 @@ def test_a_search_with_unequal_budgets_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "unequal.yaml"
     path.write_text(text.replace("      - {initial_step: 5.0e-3}\n", ""))
     with pytest.raises(ConfigError, match="the same number of trials"):
+        load_search(path)
+    path.write_text(text.replace("editor: ultraedit", "editor: untrained"))
+    with pytest.raises(ConfigError, match="untrained is there before; give one of them a"):
         load_search(path)
     path.write_text(text.replace("split: validation", "split: evaluation"))
     with pytest.raises(ConfigError, match="split: validation"):

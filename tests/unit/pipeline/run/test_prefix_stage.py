@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
@@ -20,8 +21,9 @@ from pipeline.plan.cells import Cell, cells_of
 from pipeline.plan.prefixes import store_choice, training_store_choice
 from pipeline.run.cache import Cache
 from pipeline.run.reporting import Stage, silent
-from pipeline.run.stages import edit, prefixes, train
+from pipeline.run.stages import edit, prefixes, train, unedited
 from pipeline.run.stages.prepare import open_model
+from rledit import prefix_cache
 from rledit.prefix_passes import PrefixPasses
 from rledit.protocols import reading
 from tests.unit.helpers.prepared import prepared_model
@@ -185,7 +187,7 @@ def test_filling_is_shown_and_kept_when_it_is_ended(
 def test_two_cells_at_once_run_no_prompt_twice(
     folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, recorded: list[bytes]
 ) -> None:
-    monkeypatch.setattr(prefixes, "POLL_SECONDS", 0.01)
+    monkeypatch.setattr(prefix_cache, "POLL_SECONDS", 0.01)
     chosen = cell("ultraedit")
     models = [open_model(chosen, folder) for _ in range(2)]
     stores = [prefixes.open_store(chosen, model, Cache(tmp_path)) for model in models]
@@ -197,7 +199,7 @@ def test_two_cells_at_once_run_no_prompt_twice(
     def fill(i: int) -> None:
         store = stores[i]
         assert store is not None
-        prefixes.fill_store(store, models[i], Cache(tmp_path), silent, samples)
+        prefixes.fill_store(store, models[i], silent, samples)
 
     threads = [threading.Thread(target=fill, args=(i,)) for i in range(2)]
     for thread in threads:
@@ -210,6 +212,98 @@ def test_two_cells_at_once_run_no_prompt_twice(
         store.prefixes.refresh()
         assert store.prefixes.missing(samples) == []
     assert list((tmp_path / "leases").glob("*.json")) == []
+
+
+def test_of_two_cells_at_once_one_asks_the_unedited_model(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, readings: list[int]
+) -> None:
+    monkeypatch.setattr(unedited, "POLL_SECONDS", 0.01)
+    other = "[{editor: untrained, settings: {initial_step: 0.01}}]"
+    both = [cell("ultraedit"), cell("untrained", f"editors={other}")]
+    expected = [without_times(stream(c, folder, tmp_path / c.editor_name)) for c in both]
+    alone = len(readings)
+    readings.clear()
+    meet, found = threading.Barrier(len(both)), {}
+
+    def run(chosen: Cell) -> None:
+        meet.wait(60)
+        found[chosen.editor_name] = without_times(stream(chosen, folder, tmp_path / "shared"))
+
+    threads = [threading.Thread(target=run, args=(chosen,)) for chosen in both]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(120)
+    assert [found[c.editor_name] for c in both] == expected
+    # Unrelated prompts, and the stream before its first edit, are read by one of them.
+    assert len(readings) == alone - 2
+    assert list((tmp_path / "shared" / "leases").glob("*.json")) == []
+
+
+def test_who_breaks_off_while_asking_leaves_it_to_the_next(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    chosen = cell("ultraedit")
+
+    def broken(*_: Any) -> None:
+        raise Interrupted
+
+    with monkeypatch.context() as patch:
+        patch.setattr(edit, "_before_editing", broken)
+        with pytest.raises(Interrupted):
+            stream(chosen, folder, tmp_path)
+    assert list((tmp_path / "leases").glob("*.json")) == []
+    stream(chosen, folder, tmp_path)
+    assert len(list((tmp_path / "unedited").iterdir())) == 1
+
+
+def test_prompts_of_edits_that_are_not_scored_are_filled_in_ahead(
+    folder: Path, tmp_path: Path, recorded: list[bytes]
+) -> None:
+    counts: list[int] = []
+    shown: list[tuple[int, int]] = []
+
+    def note(stage: Stage, done: int, total: int, detail: str = "") -> None:
+        if stage == "prefixes":
+            shown.append((done, total))
+        else:
+            counts.append(len(recorded))
+
+    chosen = cell("ultraedit", "scored_edits=4")
+    assert len(chosen.scored_places) == 4 < chosen.n_edits
+    stream(chosen, folder, tmp_path, note)
+    assert shown[-1] == (8, 8)
+    assert len(counts) == 6 and len(set(counts)) == 1  # batch after batch, nothing is run below
+
+
+def test_the_unedited_row_reads_the_stream_once(
+    folder: Path, tmp_path: Path, readings: list[int]
+) -> None:
+    chosen = cell("none", "editors=[{editor: none}]")
+    rows = stream(chosen, folder, tmp_path)
+    assert len({row["checkpoint"] for row in rows.scores}) == 4
+    assert len(readings) == 2  # unrelated prompts, all prompts
+
+
+def test_two_trainings_at_once_run_no_prompt_twice(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, recorded: list[bytes]
+) -> None:
+    monkeypatch.setattr(prefix_cache, "POLL_SECONDS", 0.01)
+    both = [cell("malmen"), cell("rledit")]
+    meet = threading.Barrier(len(both))
+
+    def run(chosen: Cell) -> None:
+        meet.wait(60)
+        train.train(chosen, folder, Cache(tmp_path), silent)
+
+    threads = [threading.Thread(target=run, args=(chosen,)) for chosen in both]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(120)
+    assert len(list((tmp_path / "trained").glob("*.safetensors"))) == 2
+    twice = [prompt for prompt, n in Counter(recorded).items() if n > 1]
+    assert len(twice) <= 1  # what tells whose store it is
 
 
 @pytest.mark.long

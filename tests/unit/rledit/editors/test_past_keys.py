@@ -207,12 +207,39 @@ def test_a_validation_begins_with_no_past_and_leaves_it_as_it_was() -> None:
         ("untrained", {"past_keys": -1}, "finite number above 0"),
         ("rledit", {"past_keys": float("nan")}, "finite number above 0"),
         ("mend", {}, "outer_product"),
+        ("mend", {"past_keys": 0, "initial_ridge": 0.1}, "outer_product solves no equation"),
+        ("untrained", {"initial_ridge": 0}, "initial_ridge: a ridge is a finite number above 0"),
+        ("malmen", {"initial_ridge": float("inf")}, "a ridge is a finite number above 0"),
         ("hiedit", {}, "gate"),
     ],
 )
 def test_what_it_cannot_be_is_refused(name: str, settings: dict[str, Any], words: str) -> None:
     with pytest.raises(SettingError, match=words):
         make(name, **settings)
+
+
+@pytest.mark.parametrize("past_keys", [0.0, WEIGHT])
+def test_a_ridge_at_the_start_is_the_networks_and_that_of_what_is_not_trained(
+    past_keys: float,
+) -> None:
+    """A network that is not trained yet edits as `untrained`, with the ridge of the setting."""
+    found = {}
+    for ridge in (1.0, 0.1):
+        both = [
+            make(name, past_keys=past_keys, initial_ridge=ridge) for name in ("untrained", "rledit")
+        ]
+        for editor in both:
+            for batch in stream_of(editor):
+                editor.edit(batch)
+        network = both[1]
+        assert isinstance(network, HypernetworkEditor)
+        for one in network.networks.values():
+            torch.testing.assert_close(one.ridge, torch.full_like(one.ridge, ridge))
+        start, trained_once = (weights(editor) for editor in both)
+        for name, value in start.items():
+            torch.testing.assert_close(trained_once[name], value, rtol=1e-5, atol=1e-6)
+        found[ridge] = start
+    assert not same(found[1.0], found[0.1])
 
 
 def test_batches_of_a_retraining_are_no_past_of_the_stream() -> None:
