@@ -11,7 +11,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from rledit.editors.base import State
-from rledit.editors.locate_editor import LocateConfig, PastKeys, SpreadEditor
+from rledit.editors.locate_editor import LocateConfig, SpreadEditor
+from rledit.editors.past_keys import PastKeys
 from rledit.families import layer_index
 from rledit.lazy_torch import Tensor
 from rledit.locate.covariance import CovarianceError
@@ -70,7 +71,7 @@ class AlphaEdit(SpreadEditor):
 
     def after(self, requests: Sequence[Request], updates: Sequence[LayerUpdate]) -> None:
         """Remember the batch's keys."""
-        self.past.remember(requests, self.key_weights)
+        self.past.add(self.keys_now(requests))
 
     def load_projections(self, projections: Mapping[str, NullSpace]) -> None:
         """Take P of every target module as it is; the threshold was its maker's."""

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
-from rledit.editors.base import Editor, Need, State, TargetModules, prefixed, unprefixed
+from rledit.editors.base import Editor, Need, TargetModules
 from rledit.editors.own_prefixes import fresh_prefix_cache
 from rledit.editors.sphere import SphereSettings
 from rledit.families import layer_index
@@ -211,61 +211,9 @@ class SpreadEditor(LocateEditor):
     def after(self, requests: Sequence[Request], updates: Sequence[LayerUpdate]) -> None:
         """What a method does once all layers are written."""
 
-
-class PastKeys:
-    """Σ k kᵀ over the keys of all edits so far, per target module.
-
-    Keys are taken after the edit that brought them, at all layers.
-
-    Args:
-        model: The model.
-        modules: The target modules.
-        dtype: Precision of the sums; None: the model's compute precision.
-    """
-
-    def __init__(
-        self, model: EditableModel, modules: Sequence[str], dtype: torch.dtype | None = None
-    ) -> None:
-        self._model = model
-        self.sums = {
-            name: torch.zeros(
-                model.shape(name)[0],
-                model.shape(name)[0],
-                dtype=dtype or model.compute_dtype,
-                device=model.device,
-            )
-            for name in modules
-        }
-
-    def remember(self, requests: Sequence[Request], weights: Tensor) -> dict[str, Tensor]:
-        """Add the keys that edits have now; returns them."""
-        keys = subject_keys(self._model, requests, tuple(self.sums), weights)
-        self.add(keys)
-        return keys
-
-    def add(self, keys: Mapping[str, Tensor]) -> None:
-        """Add keys (edits, d_in) by module."""
-        for name, rows in keys.items():
-            rows = rows.to(self.sums[name])
-            self.sums[name].addmm_(rows.T, rows)
-
-    def state_dict(self) -> State:
-        """The sums, copied."""
-        return prefixed("past.", {name: value.clone() for name, value in self.sums.items()})
-
-    def load_state_dict(self, state: State) -> None:
-        """Put saved sums back.
-
-        Raises:
-            ValueError: They are of other modules.
-        """
-        found = unprefixed("past.", state)
-        if set(found) != set(self.sums) or len(found) != len(state):
-            raise ValueError(
-                f"a state with {sorted(state)} is none of past keys of {sorted(self.sums)}"
-            )
-        for name, value in found.items():
-            self.sums[name] = value.to(self.sums[name]).clone()
+    def keys_now(self, requests: Sequence[Request]) -> dict[str, Tensor]:
+        """Module → (edits, d_in) averaged keys of edits, on the weights as they are."""
+        return subject_keys(self.model, requests, tuple(self.modules), self.key_weights)
 
 
 def measured(values: Values, updates: Sequence[LayerUpdate]) -> dict[str, float]:

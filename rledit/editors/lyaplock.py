@@ -18,7 +18,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from rledit.editors.base import State, prefixed, unprefixed
-from rledit.editors.locate_editor import LocateConfig, PastKeys, SpreadEditor
+from rledit.editors.locate_editor import LocateConfig, SpreadEditor
+from rledit.editors.past_keys import PastKeys
 from rledit.families import layer_index
 from rledit.lazy_torch import Tensor, torch
 from rledit.locate.linear_systems import factorise

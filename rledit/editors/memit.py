@@ -10,7 +10,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from rledit.editors.base import State
-from rledit.editors.locate_editor import LocateConfig, PastKeys, SpreadEditor
+from rledit.editors.locate_editor import LocateConfig, SpreadEditor
+from rledit.editors.past_keys import PastKeys
 from rledit.lazy_torch import Tensor, torch
 from rledit.locate.linear_systems import Factor, factorise, solve_with_keys
 from rledit.locate.requests import Request
@@ -61,7 +62,7 @@ class MEMIT(SpreadEditor):
     def after(self, requests: Sequence[Request], updates: Sequence[LayerUpdate]) -> None:
         """Remember the batch's keys."""
         if self.past is not None:
-            self.past.remember(requests, self.key_weights)
+            self.past.add(self.keys_now(requests))
             self._factors.clear()
 
     def _protected(self, name: str) -> Tensor:

@@ -9,7 +9,7 @@ from typing import Any
 from rledit.capture import Captured, Tokens, capture
 from rledit.editors.base import Editor, State, prefixed, unprefixed
 from rledit.editors.conventions import BatchConventions
-from rledit.editors.past_keys import PastKeySums
+from rledit.editors.past_keys import PREFIX, PastKeys
 from rledit.lazy_torch import Tensor, torch
 from rledit.model import EditableModel
 from rledit.moments import RunningMoments
@@ -53,8 +53,9 @@ class MomentEditor(Editor):
             for shape in self.shapes
         }
 
-        weight = float(getattr(config, "past_keys", 0.0))
-        self.past_keys = PastKeySums(self.shapes, model.device) if weight else None
+        counted = bool(getattr(config, "past_keys", 0.0))
+        modules = [name for names in self.shapes.values() for name in names]
+        self.past_keys = PastKeys(model, modules, torch.float64) if counted else None
 
     @classmethod
     def batch_conventions_of(cls, config: Any) -> BatchConventions:
@@ -224,7 +225,7 @@ class MomentEditor(Editor):
         """Add the shifts to the weights; returns each module's realised/intended cosine."""
         cosines = [self.model.weights.add(name, s) for name, s in proposal.shifts.items()]
         if self.past_keys is not None:
-            self.past_keys.remember(proposal.captured.keys)
+            self.past_keys.add(proposal.captured.keys)
         return cosines
 
     def state_dict(self) -> State:
@@ -232,8 +233,8 @@ class MomentEditor(Editor):
         state: State = {}
         for (d_in, d_out), moments in self.moments.items():
             state |= prefixed(f"moments.{d_in}x{d_out}.", moments.state_dict())
-        if self.past_keys is not None:
-            state |= prefixed("past_keys.", self.past_keys.state_dict())
+        if self.past_keys is not None and not self.past_keys.empty:
+            state |= self.past_keys.state_dict()
         return state
 
     def load_state_dict(self, state: State) -> None:
@@ -243,7 +244,9 @@ class MomentEditor(Editor):
     def load_moments(self, state: State) -> None:
         """Put what a saved state says of the rows so far back, and nothing else."""
         if self.past_keys is not None:
-            self.past_keys.load_state_dict(unprefixed("past_keys.", state))
+            past = {k: v for k, v in state.items() if k.startswith(PREFIX)}
+            # Before the first batch, and of a network in the cache, there are none.
+            self.past_keys.load_state_dict(past) if past else self.past_keys.reset()
         for (d_in, d_out), moments in self.moments.items():
             part = unprefixed(f"moments.{d_in}x{d_out}.", state)
             if not part:

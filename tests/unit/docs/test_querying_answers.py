@@ -168,6 +168,7 @@ ANSWERS: dict[int, tuple[list[CellResult], list[tuple[Any, ...]]]] = {
                             (TOKEN, 400): (50, 0, 60), (EXACT, 100): (0, 0, 0)}),
             made("rledit", {(TOKEN, 0): (7, 5, 100), (TOKEN, 100): (80, 0, 90),
                             (TOKEN, 400): (51, 0, 61)}, seed=1),
+            made("rledit", {(TOKEN, 400): (9, 9, 9)}, variant="big"),
             made("ft", {(TOKEN, 100): (1, 1, 1)}),
             *other_ones("rledit"),
         ],
@@ -181,11 +182,12 @@ ANSWERS: dict[int, tuple[list[CellResult], list[tuple[Any, ...]]]] = {
             made("none", final(5, 5, 50), scale="proxy"),
             made("ft", final(9, 9, 60)),
             made("ft", final(9, 9, 70), seed=1),
+            made("ft", final(9, 9, 50), variant="big"),
             made("rledit", final(9, 9, 90), seed=1),
             *other_ones("none"),
             *other_ones("ft"),
         ],
-        [(30, "ft", 0), (40, "rledit", 0), (40, "ft", 30)],
+        [(30, "ft", "", 0), (40, "rledit", "", 0), (40, "ft", "", 30), (40, "ft", "big", 50)],
     ),
     5: (
         [
@@ -198,7 +200,7 @@ ANSWERS: dict[int, tuple[list[CellResult], list[tuple[Any, ...]]]] = {
             made("none", final(1, 1, 1, 200), n_batches=20, curves=seconds(1, 1, 1), edit_ms=1.0),
             made("ft", final(1, 1, 1, 200), n_batches=20, curves=seconds(1, 1, 1), grid="other"),
         ],
-        [("rledit", 20, 15, 2, 1.5, 4), ("memit", 20, 0, 4, 4, 4)],
+        [("rledit", "", 20, 15, 2, 1.5, 4), ("memit", "", 20, 0, 4, 4, 4)],
     ),
     6: (
         [
@@ -211,7 +213,7 @@ ANSWERS: dict[int, tuple[list[CellResult], list[tuple[Any, ...]]]] = {
             made("mend", n_batches=2, protocol=TOKEN, fates={"e": {20: 100}}),
             made("memit", n_batches=2, grid="other", fates={"e": {20: 100}}),
         ],
-        [(2, "rledit", 44.4, 90), (2, "ft", 50, 50), (40, "ft", 100, None)],
+        [(2, "rledit", "", 44.4, 90), (2, "ft", "", 50, 50), (40, "ft", "", 100, None)],
     ),
     7: (
         [
@@ -269,8 +271,8 @@ ANSWERS: dict[int, tuple[list[CellResult], list[tuple[Any, ...]]]] = {
             made("ft", resolved={"settings": {"rank": 1}}),
             made("mend", grid="other", resolved={"settings": {"rank": 5}}),
         ],
-        [("malmen", "16", "0.25", "1", 1), ("mend", "4", None, None, 1),
-         ("rledit", "8", "0.5", "3", 2)],
+        [("malmen", "", "16", "0.25", "1", 1), ("mend", "", "4", None, None, 1),
+         ("rledit", "", "8", "0.5", "3", 2)],
     ),
     12: (
         [
@@ -281,7 +283,7 @@ ANSWERS: dict[int, tuple[list[CellResult], list[tuple[Any, ...]]]] = {
             made("mend", {(TOKEN, 400): (99, 0, 0)}),
             made("rledit", {(TOKEN, 400): (1, 1, 1), (EXACT, 400): (1, 1, 1)}, grid="other"),
         ],
-        [("ft", 85, 55), ("rledit", 30, 25)],
+        [("ft", "", 85, 55), ("rledit", "", 30, 25)],
     ),
     13: (
         [
@@ -292,7 +294,7 @@ ANSWERS: dict[int, tuple[list[CellResult], list[tuple[Any, ...]]]] = {
             made("none", curves=norms(1, 1, 1)),
             made("mend", grid="other", curves=norms(1, 1, 1)),
         ],
-        [(20, "rledit", 1e6, None), (40, "ft", 5, 1.5), (40, "rledit", 3, 3.5)],
+        [(20, "rledit", "", 1e6, None), (40, "ft", "", 5, 1.5), (40, "rledit", "", 3, 3.5)],
     ),
     14: (
         [
@@ -302,7 +304,7 @@ ANSWERS: dict[int, tuple[list[CellResult], list[tuple[Any, ...]]]] = {
             made("ft", edit_seconds=36.0, score_seconds=0.0, peak_memory_gb=0.126),
             made("ft", grid="other", edit_seconds=7200.0, peak_memory_gb=9.0),
         ],
-        [("rledit", 2, 3, 2.5), ("ft", 1, 0.01, 0.13)],
+        [("rledit", "", 2, 3, 2.5), ("ft", "", 1, 0.01, 0.13)],
     ),
     15: (
         [

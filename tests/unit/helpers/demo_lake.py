@@ -54,7 +54,7 @@ def _result(grid: str, one: Cell, data_hash: str, keys: dict[str, str]) -> CellR
     )
     where = address(
         grid=grid, editor=editor, scale=one.scale, variant=one.editor.variant, **of,
-        **({"cell_key": keys[editor]} if editor in keys else {}),
+        **({"cell_key": keys[editor]} if editor in keys and not one.editor.variant else {}),
     )  # fmt: skip
     norms = [
         {"step": step, "metric": "weight_change_norm", "value": step / 100}

@@ -18,6 +18,8 @@ from pipeline.config.parse import load_grid
 from pipeline.plan import prefixes as choices
 from pipeline.plan.cell_keys import train_key_of
 from pipeline.plan.cells import Cell, cells_of
+from pipeline.plan.estimate import estimate
+from pipeline.plan.estimate.cached import Cached
 from pipeline.plan.prefixes import store_choice, training_store_choice
 from pipeline.run.cache import Cache
 from pipeline.run.reporting import Stage, silent
@@ -255,6 +257,21 @@ def test_who_breaks_off_while_asking_leaves_it_to_the_next(
     assert list((tmp_path / "leases").glob("*.json")) == []
     stream(chosen, folder, tmp_path)
     assert len(list((tmp_path / "unedited").iterdir())) == 1
+
+
+def test_a_plan_finds_what_the_unedited_model_has_said_of_a_stream(
+    folder: Path, tmp_path: Path
+) -> None:
+    chosen, other = cell("ultraedit"), cell("ultraedit", "seeds=[1]")
+
+    def scoring(planned: Cell) -> float:
+        (found,) = estimate([planned], [], cache=str(tmp_path)).cells
+        return found.seconds.score
+
+    fresh = scoring(chosen)
+    stream(chosen, folder, tmp_path)
+    assert [Cached(str(tmp_path)).has_unedited(c) for c in (chosen, other)] == [True, False]
+    assert scoring(chosen) < fresh
 
 
 def test_prompts_of_edits_that_are_not_scored_are_filled_in_ahead(

@@ -194,7 +194,7 @@ def test_a_validation_begins_with_no_past_and_leaves_it_as_it_was() -> None:
     validate = ValidationStream(editor, random_edits(10, seed=7), 5)
     fresh = validate(editor, 0)
     assert editor.past_keys is not None
-    editor.past_keys.remember(capture(editor.model, stream_of(editor)[0].edit, "answer").keys)
+    editor.past_keys.add(capture(editor.model, stream_of(editor)[0].edit, "answer").keys)
     before = editor.past_keys.state_dict()
     again = validate(editor, 0)
     assert again.metrics == fresh.metrics
