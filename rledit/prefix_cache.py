@@ -194,7 +194,10 @@ class PrefixCache(PrefixPasses):
         store: PrefixStore,
         claim: Callable[[int], AbstractContextManager[bool]],
     ) -> Iterator[int]:
-        """Record prompts of the lengths that nobody else is recording, and wait for the others."""
+        """Record prompts of the lengths that nobody else is recording, and wait for the others.
+
+        Where the store has no more room, it ends: what is lacking is recorded when it is needed.
+        """
         left: dict[int, list[Sample]] = {}
         for sample in missing:
             left.setdefault(len(sample), []).append(sample)
@@ -207,6 +210,8 @@ class PrefixCache(PrefixPasses):
                         continue
                     store.refresh()
                     own = store.missing(left[length])
+                    if own and not self._has_room(self.n_bytes(own)):
+                        return
                     done += len(left[length]) - len(own)
                     yield done
                     for recorded in self._recorded(own):
@@ -216,6 +221,8 @@ class PrefixCache(PrefixPasses):
                 del left[length]
                 taken = True
             if not taken:
+                if not store.room:
+                    return
                 yield done
                 time.sleep(POLL_SECONDS)
 

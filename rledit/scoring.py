@@ -266,6 +266,9 @@ class Scorer:
         if not self._unchanging:
             return self._read([q for item in chosen for q in item.all])
         if self._once is None:
+            if not self.resident:
+                # What it holds depends on the way here; a resumed stream comes another.
+                self._model.prefix_cache.clear()
             self._once = self._read([q for item in self._questions for q in item.all])
         return self._once
 

@@ -31,7 +31,7 @@ ABOVE_ZERO = frozenset(
     {
         "clamp", "density", "keep", "log_base", "lr", "mask_ratio", "max_grad_norm",
         "memory_gb", "recompute_at", "step_search", "value_lr",
-        "drift_budget",
+        "drift_budget", "initial_ridge",
     }
 )  # fmt: skip
 # More is a slip of the hand, and whatever is asked to hold it fails without a reason.

@@ -15,7 +15,6 @@ from pipeline.plan.cell_keys import (
 )
 from pipeline.plan.cells import Cell
 from pipeline.plan.prefixes import store_choice
-from pipeline.plan.spec import once
 from pipeline.plan.versions import code_version
 
 MODELS = "models"
@@ -66,7 +65,6 @@ def calibration_name(cell: Cell) -> str:
     return f"calibrated/{calibration_key_of(cell)}.json"
 
 
-@once
 def unedited_asked(cell: Cell) -> dict[str, Any]:
     """Everything that the record of what the unedited model says depends on, as plain JSON.
 

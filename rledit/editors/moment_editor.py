@@ -244,6 +244,11 @@ class MomentEditor(Editor):
     def load_moments(self, state: State) -> None:
         """Put what a saved state says of the rows so far back, and nothing else."""
         if self.past_keys is not None:
+            if any(k.startswith("past_keys.") for k in state):
+                raise ValueError(
+                    "the saved state has the keys of earlier batches as an earlier version wrote "
+                    "them, which is not read; delete it, and the stream begins anew"
+                )
             past = {k: v for k, v in state.items() if k.startswith(PREFIX)}
             # Before the first batch, and of a network in the cache, there are none.
             self.past_keys.load_state_dict(past) if past else self.past_keys.reset()

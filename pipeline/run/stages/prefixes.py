@@ -7,6 +7,7 @@ is found by the next.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -18,9 +19,12 @@ from pipeline.plan.prefixes import StoreChoice, prefix_folder, store_choice
 from pipeline.run.cache import Cache
 from pipeline.run.lease import Lease
 from pipeline.run.reporting import Report
+from pipeline.storage.redaction import redact
 from rledit.model import EditableModel
 from rledit.prefix_store import PrefixStore
 from rledit.tokenization import Sample
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, eq=False)
@@ -65,7 +69,7 @@ def open_store(
         identity,
         choice.budget,
         published=lambda path: cache.publish(f"{name}/{path.name}"),
-        claim=partial(_claimed, cache, name),
+        claim=partial(_claimed, cache, name, {}),
     )
     model.prefix_cache.keep_in(store)
     return CellStore(store, name, choice.layer)
@@ -82,28 +86,53 @@ def fill_store(
         report: Told how many prompts of these are done.
         samples: The prompts.
     """
-    lacking = len(store.prefixes.missing(samples))
-    if not lacking:
+    store.prefixes.refresh()
+    lacking = store.prefixes.missing(samples)
+    if not lacking or model.prefix_cache.n_bytes(lacking) > store.prefixes.room:
         return
     total = len({sample.key for sample in samples})
-    report("prefixes", total - lacking, total)
-    for done in model.prefix_cache.store_ahead(samples):
-        # Others may have put some between these two looks at the store.
-        report("prefixes", min(total, total - lacking + done), total)
+    there = total - len(lacking)
+    report("prefixes", there, total)
+    for done in model.prefix_cache.store_ahead(lacking):
+        report("prefixes", there + done, total)
 
 
 @contextmanager
-def _claimed(cache: Cache, name: str, length: int) -> Iterator[bool]:
-    """Whether the prompts of a length are this process's to record, for as long as it does."""
-    # Two cells of one invocation are two holders: no run is named.
-    lease = Lease(cache.storage, f"{name}/{length}".replace("/", "-"), "")
+def _claimed(cache: Cache, name: str, waiting: dict[int, Lease], length: int) -> Iterator[bool]:
+    """Whether the prompts of a length are this process's to record, for as long as it does.
+
+    Args:
+        waiting: Leases that were asked for in vain, by length: only one that has been looking for
+            a while can tell that its holder is gone.
+
+    Who cannot ask, as the cache is not reached, records them by itself.
+    """
+    if length not in waiting:
+        # Two cells of one invocation are two holders: no run is named.
+        waiting[length] = Lease(cache.storage, f"{name}/{length}".replace("/", "-"), "")
+    lease = waiting[length]
     try:
         held = lease.attempt()
         if held:
             _fetch(cache, name)
-        yield held
+    except Exception as error:  # drivers of object stores raise classes of their own
+        held = True
+        logger.warning(
+            "prompts of %d tokens are run without asking who else does: %s",
+            length,
+            redact(str(error)),
+        )
+    if not held:
+        yield False
+        return
+    del waiting[length]
+    try:
+        yield True
     finally:
-        lease.release()
+        try:
+            lease.release()
+        except Exception as error:  # it expires
+            logger.warning("a lease is not given back: %s", redact(str(error)))
 
 
 def _fetch(cache: Cache, name: str) -> None:

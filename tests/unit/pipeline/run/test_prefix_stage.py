@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import time
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import asdict
@@ -21,13 +22,16 @@ from pipeline.plan.cells import Cell, cells_of
 from pipeline.plan.estimate import estimate
 from pipeline.plan.estimate.cached import Cached
 from pipeline.plan.prefixes import store_choice, training_store_choice
+from pipeline.run import lease
 from pipeline.run.cache import Cache
 from pipeline.run.reporting import Stage, silent
 from pipeline.run.stages import edit, prefixes, train, unedited
 from pipeline.run.stages.prepare import open_model
 from rledit import prefix_cache
+from rledit.model import EditableModel
 from rledit.prefix_passes import PrefixPasses
 from rledit.protocols import reading
+from rledit.tokenization import Sample
 from tests.unit.helpers.prepared import prepared_model
 
 GRID = Path(__file__).parents[3] / "cluster" / "tiny.yaml"
@@ -321,6 +325,59 @@ def test_two_trainings_at_once_run_no_prompt_twice(
     assert len(list((tmp_path / "trained").glob("*.safetensors"))) == 2
     twice = [prompt for prompt, n in Counter(recorded).items() if n > 1]
     assert len(twice) <= 1  # what tells whose store it is
+
+
+@pytest.fixture
+def lacking(folder: Path, tmp_path: Path) -> tuple[prefixes.CellStore, EditableModel, list[Sample]]:
+    """An empty store, its model, and the prompts of a stream."""
+    chosen = cell("ultraedit")
+    model = open_model(chosen, folder)
+    store = prefixes.open_store(chosen, model, Cache(tmp_path))
+    assert store is not None
+    edits = chosen.source().draw("evaluation", chosen.n_edits, seed=0)
+    return store, model, list(model.encoder.batch(edits, 4).edit.samples)
+
+
+def test_what_a_lost_node_was_recording_is_recorded_by_who_waits(
+    lacking: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(prefix_cache, "POLL_SECONDS", 0.01)
+    monkeypatch.setattr(lease, "EXPIRES_SECONDS", 0.3)
+    store, model, samples = lacking
+    storage = Cache(tmp_path).storage
+    for length in {len(s) for s in samples}:
+        left = lease.Lease(storage, f"{store.name}/{length}".replace("/", "-"), "")
+        left._claim["place"] = "a node that is no more"
+        assert storage.create_bytes(left._name, left._content())
+    began = time.monotonic()
+    prefixes.fill_store(store, model, silent, samples)
+    assert store.prefixes.missing(samples) == []
+    assert time.monotonic() - began > 0.3
+
+
+def test_who_cannot_ask_for_a_lease_records_alone(
+    lacking: Any, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def unreachable(_: lease.Lease) -> bool:
+        raise ConnectionError("no route to the bucket")
+
+    store, model, samples = lacking
+    monkeypatch.setattr(lease.Lease, "attempt", unreachable)
+    prefixes.fill_store(store, model, silent, samples)
+    assert store.prefixes.missing(samples) == []
+    assert "without asking who else does: no route to the bucket" in caplog.text
+
+
+def test_filling_ends_where_the_store_is_full(lacking: Any, recorded: list[bytes]) -> None:
+    """Others have used up what room there was at the start."""
+    store, model, samples = lacking
+
+    def used_up(stage: Stage, done: int, total: int, detail: str = "") -> None:
+        if done:
+            store.prefixes._full = True
+
+    prefixes.fill_store(store, model, used_up, samples)
+    assert 0 < len(recorded) < len(samples)
 
 
 @pytest.mark.long

@@ -242,6 +242,13 @@ def test_a_ridge_at_the_start_is_the_networks_and_that_of_what_is_not_trained(
     assert not same(found[1.0], found[0.1])
 
 
+def test_a_state_of_an_earlier_version_is_refused_and_not_taken_for_one_without_a_past() -> None:
+    editor = make("untrained")
+    old = editor.state_dict() | {"past_keys.16x24": torch.ones(1, 16, 16).double()}
+    with pytest.raises(ValueError, match="as an earlier version wrote them"):
+        editor.load_state_dict(old)
+
+
 def test_batches_of_a_retraining_are_no_past_of_the_stream() -> None:
     editor = make("malmen_star")
     assert isinstance(editor, RetrainedEditor)
