@@ -261,6 +261,8 @@ def _scoring(model: _Passes, stored: bool, asked: bool) -> float:
     share = edits / cell.n_edits
     scored = share * sum(point * model.batch for point in model.work.points)
     scored += 0 if asked else edits
+    if model.work.kind == "none":
+        scored = edits  # read once, for all points
     # The layers below the first edited one are run once for the whole stream.
     below = 0.0 if stored else model.prompts(KINDS * edits, model.work.first_layer, 0)
     above = model.prompts(KINDS * scored, layers - model.work.first_layer, 0)
