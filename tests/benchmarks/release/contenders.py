@@ -252,4 +252,4 @@ class WarmLibrary(Library):
 
     def _scorer(self) -> Scorer:
         protocols = [protocol("token_accuracy")]
-        return Scorer(self.model, self.stream, protocols, unedited=self._unedited)
+        return Scorer(self.model, self.stream, protocols, unedited=lambda: self._unedited)
