@@ -99,9 +99,11 @@ def _follow(pip: subprocess.Popen[bytes], wheel: Wheel, scratch: Path, size: int
 def _so_far(scratch: Path, seconds: float, size: int | None) -> str:
     """How much of a download is here, at which rate it comes, and how long it takes yet."""
     done = 0
-    for path in scratch.rglob("*"):
-        with suppress(FileNotFoundError):  # pip moves what is whole
-            done += path.stat().st_size if path.is_file() else 0
+    # Files and folders go while one looks: pip moves what is whole, and takes its own folders away.
+    for folder, _, names in os.walk(scratch):
+        for name in names:
+            with suppress(FileNotFoundError):
+                done += os.stat(os.path.join(folder, name)).st_size
     rate = done / seconds
     words = f"{done / 1e6:.1f} MB in {seconds:.0f} s, {rate / 1e6:.2f} MB/s"
     if size is None or not rate:
