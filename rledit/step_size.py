@@ -75,7 +75,7 @@ def _require_not_negative(config: Any, setting: str, what: str) -> None:
     value = getattr(config, setting)
     number = isinstance(value, int | float) and not isinstance(value, bool)
     if not number or not math.isfinite(value) or value < 0:
-        raise SettingError(setting, f"{what} a finite number above 0, or 0: not; not {value!r}")
+        raise SettingError(setting, f"{what} a finite number above 0, or 0 for none; not {value!r}")
 
 
 def known_step(editor: str, config: Any, setting: str) -> float:
