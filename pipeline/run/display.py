@@ -186,10 +186,12 @@ class Display:
         training = {k: p for k, p in self._running.items() if p.stage == "train" and p.total > 1}
         parts = []
         for stage, doing in _BEFORE_EDITING.items():
-            at = [p for p in self._running.values() if p.stage == stage]
+            at = {key: p for key, p in self._running.items() if p.stage == stage}
             if at:
-                done, total = sum(p.done for p in at), sum(p.total for p in at)
-                parts.append(f"{doing}{f' {done} of {total}' if total > len(at) else ''}, ")
+                done = sum(p.done for p in at.values())
+                total = sum(p.total for p in at.values())
+                counted = f" {done} of {total}{self._rates(list(at))}" if total > len(at) else ""
+                parts.append(f"{doing}{counted}, ")
         if training:
             done = sum(p.done for p in training.values())
             total = sum(p.total for p in training.values())

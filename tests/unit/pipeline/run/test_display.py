@@ -99,6 +99,23 @@ def test_what_is_done_before_the_first_edit_is_named(
     assert "edits/s" not in line
 
 
+def test_prompts_that_are_run_ahead_have_a_rate(
+    tasks: dict[str, Task], monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """That of the two cells that share them, as their counts are."""
+    monkeypatch.setattr(module, "LOG_EVERY_SECONDS", -1.0)
+    caplog.set_level(logging.INFO)
+    _, none, ultra, _ = tasks
+    clock = time.time()
+    monkeypatch.setattr(time, "time", lambda: clock)
+    with Display(tasks, 1, Console(quiet=True, force_terminal=False)) as shown:
+        shown.progress({key: at(100, 300, 5.0, "prefixes") for key in (none, ultra)})
+        assert "through the frozen layers 200 of 600, 0 s so far" in caplog.messages[-1]
+        clock += 5
+        shown.progress({key: at(150, 300, 10.0, "prefixes") for key in (none, ultra)})
+        assert "through the frozen layers 300 of 600 at 20/s, 5 s so far" in caplog.messages[-1]
+
+
 def test_tasks_that_were_done_before_are_said_to_be_so(
     tasks: dict[str, Task], caplog: pytest.LogCaptureFixture
 ) -> None:
