@@ -43,7 +43,7 @@ Prefix = tuple[Tensor, Tensor]
 
 FORMAT = "1"
 DIGEST_BYTES = 16
-FLUSH_BYTES = 32 << 20
+FLUSH_BYTES = 8 << 20
 FLUSH_SECONDS = 20.0
 WORTHWHILE = {16: 12, 4: 2}
 """Rows of a pass, and the prompts that make it cheaper than smaller passes on a core."""

@@ -7,7 +7,7 @@ kept too, so that restoring is bit-exact and the unedited model can be looked at
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from typing import Protocol
 
@@ -142,7 +142,6 @@ class EditedWeights:
         """A tensor in the layout of the parameter as (d_out x d_in), and the other way round."""
         return value.T if name in self._transposed else value
 
-    @torch.no_grad()
     def add(self, name: str, shift: Addition) -> float:
         """Add a shift to a matrix: exactly in the master, rounded in the model.
 
@@ -150,18 +149,31 @@ class EditedWeights:
             Cosine between the change the model's own precision realised and the intended one;
             1 where the model is precise enough to need no master.
         """
-        master = self._master(name)
-        shift.add_to(master)
-        if name not in self._masters:
+        return self.add_all({name: shift})[0]
+
+    @torch.no_grad()
+    def add_all(self, shifts: Mapping[str, Addition]) -> list[float]:
+        """As `add`, for many matrices: their cosines, for which the host waits once."""
+        products: dict[str, Tensor] = {}
+        for name, shift in shifts.items():
+            master = self._master(name)
+            shift.add_to(master)
+            if name not in self._masters:
+                self._write(name, master)
+                continue
+            before = self._read(name).float()
             self._write(name, master)
-            return 1.0
-        before = self._read(name).float()
-        self._write(name, master)
-        # In place: these are whole matrices, and for large models there is room for few of them.
-        realised = self._read(name).float().sub_(before)
-        intended = shift.dense().T.float()
-        scale = float(realised.norm() * intended.norm())
-        return float(realised.mul_(intended).sum()) / scale if scale > 0 else 0.0
+            # In place: these are whole matrices, and for large models there is room for few.
+            realised = self._read(name).float().sub_(before)
+            intended = shift.dense().T.float()
+            norms = realised.norm() * intended.norm()
+            products[name] = torch.stack([norms, realised.mul_(intended).sum()])
+        cosines = dict.fromkeys(shifts, 1.0)
+        if products:
+            found = torch.stack(list(products.values())).tolist()
+            for name, (scale, product) in zip(products, found, strict=True):
+                cosines[name] = product / scale if scale > 0 else 0.0
+        return list(cosines.values())
 
     def set(self, name: str, value: Tensor) -> None:
         """Replace a matrix (d_out x d_in)."""

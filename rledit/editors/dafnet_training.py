@@ -140,8 +140,7 @@ def learn(
     references = dict(zip(unrelated, states, strict=True))
     leaves = {name: shift.detached(requires_grad=True) for name, shift in shifts.items()}
     try:
-        for name, shift in shifts.items():
-            model.weights.add(name, shift)
+        model.weights.add_all(shifts)
         with torch.enable_grad(), traced(model, leaves):
             found = _losses(model, prompts, own, references)
     finally:

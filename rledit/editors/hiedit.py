@@ -152,7 +152,7 @@ class HiEdit(HypernetworkEditor):
         assert isinstance(proposal, GatedProposal)
         self._merged = proposal.mask.detach().tolist()
         active = zip(proposal.shifts.items(), self._merged, strict=True)
-        return [self.model.weights.add(n, shift) for (n, shift), kept in active if kept]
+        return self.model.weights.add_all({n: shift for (n, shift), kept in active if kept})
 
     def _backward(
         self, proposal: Proposal, leaves: dict[str, Any], norm: Tensor, weight: float

@@ -223,7 +223,7 @@ class MomentEditor(Editor):
 
     def merge(self, proposal: Proposal) -> list[float]:
         """Add the shifts to the weights; returns each module's realised/intended cosine."""
-        cosines = [self.model.weights.add(name, s) for name, s in proposal.shifts.items()]
+        cosines = self.model.weights.add_all(proposal.shifts)
         if self.past_keys is not None:
             self.past_keys.add(proposal.captured.keys)
         return cosines

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -72,6 +73,18 @@ def test_how_often_the_host_waits_does_not_depend_on_the_edits(
         one.edit(batch)
         found.append(dict(card.waits))
     assert found[0] == found[1] and found[0]
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_merge_waits_once_for_all_matrices(name: str, card: PretendedCard) -> None:
+    """In bfloat16, where it says how much of each shift was realised."""
+    one: Any = checks.editor(name, CARD, torch.bfloat16)
+    (batch,) = text_batches(one.model, 1, 4, group_size=one.group_size)
+    with torch.no_grad():
+        proposal = one.propose(batch)
+        card.waits.clear()
+        assert len(one.merge(proposal)) == 2
+    assert waits(card) == 1
 
 
 @pytest.mark.parametrize("reference", ["paper", "official"])
