@@ -7,7 +7,7 @@ TABLES := table2 fig5 fig7 fig3 table5 table4 fig6 fig4 fig8 alphaedit gptj step
 # Batches per stream; empty: the proxy streams as the grids have them, which every figure needs.
 LIMIT ?=
 
-.PHONY: demo demo-full demo-world demo-world-full tables-proxy tables-standin quick test test-all \
+.PHONY: demo demo-full demo-world demo-world-full tables-proxy tables-standin quick test test-real-model test-all \
   test-newest lint lock docs install install-plain clean
 
 install: $(VENV)/.installed
@@ -90,6 +90,10 @@ quick: install
 test: lint
 	$(PYTEST) tests $(SHARED) -m 'not cluster and not slow'
 	$(PYTEST) tests/cluster $(CLUSTER) -m 'cluster and not slow'
+
+# SmolLM2 end to end, from its wheel to answers in words; skips where the wheel cannot be had.
+test-real-model: install
+	$(PYTEST) tests/cluster/test_real_model.py -m slow
 
 test-all: test
 	$(PYTEST) tests -m slow
