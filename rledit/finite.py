@@ -153,6 +153,8 @@ def origin(model: EditableModel, samples: Sequence[Sample]) -> str:
     for sample in samples:
         if (found := _impossible(model, sample)) is not None:
             return found
+    if (found := _beside(model)) is not None:
+        return found
     return "every layer's output is finite; a later step of the computation overflows"
 
 
@@ -211,6 +213,15 @@ def _impossible(model: EditableModel, sample: Sample) -> str | None:
         if value == -float("inf"):
             return f"the logit of its answer's token {token} is -inf: the model never writes it"
     return None
+
+
+def _beside(model: EditableModel) -> str | None:
+    """A weight that a prompt does not meet by itself: that of the token which fills up others."""
+    parameters = dict(model.model.named_parameters())
+    broken = [n for n, p in parameters.items() if p.numel() and bool(_broken(p).any())]
+    if not broken:
+        return None
+    return f"{_entries(broken[0], parameters)}, which the prompt meets only beside longer ones"
 
 
 def _broken(parameter: Tensor, is_mask: bool = False) -> Tensor:
