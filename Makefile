@@ -7,8 +7,8 @@ TABLES := table2 fig5 fig7 fig3 table5 table4 fig6 fig4 fig8 alphaedit gptj step
 # Batches per stream; empty: the proxy streams as the grids have them, which every figure needs.
 LIMIT ?=
 
-.PHONY: demo demo-full demo-world demo-world-full tables-proxy tables-standin quick test test-real-model test-all \
-  test-newest lint lock docs install install-plain clean
+.PHONY: demo demo-full demo-world demo-world-full tables-proxy tables-standin quick test \
+  test-real-model test-all test-newest lint lock docs install install-plain clean
 
 install: $(VENV)/.installed
 

@@ -154,26 +154,34 @@ class EditedWeights:
     @torch.no_grad()
     def add_all(self, shifts: Mapping[str, Addition]) -> list[float]:
         """As `add`, for many matrices: their cosines, for which the host waits once."""
-        products: dict[str, Tensor] = {}
-        for name, shift in shifts.items():
-            master = self._master(name)
-            shift.add_to(master)
-            if name not in self._masters:
-                self._write(name, master)
-                continue
-            before = self._read(name).float()
-            self._write(name, master)
-            # In place: these are whole matrices, and for large models there is room for few.
-            realised = self._read(name).float().sub_(before)
-            intended = shift.dense().T.float()
-            norms = realised.norm() * intended.norm()
-            products[name] = torch.stack([norms, realised.mul_(intended).sum()])
+        products = {name: self._added(name, shift) for name, shift in shifts.items()}
+        rounded = {name: found for name, found in products.items() if found is not None}
         cosines = dict.fromkeys(shifts, 1.0)
-        if products:
-            found = torch.stack(list(products.values())).tolist()
-            for name, (scale, product) in zip(products, found, strict=True):
+        if rounded:
+            found = torch.stack(list(rounded.values())).tolist()
+            for name, (scale, product) in zip(rounded, found, strict=True):
                 cosines[name] = product / scale if scale > 0 else 0.0
         return list(cosines.values())
+
+    def _added(self, name: str, shift: Addition) -> Tensor | None:
+        """Add a shift to a matrix.
+
+        Returns:
+            (2,) product of the norms of realised and intended change, and their inner product, on
+            the matrix's device; None where there is no master.
+        """
+        master = self._master(name)
+        shift.add_to(master)
+        if name not in self._masters:
+            self._write(name, master)
+            return None
+        before = self._read(name).float()
+        self._write(name, master)
+        # In place: these are whole matrices, and for large models there is room for few of them.
+        realised = self._read(name).float().sub_(before)
+        intended = shift.dense().T.float()
+        norms = realised.norm() * intended.norm()
+        return torch.stack([norms, realised.mul_(intended).sum()])
 
     def set(self, name: str, value: Tensor) -> None:
         """Replace a matrix (d_out x d_in)."""
