@@ -216,12 +216,12 @@ def _impossible(model: EditableModel, sample: Sample) -> str | None:
 
 
 def _beside(model: EditableModel) -> str | None:
-    """A weight that a prompt does not meet by itself: that of the token which fills up others."""
+    """A weight that is no number where no prompt meets it by itself; padding beside others may."""
     parameters = dict(model.model.named_parameters())
     broken = [n for n, p in parameters.items() if p.numel() and bool(_broken(p).any())]
     if not broken:
         return None
-    return f"{_entries(broken[0], parameters)}, which the prompt meets only beside longer ones"
+    return f"{_entries(broken[0], parameters)}; no prompt by itself gives it away, padding may"
 
 
 def _broken(parameter: Tensor, is_mask: bool = False) -> Tensor:

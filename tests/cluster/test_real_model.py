@@ -1,7 +1,7 @@
 """The demo's real model on real facts, shortened: fetched, asked, trained, edited, and compared.
 
 From the text of the demo's grid, through real Ray, with the demo's settings but for the length of
-training: two minutes on two cores. CI runs it where the model's wheel can be had.
+training: four minutes on two slow cores. CI runs it where the wheel can be had and time is left.
 """
 
 from __future__ import annotations
