@@ -12,6 +12,7 @@ steps multiplied by each of some factors, and keeps the best of them.
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -36,15 +37,30 @@ class StepTrial:
 
     Attributes:
         factor: The factor; 1: as learned.
-        validation: What was found.
+        validation: What was found; None where such steps break the model.
+        error: What broke; empty otherwise.
     """
 
     factor: float
-    validation: Validation
+    validation: Validation | None
+    error: str = ""
+
+    @property
+    def score(self) -> float:
+        """The validation's; below every other where there is none."""
+        return -math.inf if self.validation is None else self.validation.score
 
     def record(self) -> dict[str, Any]:
         """All of it as plain JSON."""
-        return {"factor": self.factor, "validation": self.validation.record()}
+        found = None if self.validation is None else self.validation.record()
+        return {"factor": self.factor, "validation": found, "error": self.error}
+
+    @classmethod
+    def of_record(cls, record: Mapping[str, Any]) -> StepTrial:
+        """The trial that `record` tells of."""
+        found = record["validation"]
+        validation = None if found is None else Validation(**found)
+        return cls(factor=record["factor"], validation=validation, error=record.get("error", ""))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -143,7 +159,7 @@ class Training:
         if not self._searches or self.ending is None or self.best is None:
             return None
         learned = StepTrial(factor=1.0, validation=self.best)
-        return max((learned, *self.step_trials), key=lambda trial: trial.validation.score)
+        return max((learned, *self.step_trials), key=lambda trial: trial.score)
 
     @property
     def step_trials_left(self) -> tuple[float, ...]:
@@ -168,7 +184,7 @@ class Training:
             None before it was trained on a batch, or validated where it is to be.
         """
         checks = [found.seconds for found in self.validations]
-        checks += [trial.validation.seconds for trial in self.step_trials]
+        checks += [t.validation.seconds for t in self.step_trials if t.validation is not None]
         left = 0.0
         if self.ending is None:
             if not self.batches or (self.stopping is not None and not checks):
@@ -212,7 +228,11 @@ class Training:
         yield from self._search_steps()
 
     def _search_steps(self) -> Iterator[TrainingEvent]:
-        """Validate the best state with its steps scaled, and leave it with the best of them."""
+        """Validate the best state with its steps scaled, and leave it with the best of them.
+
+        A factor that breaks the model is not chosen. Among ranks it ends the training: not all of
+        them need have seen it break, and those wait.
+        """
         if self.best is None or not self._searches:
             return
         assert self._validate is not None
@@ -221,9 +241,11 @@ class Training:
             self._scale_best(factor)
             try:
                 found = self._validate(self.editor, self.best.step)
+                trial = StepTrial(factor=factor, validation=found)
             except NonFiniteError as error:
-                raise error.at(f"step_search, steps times {factor:g}") from None
-            trial = StepTrial(factor=factor, validation=found)
+                if self.editor.model.ranks.size > 1:
+                    raise error.at(f"step_search, steps times {factor:g}") from None
+                trial = StepTrial(factor=factor, validation=None, error=str(error))
             self.step_trials.append(trial)
             self.seconds += time.perf_counter() - began
             yield TrainingEvent(step=self.step, batches=self.batches, trial=trial)
@@ -292,7 +314,4 @@ class Training:
         self.curve, self.seconds = list(record["curve"]), record["seconds"]
         self.batches = record["batches"]
         self.validations = [Validation(**found) for found in record.get("validations", ())]
-        self.step_trials = [
-            StepTrial(factor=found["factor"], validation=Validation(**found["validation"]))
-            for found in record.get("step_trials", ())
-        ]
+        self.step_trials = [StepTrial.of_record(found) for found in record.get("step_trials", ())]

@@ -31,7 +31,7 @@ from rledit.finite import NonFiniteError
 from rledit.lazy_torch import Tensor
 from rledit.records import Edit
 from rledit.tokenization import EditBatch
-from rledit.training import Training, TrainingEvent
+from rledit.training import StepTrial, Training, TrainingEvent
 from rledit.validation import Validation, ValidationStream
 
 SAVE_EVERY_SECONDS = 20.0
@@ -168,13 +168,20 @@ def _step_search(training: Training) -> dict[str, Any]:
     chosen = training.best_trial
     if chosen is None or training.best is None:
         return {}
-    tried = {trial.factor: trial.validation.score for trial in training.step_trials}
-    found = {1.0: training.best.score, **tried}
+    learned = StepTrial(factor=1.0, validation=training.best)
+    tried = sorted([learned, *training.step_trials], key=lambda trial: trial.factor)
     return {
-        "step_search": [{"factor": k, "score": score} for k, score in sorted(found.items())],
+        "step_search": [_tried(trial) for trial in tried],
         "step_factor": chosen.factor,
-        "step_factor_score": chosen.validation.score,
+        "step_factor_score": chosen.score,
     }
+
+
+def _tried(trial: StepTrial) -> dict[str, Any]:
+    """What a factor gave; a model that it broke has no score."""
+    if trial.validation is None:
+        return {"factor": trial.factor, "score": None, "error": trial.error}
+    return {"factor": trial.factor, "score": trial.score}
 
 
 def _report(report: Report, training: Training, total: int) -> None:
@@ -194,7 +201,7 @@ def _report(report: Report, training: Training, total: int) -> None:
     if (chosen := training.best_trial) is not None:
         n, left = len(training.step_trials), len(training.step_trials_left)
         parts.append(
-            f"steps tried with {n} of {n + left} factors (best {chosen.validation.score:.1f} "
+            f"steps tried with {n} of {n + left} factors (best {chosen.score:.1f} "
             f"at {chosen.factor:g})"
         )
     # Ended early, it is done all the same.

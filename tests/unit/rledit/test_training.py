@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
@@ -24,7 +25,7 @@ from rledit.scoring import Scorer
 from rledit.step_size import SettingError
 from rledit.stream import StreamScored, run_stream
 from rledit.tokenization import EditBatch, Sample
-from rledit.training import Training
+from rledit.training import Training, TrainingEvent
 from rledit.validation import Validation, ValidationStream
 from tests.unit.helpers.text_edits import random_edits, text_batches, tiny_tokenizer
 from tests.unit.helpers.tiny_models import tiny_model, two_shapes
@@ -313,7 +314,7 @@ def stored(training: Training, path: Path) -> tuple[dict[str, Tensor], dict[str,
 def without_times(training: Training) -> list[tuple[float, Validation]]:
     """All validations, those of the search over steps with their factors."""
     found = [(0.0, validation) for validation in training.validations]
-    found += [(trial.factor, trial.validation) for trial in training.step_trials]
+    found += [(t.factor, t.validation) for t in training.step_trials if t.validation is not None]
     return [(factor, replace(validation, seconds=0.0)) for factor, validation in found]
 
 
@@ -365,6 +366,7 @@ def test_a_factor_is_tried_on_the_whole_validation_stream(case: str) -> None:
         other = make(case, step_search=())
         other.load_state_dict(plain.editor.state_dict())
         other.scale_steps(trial.factor)
+        assert trial.validation is not None
         found = stream_of(other)(other, trial.validation.step)
         assert (found.score, found.reward) == (trial.validation.score, trial.validation.reward)
         assert found.measures["eta_max"] == trial.validation.measures["eta_max"]
@@ -395,11 +397,40 @@ def test_a_factor_that_was_killed_while_it_was_tried_is_tried_again(tmp_path: Pa
     assert without_times(resumed) == without_times(straight)
 
 
-def test_a_factor_that_breaks_the_model_is_named() -> None:
+BROKEN = r"^validation after training step \d: editing batch 1"
+
+
+def test_a_factor_that_breaks_the_model_is_not_chosen(tmp_path: Path) -> None:
+    settings: dict[str, Any] = {"patience": 2, "train_steps": 1}
+    plain = training_of(make("lifelong moments", step_search=(0.2,), **settings))
+    list(plain.run())
+    training = training_of(make("lifelong moments", step_search=(1e60, 0.2), **settings))
+    list(training.run())
+    broken, other = training.step_trials
+    assert (broken.factor, broken.validation) == (1e60, None)
+    assert re.search(BROKEN, broken.error)
+    assert without_times(training)[-1] == without_times(plain)[-1]  # nothing is left of the other
+    assert training.best_trial is not None and training.best_trial.factor != 1e60
+    assert equal(training.editor.state_dict(), plain.editor.state_dict())
+    resumed = training_of(make("lifelong moments", step_search=(1e60, 0.2), **settings))
+    resumed.load(*stored(training, tmp_path / "state.safetensors"))
+    assert resumed.step_trials == [broken, other]
+
+
+def test_among_ranks_a_factor_that_breaks_the_model_ends_the_training(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     editor = make("lifelong moments", patience=2, train_steps=1, step_search=(1e60,))
-    said = r"^step_search, steps times 1e\+60: validation after training step \d: editing batch 1"
-    with pytest.raises(NonFiniteError, match=said):
-        list(training_of(editor).run())
+    training = training_of(editor)
+    search = training._search_steps
+
+    def among_two() -> Iterator[TrainingEvent]:
+        monkeypatch.setattr(SingleProcess, "size", 2)
+        return search()
+
+    monkeypatch.setattr(training, "_search_steps", among_two)
+    with pytest.raises(NonFiniteError, match=r"^step_search, steps times 1e\+60: validation"):
+        list(training.run())
 
 
 @pytest.mark.parametrize(
