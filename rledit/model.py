@@ -34,6 +34,9 @@ SINGLE_PASS_TOKENS = 1280
 On a CPU a small batch reads every weight for a few prompts. The steps of a trajectory put up with
 that, as their memory is not to grow with the prompts they look back on.
 """
+SHARDED_PASS_TOKENS = 4096
+"""Tokens of a physical batch at least, over a sharded model: a pass gathers every layer from all
+ranks, which takes a CPU as long as some hundred tokens."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,8 +45,8 @@ class Execution:
 
     Attributes:
         token_budget: Padded tokens of one physical batch. None: 320 on a CPU in the steps of a
-            trajectory, which keeps their memory small, and `SINGLE_PASS_TOKENS` elsewhere; 8,192
-            on an accelerator.
+            trajectory, which keeps their memory small, `SINGLE_PASS_TOKENS` elsewhere, and
+            `SHARDED_PASS_TOKENS` over a sharded model; 8,192 on an accelerator.
         cache_bytes: Memory for the hidden states of the frozen prefix.
         cache_on_device: Keep the prefixes on the model's device instead of host memory.
     """
@@ -102,7 +105,8 @@ class EditableModel:
         instruction: Instruction | None = None,
     ) -> None:
         self.ranks: Ranks = ranks or SingleProcess()
-        in_step = access is not None and access.in_step and self.ranks.size > 1
+        self._in_slices = access is not None and access.in_step
+        in_step = self._in_slices and self.ranks.size > 1
         self.most_passes: MostPasses | None = partial(largest, self.ranks) if in_step else None
         self.overlay: Overlay | None = None
         require_unoccupied(model)
@@ -224,6 +228,8 @@ class EditableModel:
             least: Tokens of the budget at least, unless one was asked for.
             tokens_per_row: See `rledit.micro_batches.make_micro_batches`.
         """
+        if self._in_slices:
+            least = max(least, SHARDED_PASS_TOKENS)
         return make_micro_batches(
             samples, self.execution.tokens(self.device, least), tokens_per_row
         )

@@ -1,10 +1,11 @@
 """What a second rank brings: training and scoring on one and on two ranks, whole and sharded.
 
-    python -m tests.benchmarks.ranks [--repeats 3] [--json FILE]
+    python -m tests.benchmarks.ranks [--shape smollm2] [--repeats 3] [--json FILE]
 
-Every rank has one thread. Ranks are processes of this machine that talk by gloo, so wall time means
-something only where each has a core of its own. Tokens (summed over decoder layers, of the rank
-that passes most) do not depend on the machine, and processor time depends on it little.
+Random weights in the shape of SmolLM2-135M, or in a small one where what stands beside the passes
+shows. Every rank has one thread. Ranks are processes of this machine that talk by gloo, so wall
+time means something only where each has a core of its own. Tokens (summed over decoder layers, of
+the rank that passes most) do not depend on the machine, and processor time depends on it little.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -31,10 +33,48 @@ from tests.benchmarks.models import ModelShape, build, random_batches
 from tests.benchmarks.report import lines
 from tests.cluster.launch import launch
 
-SHAPE = ModelShape(
-    family="llama", hidden=256, inner=768, layers=12, heads=4, kv_heads=2, vocabulary=8000
-)
-MODULES = ("gate:8,9,10,11", "up:8,9,10,11")
+
+@dataclass(frozen=True, kw_only=True)
+class Case:
+    """What is trained and scored.
+
+    Attributes:
+        shape: The model.
+        modules: What is edited.
+        batches: Batches of 20 edits of a training step, the last of which looks back on all.
+        scored: Batches of which 20 rephrases each are scored.
+    """
+
+    shape: ModelShape
+    modules: tuple[str, ...]
+    batches: int
+    scored: int
+
+
+CASES = {
+    "smollm2": Case(
+        shape=ModelShape(
+            family="llama",
+            hidden=576,
+            inner=1536,
+            layers=30,
+            heads=9,
+            kv_heads=3,
+            vocabulary=49152,
+        ),
+        modules=("gate:20-28", "up:20-28"),
+        batches=10,
+        scored=10,
+    ),
+    "small": Case(
+        shape=ModelShape(
+            family="llama", hidden=256, inner=768, layers=12, heads=4, kv_heads=2, vocabulary=8000
+        ),
+        modules=("gate:8-11", "up:8-11"),
+        batches=6,
+        scored=10,
+    ),
+}
 TIMEOUT = 1800.0
 WORK = ("training", "scoring")
 
@@ -53,27 +93,36 @@ class _Tokens:
         self.count += hidden.shape[:-1].numel()
 
 
-def opened(sharded: bool) -> EditableModel:
+def opened(case: Case, sharded: bool) -> EditableModel:
     """The model, whole on every rank or in slices."""
-    whole = build(SHAPE)
+    whole = build(case.shape)
     if not sharded:
-        return EditableModel(whole, None, MODULES, ranks=ProcessRanks())
+        return EditableModel(whole, None, case.modules, ranks=ProcessRanks())
     from pipeline.run.sharded_model import shard
 
-    return shard(whole, MODULES)
+    return shard(whole, case.modules)
 
 
-def measure(model: EditableModel, repeats: int) -> dict[str, dict[str, list[float]]]:
+def measure(model: EditableModel, case: Case, repeats: int) -> dict[str, dict[str, list[float]]]:
     """Tokens, processor seconds and wall seconds of each repeat, by kind of work."""
     tokens = _Tokens(model)
     config = RLEdit.Config(
-        modules=model.modules, rank=64, n_blocks=1, initial_step=1e-4, depth=6, train_steps=1
+        modules=model.modules,
+        rank=64,
+        n_blocks=1,
+        initial_step=1e-4,
+        depth=case.batches,
+        train_steps=1,
     )
     editor = RLEdit(model, config)
-    scored = [s for b in random_batches(10, 20, 8000, seed=1) for s in b.equivalent.samples]
+    words = case.shape.vocabulary
+    scored = [
+        s for b in random_batches(case.scored, 20, words, seed=1) for s in b.equivalent.samples
+    ]
 
     def train(i: int) -> None:
-        editor.train_step(random_batches(6, 20, 8000, seed=10 + i))
+        n = case.batches if i else 2  # warms up
+        editor.train_step(random_batches(n, 20, words, seed=10 + i))
 
     def score(_: int) -> None:
         model.prefix_cache.clear()
@@ -87,7 +136,7 @@ def measure(model: EditableModel, repeats: int) -> dict[str, dict[str, list[floa
             before = tokens.count, time.process_time(), time.perf_counter()
             work(i)
             after = tokens.count, time.process_time(), time.perf_counter()
-            if i:  # the first one warms up
+            if i:
                 for row, a, b in zip(rows.values(), before, after, strict=True):
                     row.append(b - a)
         found[name] = rows
@@ -99,18 +148,19 @@ def worker(rank: int, size: int, folder: Path) -> None:
     torch.set_num_threads(1)
     asked = json.loads((folder / "asked.json").read_text())
     with joined(rank, size, f"file://{folder}/rendezvous", "gloo", timedelta(minutes=10)):
-        found = measure(opened(asked["sharded"]), asked["repeats"])
+        case = CASES[asked["shape"]]
+        found = measure(opened(case, asked["sharded"]), case, asked["repeats"])
     (folder / f"{rank}.json").write_text(json.dumps(found))
 
 
-def compare(repeats: int) -> dict[str, dict[str, float]]:
+def compare(shape: str, repeats: int) -> dict[str, dict[str, float]]:
     """One rank over two, by kind of model and work: each of tokens, processor and wall time."""
     result: dict[str, dict[str, float]] = {}
     for kind in ("whole", "sharded"):
         by_size: dict[int, list[dict[str, Any]]] = {}
         for size in (1, 2):
             with tempfile.TemporaryDirectory() as folder:
-                asked = {"sharded": kind == "sharded", "repeats": repeats}
+                asked = {"shape": shape, "sharded": kind == "sharded", "repeats": repeats}
                 (Path(folder) / "asked.json").write_text(json.dumps(asked))
                 by_size[size] = launch("tests.benchmarks.ranks", size, Path(folder), TIMEOUT)
         for work in WORK:
@@ -131,10 +181,11 @@ def main() -> None:
         worker(int(sys.argv[1]), int(sys.argv[2]), Path(sys.argv[3]))
         return
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
+    parser.add_argument("--shape", choices=CASES, default="smollm2")
     parser.add_argument("--repeats", type=int, default=3, metavar="N")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the result there")
     chosen = parser.parse_args()
-    result = compare(chosen.repeats)
+    result = compare(chosen.shape, chosen.repeats)
     print(*lines({"a second rank": result}), sep="\n")
     if chosen.json is not None:
         chosen.json.write_text(json.dumps(result, indent=2) + "\n")

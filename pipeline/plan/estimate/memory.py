@@ -9,6 +9,7 @@ from pipeline.config.resources import ResourcesEntry
 from pipeline.plan.checks import unshardable
 from pipeline.plan.estimate.workload import Workload
 from rledit.editors import editor_class
+from rledit.model import SHARDED_PASS_TOKENS
 
 _MOST_RANKS = 16
 
@@ -105,7 +106,8 @@ class Device:
         double_tflops: Solves in float64.
         bandwidth_gb: Reads of weights, GB per second.
         gather_gb: Reads of weights that lie on other ranks, GB per second.
-        token_budget: Padded tokens of a physical batch, see `rledit.model.Execution`.
+        token_budget: Padded tokens of a physical batch on a whole model, see
+            `rledit.model.Execution`.
     """
 
     name: str
@@ -158,6 +160,12 @@ class Placement:
     ranks: int = 1
     sharded: bool = False
     offload: bool = False
+
+    @property
+    def token_budget(self) -> int:
+        """Padded tokens of a physical batch."""
+        budget = self.device.token_budget
+        return max(budget, SHARDED_PASS_TOKENS) if self.sharded else budget
 
     @property
     def words(self) -> str:
@@ -227,7 +235,7 @@ def memory_of(work: Workload, placement: Placement) -> Memory:
 def _activations(work: Workload, placement: Placement) -> float:
     """Of the largest pass: a micro-batch of prompts through the layers that gradients cross."""
     architecture = work.architecture
-    tokens = min(placement.device.token_budget, _pass_tokens(work))
+    tokens = min(placement.token_budget, _pass_tokens(work))
     per_token = KEPT_HIDDEN * architecture.hidden + KEPT_INNER * architecture.intermediate
     layers = 1 if work.kind == "none" else architecture.layers - work.first_layer
     kept = tokens * per_token * work.dtype_bytes * max(layers, 1)

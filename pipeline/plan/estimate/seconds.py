@@ -139,7 +139,7 @@ class _Passes:
         operations += (
             2.0 * answers * architecture.vocabulary * architecture.hidden * (2 if back else 1)
         )
-        micro_batches = max(1, math.ceil(tokens / device.token_budget))
+        micro_batches = max(1, math.ceil(tokens / self.placement.token_budget))
         read = micro_batches * crossed * architecture.layer_parameters * self.work.dtype_bytes / GB
         rate = device.gather_gb if self.placement.sharded else device.bandwidth_gb
         launch = CPU_LAUNCH if device.memory_gb is None else GPU_LAUNCH
