@@ -1,8 +1,9 @@
 """Language models too large for one GPU, sharded by DeepSpeed ZeRO-3: the only file that knows it.
 
-Each rank holds an equal slice of every parameter. A pass gathers one module at a time, edits are
-written under `GatheredParameters`, and the low-rank term of `rledit.shift` is traced by hooks as on
-a whole model. Prompts are dealt over the ranks as where each holds the whole model. Gathering is
+Each rank holds an equal slice of every matrix, and all of the vectors. A pass gathers a linear
+layer at a time, or an MLP without edited matrices as one, edits are written under
+`GatheredParameters`, and the low-rank term of `rledit.shift` is traced by hooks as on a whole
+model. Prompts are dealt over the ranks as where each holds the whole model. Gathering is
 collective, so all make as many passes in the same order, empty ones where they have no prompt left
 (see `rledit.ranks`), and all take the same step. Beside its slice, a rank keeps the unedited copies
 (and fp32 masters) of the edited matrices.
@@ -31,6 +32,7 @@ from pipeline.inputs.checkpoints import read_config
 from pipeline.inputs.model_loading import configured
 from pipeline.run.fleet.process_group import ProcessRanks
 from pipeline.run.weight_files import CheckpointFiles
+from rledit.families import edited_modules, family_of, layer_index
 from rledit.finite import NonFiniteError
 from rledit.model import EditableModel, Execution
 
@@ -38,6 +40,7 @@ from rledit.model import EditableModel, Execution
 os.environ.setdefault("DS_ACCELERATOR", "cuda" if torch.cuda.is_available() else "cpu")
 
 import deepspeed
+from deepspeed.utils import set_z3_leaf_module
 
 logger = logging.getLogger(__name__)
 
@@ -58,7 +61,6 @@ class ZeroSettings:
         """DeepSpeed's configuration for a frozen model of that type."""
         zero: dict[str, Any] = {
             "stage": 3,
-            "stage3_param_persistence_threshold": 0,
             # Passes begin in the middle of the stack, so the order of modules differs from pass to
             # pass: gathering ahead would leave parameters gathered.
             "stage3_prefetch_bucket_size": 0,
@@ -179,10 +181,11 @@ def shard(
 
 
 def held_share(model: nn.Module) -> float:
-    """Share of the parameters' elements that lie on this rank between passes."""
+    """Share of the matrices' elements that lie on this rank between passes."""
     parameters: list[Any] = list(model.parameters())
-    return sum(p.ds_tensor.ds_numel + p.numel() for p in parameters) / sum(
-        p.ds_numel for p in parameters
+    matrices = [p for p in parameters if len(p.ds_shape) > 1]
+    return sum(p.ds_tensor.ds_numel + p.numel() for p in matrices) / sum(
+        p.ds_numel for p in matrices
     )
 
 
@@ -211,8 +214,9 @@ def _editable(
     execution: Execution | None,
     prompting: Mapping[str, Any] | None = None,
 ) -> EditableModel:
+    _gather_less_often(model, modules, zero)
     engine, *_ = deepspeed.initialize(model=model.eval().requires_grad_(False), config=zero)
-    logger.info("this rank holds %.0f%% of the parameters", 100 * held_share(engine.module))
+    logger.info("this rank holds %.0f%% of the matrices", 100 * held_share(engine.module))
     access = ShardedAccess(engine)
     return EditableModel(
         engine.module,
@@ -223,6 +227,25 @@ def _editable(
         ProcessRanks(),
         **(prompting or {}),
     )
+
+
+def _gather_less_often(model: nn.Module, modules: Sequence[str], zero: dict[str, Any]) -> None:
+    """Make fewer of the exchanges, each of which takes milliseconds whatever its size.
+
+    Vectors (norms, biases) stay on every rank. The matrices of an MLP come at once, as a leaf of
+    ZeRO-3; not of one with edited matrices, where a graph may begin inside: after its backward pass
+    DeepSpeed would not let go of it.
+    """
+    shapes = [tuple(getattr(p, "ds_shape", p.shape)) for p in model.parameters()]
+    vectors = [shape[0] for shape in shapes if len(shape) == 1]
+    optimisation = zero["zero_optimization"]
+    optimisation["stage3_param_persistence_threshold"] = max(vectors, default=0)
+    family = family_of(model)
+    edited = {layer_index(family, name) for name in edited_modules(model, modules)}
+    layers: Any = model.get_submodule(family.layers)
+    for i, layer in enumerate(layers):
+        if i not in edited:
+            set_z3_leaf_module(layer.get_submodule(family.mlp), True)
 
 
 def _fill(model: nn.Module, files: CheckpointFiles) -> None:

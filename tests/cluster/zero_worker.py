@@ -170,7 +170,7 @@ def state(model: nn.Module) -> dict[str, Any]:
     """What a sharded model looks like between passes."""
     return {
         "share": held_share(model),
-        "gathered": [n for n, p in model.named_parameters() if p.numel() > 0],
+        "gathered": [n for n, p in model.named_parameters() if p.numel() and len(p.ds_shape) > 1],
         "with_gradient": [n for n, p in model.named_parameters() if p.grad is not None],
     }
 
