@@ -78,7 +78,7 @@ def test_mixed_passes_restarts_and_edits(reports: list[dict[str, Any]], family: 
         assert kinds < found["errors"].keys()
         assert max(found["errors"].values()) < 1e-12
         assert found["with_gradient"] == []
-        assert found["gathered"] == []
+        assert found["gathered"] == [] and found["sliced vectors"] == []
         assert found["share"] == pytest.approx(1 / SIZE, abs=0.01)
 
 

@@ -168,9 +168,13 @@ def worst_by_kind(found: Results, expected: Results) -> dict[str, float]:
 
 def state(model: nn.Module) -> dict[str, Any]:
     """What a sharded model looks like between passes."""
+    sizes = {n: (len(p.ds_shape), p.numel(), p.ds_numel) for n, p in model.named_parameters()}
     return {
         "share": held_share(model),
-        "gathered": [n for n, p in model.named_parameters() if p.numel() and len(p.ds_shape) > 1],
+        "gathered": [n for n, (axes, here, _) in sizes.items() if axes > 1 and here],
+        "sliced vectors": [
+            n for n, (axes, here, all_) in sizes.items() if axes == 1 and here < all_
+        ],
         "with_gradient": [n for n, p in model.named_parameters() if p.grad is not None],
     }
 

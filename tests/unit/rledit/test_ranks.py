@@ -246,6 +246,19 @@ def test_a_second_rank_halves_the_tokens_that_each_passes() -> None:
             assert found / alone < most
 
 
+def test_a_pass_over_a_sharded_model_is_large_as_it_gathers_every_layer() -> None:
+    (batch,) = random_batches(1, 300)
+    samples = batch.edit.samples
+    assert 400 < sum(map(len, samples)) < 4096
+
+    def passes(in_step: bool, **execution: Any) -> int:
+        model, _ = opened("llama", SingleProcess(), in_step=in_step, **execution)
+        return len(model.micro_batches(samples, tokens_per_row=1))
+
+    assert passes(in_step=True, token_budget=None) < passes(in_step=False, token_budget=None)
+    assert passes(in_step=True, token_budget=60) == passes(in_step=False, token_budget=60)
+
+
 @pytest.mark.parametrize(
     "in_step", [pytest.param(False, marks=pytest.mark.long), True], ids=["whole", "sharded"]
 )
