@@ -7,7 +7,8 @@
 An editor that stops early is validated before the first training step, every few steps, and after
 the last one. The state with the best score is kept, and put back when the training ends. Where its
 configuration searches steps (`step_search`), the best state is then validated with its learned
-steps multiplied by each of some factors, and keeps the best of them.
+steps multiplied by each of some factors, and keeps the best of them; where that is the smallest or
+the largest, it goes on beyond.
 """
 
 from __future__ import annotations
@@ -24,6 +25,8 @@ from rledit.tokenization import EditBatch
 from rledit.validation import Validation
 
 _BEST = "best."
+MOST_BEYOND = 3
+"""Factors that are tried beyond those listed, where the best is the last on its side."""
 
 Draw = Callable[[int], Sequence[Sequence[EditBatch]]]
 """Training step, counted from 0 → its trajectories, the same for the same step."""
@@ -163,10 +166,24 @@ class Training:
 
     @property
     def step_trials_left(self) -> tuple[float, ...]:
-        """Factors that are still to be tried; 1 is known from training."""
+        """Factors that are still to be tried, as far as is known; 1 is known from training."""
         tried = {1.0, *(trial.factor for trial in self.step_trials)}
         factors = () if self.stopping is None else self.stopping.step_search
-        return tuple(factor for factor in factors if factor not in tried)
+        listed = tuple(factor for factor in factors if factor not in tried)
+        return listed or self._beyond(sorted(tried), len(tried - {1.0, *factors}))
+
+    def _beyond(self, tried: Sequence[float], n_beyond: int) -> tuple[float, ...]:
+        """The next factor of the same ratio, where the best of those tried is their last.
+
+        The steps as learned are no reason to look further: that side may not have been asked for.
+        """
+        best = self.best_trial
+        if best is None or best.factor == 1 or n_beyond >= MOST_BEYOND:
+            return ()
+        ends = {tried[0]: tried[1], tried[-1]: tried[-2]}
+        if best.factor not in ends:
+            return ()
+        return (float(f"{best.factor * best.factor / ends[best.factor]:.4g}"),)
 
     @property
     def _searches(self) -> bool:
@@ -236,7 +253,8 @@ class Training:
         if self.best is None or not self._searches:
             return
         assert self._validate is not None
-        for factor in self.step_trials_left:
+        while left := self.step_trials_left:
+            factor = left[0]
             began = time.perf_counter()
             self._scale_best(factor)
             try:

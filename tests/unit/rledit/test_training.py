@@ -216,7 +216,7 @@ def test_what_a_training_takes_yet_counts_its_validations_and_trials() -> None:
     """Ten seconds a validation or trial, two a batch: of six batches and four checks to come."""
     more = {"train_steps": 6, "patience": 9, "validate_every": 2, "step_search": [0.5, 2.0]}
     editor = make("moments of the trajectory", **more)
-    found = scripted(*range(50, 59))
+    found = scripted(50, 51, 52, 53, 40, 41)
     training = Training(
         editor, draw_of(editor), lambda e, step: replace(found(e, step), seconds=10.0)
     )
@@ -334,8 +334,8 @@ SEARCHED = ["converged", "averaged", "lifelong moments", "malmen", "mend"]
 
 @pytest.mark.parametrize("case", [*SEARCHED, "retrained on the stream"])
 def test_the_best_state_keeps_the_steps_that_validate_best(case: str) -> None:
-    training, best = best_and_search(case, 50, 60, 55, 58, 63)
-    assert [trial.factor for trial in training.step_trials] == [0.5, 2.0]
+    training, best = best_and_search(case, 50, 60, 55, 58, 63, 62)
+    assert [trial.factor for trial in training.step_trials] == [0.5, 2.0, 4.0]
     assert training.best_trial is not None and training.best_trial.factor == 2
     assert training.best is not None and (training.best.step, training.best.score) == (1, 60)
     editor = training.editor
@@ -353,6 +353,23 @@ def test_steps_stay_as_learned_where_no_factor_gains(scores: tuple[float, ...]) 
     training, best = best_and_search("converged", *scores)
     assert training.best_trial is not None and training.best_trial.factor == 1
     assert equal(training.editor.state_dict(), best)
+
+
+@pytest.mark.parametrize(
+    ("scores", "tried"),
+    [
+        ((58, 63, 65, 64), [4.0, 8.0]),
+        ((58, 63, 65, 66, 67), [4.0, 8.0, 16.0]),  # no more than three
+        ((63, 58, 65, 64), [0.25, 0.125]),
+        ((58, 63, 63), [4.0]),
+    ],
+)
+def test_where_the_last_factor_is_best_the_search_goes_on_beyond(
+    scores: tuple[float, ...], tried: list[float]
+) -> None:
+    training, _ = best_and_search("converged", 50, 60, 55, *scores)
+    assert [trial.factor for trial in training.step_trials] == [0.5, 2.0, *tried]
+    assert training.best_trial is not None and training.best_trial.score == max(scores)
 
 
 @pytest.mark.parametrize("case", SEARCHED)
@@ -392,7 +409,7 @@ def test_a_factor_that_was_killed_while_it_was_tried_is_tried_again(tmp_path: Pa
     saved, record = stored(killed, tmp_path / "state.safetensors")
     resumed = training_of(make("lifelong moments", **settings))
     resumed.load(saved, record)
-    assert len(list(resumed.run())) == 1
+    assert len(list(resumed.run())) == len(straight.step_trials) - 1
     assert equal(resumed.editor.state_dict(), straight.editor.state_dict())
     assert without_times(resumed) == without_times(straight)
 
@@ -406,7 +423,7 @@ def test_a_factor_that_breaks_the_model_is_not_chosen(tmp_path: Path) -> None:
     list(plain.run())
     training = training_of(make("lifelong moments", step_search=(1e60, 0.2), **settings))
     list(training.run())
-    broken, other = training.step_trials
+    broken, *others = training.step_trials
     assert (broken.factor, broken.validation) == (1e60, None)
     assert re.search(BROKEN, broken.error)
     assert without_times(training)[-1] == without_times(plain)[-1]  # nothing is left of the other
@@ -414,7 +431,7 @@ def test_a_factor_that_breaks_the_model_is_not_chosen(tmp_path: Path) -> None:
     assert equal(training.editor.state_dict(), plain.editor.state_dict())
     resumed = training_of(make("lifelong moments", step_search=(1e60, 0.2), **settings))
     resumed.load(*stored(training, tmp_path / "state.safetensors"))
-    assert resumed.step_trials == [broken, other]
+    assert resumed.step_trials == [broken, *others]
 
 
 def test_among_ranks_a_factor_that_breaks_the_model_ends_the_training(
