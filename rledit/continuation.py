@@ -121,7 +121,7 @@ class Continuation:
 
     @property
     def _tokens(self) -> int:
-        return self._model.execution.tokens(self._model.device)
+        return self._model.pass_tokens()
 
     @property
     def _kept(self) -> int:

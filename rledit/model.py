@@ -228,11 +228,13 @@ class EditableModel:
             least: Tokens of the budget at least, unless one was asked for.
             tokens_per_row: See `rledit.micro_batches.make_micro_batches`.
         """
+        return make_micro_batches(samples, self.pass_tokens(least), tokens_per_row)
+
+    def pass_tokens(self, least: int = 0) -> int:
+        """Padded tokens of one physical batch: at least `least`, unless others were asked for."""
         if self._in_slices:
             least = max(least, SHARDED_PASS_TOKENS)
-        return make_micro_batches(
-            samples, self.execution.tokens(self.device, least), tokens_per_row
-        )
+        return self.execution.tokens(self.device, least)
 
     def own_micro_batches(
         self, samples: Sequence[Sample], own: Sequence[int], least: int = 0

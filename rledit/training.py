@@ -7,8 +7,8 @@
 An editor that stops early is validated before the first training step, every few steps, and after
 the last one. The state with the best score is kept, and put back when the training ends. Where its
 configuration searches steps (`step_search`), the best state is then validated with its learned
-steps multiplied by each of some factors, and keeps the best of them; where that is the smallest or
-the largest, it goes on beyond.
+steps multiplied by each of some factors, and keeps the best of them; where that is the
+smallest or the largest, and not the steps as learned, it goes on beyond.
 """
 
 from __future__ import annotations
@@ -180,10 +180,13 @@ class Training:
         best = self.best_trial
         if best is None or best.factor == 1 or n_beyond >= MOST_BEYOND:
             return ()
+        if self.editor.model.ranks.size > 1:
+            return ()  # one that breaks the model would end the training, see `_search_steps`
         ends = {tried[0]: tried[1], tried[-1]: tried[-2]}
         if best.factor not in ends:
             return ()
-        return (float(f"{best.factor * best.factor / ends[best.factor]:.4g}"),)
+        found = float(f"{best.factor * best.factor / ends[best.factor]:.4g}")
+        return () if found in tried else (found,)
 
     @property
     def _searches(self) -> bool:
@@ -192,7 +195,8 @@ class Training:
     def seconds_left(self, total: int) -> float | None:
         """Seconds to its limit, as long as batches, validations and trials of steps took so far.
 
-        A training that may end before its limit takes so long at the most.
+        A training that may end before its limit takes so long at the most, but for factors beyond
+        those that are listed.
 
         Args:
             total: Batches that it is trained on up to its limit.

@@ -79,8 +79,9 @@ class HypernetworkConfig(SphereSettings):
             one; None: as many as the evaluation stream has and the pool holds, 20 at most.
         step_search: Factors on all learned steps η that are tried once training has ended and the
             best state is put back: each is validated, and the one with the highest mean stays. 1,
-            the steps as learned, is always among them; where the best is the last on its side, up
-            to three more are tried beyond. Needs `patience`; empty: nothing is tried.
+            the steps as learned, is always among them; where the best is another one and the last
+            on its side, up to three more are tried beyond, except among several ranks. Needs
+            `patience`; empty: nothing is tried.
         meta_lr: Adam's learning rate.
         warmup_steps: Optimiser steps over which the learning rate rises to `meta_lr`.
         schedule: The learning rate after the warm-up: `constant`, or falling over `train_steps` by

@@ -213,7 +213,7 @@ class _Group:
             least=SINGLE_PASS_TOKENS,
             tokens_per_row=TOKENS_PER_ROW,
         )
-        budget = self._model.execution.tokens(self._model.device, SINGLE_PASS_TOKENS)
+        budget = self._model.pass_tokens(SINGLE_PASS_TOKENS)
         return _pooled(
             [
                 MicroBatch(c.samples, chosen[c.index], c.rows, chosen[c.row_sample], c.labels)

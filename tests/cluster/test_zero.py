@@ -69,7 +69,7 @@ def test_a_checkpoint_with_a_weight_that_is_no_number_is_refused_by_every_rank(
 
 
 @pytest.mark.cluster
-@pytest.mark.parametrize("family", ["llama", "gptj", "gemma2", "mistral", "qwen3", "gpt2"])
+@pytest.mark.parametrize("family", ["llama", "gptj", "gemma2", "mistral", "qwen3", "gpt2", "low"])
 def test_mixed_passes_restarts_and_edits(reports: list[dict[str, Any]], family: str) -> None:
     """Full passes, restarts, injected and traced shifts and merged edits, in random order."""
     for report in reports:

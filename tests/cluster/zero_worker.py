@@ -44,6 +44,8 @@ from tests.unit.helpers.tiny_models import double_arithmetic, random_batches, ti
 from tests.unit.rledit.editors.test_editors import SETTINGS as EDITOR_SETTINGS
 
 MIXED = ("llama", "gptj", "gemma2", "mistral", "qwen3", "gpt2")
+LOW = ("up:1", "down:1")
+"""Edited so low that gradients cross layers without edited matrices, whose MLPs come as one."""
 EDITED: dict[tuple[str, torch.dtype], Offload] = {
     ("llama", torch.float32): "none",
     ("llama", torch.bfloat16): "none",
@@ -346,7 +348,10 @@ def main(rank: int, size: int, folder: Path) -> None:
                 twin = copy.deepcopy(twins[family])
                 return EditableModel(twin, None, two_shapes(twin))
 
-            double: dict[str, Callable[[], Any]] = {}
+            low = copy.deepcopy(twins["llama"])
+            double: dict[str, Callable[[], Any]] = {
+                "mixed low": lambda: mixed(EditableModel(copy.deepcopy(low), None, LOW))
+            }
             for family in twins:
                 double[f"mixed {family}"] = lambda of=family: mixed(twin_of(of))
                 if family in chosen:
@@ -373,6 +378,9 @@ def main(rank: int, size: int, folder: Path) -> None:
             report["refused"] = str(error)
         with pytest.MonkeyPatch.context() as patch:
             double_arithmetic(patch)
+            model = shard(low, LOW)
+            errors = worst_by_kind(mixed(model), expected["mixed low"])
+            report["mixed low"] = {"errors": errors, **state(model.model)}
             for family, twin in twins.items():
                 model = shard(twin, two_shapes(twin))
                 errors = worst_by_kind(mixed(model), expected[f"mixed {family}"])

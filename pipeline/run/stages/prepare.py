@@ -98,7 +98,7 @@ def _open_sharded(cell: Cell, folder: Path, gang: Gang) -> EditableModel:
 
 
 def held_shares(model: EditableModel, gang: Gang) -> list[float]:
-    """Share of the parameters that each rank holds of a sharded model; empty for a whole one."""
+    """Share of the matrices that each rank holds of a sharded model; empty for a whole one."""
     if gang.sharding == "none":
         return []
     from pipeline.run.sharded_model import held_share

@@ -199,9 +199,9 @@ def _report(report: Report, training: Training, total: int) -> None:
             f"{training.stopping.patience}"
         )
     if (chosen := training.best_trial) is not None:
-        n, left = len(training.step_trials), len(training.step_trials_left)
+        n, due = len(training.step_trials), len(training.step_trials_left)
         parts.append(
-            f"steps tried with {n} of {n + left} factors (best {chosen.score:.1f} "
+            f"steps tried with {n} of {n + due} factors (best {chosen.score:.1f} "
             f"at {chosen.factor:g})"
         )
     # Ended early, it is done all the same.

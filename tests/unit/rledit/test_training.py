@@ -372,6 +372,34 @@ def test_where_the_last_factor_is_best_the_search_goes_on_beyond(
     assert training.best_trial is not None and training.best_trial.score == max(scores)
 
 
+@pytest.mark.parametrize("done", range(6))
+def test_a_search_beyond_goes_on_where_it_was_killed(done: int, tmp_path: Path) -> None:
+    scores = (50.0, 60.0, 55.0, 58.0, 63.0, 65.0, 66.0, 67.0)
+    straight, _ = best_and_search("converged", *scores)
+    assert len(straight.step_trials) == 5
+    settings: dict[str, Any] = {"patience": 2, "validate_every": 1, "train_steps": 2}
+    editor = make("converged", step_search=(0.5, 1.0, 2.0), **settings)
+    killed = Training(editor, draw_of(editor), scripted(*scores))
+    events = killed.run()
+    while len(killed.step_trials) < done or killed.ending is None:
+        next(events)
+    editor = make("converged", step_search=(0.5, 1.0, 2.0), **settings)
+    left = scripted(*scores[3 + len(killed.step_trials) :])
+    resumed = Training(editor, draw_of(editor), left)
+    resumed.load(*stored(killed, tmp_path / "state.safetensors"))
+    list(resumed.run())
+    assert resumed.step_trials == straight.step_trials
+    assert equal(resumed.editor.state_dict(), straight.editor.state_dict())
+
+
+def test_a_search_whose_next_factor_was_tried_ends() -> None:
+    settings: dict[str, Any] = {"patience": 2, "validate_every": 1, "train_steps": 1}
+    editor = make("converged", step_search=(1.00004,), **settings)
+    training = Training(editor, draw_of(editor), scripted(50, 60, 61))
+    list(training.run())
+    assert [trial.factor for trial in training.step_trials] == [1.00004]
+
+
 @pytest.mark.parametrize("case", SEARCHED)
 def test_a_factor_is_tried_on_the_whole_validation_stream(case: str) -> None:
     settings: dict[str, Any] = {"patience": 2, "validate_every": 1, "train_steps": 1}
