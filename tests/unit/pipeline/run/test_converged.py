@@ -90,11 +90,12 @@ def test_a_training_that_was_killed_anywhere_comes_to_the_same_end(
     )
     assert told[-1][:2] == (12, 12)
     searched = {found["factor"]: found["score"] for found in straight.outcome["step_search"]}
-    assert list(searched) == [0.5, 1.0, 2.0]
+    # Twice the steps are best of those listed, so that the next is tried.
+    assert list(searched) == [0.5, 1.0, 2.0, 4.0]
     assert searched[1.0] == straight.outcome["best_score"]
     factor, score = straight.outcome["step_factor"], straight.outcome["step_factor_score"]
     assert searched[factor] == score == max(searched.values())
-    tried = ", steps tried with 2 of 2 factors (best"
+    tried = ", steps tried with 3 of 3 factors (best"
     assert told[-1][2].endswith(f"{tried} {score:.1f} at {factor:g})")
     # At every event of the training: batches, validations, and the factors on the steps.
     for stop in (2, 4, 5, len(told) - 2, len(told) - 1):
@@ -138,7 +139,7 @@ def test_results_and_tracking_hold_the_search_over_steps(folder: Path, tmp_path:
     run_cell(chosen, folder, network, Cache(tmp_path), lake, silent)
     (record,) = lake.manifest()
     outcome = record.values["resolved"]["training"]
-    assert [found["factor"] for found in outcome["step_search"]] == [0.5, 1.0, 2.0]
+    assert [found["factor"] for found in outcome["step_search"]] == [0.5, 1.0, 2.0, 4.0]
     params = flatten({"training": outcome})
     assert params["training.step_factor"] == f"{outcome['step_factor']}"
     assert str(outcome["step_search"][0]["score"]) in str(params)
