@@ -232,9 +232,10 @@ def _editable(
 def _gather_less_often(model: nn.Module, modules: Sequence[str], zero: dict[str, Any]) -> None:
     """Make fewer of the exchanges, each of which takes milliseconds whatever its size.
 
-    Vectors (norms, biases) stay on every rank, and matrices no larger than the longest of them. The
-    matrices of an MLP come at once, as a leaf of ZeRO-3; not of one with edited matrices, where a
-    graph may begin inside: after its backward pass DeepSpeed would not let go of it.
+    Vectors (norms, biases) stay on a rank once they came, and matrices no larger than the longest
+    of them. The matrices of an MLP come at once, as a leaf of ZeRO-3; not of one with edited
+    matrices, where a graph may begin inside: after its backward pass DeepSpeed would not let go of
+    it.
     """
     shapes = [tuple(getattr(p, "ds_shape", p.shape)) for p in model.parameters()]
     vectors = [shape[0] for shape in shapes if len(shape) == 1]

@@ -10,6 +10,7 @@ import copy
 import dataclasses
 import json
 import random
+import statistics
 import sys
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
@@ -174,9 +175,9 @@ def state(model: nn.Module) -> dict[str, Any]:
     return {
         "share": held_share(model),
         "gathered": [n for n, (axes, here, _) in sizes.items() if axes > 1 and here],
-        "sliced vectors": [
-            n for n, (axes, here, all_) in sizes.items() if axes == 1 and here < all_
-        ],
+        "whole vectors": statistics.mean(
+            here == n for axes, here, n in sizes.values() if axes == 1
+        ),
         "with_gradient": [n for n, p in model.named_parameters() if p.grad is not None],
     }
 
