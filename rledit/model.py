@@ -36,7 +36,7 @@ that, as their memory is not to grow with the prompts they look back on.
 """
 SHARDED_PASS_TOKENS = 4096
 """Tokens of a physical batch at least, over a sharded model: a pass gathers every layer from all
-ranks, which takes a CPU as long as some hundred tokens."""
+ranks, so that few are made."""
 
 
 @dataclass(frozen=True, kw_only=True)

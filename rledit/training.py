@@ -180,8 +180,6 @@ class Training:
         best = self.best_trial
         if best is None or best.factor == 1 or n_beyond >= MOST_BEYOND:
             return ()
-        if self.editor.model.ranks.size > 1:
-            return ()  # one that breaks the model would end the training, see `_search_steps`
         ends = {tried[0]: tried[1], tried[-1]: tried[-2]}
         if best.factor not in ends:
             return ()

@@ -1,6 +1,6 @@
 """Language models too large for one GPU, sharded by DeepSpeed ZeRO-3: the only file that knows it.
 
-Each rank holds an equal slice of every matrix, and all of the vectors. A pass gathers a linear
+Each rank holds an equal slice of every matrix, and most vectors whole. A pass gathers a linear
 layer at a time, or an MLP without edited matrices as one, edits are written under
 `GatheredParameters`, and the low-rank term of `rledit.shift` is traced by hooks as on a whole
 model. Prompts are dealt over the ranks as where each holds the whole model. Gathering is
@@ -232,10 +232,9 @@ def _editable(
 def _gather_less_often(model: nn.Module, modules: Sequence[str], zero: dict[str, Any]) -> None:
     """Make fewer of the exchanges, each of which takes milliseconds whatever its size.
 
-    Vectors (norms, biases) stay on a rank once they came, and matrices no larger than the longest
-    of them. The matrices of an MLP come at once, as a leaf of ZeRO-3; not of one with edited
-    matrices, where a graph may begin inside: after its backward pass DeepSpeed would not let go of
-    it.
+    Most vectors (norms, biases) stay on every rank, and matrices no larger than the longest of
+    them. The matrices of an MLP come at once, as a leaf of ZeRO-3; not of one with edited matrices,
+    where a graph may begin inside: after its backward pass DeepSpeed would not let go of it.
     """
     shapes = [tuple(getattr(p, "ds_shape", p.shape)) for p in model.parameters()]
     vectors = [shape[0] for shape in shapes if len(shape) == 1]

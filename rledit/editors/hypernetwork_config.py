@@ -80,8 +80,8 @@ class HypernetworkConfig(SphereSettings):
         step_search: Factors on all learned steps η that are tried once training has ended and the
             best state is put back: each is validated, and the one with the highest mean stays. 1,
             the steps as learned, is always among them; where the best is another one and the last
-            on its side, up to three more are tried beyond, except among several ranks. Needs
-            `patience`; empty: nothing is tried.
+            on its side, up to three more are tried beyond. Needs `patience`; empty: nothing is
+            tried.
         meta_lr: Adam's learning rate.
         warmup_steps: Optimiser steps over which the learning rate rises to `meta_lr`.
         schedule: The learning rate after the warm-up: `constant`, or falling over `train_steps` by
