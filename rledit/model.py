@@ -82,6 +82,10 @@ class EditableModel:
         answer_space: Whether a space stands before an answer.
         instruction: What edits' prompts are asked with, where the method has one.
 
+    Attributes:
+        in_slices: Whether the matrices lie in slices on several ranks, which gather a layer for
+            every pass.
+
     Raises:
         ValueError: The modules are not this model's.
         UneditableError: The model's architecture cannot be edited.
@@ -105,8 +109,8 @@ class EditableModel:
         instruction: Instruction | None = None,
     ) -> None:
         self.ranks: Ranks = ranks or SingleProcess()
-        self._in_slices = access is not None and access.in_step
-        in_step = self._in_slices and self.ranks.size > 1
+        self.in_slices = access is not None and access.in_step
+        in_step = self.in_slices and self.ranks.size > 1
         self.most_passes: MostPasses | None = partial(largest, self.ranks) if in_step else None
         self.overlay: Overlay | None = None
         require_unoccupied(model)
@@ -232,7 +236,7 @@ class EditableModel:
 
     def pass_tokens(self, least: int = 0) -> int:
         """Padded tokens of one physical batch: at least `least`, unless others were asked for."""
-        if self._in_slices:
+        if self.in_slices:
             least = max(least, SHARDED_PASS_TOKENS)
         return self.execution.tokens(self.device, least)
 

@@ -264,10 +264,11 @@ class Reward:
                 prefix_cache.prefetch(passes)
         self._recorded = True
 
-    def _prompts(self, entry: _Remembered) -> tuple[list[Sample], list[Sample]]:
+    def _prompts(self, entry: _Remembered) -> tuple[list[Sample], ...]:
         """The distinct prompts of a batch that this rank runs, those recorded together in a group.
 
-        Edit prompts, which `rledit.capture` deals, are by themselves.
+        Edit prompts, which `rledit.capture` deals, are by themselves; not over a sharded model,
+        where every pass gathers all layers below the first edited one.
         """
         batch, ranks = entry.batch, self._model.ranks
         captured = (batch.edit.samples[i] for i in shard(batch.edit.samples, ranks))
@@ -278,6 +279,8 @@ class Reward:
             own = (phase.samples[i] for i in shard(phase.samples, ranks, first))
             others |= {s.key: s for s in own if s.key not in edits}
             first += len(phase)
+        if self._model.in_slices:
+            return ([*edits.values(), *others.values()],)
         return list(edits.values()), list(others.values())
 
     def backward(self, shifts: Shifts) -> RewardTerms:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -20,10 +20,15 @@ def hooked(handle: Any) -> Iterator[None]:
 
 @contextmanager
 def swapped(parent: nn.Module, path: str, stand_in: nn.Module) -> Iterator[None]:
-    """Put a module in the place of another for the length of the context."""
+    """Put a module in the place of another for the length of the context.
+
+    The other one is a part of it, unused: what looks for a layer's matrices meanwhile, as a sharded
+    model does to gather and release them, finds all of them.
+    """
     owner_path, _, name = path.rpartition(".")
     owner = parent.get_submodule(owner_path) if owner_path else parent
-    whole: Callable[..., Any] = getattr(owner, name)
+    whole: nn.Module = getattr(owner, name)
+    stand_in.add_module("whole", whole)
     setattr(owner, name, stand_in)
     try:
         yield

@@ -1,12 +1,12 @@
 """Language models too large for one GPU, sharded by DeepSpeed ZeRO-3: the only file that knows it.
 
-Each rank holds an equal slice of every matrix, and most vectors whole. A pass gathers a linear
-layer at a time, or an MLP without edited matrices as one, edits are written under
-`GatheredParameters`, and the low-rank term of `rledit.shift` is traced by hooks as on a whole
-model. Prompts are dealt over the ranks as where each holds the whole model. Gathering is
-collective, so all make as many passes in the same order, empty ones where they have no prompt left
-(see `rledit.ranks`), and all take the same step. Beside its slice, a rank keeps the unedited copies
-(and fp32 masters) of the edited matrices.
+Each rank holds an equal slice of every matrix but the output embedding, which it has whole, as all
+vectors. A pass gathers a decoder layer at a time, edits are written under `GatheredParameters`, and
+the low-rank term of `rledit.shift` is traced by hooks as on a whole model. Prompts are dealt over
+the ranks as where each holds the whole model. Gathering is collective, so all make as many passes
+in the same order, empty ones where they have no prompt left (see `rledit.ranks`), and all take the
+same step. Beside its slice, a rank keeps the unedited copies (and fp32 masters) of the edited
+matrices.
 
 DeepSpeed replaces ``torch.nn.functional.linear`` in the whole process when it first shards a model.
 Its version adds a bias after rounding the product, so linear layers with biases (GPT-J) agree with
@@ -32,7 +32,7 @@ from pipeline.inputs.checkpoints import read_config
 from pipeline.inputs.model_loading import configured
 from pipeline.run.fleet.process_group import ProcessRanks
 from pipeline.run.weight_files import CheckpointFiles
-from rledit.families import edited_modules, family_of, layer_index
+from rledit.families import family_of
 from rledit.finite import NonFiniteError
 from rledit.model import EditableModel, Execution
 
@@ -65,6 +65,10 @@ class ZeroSettings:
             # pass: gathering ahead would leave parameters gathered.
             "stage3_prefetch_bucket_size": 0,
             "stage3_max_reuse_distance": 0,
+            # What stays whole on every rank is decided here, see `_keep_whole`.
+            "stage3_param_persistence_threshold": 0,
+            # Between CPUs a copy of each matrix out of one buffer takes as long as the exchange.
+            "stage3_allgather_sequential": not torch.cuda.is_available(),
         }
         if self.offload == "cpu":
             zero["offload_param"] = {"device": "cpu", "pin_memory": False}
@@ -85,9 +89,25 @@ class ShardedAccess:
     def __init__(self, engine: Any) -> None:
         # The engine's hooks gather and release the parameters: it has to live as long as the model.
         self._engine = engine
+        self._coordinator = engine.optimizer.get_param_coordinator()
+        engine.module.register_forward_pre_hook(self._begin_pass)
+
+    def _begin_pass(self, *_: Any) -> None:
+        """Leave nothing gathered, and expect nothing of the pass.
+
+        DeepSpeed takes a pass for one more of those before it, and keeps what comes again in them.
+        """
+        self._let_go()
+        if not self._coordinator.is_invalid_trace():
+            self._coordinator._invalidate_trace()
+
+    def _let_go(self) -> None:
+        """Release a layer that a graph began inside: DeepSpeed sees no end of its backward pass."""
+        self._coordinator.release_backward_leftovers()
 
     def read(self, parameter: nn.Parameter) -> Tensor:
         """A copy of the whole matrix, on every rank."""
+        self._let_go()
         with deepspeed.zero.GatheredParameters([parameter]):
             return parameter.detach().clone()
 
@@ -97,6 +117,7 @@ class ShardedAccess:
         All ranks bring the same value; taking one rank's keeps their slices of one matrix even if
         round-off should differ between machines.
         """
+        self._let_go()
         with torch.no_grad(), deepspeed.zero.GatheredParameters([parameter], modifier_rank=0):
             parameter.copy_(value)
 
@@ -181,12 +202,10 @@ def shard(
 
 
 def held_share(model: nn.Module) -> float:
-    """Share of the matrices' elements that lie on this rank between passes."""
+    """Share of the sliced matrices' elements that lie on this rank between passes."""
     parameters: list[Any] = list(model.parameters())
-    matrices = [p for p in parameters if len(p.ds_shape) > 1]
-    return sum(p.ds_tensor.ds_numel + p.numel() for p in matrices) / sum(
-        p.ds_numel for p in matrices
-    )
+    sliced = [p for p in parameters if not p.is_external_param]
+    return sum(p.ds_tensor.ds_numel + p.numel() for p in sliced) / sum(p.ds_numel for p in sliced)
 
 
 def _initialise() -> None:
@@ -214,9 +233,10 @@ def _editable(
     execution: Execution | None,
     prompting: Mapping[str, Any] | None = None,
 ) -> EditableModel:
-    _gather_less_often(model, modules, zero)
+    _gather_by_layer(model)
     engine, *_ = deepspeed.initialize(model=model.eval().requires_grad_(False), config=zero)
-    logger.info("this rank holds %.0f%% of the matrices", 100 * held_share(engine.module))
+    _keep_whole(engine.module)
+    logger.info("this rank holds %.0f%% of the sliced matrices", 100 * held_share(engine.module))
     access = ShardedAccess(engine)
     return EditableModel(
         engine.module,
@@ -229,23 +249,26 @@ def _editable(
     )
 
 
-def _gather_less_often(model: nn.Module, modules: Sequence[str], zero: dict[str, Any]) -> None:
-    """Make fewer of the exchanges, each of which takes milliseconds whatever its size.
+def _gather_by_layer(model: nn.Module) -> None:
+    """Let a layer's matrices come at once: an exchange takes milliseconds whatever its size."""
+    layers: Any = model.get_submodule(family_of(model).layers)
+    for layer in layers:
+        set_z3_leaf_module(layer, True)
 
-    Most vectors (norms, biases) stay on every rank, and matrices no larger than the longest of
-    them. The matrices of an MLP come at once, as a leaf of ZeRO-3; not of one with edited matrices,
-    where a graph may begin inside: after its backward pass DeepSpeed would not let go of it.
+
+def _keep_whole(model: nn.Module) -> None:
+    """Let this rank have the output embedding, which every pass with logits needs, and vectors.
+
+    DeepSpeed's own threshold for that does not do: what is under it is sliced again after every
+    module of a pass whose modules are not those of the pass before.
     """
-    shapes = [tuple(getattr(p, "ds_shape", p.shape)) for p in model.parameters()]
-    vectors = [shape[0] for shape in shapes if len(shape) == 1]
-    optimisation = zero["zero_optimization"]
-    optimisation["stage3_param_persistence_threshold"] = max(vectors, default=0)
-    family = family_of(model)
-    edited = {layer_index(family, name) for name in edited_modules(model, modules)}
-    layers: Any = model.get_submodule(family.layers)
-    for i, layer in enumerate(layers):
-        if i not in edited:
-            set_z3_leaf_module(layer.get_submodule(family.mlp), True)
+    head: Any = model.get_output_embeddings()  # type: ignore[operator]
+    parameters: list[Any] = list(model.parameters())
+    for parameter in parameters:
+        if parameter is head.weight or len(parameter.ds_shape) == 1:
+            parameter.all_gather()
+            # Whose slices are not DeepSpeed's to make.
+            parameter.is_external_param = True
 
 
 def _fill(model: nn.Module, files: CheckpointFiles) -> None:

@@ -162,7 +162,9 @@ def compare(shape: str, repeats: int) -> dict[str, dict[str, float]]:
             with tempfile.TemporaryDirectory() as folder:
                 asked = {"shape": shape, "sharded": kind == "sharded", "repeats": repeats}
                 (Path(folder) / "asked.json").write_text(json.dumps(asked))
-                by_size[size] = launch("tests.benchmarks.ranks", size, Path(folder), TIMEOUT)
+                by_size[size] = launch(
+                    "tests.benchmarks.ranks", size, Path(folder), TIMEOUT, memory_counts=False
+                )
         for work in WORK:
             row: dict[str, float] = {}
             for what in ("tokens", "cpu", "wall"):

@@ -79,7 +79,7 @@ def test_mixed_passes_restarts_and_edits(reports: list[dict[str, Any]], family: 
         assert max(found["errors"].values()) < 1e-12
         assert found["with_gradient"] == []
         assert found["gathered"] == []
-        assert found["whole vectors"] > 0.5  # layer 0 has its own sliced; why is not known
+        assert found["kept"] == found["to keep"]
         assert found["share"] == pytest.approx(1 / SIZE, abs=0.01)
 
 

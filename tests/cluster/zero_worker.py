@@ -10,7 +10,6 @@ import copy
 import dataclasses
 import json
 import random
-import statistics
 import sys
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
@@ -171,13 +170,14 @@ def worst_by_kind(found: Results, expected: Results) -> dict[str, float]:
 
 def state(model: nn.Module) -> dict[str, Any]:
     """What a sharded model looks like between passes."""
-    sizes = {n: (len(p.ds_shape), p.numel(), p.ds_numel) for n, p in model.named_parameters()}
+    head: Any = model.get_output_embeddings()  # type: ignore[operator]
+    whole = {n for n, p in model.named_parameters() if p.numel() == p.ds_numel}
+    kept = {n for n, p in model.named_parameters() if p is head.weight or len(p.ds_shape) == 1}
     return {
         "share": held_share(model),
-        "gathered": [n for n, (axes, here, _) in sizes.items() if axes > 1 and here],
-        "whole vectors": statistics.mean(
-            here == n for axes, here, n in sizes.values() if axes == 1
-        ),
+        "to keep": sorted(kept),
+        "kept": sorted(kept & whole),
+        "gathered": [n for n, p in model.named_parameters() if n not in kept and p.numel()],
         "with_gradient": [n for n, p in model.named_parameters() if p.grad is not None],
     }
 

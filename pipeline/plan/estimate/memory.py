@@ -219,10 +219,12 @@ def memory_of(work: Workload, placement: Placement) -> Memory:
     weights = architecture.parameters * dtype
     parts: dict[str, float] = {"weights": weights}
     if placement.sharded:
-        # Beside its slice a rank holds the largest module it gathers, and the next one.
+        # Beside its slice a rank holds the output embedding, which is as large as the other one,
+        # and the largest module it gathers, and the next one.
         embedding = architecture.vocabulary * architecture.hidden
         gathered = max(embedding, architecture.layer_parameters) * dtype
         parts["weights"] = 0 if placement.offload else weights / placement.ranks
+        parts["output embedding"] = embedding * dtype
         parts["gathered layers"] = 2 * gathered
     # The unedited copy, and an fp32 master where the model's precision is lower.
     masters = FLOAT if dtype < FLOAT else 0

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 from torch import Tensor
@@ -9,8 +11,10 @@ from torch import Tensor
 from rledit.editors.rledit import RLEdit, RLEditConfig
 from rledit.losses import row_losses
 from rledit.model import EditableModel, Execution
+from rledit.prefix_passes import PrefixPasses
 from rledit.reward import final_states
 from tests.unit.helpers.oracle import relative
+from tests.unit.helpers.threaded_ranks import InStep
 from tests.unit.helpers.tiny_models import HIDDEN, random_batches, tiny_model
 
 DOUBLE = 8
@@ -72,6 +76,35 @@ def test_a_window_records_its_prompts_and_forgets_the_others() -> None:
         assert set(model.prefix_cache._cache) == {s.key for p in phases for s in p.samples}
         held = sum(t.nbytes for prefix in model.prefix_cache._cache.values() for t in prefix)
         assert model.prefix_cache._cached == held
+
+
+def test_a_sharded_model_records_a_batch_in_one_pass(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where every pass gathers the layers below; a whole model records edits by themselves."""
+    passes: list[int] = []
+    record = PrefixPasses._record
+    monkeypatch.setattr(
+        PrefixPasses, "_record", lambda self, ids: [passes.append(len(ids)), record(self, ids)][1]
+    )
+    for access, parts in ((InStep(), [15, 15]), (None, [5, 10, 5, 10])):
+        passes.clear()
+        model = EditableModel(tiny_model("llama"), None, ("down:2-3",), None, access)
+        for _ in _editor(model, depth=2).train_batches(random_batches(2, 5)):
+            pass
+        assert passes == parts
+
+
+def test_the_output_embedding_runs_where_logits_are_read_and_nowhere_else() -> None:
+    """The ranks of a sharded model gather it, even if it runs on no row."""
+    model = _model()
+    head: Any = model.model.get_output_embeddings()
+    runs: list[int] = []
+    head.register_forward_hook(lambda _, args, __: runs.append(args[0].shape[-2]))
+    micro_batch = model.micro_batches(SAMPLES)[0]
+    model.prefix_cache.prefetch([micro_batch])
+    states = model.prefix_cache.states(micro_batch)
+    assert runs == []
+    model.prefix_cache.logits_of(states)
+    assert runs == [len(micro_batch.rows)]
 
 
 def test_training_logs_what_the_caches_found(caplog: pytest.LogCaptureFixture) -> None:
