@@ -8,6 +8,7 @@ from pathlib import Path
 from pipeline.inputs.checkpoints import cached, fetch_whole, weight_files
 from pipeline.inputs.model_loading import load_model
 from pipeline.inputs.pickled_weights import converted, is_pickled
+from pipeline.inputs.tokenizer_files import tokenizer_in
 from pipeline.plan.cache_names import MODELS
 from pipeline.plan.cells import Cell
 from pipeline.run import heap, kept_model
@@ -59,9 +60,6 @@ def open_model(cell: Cell, folder: Path, gang: Gang = SINGLE_PROCESS) -> Editabl
 
     A worker whose last task had the same model has it at hand, see `pipeline.run.kept_model`.
     """
-    # Not at the top: the driver of a run, which opens no model, goes without it.
-    from transformers import AutoTokenizer
-
     torch.set_num_threads(cell.threads)
     torch.manual_seed(cell.seed)
     if gang.sharding == "zero3":
@@ -72,10 +70,9 @@ def open_model(cell: Cell, folder: Path, gang: Gang = SINGLE_PROCESS) -> Editabl
     heap.freeze()
     # Whether it was loaded or at hand, what is drawn from here on is the same.
     torch.manual_seed(cell.seed)
-    tokenizer = AutoTokenizer.from_pretrained(folder)
     opened = EditableModel(
         model,
-        tokenizer,
+        tokenizer_in(folder),
         cell.settings.modules,
         ranks=gang.together,
         **cell.prompting,

@@ -15,6 +15,7 @@ import torch
 from safetensors.torch import save_file
 
 from pipeline.config.parse import load_grid
+from pipeline.inputs.tokenizer_files import tokenizer_in
 from pipeline.plan.cell_keys import key_of
 from pipeline.plan.cells import Cell, cells_of
 from pipeline.results.lake.lake import Lake
@@ -216,6 +217,16 @@ def test_another_model_takes_the_place_of_the_kept_one(
     os.utime(folder / "model.safetensors", ns=(1, 1))
     run("float64", "fourth")
     assert len(loads) == 3
+
+
+def test_cells_of_one_worker_share_a_tokenizer_until_its_files_change(
+    models: Path, tmp_path: Path
+) -> None:
+    folder = shutil.copytree(next(models.iterdir()), tmp_path / "model")
+    found = tokenizer_in(folder)
+    assert tokenizer_in(folder) is found
+    (folder / "tokenizer_config.json").write_text("{}\n")
+    assert tokenizer_in(folder) is not found
 
 
 def test_two_models_that_are_open_share_no_weights(models: Path, loads: list[Path]) -> None:
