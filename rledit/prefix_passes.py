@@ -13,7 +13,7 @@ so masks, rotary positions and soft caps stay those of the Hugging Face implemen
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -58,8 +58,6 @@ class PrefixPasses:
         self._layers: nn.ModuleList = model.get_submodule(family.layers)  # type: ignore[assignment]
         self.first_layer = first_layer
         self._device = next(model.parameters()).device
-        head: nn.Module = model.get_output_embeddings()  # type: ignore[operator]
-        self._head = next(name for name, part in model.named_modules() if part is head)
         self._same_bits: dict[int, tuple[int, ...]] = {}
 
     @property
@@ -114,7 +112,7 @@ class PrefixPasses:
             above = range(self.first_layer + 1, len(self._layers))
             stack.enter_context(self._skipping(above))
             stack.enter_context(swapped(layer, self._family.mlp, PassThrough(as_tuple=False)))
-            stack.enter_context(self._without_output(lambda states: None))
+            stack.enter_context(self._output_rows(torch.zeros(0, dtype=torch.long)))
             stack.enter_context(
                 hooked(layer.register_forward_pre_hook(keep_input, with_kwargs=True))
             )
@@ -177,26 +175,17 @@ class PrefixPasses:
     def before_output(self, rows: Tensor) -> Iterator[list[Tensor]]:
         """Keep these rows of what the output embedding would see, with their graph.
 
-        It does not run, so several passes can share one through it, see `logits_of`.
+        It runs on no row at all, so several passes can share one through it, see `logits_of`.
         """
-        kept: list[Tensor] = []
+        head: nn.Module = self._model.get_output_embeddings()  # type: ignore[operator]
+        states: list[Tensor] = []
 
-        def take(states: Tensor) -> None:
-            kept.append(states.flatten(0, -2).index_select(0, rows))
+        def take(_: nn.Module, args: tuple[Tensor, ...]) -> tuple[Tensor]:
+            states.append(args[0].flatten(0, -2).index_select(0, rows))
+            return (args[0][:, :0].detach(),)
 
-        with self._without_output(take):
-            yield kept
-
-    @contextmanager
-    def _without_output(self, see: Callable[[Tensor], None]) -> Iterator[None]:
-        """Leave the output embedding out; `see` is given what it would see.
-
-        On no rows it would cost nothing, but ranks of a sharded model would gather it.
-        """
-        from rledit.stand_in_modules import Unread
-
-        with swapped(self._model, self._head, Unread(see)):
-            yield
+        with hooked(head.register_forward_pre_hook(take)):
+            yield states
 
     def narrow_last_mlp(self, rows: Tensor) -> AbstractContextManager[None]:
         """Run the last layer's MLP on these rows (of the flattened layout) only; others get 0."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 from torch import Tensor, nn
@@ -44,15 +43,3 @@ class Emit(nn.Module):
     def forward(self, hidden_states: Tensor, *_: Any, **__: Any) -> Any:
         hidden = hidden_states if self._hidden is None else self._hidden
         return (hidden, None) if self._as_tuple else hidden
-
-
-class Unread(nn.Module):
-    """Stands in for an output embedding whose logits nobody reads: gives states of no row."""
-
-    def __init__(self, see: Callable[[Tensor], None]) -> None:
-        super().__init__()
-        self._see = see
-
-    def forward(self, hidden_states: Tensor) -> Tensor:
-        self._see(hidden_states)
-        return hidden_states[..., :0, :].detach()

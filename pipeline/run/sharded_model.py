@@ -52,7 +52,7 @@ class ZeroSettings:
     """How a model is sharded.
 
     Attributes:
-        offload: Keep the slices in host memory and bring them to the GPU module by module.
+        offload: Keep the slices in host memory and bring them to the GPU layer by layer.
     """
 
     offload: Offload = "none"
@@ -93,13 +93,12 @@ class ShardedAccess:
         engine.module.register_forward_pre_hook(self._begin_pass)
 
     def _begin_pass(self, *_: Any) -> None:
-        """Leave nothing gathered, and expect nothing of the pass.
+        """Leave nothing gathered, and let DeepSpeed expect nothing of the pass.
 
-        DeepSpeed takes a pass for one more of those before it, and keeps what comes again in them.
+        It would take it for one more of those before it, and keep what comes again in them.
         """
         self._let_go()
-        if not self._coordinator.is_invalid_trace():
-            self._coordinator._invalidate_trace()
+        self._coordinator._invalidate_trace()
 
     def _let_go(self) -> None:
         """Release a layer that a graph began inside: DeepSpeed sees no end of its backward pass."""
@@ -250,7 +249,7 @@ def _editable(
 
 
 def _gather_by_layer(model: nn.Module) -> None:
-    """Let a layer's matrices come at once: an exchange takes milliseconds whatever its size."""
+    """Let a layer's matrices come together, not each when it is needed."""
     layers: Any = model.get_submodule(family_of(model).layers)
     for layer in layers:
         set_z3_leaf_module(layer, True)

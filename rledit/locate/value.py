@@ -213,14 +213,13 @@ class _Group:
             least=SINGLE_PASS_TOKENS,
             tokens_per_row=TOKENS_PER_ROW,
         )
-        budget = self._model.pass_tokens(SINGLE_PASS_TOKENS)
-        return _pooled(
-            [
-                MicroBatch(c.samples, chosen[c.index], c.rows, chosen[c.row_sample], c.labels)
-                for c in micro_batches
-            ],
-            budget,
-        )
+        placed = [
+            MicroBatch(c.samples, chosen[c.index], c.rows, chosen[c.row_sample], c.labels)
+            for c in micro_batches
+        ]
+        if self._model.in_slices:  # ranks let go of a layer after the latest pass through it alone
+            return [[c] for c in placed]
+        return _pooled(placed, self._model.pass_tokens(SINGLE_PASS_TOKENS))
 
     def _evaluate(
         self, delta: Tensor, passes: Sequence[Sequence[MicroBatch]], active: Tensor, last: bool

@@ -98,6 +98,7 @@ def test_training_editing_and_scoring(reports: list[dict[str, Any]], case: str) 
         assert max(v for k, v in found["errors"].items() if k != "network") < other
         assert found["with_gradient"] == []
         assert found["gathered"] == []
+        assert found["kept"] == found["to keep"]
         assert found["share"] == pytest.approx(1 / SIZE, abs=0.01)
 
 

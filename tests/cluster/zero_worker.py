@@ -45,7 +45,7 @@ from tests.unit.rledit.editors.test_editors import SETTINGS as EDITOR_SETTINGS
 
 MIXED = ("llama", "gptj", "gemma2", "mistral", "qwen3", "gpt2")
 LOW = ("up:1", "down:1")
-"""Edited so low that gradients cross layers without edited matrices, whose MLPs come as one."""
+"""Edited so low that gradients cross layers without edited matrices."""
 EDITED: dict[tuple[str, torch.dtype], Offload] = {
     ("llama", torch.float32): "none",
     ("llama", torch.bfloat16): "none",

@@ -95,7 +95,7 @@ def _open_sharded(cell: Cell, folder: Path, gang: Gang) -> EditableModel:
 
 
 def held_shares(model: EditableModel, gang: Gang) -> list[float]:
-    """Share of the matrices that each rank holds of a sharded model; empty for a whole one."""
+    """Share of the sliced matrices that each rank holds; empty for a whole model."""
     if gang.sharding == "none":
         return []
     from pipeline.run.sharded_model import held_share

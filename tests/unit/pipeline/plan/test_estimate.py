@@ -82,6 +82,9 @@ def test_memory_part_by_part() -> None:
     sharded = memory_of(work, replace(ON_80, sharded=True, ranks=4)).parts
     assert sharded["weights"] == parts["weights"] / 4
     assert sharded["edited matrices"] == parts["edited matrices"]
+    embedding = 2 * 128256 * 4096
+    assert sharded["output embedding"] == embedding
+    assert sharded["gathered layers"] == 2 * embedding  # larger than a layer
 
 
 def test_keys_of_earlier_batches_are_counted_in_memory_and_in_states() -> None:
