@@ -48,15 +48,16 @@ def tokenizer_in(folder: Path) -> Any:
     """The tokenizer in the folder of a prepared model.
 
     The cells that a worker edits one after another share it, as nobody changes a tokenizer.
+
+    Raises:
+        CheckpointError: See `load_tokenizer`.
     """
     return _read(folder, tuple(_version(file) for file in sorted(folder.iterdir())))
 
 
 @lru_cache(maxsize=1)
 def _read(folder: Path, _: tuple[tuple[int, int] | None, ...]) -> Any:
-    from transformers import AutoTokenizer
-
-    return AutoTokenizer.from_pretrained(folder)
+    return load_tokenizer(str(folder), folder)
 
 
 def writes_bos(checkpoint: str) -> bool | None:

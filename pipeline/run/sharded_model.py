@@ -67,7 +67,7 @@ class ZeroSettings:
             "stage3_max_reuse_distance": 0,
             # What stays whole on every rank is decided here, see `_keep_whole`.
             "stage3_param_persistence_threshold": 0,
-            # Between CPUs a copy of each matrix out of one buffer takes as long as the exchange.
+            # Between CPUs the copy of each matrix out of one buffer costs more than it saves.
             "stage3_allgather_sequential": not torch.cuda.is_available(),
         }
         if self.offload == "cpu":
