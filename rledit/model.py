@@ -81,6 +81,8 @@ class EditableModel:
         bos: Whether texts begin with BOS; None: as the tokenizer itself has it.
         answer_space: Whether a space stands before an answer.
         instruction: What edits' prompts are asked with, where the method has one.
+        first_layer: Where passes over kept prefixes begin if there are no target modules, which
+            tell otherwise; None: the last layer.
 
     Attributes:
         in_slices: Whether the matrices lie in slices on several ranks, which gather a layer for
@@ -107,6 +109,7 @@ class EditableModel:
         bos: bool | None = None,
         answer_space: AnswerSpace = "auto",
         instruction: Instruction | None = None,
+        first_layer: int | None = None,
     ) -> None:
         self.ranks: Ranks = ranks or SingleProcess()
         self.in_slices = access is not None and access.in_step
@@ -126,7 +129,7 @@ class EditableModel:
         self.prefix_cache = PrefixCache(
             model,
             self.family,
-            min(layers, default=n_layers - 1),
+            min(layers, default=n_layers - 1 if first_layer is None else first_layer),
             cache_bytes=self.execution.cache_bytes,
             cache_device=self.device if self.execution.cache_on_device else None,
             most_passes=self.most_passes,

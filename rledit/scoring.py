@@ -175,7 +175,7 @@ def questions(
 class Scorer:
     """Scores a stream's edits on the current weights, by all protocols in one pass.
 
-    The unedited model's answers to unrelated prompts are read when the scorer is made.
+    The unedited model's answers to unrelated prompts, or to all, are read when the scorer is made.
 
     Args:
         model: The model, unedited.
@@ -190,15 +190,18 @@ class Scorer:
         unedited: Asked, once the samples are prefetched, for what an earlier scorer of the same
             found, see the attribute; where it has nothing, or is None, the model is read.
         form: How free answers are asked for, where a protocol wants them.
-        unchanging: Nothing changes the model's answers: they are read once, for all scores.
+        whole: Whether the unedited model reads all prompts, for `score_unedited`.
+        unchanging: Nothing changes the model's answers: what is read whole is right for all scores.
 
     Attributes:
         deal: Which rank asks which prompt, those of `beside` among them.
         resident: Whether the prefix cache holds all prompts that are asked.
-        unedited: The unedited model's readings of all unrelated prompts, one after another.
+        unedited: The unedited model's readings of all unrelated prompts, or of all prompts of all
+            edits where it read them whole, one after another.
 
     Raises:
         TokenizationError: A prompt breaks the token contract.
+        ValueError: What an earlier scorer found is not of these prompts.
     """
 
     def __init__(
@@ -214,6 +217,7 @@ class Scorer:
         prefetch: Callable[[Sequence[Sample]], None] | None = None,
         unedited: Callable[[], Sequence[Reading] | None] | None = None,
         form: FreeForm | None = None,
+        whole: bool = False,
         unchanging: bool = False,
     ) -> None:
         self._model = model
@@ -235,42 +239,55 @@ class Scorer:
         elif self.resident:
             own = model.own_micro_batches(samples, self.deal.own(samples), SINGLE_PASS_TOKENS)
             model.prefix_cache.prefetch(own)
-        unrelated = [q for item in self._questions for q in item.unrelated]
+        asked = every if whole else [q for item in self._questions for q in item.unrelated]
         found = None if unedited is None else unedited()
         if found is None:
             with model.weights.unedited():
-                found = self._read(unrelated)
+                found = self._read(asked)
+        if len(found) != len(asked):
+            raise ValueError(f"{len(found)} readings of {len(asked)} prompts; read them again")
         self.unedited = tuple(found)
         readings = iter(self.unedited)
-        self._before = [[next(readings) for _ in item.unrelated] for item in self._questions]
-        self._unchanging = unchanging
-        self._once: list[Reading] | None = None
+        before = [
+            [next(readings) for _ in (item.all if whole else item.unrelated)]
+            for item in self._questions
+        ]
+        self._before = [
+            own[len(own) - len(item.unrelated) :]
+            for own, item in zip(before, self._questions, strict=True)
+        ]
+        self._whole, self._unchanging = whole, unchanging
 
     def asked(self, n_edits: int) -> list[Questions]:
         """The questions of those among the first `n_edits` edits that are scored at all."""
         return self._questions[: bisect_left(self._places, n_edits)]
 
+    def score_unedited(self) -> list[EditScore]:
+        """Score all edits of the stream that are scored at all by what the unedited model read.
+
+        Raises:
+            ValueError: It has not read the stream whole.
+        """
+        if not self._whole:
+            raise ValueError("the unedited model has read unrelated prompts alone: pass whole=True")
+        return self._scores(len(self._facts.edits), self.unedited)
+
     def score(self, n_edits: int) -> list[EditScore]:
         """Score those among the first `n_edits` edits that are scored at all, in one pass."""
+        if self._whole and self._unchanging:
+            return self._scores(n_edits, self.unedited)
+        return self._scores(n_edits, self._read([q for i in self.asked(n_edits) for q in i.all]))
+
+    def _scores(self, n_edits: int, found: Sequence[Reading]) -> list[EditScore]:
+        """Scores after so many edits, by readings of all their prompts, and maybe of later ones."""
         standing = Standing(self._facts, n_edits)
         chosen = self.asked(n_edits)
-        readings = iter(self._readings(chosen))
+        readings = iter(found)
         scores: list[EditScore] = []
         for item, before, i in zip(chosen, self._before, self._places, strict=False):
             own = [next(readings) for _ in item.all]
             scores += [_judge(i, p, item, own, before, standing) for p in self._protocols]
         return scores
-
-    def _readings(self, chosen: Sequence[Questions]) -> list[Reading]:
-        """Readings of all prompts of these edits, the first ones of the stream."""
-        if not self._unchanging:
-            return self._read([q for item in chosen for q in item.all])
-        if self._once is None:
-            if not self.resident:
-                # What it holds depends on the way here; a resumed stream comes another.
-                self._model.prefix_cache.clear()
-            self._once = self._read([q for item in self._questions for q in item.all])
-        return self._once
 
     def _read(self, asked: Sequence[Question]) -> list[Reading]:
         """Everything the protocols look at, on the current weights."""

@@ -63,6 +63,18 @@ class Cell(CellSpec):
             raise ConfigError(f"editor {self.label}, stream {self.stream_name}: {problem}")
         return settings
 
+    @property
+    def read_modules(self) -> tuple[str, ...]:
+        """The linears whose lowest layer is where passes begin that are made again and again.
+
+        They are those that are edited; in the unedited row those that its model's preset has
+        editors edit, whose cells ask an unedited model the same. None without a preset.
+        """
+        if self.editor.editor == "none":
+            return tuple(self._preset_settings().get("modules", ()))
+        edited: tuple[str, ...] = tuple(self.settings.modules)
+        return edited
+
     def _preset_settings(self) -> Mapping[str, Any]:
         """The settings that the model's preset has for the editor and dataset."""
         return {} if self.preset_setting is None else self.preset_setting.values

@@ -19,7 +19,7 @@ from pipeline.plan.cells import Cell
 PREFIXES = "prefixes"
 GB = 1e9
 LEAST_SHARE = 0.25  # of the layers that lie below the first edited one
-LEAST_OPERATIONS = 5e11  # of all prompts of a stream below it: a dozen seconds of a core
+LEAST_OPERATIONS = 5e10  # of all prompts of a stream below it: about a second of a core
 KINDS = 3  # edit, rephrase and locality prompt
 TOKENS = 16  # of a prompt with its answer, whatever the data is
 _BYTES = {"float32": 4, "bfloat16": 2, "float64": 8}
@@ -30,7 +30,7 @@ class StoreChoice:
     """Whether a cell keeps prefixes.
 
     Attributes:
-        layer: Its first edited layer.
+        layer: Its first edited layer; of the unedited row the one that it is read from.
         budget: Bytes that the store may come to.
         reason: Why it keeps none; None where it does.
     """
@@ -52,7 +52,7 @@ def store_choice(cell: Cell) -> StoreChoice:
         ConfigError: The model's configuration cannot be had.
     """
     architecture = architecture_of(cell)
-    layer = architecture.first_layer(cell.settings.modules)
+    layer = architecture.first_layer(cell.read_modules)
     budget = int(cell.resources.prefix_store_gb * GB)
     return StoreChoice(
         layer=layer, budget=budget, reason=_reason(cell, architecture, layer, budget)
@@ -70,7 +70,7 @@ def training_store_choice(cell: Cell) -> StoreChoice:
         ConfigError: The model's configuration cannot be had.
     """
     architecture = architecture_of(cell)
-    layer = architecture.first_layer(cell.settings.modules)
+    layer = architecture.first_layer(cell.read_modules)
     budget = int(cell.resources.prefix_store_gb * GB)
     steps = max(1, int(getattr(cell.settings, "train_steps", 1)))
     edits = steps * cell.trajectory_batches * cell.stream.batch_size
@@ -99,7 +99,7 @@ def _never(cell: Cell, architecture: Architecture, layer: int, budget: int) -> s
     resources, layers = cell.resources, architecture.layers
     if not budget:
         return "prefix_store_gb is 0"
-    if not cell.settings.modules:
+    if not cell.read_modules:
         return "nothing is edited"
     if resources.gpus or resources.gang:
         return "only cells of one rank without a GPU keep prefixes"
@@ -113,7 +113,7 @@ def _never(cell: Cell, architecture: Architecture, layer: int, budget: int) -> s
 
 def _small(architecture: Architecture, layer: int, tokens: float) -> str | None:
     if 2.0 * tokens * layer * architecture.layer_parameters < LEAST_OPERATIONS:
-        return "the layers below the first edited one take seconds"
+        return "the layers below the first edited one take about a second"
     return None
 
 

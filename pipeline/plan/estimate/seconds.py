@@ -253,7 +253,7 @@ def _validating(model: _Passes, own: float) -> float:
 def _scoring(model: _Passes, stored: bool, asked: bool) -> float:
     """Everything edited so far, at every point: teacher-forced in one pass, generation in more.
 
-    The unedited model is scored on all of it, and its answers to unrelated prompts are read.
+    The unedited model is scored on all of it, unless it was `asked` before.
     """
     cell = model.work.cell
     layers = model.work.architecture.layers
@@ -262,7 +262,7 @@ def _scoring(model: _Passes, stored: bool, asked: bool) -> float:
     scored = share * sum(point * model.batch for point in model.work.points)
     scored += 0 if asked else edits
     if model.work.kind == "none":
-        scored = edits  # read once, for all points
+        scored = 0 if asked else edits  # read once, for all points
     # The layers below the first edited one are run once for the whole stream.
     below = 0.0 if stored else model.prompts(KINDS * edits, model.work.first_layer, 0)
     above = model.prompts(KINDS * scored, layers - model.work.first_layer, 0)
@@ -271,10 +271,7 @@ def _scoring(model: _Passes, stored: bool, asked: bool) -> float:
         generated = GENERATED_TOKENS * model.forward(KINDS * scored, layers, 0, KINDS * scored)
     if cell.writes_freely:
         generated += FREE_TOKENS * model.forward(KINDS * scored, layers, 0, KINDS * scored)
-    references = 0.0
-    if not asked:
-        references = model.prompts(edits, layers - model.work.first_layer, 0)
-    return below + above + generated + references + _measuring(model)
+    return below + above + generated + _measuring(model)
 
 
 def _measuring(model: _Passes) -> float:

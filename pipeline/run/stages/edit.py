@@ -182,6 +182,7 @@ def _scorer(
             prefetch=None if store is None else prefetch,
             unedited=unedited.find,
             form=FreeForm(**asdict(cell.wild)),
+            whole=True,
             unchanging=editor_class(cell.editor.editor).work_kind == "none",
         )
     except NonFiniteError as error:
@@ -260,7 +261,7 @@ def _before_editing(
     """The rows of a stream of which nothing is written yet: what the unedited model does."""
     began = time.perf_counter()
     try:
-        scores = scorer.score(len(edits))
+        scores = scorer.score_unedited()
     except NonFiniteError as error:
         raise error.at(after_batch(0, 0)) from None
     steps = _measured(measures, 0, 0, checkpoint=True)

@@ -9,6 +9,7 @@ from pipeline.inputs.checkpoints import cached, fetch_whole, weight_files
 from pipeline.inputs.model_loading import load_model
 from pipeline.inputs.pickled_weights import converted, is_pickled
 from pipeline.inputs.tokenizer_files import tokenizer_in
+from pipeline.plan.architecture import architecture_of
 from pipeline.plan.cache_names import MODELS
 from pipeline.plan.cells import Cell
 from pipeline.run import heap, kept_model
@@ -75,10 +76,18 @@ def open_model(cell: Cell, folder: Path, gang: Gang = SINGLE_PROCESS) -> Editabl
         tokenizer_in(folder),
         cell.settings.modules,
         ranks=gang.together,
+        first_layer=_read_from(cell),
         **cell.prompting,
     )
     kept_model.lend(opened)
     return opened
+
+
+def _read_from(cell: Cell) -> int | None:
+    """The layer that the unedited row is read from; None: the editor's modules tell."""
+    if cell.settings.modules or not cell.read_modules:
+        return None
+    return architecture_of(cell).first_layer(cell.read_modules)
 
 
 def _open_sharded(cell: Cell, folder: Path, gang: Gang) -> EditableModel:

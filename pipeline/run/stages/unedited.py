@@ -1,6 +1,6 @@
 """Keeps what an unedited model says of a stream in the cache, so that each stream asks it once.
 
-The first cell of a stream reads it: answers to unrelated prompts, scores of all edits before the
+The first cell of a stream reads it: answers to all its prompts, scores of all edits before the
 first one, what is measured then, and answers in words. Cells that differ in nothing but editor and
 checkpoints, and have their first edited layer in common, find it in the cache.
 """
@@ -40,7 +40,7 @@ class UneditedRecord:
         gang: The ranks that run the cell.
 
     Attributes:
-        readings: What the model says to the unrelated prompts; None where there is no record.
+        readings: What the model says to all prompts of the stream; None where there is no record.
         rows: Rows of the lake of the time before the first edit, by table; none without a record.
     """
 

@@ -25,7 +25,7 @@ from pipeline.plan.prefixes import store_choice, training_store_choice
 from pipeline.run import lease
 from pipeline.run.cache import Cache
 from pipeline.run.reporting import Stage, silent
-from pipeline.run.stages import edit, prefixes, train, unedited
+from pipeline.run.stages import edit, prefixes, prepare, train, unedited
 from pipeline.run.stages.prepare import open_model
 from rledit import prefix_cache
 from rledit.model import EditableModel
@@ -57,6 +57,18 @@ def kept(monkeypatch: pytest.MonkeyPatch) -> None:
     """Even the tiny model's prefixes are worth keeping; each is recorded by itself."""
     monkeypatch.setattr(choices, "LEAST_OPERATIONS", 0)
     monkeypatch.setattr(PrefixPasses, "same_bits", lambda *_: ())
+
+
+@pytest.fixture(autouse=True)
+def loaded_in_turn(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Threads stand for processes here, and transformers replaces its own methods in a load."""
+    lock, load = threading.Lock(), prepare.load_model
+
+    def in_turn(*args: Any) -> Any:
+        with lock:
+            return load(*args)
+
+    monkeypatch.setattr(prepare, "load_model", in_turn)
 
 
 @pytest.fixture
@@ -117,7 +129,7 @@ def test_a_second_cell_runs_nothing_below_and_asks_the_unedited_model_nothing(
     readings.clear()
     assert without_times(stream(chosen, folder, tmp_path / "shared")) == expected
     assert len(set(recorded)) == len(recorded) == 1  # what tells whose store it is
-    # Before it: unrelated prompts and all of the stream. What is left are the three checkpoints.
+    # Before it: all of the stream, unedited. What is left are the three checkpoints.
     assert len(readings) == 3 < n_read
 
 
@@ -241,8 +253,8 @@ def test_of_two_cells_at_once_one_asks_the_unedited_model(
     for thread in threads:
         thread.join(120)
     assert [found[c.editor_name] for c in both] == expected
-    # Unrelated prompts, and the stream before its first edit, are read by one of them.
-    assert len(readings) == alone - 2
+    # The stream before its first edit is read by one of them.
+    assert len(readings) == alone - 1
     assert list((tmp_path / "shared" / "leases").glob("*.json")) == []
 
 
@@ -303,7 +315,27 @@ def test_the_unedited_row_reads_the_stream_once(
     chosen = cell("none", "editors=[{editor: none}]")
     rows = stream(chosen, folder, tmp_path)
     assert len({row["checkpoint"] for row in rows.scores}) == 4
-    assert len(readings) == 2  # unrelated prompts, all prompts
+    assert len(readings) == 1
+
+
+def test_the_unedited_row_finds_what_an_editor_has_asked_of_a_preset(
+    tmp_path: Path, readings: list[int], recorded: list[bytes]
+) -> None:
+    """It is read from the layer that the model's preset has editors edit first."""
+    preset = "scale=proxy", "models=[{name: small, preset: smollm2-135m}]"
+    editors = "editors=[{editor: none}, {editor: ultraedit, settings: {step: 1.0e-3}}]"
+    grid = load_grid(GRID, (*preset, editors))
+    none, other = (c for c in cells_of(grid))
+    model = prepared_model(none, Cache(tmp_path / "models"))
+    alone = without_times(stream(none, model, tmp_path / "alone"))
+    first = without_times(stream(other, model, tmp_path / "shared"))
+    readings.clear()
+    recorded.clear()
+    found = without_times(stream(none, model, tmp_path / "shared"))
+    assert readings == [] and len(recorded) == 1  # what tells whose store it is
+    assert found == alone
+    before = [row for row in first["scores"] if row["checkpoint"] == 0]
+    assert [row for row in found["scores"] if row["checkpoint"] == 0] == before
 
 
 def test_two_trainings_at_once_run_no_prompt_twice(
@@ -430,7 +462,7 @@ def test_small_models_and_the_unedited_row_keep_none(monkeypatch: pytest.MonkeyP
     assert store_choice(cell("none")).reason == "nothing is edited"
     assert store_choice(cell("ultraedit")).made
     monkeypatch.undo()
-    assert "take seconds" in (store_choice(cell("ultraedit")).reason or "made")
+    assert "take about a second" in (store_choice(cell("ultraedit")).reason or "made")
 
 
 @pytest.mark.long

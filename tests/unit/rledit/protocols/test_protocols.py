@@ -91,6 +91,35 @@ def scores_of(editable: EditableModel, edits: list[Edit]) -> list[EditScore]:
     return scorer.score(len(edits))
 
 
+@pytest.mark.parametrize("mode", ["all", "first"])
+def test_a_stream_read_whole_is_scored_as_the_unedited_model_scores_it(mode: Any) -> None:
+    editable = edited_model("llama")
+    edits = partly_known(edits_with_rivals(5), editable)
+    protocols = list(PROTOCOLS.values())
+    expected = Scorer(editable, edits, protocols, mode).score(len(edits))
+    scorer = Scorer(editable, edits, protocols, mode, whole=True)
+    earlier = Scorer(editable, edits, protocols, mode, whole=True, unedited=lambda: scorer.unedited)
+    change(editable)
+    assert scorer.score_unedited() == earlier.score_unedited() == expected
+    assert scorer.score(len(edits)) == earlier.score(len(edits)) != expected
+
+
+def test_a_stream_that_was_not_read_whole_has_no_unedited_scores() -> None:
+    editable = edited_model("llama")
+    edits = edits_with_rivals(2)
+    scorer = Scorer(editable, edits, [PROTOCOLS["token_accuracy"]])
+    with pytest.raises(ValueError, match="pass whole=True"):
+        scorer.score_unedited()
+    with pytest.raises(ValueError, match=r"2 readings of \d+ prompts"):
+        Scorer(
+            editable,
+            edits,
+            [PROTOCOLS["token_accuracy"]],
+            whole=True,
+            unedited=lambda: scorer.unedited[:2],
+        )
+
+
 def by_edit(scores: list[EditScore], edits: list[Edit]) -> dict[tuple[str, str], tuple[Any, ...]]:
     return {
         (edits[s.edit_index].edit_id, s.protocol): tuple(getattr(s, name) for name in NAMES)
