@@ -102,7 +102,7 @@ def plan(
     skipped = {key_of(cell) for cell in found.missing if skip_reason(cell) is not None}
     to_run = [cell for cell in found.missing if key_of(cell) not in skipped] + unknown
     if to_run:
-        place = placement_of(to_run, gpu_memory_gb)
+        place = placement_of(to_run, gpu_memory_gb, measured=True)
         room = room_of(to_run, place, gpus, workers)
         typer.echo(assumption_line(place, room))
     states = {True: "done", False: "missing"}
@@ -118,7 +118,7 @@ def plan(
     for line in (*pool_lines(found.cells), *reasons, *shared, *code_lines(found)):
         typer.echo(line)
     done = Counter((c.model.name, c.label) for c in found.cells if key_of(c) in found.done)
-    cost = estimate(to_run, _records(store), gpu_memory_gb, run_paths.cache)
+    cost = estimate(to_run, _records(store), gpu_memory_gb, run_paths.cache, measured=True)
     for line in summary(cost, done, room if to_run else 1):
         typer.echo(line)
     for line in judge_lines(to_run, unknown):

@@ -33,7 +33,7 @@ def expected_of(
         cache: URI of the cache: what lies there is not made again.
     """
     cells = [task.cell for task in tasks.values() if task.kind == "edit"]
-    found = cell_estimates(cells, records, placement_of(cells), cache)
+    found = cell_estimates(cells, records, placement_of(cells, measured=True), cache)
     by_cell = {key_of(estimate.work.cell): estimate for estimate in found}
     seconds = {
         key: _seconds(task, by_cell[key_of(task.cell)])

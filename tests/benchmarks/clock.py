@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import gc
+import logging
 import statistics
 import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Literal
 
 import torch
+
+logger = logging.getLogger(__name__)
 
 ClockKind = Literal["wall", "cpu"]
 Work = Callable[[], object]
@@ -48,6 +51,8 @@ def interleave(
 ) -> dict[str, list[float]]:
     """Time all contestants once per repeat, side by side, so that drift meets all alike.
 
+    Each time is logged at once: what was measured is known though the rest is never reached.
+
     Args:
         contestants: Name → contestant; repeat i gets the same i for each.
         repeats: Timed repeats.
@@ -64,6 +69,8 @@ def interleave(
         for name in order[i % len(order) :] + order[: i % len(order)]:
             work = contestants[name](i)
             elapsed = clock(work)
+            which = f"repeat {i - warm_up + 1} of {repeats}" if i >= warm_up else "warm-up"
+            logger.info("%s, %s: %.4g s", name, which, elapsed)
             if i >= warm_up:
                 seconds[name].append(elapsed)
     return seconds

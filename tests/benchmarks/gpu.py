@@ -1,13 +1,15 @@
 """What one GPU is asked, part by part, the most telling part first; what is done is not done again.
 
 Every part runs in a process of its own, so that a part that fails or is ended takes nothing with
-it, and its result is written into one JSON file before the next begins.
+it, and its result is written into one JSON file before the next begins: of a part whose time is
+over, what it had measured by then.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import logging
 import os
 import shlex
 import subprocess
@@ -56,6 +58,7 @@ PARTS = ("llama3-8b, 20 edits", AGREEMENT, WHOLE, *list(STEPS)[1:])
 LARGEST_SHARE = 0.5
 """Of the time left, what a part may take while others wait behind it."""
 _LEAST_SECONDS = 20.0
+_MEASURED = "measured "  # begins the lines that a part says as it goes
 # Options that figures depend on: those of all parts, of steps, and of the whole job.
 _OF_ALL = ("device", "threads")
 _OF_STEPS = ("layers", "edits", "repeats", "without_reference")
@@ -129,8 +132,13 @@ def _of_its_own(part: str, arguments: Sequence[str], seconds: float) -> dict[str
     began = time.monotonic()
     try:
         ended = subprocess.run(command, capture_output=True, text=True, timeout=seconds)
-    except subprocess.TimeoutExpired:
-        return {"failed": f"ended after {seconds:.0f} s, its time"}
+    except subprocess.TimeoutExpired as error:
+        said = error.stderr or b""  # bytes, whatever was asked for
+        measured = said if isinstance(said, str) else said.decode(errors="replace")
+        return {
+            "failed": f"ended after {seconds:.0f} s, its time",
+            "measured": [line for line in measured.splitlines() if line.startswith(_MEASURED)],
+        }
     taken = {"wall_seconds": time.monotonic() - began}
     if ended.returncode:
         return {"failed": "\n".join(ended.stderr.strip().splitlines()[-15:]), **taken}
@@ -139,6 +147,8 @@ def _of_its_own(part: str, arguments: Sequence[str], seconds: float) -> dict[str
 
 def _part(part: str, chosen: argparse.Namespace) -> dict[str, Any]:
     """The figures of a part, with the machine's description."""
+    logging.basicConfig(format=f"{_MEASURED}%(message)s")
+    logging.getLogger("tests.benchmarks").setLevel(logging.INFO)
     torch.set_num_threads(chosen.threads)
     device = torch.device(chosen.device or ("cuda" if torch.cuda.is_available() else "cpu"))
     reset_peak_memory(device)

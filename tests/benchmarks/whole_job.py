@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import random
 import time
 from collections.abc import Sequence
@@ -25,6 +26,8 @@ from rledit.training import Training
 from rledit.validation import ValidationStream
 from rledit.written_answers import sampled
 from tests.benchmarks.machine import memory, reset_peak_memory
+
+logger = logging.getLogger(__name__)
 
 MODULES = ("gate:20-28", "up:20-28", "down:20-28")
 """Of SmolLM2-135M, as its preset has them."""
@@ -84,6 +87,7 @@ def run_whole_job(
     began = time.perf_counter()
     training = _trained(editor, pools["train"], pools["validation"], batch_size, trajectory_batches)
     seconds["train"] = time.perf_counter() - began
+    logger.info("trained: %.1f s", seconds["train"])
     began = time.perf_counter()
     places = sampled(len(stream), scored, 0)
     scorer = Scorer(editable, stream, [protocol("token_accuracy")], places=places)
@@ -99,6 +103,7 @@ def run_whole_job(
         elif isinstance(event, StreamScored):
             scores[event.n_edits] = _means(event.scores)
             seconds["score"] += event.seconds
+            logger.info("after %d edits: %s, %s", event.n_edits, scores[event.n_edits], seconds)
     return {
         "seconds": seconds,
         "edit_seconds_by_part": _by_part(spent, batch_size),

@@ -12,6 +12,7 @@ from dataclasses import dataclass, replace
 from pipeline.config.presets import PRESETS
 from pipeline.plan.cells import Cell
 from pipeline.plan.estimate.cached import Cached
+from pipeline.plan.estimate.matrix_rate import matrix_tflops
 from pipeline.plan.estimate.memory import (
     Device,
     OutOfMemory,
@@ -128,6 +129,8 @@ def estimate(
     records: Sequence[CellRecord],
     gpu_memory_gb: float = 80.0,
     cache: str | None = None,
+    *,
+    measured: bool = False,
 ) -> Estimate:
     """The cost of cells.
 
@@ -136,13 +139,14 @@ def estimate(
         records: Finished cells of the lake, whose costs are carried over to like ones.
         gpu_memory_gb: Memory of the GPUs that cells with GPUs will run on, in GB (1e9 bytes).
         cache: URI of the cache: what lies there is not made again; None: nothing is there.
+        measured: See `placement_of`.
 
     Raises:
         ConfigError: A model's configuration cannot be had, or modules do not exist.
     """
     cached = Cached(cache)
     away = [*absent_files(cells), *unfetched_files(cells)]
-    place = placement_of(cells, gpu_memory_gb)
+    place = placement_of(cells, gpu_memory_gb, measured=measured)
     found = cell_estimates(cells, records, place, cache, away)
     needs = file_needs(cells)
     first: dict[str, Workload] = {}
@@ -250,11 +254,23 @@ def _cell(
     )
 
 
-def placement_of(cells: Sequence[Cell], gpu_memory_gb: float = 80.0) -> Placement:
-    """Where cells run: on GPUs where the grid gives them, or where only GPUs make sense."""
+def placement_of(
+    cells: Sequence[Cell], gpu_memory_gb: float = 80.0, *, measured: bool = False
+) -> Placement:
+    """Where cells run: on GPUs where the grid gives them, or where only GPUs make sense.
+
+    Args:
+        cells: The cells.
+        gpu_memory_gb: Memory of a GPU.
+        measured: Whether cores are taken to be as fast as this machine's, which takes 0.1 s to
+            find out.
+    """
     first = cells[0] if cells else None
-    if first is None or not on_gpu(first):
-        return placed(first.resources, core(first.threads)) if first else Placement(device=core())
+    if first is None:
+        return Placement(device=core())
+    if not on_gpu(first):
+        rate = matrix_tflops() if measured else None
+        return placed(first.resources, core(first.threads, rate))
     return placed(first.resources, gpu(gpu_memory_gb))
 
 

@@ -93,6 +93,10 @@ def shardable(work: Workload) -> bool:
 
 
 GB = 1e9
+ASSUMED_TFLOPS = 0.04
+"""Of a core that was not measured."""
+SUSTAINED = 0.9
+"""Share of a core's measured rate that passes of a small model reach."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -132,13 +136,21 @@ def gpu(memory_gb: float = 80.0) -> Device:
     )
 
 
-def core(threads: int = 1) -> Device:
-    """Cores of a CPU."""
+def core(threads: int = 1, measured: float | None = None) -> Device:
+    """Cores of a CPU.
+
+    Args:
+        threads: How many.
+        measured: Rate of one, see `matrix_rate.matrix_tflops`; None: what is assumed of any.
+    """
+    each = ASSUMED_TFLOPS if measured is None else SUSTAINED * measured
+    rate = f"{each * threads:.2g} TFLOP/s"
+    source = "" if measured is None else " (measured here)"
     return Device(
-        name=f"{threads} CPU core{'s' * (threads > 1)} at {0.04 * threads:g} TFLOP/s",
+        name=f"{threads} CPU core{'s' * (threads > 1)} at {rate}{source}",
         memory_gb=None,
-        tflops=0.04 * threads,
-        double_tflops=0.02 * threads,
+        tflops=each * threads,
+        double_tflops=each * threads / 2,
         bandwidth_gb=10.0,
         gather_gb=1.0,
         token_budget=512,

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import shlex
+import subprocess
+import sys
 import weakref
 from pathlib import Path
 from types import SimpleNamespace
@@ -147,6 +149,45 @@ def test_a_part_that_fails_says_why_and_one_without_time_is_not_begun(
     assert str(tmp_path / "no") in found[gpu.WHOLE]["failed"]
     assert gpu.main(["--json", str(path), "--seconds", "1", "--parts", gpu.AGREEMENT]) == found
     assert f"{gpu.AGREEMENT}: no time left" in capsys.readouterr().out
+
+
+def test_what_a_part_had_measured_when_its_time_was_over_is_kept(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is no figure: the part is run again."""
+    asked: list[str] = []
+
+    def run(command: list[str], *, timeout: float, **_: Any) -> None:
+        asked.append(command[-1])
+        said = b"Loading weights\nmeasured ours, warm-up: 2 s\nmeasured ours, repeat 1 of 5: 1 s\n"
+        raise subprocess.TimeoutExpired(command, timeout, stderr=said)
+
+    monkeypatch.setattr(gpu.subprocess, "run", run)
+    path = tmp_path / "gpu.json"
+    for _ in range(2):
+        found = gpu.main(["--json", str(path), "--parts", gpu.PARTS[0], "--seconds", "30"])
+        assert found == json.loads(path.read_text())
+    assert asked == [gpu.PARTS[0]] * 2
+    assert found[gpu.PARTS[0]]["measured"] == [
+        "measured ours, warm-up: 2 s",
+        "measured ours, repeat 1 of 5: 1 s",
+    ]
+
+
+def test_a_part_says_every_time_when_it_is_taken() -> None:
+    code = (
+        "import torch; from tests.benchmarks import gpu, clock\n"
+        "def timed(_, __, device):\n"
+        "    clock.interleave({'ours': lambda i: lambda: None}, 2, clock.Clock(device))\n"
+        "gpu._steps = timed; gpu.main(['--device', 'cpu', '--part', gpu.PARTS[0]])"
+    )
+    found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    said = [line for line in found.stderr.splitlines() if line.startswith(gpu._MEASURED)]
+    assert [line[: line.index(":")] for line in said] == [
+        "measured ours, warm-up",
+        "measured ours, repeat 1 of 2",
+        "measured ours, repeat 2 of 2",
+    ]
 
 
 def test_parts_behind_another_keep_half_of_the_time(

@@ -20,7 +20,7 @@ from rledit.world import WORLD_MODELS
 
 # Seconds of imports each, and nothing that a plan needs.
 LARGE = ("transformers", "ray", "mlflow", "pandas", "matplotlib", "scipy", "gguf", "duckdb")
-NOT_FOR_PLANS = (*LARGE, "torch", "numpy", "pyarrow", "jinja2", "fsspec")
+NOT_FOR_PLANS = (*LARGE, "torch", "pyarrow", "jinja2", "fsspec")
 GRID = """
 name: start
 models:
@@ -55,7 +55,7 @@ def _imported(arguments: list[str], names: tuple[str, ...]) -> tuple[str, list[s
 
 
 def test_help_imports_none_of_the_large_packages() -> None:
-    said, found = _imported(["--help"], NOT_FOR_PLANS)
+    said, found = _imported(["--help"], (*NOT_FOR_PLANS, "numpy"))
     assert "ledger" in said
     assert found == []
 
@@ -74,7 +74,7 @@ def test_rows_are_checked_without_what_computes(tmp_path: Path) -> None:
     rows = tmp_path / "rows.json"
     edit = {"prompt": "The tower of Zalim is painted", "target": "red", "subject": "Zalim"}
     rows.write_text(json.dumps([edit]))
-    said, found = _imported(["data", "check", str(rows)], NOT_FOR_PLANS)
+    said, found = _imported(["data", "check", str(rows)], (*NOT_FOR_PLANS, "numpy"))
     assert "1 edit" in said
     assert found == []
 

@@ -12,8 +12,11 @@ from pipeline.cli import app
 from pipeline.config.parse import load_grid
 from pipeline.config.presets import PRESETS
 from pipeline.errors import ConfigError
+from pipeline.plan import estimate as estimates
 from pipeline.plan.cells import cells_of
 from pipeline.plan.estimate import estimate, placement_of
+from pipeline.plan.estimate.matrix_rate import matrix_tflops
+from pipeline.plan.estimate.memory import SUSTAINED
 from pipeline.plan.estimate.sources import DATA, EVALUATION, weights_licence
 from pipeline.plan.estimate.wall_clock import room_of, wall_clock
 from pipeline.plan.schedule import Work, makespan
@@ -79,8 +82,10 @@ def test_a_network_that_cells_share_is_waited_for_once() -> None:
 
 def test_a_plan_says_on_its_first_line_what_its_figures_are_for(tmp_path: Path) -> None:
     first, *_ = planned(TINY, "--results", tmp_path, "--workers", 3).splitlines()
-    assert first.startswith(
-        "figures assume 3 cores (--workers): 1 CPU core at 0.04 TFLOP/s a rank; ea"
+    assert re.match(
+        r"figures assume 3 cores \(--workers\): 1 CPU core at [\d.e-]+ TFLOP/s \(measured "
+        r"here\) a rank; each cell",
+        first,
     )
     text = planned(TABLE2, *SMALLER, "--results", tmp_path, "--no-cells", "--gpus", 8)
     assert text.startswith(
@@ -165,3 +170,30 @@ def test_the_page_about_reproducing_names_the_same_files_and_licences() -> None:
             assert host[1] in page or host[1].split(".")[-2] in page.lower()
     for preset in PRESETS.values():
         assert weights_licence(preset.hub), preset.hub
+
+
+def test_a_plan_takes_cores_to_be_as_fast_as_those_it_has_measured(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    cells = cells_of(load_grid(TINY, ["editors=[{editor: malmen}]"]))
+    assumed = estimate(cells, [])
+    found = []
+    for rate in (0.1, 0.2):
+        monkeypatch.setattr(estimates, "matrix_tflops", lambda rate=rate: rate)
+        found.append(estimate(cells, [], measured=True))
+    slow, fast = (cost.placement.device for cost in found)
+    assert fast.tflops == 2 * slow.tflops == pytest.approx(0.2 * SUSTAINED)
+    assert "(measured here)" in slow.name and "measured" not in assumed.placement.device.name
+    trained = [cost.cells[-1].seconds.training for cost in (*found, assumed)]
+    assert trained[1] < trained[0] < trained[2]
+
+
+def test_a_core_is_measured_once_and_gives_a_rate_of_cores() -> None:
+    assert 1e-4 < matrix_tflops() < 10
+    assert matrix_tflops() == matrix_tflops()
+
+
+def test_figures_of_a_gpu_measure_no_core(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(estimates, "matrix_tflops", lambda: pytest.fail("a core was measured"))
+    cells = cells_of(load_grid(TINY, ["resources={gpus: 1}"]))
+    assert placement_of(cells, measured=True).device.memory_gb == 80
