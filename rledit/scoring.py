@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import time
 from bisect import bisect_left
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -198,6 +199,7 @@ class Scorer:
         resident: Whether the prefix cache holds all prompts that are asked.
         unedited: The unedited model's readings of all unrelated prompts, or of all prompts of all
             edits where it read them whole, one after another.
+        unedited_seconds: What reading them took; nearly nothing where they were found.
 
     Raises:
         TokenizationError: A prompt breaks the token contract.
@@ -241,9 +243,11 @@ class Scorer:
             model.prefix_cache.prefetch(own)
         asked = every if whole else [q for item in self._questions for q in item.unrelated]
         found = None if unedited is None else unedited()
+        began = time.perf_counter()
         if found is None:
             with model.weights.unedited():
                 found = self._read(asked)
+        self.unedited_seconds = time.perf_counter() - began
         if len(found) != len(asked):
             raise ValueError(f"{len(found)} readings of {len(asked)} prompts; read them again")
         self.unedited = tuple(found)

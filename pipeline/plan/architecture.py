@@ -133,6 +133,23 @@ class Architecture:
         return any(layer_index(self.description, name) == self.layers - 1 for name in names)
 
 
+def read_layer_of(cell: Cell, architecture: Architecture) -> int:
+    """The layer that a cell's passes begin at again and again, see `Cell.read_modules`.
+
+    The number of layers where it has none: nothing is edited, and no preset says what others edit,
+    or the model is not of the preset's size.
+
+    Raises:
+        ValueError: A module that is edited does not exist.
+    """
+    try:
+        return architecture.first_layer(cell.read_modules)
+    except ValueError:
+        if cell.settings.modules:
+            raise
+        return architecture.layers
+
+
 def architecture_of(cell: Cell) -> Architecture:
     """The architecture of a cell's model, without its weights.
 

@@ -67,8 +67,9 @@ class Cell(CellSpec):
     def read_modules(self) -> tuple[str, ...]:
         """The linears whose lowest layer is where passes begin that are made again and again.
 
-        They are those that are edited; in the unedited row those that its model's preset has
-        editors edit, whose cells ask an unedited model the same. None without a preset.
+        They are those that are edited; in the unedited row those that its model's preset has RLEdit
+        edit, whose cells ask an unedited model the same. None without a preset. They are not in
+        the row's key: where it is read from shows in the last bits alone.
         """
         if self.editor.editor == "none":
             return tuple(self._preset_settings().get("modules", ()))

@@ -12,7 +12,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from pipeline.inputs.content_hashes import fingerprint
-from pipeline.plan.architecture import Architecture, architecture_of
+from pipeline.plan.architecture import Architecture, architecture_of, read_layer_of
 from pipeline.plan.cell_keys import model_hash_of
 from pipeline.plan.cells import Cell
 
@@ -52,7 +52,7 @@ def store_choice(cell: Cell) -> StoreChoice:
         ConfigError: The model's configuration cannot be had.
     """
     architecture = architecture_of(cell)
-    layer = architecture.first_layer(cell.read_modules)
+    layer = read_layer_of(cell, architecture)
     budget = int(cell.resources.prefix_store_gb * GB)
     return StoreChoice(
         layer=layer, budget=budget, reason=_reason(cell, architecture, layer, budget)
@@ -70,7 +70,7 @@ def training_store_choice(cell: Cell) -> StoreChoice:
         ConfigError: The model's configuration cannot be had.
     """
     architecture = architecture_of(cell)
-    layer = architecture.first_layer(cell.read_modules)
+    layer = read_layer_of(cell, architecture)
     budget = int(cell.resources.prefix_store_gb * GB)
     steps = max(1, int(getattr(cell.settings, "train_steps", 1)))
     edits = steps * cell.trajectory_batches * cell.stream.batch_size
@@ -99,7 +99,7 @@ def _never(cell: Cell, architecture: Architecture, layer: int, budget: int) -> s
     resources, layers = cell.resources, architecture.layers
     if not budget:
         return "prefix_store_gb is 0"
-    if not cell.read_modules:
+    if layer == layers:
         return "nothing is edited"
     if resources.gpus or resources.gang:
         return "only cells of one rank without a GPU keep prefixes"

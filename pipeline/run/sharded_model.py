@@ -153,8 +153,8 @@ def open_sharded(
         settings: How the model is sharded.
         execution: How passes are run.
         with_tokenizer: Off where samples are already tokens.
-        prompting: How prompts are put to the model: `prompt_style`, `bos` and `answer_space` of
-            `EditableModel`.
+        prompting: How prompts are put to the model, and where one without target modules is read
+            from: what `EditableModel` takes beside the rest.
 
     Raises:
         ValueError: The checkpoint is not one of this model in safetensors, or the type cannot be

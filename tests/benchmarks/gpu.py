@@ -147,8 +147,12 @@ def _of_its_own(part: str, arguments: Sequence[str], seconds: float) -> dict[str
 
 def _part(part: str, chosen: argparse.Namespace) -> dict[str, Any]:
     """The figures of a part, with the machine's description."""
-    logging.basicConfig(format=f"{_MEASURED}%(message)s")
-    logging.getLogger("tests.benchmarks").setLevel(logging.INFO)
+    said = logging.StreamHandler()
+    said.setFormatter(logging.Formatter(f"{_MEASURED}%(message)s"))
+    ours = logging.getLogger("tests.benchmarks")
+    ours.addHandler(said)
+    ours.setLevel(logging.INFO)
+    ours.propagate = False
     torch.set_num_threads(chosen.threads)
     device = torch.device(chosen.device or ("cuda" if torch.cuda.is_available() else "cpu"))
     reset_peak_memory(device)

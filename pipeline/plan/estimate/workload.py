@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from pipeline.errors import ConfigError
-from pipeline.plan.architecture import Architecture, architecture_of
+from pipeline.plan.architecture import Architecture, architecture_of, read_layer_of
 from pipeline.plan.cell_data import read_corpus
 from pipeline.plan.cells import Cell
 from pipeline.plan.imported import sums_corpus
@@ -156,7 +156,7 @@ def workload_of(cell: Cell, readable: bool = True) -> Workload:
         kind=editor_class(cell.editor.editor).work_kind,
         dtype_bytes=BYTES[cell.model.dtype if cell.model.checkpoint else "float32"],
         target_modules=architecture.target_modules(modules),
-        first_layer=architecture.first_layer(cell.read_modules),
+        first_layer=read_layer_of(cell, architecture),
         tokens=tokens,
         answer_tokens=answers,
         points=cell.points,
@@ -171,7 +171,7 @@ def check_modules(cells: Sequence[Cell]) -> None:
     Raises:
         ConfigError: Some do not exist; names every model and editor with such modules.
     """
-    asked = {(c.model.name, c.label, c.read_modules): c for c in cells}
+    asked = {(c.model.name, c.label, tuple(c.settings.modules)): c for c in cells}
     editors: dict[str, list[str]] = {}
     for cell in asked.values():
         if (problem := _module_problem(cell)) is not None:
@@ -183,7 +183,7 @@ def check_modules(cells: Sequence[Cell]) -> None:
 def _module_problem(cell: Cell) -> str | None:
     architecture = architecture_of(cell)
     try:
-        found = architecture.target_modules(cell.read_modules)
+        found = architecture.target_modules(cell.settings.modules)
     except ValueError as error:
         last = architecture.layers - 1
         return f"model {cell.model.name}, layers 0 to {last}: {error}"

@@ -41,7 +41,7 @@ def ask_model(
         if gang.is_rank_zero:
             cache.publish(name)
         return
-    # With nothing to edit, the passes are the same for whichever cell the model is asked.
+    # With nothing to edit, the passes are the same for whichever of its cells a model is asked.
     model = open_model(
         replace(cell, editor=EditorEntry(editor="none")).unseeded, model_folder, gang
     )

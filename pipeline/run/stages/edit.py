@@ -265,7 +265,7 @@ def _before_editing(
     except NonFiniteError as error:
         raise error.at(after_batch(0, 0)) from None
     steps = _measured(measures, 0, 0, checkpoint=True)
-    seconds = time.perf_counter() - began
+    seconds = scorer.unedited_seconds + time.perf_counter() - began
     event = StreamScored(n_edits=0, scores=scores, seconds=seconds)
     return StreamRows(
         scores=list(score_rows(event, cell)),

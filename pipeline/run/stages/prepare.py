@@ -9,7 +9,7 @@ from pipeline.inputs.checkpoints import cached, fetch_whole, weight_files
 from pipeline.inputs.model_loading import load_model
 from pipeline.inputs.pickled_weights import converted, is_pickled
 from pipeline.inputs.tokenizer_files import tokenizer_in
-from pipeline.plan.architecture import architecture_of
+from pipeline.plan.architecture import architecture_of, read_layer_of
 from pipeline.plan.cache_names import MODELS
 from pipeline.plan.cells import Cell
 from pipeline.run import heap, kept_model
@@ -85,9 +85,11 @@ def open_model(cell: Cell, folder: Path, gang: Gang = SINGLE_PROCESS) -> Editabl
 
 def _read_from(cell: Cell) -> int | None:
     """The layer that the unedited row is read from; None: the editor's modules tell."""
-    if cell.settings.modules or not cell.read_modules:
+    if cell.settings.modules:
         return None
-    return architecture_of(cell).first_layer(cell.read_modules)
+    architecture = architecture_of(cell)
+    layer = read_layer_of(cell, architecture)
+    return layer if layer < architecture.layers else None
 
 
 def _open_sharded(cell: Cell, folder: Path, gang: Gang) -> EditableModel:
@@ -97,7 +99,12 @@ def _open_sharded(cell: Cell, folder: Path, gang: Gang) -> EditableModel:
     dtype = getattr(torch, cell.model.dtype) if cell.model.checkpoint is not None else None
     settings = ZeroSettings(offload="cpu" if gang.offload else "none")
     opened = open_sharded(
-        folder, cell.settings.modules, dtype=dtype, settings=settings, **cell.prompting
+        folder,
+        cell.settings.modules,
+        dtype=dtype,
+        settings=settings,
+        first_layer=_read_from(cell),
+        **cell.prompting,
     )
     heap.freeze()
     return opened

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import re
+import time
 from pathlib import Path
 
 import pytest
+from threadpoolctl import threadpool_info
 from typer.testing import CliRunner
 
 from pipeline.cli import app
@@ -14,7 +16,7 @@ from pipeline.config.presets import PRESETS
 from pipeline.errors import ConfigError
 from pipeline.plan import estimate as estimates
 from pipeline.plan.cells import cells_of
-from pipeline.plan.estimate import estimate, placement_of
+from pipeline.plan.estimate import estimate, matrix_rate, placement_of
 from pipeline.plan.estimate.matrix_rate import matrix_tflops
 from pipeline.plan.estimate.memory import SUSTAINED
 from pipeline.plan.estimate.sources import DATA, EVALUATION, weights_licence
@@ -188,9 +190,18 @@ def test_a_plan_takes_cores_to_be_as_fast_as_those_it_has_measured(
     assert trained[1] < trained[0] < trained[2]
 
 
-def test_a_core_is_measured_once_and_gives_a_rate_of_cores() -> None:
-    assert 1e-4 < matrix_tflops() < 10
-    assert matrix_tflops() == matrix_tflops()
+def test_one_thread_is_measured_and_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    threads: list[int] = []
+    clock = time.process_time
+
+    def read() -> float:
+        threads.append(max(pool["num_threads"] for pool in threadpool_info()))
+        return clock()
+
+    matrix_tflops.cache_clear()
+    monkeypatch.setattr(matrix_rate.time, "process_time", read)
+    assert matrix_tflops() == matrix_tflops() < 10
+    assert threads == [1, 1]
 
 
 def test_figures_of_a_gpu_measure_no_core(monkeypatch: pytest.MonkeyPatch) -> None:

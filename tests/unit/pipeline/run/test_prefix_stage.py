@@ -314,6 +314,7 @@ def test_the_unedited_row_reads_the_stream_once(
 ) -> None:
     chosen = cell("none", "editors=[{editor: none}]")
     rows = stream(chosen, folder, tmp_path)
+    assert rows.score_seconds > 0.002  # of reading it
     assert len({row["checkpoint"] for row in rows.scores}) == 4
     assert len(readings) == 1
 
@@ -336,6 +337,19 @@ def test_the_unedited_row_finds_what_an_editor_has_asked_of_a_preset(
     assert found == alone
     before = [row for row in first["scores"] if row["checkpoint"] == 0]
     assert [row for row in found["scores"] if row["checkpoint"] == 0] == before
+
+
+def test_a_preset_of_a_larger_model_does_not_keep_an_unedited_row_from_being_read(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Where the checkpoint has fewer layers, and all editors name modules of their own."""
+    monkeypatch.setattr(Cell, "read_modules", ("down:20-28",))
+    none = cell("none", "editors=[{editor: none}]")
+    assert store_choice(none).reason == "nothing is edited"
+    assert prepare._read_from(none) is None
+    estimate([none], [])
+    with pytest.raises(ValueError, match="20"):
+        store_choice(cell("ultraedit"))
 
 
 def test_two_trainings_at_once_run_no_prompt_twice(
@@ -458,7 +472,9 @@ def test_where_it_does_not_pay_none_is_made(overrides: tuple[str, ...], reason: 
     assert reason in (store_choice(cell("ultraedit", *overrides)).reason or "made")
 
 
-def test_small_models_and_the_unedited_row_keep_none(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_small_models_and_rows_without_a_preset_keep_none(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     assert store_choice(cell("none")).reason == "nothing is edited"
     assert store_choice(cell("ultraedit")).made
     monkeypatch.undo()
