@@ -8,28 +8,29 @@ from __future__ import annotations
 import time
 from functools import lru_cache
 
-SHAPE = (512, 576, 1536)
+SHAPE = (256, 576, 1536)
 """Rows, width and columns of the products: a small model's, with a full micro-batch."""
-REPEATS = 6
+REPEATS = 2
 TERA = 1e12
 
 
 @lru_cache(maxsize=1)
 def matrix_tflops() -> float:
-    """1e12 operations a second of a core in float32, from a few products: 0.1 s of a slow core.
+    """1e12 operations a second of a core in float32, from a few products: a few hundredths of a second.
 
-    One thread multiplies, and its processor time is counted: it is a core's rate on a machine where
-    other programs run too.
+    One thread multiplies, and its processor time alone is counted: it is a core's rate on a machine
+    where other programs run too, and the threads of NumPy that wait for work are busy at first.
     """
     import numpy as np
     from threadpoolctl import threadpool_limits
 
     rows, width, columns = SHAPE
     left, right = np.full((rows, width), 0.5, "f4"), np.full((width, columns), 0.5, "f4")
+    into = np.empty((rows, columns), "f4")
     with threadpool_limits(1):
-        left @ right  # what is done once is not counted
-        began = time.process_time()
+        np.matmul(left, right, out=into)  # what is done once is not counted
+        began = time.thread_time()
         for _ in range(REPEATS):
-            left @ right
-        spent = time.process_time() - began
+            np.matmul(left, right, out=into)
+        spent = time.thread_time() - began
     return 2.0 * rows * width * columns * REPEATS / max(spent, 1e-3) / TERA
