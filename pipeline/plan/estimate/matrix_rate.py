@@ -16,7 +16,7 @@ TERA = 1e12
 
 @lru_cache(maxsize=1)
 def matrix_tflops() -> float:
-    """1e12 operations a second of a core in float32, from a few products: a few hundredths of a second.
+    """1e12 operations a second of a core in float32, from a few products: hundredths of a second.
 
     One thread multiplies, and its processor time alone is counted: it is a core's rate on a machine
     where other programs run too, and the threads of NumPy that wait for work are busy at first.
