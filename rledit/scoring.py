@@ -192,7 +192,7 @@ class Scorer:
             found, see the attribute; where it has nothing, or is None, the model is read.
         form: How free answers are asked for, where a protocol wants them.
         whole: Whether the unedited model reads all prompts, for `score_unedited`.
-        unchanging: Nothing changes the model's answers: what is read whole is right for all scores.
+        unchanging: Nothing changes the model's answers: all prompts are read once, for all scores.
 
     Attributes:
         deal: Which rank asks which prompt, those of `beside` among them.
@@ -222,6 +222,7 @@ class Scorer:
         whole: bool = False,
         unchanging: bool = False,
     ) -> None:
+        whole = whole or unchanging
         self._model = model
         self._facts = Facts(edits)
         self._places = range(len(edits)) if places is None else places
@@ -278,7 +279,7 @@ class Scorer:
 
     def score(self, n_edits: int) -> list[EditScore]:
         """Score those among the first `n_edits` edits that are scored at all, in one pass."""
-        if self._whole and self._unchanging:
+        if self._unchanging:
             return self._scores(n_edits, self.unedited)
         return self._scores(n_edits, self._read([q for i in self.asked(n_edits) for q in i.all]))
 

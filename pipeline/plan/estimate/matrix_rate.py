@@ -1,6 +1,7 @@
-"""How fast this machine multiplies matrices, for figures that are stated for its cores.
+"""Measures how fast a core of this machine multiplies matrices.
 
-Cores differ by four times, and what a plan says is off by as much where it takes them for equal.
+`rledit plan` and the display of a run estimate times from it: the cores of different machines
+differ several times over.
 """
 
 from __future__ import annotations

@@ -96,7 +96,7 @@ GB = 1e9
 ASSUMED_TFLOPS = 0.04
 """Of a core that was not measured."""
 SUSTAINED = 0.9
-"""Share of a core's measured rate that passes of a small model reach."""
+"""Share of a core's measured rate that passes are taken to reach: chosen, not measured."""
 
 
 @dataclass(frozen=True, kw_only=True)

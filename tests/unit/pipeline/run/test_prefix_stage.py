@@ -310,11 +310,18 @@ def test_prompts_of_edits_that_are_not_scored_are_filled_in_ahead(
 
 
 def test_the_unedited_row_reads_the_stream_once(
-    folder: Path, tmp_path: Path, readings: list[int]
+    folder: Path, tmp_path: Path, readings: list[int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    counted = reading._run
+
+    def slowly(*asked: Any) -> Any:
+        time.sleep(0.5)
+        return counted(*asked)
+
+    monkeypatch.setattr(reading, "_run", slowly)
     chosen = cell("none", "editors=[{editor: none}]")
     rows = stream(chosen, folder, tmp_path)
-    assert rows.score_seconds > 0.002  # of reading it
+    assert rows.score_seconds > 0.5  # what it took to read is the row's
     assert len({row["checkpoint"] for row in rows.scores}) == 4
     assert len(readings) == 1
 
