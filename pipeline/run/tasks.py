@@ -26,6 +26,7 @@ from pipeline.plan.cell_keys import (
 from pipeline.plan.cells import Cell
 from pipeline.plan.checks import skip_reason
 from pipeline.plan.imported import sums_corpus
+from pipeline.plan.training_lengths import shorter_trainings
 from pipeline.results.lake.lake import Lake
 from pipeline.run import kept_model
 from pipeline.run.cache import Cache
@@ -55,6 +56,8 @@ class Task:
         needs: Keys of the tasks that have to be done before.
         threads: CPU threads.
         shard: Part of the corpus, of a statistics task.
+        longer: Whose training goes on where a training ends, see
+            `pipeline.plan.training_lengths`.
     """
 
     kind: Kind
@@ -63,6 +66,7 @@ class Task:
     needs: tuple[str, ...]
     threads: int
     shard: int = 0
+    longer: Cell | None = None
 
     @property
     def resources(self) -> ResourcesEntry:
@@ -103,7 +107,9 @@ class Task:
 def tasks_of(cells: Sequence[Cell]) -> dict[str, Task]:
     """Tasks of some cells by key, dependencies before dependants; shared work occurs once."""
     tasks: dict[str, Task] = {}
-    for cell in map(_located, cells):
+    located = [_located(cell) for cell in cells]
+    trainings = _trainings([cell for cell in located if skip_reason(cell) is None])
+    for cell in located:
         if skip_reason(cell) is not None:
             key = f"edit:{key_of(cell)}"
             tasks[key] = Task(kind="edit", key=key, cell=cell, needs=(), threads=cell.threads)
@@ -126,11 +132,21 @@ def tasks_of(cells: Sequence[Cell]) -> dict[str, Task]:
             )
             needs.append(step)
         if cell.trains:
-            network = f"train:{train_key_of(cell)}"
-            add.append(
-                Task(kind="train", key=network, cell=cell, needs=tuple(needs), threads=cell.threads)
-            )
-            needs.append(network)
+            before: tuple[str, ...] = ()
+            for trained, longer in trainings[train_key_of(cell)]:
+                network = f"train:{train_key_of(trained)}"
+                add.append(
+                    Task(
+                        kind="train",
+                        key=network,
+                        cell=trained,
+                        needs=(*needs, *before),
+                        threads=cell.threads,
+                        longer=longer,
+                    )
+                )
+                before = (network,)
+            needs += before
         if sums_corpus(cell):
             for shard in range(cell.statistics.shards):
                 gradients = "output_gradients" in cell.needs
@@ -160,6 +176,26 @@ def tasks_of(cells: Sequence[Cell]) -> dict[str, Task]:
         for task in add:
             tasks.setdefault(task.key, task)
     return tasks
+
+
+def _trainings(cells: Sequence[Cell]) -> dict[str, list[tuple[Cell, Cell | None]]]:
+    """By key of a training all those that come before it, and itself, each with the one after it.
+
+    They need the same: model, known facts and calibrated step do not depend on a training's length.
+    """
+    shorter = {
+        train_key_of(cell): before
+        for cell, before in zip(cells, shorter_trainings(cells), strict=True)
+        if cell.trains
+    }
+    longer = {train_key_of(c): key for key, c in shorter.items() if c is not None}
+    first = {train_key_of(cell): cell for cell in reversed(cells) if cell.trains}
+    found: dict[str, list[tuple[Cell, Cell | None]]] = {}
+    for key, cell in first.items():
+        found[key] = [(cell, first.get(longer.get(key, "")))]
+        while (before := shorter[train_key_of(found[key][0][0])]) is not None:
+            found[key].insert(0, (before, found[key][0][0]))
+    return found
 
 
 def _located(cell: Cell) -> Cell:
@@ -230,7 +266,8 @@ def perform(
         elif task.kind == "calibrate":
             calibrate_step(cell, model, cache, report, gang)
         elif task.kind == "train":
-            train(cell, model, cache, report, gang)
+            longer = task.longer and with_known(task.longer, cache)
+            train(cell, model, cache, report, gang, longer)
         elif task.kind == "statistics":
             found = not collect(cell, task.shard, model, cache, report, gang)
         elif task.kind == "edit":

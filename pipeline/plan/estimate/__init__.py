@@ -47,6 +47,7 @@ from pipeline.plan.estimate.seconds import (
 from pipeline.plan.estimate.workload import Workload, check_modules, workload_of
 from pipeline.plan.imported import sums_corpus
 from pipeline.plan.prefixes import store_choice
+from pipeline.plan.training_lengths import shorter_trainings
 from pipeline.results.lake.records import CellRecord
 
 
@@ -190,14 +191,16 @@ def cell_estimates(
     works = [workload_of(c, readable) for c, readable in zip(cells, known, strict=True)]
     stored = bytes_at(works)
     seen: set[tuple[object, ...]] = set()
+    shorter = shorter_trainings(cells)
     return [
-        _cell(work, place, measurements, seen, cached if readable else Cached(), stored)
-        for work, readable in zip(works, known, strict=True)
+        _cell(work, before, place, measurements, seen, cached if readable else Cached(), stored)
+        for work, before, readable in zip(works, shorter, known, strict=True)
     ]
 
 
 def _cell(
     work: Workload,
+    shorter: Cell | None,
     place: Placement,
     measurements: Measurements,
     seen: set[tuple[object, ...]],
@@ -221,6 +224,12 @@ def _cell(
         network = ("network", *network_place(cell))
         if network in seen or cached.has_network(cell):
             seconds, trained = replace(seconds, setup=0.0, training=0.0), 0
+        elif shorter is not None and not cached.has_network(shorter):
+            # It goes on where that one ends, which leaves nothing behind once it is there.
+            left = 1 - shorter.trained_batches / trained
+            done = (1 - left) * seconds.training
+            trained -= shorter.trained_batches
+            seconds = replace(seconds, setup=seconds.setup - done, training=seconds.training - done)
         seen.add(network)
     model, asking, covariance = 0.0, 0.0, 0.0
     world = ("world", cell.model.name, str(cell.dataset.world))

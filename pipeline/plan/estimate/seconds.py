@@ -19,6 +19,7 @@ from pipeline.plan.cell_keys import identity_of
 from pipeline.plan.cells import Cell
 from pipeline.plan.estimate.memory import GB, Device, Placement
 from pipeline.plan.estimate.workload import DOCUMENT_TOKENS, Workload
+from pipeline.plan.prefixes import training_store_choice
 from pipeline.results.lake.records import CellRecord, scale_of
 from rledit.editors import editor_class
 from rledit.facts import RealFacts
@@ -215,18 +216,33 @@ def _located_batch(model: _Passes, settings: Any) -> float:
 
 def _training(model: _Passes) -> float:
     """All batches of training: each one's own gradients, and the reward of its window."""
-    if not model.work.trained_batches:
+    work = model.work
+    if not work.trained_batches:
         return 0.0
-    settings: Any = model.work.cell.settings
-    layers = model.work.architecture.layers
-    window = min(getattr(settings, "depth", 1), model.work.cell.trajectory_batches)
-    own = model.prompts(model.batch, layers, model.above)
-    references = model.prompts(2 * model.batch, layers, 0)
-    scored = 1 + (window - 1) * getattr(settings, "window_share", 1.0)
+    settings: Any = work.cell.settings
+    own = model.prompts(model.batch, model.above, model.above)
+    references = model.prompts(model.batch, model.above, 0)  # to unrelated prompts
+    older = _window(work.cell) - 1
+    scored = 1 + older * getattr(settings, "window_share", 1.0)
     kinds = 3 if getattr(settings, "prompt_coef", 0.0) else 2
     reward = model.prompts(kinds * model.batch * scored, model.above, model.above)
-    batches = model.work.trained_batches * (own + references + reward + model.network(3.0))
-    return batches + _validating(model, own)
+    batches = work.trained_batches * (own + references + reward + model.network(3.0))
+    return _below_training(model) + batches + _validating(model, own)
+
+
+def _window(cell: Cell) -> float:
+    """Batches that a training step scores, on average: the window fills along a trajectory."""
+    depth, length = getattr(cell.settings, "depth", 1), max(1, cell.trajectory_batches)
+    return sum(min(place + 1, depth) for place in range(length)) / length
+
+
+def _below_training(model: _Passes) -> float:
+    """What training draws, run up to the first edited layer: with a store each prompt once."""
+    work = model.work
+    edits = work.trained_batches * model.batch
+    if work.train_pool is not None and training_store_choice(work.cell).made:
+        edits = min(edits, work.train_pool)
+    return model.prompts(KINDS * edits, work.first_layer, 0)
 
 
 def _validating(model: _Passes, own: float) -> float:
@@ -234,7 +250,7 @@ def _validating(model: _Passes, own: float) -> float:
     it; the prefixes are run once.
 
     Args:
-        own: Seconds of one batch's own gradients.
+        own: Seconds of one batch's own gradients, from the first edited layer up.
     """
     cell = model.work.cell
     if cell.stopping is None:

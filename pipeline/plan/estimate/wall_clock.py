@@ -13,6 +13,7 @@ from pipeline.plan.estimate import CellEstimate, Estimate, shares_of
 from pipeline.plan.estimate.memory import Placement
 from pipeline.plan.estimate.needs import network_place
 from pipeline.plan.schedule import Work, makespan
+from pipeline.plan.training_lengths import shorter_trainings
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -78,7 +79,8 @@ def _work(cells: Sequence[CellEstimate], unit: str, shares: float) -> Mapping[st
     """Everything there is to do, by key: models, key covariance, networks, cells."""
     work: dict[str, Work] = {}
     demand, one = {unit: shares}, {unit: min(1.0, shares)}
-    for number, found in enumerate(cells):
+    before = shorter_trainings([found.work.cell for found in cells])
+    for number, (found, shorter) in enumerate(zip(cells, before, strict=True)):
         cell = found.work.cell
         model = _model_key(cell)
         network = f"network {network_place(cell)}" if cell.trains else ""
@@ -93,7 +95,8 @@ def _work(cells: Sequence[CellEstimate], unit: str, shares: float) -> Mapping[st
             work |= dict.fromkeys(sums, each)
         if found.seconds.training:
             training = found.seconds.training
-            work[network] = Work(seconds=training, demand=demand, needs=(model, asked))
+            first = () if shorter is None else (f"network {network_place(shorter)}",)
+            work[network] = Work(seconds=training, demand=demand, needs=(model, asked, *first))
         needs = [model, asked, *(sums if "statistics" in cell.needs else ())]
         needs += [network] if cell.trains else []
         work[f"cell {number}"] = Work(seconds=found.own, demand=demand, needs=tuple(needs))

@@ -39,6 +39,7 @@ class Workload:
         documents: Documents that key covariance is of, for an editor that needs it.
         document_tokens: Of one of these documents, on average; measured on the corpus where it is
             here.
+        train_pool: Edits of the train pool, for a cell that trains; None: not known yet.
     """
 
     cell: Cell
@@ -52,6 +53,7 @@ class Workload:
     points: tuple[int, ...]
     documents: int = 0
     document_tokens: float = 0.0
+    train_pool: int | None = None
 
     @property
     def edited_parameters(self) -> int:
@@ -162,6 +164,7 @@ def workload_of(cell: Cell, readable: bool = True) -> Workload:
         points=cell.points,
         documents=documents,
         document_tokens=each,
+        train_pool=cell.source().sizes()["train"] if readable and cell.trains else None,
     )
 
 

@@ -31,7 +31,7 @@ from rledit.finite import NonFiniteError
 from rledit.lazy_torch import Tensor
 from rledit.records import Edit
 from rledit.tokenization import EditBatch
-from rledit.training import StepTrial, Training, TrainingEvent
+from rledit.training import StepTrial, Training
 from rledit.validation import Validation, ValidationStream
 
 SAVE_EVERY_SECONDS = 20.0
@@ -72,9 +72,17 @@ def require_trained(cell: Cell, cache: Cache) -> Path:
 
 
 def train(
-    cell: Cell, model_folder: Path, cache: Cache, report: Report, gang: Gang = SINGLE_PROCESS
+    cell: Cell,
+    model_folder: Path,
+    cache: Cache,
+    report: Report,
+    gang: Gang = SINGLE_PROCESS,
+    longer: Cell | None = None,
 ) -> Path | None:
     """Train the cell's network unless it lies in the cache.
+
+    Args:
+        longer: Whose training goes on where this one ends; None: nobody's.
 
     Returns:
         Its file; None on the ranks that do not lead.
@@ -93,7 +101,7 @@ def train(
     editor = editor_class(cell.editor.editor)(model, settings_with_step(cell, cache))
     if not isinstance(editor, TrainableEditor):
         raise TypeError(f"{cell.path}: editor {cell.label!r} has nothing to train")
-    folder = StateFolder(cache.storage.join(*name.split("/")[:-1], Path(name).stem + ".progress"))
+    folder = _progress(cell, cache)
     training = Training(editor, TrainingPool(cell, editor), _validation(cell, editor))
     length = editor.trajectory_batches(cell.stream.n_batches, cell.stream.batch_size)
     per_step = length * editor.trajectories_per_step
@@ -104,7 +112,7 @@ def train(
         training.load(saved[0], {"batches": len(saved[1]["curve"]) * per_step, **saved[1]})
     _report(report, training, total)
     last_save, took = time.perf_counter(), 0.0
-    for event in training.run():
+    for _ in training.run():
         _report(report, training, total)
         # A state holds networks and matrices: of a large model, saving takes its time too.
         wait = SAVE_EVERY_SECONDS * max(1.0, took)
@@ -113,11 +121,13 @@ def train(
             # Every rank reads the weights, which a sharded model has to gather.
             state = training.state_dict()
             if gang.is_rank_zero:
-                folder.save(state, training.record(), version=_version(event, training))
+                folder.save(state, training.record(), version=_version(training))
             took = time.perf_counter() - last_save
             last_save += took
     if store is not None:
         store.prefixes.flush()
+    if longer is not None:
+        _hand_on(training, longer, cache, gang)
     state = {k: v.cpu().contiguous() for k, v in editor.state_dict().items()}
     _require_numbers(state, f"the network trained for {cell.label}")
     if not gang.is_rank_zero:
@@ -131,9 +141,25 @@ def train(
     return path
 
 
-def _version(event: TrainingEvent, training: Training) -> int:
+def _progress(cell: Cell, cache: Cache) -> StateFolder:
+    """Where the state of the cell's training lies while it goes on."""
+    *parents, file = trained_name(cell).split("/")
+    return StateFolder(cache.storage.join(*parents, Path(file).stem + ".progress"))
+
+
+def _hand_on(training: Training, longer: Cell, cache: Cache, gang: Gang) -> None:
+    """Let a longer training begin where this one has ended, unless it has begun already."""
+    folder = _progress(longer, cache)
+    begun = bool(folder.metadata()) or cache.file(trained_name(longer)) is not None
+    if gang.broadcast(gang.is_rank_zero and not begun):
+        state = training.state_dict()  # every rank makes this call
+        if gang.is_rank_zero:
+            folder.save(state, training.record(), version=_version(training))
+
+
+def _version(training: Training) -> int:
     """A number that grows with every event, so that ranks can tell one state from another."""
-    return event.batches + len(training.validations) + len(training.step_trials)
+    return training.batches + len(training.validations) + len(training.step_trials)
 
 
 def _validation(cell: Cell, editor: TrainableEditor) -> ValidationStream | None:

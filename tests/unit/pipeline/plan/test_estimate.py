@@ -25,7 +25,14 @@ from pipeline.plan.cell_keys import identity_of
 from pipeline.plan.cells import Cell, cells_of
 from pipeline.plan.checks import check_corpus
 from pipeline.plan.estimate import absent_files, estimate
-from pipeline.plan.estimate.memory import Placement, gpu, memory_of, out_of_memory, smallest_fit
+from pipeline.plan.estimate.memory import (
+    Placement,
+    core,
+    gpu,
+    memory_of,
+    out_of_memory,
+    smallest_fit,
+)
 from pipeline.plan.estimate.needs import disk_gb
 from pipeline.plan.estimate.seconds import Measurements, modelled, statistics_seconds
 from pipeline.plan.estimate.summary import aligned, duration, remedies
@@ -287,6 +294,33 @@ def test_a_network_is_trained_once_for_all_who_share_it() -> None:
     found = estimate(cells, []).cells
     assert found[0].seconds.setup > 0 and found[1].seconds.setup == 0
     assert [c.trained for c in found] == [10, 0]
+
+
+def test_training_runs_the_lower_layers_once_for_every_edit_of_its_pool() -> None:
+    cells = cells_of(load_grid(GRIDS / "smollm2.yaml", ["seeds=[0]"]))
+    work = workload_of(next(c for c in cells if c.label == "rledit"))
+    drawn = work.trained_batches * work.cell.stream.batch_size
+    place = Placement(device=core())
+    assert work.train_pool is not None and work.train_pool < drawn
+    pools = (work.train_pool, drawn - 1, drawn, 2 * drawn, None)
+    found = [modelled(replace(work, train_pool=pool), place).training for pool in pools]
+    assert found[0] < found[1] < found[2]
+    assert found[2] == found[3] == found[4]  # no more prompts than are drawn
+    cell = replace(work.cell, resources=replace(work.cell.resources, prefix_store_gb=0.0))
+    assert modelled(replace(work, cell=cell), place).training == found[2]
+
+
+def test_a_window_fills_along_a_trajectory() -> None:
+    def seconds(depth: int) -> float:
+        reward = f"editors.rledit.settings.depth={depth}"
+        length = "editors.rledit.settings.trajectory_batches=4"
+        (chosen,) = (c for c in cells_of(load_grid(TINY, [reward, length])) if c.label == "rledit")
+        return modelled(workload_of(chosen), Placement(device=core())).training
+
+    one, two, four, more = (seconds(depth) for depth in (1, 2, 4, 9))
+    # Batches that four steps score: 4, 1 + 2 + 2 + 2 and 1 + 2 + 3 + 4.
+    assert (four - one) / (two - one) == pytest.approx(6 / 3, rel=0.2)
+    assert more == four
 
 
 def test_a_plan_tells_the_batches_that_a_run_will_show(tmp_path: Path) -> None:

@@ -209,3 +209,38 @@ def test_contradicting_edits_are_counted() -> None:
     by_prompt = {e.prompt: e for e in edits}
     clash = [e for e in other if e.prompt in by_prompt and e.target != by_prompt[e.prompt].target]
     assert count_contradicting([*edits, *clash]) == 2 * len(clash)
+
+
+@pytest.mark.parametrize("reference", ["paper", "official"])
+def test_a_longer_training_goes_on_where_a_shorter_one_ends(
+    reference: str, folder: Path, tmp_path: Path
+) -> None:
+    recipe = f"editors.rledit.settings.reference={reference}"
+    short, long = (
+        cell("rledit", f"editors.rledit.settings.train_steps={n}", recipe) for n in (2, 3)
+    )
+    cache, told = Cache(tmp_path / "together"), []
+    train.train(short, folder, cache, silent, longer=long)
+    train.train(long, folder, cache, lambda _, done, *__: told.append(done))
+    assert told == [6, 7, 8, 9]  # of three batches a step
+    for chosen in (short, long):
+        path = cache.file(train.trained_name(chosen))
+        assert path is not None
+        found = train.load_trained(path)
+        alone = network_of(chosen, folder, tmp_path / f"alone{chosen.settings.train_steps}")
+        assert found.curve == alone.curve and found.state.keys() == alone.state.keys()
+        assert all(found.state[k].equal(alone.state[k]) for k in found.state)
+    assert not list((tmp_path / "together" / "trained").glob("*.progress"))
+
+
+def test_a_training_that_has_begun_is_not_set_back(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(train, "SAVE_EVERY_SECONDS", 0.0)
+    short, long = (cell("rledit", f"editors.rledit.settings.train_steps={n}") for n in (1, 3))
+    cache, told = Cache(tmp_path), []
+    with pytest.raises(Interrupted):
+        train.train(long, folder, cache, stop_at("train", 7))
+    train.train(short, folder, cache, silent, longer=long)
+    train.train(long, folder, cache, lambda _, done, *__: told.append(done))
+    assert told[0] == 6
