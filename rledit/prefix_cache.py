@@ -5,7 +5,8 @@ that enter the layer and the output of its attention are constants of the prompt
 once (see `rledit.prefix_passes`) and kept under a budget of memory.
 
 With a store (see `rledit.prefix_store`) they outlive the process, and are found by others. Each
-then has the bits that its prompt has by itself, where it otherwise has those of its company.
+then has the bits that its prompt has by itself, or on a card in a pass of one shape, where it
+otherwise has those of its company.
 """
 
 from __future__ import annotations
@@ -21,8 +22,8 @@ from typing import TYPE_CHECKING, Any
 from rledit.families import Family
 from rledit.lazy_torch import Tensor, nn, torch
 from rledit.micro_batches import MicroBatch
-from rledit.prefix_passes import LONG, PrefixPasses, Top
-from rledit.prefix_store import Prefix, PrefixStore, passes_of_one_length
+from rledit.prefix_passes import CARD_LONG, LONG, PrefixPasses, Top
+from rledit.prefix_store import Prefix, PrefixStore, passes_of_one_length, passes_of_one_shape
 from rledit.ranks import MostPasses
 from rledit.tokenization import Sample
 
@@ -84,7 +85,8 @@ class PrefixCache(PrefixPasses):
     def keep_in(self, store: PrefixStore) -> None:
         """Look for prefixes in a store from now on, and keep there those that it lacks.
 
-        Each then has the bits that its prompt has by itself, see `PrefixPasses.same_bits`.
+        Each then has bits that depend on its prompt alone, see `PrefixPasses.same_bits` and
+        `fixed_rows`.
 
         Raises:
             ValueError: The model is sharded over ranks.
@@ -107,7 +109,8 @@ class PrefixCache(PrefixPasses):
             cache_device=self._cache_device,
             most_passes=self._most_passes,
         )
-        other.store, other._same_bits = self.store, self._same_bits
+        other.store = self.store
+        other._same_bits, other._fixed_rows = self._same_bits, self._fixed_rows
         other.overlay = self.overlay
         return other
 
@@ -121,6 +124,19 @@ class PrefixCache(PrefixPasses):
             self.store.keep_tried(length, found)
         self._same_bits[length] = found
         return found
+
+    def fixed_rows(self, length: int) -> int:
+        """As `PrefixPasses.fixed_rows`; tried once for all processes where there is a store."""
+        if self.store is None or length in self._fixed_rows or length >= CARD_LONG:
+            return super().fixed_rows(length)
+        found = self.store.tried(length)
+        if found is None:
+            rows = super().fixed_rows(length)
+            self.store.keep_tried(length, (rows,) if rows > 1 else ())
+        else:
+            rows = max(found, default=1)
+        self._fixed_rows[length] = rows
+        return rows
 
     def clear(self) -> None:
         """Forget all prefixes that lie in memory.
@@ -320,10 +336,10 @@ class PrefixCache(PrefixPasses):
         parts = list(parts)
         away = [i for i, part in enumerate(parts) if part.device != self._device]
         if away and len(away) < len(parts):
-            moved = self._together([parts[i] for i in away])
-            for i, part in zip(away, moved, strict=True):
+            there = self._together([parts[i] for i in away])
+            for i, part in zip(away, there, strict=True):
                 parts[i] = part[: len(parts[i])]
-        return nn.utils.rnn.pad_sequence(parts, batch_first=True).to(self._device)
+        return moved(nn.utils.rnn.pad_sequence(parts, batch_first=True), self._device)
 
     def _found(self, samples: Sequence[Sample]) -> list[Prefix]:
         """Prefixes of samples from memory and store, those that are in neither recorded first."""
@@ -346,7 +362,7 @@ class PrefixCache(PrefixPasses):
     def _recorded(
         self, samples: Sequence[Sample], into: dict[bytes, Prefix] | None = None
     ) -> Iterator[int]:
-        """Record prompts, each with the bits it has by itself, and keep what is not kept yet.
+        """Record prompts, each with bits that it has in any company, and keep what is not kept yet.
 
         Args:
             samples: The prompts; those that are kept already are left out.
@@ -358,7 +374,12 @@ class PrefixCache(PrefixPasses):
         assert self.store is not None
         lacking = [s for s in {s.key: s for s in samples}.values() if self._stored(s) is None]
         done = 0
-        for part, rows in passes_of_one_length(lacking, self.same_bits):
+        passes = (
+            passes_of_one_shape(lacking, self.fixed_rows)
+            if self.is_on_card
+            else passes_of_one_length(lacking, self.same_bits)
+        )
+        for part, rows in passes:
             filler = [part[0]] * (rows - len(part))
             recorded = self._record(torch.stack([s.input_ids for s in part + filler]))
             # In one piece, and to where a store has them, see `prefix_of`.
@@ -392,3 +413,13 @@ class PrefixCache(PrefixPasses):
         while self._cached > self._cache_bytes and self._cache:
             _, old = self._cache.popitem(last=False)
             self._cached -= sum(t.nbytes for t in old)
+
+
+def moved(tensor: Tensor, device: torch.device) -> Tensor:
+    """On the device; from the host's memory to a card by way of pinned pages.
+
+    The host then goes on while it is copied. Pinned pages are kept by PyTorch for later copies.
+    """
+    if tensor.device == device or device.type != "cuda":
+        return tensor.to(device)
+    return tensor.pin_memory().to(device, non_blocking=True)

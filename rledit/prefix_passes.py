@@ -13,6 +13,7 @@ so masks, rotary positions and soft caps stay those of the Hugging Face implemen
 from __future__ import annotations
 
 import hashlib
+import json
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass
@@ -20,11 +21,15 @@ from typing import Any
 
 from rledit.families import Family
 from rledit.lazy_torch import Tensor, nn, torch
-from rledit.prefix_store import WORTHWHILE, Prefix
+from rledit.prefix_store import WORTHWHILE, Prefix, card
 from rledit.stand_ins import hooked, swapped
 
 LONG = 64
 """Tokens from which on a prompt by itself keeps a core busy."""
+CARD_ROWS = 16
+"""Rows of every pass on a card whose prompts are recorded to be kept."""
+CARD_LONG = 512
+"""Tokens from which on a prompt is recorded by itself there."""
 _ENTRIES = 20_000
 _EXPERTS = ("num_experts", "num_local_experts", "n_routed_experts")
 
@@ -59,6 +64,12 @@ class PrefixPasses:
         self.first_layer = first_layer
         self._device = next(model.parameters()).device
         self._same_bits: dict[int, tuple[int, ...]] = {}
+        self._fixed_rows: dict[int, int] = {}
+
+    @property
+    def is_on_card(self) -> bool:
+        """Whether the model lies elsewhere than in the host's memory."""
+        return self._device.type != "cpu"
 
     @property
     def narrow_prefix(self) -> str:
@@ -216,13 +227,16 @@ class PrefixPasses:
         """What a prefix depends on beside its tokens, as far as a probe tells.
 
         A hash of a made-up prompt's prefix: other weights below the first edited layer, another
-        layer, precision or way of adding up give another one.
+        layer, precision or way of adding up give another one; and so does another kind of card.
         """
-        hidden, attention = self._record(self._made_up(1, 11))
         total = hashlib.sha256(str(self.first_layer).encode())
-        for part in (hidden, attention):
+        rows = 1
+        if self.is_on_card:
+            total.update(json.dumps(card(self._device), sort_keys=True).encode())
+            rows = self.fixed_rows(11)
+        for part in self._record(self._made_up(1, 11).expand(rows, -1)):
             total.update(str(part.dtype).encode())
-            total.update(part.cpu().contiguous().view(torch.uint8).numpy().tobytes())
+            total.update(part[:1].cpu().contiguous().view(torch.uint8).numpy().tobytes())
         return total.hexdigest()[:32]
 
     def same_bits(self, length: int) -> tuple[int, ...]:
@@ -235,11 +249,37 @@ class PrefixPasses:
         depends on its company (experts with a capacity), no pass is taken but of one.
         """
         if length not in self._same_bits:
-            config: Any = self._model.config
-            experts = any(getattr(config, name, 0) for name in _EXPERTS)
-            tried = () if experts or length >= LONG else sorted(WORTHWHILE, reverse=True)
+            alone = self._has_experts or length >= LONG
+            tried = () if alone else sorted(WORTHWHILE, reverse=True)
             self._same_bits[length] = self._tried(length, tried)
         return self._same_bits[length]
+
+    def fixed_rows(self, length: int) -> int:
+        """Rows of every pass over prompts of a length on a card, filled up where they are fewer.
+
+        A card has other kernels for other shapes, and is idle with a prompt by itself. In passes
+        of one shape a prompt has the same bits in every row and company; that is tried, and where
+        it is not so, prompts are recorded by themselves.
+        """
+        if length not in self._fixed_rows:
+            alone = self._has_experts or length >= CARD_LONG or not self._rows_alike(length)
+            self._fixed_rows[length] = 1 if alone else CARD_ROWS
+        return self._fixed_rows[length]
+
+    @property
+    def _has_experts(self) -> bool:
+        config: Any = self._model.config
+        return any(getattr(config, name, 0) for name in _EXPERTS)
+
+    def _rows_alike(self, length: int) -> bool:
+        """Whether a prompt has the same bits in every row, and beside itself as beside others."""
+        low = PrefixPasses(self._model, self._family, min(1, self.first_layer))
+        own = self._made_up(1, length)
+        mixed = self._made_up(CARD_ROWS, length, seed=1)
+        mixed[::2] = own
+        one, among = (torch.stack(low._record(ids)) for ids in (own.expand(CARD_ROWS, -1), mixed))
+        alike = torch.equal(one, one[:, :1].expand_as(one))
+        return alike and torch.equal(among[:, ::2], one[:, ::2])
 
     def _tried(self, length: int, sizes: Sequence[int]) -> tuple[int, ...]:
         low = PrefixPasses(self._model, self._family, min(1, self.first_layer))

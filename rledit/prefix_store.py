@@ -6,7 +6,9 @@
 A prefix (see `rledit.prefix_cache`) depends on the model below the first edited layer and on the
 prompt's tokens. With a store it is recorded by itself, or in a pass of which it is known that it
 gives the same bits (see `PrefixPasses.same_bits`), so that they depend on nothing else: whoever
-makes it, and when, gives the same. What a store holds therefore saves time and changes no number.
+makes it, and when, gives the same. On a card all passes over prompts of a length have one shape
+instead (see `PrefixPasses.fixed_rows`). What a store holds therefore saves time and changes no
+number.
 
 A store is a folder of segments: safetensors files that are written whole or not at all and never
 changed, each with the rows of some prompts one after another. They are mapped into memory, not
@@ -51,6 +53,7 @@ ABANDONED_SECONDS = 3600.0
 _PARTIAL = ".tmp-"
 # Variables that choose kernels.
 _KERNELS = ("MKL_CBWR", "MKL_ENABLE_INSTRUCTIONS", "ONEDNN_MAX_CPU_ISA", "DNNL_MAX_CPU_ISA")
+_CARD_KERNELS = ("CUBLAS_WORKSPACE_CONFIG", "NVIDIA_TF32_OVERRIDE")
 _PARTS = ("hidden", "attention", "digests", "lengths")
 
 
@@ -302,6 +305,22 @@ def machine() -> dict[str, Any]:
     }
 
 
+def card(device: torch.device) -> dict[str, Any]:
+    """What the order in which a pass on a card adds up depends on, beside the model."""
+    if device.type != "cuda":
+        return {"device": device.type}
+    products = torch.backends.cuda.matmul
+    return {
+        "device": torch.cuda.get_device_name(device),
+        "capability": torch.cuda.get_device_capability(device),
+        "cuda": torch.version.cuda,
+        "cudnn": torch.backends.cudnn.version(),
+        "tf32": products.allow_tf32,
+        "reduced": products.allow_bf16_reduced_precision_reduction,
+        "environment": {name: os.environ.get(name) for name in _CARD_KERNELS},
+    }
+
+
 def digest_of(sample: Sample) -> bytes:
     """What a prompt is found by: a hash of its input tokens."""
     return hashlib.blake2b(sample.key, digest_size=DIGEST_BYTES).digest()
@@ -316,15 +335,34 @@ def passes_of_one_length(
         samples: The samples.
         sizes_of: Rows that a pass of prompts of a length may have beside 1, in `WORTHWHILE`.
     """
-    by_length: dict[int, list[Sample]] = {}
-    for sample in samples:
-        by_length.setdefault(len(sample), []).append(sample)
-    for length, own in sorted(by_length.items()):
+    for length, own in _by_length(samples):
         sizes = sizes_of(length)
         while own:
             rows = next((size for size in sizes if len(own) >= WORTHWHILE[size]), 1)
             yield own[:rows], rows
             own = own[rows:]
+
+
+def passes_of_one_shape(
+    samples: Sequence[Sample], rows_of: Callable[[int], int]
+) -> Iterator[tuple[list[Sample], int]]:
+    """As `passes_of_one_length`, all passes over prompts of a length with as many rows.
+
+    Args:
+        samples: The samples.
+        rows_of: Rows of a pass over prompts of a length.
+    """
+    for length, own in _by_length(samples):
+        rows = rows_of(length)
+        for start in range(0, len(own), rows):
+            yield own[start : start + rows], rows
+
+
+def _by_length(samples: Sequence[Sample]) -> list[tuple[int, list[Sample]]]:
+    by_length: dict[int, list[Sample]] = {}
+    for sample in samples:
+        by_length.setdefault(len(sample), []).append(sample)
+    return sorted(by_length.items())
 
 
 def _read(path: Path) -> tuple[tuple[str, str], Prefix, list[bytes], list[int]]:

@@ -73,6 +73,7 @@ class Architecture:
         hidden: Width of the residual stream.
         intermediate: Width of the MLP.
         vocabulary: Rows of the output embedding.
+        tied: Whether it is the input's, too.
         build: Makes its modules on the meta device.
     """
 
@@ -87,6 +88,7 @@ class Architecture:
     hidden: int
     intermediate: int
     vocabulary: int
+    tied: bool
     build: Callable[[], nn.Module] = field(repr=False, compare=False)
 
     @cached_property
@@ -241,6 +243,7 @@ def _counted(family: str, shape: Shape, source: str, config: Callable[[], Any]) 
         hidden=shape.hidden,
         intermediate=shape.intermediate,
         vocabulary=shape.vocabulary,
+        tied=shape.tied,
         build=lambda: blank_model(config()),
     )
 
@@ -278,6 +281,7 @@ def _built(
         raise UneditableError("its config.json gives it no layers")
     inner, hidden = linear_shape(layers[0].get_submodule(family.target_modules["down"]))
     head: Any = model.get_output_embeddings()  # type: ignore[operator]
+    first: Any = model.get_input_embeddings()  # type: ignore[operator]
     return Architecture(
         source=source,
         family=config.model_type,
@@ -290,6 +294,7 @@ def _built(
         hidden=hidden,
         intermediate=inner,
         vocabulary=head.weight.shape[0],
+        tied=head.weight is first.weight,
         build=lambda: model,
     )
 

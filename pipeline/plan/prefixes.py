@@ -20,6 +20,9 @@ PREFIXES = "prefixes"
 GB = 1e9
 LEAST_SHARE = 0.25  # of the layers that lie below the first edited one
 LEAST_OPERATIONS = 5e10  # of all prompts of a stream below it: about a second of a core
+# A GPU computes what it could be sent: at a sustained rate, and from unpinned memory of the host.
+GPU_OPERATIONS, GPU_LINK_BYTES = 1.25e14, 5e9  # a second
+GPU_GAIN = 4.0  # times that computing takes longer than being sent, where prefixes are kept
 KINDS = 3  # edit, rephrase and locality prompt
 TOKENS = 16  # of a prompt with its answer, whatever the data is
 _BYTES = {"float32": 4, "bfloat16": 2, "float64": 8}
@@ -75,7 +78,7 @@ def training_store_choice(cell: Cell) -> StoreChoice:
     steps = max(1, int(getattr(cell.settings, "train_steps", 1)))
     edits = steps * cell.trajectory_batches * cell.stream.batch_size
     tokens = float(KINDS * edits * TOKENS)
-    reason = _never(cell, architecture, layer, budget) or _small(architecture, layer, tokens)
+    reason = _never(cell, architecture, layer, budget) or _small(cell, architecture, layer, tokens)
     return StoreChoice(layer=layer, budget=budget, reason=reason)
 
 
@@ -101,25 +104,35 @@ def _never(cell: Cell, architecture: Architecture, layer: int, budget: int) -> s
         return "prefix_store_gb is 0"
     if layer == layers:
         return "nothing is edited"
-    if resources.gpus or resources.gang:
-        return "only cells of one rank without a GPU keep prefixes"
+    if resources.gang:
+        return "only cells of one rank keep prefixes"
     if layer < LEAST_SHARE * layers:
         return (
             f"the first edited layer is {layer} of {layers}, and at least {LEAST_SHARE:.0%} of "
             "them have to lie below it"
         )
+    if resources.gpus:
+        made = _operations(architecture, layer, 1.0) / GPU_OPERATIONS
+        if made < GPU_GAIN * prefix_bytes(cell, architecture, 1.0) / GPU_LINK_BYTES:
+            return "a GPU runs the layers below about as fast as it is sent what they give"
     return None
 
 
-def _small(architecture: Architecture, layer: int, tokens: float) -> str | None:
-    if 2.0 * tokens * layer * architecture.layer_parameters < LEAST_OPERATIONS:
+def _small(cell: Cell, architecture: Architecture, layer: int, tokens: float) -> str | None:
+    least = GPU_OPERATIONS if cell.resources.gpus else LEAST_OPERATIONS
+    if _operations(architecture, layer, tokens) < least:
         return "the layers below the first edited one take about a second"
     return None
 
 
+def _operations(architecture: Architecture, layer: int, tokens: float) -> float:
+    """Of so many tokens below a layer."""
+    return 2.0 * tokens * layer * architecture.layer_parameters
+
+
 def _reason(cell: Cell, architecture: Architecture, layer: int, budget: int) -> str | None:
     tokens = float(KINDS * len(cell.scored_places) * TOKENS)
-    reason = _never(cell, architecture, layer, budget) or _small(architecture, layer, tokens)
+    reason = _never(cell, architecture, layer, budget) or _small(cell, architecture, layer, tokens)
     if reason is not None:
         return reason
     if (size := prefix_bytes(cell, architecture, tokens)) > budget:

@@ -15,6 +15,7 @@ from rich.progress_bar import ProgressBar
 from rich.table import Column, Table
 from rich.text import Text
 
+from pipeline.plan.estimate.prefixes import stream_of
 from pipeline.run.durations import duration
 from pipeline.run.fleet.progress import Progress
 from pipeline.run.fleet.queue import Finished
@@ -188,8 +189,8 @@ class Display:
         for stage, doing in _BEFORE_EDITING.items():
             at = {key: p for key, p in self._running.items() if p.stage == stage}
             if at:
-                done = sum(p.done for p in at.values())
-                total = sum(p.total for p in at.values())
+                counts = self._counts(stage, at)
+                done, total = (sum(parts) for parts in zip(*counts, strict=True))
                 counted = f" {done} of {total}{self._rates(list(at))}" if total > len(at) else ""
                 parts.append(f"{doing}{counted}, ")
         if training:
@@ -202,6 +203,22 @@ class Display:
         if (edits := self._edits()) or not parts:
             parts.append(f"{edits / max(1e-9, now - self._began):.2g} edits/s, ")
         return "".join(parts)
+
+    def _counts(self, stage: Stage, at: Mapping[str, Progress]) -> list[tuple[int, int]]:
+        """Units done and in all, of tasks in a stage: work that some of them share counts once.
+
+        Cells of one stream share its prompts out. Each knows what the others have done of a length
+        once it comes to that, so the one that is furthest says most.
+        """
+        if stage != "prefixes":
+            return [(p.done, p.total) for p in at.values()]
+        shared: dict[tuple[object, ...], tuple[int, int]] = {}
+        for key, p in at.items():
+            task = self._tasks[key]
+            of_stream = stream_of(task.cell) if task.kind == "edit" else (key,)
+            place = (*of_stream, p.total)
+            shared[place] = max(shared.get(place, (0, 0)), (p.done, p.total))
+        return list(shared.values())
 
     def _rates(self, keys: Sequence[str], unit: str = "") -> str:
         """Units a second of running tasks together, once one was seen."""

@@ -25,10 +25,12 @@ from pipeline.storage.run_paths import RunPaths
 from rledit.editors import editor_class
 from rledit.editors.base import Editor
 from rledit.model import EditableModel
+from rledit.prefix_cache import PrefixCache
+from rledit.prefix_store import PrefixStore
 from tests.benchmarks.agreement import FLOAT32_TOLERANCE, ROUNDINGS
 from tests.unit.helpers.sequential_editors import CONTEXTS, VALUE, moments
 from tests.unit.helpers.text_edits import text_batches, tiny_tokenizer
-from tests.unit.helpers.tiny_models import tiny_model
+from tests.unit.helpers.tiny_models import random_batches, tiny_model
 
 CPU = torch.device("cpu")
 GRID = Path(__file__).parents[1] / "cluster" / "tiny.yaml"
@@ -96,6 +98,32 @@ class HostReads(TorchDispatchMode):
         left = isinstance(found, Tensor) and found.device.type != self._device
         self.count += bool(own) and (str(func).rpartition(".")[0] in _READS or left)
         return found
+
+
+def stored(folder: Path, device: torch.device, dtype: torch.dtype) -> PrefixCache:
+    """The prefix cache of a tiny model, with a store."""
+    model = tiny_model("llama").to(device, dtype)
+    cache = EditableModel(model, tiny_tokenizer("llama"), ("down:1,2",)).prefix_cache
+    cache.keep_in(PrefixStore(folder, cache.fingerprint(), 1 << 30))
+    return cache
+
+
+def in_any_company(folder: Path, device: torch.device, dtype: torch.dtype) -> bool:
+    """Whether a store holds the same bits of prompts that were recorded together and one by one."""
+    samples = random_batches(1, 12)[0].edit.samples
+    together, apart = (stored(folder / name, device, dtype) for name in ("together", "apart"))
+    for _ in together.store_ahead(samples):
+        pass
+    for sample in reversed(samples):
+        for _ in apart.store_ahead([sample]):
+            pass
+    return all(
+        torch.equal(one, other)
+        for sample in samples
+        for one, other in zip(
+            *(cache._found([sample])[0] for cache in (together, apart)), strict=True
+        )
+    )
 
 
 def synchronisations(work: Callable[[], object]) -> int:

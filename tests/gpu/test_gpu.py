@@ -12,6 +12,7 @@ import torch
 
 from tests.gpu import checks
 from tests.unit.helpers.text_edits import text_batches
+from tests.unit.helpers.tiny_models import random_batches
 
 pytestmark = pytest.mark.gpu
 
@@ -44,6 +45,21 @@ def test_cells_with_a_gpu_have_the_scores_of_those_without(
         assert there.steps[label] == close, label
     for label, peak in there.peak_gb.items():
         assert peak <= there.planned_gb[label], label
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_store_has_the_same_bits_of_a_prompt_in_any_company(
+    dtype: torch.dtype, device: torch.device, tmp_path: Path
+) -> None:
+    assert checks.in_any_company(tmp_path, device, dtype)
+
+
+def test_prefixes_are_sent_without_a_wait(device: torch.device, tmp_path: Path) -> None:
+    """From pinned pages, so that the host goes on meanwhile."""
+    cache = checks.stored(tmp_path, device, torch.float32)
+    found = cache._found(random_batches(1, 12)[0].edit.samples)
+    cache._padded(found)  # pages are pinned
+    assert checks.synchronisations(lambda: cache._padded(found)) == 0
 
 
 def test_a_worker_gives_memory_back_before_another_model(

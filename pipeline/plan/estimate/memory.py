@@ -231,13 +231,14 @@ def memory_of(work: Workload, placement: Placement) -> Memory:
     weights = architecture.parameters * dtype
     parts: dict[str, float] = {"weights": weights}
     if placement.sharded:
-        # Beside its slice a rank holds the output embedding, which is as large as the other one,
-        # and the largest module it gathers, and the next one.
-        embedding = architecture.vocabulary * architecture.hidden
-        gathered = max(embedding, architecture.layer_parameters) * dtype
-        parts["weights"] = 0 if placement.offload else weights / placement.ranks
-        parts["output embedding"] = embedding * dtype
-        parts["gathered layers"] = 2 * gathered
+        # Beside its slice a rank holds the output embedding, and the largest module it gathers, and
+        # the next one. An input embedding of its own is as large as the output's.
+        embedding = architecture.vocabulary * architecture.hidden * dtype
+        layer = architecture.layer_parameters * dtype
+        sliced = weights - embedding
+        parts["weights"] = 0 if placement.offload else sliced / placement.ranks
+        parts["output embedding"] = embedding
+        parts["gathered layers"] = 2 * (layer if architecture.tied else max(embedding, layer))
     # The unedited copy, and an fp32 master where the model's precision is lower.
     masters = FLOAT if dtype < FLOAT else 0
     parts["edited matrices"] = work.edited_parameters * (dtype + masters)

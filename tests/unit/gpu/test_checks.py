@@ -32,6 +32,10 @@ def test_memory_is_that_of_one_model_at_a_time(tmp_path: Path) -> None:
     assert before == after == 0 and first == second == 16 * 4 * (1024 * 1024 + 1024)
 
 
+def test_a_store_has_the_same_bits_in_any_company(tmp_path: Path) -> None:
+    assert checks.in_any_company(tmp_path, checks.CPU, torch.float32)
+
+
 @pytest.mark.parametrize("name", ["rledit", "ultraedit"])
 def test_a_solve_asks_the_device_twice(name: str) -> None:
     assert checks.reads_of_a_solve(name, checks.CPU) == 2

@@ -13,7 +13,7 @@ from torch import Tensor
 from rledit.editors.crispedit import CrispEdit, CrispEditConfig
 from rledit.locate.suffix import PrefixStates
 from rledit.model import EditableModel, Execution
-from rledit.prefix_passes import PrefixPasses
+from rledit.prefix_passes import CARD_LONG, CARD_ROWS, PrefixPasses
 from rledit.prefix_store import PrefixStore
 from rledit.tokenization import Sample
 from tests.gpu import checks
@@ -137,7 +137,7 @@ def test_prefixes_are_moved_in_one_piece(card: PretendedCard) -> None:
 def test_prefixes_enter_a_store_in_one_piece(
     card: PretendedCard, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(PrefixPasses, "same_bits", lambda *_: (4,))
+    monkeypatch.setattr(PrefixPasses, "fixed_rows", lambda *_: 4)
     like = [s for s in random_batches(1, 40)[0].edit.samples if len(s) == len(SAMPLES[0])]
     found = []
     for n in (2, 4):
@@ -148,12 +148,84 @@ def test_prefixes_enter_a_store_in_one_piece(
     assert found[0] == found[1]
 
 
+@pytest.fixture
+def recorded(monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, ...]]:
+    """Shapes of the token matrices that are run through the layers below."""
+    shapes: list[tuple[int, ...]] = []
+    whole = PrefixPasses._record
+
+    def record(self: PrefixPasses, ids: Tensor) -> tuple[Tensor, Tensor]:
+        shapes.append(tuple(ids.shape))
+        return whole(self, ids)
+
+    monkeypatch.setattr(PrefixPasses, "_record", record)
+    return shapes
+
+
+@pytest.mark.parametrize("alike", [True, False])
+def test_passes_that_fill_a_store_have_one_shape_for_each_length(
+    alike: bool,
+    card: PretendedCard,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    recorded: list[tuple[int, ...]],
+) -> None:
+    """So that a prompt has the same bits in any company; alone where its row makes a difference."""
+    monkeypatch.setattr(PrefixPasses, "_rows_alike", lambda *_: alike)
+    rows = CARD_ROWS if alike else 1
+    one, other = (stored(tmp_path / name, 1 << 30) for name in ("one", "other"))
+    assert recorded == [(rows, 11)] * 2  # their fingerprints
+    recorded.clear()
+    logits(one)
+    assert {shape[0] for shape in recorded} == {rows}
+    for sample in reversed(SAMPLES):
+        logits(other, (sample,))
+    for sample in SAMPLES:
+        found, expected = (m.prefix_cache.store.get(sample) for m in (one, other))  # type: ignore[union-attr]
+        assert found is not None and expected is not None
+        assert all(map(torch.equal, found, expected))
+        assert all(part.device == checks.CPU for part in found)
+    one.prefix_cache.store.flush()  # type: ignore[union-attr]
+    recorded.clear()
+    again = stored(tmp_path / "one", 1 << 30)
+    assert recorded == [(rows, 11)]
+    for mine, theirs in zip(logits(again), logits(one), strict=True):
+        torch.testing.assert_close(mine, theirs, rtol=0, atol=0)
+    assert recorded == [(rows, 11)]  # nothing is run again
+
+
+@pytest.mark.parametrize("fault", ["row", "company", None])
+def test_a_row_or_a_company_that_makes_a_difference_is_found(
+    fault: str | None, card: PretendedCard, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    whole = PrefixPasses._record
+
+    def record(self: PrefixPasses, ids: Tensor) -> tuple[Tensor, Tensor]:
+        parts = [whole(self, ids[i : i + 1]) for i in range(len(ids))]
+        hidden, attention = (torch.cat([p[k] for p in parts]) for k in (0, 1))
+        if fault == "row":
+            hidden[3:4] *= 1 + 1e-6
+        if fault == "company" and not bool((ids == ids[:1]).all()):
+            hidden = hidden * (1 + 1e-6)
+        return hidden, attention
+
+    monkeypatch.setattr(PrefixPasses, "_record", record)
+    made = stored(tmp_path, 1 << 30)
+    assert made.prefix_cache.fixed_rows(7) == (CARD_ROWS if fault is None else 1)
+    tried: list[int] = []
+    monkeypatch.setattr(PrefixPasses, "_rows_alike", lambda _, length: tried.append(length))
+    again = stored(tmp_path, 1 << 30)  # of a process that finds what this one has found
+    assert again.prefix_cache.fixed_rows(7) == made.prefix_cache.fixed_rows(7)
+    assert tried == [11]  # the fingerprint is from before the store
+    assert again.prefix_cache.fixed_rows(CARD_LONG) == 1
+
+
 @pytest.mark.parametrize("first", ["of the store", "of the cache"])
 def test_prefixes_of_a_full_store_and_of_the_card_are_padded_together(
     first: str, card: PretendedCard, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Some lie in the store, in host memory, and those it had no room for on the card."""
-    monkeypatch.setattr(PrefixPasses, "same_bits", lambda *_: ())
+    monkeypatch.setattr(PrefixPasses, "fixed_rows", lambda *_: 1)
     some = model().prefix_cache.n_bytes(SAMPLES[:6])
     made = stored(tmp_path, some, cache_on_device=True)
     expected = logits(model())

@@ -37,6 +37,7 @@ from pipeline.plan.estimate.needs import disk_gb
 from pipeline.plan.estimate.seconds import Measurements, modelled, statistics_seconds
 from pipeline.plan.estimate.summary import aligned, duration, remedies
 from pipeline.plan.estimate.workload import Workload, workload_of
+from pipeline.plan.prefixes import StoreChoice, store_choice
 from pipeline.results.lake.lake import Lake
 from pipeline.results.lake.records import CellRecord
 from pipeline.run.cell import record_failure
@@ -87,11 +88,17 @@ def test_memory_part_by_part() -> None:
     block = 2 * width * rank + width + 2 * modules * width
     assert parts["hypernetwork"] == 4 * 4 * work.cell.settings.n_blocks * block
     sharded = memory_of(work, replace(ON_80, sharded=True, ranks=4)).parts
-    assert sharded["weights"] == parts["weights"] / 4
-    assert sharded["edited matrices"] == parts["edited matrices"]
     embedding = 2 * 128256 * 4096
+    assert sharded["weights"] == (parts["weights"] - embedding) / 4
+    assert sharded["edited matrices"] == parts["edited matrices"]
     assert sharded["output embedding"] == embedding
-    assert sharded["gathered layers"] == 2 * embedding  # larger than a layer
+    assert sharded["gathered layers"] == 2 * embedding  # of the input, larger than a layer
+    tied = table2("rledit", "Llama-3-8B", "models.Llama-3-8B.preset=gemma-2-9b")
+    assert tied.architecture.tied and not work.architecture.tied
+    there = memory_of(tied, replace(ON_80, sharded=True, ranks=4)).parts
+    # One matrix, which lies whole on every rank and is never gathered.
+    assert there["output embedding"] == 2 * 256000 * 3584
+    assert there["gathered layers"] == 4 * tied.architecture.layer_parameters
 
 
 def test_keys_of_earlier_batches_are_counted_in_memory_and_in_states() -> None:
@@ -308,6 +315,23 @@ def test_training_runs_the_lower_layers_once_for_every_edit_of_its_pool() -> Non
     assert found[2] == found[3] == found[4]  # no more prompts than are drawn
     cell = replace(work.cell, resources=replace(work.cell.resources, prefix_store_gb=0.0))
     assert modelled(replace(work, cell=cell), place).training == found[2]
+
+
+def test_cells_on_a_gpu_keep_prefixes_where_they_are_dearer_to_make_than_to_send() -> None:
+    def chosen(editor: str, *more: str) -> StoreChoice:
+        return store_choice(table2(editor, "Llama-3-8B", *more).cell)
+
+    one = "resources={gpus: 1, prefix_store_gb: 8}"
+    assert chosen("rledit", one).made
+    assert "of them have to lie below" in (chosen("memit", one).reason or "")
+    assert "prefix_store_gb is 0.1" in (
+        chosen("rledit", "resources={gpus: 1, prefix_store_gb: 0.1}").reason or ""
+    )
+    several = "resources={gpus: 1, ranks: 2, prefix_store_gb: 8}"
+    assert chosen("rledit", several).reason == "only cells of one rank keep prefixes"
+    small = cells_of(load_grid(GRIDS / "smollm2.yaml", ["resources={gpus: 1}"]))
+    reasons = {store_choice(c).reason for c in small if c.label == "rledit"}
+    assert reasons == {"a GPU runs the layers below about as fast as it is sent what they give"}
 
 
 def test_a_window_fills_along_a_trajectory() -> None:

@@ -102,7 +102,7 @@ def test_what_is_done_before_the_first_edit_is_named(
 def test_prompts_that_are_run_ahead_have_a_rate(
     tasks: dict[str, Task], monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """That of the two cells that share them, as their counts are."""
+    """That of both cells that share them; they are counted once."""
     monkeypatch.setattr(module, "LOG_EVERY_SECONDS", -1.0)
     caplog.set_level(logging.INFO)
     _, none, ultra, _ = tasks
@@ -110,10 +110,13 @@ def test_prompts_that_are_run_ahead_have_a_rate(
     monkeypatch.setattr(time, "time", lambda: clock)
     with Display(tasks, 1, Console(quiet=True, force_terminal=False)) as shown:
         shown.progress({key: at(100, 300, 5.0, "prefixes") for key in (none, ultra)})
-        assert "through the frozen layers 200 of 600, 0 s so far" in caplog.messages[-1]
+        assert "through the frozen layers 100 of 300, 0 s so far" in caplog.messages[-1]
         clock += 5
-        shown.progress({key: at(150, 300, 10.0, "prefixes") for key in (none, ultra)})
-        assert "through the frozen layers 300 of 600 at 20/s, 5 s so far" in caplog.messages[-1]
+        both = {none: at(150, 300, 10.0, "prefixes"), ultra: at(140, 300, 10.0, "prefixes")}
+        shown.progress(both)
+        assert "through the frozen layers 150 of 300 at 18/s, 5 s so far" in caplog.messages[-1]
+        shown.progress({none: at(150, 300, 10.0, "prefixes"), ultra: at(9, 90, 10.0, "prefixes")})
+        assert "through the frozen layers 159 of 390" in caplog.messages[-1]  # other prompts
 
 
 def test_tasks_that_were_done_before_are_said_to_be_so(
