@@ -420,6 +420,6 @@ def moved(tensor: Tensor, device: torch.device) -> Tensor:
 
     The host then goes on while it is copied. Pinned pages are kept by PyTorch for later copies.
     """
-    if tensor.device == device or device.type != "cuda":
+    if tensor.device.type != "cpu" or device.type != "cuda":
         return tensor.to(device)
     return tensor.pin_memory().to(device, non_blocking=True)

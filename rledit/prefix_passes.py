@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass
@@ -24,10 +25,13 @@ from rledit.lazy_torch import Tensor, nn, torch
 from rledit.prefix_store import WORTHWHILE, Prefix, card
 from rledit.stand_ins import hooked, swapped
 
+logger = logging.getLogger(__name__)
+
 LONG = 64
 """Tokens from which on a prompt by itself keeps a core busy."""
 CARD_ROWS = 16
-"""Rows of every pass on a card whose prompts are recorded to be kept."""
+"""Rows of every pass on a card whose prompts are recorded to be kept; one of `WORTHWHILE`, which
+are what a store notes."""
 CARD_LONG = 512
 """Tokens from which on a prompt is recorded by itself there."""
 _ENTRIES = 20_000
@@ -232,7 +236,8 @@ class PrefixPasses:
         total = hashlib.sha256(str(self.first_layer).encode())
         rows = 1
         if self.is_on_card:
-            total.update(json.dumps(card(self._device), sort_keys=True).encode())
+            about = {**card(self._device), "rows": CARD_ROWS}
+            total.update(json.dumps(about, sort_keys=True).encode())
             rows = self.fixed_rows(11)
         for part in self._record(self._made_up(1, 11).expand(rows, -1)):
             total.update(str(part.dtype).encode())
@@ -262,7 +267,14 @@ class PrefixPasses:
         it is not so, prompts are recorded by themselves.
         """
         if length not in self._fixed_rows:
-            alone = self._has_experts or length >= CARD_LONG or not self._rows_alike(length)
+            alone = self._has_experts or length >= CARD_LONG
+            if not alone and not self._rows_alike(length):
+                alone = True
+                logger.warning(
+                    "on this card a prompt of %d tokens has other bits in other rows of a pass: "
+                    "prompts of that length are recorded by themselves, which takes longer",
+                    length,
+                )
             self._fixed_rows[length] = 1 if alone else CARD_ROWS
         return self._fixed_rows[length]
 
@@ -275,11 +287,14 @@ class PrefixPasses:
         """Whether a prompt has the same bits in every row, and beside itself as beside others."""
         low = PrefixPasses(self._model, self._family, min(1, self.first_layer))
         own = self._made_up(1, length)
-        mixed = self._made_up(CARD_ROWS, length, seed=1)
-        mixed[::2] = own
-        one, among = (torch.stack(low._record(ids)) for ids in (own.expand(CARD_ROWS, -1), mixed))
+        one = torch.stack(low._record(own.expand(CARD_ROWS, -1)))
         alike = torch.equal(one, one[:, :1].expand_as(one))
-        return alike and torch.equal(among[:, ::2], one[:, ::2])
+        for first in (0, 1):
+            ids = self._made_up(CARD_ROWS, length, seed=1)
+            ids[first::2] = own
+            among = torch.stack(low._record(ids))
+            alike = alike and torch.equal(among[:, first::2], one[:, first::2])
+        return alike
 
     def _tried(self, length: int, sizes: Sequence[int]) -> tuple[int, ...]:
         low = PrefixPasses(self._model, self._family, min(1, self.first_layer))

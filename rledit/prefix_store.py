@@ -311,12 +311,19 @@ def card(device: torch.device) -> dict[str, Any]:
         return {"device": device.type}
     products = torch.backends.cuda.matmul
     return {
+        "torch": torch.__version__,
         "device": torch.cuda.get_device_name(device),
         "capability": torch.cuda.get_device_capability(device),
         "cuda": torch.version.cuda,
         "cudnn": torch.backends.cudnn.version(),
         "tf32": products.allow_tf32,
         "reduced": products.allow_bf16_reduced_precision_reduction,
+        "attention": [
+            torch.backends.cuda.flash_sdp_enabled(),
+            torch.backends.cuda.mem_efficient_sdp_enabled(),
+            torch.backends.cuda.math_sdp_enabled(),
+            torch.backends.cuda.cudnn_sdp_enabled(),
+        ],
         "environment": {name: os.environ.get(name) for name in _CARD_KERNELS},
     }
 

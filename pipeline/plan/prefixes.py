@@ -20,7 +20,7 @@ PREFIXES = "prefixes"
 GB = 1e9
 LEAST_SHARE = 0.25  # of the layers that lie below the first edited one
 LEAST_OPERATIONS = 5e10  # of all prompts of a stream below it: about a second of a core
-# A GPU computes what it could be sent: at a sustained rate, and from unpinned memory of the host.
+# A GPU computes what it could be sent: a sustained rate, and a cautious one of being sent.
 GPU_OPERATIONS, GPU_LINK_BYTES = 1.25e14, 5e9  # a second
 GPU_GAIN = 4.0  # times that computing takes longer than being sent, where prefixes are kept
 KINDS = 3  # edit, rephrase and locality prompt
@@ -66,8 +66,9 @@ def training_store_choice(cell: Cell) -> StoreChoice:
     """Whether the training of a cell's network keeps prefixes.
 
     Cells of streams of any length share the network, so that theirs do not enter. Nor does the
-    budget, unless it is 0, which the network's key has: prompts that a store has no room for are
-    run as those are that it takes.
+    budget on a CPU, unless it is 0, which the network's key has: prompts that a store has no room
+    for are run as those are that it takes. On a GPU those would cost more than without a store, in
+    passes that are mostly filler: there all that is drawn has to fit.
 
     Raises:
         ConfigError: The model's configuration cannot be had.
@@ -79,6 +80,9 @@ def training_store_choice(cell: Cell) -> StoreChoice:
     edits = steps * cell.trajectory_batches * cell.stream.batch_size
     tokens = float(KINDS * edits * TOKENS)
     reason = _never(cell, architecture, layer, budget) or _small(cell, architecture, layer, tokens)
+    if reason is None and cell.resources.gpus:
+        what = f"{edits:,} edits that training draws"
+        reason = _too_large(cell, architecture, what, tokens, budget)
     return StoreChoice(layer=layer, budget=budget, reason=reason)
 
 
@@ -133,11 +137,16 @@ def _operations(architecture: Architecture, layer: int, tokens: float) -> float:
 def _reason(cell: Cell, architecture: Architecture, layer: int, budget: int) -> str | None:
     tokens = float(KINDS * len(cell.scored_places) * TOKENS)
     reason = _never(cell, architecture, layer, budget) or _small(cell, architecture, layer, tokens)
-    if reason is not None:
-        return reason
-    if (size := prefix_bytes(cell, architecture, tokens)) > budget:
-        return (
-            f"those of the {len(cell.scored_places):,} edits that are scored take about "
-            f"{size / GB:.2g} GB, and prefix_store_gb is {cell.resources.prefix_store_gb:g}"
-        )
-    return None
+    what = f"{len(cell.scored_places):,} edits that are scored"
+    return reason or _too_large(cell, architecture, what, tokens, budget)
+
+
+def _too_large(
+    cell: Cell, architecture: Architecture, what: str, tokens: float, budget: int
+) -> str | None:
+    if (size := prefix_bytes(cell, architecture, tokens)) <= budget:
+        return None
+    return (
+        f"those of the {what} take about {size / GB:.2g} GB, and prefix_store_gb is "
+        f"{cell.resources.prefix_store_gb:g}"
+    )

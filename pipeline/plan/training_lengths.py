@@ -20,7 +20,10 @@ def shorter_trainings(cells: Sequence[Cell]) -> list[Cell | None]:
     """For each cell one whose training its own goes on from: the next shorter one; None without.
 
     Args:
-        cells: Of one grid: its models and data sets go by their names, whose files are not read.
+        cells: Of one grid: its models and data sets go by their names, and no data is read.
+
+    Raises:
+        ConfigError: The configuration of a model cannot be had.
     """
     families = [_family(cell) for cell in cells]
     lengths: dict[str, dict[int, Cell]] = {}

@@ -16,6 +16,7 @@ from rich.table import Column, Table
 from rich.text import Text
 
 from pipeline.plan.estimate.prefixes import stream_of
+from pipeline.plan.prefixes import store_choice
 from pipeline.run.durations import duration
 from pipeline.run.fleet.progress import Progress
 from pipeline.run.fleet.queue import Finished
@@ -189,9 +190,10 @@ class Display:
         for stage, doing in _BEFORE_EDITING.items():
             at = {key: p for key, p in self._running.items() if p.stage == stage}
             if at:
-                counts = self._counts(stage, at)
-                done, total = (sum(parts) for parts in zip(*counts, strict=True))
-                counted = f" {done} of {total}{self._rates(list(at))}" if total > len(at) else ""
+                counted_at = self._counted_at(stage, at)
+                done, total = (sum(count) for count in zip(*counted_at.values(), strict=True))
+                rates = self._rates(list(counted_at))
+                counted = f" {done} of {total}{rates}" if total > len(at) else ""
                 parts.append(f"{doing}{counted}, ")
         if training:
             done = sum(p.done for p in training.values())
@@ -204,21 +206,19 @@ class Display:
             parts.append(f"{edits / max(1e-9, now - self._began):.2g} edits/s, ")
         return "".join(parts)
 
-    def _counts(self, stage: Stage, at: Mapping[str, Progress]) -> list[tuple[int, int]]:
-        """Units done and in all, of tasks in a stage: work that some of them share counts once.
+    def _counted_at(self, stage: Stage, at: Mapping[str, Progress]) -> dict[str, tuple[int, int]]:
+        """Units done and in all, by the task that tells them: work that some share counts once.
 
-        Cells of one stream share its prompts out. Each knows what the others have done of a length
-        once it comes to that, so the one that is furthest says most.
+        Cells of one stream that begin at one layer share its prompts out, and each counts what
+        all of them have done; the one that looked last knows most.
         """
-        if stage != "prefixes":
-            return [(p.done, p.total) for p in at.values()]
-        shared: dict[tuple[object, ...], tuple[int, int]] = {}
-        for key, p in at.items():
-            task = self._tasks[key]
-            of_stream = stream_of(task.cell) if task.kind == "edit" else (key,)
-            place = (*of_stream, p.total)
-            shared[place] = max(shared.get(place, (0, 0)), (p.done, p.total))
-        return list(shared.values())
+        told: dict[tuple[object, ...], str] = {}
+        for key, p in sorted(at.items(), key=lambda item: item[1].done):
+            cell, own = self._tasks[key].cell, (key,)
+            shares = stage == "prefixes" and self._tasks[key].kind == "edit"
+            place = (*stream_of(cell), store_choice(cell).layer, p.total) if shares else own
+            told[place] = key
+        return {key: (at[key].done, at[key].total) for key in told.values()}
 
     def _rates(self, keys: Sequence[str], unit: str = "") -> str:
         """Units a second of running tasks together, once one was seen."""

@@ -56,8 +56,8 @@ class Task:
         needs: Keys of the tasks that have to be done before.
         threads: CPU threads.
         shard: Part of the corpus, of a statistics task.
-        longer: Whose training goes on where a training ends, see
-            `pipeline.plan.training_lengths`.
+        longer: The cell whose training goes on where this one ends, see
+            `pipeline.plan.training_lengths`; None: nobody's.
     """
 
     kind: Kind

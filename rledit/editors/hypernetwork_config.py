@@ -235,6 +235,15 @@ class HypernetworkConfig(SphereSettings):
             raise SettingError(
                 "window_share", f"a share is above 0 and at most 1, not {self.window_share}"
             )
+        clipping = self.conventions().clipping
+        one_step = self.optimise == "trajectory" and clipping == "optimiser_step"
+        if self.trajectories_per_step != 1 and not one_step:
+            raise SettingError(
+                "trajectories_per_step",
+                f"{self.trajectories_per_step}: gradients are averaged where there is one step, "
+                "clipped once, per trajectory; set optimise: trajectory and clipping: "
+                "optimiser_step, or leave it at 1",
+            )
         previous = self.conventions().kl_reference == "previous"
         if self.window_share < 1 and self.depth > 1 and previous:
             raise SettingError(

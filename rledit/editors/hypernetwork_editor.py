@@ -65,14 +65,6 @@ class HypernetworkEditor(TrainableEditor, HypernetworkUpdate):
         return config.stopping
 
     def __init__(self, model: EditableModel, config: HypernetworkConfig) -> None:
-        clipping = config.conventions().clipping
-        one_step = config.optimise == "trajectory" and clipping == "optimiser_step"
-        if config.trajectories_per_step != 1 and not one_step:
-            raise ValueError(
-                f"trajectories_per_step: {config.trajectories_per_step}: gradients are averaged "
-                "where there is one step, clipped once, per trajectory; set optimise: trajectory "
-                "and clipping: optimiser_step"
-            )
         super().__init__(model, config)
         self.optimiser = new_optimiser(list(self.networks.values()), config)
         self._mean: RunningMean | None = None

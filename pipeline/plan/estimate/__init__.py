@@ -225,7 +225,7 @@ def _cell(
         if network in seen or cached.has_network(cell):
             seconds, trained = replace(seconds, setup=0.0, training=0.0), 0
         elif shorter is not None and not cached.has_network(shorter):
-            # It goes on where that one ends, which leaves nothing behind once it is there.
+            # It goes on where that one ends, unless that one's network is there already.
             left = 1 - shorter.trained_batches / trained
             done = (1 - left) * seconds.training
             trained -= shorter.trained_batches

@@ -235,8 +235,7 @@ def memory_of(work: Workload, placement: Placement) -> Memory:
         # the next one. An input embedding of its own is as large as the output's.
         embedding = architecture.vocabulary * architecture.hidden * dtype
         layer = architecture.layer_parameters * dtype
-        sliced = weights - embedding
-        parts["weights"] = 0 if placement.offload else sliced / placement.ranks
+        parts["weights"] = 0 if placement.offload else weights / placement.ranks
         parts["output embedding"] = embedding
         parts["gathered layers"] = 2 * (layer if architecture.tied else max(embedding, layer))
     # The unedited copy, and an fp32 master where the model's precision is lower.

@@ -19,7 +19,7 @@ from pipeline.plan.cell_keys import identity_of
 from pipeline.plan.cells import Cell
 from pipeline.plan.estimate.memory import GB, Device, Placement
 from pipeline.plan.estimate.workload import DOCUMENT_TOKENS, Workload
-from pipeline.plan.prefixes import training_store_choice
+from pipeline.plan.prefixes import prefix_bytes, training_store_choice
 from pipeline.results.lake.records import CellRecord, scale_of
 from rledit.editors import editor_class
 from rledit.facts import RealFacts
@@ -237,11 +237,15 @@ def _window(cell: Cell) -> float:
 
 
 def _below_training(model: _Passes) -> float:
-    """What training draws, run up to the first edited layer: with a store each prompt once."""
+    """What training draws, run up to the first edited layer: with a store once for each prompt
+    that there is room for."""
     work = model.work
-    edits = work.trained_batches * model.batch
-    if work.train_pool is not None and training_store_choice(work.cell).made:
-        edits = min(edits, work.train_pool)
+    edits = float(work.trained_batches * model.batch)
+    choice = training_store_choice(work.cell)
+    if work.train_pool and choice.made:
+        room = choice.budget / prefix_bytes(work.cell, work.architecture, KINDS * work.tokens)
+        kept = min(1.0, room / work.train_pool)
+        edits = min(edits, kept * work.train_pool + (1 - kept) * edits)
     return model.prompts(KINDS * edits, work.first_layer, 0)
 
 

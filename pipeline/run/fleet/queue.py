@@ -58,10 +58,17 @@ class Queue:
         """Why earlier attempts at a task, and at what it needs, ended."""
         needed = (
             f"{self._tasks[key].label}: {reason}"
-            for key in task.needs
+            for key in self._needed(task)
             for reason in self._interruptions.get(key, ())
         )
         return (*needed, *self._interruptions.get(task.key, ()))
+
+    def _needed(self, task: Task) -> list[str]:
+        """All that a task needs, and what that needs, each once and after what it needs."""
+        found: dict[str, None] = {}
+        for need in task.needs:
+            found |= dict.fromkeys((*self._needed(self._tasks[need]), need))
+        return list(found)
 
     def done(self, task: Task, found: bool = False) -> Iterator[Finished]:
         """A task is done, or was `found` done, and what waited for it may start."""

@@ -8,6 +8,7 @@ is found by the next.
 from __future__ import annotations
 
 import logging
+import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -25,6 +26,8 @@ from rledit.prefix_store import PrefixStore
 from rledit.tokenization import Sample
 
 logger = logging.getLogger(__name__)
+
+LOOK_SECONDS = 5.0
 
 
 @dataclass(frozen=True, eq=False)
@@ -93,8 +96,15 @@ def fill_store(
     total = len({sample.key for sample in samples})
     there = total - len(lacking)
     report("prefixes", there, total)
+    shown, looked = there, time.monotonic()
     for done in model.prefix_cache.store_ahead(lacking):
-        report("prefixes", there + done, total)
+        if time.monotonic() - looked > LOOK_SECONDS:
+            # What others have written is done, too, before it is their lengths' turn here.
+            store.prefixes.refresh()
+            shown = max(shown, total - len(store.prefixes.missing(lacking)))
+            looked = time.monotonic()
+        shown = max(shown, there + done)
+        report("prefixes", shown, total)
 
 
 @contextmanager

@@ -126,10 +126,10 @@ def train(
             last_save += took
     if store is not None:
         store.prefixes.flush()
-    if longer is not None:
-        _hand_on(training, longer, cache, gang)
     state = {k: v.cpu().contiguous() for k, v in editor.state_dict().items()}
     _require_numbers(state, f"the network trained for {cell.label}")
+    if longer is not None:
+        _hand_on(training, longer, cache, gang)
     if not gang.is_rank_zero:
         return None
     metadata = {**training.record(), "identity": identity_of(cell), **_outcome(training)}

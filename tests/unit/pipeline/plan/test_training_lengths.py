@@ -4,28 +4,39 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
 from pipeline.config.parse import load_grid
+from pipeline.plan import training_lengths
 from pipeline.plan.cell_keys import train_key_of
 from pipeline.plan.cells import Cell, cells_of
 from pipeline.plan.estimate import estimate
 from pipeline.plan.estimate.wall_clock import wall_clock
 from pipeline.plan.training_lengths import shorter_trainings
 from pipeline.run.tasks import tasks_of
+from rledit.editors.rledit import RLEdit
 
 TINY = Path(__file__).parents[3] / "cluster" / "tiny.yaml"
 STEADY = {"reference": "paper", "rank": 16}
 
 
-def cells(*settings: dict[str, object], editor: str = "rledit") -> list[Cell]:
+class Foreign(RLEdit):
+    """An editor from outside, which may train as it likes."""
+
+    name = "foreign"
+
+
+def cells(
+    *settings: dict[str, object], editor: str = "rledit", sets: tuple[str, ...] = ()
+) -> list[Cell]:
     """Cells of one editor with these settings, in this order; the unedited row is left out."""
     entries = [
         {"editor": editor, "variant": f"v{i}", "settings": own} for i, own in enumerate(settings)
     ]
-    sets = [f"editors={json.dumps(entries)}", "seeds=[0]"]
-    return [c for c in cells_of(load_grid(TINY, sets)) if c.editor.editor != "none"]
+    given = [f"editors={json.dumps(entries)}", "seeds=[0]", *sets]
+    return [c for c in cells_of(load_grid(TINY, given)) if c.editor.editor != "none"]
 
 
 def test_a_longer_training_waits_for_the_next_shorter_one() -> None:
@@ -42,6 +53,27 @@ def test_a_longer_training_waits_for_the_next_shorter_one() -> None:
     for task in trained:  # a cell waits for its own network alone
         edits = own[task.cell.settings.train_steps]
         assert [need for need in edits.needs if need.startswith("train:")] == [task.key]
+
+
+@pytest.mark.parametrize("given", ["threads=2", "resources={prefix_store_gb: 0}", "seeds=[1]"])
+def test_trainings_of_other_threads_stores_and_seeds_are_apart(given: str) -> None:
+    (short,) = cells({**STEADY, "train_steps": 2})
+    (long,) = (c for c in cells({**STEADY, "train_steps": 4}, sets=(given,)))
+    assert shorter_trainings([short, long]) == [None, None]
+
+
+def test_where_only_the_longer_one_keeps_prefixes_it_begins_anew(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    short, long = cells(*({**STEADY, "train_steps": n} for n in (2, 4)))
+    assert shorter_trainings([short, long]) == [None, short]
+    made = {2: False, 4: True}
+    monkeypatch.setattr(
+        training_lengths,
+        "training_store_choice",
+        lambda cell: SimpleNamespace(made=made[cell.settings.train_steps]),
+    )
+    assert shorter_trainings([short, long]) == [None, None]
 
 
 @pytest.mark.parametrize(
@@ -63,9 +95,17 @@ def test_trainings_that_are_not_steady_or_not_alike_are_apart(other: dict[str, o
     assert {task.key for task in trained} == {f"train:{train_key_of(c)}" for c in (first, second)}
 
 
-def test_two_that_are_both_unsteady_are_apart() -> None:
-    short, long = cells(*({**STEADY, "schedule": "cosine", "train_steps": n} for n in (2, 4)))
+@pytest.mark.parametrize("other", [{"schedule": "cosine"}, {"patience": 2}], ids=str)
+def test_two_that_are_both_unsteady_are_apart(other: dict[str, object]) -> None:
+    """The rate falls to nothing at the end, or a validation may end it."""
+    short, long = cells(*({**STEADY, **other, "train_steps": n} for n in (2, 4)))
     assert shorter_trainings([short, long]) == [None, None]
+
+
+def test_editors_with_other_trainings_are_apart(monkeypatch: pytest.MonkeyPatch) -> None:
+    foreign = "tests.unit.pipeline.plan.test_training_lengths:Foreign"
+    settings = [{**STEADY, "train_steps": n} for n in (2, 4)]
+    assert shorter_trainings(cells(*settings, editor=foreign)) == [None, None]
     assert shorter_trainings(cells({"train_steps": 2}, {"train_steps": 4}, editor="dafnet")) == [
         None,
         None,

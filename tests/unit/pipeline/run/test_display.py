@@ -7,11 +7,13 @@ import logging
 import time
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from rich.console import Console
 
 from pipeline.config.parse import load_grid
+from pipeline.plan.cell_keys import key_of
 from pipeline.plan.cells import cells_of
 from pipeline.run import display as module
 from pipeline.run.display import Display
@@ -102,21 +104,28 @@ def test_what_is_done_before_the_first_edit_is_named(
 def test_prompts_that_are_run_ahead_have_a_rate(
     tasks: dict[str, Task], monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """That of both cells that share them; they are counted once."""
+    """Cells that share them count them once."""
     monkeypatch.setattr(module, "LOG_EVERY_SECONDS", -1.0)
     caplog.set_level(logging.INFO)
     _, none, ultra, _ = tasks
     clock = time.time()
     monkeypatch.setattr(time, "time", lambda: clock)
+    layers = {none: 1, ultra: 1}
+    monkeypatch.setattr(
+        module, "store_choice", lambda c: SimpleNamespace(layer=layers[f"edit:{key_of(c)}"])
+    )
     with Display(tasks, 1, Console(quiet=True, force_terminal=False)) as shown:
         shown.progress({key: at(100, 300, 5.0, "prefixes") for key in (none, ultra)})
         assert "through the frozen layers 100 of 300, 0 s so far" in caplog.messages[-1]
         clock += 5
         both = {none: at(150, 300, 10.0, "prefixes"), ultra: at(140, 300, 10.0, "prefixes")}
         shown.progress(both)
-        assert "through the frozen layers 150 of 300 at 18/s, 5 s so far" in caplog.messages[-1]
+        assert "through the frozen layers 150 of 300 at 10/s, 5 s so far" in caplog.messages[-1]
         shown.progress({none: at(150, 300, 10.0, "prefixes"), ultra: at(9, 90, 10.0, "prefixes")})
         assert "through the frozen layers 159 of 390" in caplog.messages[-1]  # other prompts
+        layers[ultra] = 0
+        shown.progress({key: at(150, 300, 10.0, "prefixes") for key in (none, ultra)})
+        assert "through the frozen layers 300 of 600" in caplog.messages[-1]  # of another store
 
 
 def test_tasks_that_were_done_before_are_said_to_be_so(

@@ -30,6 +30,7 @@ from pipeline.run.stages.prepare import open_model
 from rledit import prefix_cache
 from rledit.model import EditableModel
 from rledit.prefix_passes import PrefixPasses
+from rledit.prefix_store import PrefixStore
 from rledit.protocols import reading
 from rledit.tokenization import Sample
 from tests.unit.helpers.prepared import prepared_model
@@ -389,6 +390,29 @@ def lacking(folder: Path, tmp_path: Path) -> tuple[prefixes.CellStore, EditableM
     assert store is not None
     edits = chosen.source().draw("evaluation", chosen.n_edits, seed=0)
     return store, model, list(model.encoder.batch(edits, 4).edit.samples)
+
+
+def test_what_others_write_meanwhile_is_counted(
+    lacking: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(prefixes, "LOOK_SECONDS", -1.0)
+    store, model, samples = lacking
+    unique = list({s.key: s for s in samples}.values())
+    by_another = [s for s in unique if len(s) == max(map(len, unique))]
+    told: list[int] = []
+
+    def report(stage: str, done: int, total: int, *_: object) -> None:
+        told.append(done)
+        if len(told) == 2:  # the first ones are recorded, shorter ones first
+            other = PrefixStore(store.prefixes.folder, store.prefixes.identity, 1 << 30)
+            for sample in by_another:
+                hidden, attention = model.prefix_cache._record(sample.input_ids[None])
+                other.put(sample, (hidden[0], attention[0]))
+            other.flush()
+
+    prefixes.fill_store(store, model, report, samples)
+    assert told == sorted(told) and told[-1] == len(unique)
+    assert told[2] - told[1] >= len(by_another) and max(told) == len(unique)
 
 
 def test_what_a_lost_node_was_recording_is_recorded_by_who_waits(

@@ -51,6 +51,23 @@ def test_tasks_start_when_what_they_need_is_done() -> None:
     assert not queue
 
 
+def test_interruptions_of_all_that_led_to_a_task_are_told() -> None:
+    """Of a network that goes on from another one, whose worker died once."""
+    tasks = TASKS | {
+        t.key: t
+        for t in (
+            task("train:longer", "prepare:m", "train:a"),
+            task("edit:longer", "prepare:m", "train:longer"),
+        )
+    }
+    queue = Queue(tasks, retries=3)
+    list(queue.died(tasks["prepare:m"], "killed"))
+    list(queue.died(tasks["train:a"], "out of memory"))
+    list(queue.died(tasks["edit:longer"], "lost"))
+    told = queue.interruptions(tasks["edit:longer"])
+    assert told == ("prepare:m: killed", "train:a: out of memory", "lost")
+
+
 def test_a_failure_takes_what_needs_it_along_and_nothing_else() -> None:
     queue = Queue(TASKS, retries=3)
     startable(queue)

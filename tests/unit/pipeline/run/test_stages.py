@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -211,18 +212,43 @@ def test_contradicting_edits_are_counted() -> None:
     assert count_contradicting([*edits, *clash]) == 2 * len(clash)
 
 
-@pytest.mark.parametrize("reference", ["paper", "official"])
+STEADY: dict[str, dict[str, Any]] = {
+    "paper": {"reference": "paper"},
+    "official": {"reference": "official"},
+    "several": {
+        "reference": "converged", "patience": 0, "step_search": [], "schedule": "constant",
+        "warmup_steps": 4, "loc_warmup": 5, "average": 0.9, "trajectories_per_step": 2,
+        "window_share": 0.5, "depth": 3, "optimise": "trajectory", "clipping": "optimiser_step",
+    },
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("editor", "recipe"),
+    [
+        ("rledit", "paper"),
+        ("rledit", "official"),
+        pytest.param("rledit", "several", marks=pytest.mark.long),
+        pytest.param("malmen", "official", marks=pytest.mark.long),
+        pytest.param("mend", "paper", marks=pytest.mark.long),
+        pytest.param("hiedit", "paper", marks=pytest.mark.long),
+    ],
+)
 def test_a_longer_training_goes_on_where_a_shorter_one_ends(
-    reference: str, folder: Path, tmp_path: Path
+    editor: str, recipe: str, folder: Path, tmp_path: Path
 ) -> None:
-    recipe = f"editors.rledit.settings.reference={reference}"
-    short, long = (
-        cell("rledit", f"editors.rledit.settings.train_steps={n}", recipe) for n in (2, 3)
-    )
+    def steps(n: int) -> Cell:
+        own = {"rank": 16, "initial_step": 1e-3, "train_steps": n, "trajectory_batches": 3}
+        settings = own | STEADY[recipe]
+        entry = json.dumps([{"editor": editor, "settings": settings}])
+        return cell(editor, f"editors={entry}")
+
+    short, long = steps(2), steps(3)
+    per_step = short.trained_batches // 2
     cache, told = Cache(tmp_path / "together"), []
     train.train(short, folder, cache, silent, longer=long)
     train.train(long, folder, cache, lambda _, done, *__: told.append(done))
-    assert told == [6, 7, 8, 9]  # of three batches a step
+    assert told == list(range(2 * per_step, 3 * per_step + 1))
     for chosen in (short, long):
         path = cache.file(train.trained_name(chosen))
         assert path is not None
@@ -230,6 +256,7 @@ def test_a_longer_training_goes_on_where_a_shorter_one_ends(
         alone = network_of(chosen, folder, tmp_path / f"alone{chosen.settings.train_steps}")
         assert found.curve == alone.curve and found.state.keys() == alone.state.keys()
         assert all(found.state[k].equal(alone.state[k]) for k in found.state)
+    train.train(short, folder, cache, silent, longer=long)  # both are there: nothing is left
     assert not list((tmp_path / "together" / "trained").glob("*.progress"))
 
 
