@@ -12,9 +12,8 @@ otherwise has those of its company.
 from __future__ import annotations
 
 import logging
-import time
 from collections import OrderedDict
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from itertools import chain
 from typing import TYPE_CHECKING, Any
@@ -23,6 +22,7 @@ from rledit.families import Family
 from rledit.lazy_torch import Tensor, nn, torch
 from rledit.micro_batches import MicroBatch
 from rledit.prefix_passes import CARD_LONG, LONG, PrefixPasses, Top
+from rledit.prefix_sharing import shared_out
 from rledit.prefix_store import Prefix, PrefixStore, passes_of_one_length, passes_of_one_shape
 from rledit.ranks import MostPasses
 from rledit.tokenization import Sample
@@ -31,8 +31,6 @@ if TYPE_CHECKING:
     from rledit.overlay import Overlay
 
 logger = logging.getLogger(__name__)
-
-POLL_SECONDS = 0.5
 
 
 class PrefixCache(PrefixPasses):
@@ -202,45 +200,9 @@ class PrefixCache(PrefixPasses):
         if self.store.claim is None:
             yield from self._recorded(missing)
         else:
-            yield from self._shared_out(missing, self.store, self.store.claim)
-
-    def _shared_out(
-        self,
-        missing: Sequence[Sample],
-        store: PrefixStore,
-        claim: Callable[[int], AbstractContextManager[bool]],
-    ) -> Iterator[int]:
-        """Record prompts of the lengths that nobody else is recording, and wait for the others.
-
-        Where the store has no more room, it ends: what is lacking is recorded when it is needed.
-        """
-        left: dict[int, list[Sample]] = {}
-        for sample in missing:
-            left.setdefault(len(sample), []).append(sample)
-        done = 0
-        while left:
-            taken = False
-            for length in sorted(left):
-                with claim(length) as mine:
-                    if not mine:
-                        continue
-                    store.refresh()
-                    own = store.missing(left[length])
-                    if own and not self._has_room(self.n_bytes(own)):
-                        return
-                    done += len(left[length]) - len(own)
-                    yield done
-                    for recorded in self._recorded(own):
-                        yield done + recorded
-                    done += len(own)
-                    store.flush()
-                del left[length]
-                taken = True
-            if not taken:
-                if not store.room:
-                    return
-                yield done
-                time.sleep(POLL_SECONDS)
+            yield from shared_out(
+                missing, self.store, self.store.claim, self._recorded, self.n_bytes
+            )
 
     def logits(self, micro_batch: MicroBatch, *, narrow: bool = True) -> Tensor:
         """Logits at the micro-batch's answer rows, differentiable where gradients are enabled.

@@ -27,7 +27,7 @@ from pipeline.run.cache import Cache
 from pipeline.run.reporting import Stage, silent
 from pipeline.run.stages import edit, prefixes, prepare, train, unedited
 from pipeline.run.stages.prepare import open_model
-from rledit import prefix_cache
+from rledit import prefix_sharing
 from rledit.model import EditableModel
 from rledit.prefix_passes import PrefixPasses
 from rledit.prefix_store import PrefixStore
@@ -206,7 +206,7 @@ def test_filling_is_shown_and_kept_when_it_is_ended(
 def test_two_cells_at_once_run_no_prompt_twice(
     folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, recorded: list[bytes]
 ) -> None:
-    monkeypatch.setattr(prefix_cache, "POLL_SECONDS", 0.01)
+    monkeypatch.setattr(prefix_sharing, "POLL_SECONDS", 0.01)
     chosen = cell("ultraedit")
     models = [open_model(chosen, folder) for _ in range(2)]
     stores = [prefixes.open_store(chosen, model, Cache(tmp_path)) for model in models]
@@ -363,7 +363,7 @@ def test_a_preset_of_a_larger_model_does_not_keep_an_unedited_row_from_being_rea
 def test_two_trainings_at_once_run_no_prompt_twice(
     folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, recorded: list[bytes]
 ) -> None:
-    monkeypatch.setattr(prefix_cache, "POLL_SECONDS", 0.01)
+    monkeypatch.setattr(prefix_sharing, "POLL_SECONDS", 0.01)
     both = [cell("malmen"), cell("rledit")]
     meet = threading.Barrier(len(both))
 
@@ -418,7 +418,7 @@ def test_what_others_write_meanwhile_is_counted(
 def test_what_a_lost_node_was_recording_is_recorded_by_who_waits(
     lacking: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(prefix_cache, "POLL_SECONDS", 0.01)
+    monkeypatch.setattr(prefix_sharing, "POLL_SECONDS", 0.01)
     monkeypatch.setattr(lease, "EXPIRES_SECONDS", 0.3)
     store, model, samples = lacking
     storage = Cache(tmp_path).storage
