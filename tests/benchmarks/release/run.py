@@ -57,7 +57,7 @@ def run_release_shaped(
             except FileNotFoundError as error:
                 found[name] = {"left_out": str(error)}
                 continue
-            found[name] = _compared(material, size, setting.pipeline, Path(folder))
+            found[name] = _compared(material, size, setting, Path(folder))
     return {"jobs": found}
 
 
@@ -93,8 +93,10 @@ def _fetched() -> Path:
     return folder
 
 
-def _compared(material: Material, size: JobSize, pipeline: bool, folder: Path) -> dict[str, Any]:
-    repeats = [_once(material, size, pipeline, folder / str(i)) for i in range(size.repeats)]
+def _compared(
+    material: Material, size: JobSize, setting: ReleaseBenchmark, folder: Path
+) -> dict[str, Any]:
+    repeats = [_once(material, size, setting, folder / str(i)) for i in range(size.repeats)]
     return {
         "model": material.model.name,
         "sizes": vars(size),
@@ -102,16 +104,19 @@ def _compared(material: Material, size: JobSize, pipeline: bool, folder: Path) -
     }
 
 
-def _once(material: Material, size: JobSize, pipeline: bool, folder: Path) -> dict[str, Any]:
+def _once(
+    material: Material, size: JobSize, setting: ReleaseBenchmark, folder: Path
+) -> dict[str, Any]:
     """Everybody once."""
     warm = WarmLibrary(material, size, folder / "store")
     warm.prepare()
-    reference, cold = ReleaseShaped(material, size), Library(material, size)
-    seconds = in_turn([reference, cold, warm, PassesOwed(material, size)], PARTS)
+    jobs = [ReleaseShaped(material, size)] if setting.reference else []
+    jobs += [Library(material, size), warm]
+    seconds = in_turn([*jobs, PassesOwed(material, size)], PARTS)
     start = {who: _import_seconds(what) for who, what in IMPORTS.items()}
-    scores: dict[str, Any] = {job.name: job.scores() for job in (reference, cold, warm)}
+    scores: dict[str, Any] = {job.name: job.scores() for job in jobs}
     runs: dict[str, Done] = {}
-    if pipeline:
+    if setting.pipeline:
         runs = by_pipeline(material, size, folder)
         scores |= {f"pipeline, {name}": dict(done.scores) for name, done in runs.items()}
     return figures(seconds, start, {k: d.spent.cpu_seconds for k, d in runs.items()}) | {
@@ -136,32 +141,18 @@ def figures(
 
     Returns:
         `times`: how many times less ours takes than the reference implementation, part by part and
-        as a whole. `over_floor`: the whole of ours over the passes owed. `seconds`: of each part.
+        as a whole, where that takes part. `over_floor`: the whole of ours over the passes owed.
+        `seconds`: of each part.
     """
     sums = {who: {part: sum(v) for part, v in parts.items()} for who, parts in seconds.items()}
-    reference, cold, warm, floor = (sums[who] for who in ("reference", "cold", "warm", "floor"))
+    cold, warm, floor = (sums[who] for who in ("cold", "warm", "floor"))
     whole = {
-        "reference": start["reference"] + _sum(reference, _JOB),
         "library, cold": start["ours"] + _sum(cold, _JOB),
         "library, warm": start["ours"] + _sum(warm, _JOB),
         **{f"pipeline, {name}": value for name, value in pipeline.items()},
     }
     owed = {"cold": _sum(floor, _COLD_FLOOR), "warm": _sum(floor, _WARM_FLOOR)}
     rows = {"cold": floor["before, rows"], "warm": 0.0}
-    times = {
-        "trajectory": reference["trajectory"] / cold["trajectory"],
-        "trajectory, later epoch": reference["trajectory"] / warm["trajectory"],
-        "edit batch": reference["edit"] / cold["edit"],
-        "training-free edit batch": reference["free"] / cold["free"],
-        "training-free edit batch, prefixes at hand": reference["free"] / warm["free"],
-        "evaluation, cold": reference["evaluate"] / _sum(cold, ("before", "evaluate")),
-        "evaluation, warm": reference["evaluate"] / _sum(warm, ("before", "evaluate")),
-        **{f"whole job, {who}": whole["reference"] / whole[who] for who in list(whole)[1:]},
-    }
-    most = {
-        "evaluation, cold": _sum(floor, ("before, prefixes", "before", "evaluate")),
-        "evaluation, warm": floor["evaluate"],
-    }
     over_floor = {
         f"{who}, {state}": whole[f"{who}, {state}"]
         / (owed[state] + (0.0 if who == "library" else rows[state]))
@@ -169,14 +160,47 @@ def figures(
         for state in owed
         if f"{who}, {state}" in whole
     }
+    times: dict[str, Any] = {}
+    if (reference := sums.get("reference")) is not None:
+        theirs = start["reference"] + _sum(reference, _JOB)
+        times = _times(reference, theirs, cold, warm, floor, whole)
+        whole = {"reference": theirs} | whole
     return {
-        "times": times,
-        "times_of_the_floor": {k: reference["evaluate"] / v for k, v in most.items()},
+        **times,
         "over_floor": over_floor,
         "whole_seconds": whole | {f"floor, {k}": v for k, v in owed.items()},
         "seconds": {
             who: {"import": start.get(_importer(who), 0.0), **p} for who, p in sums.items()
         },
+    }
+
+
+def _times(
+    reference: Mapping[str, float],
+    theirs: float,
+    cold: Mapping[str, float],
+    warm: Mapping[str, float],
+    floor: Mapping[str, float],
+    whole: Mapping[str, float],
+) -> dict[str, Any]:
+    """How many times less ours takes, and what no implementation could exceed by much."""
+    scored = ("before", "evaluate")
+    most = {
+        "evaluation, cold": _sum(floor, ("before, prefixes", *scored)),
+        "evaluation, warm": floor["evaluate"],
+    }
+    return {
+        "times": {
+            "trajectory": reference["trajectory"] / cold["trajectory"],
+            "trajectory, later epoch": reference["trajectory"] / warm["trajectory"],
+            "edit batch": reference["edit"] / cold["edit"],
+            "training-free edit batch": reference["free"] / cold["free"],
+            "training-free edit batch, prefixes at hand": reference["free"] / warm["free"],
+            "evaluation, cold": reference["evaluate"] / _sum(cold, scored),
+            "evaluation, warm": reference["evaluate"] / _sum(warm, scored),
+            **{f"whole job, {who}": theirs / seconds for who, seconds in whole.items()},
+        },
+        "times_of_the_floor": {k: reference["evaluate"] / v for k, v in most.items()},
     }
 
 

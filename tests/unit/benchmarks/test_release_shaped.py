@@ -120,6 +120,10 @@ def test_figures_add_up_what_each_has_done() -> None:
         "whole job, pipeline, cold": 20 / 11.5,
         "whole job, pipeline, warm": 20 / 6.5,
     }
+    del seconds["reference"]
+    alone = figures(seconds, {"reference": 6.0, "ours": 2.0}, {"cold": 11.5, "warm": 6.5})
+    assert "times" not in alone and "reference" not in alone["whole_seconds"]
+    assert alone["over_floor"] == found["over_floor"]
     assert found["times_of_the_floor"] == {"evaluation, cold": 2.0, "evaluation, warm": 4.0}
     assert found["over_floor"] == {
         "library, cold": 2.0,
