@@ -20,8 +20,8 @@ PREFIXES = "prefixes"
 GB = 1e9
 LEAST_SHARE = 0.25  # of the layers that lie below the first edited one
 LEAST_OPERATIONS = 5e10  # of all prompts of a stream below it: about a second of a core
-# A GPU computes what it could be sent: a sustained rate, and a cautious one of being sent.
-GPU_OPERATIONS, GPU_LINK_BYTES = 1.25e14, 5e9  # a second
+# Of a GPU, a second, assumed: what `estimate.memory.gpu` has it compute, and what it can be sent.
+GPU_OPERATIONS, GPU_LINK_BYTES = 1.25e14, 5e9
 GPU_GAIN = 4.0  # times that computing takes longer than being sent, where prefixes are kept
 KINDS = 3  # edit, rephrase and locality prompt
 TOKENS = 16  # of a prompt with its answer, whatever the data is

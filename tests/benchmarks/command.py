@@ -70,7 +70,9 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--token-budget", type=int, metavar="N", help="padded tokens of a batch")
     parser.add_argument("--configurations", nargs="*", default=[], metavar="NAME")
-    parser.add_argument("--without-reference", action="store_true")
+    parser.add_argument(
+        "--without-reference", action="store_true", help="leave the reference implementation out"
+    )
     parser.add_argument("--profile", action="store_true", help="add profiles of our steps")
     parser.add_argument(
         "--clock",

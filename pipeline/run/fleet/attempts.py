@@ -30,7 +30,7 @@ from rledit.errors import UserError
 
 logger = logging.getLogger(__name__)
 
-REPORT_SECONDS = 0.5
+REPORT_SECONDS = 0.25
 MEETING_SECONDS = 120.0
 # How long the other ranks have to show whether the first error was only a consequence.
 # A survivor's connection breaks at once; that a node is gone, Ray says a quarter of a minute later.

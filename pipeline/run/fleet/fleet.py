@@ -41,7 +41,7 @@ logger = logging.getLogger(__name__)
 OBJECT_STORE_BYTES = 128 << 20
 WORKER_RETRIES = 3
 START_ATTEMPTS = 3
-POLL_SECONDS = 1.0
+POLL_SECONDS = 0.5
 # Enough for a cluster to see what it could grow for; each costs memory on the driver's node.
 MOST_SUBMITTED = 2000
 _TOO_SLOW = "timed out during startup"

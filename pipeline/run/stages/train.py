@@ -82,7 +82,7 @@ def train(
     """Train the cell's network unless it lies in the cache.
 
     Args:
-        longer: Whose training goes on where this one ends; None: nobody's.
+        longer: The cell whose training goes on where this one ends; None: nobody's.
 
     Returns:
         Its file; None on the ranks that do not lead.

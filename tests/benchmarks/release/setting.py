@@ -83,7 +83,7 @@ class ReleaseBenchmark:
         model: Folder of SmolLM2-135M; None: the one that the preset `smollm2-135m` has fetched.
         rows: Files of edits to train on and to edit, for SmolLM2.
         pipeline: Whether the pipeline takes part; it needs more than `rledit`.
-        reference: Whether the reference implementation does; long jobs take it hours.
+        reference: Whether the reference implementation does, which takes by far the longest.
         repeats, train_batches, stream_batches, edits: Instead of each job's own; `edits` are those
             of a batch.
     """

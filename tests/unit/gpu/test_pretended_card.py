@@ -18,6 +18,7 @@ from rledit.prefix_store import PrefixStore
 from rledit.tokenization import Sample
 from tests.gpu import checks
 from tests.unit.helpers.pretended_card import CARD, PretendedCard, on_card
+from tests.unit.helpers.recorded_passes import shapes_recorded
 from tests.unit.helpers.text_edits import equip, text_batches, tiny_tokenizer
 from tests.unit.helpers.tiny_models import random_batches, tiny_model
 
@@ -151,15 +152,7 @@ def test_prefixes_enter_a_store_in_one_piece(
 @pytest.fixture
 def recorded(monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, ...]]:
     """Shapes of the token matrices that are run through the layers below."""
-    shapes: list[tuple[int, ...]] = []
-    whole = PrefixPasses._record
-
-    def record(self: PrefixPasses, ids: Tensor) -> tuple[Tensor, Tensor]:
-        shapes.append(tuple(ids.shape))
-        return whole(self, ids)
-
-    monkeypatch.setattr(PrefixPasses, "_record", record)
-    return shapes
+    return shapes_recorded(monkeypatch)
 
 
 @pytest.mark.parametrize("alike", [True, False])

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +20,7 @@ from rledit.model import EditableModel, Execution
 from rledit.prefix_passes import LONG, PrefixPasses
 from rledit.prefix_store import PrefixStore, passes_of_one_length
 from rledit.tokenization import Sample
+from tests.unit.helpers.recorded_passes import shapes_recorded
 from tests.unit.helpers.tiny_models import random_batches, tiny_model
 
 MODULES = ("down:2-3",)
@@ -74,17 +75,9 @@ def alone(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.fixture
-def recorded(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[tuple[int, ...]]]:
+def recorded(monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, ...]]:
     """Shapes of the token matrices that are run through the layers below."""
-    shapes: list[tuple[int, ...]] = []
-    whole = PrefixPasses._record
-
-    def record(self: PrefixPasses, ids: Tensor) -> tuple[Tensor, Tensor]:
-        shapes.append(tuple(ids.shape))
-        return whole(self, ids)
-
-    monkeypatch.setattr(PrefixPasses, "_record", record)
-    yield shapes
+    return shapes_recorded(monkeypatch)
 
 
 @pytest.mark.parametrize(("family", "dtype"), [("llama", "float32"), ("gptj", "float64")])

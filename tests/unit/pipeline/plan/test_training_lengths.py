@@ -102,7 +102,7 @@ def test_two_that_are_both_unsteady_are_apart(other: dict[str, object]) -> None:
     assert shorter_trainings([short, long]) == [None, None]
 
 
-def test_editors_with_other_trainings_are_apart(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_editors_with_other_trainings_are_apart() -> None:
     foreign = "tests.unit.pipeline.plan.test_training_lengths:Foreign"
     settings = [{**STEADY, "train_steps": n} for n in (2, 4)]
     assert shorter_trainings(cells(*settings, editor=foreign)) == [None, None]

@@ -398,12 +398,15 @@ def test_what_others_write_meanwhile_is_counted(
     monkeypatch.setattr(prefixes, "LOOK_SECONDS", -1.0)
     store, model, samples = lacking
     unique = list({s.key: s for s in samples}.values())
-    by_another = [s for s in unique if len(s) == max(map(len, unique))]
+    shortest = min(map(len, unique))
+    by_another = [s for s in unique if len(s) > shortest]
+    first = len(unique) - len(by_another)
+    assert first < len(by_another)
     told: list[int] = []
 
     def report(stage: str, done: int, total: int, *_: object) -> None:
         told.append(done)
-        if len(told) == 2:  # the first ones are recorded, shorter ones first
+        if len(told) == 2:  # the shortest are this one's, and none is recorded yet
             other = PrefixStore(store.prefixes.folder, store.prefixes.identity, 1 << 30)
             for sample in by_another:
                 hidden, attention = model.prefix_cache._record(sample.input_ids[None])
@@ -411,8 +414,8 @@ def test_what_others_write_meanwhile_is_counted(
             other.flush()
 
     prefixes.fill_store(store, model, report, samples)
+    assert told[:2] == [0, 0] and told[2] == 1 + len(by_another)
     assert told == sorted(told) and told[-1] == len(unique)
-    assert told[2] - told[1] >= len(by_another) and max(told) == len(unique)
 
 
 def test_what_a_lost_node_was_recording_is_recorded_by_who_waits(

@@ -20,6 +20,7 @@ from pipeline.run.stages import edit, train
 from pipeline.run.stages.prepare import open_model
 from pipeline.run.tasks import tasks_of
 from rledit.editors import TrainableEditor, editor_class
+from rledit.finite import NonFiniteError
 from rledit.records import SPLITS
 from rledit.scoring import count_contradicting
 from tests.unit.helpers.prepared import prepared_model
@@ -271,3 +272,16 @@ def test_a_training_that_has_begun_is_not_set_back(
     train.train(short, folder, cache, silent, longer=long)
     train.train(long, folder, cache, lambda _, done, *__: told.append(done))
     assert told[0] == 6
+
+
+def test_a_network_that_is_not_finite_hands_nothing_on(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken(*_: object) -> None:
+        raise NonFiniteError("the network is not finite")
+
+    short, long = (cell("rledit", f"editors.rledit.settings.train_steps={n}") for n in (1, 2))
+    monkeypatch.setattr(train, "_require_numbers", broken)
+    with pytest.raises(NonFiniteError):
+        train.train(short, folder, Cache(tmp_path), silent, longer=long)
+    assert not train._progress(long, Cache(tmp_path)).metadata()
