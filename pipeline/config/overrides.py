@@ -43,19 +43,40 @@ def _descend(here: Any, part: str, where: str) -> Any:
 
 
 def _index(entries: list[Any], part: str, where: str) -> int:
-    """Place of an entry in a list, by number, name, editor or variant."""
+    """Place of an entry in a list, by number, name, editor, variant or editor/variant.
+
+    An editor's name alone is its entry without a variant, where it has several.
+
+    Raises:
+        ConfigError: There is no such entry, or several and nothing tells which.
+    """
     if part.isdigit() and int(part) < len(entries):
         return int(part)
-    for i, entry in enumerate(entries):
-        if isinstance(entry, dict):
-            name = entry.get("name", entry.get("preset"))
-            names = {name, entry.get("variant"), entry.get("editor")} - {None, ""}
-            label = f"{entry.get('editor')}/{entry.get('variant')}"
-            if part in names or part == label:
-                return i
+    found = {i: entry for i, entry in enumerate(entries) if part in _names(entry)}
+    if len(found) > 1:
+        plain = [i for i, entry in found.items() if not entry.get("variant")]
+        if len(plain) != 1:
+            labels = [f"{entry.get('editor')}/{entry.get('variant')}" for entry in found.values()]
+            raise ConfigError(
+                f"{where}: {len(found)} entries go by {part!r}; name one of them as "
+                f"{', '.join(dict.fromkeys(labels))}, or by its number, "
+                f"{', '.join(map(str, found))}"
+            )
+        return plain[0]
+    if found:
+        return next(iter(found))
     known = [
         str(e.get("name") or e.get("variant") or e.get("editor"))
         for e in entries
         if isinstance(e, dict)
     ]
     raise ConfigError(f"{where}: no such entry{nearest(part, known)}")
+
+
+def _names(entry: Any) -> set[Any]:
+    """What an entry of a list may be called."""
+    if not isinstance(entry, dict):
+        return set()
+    editor, variant = entry.get("editor"), entry.get("variant")
+    named = {entry.get("name", entry.get("preset")), variant, editor, f"{editor}/{variant}"}
+    return named - {None, "", "None/None"}

@@ -28,7 +28,7 @@ class Located:
         self.name = name
         try:
             node = yaml.compose(text, Loader=yaml.SafeLoader)
-            self.data: dict[str, Any] = yaml.safe_load(text)
+            self.data: dict[str, Any] = _unshared(yaml.safe_load(text))
         except yaml.YAMLError as error:
             raise ConfigError(f"{name} is not valid YAML: {error}") from None
         if self.data is None:
@@ -106,3 +106,15 @@ class Located:
                 inner = (*path, i)
                 self._lines[inner] = value.start_mark.line + 1
                 self._walk(value, inner)
+
+
+def _unshared(value: Any) -> Any:
+    """A parsed value in which what several places take by an alias (`*name`) is each one's own.
+
+    So that a setting of the command line changes the entry that it names and no other.
+    """
+    if isinstance(value, dict):
+        return {key: _unshared(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [_unshared(item) for item in value]
+    return value

@@ -123,6 +123,41 @@ def test_set_finds_entries_by_name_variant_or_number(grid_file: Path, entry: str
     assert cell(grid_file, f"{entry}.settings.rank=9").settings.rank == 9
 
 
+def test_a_set_changes_the_entry_that_it_names_and_none_that_has_its_settings_by_an_alias(
+    grid_file: Path,
+) -> None:
+    path = with_line(
+        grid_file,
+        "    settings: {rank: 4, meta_lr: 1e-5}\n",
+        "    settings: &shared {rank: 4, meta_lr: 1e-5}\n"
+        "  - {editor: malmen, settings: *shared}\n"
+        "  - {editor: rledit, variant: deep, settings: {<<: *shared, depth: 2}}\n",
+    )
+    entries = load_grid(path, ["editors.small.settings.rank=9"]).editors
+    assert [e.settings.get("rank") for e in entries] == [None, 9, 4, 4]
+
+
+def test_a_set_that_may_mean_several_entries_says_how_to_name_one(grid_file: Path) -> None:
+    path = with_line(
+        grid_file,
+        "  - editor: none\n",
+        "  - editor: none\n"
+        "  - {editor: untrained, variant: small}\n"
+        "  - {editor: untrained}\n"
+        "  - {editor: rledit, variant: deep}\n",
+    )
+    for name, words in {
+        "small": "2 entries go by 'small'; name one of them as untrained/small, rledit/small, or",
+        "rledit": "2 entries go by 'rledit'; name one of them as rledit/deep, rledit/small, or by "
+        "its number, 3, 4",
+    }.items():
+        with pytest.raises(ConfigError, match=words):
+            load_grid(path, [f"editors.{name}.settings.z_clip=3"])
+    for name, place in {"rledit/small": 4, "deep": 3, "untrained": 2, "untrained/small": 1}.items():
+        found = load_grid(path, [f"editors.{name}.settings.z_clip=3"]).editors
+        assert [i for i, entry in enumerate(found) if "z_clip" in entry.settings] == [place]
+
+
 @pytest.mark.parametrize("text", ["rank", "editors.rledti.settings.rank=1", "name.x=1"])
 def test_a_set_that_fits_nothing_is_refused(grid_file: Path, text: str) -> None:
     with pytest.raises(ConfigError, match="--set"):
