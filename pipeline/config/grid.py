@@ -273,7 +273,8 @@ class Grid:
         seeds: Seeds of a stream's draw; every cell is run once for each.
         title: One line for the report.
         scale: What kind of models the numbers are about: the published ones (`full`), proxy models
-            of them (`proxy`), or models of the synthetic world (`world`).
+            of them (`proxy`), or models of the synthetic world (`world`). Left out: `full` where a
+            model has a preset and a dataset has files or the facts that ship, `world` otherwise.
         protocols: Names of evaluation protocols, all applied to the same edited model.
         checkpoints: Points along a stream at which everything edited so far is scored.
         share_prefixes: Let one run along the longest stream of each batch size answer for the

@@ -114,9 +114,19 @@ def parse_grid(located: Located) -> Grid:
         data["measurements"] = [stored_value(name) for name in measurements]
     if isinstance(data.get("scale"), str):
         data["scale"] = stored_value(data["scale"], SCALES)
+    elif "scale" not in data and _is_real(data):
+        data["scale"] = "full"
     grid = build(Grid, data, (), located)
     check_names(grid, located)
     return grid
+
+
+def _is_real(data: Mapping[str, Any]) -> bool:
+    """Whether a grid that names no scale has models of presets, and data of its own for them."""
+    models: Sequence[ModelEntry] = data["models"]
+    datasets: Sequence[DatasetEntry] = data["datasets"]
+    presets = any(model.preset is not None for model in models)
+    return presets and any(entry.files or entry.real_facts for entry in datasets)
 
 
 def check_asked_for(located: Located, small: bool) -> None:

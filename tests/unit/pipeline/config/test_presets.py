@@ -254,6 +254,31 @@ def test_scales_and_limits_that_make_no_sense_are_refused() -> None:
     assert [s.n_batches for s in load_grid(GRIDS / "demo-world.yaml", (), None, 2).streams] == [2]
 
 
+@pytest.mark.parametrize(
+    ("model", "dataset", "scale"),
+    [
+        ("preset: smollm2-135m", "files: {evaluation: a.json}", "full"),
+        ("preset: smollm2-135m", "real_facts: true", "full"),
+        ("preset: smollm2-135m", "schema: zsre, world: {}", "world"),
+        ("world_model: llama", "files: {evaluation: a.json}", "world"),
+    ],
+)
+def test_a_grid_without_a_scale_has_the_models_and_data_that_it_names(
+    tmp_path: Path, model: str, dataset: str, scale: str
+) -> None:
+    """A user's file and a preset are not quietly taken for a tiny model of the synthetic world."""
+    path = tmp_path / "grid.yaml"
+    path.write_text(
+        f"name: mine\nmodels: [{{name: m, {model}}}]\ndatasets: [{{name: d, {dataset}}}]\n"
+        "editors: [{editor: none}]\nstreams: [{n_batches: 1, batch_size: 2}]\n"
+    )
+    assert load_grid(path).scale == scale
+    if scale == "full":
+        assert load_grid(path).models[0].checkpoint == PRESETS["smollm2-135m"].checkpoint
+        assert load_grid(path, (), "proxy").scale == "standin"
+        assert load_grid(path, ("scale=world",)).scale == "world"
+
+
 def test_at_scale_world_the_plain_world_takes_the_datasets_place() -> None:
     grid = load_grid(GRIDS / "table2.yaml", (), "world", 1)
     cell = cells_of(grid)[0]
