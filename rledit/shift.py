@@ -208,14 +208,23 @@ def solve_beside_past(
 
 
 def _factorise(gram: Tensor, ridge: Tensor, name: str) -> tuple[Tensor, Tensor, float]:
-    """Cholesky factor of gram + λI, with as little jitter as it takes."""
-    eye = torch.eye(gram.shape[-1], dtype=gram.dtype, device=gram.device)
-    system = gram + ridge[:, None, None] * eye
+    """Cholesky factor of gram + λI, with as little jitter as it takes; gram becomes that sum.
+
+    Systems as wide as a layer are large: on the way there is one copy of them, the factor.
+    """
+    system, diagonal = gram, gram.diagonal(dim1=-2, dim2=-1)
+    before = diagonal.clone()
+    diagonal += ridge[:, None]
     for jitter in (0.0, 1e-12, 1e-10, 1e-8):
         # A GPU is waited for once: what jitter is a share of is asked where there is any.
-        added = jitter * float(gram.diagonal(dim1=-2, dim2=-1).mean()) if jitter else 0.0
-        factor, info = torch.linalg.cholesky_ex(system + added * eye)
-        if bool((info == 0).all() & factor.isfinite().all()):
+        added = jitter * float(before.mean()) if jitter else 0.0
+        jittered = system
+        if jitter:
+            jittered = system.clone()
+            jittered.diagonal(dim1=-2, dim2=-1).add_(added)
+        factor, info = torch.linalg.cholesky_ex(jittered)
+        # What is no number in a row of the factor is none on its diagonal.
+        if bool((info == 0).all() & factor.diagonal(dim1=-2, dim2=-1).isfinite().all()):
             break
     else:
         raise ValueError(

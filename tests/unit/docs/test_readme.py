@@ -131,14 +131,14 @@ def test_the_query_gives_the_figures_of_the_table(place: Path) -> None:
     rows = build_table(runs(str(place / "results" / "lake"), "demo"), protocols=["token_accuracy"])
     (panel,) = rows.panels
     shown = {
-        (line.editor, column.stream[0]): panel.value(line, column).mean
+        (line.editor, line.variant, column.stream[0]): panel.value(line, column).mean
         for line in rows.lines
         for column in panel.columns
         if column.metric == "efficacy"
     }
     head, *answers = [line.split(",") for line in text.strip().splitlines()]
-    assert head == ["editor", "n_batches", "eff"]
-    found = {(editor, int(n)): float(value) for editor, n, value in answers}
+    assert head == ["editor", "variant", "n_batches", "eff"]
+    found = {(editor, variant, int(n)): float(value) for editor, variant, n, value in answers}
     assert found == pytest.approx(shown)
 
 
