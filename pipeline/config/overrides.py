@@ -56,7 +56,11 @@ def _index(entries: list[Any], part: str, where: str) -> int:
     if len(found) > 1:
         plain = [i for i, entry in found.items() if not entry.get("variant")]
         if len(plain) != 1:
-            labels = [f"{entry.get('editor')}/{entry.get('variant')}" for entry in found.values()]
+            variants = [entry.get("variant") for entry in found.values()]
+            labels = [
+                f"{entry.get('editor')}/{variant}" if variant else part
+                for entry, variant in zip(found.values(), variants, strict=True)
+            ]
             raise ConfigError(
                 f"{where}: {len(found)} entries go by {part!r}; name one of them as "
                 f"{', '.join(dict.fromkeys(labels))}, or by its number, "
