@@ -24,11 +24,12 @@ FOLDER = Path(__file__).parent / "grids"
 
 
 def main(
+    context: typer.Context,
     full: Annotated[bool, typer.Option("--full", help="Three seeds instead of one.")] = False,
     results: Annotated[Path, typer.Option(help="Folder of all results.")] = DEFAULT_RESULTS,
 ) -> None:
     """Run the demo's grid, or go on with it."""
-    grids.run(grid=chosen_grid(full), results=results)
+    grids.run(context, grid=chosen_grid(full), results=results)
 
 
 def chosen_grid(full: bool = False) -> Path:

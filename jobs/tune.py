@@ -11,7 +11,7 @@ import typer
 from rich.console import Console
 
 from pipeline.cli.errors import errors_as_help
-from pipeline.cli.options import RerunOtherCode
+from pipeline.cli.options import Replace, RerunOtherCode
 from pipeline.run.logs import configure_logging
 from pipeline.run.tuning import load_search, tune, write_record
 from pipeline.storage.run_paths import RunPaths
@@ -21,6 +21,7 @@ def main(
     search: Path,
     out: Path,
     results: Path = Path("results"),
+    replace: Replace = False,
     rerun_other_code: RerunOtherCode = False,
 ) -> None:
     """Run the search; an interrupted one goes on from where it stopped."""
@@ -29,6 +30,7 @@ def main(
         load_search(search),
         RunPaths.under(results),
         Console(stderr=True),
+        replace=replace,
         rerun_other_code=rerun_other_code,
     )
     write_record(record, out)

@@ -20,6 +20,7 @@ from pipeline.cli.options import (
     Scale,
     Sets,
     TrackingUri,
+    refuse_without_use,
 )
 from pipeline.storage.run_paths import RunPaths
 
@@ -35,6 +36,7 @@ KUBERAY = "KubeRay"
 
 
 def submit(
+    context: typer.Context,
     grid: GridFile,
     lake: Annotated[str, typer.Option(help="URI of the lake, seen alike by every node.")],
     cache: Annotated[str, typer.Option(help="URI of models and resume states, likewise.")],
@@ -98,13 +100,14 @@ def submit(
         chosen,
     )
 
-    kuberay = {"--out": out, "--image": image, "--claim": claim, "--secret": secret}
-    for option, value in (kuberay if backend == "ray" else {"--include": include}).items():
-        if value:
-            raise SubmitError(
-                f"{option}: --backend {backend} has no use for it; "
-                + ("add --backend kuberay" if backend == "ray" else "the image must hold that code")
-            )
+    if backend == "ray":
+        kuberay = ["out", "kind", "image", "max_workers", "gpus", "claim", "secret"]
+        why = "--backend ray has no use for it; add --backend kuberay"
+        refuse_without_use(context, kuberay, why)
+    else:
+        why = "--backend kuberay has no use for it; "
+        refuse_without_use(context, ["include"], why + "the image must hold that code")
+        refuse_without_use(context, ["wait", "address"], why + "it prints a manifest")
     parsed = load_grid(grid, set_, scale, limit)
     check_run_paths(lake, cache, tracking)
     check_files(parsed)
@@ -148,6 +151,7 @@ def submit(
 
 
 def status(
+    context: typer.Context,
     name: Annotated[str | None, typer.Argument(help="A submission id, or a grid's name.")] = None,
     address: Address = None,
     results: Results = DEFAULT_RESULTS,
@@ -163,6 +167,8 @@ def status(
     from pipeline.submit import status as job_status
 
     if address is None:
+        why = "logs are those of a job server; name it with --address"
+        refuse_without_use(context, ["log"], why)
         run_paths = RunPaths.under(results, lake, tracking)
         lines = list(job_status.grids_lines(run_paths, name, always_tracked=tracking is not None))
         for line in lines or [job_status.nothing_line(run_paths, name)]:
@@ -170,6 +176,8 @@ def status(
         return
     from pipeline.submit.submission import SubmitError
 
+    why = "--address or RLEDIT_ADDRESS asks a job server; leave that out, or give --lake"
+    refuse_without_use(context, ["results"], why)
     server = _server(address)
     jobs = [job for job in server.jobs() if name in (None, job.name, job.metadata.get("grid"))]
     if name is not None and not jobs:

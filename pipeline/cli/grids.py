@@ -31,6 +31,7 @@ from pipeline.cli.options import (
     Scale,
     Sets,
     TrackingUri,
+    refuse_without_use,
 )
 from pipeline.cli.output import print_table, write_report_files
 from pipeline.run.signals import Interrupted
@@ -45,6 +46,7 @@ logger = logging.getLogger(__name__)
 
 
 def run(
+    context: typer.Context,
     grid: GridFile,
     set_: Sets = [],  # noqa: B006
     scale: Scale = None,
@@ -88,6 +90,12 @@ def run(
     from pipeline.results.lake.lake import Lake
     from pipeline.run.driver import run_plan
 
+    if address is not None:
+        why = "--address runs on all cores of that cluster; leave one of both out"
+        refuse_without_use(context, ["workers"], why)
+    if judge is None:
+        judging = ["judge_model", "judge_key_variable", "judge_per_minute", "judge_parallel"]
+        refuse_without_use(context, judging, "no judge is asked; give its address with --judge")
     parsed = load_grid(grid, set_, scale, limit)
     asked = None
     if judge is not None:

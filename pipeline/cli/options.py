@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated
 
 import typer
+
+from pipeline.errors import ConfigError
 
 GridFile = Annotated[Path, typer.Argument(help="The grid, e.g. jobs/grids/demo.yaml.")]
 Sets = Annotated[
@@ -66,3 +69,25 @@ Limit = Annotated[
 ]
 GridName = Annotated[str, typer.Argument(help="Name of the grid, e.g. demo.")]
 DEFAULT_RESULTS = Path("results")
+
+
+def refuse_without_use(context: typer.Context, options: Sequence[str], why: str) -> None:
+    """Refuse options of the command line that would be read and change nothing.
+
+    Args:
+        context: Of the command.
+        options: Names of its parameters.
+        why: What has no use for them, and what would.
+
+    Raises:
+        ConfigError: Some were given; names them.
+    """
+    given = [
+        max(parameter.opts, key=len)
+        for parameter in context.command.params
+        if parameter.name in options
+        and (source := context.get_parameter_source(parameter.name)) is not None
+        and source.name == "COMMANDLINE"
+    ]
+    if given:
+        raise ConfigError(f"{', '.join(given)}: {why}")

@@ -167,8 +167,10 @@ def calibration_key_of(cell: Cell) -> str:
     The batch is drawn with seed 0, whatever the cell's seed, so that seeds share their step.
     """
     identity = identity_of(cell)
-    dataset = {name: identity["dataset"][name] for name in ("order", "data_hash")}
+    dataset = {name: identity["dataset"][name] for name in ("order", "data_hash")} | _texts(cell)
     cls = editor_class(cell.editor.editor)
+    # What warms up on the train pool before it is tried draws batches as large as the stream's.
+    drawn = {"batch_size": cell.stream.batch_size} if "training_data" in cell.needs else {}
     return fingerprint(
         plain(
             {
@@ -177,6 +179,7 @@ def calibration_key_of(cell: Cell) -> str:
                 "dataset": dataset,
                 "settings": shift_settings(cls, cell.unseeded.settings),
                 "threads": cell.threads,
+                **drawn,
                 **_foreign_source(cell),
                 **_calibration(cell),
             }
@@ -187,7 +190,7 @@ def calibration_key_of(cell: Cell) -> str:
 @once
 def known_key_of(cell: Cell) -> str:
     """Hash of what the real facts that the model knows depend on."""
-    data = {"data_hash": cell.source().data_hash, "threads": cell.threads}
+    data = {"data_hash": cell.source().data_hash, "threads": cell.threads, **_spacing(cell)}
     return fingerprint(plain({"model": identity_of(cell)["model"], **data}))
 
 
@@ -337,12 +340,15 @@ def _unusual_bos(cell: Cell) -> dict[str, bool | None]:
 
 def _texts(cell: Cell) -> dict[str, Any]:
     """How the data becomes text to encode, where that is not one space before each answer."""
-    chat = cell.model.prompt_style == "chat"
-    found: dict[str, Any] = {}
-    if (space := answer_space_of(cell.dataset, chat)) is not None:
-        found["answer_space"] = space
+    found: dict[str, Any] = _spacing(cell)
     if spells_control(cell.dataset):
         found["control_tokens"] = "text"
     if (instruction := cell.instruction) is not None:
         found["instruction"] = instruction.around("{}")
     return found
+
+
+def _spacing(cell: Cell) -> dict[str, Any]:
+    """What stands between prompt and answer, where that is not one space."""
+    space = answer_space_of(cell.dataset, cell.model.prompt_style == "chat")
+    return {} if space is None else {"answer_space": space}

@@ -48,13 +48,15 @@ def _placed(table: str) -> str:
     )
     cells = (
         f"SELECT stored_key, cell_key, {_LABELS}, editor, seed, batch_size, n_batches, "
-        "asked_protocols, asked_edits FROM lake_cells"
+        "asked_protocols, asked_from, asked_edits FROM lake_cells"
     )
     return f"({rows}) JOIN ({cells}) USING (stored_key)"
 
 
 # Of a cell that is contained in another, the rows that it asks for.
 _OF_ITS_STREAM = "(asked_edits IS NULL OR checkpoint <= asked_edits)"
+_OF_ITS_EDITS = "(asked_edits IS NULL OR edit_index < asked_edits)"
+_FROM = "coalesce(asked_from, 0)"
 _OF_ITS_PROTOCOLS = (
     "(asked_protocols IS NULL OR protocol IS NULL OR list_contains(asked_protocols, protocol))"
 )
@@ -83,7 +85,8 @@ _VIEWS = {
             UNION ALL BY NAME
             SELECT DISTINCT stored_key FROM lake_cells WHERE status <> 'done'
         ) s USING (stored_key)
-        WHERE (s.checkpoint IS NULL OR {_OF_ITS_STREAM}) AND {_OF_ITS_PROTOCOLS}""",
+        WHERE (s.checkpoint IS NULL OR ({_OF_ITS_STREAM} AND s.checkpoint >= {_FROM}))
+              AND {_OF_ITS_PROTOCOLS}""",
     "edits": f"""
         SELECT {_ADDRESS}, checkpoint, protocol, edit_index, batch_index, edit_id, {_SCORES},
                superseded
@@ -101,13 +104,14 @@ _VIEWS = {
     "free_answers": f"""
         SELECT {_ADDRESS}, checkpoint, edit_index, edit_id, probe, probe_index, prompt, target,
                answer, matches, counted, superseded, judge, reply, verdict
-        FROM {_placed("lake_free_answers")} WHERE {_OF_ITS_STREAM} AND {_OF_ITS_JUDGE}""",
+        FROM {_placed("lake_free_answers")}
+        WHERE {_OF_ITS_STREAM} AND {_OF_ITS_EDITS} AND {_OF_ITS_JUDGE}""",
     "curves": f"""
         SELECT {_ADDRESS}, step, metric, value
         FROM {_placed("lake_steps")} WHERE {_OF_ITS_STEPS}""",
     "cells": f"""
         SELECT {_ADDRESS}, * EXCLUDE (cell_key, grid, editor, variant, model, dataset, scale, seed,
-               batch_size, n_batches, stored_key, asked_protocols, asked_edits)
+               batch_size, n_batches, stored_key, asked_protocols, asked_from, asked_edits)
         FROM lake_cells""",
 }
 VIEWS = tuple(_VIEWS)

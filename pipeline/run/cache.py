@@ -2,8 +2,8 @@
 
 The cache lies at a URI. Where that is a path (of this machine or of a shared mount), files are used
 in place. Where it is an object store, a node works on copies in a folder of its own: it fetches
-what it lacks, and uploads what it has made. Names say what a file was made from, so a copy never
-grows old.
+what it lacks, and uploads what it has made. Names say what a file was made from, so a copy grows
+old in two cases alone: the store has it no longer, or it is one of those that are replaced.
 """
 
 from __future__ import annotations
@@ -42,10 +42,15 @@ class Cache:
         self._copies = in_place is None
         self.folder = in_place or _private_folder(os.fspath(uri), local)
 
-    def file(self, name: str) -> Path | None:
-        """A file on this machine, fetched if only the store has it; None where nobody has it."""
+    def file(self, name: str, *, newest: bool = False) -> Path | None:
+        """A file on this machine, fetched if only the store has it; None where nobody has it.
+
+        Args:
+            name: The file.
+            newest: Fetch it although there is a copy: it is one of those that are replaced.
+        """
         path = self.folder / name
-        if path.is_file():
+        if path.is_file() and not (self._copies and newest):
             return path
         if not self._copies or not self.storage.exists(name):
             return None

@@ -82,24 +82,17 @@ def run_plan(
         try:
             with signals.shielded():
                 parent = tracker.start(f"run {grid.name}", tags)
-            left_out = {key_of(cell) for cell in plan.missing if plan.reason(cell) is not None}
-            for key in plan.outdated:
-                if key not in left_out:  # what other code could run and this cannot keeps its rows
-                    lake.forget(key)
-            lake.contain(plan.without_rows)
-            lake.show(address_of(cell) for cell in plan.cells)
             migrate_cache(plan.missing, run_paths.cache)
-            for cell in plan.missing:
-                reason = plan.reason(cell)
-                if reason is not None and plan.failed.get(key_of(cell)) != reason:
-                    record_skip(cell, lake, reason)
             tasks = tasks_of([cell for cell in plan.missing if plan.reason(cell) is None])
             failed = len(plan.refused)
-            if tasks:
+            if not tasks:
+                _prepare(lake, plan)
+            else:
                 expected = expected_of(tasks, lake.manifest(), run_paths.cache)
                 with remote_fleet(address) if address else local_fleet(workers) as slots:
                     if not address:
                         require_room(tasks)
+                    _prepare(lake, plan)
                     gpus = gpus_of_fleet()
                     for line in work_lines(tasks, expected, slots, gpus):
                         console.print(line, highlight=False, markup=False, soft_wrap=True)
@@ -124,6 +117,23 @@ def run_plan(
                     lambda: tracker.finish(parent, status),
                     "`rledit close-stale-runs` closes the run",
                 )
+
+
+def _prepare(lake: Lake, plan: Plan) -> None:
+    """Drop rows that are to be made anew, and enter what the grid shows without running it.
+
+    Called when everything that is needed to make them is there: what stops before loses no rows.
+    """
+    left_out = {key_of(cell) for cell in plan.missing if plan.reason(cell) is not None}
+    for key in plan.outdated:
+        if key not in left_out:  # what other code could run and this cannot keeps its rows
+            lake.forget(key)
+    lake.contain(plan.without_rows)
+    lake.show(address_of(cell) for cell in plan.cells)
+    for cell in plan.missing:
+        reason = plan.reason(cell)
+        if reason is not None and plan.failed.get(key_of(cell)) != reason:
+            record_skip(cell, lake, reason)
 
 
 def _run_tasks(

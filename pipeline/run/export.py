@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import safe_open
 from safetensors.torch import load_file
 from torch import Tensor
 from transformers import AutoTokenizer
@@ -102,12 +103,14 @@ def export(
     if remembers:
         refuse_form(cell.label, "delta" if delta else form)
     migrate_cache([cell], run_paths.cache)
-    if cache.file(edited_name(cell)) is None:
+    made_by = str(record.values["code_version"])
+    kept = _kept(cell, made_by, cache)
+    if kept is None:
         _run_again(cell, record, run_paths, report)
-    kept = cache.file(edited_name(cell))
+        kept = cache.file(edited_name(cell))
     assert kept is not None
     model = prepare_model(cell, cache, report)
-    metadata = {"cell": key_of(cell), "code_version": code_version(), "identity": identity_of(cell)}
+    metadata = {"cell": key_of(cell), "code_version": made_by, "identity": identity_of(cell)}
     if rank is not None and form != "lora":
         raise ExportError(f"--rank is for the form lora, not for {form}")
     edited = load_file(kept)
@@ -144,12 +147,24 @@ def _record(key: str, lake: Lake) -> CellRecord:
     return found[0]
 
 
+def _kept(cell: Cell, made_by: str, cache: Cache) -> Path | None:
+    """What the cell's run has kept; None where it kept nothing, or other code has since.
+
+    Files of this version are of the cell's rows, too: its own, or run again and compared with them.
+    """
+    path = cache.file(edited_name(cell), newest=True)
+    if path is None:
+        return None
+    with safe_open(path, "pt") as file:
+        found = (file.metadata() or {}).get("code_version")
+    return path if found in (None, made_by, code_version()) else None
+
+
 def _run_again(cell: Cell, record: CellRecord, run_paths: RunPaths, report: Report) -> None:
     """Run a cell in this process, with its model whole, and keep what it has edited."""
     logger.info("%s: its edited matrices were not kept; running it again", cell.path)
-    cell = replace(
-        cell, resources=ResourcesEntry(), keep_edited=True, answers=AnswersEntry(sample=0)
-    )
+    alone = ResourcesEntry(prefix_store_gb=cell.resources.prefix_store_gb)  # a network's key has it
+    cell = replace(cell, resources=alone, keep_edited=True, answers=AnswersEntry(sample=0))
     cache = Cache(run_paths.cache)
     for task in tasks_of([cell]).values():
         if task.kind != "edit":

@@ -11,6 +11,7 @@ from typing import Literal
 
 from pipeline.config.gguf_refs import is_gguf_path
 from pipeline.config.resources import ResourcesEntry
+from pipeline.errors import ConfigError
 from pipeline.inputs.content_hashes import fingerprint
 from pipeline.inputs.corpus import REAL_FACTS
 from pipeline.plan.cache_names import calibration_name, known_name, trained_name
@@ -43,6 +44,7 @@ from pipeline.storage.run_paths import RunPaths
 
 Kind = Literal["prepare", "ask", "statistics", "calibrate", "train", "edit"]
 FOUND = "found"  # how a task ended that was done before
+_READS_EDITS = ("ask", "calibrate", "train", "edit")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -249,10 +251,15 @@ def perform(
 
     Returns:
         How it ended: `done`, `skipped`, or `FOUND` where it was done before.
+
+    Raises:
+        ConfigError: The data are not those that the task was planned with.
     """
     cell, lake = task.cell, Lake(run_paths.lake)
     if (reason := skip_reason(cell)) is not None:
         return record_skip(cell, lake, reason)
+    if task.kind in _READS_EDITS:
+        _require_same_data(cell)
     cache = Cache(run_paths.cache)
     keeping = nullcontext() if task.resources.gang else kept_model.keeping()
     with leased(cache.storage, task.key, run, gang, report) as report, keeping:
@@ -274,6 +281,20 @@ def perform(
             network = require_trained(cell, cache) if cell.trains else None
             return run_cell(cell, model, network, cache, lake, report, gang, interruptions)
     return FOUND if found else "done"
+
+
+def _require_same_data(cell: Cell) -> None:
+    """The cell's key came with it, of the data that the driver has read; a worker reads anew."""
+    planned, found = identity_of(cell)["dataset"]["data_hash"], cell.source().data_hash
+    if found != planned:
+        given = cell.dataset.files.values()
+        files = [f for files in given for f in ([files] if isinstance(files, str) else files)]
+        raise ConfigError(
+            f"dataset {cell.dataset.name}: its edits have changed since this run was planned, or "
+            f"are others on this node (hash {found[:12]}, planned {planned[:12]}; "
+            f"{', '.join(files) or 'no files'}); leave the files as they are while a run goes on, "
+            "and run it again"
+        )
 
 
 def _in_cache(kind: Kind, cell: Cell, cache: Cache) -> bool:

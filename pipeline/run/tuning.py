@@ -15,11 +15,13 @@ from pipeline.config.parse import check_asked_for, parse_grid, read_grid
 from pipeline.config.scale import scaled
 from pipeline.config.stored_words import stored_settings
 from pipeline.errors import ConfigError
+from pipeline.plan.cell_keys import key_of
 from pipeline.plan.grid_plan import code_lines, make_plan
 from pipeline.plan.versions import code_version
 from pipeline.results.lake.lake import Lake
 from pipeline.results.query import runs
 from pipeline.run.driver import run_plan
+from pipeline.storage.object_store import Storage
 from pipeline.storage.run_paths import RunPaths
 
 OBJECTIVE = ("efficacy", "generalization", "specificity")
@@ -83,6 +85,7 @@ def tune(
     run_paths: RunPaths,
     console: Console,
     workers: int | None = None,
+    replace: bool = False,
     rerun_other_code: bool = False,
 ) -> dict[str, Any]:
     """Run all trials and pick the best of each editor by the mean of Eff, Gen and Spe.
@@ -94,10 +97,14 @@ def tune(
         run_paths: Where results and caches lie.
         console: Where progress is shown.
         workers: Cores to use; None: all.
+        replace: Drop finished trials whose settings have changed.
         rerun_other_code: Run finished trials again that another version of the code made.
 
     Returns:
         The record: objective, budget, every trial with its scores, and the winners.
+
+    Raises:
+        ConfigError: A trial cannot be run on these data, or one has failed.
     """
     grid = search.grid
     for dataset in grid.datasets:
@@ -106,13 +113,25 @@ def tune(
                 f"dataset {dataset.name}: trials are judged by {grid.protocols[0]}, the grid's "
                 "first protocol, which its own `protocols` leave out"
             )
-    plan = make_plan(grid, Lake(run_paths.lake), rerun_other_code=rerun_other_code)
+    plan = make_plan(grid, Lake(run_paths.lake), replace, rerun_other_code=rerun_other_code)
+    refused = [f"{c.path}: {reason}" for c in plan.cells if (reason := plan.reason(c)) is not None]
+    if refused:
+        raise ConfigError(
+            "trials that cannot be run; give the dataset what they need, or take their editor out "
+            "of the search: " + "; ".join(refused)
+        )
     for line in code_lines(plan):
         console.print(line, highlight=False, markup=False, soft_wrap=True)
     failed = run_plan(grid, plan, run_paths, console, workers)
     if failed:
         raise ConfigError(f"{failed} trials failed; `rledit query` on view runs tells why")
-    rows = [r for r in runs(run_paths.lake, grid.name) if r["protocol"] == grid.protocols[0]]
+    # A lake may have trials of this name on other streams, seeds, models and data.
+    keys = {key_of(cell) for cell in plan.cells}
+    rows = [
+        row
+        for row in runs(run_paths.lake, grid.name)
+        if row["cell"] in keys and row["protocol"] == grid.protocols[0]
+    ]
     record: dict[str, Any] = {
         "objective": f"mean of {', '.join(OBJECTIVE)} ({grid.protocols[0]}), mean over seeds",
         "pool": "validation",
@@ -150,5 +169,6 @@ def _trial(
 
 
 def write_record(record: Mapping[str, Any], path: Path) -> None:
-    """Write the record as JSON."""
-    path.write_text(json.dumps(record, indent=1, sort_keys=False) + "\n")
+    """Write the record as JSON, whole or not at all."""
+    text = json.dumps(record, indent=1, sort_keys=False) + "\n"
+    Storage(str(path.parent)).write_bytes(path.name, text.encode())

@@ -15,8 +15,8 @@ _USER_INFO = re.compile(r"(?<=://)[^/\s\"']+@")
 
 
 _QUERY_SECRET = re.compile(
-    r"(?i)([?&;](?:[a-z0-9_-]*(?:password|passwd|secret|token|signature|api[_-]?key|access[_-]?key)"
-    r"[a-z0-9_-]*|sig)=)[^&;\s\"']+"
+    r"(?i)([?&;](?:[a-z0-9_-]*(?:password|passwd|secret|token|signature|api[_-]?key|access[_-]?key"
+    r"|account[_-]?key)[a-z0-9_-]*|sig)=)[^&;\s\"']+"
 )
 
 
@@ -25,7 +25,11 @@ _SECRET_SETTING = re.compile(
 )
 
 
-_SECRET_VARIABLE = re.compile(r"(^|_|^PG)(TOKEN|PASSWORD|PASSWD|PASS|SECRET|KEY|ACCESS_KEY_ID)$")
+# GOOGLE_APPLICATION_CREDENTIALS is a path.
+_SECRET_VARIABLE = re.compile(
+    r"(^|_|^PG)(TOKEN|PASSWORD|PASSWD|PASS|SECRET|KEY|ACCESS_KEY_ID|CONNECTION_STRING"
+    r"|(?<!APPLICATION_)CREDENTIALS?)$|_(PWD|PAT|SAS)$"
+)
 
 
 _SHORTEST_SECRET = 8  # shorter environment values ("true", "token") are not secrets
@@ -40,7 +44,7 @@ def redact(text: str) -> str:
     """Returns `text` (a URI, or a message that may contain some) without its secrets.
 
     Hidden are the user part of every URI, query fields such as `token=`, and the value of every
-    environment variable whose name ends in TOKEN, PASSWORD, PASS, SECRET or KEY.
+    environment variable whose name says that it is a secret (see `names_a_secret`).
     """
     for name, value in os.environ.items():
         if len(value) >= _SHORTEST_SECRET and names_a_secret(name):

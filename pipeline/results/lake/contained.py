@@ -82,6 +82,11 @@ def asked_rows(table: str, columns: Mapping[str, list[Any]], asked: Asked) -> di
     if table == "steps":
         training = [str(metric).startswith(_TRAINING) for metric in columns["metric"]]
         keep = [one or other for one, other in zip(keep, training, strict=True)]
+    if "edit_index" in columns:  # of a longer stream, the unedited model is asked of all its edits
+        own = [place < asked.n_edits for place in columns["edit_index"]]
+        keep = [one and other for one, other in zip(keep, own, strict=True)]
+    if table == "scores":
+        keep = [one and edits >= asked.first for one, edits in zip(keep, at, strict=True)]
     if "protocol" in columns:
         known = [name in asked.protocols for name in columns["protocol"]]
         keep = [one and other for one, other in zip(keep, known, strict=True)]
@@ -99,7 +104,8 @@ def _part(record: CellRecord, cell: ContainedCell) -> CellRecord:
     values = dict(record.values)
     resolved = {**values["resolved"], **cell.identity, "contained_in": cell.within}
     whole = values.get("n_edits")
-    if whole and whole != cell.n_edits:  # of a longer stream: its seconds per edit, not its counts
+    longer = bool(whole and whole != cell.n_edits)
+    if longer:  # of a longer stream: its seconds per edit, not its counts
         seconds = values.get("edit_seconds")
         values["edit_seconds"] = None if seconds is None else seconds * cell.n_edits / whole
         values["n_contradicting"] = None
@@ -114,7 +120,9 @@ def _part(record: CellRecord, cell: ContainedCell) -> CellRecord:
         address=cell.address,
         files=record.files if record.done else {},
         values=values,
-        asked=Asked(protocols=protocols, n_edits=cell.n_edits, within=cell.within),
+        asked=Asked(
+            protocols=protocols, n_edits=cell.n_edits, first=int(longer), within=cell.within
+        ),
     )
 
 

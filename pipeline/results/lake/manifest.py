@@ -86,7 +86,8 @@ def manifest_row(record: CellRecord) -> dict[str, Any]:
     row |= {"stored_key": record.stored_key}
     if record.asked is not None:
         asked = record.asked
-        row |= {"asked_protocols": list(asked.protocols), "asked_edits": asked.n_edits}
+        row |= {"asked_protocols": list(asked.protocols)}
+        row |= {"asked_from": asked.first, "asked_edits": asked.n_edits}
     return asdict(record.address) | row | {"status": record.status, "reason": record.reason}
 
 

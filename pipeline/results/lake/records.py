@@ -154,11 +154,14 @@ class Asked:
     Attributes:
         protocols: Of its scores.
         n_edits: Edits in its stream.
+        first: Edits after which its first scores are: none, or one where the rows are of a longer
+            stream, as the unedited model is scored there on edits that are not this cell's.
         within: Key of the cell that has the rows.
     """
 
     protocols: tuple[str, ...]
     n_edits: int
+    first: int = 0
     within: str
 
 

@@ -37,6 +37,7 @@ ADDRESS_ROWS: Columns = ADDRESS | {"since": ("timestamp", True)}
 IN_MEMORY: Columns = {
     "stored_key": ("string", True),
     "asked_protocols": ("list<string>", False),
+    "asked_from": ("int32", False),
     "asked_edits": ("int32", False),
 }
 

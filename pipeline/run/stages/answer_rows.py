@@ -19,8 +19,9 @@ Rows = list[dict[str, Any]]
 class StreamAnswers:
     """What a cell asks to be kept of the model's answers.
 
-    A moment is asked once: rows that a resumed stream brings with it are left as they are, and what
-    the unedited model says can be asked at any time, so the rows do not depend on interruptions.
+    A moment is asked once: rows that a resumed stream brings with it are left as they are, unless
+    they are of another sample, and what the unedited model says can be asked at any time. So the
+    rows do not depend on interruptions.
 
     Args:
         cell: The cell.
@@ -34,6 +35,7 @@ class StreamAnswers:
         probes: Any = cell.probes
         self._model = model
         self._edits = edits
+        self._places = set(places)
         self._answers = Answers(model, edits, places, probes, cell.seed) if places else None
         self._at_all = cell.answers.at == "checkpoints"
 
@@ -48,9 +50,15 @@ class StreamAnswers:
             Seconds it took.
         """
         due = self._at_all or n_edits in (0, len(self._edits))
-        if self._answers is None or not due or any(r["checkpoint"] == n_edits for r in rows):
+        # What is kept of the model along the way cannot be asked again.
+        again = n_edits in (0, len(self._edits))
+        there = {row["edit_index"] for row in rows if row["checkpoint"] == n_edits}
+        if self._answers is None or not due or (there == self._places if again else there):
             return 0.0
         began = time.perf_counter()
+        if there:  # of another sample than the grid has now
+            kept = (r for r in rows if r["checkpoint"] != n_edits)
+            rows[:] = [r for r in kept if r["edit_index"] in self._places]
         before = [row for row in rows if row["checkpoint"] == 0]
         if n_edits == len(self._edits) and before and not self._model.weights.names:
             # Nothing is edited, so nothing has changed.

@@ -14,6 +14,7 @@ from pipeline.inputs.datasets import known_metadata
 from pipeline.plan.cell_keys import key_of
 from pipeline.plan.cells import Cell
 from pipeline.plan.imported import imported_of, projections_of
+from pipeline.plan.versions import code_version
 from pipeline.run.cache import Cache
 from pipeline.run.imported_statistics import imported_metadata, load_projections
 from pipeline.run.rank_group import SINGLE_PROCESS, Gang
@@ -133,7 +134,7 @@ def edit_stream(
         _run(cell, editor, edits, scorer, measures, answers, rows, folder, report, gang)
     except (ValueError, ArithmeticError, torch.linalg.LinAlgError) as error:
         raise StreamBroken(error, rows) from error
-    # There already, unless the state that was resumed is one of an earlier release.
+    # There already, unless they are asked for since the state that was resumed was saved.
     rows.score_seconds += answers.add_missing(rows.answers, len(edits))
     rows.held_shares = held_shares(model, gang)
     if store is not None:
@@ -308,13 +309,14 @@ def edited_name(cell: Cell) -> str:
 def _keep(cell: Cell, editor: Editor, cache: Cache, gang: Gang) -> None:
     """Keep the edited matrices at full precision, or the memory of an editor that edits none.
 
-    Every rank reads them, the leader writes.
+    Every rank reads them, the leader writes. The file's name tells nothing of the code: its
+    metadata do.
     """
     found = kept_memory(editor) or editor.model.weights.state_dict()
     state = {k: v.cpu().contiguous() for k, v in found.items()}
     if gang.is_rank_zero:
-        write_tensors(cache.folder / edited_name(cell), state)
-        # The name tells nothing of the code: a cell that is run again may be run by another.
+        made_by = {"code_version": code_version()}
+        write_tensors(cache.folder / edited_name(cell), state, made_by)
         cache.publish(edited_name(cell), replace=True)
 
 
@@ -328,7 +330,8 @@ def _save(editor: Editor, folder: StateFolder, rows: StreamRows, gang: Gang) -> 
     tensors = prefixed("weights.", editor.model.weights.state_dict())
     tensors |= prefixed("editor.", editor.state_dict())
     if gang.is_rank_zero:
-        folder.save(tensors, {"rows": vars(rows)}, version=rows.batches)
+        made = {"rows": vars(rows), "code_version": code_version()}
+        folder.save(tensors, made, version=rows.batches)
 
 
 def _resume(editor: Editor, folder: StateFolder, gang: Gang) -> StreamRows | None:
@@ -336,6 +339,10 @@ def _resume(editor: Editor, folder: StateFolder, gang: Gang) -> StreamRows | Non
     if saved is None:
         return None
     tensors, facts = saved
+    if (made_by := facts.get("code_version", "an earlier release")) != code_version():
+        # Its rows would say that one version made all of them, and repeat neither's numbers.
+        logger.warning("%s: a state of other code (%s); the stream begins anew", folder, made_by)
+        return None
     editor.model.weights.load_state_dict(unprefixed("weights.", tensors))
     editor.load_state_dict(unprefixed("editor.", tensors))
     return StreamRows(**facts["rows"])

@@ -255,10 +255,21 @@ def test_what_determines_the_step_tells_calibrations_apart() -> None:
         "editors.rledit.settings.z_clip=2",
         "editors.rledit.settings.modules=['down:0']",
         "datasets.0.world.n_subjects=61",
+        "datasets.0.answer_space=never",
         "models.0.overrides.seed=1",
     ):
         others = (batch % 12,) if not change.startswith("streams") else ()
         assert key(*others, *_settled(change)) != first, change
+
+
+def test_a_warm_up_draws_batches_of_the_streams_size_so_steps_of_other_sizes_are_others() -> None:
+    def key(editor: str, size: int) -> str:
+        streams = f"streams=[{{n_batches: 3, batch_size: {size}}}]"
+        return calibration_key_of(cells(f"editors=[{{editor: {editor}}}]", streams)[0])
+
+    warmed = "stableedit, settings: {warmup_batches: 3}"
+    assert key("ultraedit", 2) == key("ultraedit", 5)  # tried on as many edits, and nothing else
+    assert key(warmed, 2) != key(warmed, 5)
 
 
 def _settled(change: str) -> tuple[str, ...]:

@@ -19,6 +19,7 @@ from typer.testing import CliRunner
 from pipeline.cli import app, cluster
 from pipeline.cli.errors import errors_as_help
 from pipeline.config.parse import load_grid
+from pipeline.errors import ConfigError
 from pipeline.plan.cells import cells_of
 from pipeline.results.lake.lake import Lake
 from pipeline.results.tables import EDITOR_ORDER
@@ -307,3 +308,27 @@ def test_cancel_says_that_it_ended_the_job(tmp_path: Path, monkeypatch: pytest.M
     assert "demo-1: STOPPED (it had ended before)" in text
     assert text.endswith("tracking: the job's run is closed here\n")
     assert "0 runs" not in text
+
+
+DEMO = str(Path(__file__).parents[4] / "jobs" / "grids" / "demo.yaml")
+PLACES = ["--lake", "/nowhere/lake", "--cache", "/nowhere/cache"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "told"),
+    [
+        (["run", DEMO, "--judge-model", "m"], "--judge-model: no judge is asked; .*--judge"),
+        (["run", DEMO, "--judge-per-minute", "3", "--judge-parallel", "2"], "minute, --judge-par"),
+        (["run", DEMO, "--workers", "2", "--address", "auto"], "--workers: --address runs on all"),
+        (["submit", DEMO, *PLACES, "--gpus", "1", "--kind", "job"], "--kind, --gpus: .*kuberay"),
+        (["submit", DEMO, *PLACES, "--backend", "kuberay", "--wait", "3"], "--wait: .*a manifest"),
+        (["status", "--log", "4"], "--log: .*--address"),
+        (["status", "--address", "http://127.0.0.1:1", "--results", "x"], "--results: .*--lake"),
+    ],
+)
+def test_an_option_that_would_change_nothing_is_refused(
+    arguments: list[str], told: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("RLEDIT_ADDRESS", raising=False)
+    with pytest.raises(ConfigError, match=told):
+        CliRunner().invoke(app, arguments, catch_exceptions=False)

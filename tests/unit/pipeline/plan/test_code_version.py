@@ -15,6 +15,7 @@ from typer.testing import CliRunner
 
 from pipeline.cli import app
 from pipeline.config.parse import load_grid
+from pipeline.errors import ConfigError
 from pipeline.plan.cell_keys import address_of, identity_of, key_of
 from pipeline.plan.cells import Cell, cells_of
 from pipeline.plan.grid_plan import code_lines, make_plan
@@ -149,5 +150,14 @@ def test_a_run_drops_the_rows_that_it_makes_again_and_no_others(
     refused = replace(plan, refused={key_of(ultraedit): "a row has no subject"})
     assert driver.run_plan(grid, refused, run_paths, console) == 1
     assert lake.is_done(address_of(ultraedit)) and not begun  # this code cannot make them again
+
+    def no_room(_: object) -> None:
+        raise ConfigError("needs 2 CPUs, and there is 1 here")
+
+    with monkeypatch.context() as small:
+        small.setattr(driver, "require_room", no_room)
+        with pytest.raises(ConfigError, match="there is 1 here"):
+            driver.run_plan(grid, plan, run_paths, console)
+    assert lake.is_done(address_of(ultraedit)) and not begun  # nothing can make them again here
     assert driver.run_plan(grid, plan, run_paths, console) == 0
     assert begun == [{"none": code_version()}]

@@ -143,15 +143,21 @@ def test_of_two_grids_in_one_lake_nothing_shared_is_run_twice(
     assert run(make_plan(grid(*NARROW), Lake(alone.lake)), alone).count("edit") == 3
     scores = "editor, n_batches, n_edits, final, protocol, efficacy, generalization, specificity"
     edits = "editor, checkpoint, protocol, edit_index, edit_id, efficacy, specificity, superseded"
-    for columns, view in ((scores, "runs"), (edits, "edits")):
-        sql = f"SELECT {columns} FROM {view} WHERE grid = 'narrow' ORDER BY ALL"
+    for columns, view, at in ((scores, "runs", "n_edits"), (edits, "edits", "checkpoint")):
+        sql = f"SELECT {columns} FROM {view} WHERE grid = 'narrow' AND {at} > 0 ORDER BY ALL"
         shared, own = (query(sql, where.lake).rows for where in (run_paths, alone))
         assert shared == own != ()
+    # Before the first edit a longer stream is scored on edits that are not this one's.
+    sql = "SELECT editor FROM runs WHERE grid = 'narrow' AND n_edits = 0"
+    assert query(sql, run_paths.lake).rows == (("malmen",),)
     assert {row["protocol"] for row in runs(lake, "narrow")} == {"exact_match"}
     for record in lake.manifest("narrow"):
-        rows = lake.result(record, ("scores", "edits", "steps"))
+        rows = lake.result(record, ("scores", "edits", "answers", "steps"))
         assert set(rows.scores["protocol"]) == set(rows.edits["protocol"]) == {"exact_match"}
-        assert max(rows.scores["checkpoint"]) == 8 and rows.scores["final"] == [False, True]
+        of_this_stream = record.address.editor == "malmen"
+        assert rows.scores["final"] == ([False, True] if of_this_stream else [True])
+        assert max(rows.scores["checkpoint"]) == 8
+        assert set(rows.answers["edit_index"]) <= {*range(8)}
         assert max(rows.steps["step"]) == 8 and rows.n_edits == 8
         if record.values["edit_seconds"]:
             per_edit = record.values["edit_seconds"] / 8

@@ -33,6 +33,19 @@ def test_a_file_made_on_one_node_reaches_another(tmp_path: Path) -> None:
     assert found is not None and found.read_bytes() == b"network" and found != made
 
 
+def test_a_file_that_was_replaced_reaches_who_asks_for_the_newest(tmp_path: Path) -> None:
+    uri = f"memory://{uuid.uuid4()}"
+    one, two = Cache(uri, tmp_path / "1"), Cache(uri, tmp_path / "2")
+    for content in (b"before", b"after"):
+        one.folder.mkdir(parents=True, exist_ok=True)
+        (one.folder / "edited.bin").write_bytes(content)
+        one.publish("edited.bin", replace=True)
+        assert (two.file("edited.bin") or tmp_path).read_bytes() == b"before"
+    assert (two.file("edited.bin", newest=True) or tmp_path).read_bytes() == b"after"
+    one.delete("edited.bin")
+    assert two.file("edited.bin", newest=True) is None
+
+
 def test_a_folder_counts_from_its_last_file_on(tmp_path: Path) -> None:
     uri = f"memory://{uuid.uuid4()}"
     one, two = Cache(uri, tmp_path / "1"), Cache(uri, tmp_path / "2")

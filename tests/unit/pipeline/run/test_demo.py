@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -38,8 +39,9 @@ def test_without_the_wheel_one_line_says_so_and_the_world_is_taken(
     suffix: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     taken: list[tuple[Path, Path]] = []
-    monkeypatch.setattr(grids, "run", lambda grid, results: taken.append((grid, results)))
-    demo.main(full=bool(suffix), results=tmp_path)
+    monkeypatch.setattr(grids, "run", lambda _, grid, results: taken.append((grid, results)))
+    context: Any = None
+    demo.main(context, full=bool(suffix), results=tmp_path)
     assert taken == [(GRIDS / f"demo-world{suffix}.yaml", tmp_path)]
     (line,) = capsys.readouterr().err.splitlines()
     assert line.startswith(

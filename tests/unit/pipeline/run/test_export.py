@@ -17,11 +17,13 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from pipeline.config.parse import load_grid
 from pipeline.plan.cell_keys import key_of
 from pipeline.plan.cells import Cell, cells_of
+from pipeline.plan.versions import code_version
 from pipeline.results.lake.lake import Lake, LakeError
 from pipeline.run import kept_model
 from pipeline.run.cache import Cache
 from pipeline.run.export import export
 from pipeline.run.reporting import silent
+from pipeline.run.resume import write_tensors
 from pipeline.run.stages import edit
 from pipeline.run.stages.prepare import open_model
 from pipeline.run.tasks import perform, tasks_of
@@ -84,6 +86,36 @@ def test_an_exported_checkpoint_is_the_model_at_the_streams_end(
     with ours.weights.unedited():
         assert not torch.equal(logits(model, tokenizer, cell), logits(ours.model, tokenizer, cell))
     assert json.loads((folder / "edited.json").read_text())["cell"] == key_of(cell)
+
+
+def test_matrices_that_other_code_kept_are_not_those_of_a_later_run(
+    models: Cache, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cell, run_paths, ours = done(models, tmp_path, "keep_edited=true", patch=monkeypatch)
+    kept = Cache(run_paths.cache).folder / edit.edited_name(cell)
+    theirs = {name: value + 1 for name, value in load_file(kept).items()}
+    write_tensors(kept, theirs, {"code_version": "0.1.0+other"})
+    folder = export(key_of(cell), run_paths, tmp_path / "out")
+    model: Any = AutoModelForCausalLM.from_pretrained(folder)
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    assert torch.equal(logits(model, tokenizer, cell), logits(ours.model, tokenizer, cell))
+    write_tensors(kept, theirs, {"code_version": code_version()})  # taken as they are
+    changes = load_file(export(key_of(cell), run_paths, tmp_path / "delta", delta=True))
+    assert all(float(change.mean()) == pytest.approx(1, abs=0.1) for change in changes.values())
+
+
+def test_a_cell_that_keeps_no_prefixes_finds_its_network_when_it_is_run_again(
+    models: Cache, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    trained = """editors=[{editor: malmen, settings: {reference: converged, rank: 4,
+        train_steps: 1, trajectory_batches: 2, validation_batches: 1, initial_step: 1.0e-3}}]"""
+    cell, run_paths, _ = done(
+        models, tmp_path, trained, "resources.prefix_store_gb=0", patch=monkeypatch
+    )
+    networks = Cache(run_paths.cache).folder / "trained"
+    before = sorted(path.name for path in networks.iterdir())
+    export(key_of(cell), run_paths, tmp_path / "out", delta=True)
+    assert sorted(path.name for path in networks.iterdir()) == before != []
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from pipeline.config.parse import load_grid
-from pipeline.plan.cell_keys import address_of
+from pipeline.errors import ConfigError
+from pipeline.plan.cell_keys import address_of, identity_of
 from pipeline.plan.cells import cells_of
 from pipeline.results.lake.lake import Lake
 from pipeline.run.fleet.attempts import Outcome, _Together
@@ -38,6 +40,24 @@ def test_what_is_there_is_found(tmp_path: Path) -> None:
     Lake(run_paths.lake).show(address_of(cell) for cell in cells)
     assert {perform(task, run_paths, silent) for task in tasks.values()} == {"done"}
     assert {perform(task, run_paths, silent) for task in tasks.values()} == {FOUND}
+
+
+def test_data_that_changed_since_the_plan_are_not_recorded_as_those_of_the_plan(
+    tmp_path: Path,
+) -> None:
+    rows = [{"prompt": f"The mayor of town {i} is", "target": f"Ann {i}"} for i in range(8)]
+    file = tmp_path / "edits.json"
+    file.write_text(json.dumps(rows))
+    data = f"datasets=[{{name: mine, files: {{evaluation: {file}}}, world: {{n_subjects: 60}}}}]"
+    small = "streams=[{n_batches: 2, batch_size: 2}]"
+    (cell,) = cells_of(load_grid(GRID, ["editors=[{editor: none}]", data, small]))
+    tasks = tasks_of([cell])
+    identity_of(cell)["dataset"]["data_hash"] = "0123456789abcdef"  # what a driver read before
+    run_paths = RunPaths.under(tmp_path)
+    with pytest.raises(ConfigError, match=rf"dataset mine: .*planned 0123456789ab.*{file.name}"):
+        for task in tasks.values():
+            perform(task, run_paths, silent)
+    assert not Lake(run_paths.lake).rows()
 
 
 def test_a_gang_has_found_its_work_done_where_all_its_ranks_have() -> None:

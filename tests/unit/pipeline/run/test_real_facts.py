@@ -64,10 +64,10 @@ def few(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(ask_known_facts, "SAVE_EVERY_PARTS", 1)
 
 
-def cells(checkpoint: Path, folder: Path) -> list[Cell]:
+def cells(checkpoint: Path, folder: Path, *overrides: str) -> list[Cell]:
     path = folder / "grid.yaml"
     path.write_text(GRID % checkpoint)
-    return cells_of(load_grid(path))
+    return cells_of(load_grid(path, overrides))
 
 
 def record(cell: Cell, cache: Path) -> dict[str, Any]:
@@ -134,6 +134,14 @@ def test_what_is_known_is_no_part_of_a_cells_identity(checkpoint: Path, tmp_path
     write_cell_spec(knowing, storage)
     entry = json.loads(storage.read_bytes(f"entries/{key_of(cell)}.json"))
     assert entry["cell"]["known"] == ""
+
+
+def test_a_model_that_is_asked_in_another_way_knows_other_facts(
+    checkpoint: Path, tmp_path: Path
+) -> None:
+    plain, edited = cells(checkpoint, tmp_path)
+    unspaced = cells(checkpoint, tmp_path, "datasets.facts.answer_space=never")[0]
+    assert known_name(plain) == known_name(edited) != known_name(unspaced)
 
 
 def test_the_plan_says_how_large_the_pools_are(checkpoint: Path, tmp_path: Path) -> None:

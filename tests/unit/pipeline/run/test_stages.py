@@ -132,6 +132,26 @@ def test_a_stream_goes_on_after_an_interruption(
     assert {r["checkpoint"] for r in straight.edits} == {4, 8, 12}
 
 
+def test_a_stream_that_other_code_began_begins_anew(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(edit, "SAVE_EVERY_SECONDS", 0.0)
+    chosen, cache = cell("ultraedit"), Cache(tmp_path / "b")
+    straight = edit.edit_stream(chosen, folder, Cache(tmp_path / "a"), None, silent)
+    with monkeypatch.context() as other:
+        other.setattr(edit, "code_version", lambda: "0.1.0+other")
+        with pytest.raises(Interrupted):
+            edit.edit_stream(chosen, folder, cache, None, stop_at("edit", 2))
+    begun: list[int] = []
+
+    def report(stage: Stage, done: int, *_: object) -> None:
+        begun.append(done)
+
+    again = edit.edit_stream(chosen, folder, cache, None, report)
+    assert min(begun) == 1 and "0.1.0+other); the stream begins anew" in caplog.text
+    assert without_times(again) == without_times(straight)
+
+
 def test_every_batch_reports_what_its_merge_realised(
     folder: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:

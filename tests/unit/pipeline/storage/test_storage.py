@@ -192,6 +192,7 @@ def test_bad_uris_say_what_would_work(uri: str, says: str) -> None:
         f"cannot open 's3://k:{PLANTED}@b/p' (timeout)",
         f"https://hub/x?a=1&access_token={PLANTED}&b=2",
         f"https://hub/x?X-Amz-Signature={PLANTED}",
+        f"cannot open DefaultEndpointsProtocol=https;AccountName=a;AccountKey={PLANTED}",
     ],
 )
 def test_redact(text: str) -> None:

@@ -15,6 +15,7 @@ from typer.testing import CliRunner
 from pipeline.cli import app
 from pipeline.config.grid import Grid
 from pipeline.config.parse import load_grid
+from pipeline.errors import ConfigError
 from pipeline.results.tracking.tracker import Tracker
 from pipeline.submit import ray_cluster
 from pipeline.submit.manifest import SecretVariable, Shape, render
@@ -153,12 +154,17 @@ def test_variables_are_named_and_no_secrets(monkeypatch: pytest.MonkeyPatch) -> 
         "AWS_SECRET_ACCESS_KEY": "a-long-secret-key",
         "AZURE_STORAGE_KEY": "k",
         "DB_PASS": "p",
+        "MYSQL_PWD": "q",
+        "GITLAB_PAT": "r",
+        "AWS_CREDENTIALS": "s",
+        "AZURE_STORAGE_CONNECTION_STRING": "t",
         "MLFLOW_TRACKING_URI": "http://me:planted-word@host",
     }
-    environment = {"HF_HOME": "/mnt/hub", "LEFT_ALONE": "z", **secrets}
+    paths = {"HF_HOME": "/mnt/hub", "GOOGLE_APPLICATION_CREDENTIALS": "/mnt/key.json", "PWD": "/"}
+    environment = {**paths, "LEFT_ALONE": "z", **secrets}
     for name, value in environment.items():
         monkeypatch.setenv(name, value)
-    assert chosen(["HF_HOME"], environment) == {"HF_HOME": "/mnt/hub"}
+    assert chosen(list(paths), environment) == paths
     assert chosen([], environment) == {}
     for name, value in secrets.items():
         with pytest.raises(SubmitError, match=f"--env {name}: this is a secret") as caught:
@@ -275,7 +281,7 @@ def test_runs_left_open_follow_the_state_of_their_job(tmp_path: Path) -> None:
 )
 def test_options_of_the_other_backend_are_refused(options: list[str], message: str) -> None:
     told = CliRunner().invoke(app, ["submit", str(TINY), "--lake", "/l", "--cache", "/c", *options])
-    assert isinstance(told.exception, SubmitError) and str(told.exception).startswith(message)
+    assert isinstance(told.exception, ConfigError) and str(told.exception).startswith(message)
 
 
 def test_a_lake_that_is_not_mounted_here_is_no_empty_lake(tmp_path: Path) -> None:
