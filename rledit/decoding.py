@@ -69,6 +69,14 @@ def line_of(model: EditableModel, tokens: Sequence[int]) -> str:
     return text.strip().partition("\n")[0].strip()
 
 
+def whole_characters(model: EditableModel, line: Line) -> Line:
+    """A line without the last tokens where these are a part of a character, which is no text."""
+    while line.text.endswith("\N{REPLACEMENT CHARACTER}"):
+        tokens = line.tokens[:-1]
+        line = Line(tokens=tokens, text=line_of(model, tokens))
+    return line
+
+
 def decode(
     model: EditableModel,
     prompts: Sequence[str],

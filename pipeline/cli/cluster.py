@@ -22,6 +22,7 @@ from pipeline.cli.options import (
     TrackingUri,
     refuse_without_use,
 )
+from pipeline.errors import ConfigError
 from pipeline.storage.run_paths import RunPaths
 
 if TYPE_CHECKING:
@@ -171,7 +172,9 @@ def status(
         refuse_without_use(context, ["log"], why)
         run_paths = RunPaths.under(results, lake, tracking)
         lines = list(job_status.grids_lines(run_paths, name, always_tracked=tracking is not None))
-        for line in lines or [job_status.nothing_line(run_paths, name)]:
+        if name is not None and not lines:
+            raise ConfigError(job_status.nothing_line(run_paths, name))
+        for line in lines or [job_status.nothing_line(run_paths)]:
             typer.echo(line)
         return
     from pipeline.submit.submission import SubmitError

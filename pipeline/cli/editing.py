@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from pipeline.cli.options import refuse_without_use
 from pipeline.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -35,6 +36,7 @@ Rank = Annotated[
 
 
 def edit(
+    context: typer.Context,
     target: Annotated[
         str,
         typer.Argument(
@@ -106,25 +108,34 @@ def edit(
 
     Exit 1 where a fact did not take.
     """
-    from pipeline.run.editing import Wishes, edit_facts
+    from pipeline.run.editing import Wishes, check_wishes, edit_facts
+    from rledit.editing import Ledger
 
     if facts is None and export is None:
         raise ConfigError("give a file of facts, or --export FORM to take a ledger's model away")
+    wishes = Wishes(
+        editor=editor,
+        settings=_settings(set_),
+        format=schema,
+        batch_size=batch_size,
+        passes=passes,
+        floor=floor,
+        skip_bad_rows=skip_bad_rows,
+        train=train,
+        train_on=train_on,
+    )
+    if Ledger.is_at(target):
+        why = "the ledger says how its model is loaded and prompted; leave it out"
+        refuse_without_use(context, ["dtype", "prompt_style"], why)
+    if facts is not None:
+        check_wishes(facts, wishes)  # before a model is loaded
     session = _opened(target, out, model, dtype, prompt_style, new=facts is not None)
     failed = False
     if facts is not None:
-        wishes = Wishes(
-            editor=editor,
-            settings=_settings(set_),
-            format=schema,
-            batch_size=batch_size,
-            passes=passes,
-            floor=floor,
-            skip_bad_rows=skip_bad_rows,
-            train=train,
-            train_on=train_on,
-        )
-        result = edit_facts(session, facts, wishes)
+        try:
+            result = edit_facts(session, facts, wishes)
+        finally:
+            Ledger(_folder(session)).drop_if_empty()
         typer.echo(result)
         numbers = ", ".join(map(str, result.batches))
         typer.echo(f"ledger   {_folder(session)}, batch {numbers or 'none new'}")
@@ -161,7 +172,10 @@ def undo(
 ) -> None:
     """Take batches back exactly: the model is the unedited one plus the batches that remain."""
     from pipeline.run.editing import open_ledger
+    from rledit.editing import Ledger
 
+    for number in batches:
+        Ledger(folder).batch(number)  # refused before a model is loaded
     typer.echo(open_ledger(folder, model, _tell).undo(batches, recompute))
 
 
@@ -175,6 +189,8 @@ def ask(
     from pipeline.run.editing import ask as answers
     from pipeline.run.editing import open_ledger
 
+    if any(not prompt.strip() for prompt in prompts):
+        raise ConfigError("a prompt is empty, and nothing stands behind it; give some words")
     for one in answers(open_ledger(folder, model, _tell), prompts, tokens):
         typer.echo(one.prompt)
         for name, text, (then, now) in (
@@ -211,8 +227,19 @@ def _opened(
     if dtype not in ("auto", "float32", "bfloat16", "float16", "float64"):
         raise ConfigError(f"--dtype {dtype}: expected auto, float32, bfloat16, float16 or float64")
     prompting = {"prompt_style": prompt_style} if prompt_style == "chat" else {}
+    there = Ledger(out) if Ledger.is_at(out) else None
+    if there is not None:
+        known = there.model
+        if known.prompting != prompting or dtype not in ("auto", known.dtype):
+            style = known.prompting.get("prompt_style", "plain")
+            raise ConfigError(
+                f"{out} is a ledger of a model in {known.dtype}, prompted as {style}; go on with "
+                f"it as it is (rledit edit {out} FACTS), or name another folder"
+            )
+    else:
+        Ledger.require_free(out)
     host = open_host(target, dtype, prompting)
-    kept = Ledger(out) if Ledger.is_at(out) else Ledger.create(out, host.record(target))
+    kept = there or Ledger.create(out, host.record(target))
     return Session(host, kept, Supplies(host, tell=_tell), _tell)
 
 

@@ -6,6 +6,7 @@ import errno
 import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 
 import typer
 
@@ -57,7 +58,9 @@ def _refused(error: OSError) -> str:
         "--cache, --out), or change its permissions",
         errno.EROFS: "; choose a place that can be written to (--results, --lake, --cache, --out)",
         errno.ENOTDIR: "; a file stands where a folder is needed: choose another place, or move it",
-        errno.EEXIST: "; a file stands where a folder is needed: choose another place, or move it",
+        errno.EEXIST: "; a file stands where a folder is needed: choose another place, or move it"
+        if Path(error.filename).is_file()
+        else "; choose another place, or move what is there",
         errno.ENOSPC: "; make room there, or choose another place (--results, --lake, --cache)",
     }.get(error.errno or 0, "")
     return f"{error.filename}: {error.strerror}{remedy}"

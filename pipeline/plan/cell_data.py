@@ -84,8 +84,9 @@ def knowing(cell: Cell, path: str) -> Cell:
     """
     found = replace(cell, known=path)
     known = vars(found)
-    stale = f"_{__name__}.{read_not_measured.__name__}"
-    known.update({k: v for k, v in vars(cell).items() if k not in known and k != stale})
+    of_edits = (read_not_measured, read_partly_measured)
+    stale = {*known, *(f"_{__name__}.{find.__name__}" for find in of_edits)}
+    known.update({k: v for k, v in vars(cell).items() if k not in stale})
     return found
 
 
@@ -95,6 +96,21 @@ def read_not_measured(cell: Cell) -> dict[str, str]:
     n = min(cell.n_edits, available_edits(cell))  # fewer, where the data is too short to run
     edits = cell.source().draw(cell.dataset.split, n, seed=cell.seed)
     return not_measured(edits, [protocol(name) for name in cell.protocols], cell.measurements)
+
+
+@once
+def read_partly_measured(cell: Cell) -> dict[str, int]:
+    """Of how many of the scored edits each score is, where some have it and some have nothing for
+    it; beside that `edits`, how many are scored. Empty where all have both."""
+    n = min(cell.n_edits, available_edits(cell))
+    edits = cell.source().draw(cell.dataset.split, n, seed=cell.seed)
+    scored = [edits[place] for place in cell.scored_places if place < n]
+    found = {
+        "generalization": sum(bool(edit.rephrases) for edit in scored),
+        "specificity": sum(bool(edit.locality) for edit in scored),
+    }
+    part = {name: count for name, count in found.items() if 0 < count < len(scored)}
+    return {**part, "edits": len(scored)} if part else {}
 
 
 @once
@@ -134,6 +150,8 @@ def read_metadata(cell: Cell) -> dict[str, Any]:
         found["data_files"] = dict(source.file_hashes)
     if absent := read_not_measured(cell):
         found["not_measured"] = absent
+    if part := read_partly_measured(cell):
+        found["partly_measured"] = part
     if cell.model.checkpoint is not None and (known := weight_facts(cell.model.checkpoint)):
         found["weights"] = known
     return found

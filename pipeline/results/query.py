@@ -115,6 +115,7 @@ _VIEWS = {
         FROM lake_cells""",
 }
 VIEWS = tuple(_VIEWS)
+_VIEWS_LINE = f"Views: {', '.join(VIEWS)}; DESCRIBE runs lists the columns of one"
 
 
 class QueryError(UserError, ValueError):
@@ -147,8 +148,7 @@ def connect(lake: str | Lake, records: Sequence[CellRecord] | None = None) -> Co
     lake = lake if isinstance(lake, Lake) else Lake(lake)
     if not lake.exists():
         raise QueryError(
-            f"there is no lake at {lake.storage}: run a grid first, or name another with --lake\n"
-            f"{describe(_open(lake, ()))}"
+            f"there is no lake at {lake.storage}: run a grid first, or name another with --lake"
         )
     return _open(lake, lake.shown() if records is None else records)
 
@@ -179,21 +179,22 @@ def query(sql: str, lake: str | Lake | Connection) -> Result:
         lake: where to ask; an open connection of `connect` saves reading the manifest again.
 
     Raises:
-        QueryError: the statement is wrong or not allowed; the message lists views and columns.
+        QueryError: the statement is wrong or not allowed; of an unknown name the message lists
+            views and columns.
     """
     connection = lake if isinstance(lake, duckdb.DuckDBPyConnection) else connect(lake)
     try:
         answer = connection.execute(sql)
         if answer is None:
-            raise QueryError(f"the statement is empty\n{describe(connection)}")
+            raise QueryError(f"the statement is empty\n{_VIEWS_LINE}")
         columns = tuple(column[0] for column in answer.description or ())
         return Result(columns=columns, rows=tuple(answer.fetchall()))
     except duckdb.PermissionException as error:
-        raise QueryError(
-            f"{error}\nA query may read the views only.\n{describe(connection)}"
-        ) from None
-    except duckdb.Error as error:
+        raise QueryError(f"{error}\nA query may read the views only: {', '.join(VIEWS)}") from None
+    except (duckdb.CatalogException, duckdb.BinderException) as error:  # an unknown name
         raise QueryError(f"{error}\n{describe(connection)}") from None
+    except duckdb.Error as error:
+        raise QueryError(f"{error}\n{_VIEWS_LINE}") from None
 
 
 def runs(
@@ -208,6 +209,7 @@ def runs(
         final: keep only the last checkpoint of each cell, and cells without scores. A longer stream
             that was scored for a shorter one answers for it, with its own costs. A row then has
             `not_measured` (what → why) where the cell's data has nothing to measure it on,
+            `partly_measured` (score → edits that it is of) where some of its edits have nothing,
             `imported` where it used published statistics instead of its own,
             `reason` where it has no result, and of a model that was trained on the spot
             `parameters`, `preset` where it has the settings of a published model, and `judge`
@@ -240,13 +242,14 @@ def runs(
 def _add_remarks(rows: Sequence[dict[str, Any]], of: str, connection: Connection) -> None:
     """Say in each row what a table must say of its cell and the view has no column for."""
     sql = f"""SELECT cell, reason, resolved->'$.not_measured' AS not_measured,
+        resolved->'$.partly_measured' AS partly_measured,
         identity->'$.statistics' AS statistics,
         CAST(resolved->>'$.parameters' AS BIGINT) AS parameters,
         resolved->>'$.preset.name' AS preset, resolved->'$.judge' AS judge
         FROM cells WHERE {of}"""
     found: dict[str, dict[str, Any]] = {}
     for said in query(sql, connection).dicts():
-        for name in ("not_measured", "judge"):
+        for name in ("not_measured", "partly_measured", "judge"):
             if said[name] is not None:
                 said[name] = json.loads(said[name])
         used = json.loads(said.pop("statistics") or "null")

@@ -20,7 +20,7 @@ from pipeline.results.lake.records import BARE, SCORES
 from pipeline.results.model_names import row_titles
 from pipeline.results.protocol_captions import SCORE_DEFINITIONS, sorted_protocols
 from pipeline.results.sheets import ABSENT, MARK, TableError
-from pipeline.results.stream_notes import orders, samples
+from pipeline.results.stream_notes import orders, parts, samples
 
 Row = Mapping[str, Any]
 Stream = tuple[int, int]  # (batches, edits per batch)
@@ -317,6 +317,7 @@ def _notes(rows: Sequence[Row]) -> list[str]:
         else f"One seed ({listed}): no spread is known."
     ]
     notes += samples(rows)
+    notes += parts(rows)
     notes += orders(rows)
     notes += judge_notes(rows)
     notes += _remarks(rows)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
@@ -14,13 +15,17 @@ import torch
 from transformers import AutoTokenizer
 
 from pipeline.config.presets import PRESETS
+from pipeline.errors import ConfigError
 from pipeline.inputs.checkpoints import fetch_whole, weight_files
 from pipeline.inputs.content_hashes import checkpoint_fingerprint
 from pipeline.inputs.edit_files import open_data
 from pipeline.inputs.file_hashes import cache_home
 from pipeline.inputs.model_loading import load_model
 from pipeline.inputs.pickled_weights import converted, is_pickled
-from rledit.editing import Host, Ledger, LedgerError, Session, Supplies, texts_of
+from rledit.datasets import get_format
+from rledit.datasets.edits import find_format
+from rledit.decoding import Line, whole_characters, write_lines
+from rledit.editing import Host, Ledger, LedgerError, Session, Supplies
 from rledit.editing.card import model_card
 from rledit.editing.export import (
     DELTA_FILE,
@@ -35,14 +40,17 @@ from rledit.editing.export import (
     write_delta,
 )
 from rledit.editing.facts import edit_of, screen
+from rledit.editing.files import require_empty
 from rledit.editing.judge import took
 from rledit.editing.known import Cost
 from rledit.editing.methods import MethodError
 from rledit.editing.result import EditResult
 from rledit.editing.session import BATCH_SIZE, FLOOR
 from rledit.editing.writing import Tell, silent
+from rledit.editors import TrainableEditor, editor_class
 from rledit.errors import UserError
-from rledit.tokenization import Sample, TokenizationError
+from rledit.finite import NonFiniteError
+from rledit.tokenization import IGNORED, Sample
 from rledit.written_answers import target_logprobs
 
 
@@ -61,6 +69,11 @@ def open_host(
         CheckpointError: It cannot be loaded.
     """
     checkpoint = PRESETS[reference].checkpoint if reference in PRESETS else reference
+    near = get_close_matches(reference, PRESETS, n=1, cutoff=0.8)
+    if near and checkpoint == reference and not Path(reference).exists():
+        raise ConfigError(
+            f"model {reference!r}: no such preset and no such folder; did you mean {near[0]}?"
+        )
     checkpoint_fingerprint(checkpoint)  # refuses what names no content
     folder = fetch_whole(checkpoint)
     if any(is_pickled(path) for path in weight_files(folder)):
@@ -109,6 +122,28 @@ class Wishes:
     train_on: str | None = None
 
 
+def check_wishes(facts: str, wishes: Wishes) -> None:
+    """Refuse what can be refused without a model, which may take minutes to load.
+
+    Raises:
+        DataFileError: A file cannot be opened as rows.
+        DatasetError: Its rows fit no schema.
+        MethodError: The editor would have to be trained.
+        UnknownNameError: There is no such editor.
+    """
+    if wishes.format != "auto":
+        get_format(wishes.format)
+    for file, form in ((facts, wishes.format), (wishes.train_on, "auto")):
+        if file is not None and form == "auto":
+            find_format(open_data(file))
+        elif file is not None:
+            open_data(file)
+    if wishes.editor is not None:
+        editor_class(wishes.editor)
+        if not (wishes.train or wishes.train_on):
+            _require_no_training(wishes.editor)
+
+
 def edit_facts(session: Session, facts: str, wishes: Wishes) -> EditResult:
     """Write the facts of a file into a session's model.
 
@@ -124,8 +159,6 @@ def edit_facts(session: Session, facts: str, wishes: Wishes) -> EditResult:
         taught = screen(open_data(wishes.train_on), session.host.open().encoder)
         taught.require(wishes.skip_bad_rows)
         session.supplies.training_facts = taught.edits
-    elif editor is not None and not wishes.train:
-        _require_no_training(editor)
     return session.edit(
         file,
         editor=editor,
@@ -139,8 +172,6 @@ def edit_facts(session: Session, facts: str, wishes: Wishes) -> EditResult:
 
 
 def _require_no_training(editor: str) -> None:
-    from rledit.editors import TrainableEditor, editor_class
-
     if issubclass(editor_class(editor), TrainableEditor):
         raise MethodError(
             f"editor {editor!r} edits with a trained network: add --train (minutes, once per "
@@ -168,16 +199,14 @@ class Asked:
 def ask(session: Session, prompts: Sequence[str], tokens: int) -> list[Asked]:
     """What the model of a ledger says before and after its edits."""
     opened = session.host.open()
-    edited = texts_of(opened, prompts, tokens)
+    edited = _written(opened, prompts, tokens)
     with session.host.unedited():
-        plain = session.host.open()
-        unedited = texts_of(plain, prompts, tokens)
-    pairs = [
-        (prompt, answer)
-        for prompt, *answers in zip(prompts, unedited, edited, strict=True)
-        for answer in answers
+        unedited = _written(session.host.open(), prompts, tokens)
+    samples = [
+        _sample(opened.encoder, prompt, line)
+        for prompt, *lines in zip(prompts, unedited, edited, strict=True)
+        for line in lines
     ]
-    samples = [_sample(opened.encoder, prompt, answer) for prompt, answer in pairs]
     now = _logprobs(opened, samples)
     with session.host.unedited():
         then = _logprobs(session.host.open(), samples)
@@ -185,20 +214,37 @@ def ask(session: Session, prompts: Sequence[str], tokens: int) -> list[Asked]:
     return [
         Asked(
             prompt=prompt,
-            unedited=unedited[i],
-            edited=edited[i],
+            unedited=_text(unedited[i]),
+            edited=_text(edited[i]),
             logprobs=(scored[2 * i], scored[2 * i + 1]),
         )
         for i, prompt in enumerate(prompts)
     ]
 
 
-def _sample(encoder: Any, prompt: str, answer: str) -> Sample | None:
+def _written(model: Any, prompts: Sequence[str], tokens: int) -> list[Line | None]:
+    """What a model writes behind prompts, each cut behind its last whole character; None where it
+    gives no numbers."""
     try:
-        found: Sample = encoder.sample(prompt, answer)
-    except TokenizationError:
+        lines = write_lines(model, prompts, tokens, blank_first=True)
+    except NonFiniteError:
+        return [None] * len(prompts)
+    return [whole_characters(model, line) for line in lines]
+
+
+def _text(line: Line | None) -> str:
+    return "(no numbers)" if line is None else line.text
+
+
+def _sample(encoder: Any, prompt: str, line: Line | None) -> Sample | None:
+    """A prompt with the tokens that were written behind it."""
+    if line is None or not line.tokens:
         return None
-    return found
+    before = list(encoder.prompt_ids(prompt))
+    ids = torch.tensor([*before, *line.tokens])
+    labels = ids[1:].clone()
+    labels[: len(before) - 1] = IGNORED
+    return Sample(ids[:-1], labels)
 
 
 def _logprobs(opened: Any, samples: Sequence[Sample | None]) -> list[float | None]:
@@ -245,6 +291,8 @@ def export_ledger(session: Session, form: Form, folder: Path, rank: int | None =
     assert isinstance(ledger, Ledger)
     if rank is not None and form != "lora":
         raise ExportError(f"--rank is for --export lora, not for {form}")
+    if form != "delta":
+        require_empty(folder)
     deltas = ledger.deltas()
     if not deltas:
         raise ExportError(f"{ledger.folder}: no batch is in force, so there is nothing to export")

@@ -45,7 +45,9 @@ def wide_encoding(content: bytes) -> str | None:
     return next(marked, None) or next(unmarked, None)
 
 
-_DOWNLOAD_AGAIN = "Download the file again and compare its sha256 with the published one"
+_DOWNLOAD_AGAIN = (
+    "Correct it if you wrote it; if it was published, download it again and compare its sha256"
+)
 
 _NOT_AUTHORISED = (
     "It is likely an error or login page: download again, with a token if the data is gated"
@@ -118,7 +120,7 @@ def read_bytes(path: str | Path) -> bytes:
     try:
         return Path(path).read_bytes()
     except IsADirectoryError:
-        reason, remedy = "is a directory", "Name a JSON or JSONL file in it"
+        reason, remedy = "is a directory", "Name a file in it (JSON, JSONL, CSV or Parquet)"
         raise DataFileError(str(path), reason, remedy) from None
     except (OSError, ValueError) as error:
         reason = f"cannot be read ({getattr(error, 'strerror', None) or error})"

@@ -72,6 +72,16 @@ def require_room(folder: Path, n_bytes: int) -> None:
         )
 
 
+def require_empty(path: Path) -> None:
+    """Refuse a place for a new folder where something is.
+
+    Raises:
+        FileExistsError: It is a file, or a folder with something in it.
+    """
+    if path.exists() and (not path.is_dir() or any(path.iterdir())):
+        raise FileExistsError(errno.EEXIST, "is there already, and is not empty", str(path))
+
+
 @contextmanager
 def whole_folder(path: Path, n_bytes: int) -> Iterator[Path]:
     """A folder to write into that takes its name once all is in it.
@@ -85,8 +95,7 @@ def whole_folder(path: Path, n_bytes: int) -> Iterator[Path]:
     Raises:
         OSError: The disk has no room, or something is there already; nothing is left behind.
     """
-    if path.exists() and (not path.is_dir() or any(path.iterdir())):
-        raise FileExistsError(errno.EEXIST, "is there already, and is not empty", str(path))
+    require_empty(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     prefix = f"{PARTIAL}{path.name}-"
     for left in path.parent.glob(f"{glob.escape(prefix)}*"):

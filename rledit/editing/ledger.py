@@ -111,6 +111,20 @@ class Ledger:
             LedgerError: The folder has something in it.
         """
         place = Path(folder)
+        cls.require_free(place)
+        place.mkdir(parents=True, exist_ok=True)
+        manifest = {"format": FORMAT, "model": asdict(model), "batches": []}
+        write_json(place / MANIFEST, manifest)
+        return cls(place)
+
+    @staticmethod
+    def require_free(folder: str | Path) -> None:
+        """Refuse a place that no new ledger can have.
+
+        Raises:
+            LedgerError: It is a file, or a folder that has something in it.
+        """
+        place = Path(folder)
         if place.exists() and not place.is_dir():
             raise LedgerError(f"{place} is a file; give the ledger a folder of its own")
         left = [p.name for p in place.iterdir()] if place.is_dir() else []
@@ -119,10 +133,19 @@ class Ledger:
                 f"{place} holds {sorted(left)[0]!r} and no ledger; give the ledger a folder of its "
                 "own"
             )
-        place.mkdir(parents=True, exist_ok=True)
-        manifest = {"format": FORMAT, "model": asdict(model), "batches": []}
-        write_json(place / MANIFEST, manifest)
-        return cls(place)
+
+    def drop_if_empty(self) -> None:
+        """Remove a ledger that has no batch, and its folder, where nothing else is in it; one that
+        another process writes stays."""
+        with suppress(LedgerError), self.writing():
+            if self.batches:
+                return
+            for name in (MANIFEST, _BATCHES, _LOCK):
+                with suppress(OSError):
+                    path = self.folder / name
+                    path.rmdir() if path.is_dir() else path.unlink(missing_ok=True)
+            with suppress(OSError):
+                self.folder.rmdir()
 
     @staticmethod
     def is_at(folder: str | Path) -> bool:

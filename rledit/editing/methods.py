@@ -14,7 +14,7 @@ from typing import Any
 from rledit.editors import Editor, TrainableEditor, editor_class
 from rledit.editors.overlay_editor import OverlayEditor
 from rledit.errors import UserError
-from rledit.families import family_of
+from rledit.families import edited_modules, family_of
 
 PASSES = 20
 """Passes over a batch at most: each goes over the facts that the ones before did not write."""
@@ -107,7 +107,8 @@ def method_of(model: Any, editor: str, settings: Mapping[str, Any] | None = None
         settings: What the user sets; `target_modules` is another name of `modules`.
 
     Raises:
-        MethodError: The editor edits nothing, or draws training data while it edits.
+        MethodError: The editor edits nothing, or draws training data while it edits; it has no such
+            setting, or the model no such module.
     """
     found = editor_class(editor)
     if editor == "none":
@@ -126,6 +127,11 @@ def method_of(model: Any, editor: str, settings: Mapping[str, Any] | None = None
     passes = int(given.pop("passes_over_facts", PASSES))
     values = {**_defaults(model, found), **given}
     method = Method(editor=editor, settings=values, passes=passes)
+    if named := getattr(method.config, "modules", ()):
+        try:
+            edited_modules(model, named)
+        except ValueError as error:
+            raise MethodError(f"editor {editor!r}: {error}") from None
     if found.instruction_of(method.config) is not None:
         raise MethodError(
             f"editor {editor!r} edits answers to prompts that carry its instruction, and people "
@@ -144,6 +150,9 @@ def method_of(model: Any, editor: str, settings: Mapping[str, Any] | None = None
     return method
 
 
+_OF_ALL = ("target_modules", "passes_over_facts")  # settings beside those of an editor
+
+
 def candidates(model: Any, settings: Mapping[str, Any] | None = None) -> list[Method]:
     """Editors that need nothing but the facts: one that takes shifts from normal equations, and
     one that descends the loss.
@@ -151,16 +160,24 @@ def candidates(model: Any, settings: Mapping[str, Any] | None = None) -> list[Me
     Args:
         model: The language model.
         settings: What the user sets, of every candidate that has such a setting.
+
+    Raises:
+        MethodError: None of them has it.
     """
     given = dict(settings or {})
+    known = {
+        editor: {*(f.name for f in fields(editor_class(editor).Config)), *_OF_ALL}
+        for editor in ("ultraedit", "ft")
+    }
+    if unknown := sorted(set(given).difference(*known.values())):
+        have = "; ".join(f"{name} has {', '.join(sorted(own))}" for name, own in known.items())
+        raise MethodError(
+            f"no editor that is tried where none is named has a setting {unknown[0]!r}: {have}"
+        )
     found: list[Method] = []
-    for editor, modules in (
-        ("ultraedit", late(model)),
-        ("ft", late(model)),
-    ):
-        known = {f.name for f in fields(editor_class(editor).Config)} | {"target_modules"}
-        own = {k: v for k, v in given.items() if k in known}
-        found.append(method_of(model, editor, {"modules": modules, **own}))
+    for editor, names in known.items():
+        own = {k: v for k, v in given.items() if k in names}
+        found.append(method_of(model, editor, {"modules": late(model), **own}))
     return list({method.key: method for method in found}.values())
 
 

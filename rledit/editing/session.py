@@ -24,7 +24,7 @@ from rledit.editing.host import Host
 from rledit.editing.judge import FactResult, Judge, scores_of, took
 from rledit.editing.ledger import Batch, Ledger, LedgerError
 from rledit.editing.memory import MemoryLedger
-from rledit.editing.methods import Method, method_of
+from rledit.editing.methods import Method, candidates, method_of
 from rledit.editing.result import EditResult, Undone
 from rledit.editing.supplies import Supplies
 from rledit.editing.writing import Tell, Written, silent, write
@@ -116,8 +116,10 @@ class Session:
             FactsError: Rows cannot be edited; names them all.
         """
         began = time.monotonic()
-        if editor is not None:
-            _ = method_of(self.host.model, editor, settings).config  # refused before any work
+        if editor is not None:  # what makes no sense is refused before any work
+            _ = method_of(self.host.model, editor, settings)
+        else:
+            _ = candidates(self.host.model, settings)
         opened = self.host.open()
         screened = screen(rows_of(facts), opened.encoder, format)
         screened.require(skip_bad_rows)

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import math
 from dataclasses import replace
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
 
+from rledit.decoding import Line, line_of, whole_characters
 from rledit.model import EditableModel
 from rledit.protocols import protocol
 from rledit.records import Consequence, Edit, Locality
@@ -245,3 +247,16 @@ def test_a_sample_is_spread_over_the_stream(n: int, wanted: int) -> None:
     assert sampled(n, wanted, 0) == chosen
     if n > 2 * wanted > 2:
         assert sampled(n, wanted, 1) != chosen
+
+
+def test_a_line_that_ends_inside_a_character_ends_before_it() -> None:
+    tokenizer = byte_pair_tokenizer(["the answer"], size=300)
+    model: Any = SimpleNamespace(encoder=SimpleNamespace(tokenizer=tokenizer))
+    ids = tokenizer(" Kyōto 京", add_special_tokens=False).input_ids
+    whole = Line(tokens=tuple(ids), text=line_of(model, ids))
+    assert whole.text == "Kyōto 京" and whole_characters(model, whole) == whole
+    for cut in (1, 2):  # the last character is three tokens, and its bytes
+        part = Line(tokens=tuple(ids[:-cut]), text=line_of(model, ids[:-cut]))
+        assert part.text.endswith("�")
+        found = whole_characters(model, part)
+        assert found.text == "Kyōto" and line_of(model, found.tokens) == found.text

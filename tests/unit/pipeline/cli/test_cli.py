@@ -147,7 +147,8 @@ def test_status_says_where_it_looked(tmp_path: Path) -> None:
     assert code == 0 and text.startswith(f"no grid in {tmp_path}/lake or sqlite:///{tmp_path}")
     lake_at(tmp_path, cell())
     code, text = typed("status", "dmo", "--results", tmp_path)
-    assert text.startswith("no grid 'dmo' in ") and text.endswith("; there are demo\n")
+    assert code == 2
+    assert text.startswith("error: no grid 'dmo' in ") and text.endswith("; there are demo\n")
 
 
 def test_rebuild_makes_no_experiment_of_a_grid_that_is_not_there(tmp_path: Path) -> None:

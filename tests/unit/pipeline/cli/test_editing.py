@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -19,15 +20,20 @@ FAST = [*ULTRA, "--floor", "0", "--passes", "4"]
 
 @pytest.fixture
 def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    prepare(tmp_path, monkeypatch)
+    return tmp_path
+
+
+def prepare(folder: Path, patch: pytest.MonkeyPatch) -> None:
+    """A folder with a model and two files of facts, in which commands are given from here on."""
+    patch.setenv("XDG_CACHE_HOME", str(folder / "cache"))
     model, tokenizer = learnt()
-    model.save_pretrained(tmp_path / "model")  # type: ignore[operator]
-    tokenizer.save_pretrained(tmp_path / "model")
+    model.save_pretrained(folder / "model")  # type: ignore[operator]
+    tokenizer.save_pretrained(folder / "model")
     for name, facts in (("first", rows(4)), ("more", rows(4, 4))):
         lines = [f"{row['prompt']},{row['target']},{row['subject']}" for row in facts]
-        (tmp_path / f"{name}.csv").write_text("\n".join(["prompt,target,subject", *lines]) + "\n")
-    monkeypatch.chdir(tmp_path)
-    return tmp_path
+        (folder / f"{name}.csv").write_text("\n".join(["prompt,target,subject", *lines]) + "\n")
+    patch.chdir(folder)
 
 
 def call(*arguments: str) -> Result:
@@ -107,7 +113,7 @@ def test_bad_rows_stop_all_or_are_left_out(place: Path) -> None:
     message = refused("edit", "model", "first.csv", "-o", "out", *FAST)
     assert "2 of 6 rows of first.csv cannot be edited" in message
     assert "row 6: " in message and "row 7: the subject 'Nobody'" in message
-    assert "0 of 0 batches in force" in said("ledger", "out")
+    assert not (place / "out").exists(), "a ledger begins with its first batch"
     out = said("edit", "model", "first.csv", "-o", "out", *FAST, "--skip-bad-rows")
     assert "left out 2 rows" in out and "edited   4 of 4" in out
 
@@ -131,6 +137,18 @@ def test_what_did_not_take_is_said_and_ends_with_1(place: Path) -> None:
         (["edit", "model", "first.csv", "-o", "out", "--editor", "none"], "edits nothing"),
         (["edit", "model", "first.csv", "-o", "out", "--set", "step"], "NAME=VALUE"),
         (["edit", "model", "first.csv", "-o", "out", *ULTRA, "--set", "x=1"], "no setting 'x'"),
+        (["edit", "model", "first.csv", "-o", "out", "--set", "x=1"], "a setting 'x': .* ft has"),
+        (
+            ["edit", "model", "first.csv", "-o", "out", *ULTRA, "--set", "modules=[down:99]"],
+            r"editor 'ultraedit': edited module '.*99.*' does not exist",
+        ),
+        (["edit", "smollm2-135", "first.csv", "-o", "out"], "did you mean smollm2-135m"),
+        (["edit", "model", "first.csv", "-o", "first.csv"], "first.csv is a file"),
+        (["edit", "model", "first.csv", "-o", "model"], "model holds '.*' and no ledger"),
+        (["edit", "model", "first.csv", "-o", "out", "--editor", "memitt"], "memit"),
+        (["edit", "model", "first.csv", "-o", "out", "--format", "zsree"], "zsre"),
+        (["edit", "model", "short.csv", "-o", "out"], "lacks `target`"),
+        (["ask", "out", "Who?", " "], "a prompt is empty"),
         (["edit", "model", "first.csv", "-o", "out", "--dtype", "int8"], "--dtype int8"),
         (
             ["edit", "model", "first.csv", "-o", "out", "--prompt-style", "poem"],
@@ -141,5 +159,40 @@ def test_what_did_not_take_is_said_and_ends_with_1(place: Path) -> None:
     ],
 )
 def test_what_makes_no_sense_is_refused(arguments: list[str], expected: str, place: Path) -> None:
+    (place / "short.csv").write_text("prompt,answer\nWho?,Me\n")
     with pytest.raises(AssertionError, match=expected):
         raise AssertionError(refused(*arguments))
+    assert not (place / "out").exists()
+
+
+@pytest.fixture(scope="module")
+def edited(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """A folder with a model, and a ledger `out` of four facts."""
+    folder = tmp_path_factory.mktemp("edited")
+    with pytest.MonkeyPatch.context() as patch:
+        prepare(folder, patch)
+        said("edit", "model", "first.csv", "-o", "out", *FAST)
+        yield folder
+
+
+@pytest.mark.parametrize(
+    ("arguments", "expected"),
+    [
+        (["edit", "out", "more.csv", "--prompt-style", "plain"], "--prompt-style: the ledger says"),
+        (["edit", "out", "more.csv", "--dtype", "bfloat16"], "--dtype: the ledger says"),
+        (["edit", "model", "more.csv", "-o", "out", "--prompt-style", "chat"], "prompted as plain"),
+        (["edit", "model", "more.csv", "-o", "out", "--dtype", "bfloat16"], "a model in float32"),
+        (["undo", "out", "7"], "7"),
+        (
+            ["export", "out", "model", "--form", "lora"],
+            "and is not empty: 'model'",
+        ),
+    ],
+)
+def test_what_does_not_go_with_a_ledger_is_refused_before_any_work(
+    arguments: list[str], expected: str, edited: Path
+) -> None:
+    before = (edited / "out" / "ledger.json").read_bytes()
+    with pytest.raises(AssertionError, match=expected):
+        raise AssertionError(refused(*arguments))
+    assert (edited / "out" / "ledger.json").read_bytes() == before

@@ -157,6 +157,30 @@ def test_what_could_not_be_measured_is_said_with_the_results(tmp_path: Path) -> 
     assert why in (tmp_path / "tiny.html").read_text()
 
 
+@pytest.mark.long
+def test_scores_of_a_part_of_the_edits_say_of_how_many(tmp_path: Path) -> None:
+    rows = [
+        {
+            "prompt": edit.prompt,
+            "target": edit.target,
+            "rephrases": list(edit.rephrases)[: place % 4 // 2],
+            "locality": [{"prompt": p.prompt, "answer": p.answer} for p in edit.locality],
+        }
+        for place, edit in enumerate(
+            World(WorldConfig(n_subjects=60)).draw("evaluation", 4, seed=0)
+        )
+    ]
+    file = tmp_path / "edits.json"
+    file.write_text(json.dumps(rows))
+    dataset = f"datasets=[{{name: d, files: {{evaluation: {file}}}, world: {{n_subjects: 60}}}}]"
+    stream = "streams=[{n_batches: 2, batch_size: 2}]"
+    (chosen,) = cells_of(load_grid(GRID, [dataset, stream, "editors=[{editor: none}]"]))
+    lake, cache = Lake(str(tmp_path / "lake")), Cache(tmp_path)
+    run_cell(chosen, prepared_model(chosen, cache), None, cache, lake, silent)
+    notes = [n for n in build_table(runs(lake, "tiny")).notes if "bring no" in n]
+    assert notes == ["Gen on d: of 2 of 4 edits, as the others bring no rephrase."]
+
+
 def test_a_run_records_the_refusal_and_computes_nothing(files: str, tmp_path: Path) -> None:
     chosen = grid(files, "{editor: rledit}")
     run_paths = RunPaths.under(tmp_path)

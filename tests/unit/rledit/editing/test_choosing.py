@@ -7,7 +7,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from transformers import AutoModelForCausalLM, AutoTokenizer
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig
 
 from rledit import edit
 from rledit.editing import Host, HostError, MethodError, Session, Supplies
@@ -137,17 +138,17 @@ def test_a_network_is_trained_on_variants_where_its_recipe_has_them(
 
 
 def test_layers_go_by_relative_depth() -> None:
-    class Thirty:
-        config = learnt()[0].config
-
-        def get_submodule(self, _: str) -> range:
-            return range(30)
-
-    assert late(Thirty()) == ("down:24-28",)
-    assert method_of(Thirty(), "memit").modules == ("down:8-9",)
-    assert method_of(Thirty(), "rome").modules == ("down:8",)
+    config = LlamaConfig(
+        vocab_size=9, hidden_size=8, intermediate_size=8, num_hidden_layers=30,
+        num_attention_heads=1,
+    )  # fmt: skip
+    with torch.device("meta"):
+        thirty = AutoModelForCausalLM.from_config(config)
+    assert late(thirty) == ("down:24-28",)
+    assert method_of(thirty, "memit").modules == ("down:8-9",)
+    assert method_of(thirty, "rome").modules == ("down:8",)
     with pytest.raises(MethodError, match="draws training data"):
-        method_of(Thirty(), "stableedit")
+        method_of(thirty, "stableedit")
 
 
 def test_a_model_without_a_tokenizer_asks_for_one() -> None:
