@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import inspect
+import json
 import re
 import shlex
 from pathlib import Path
@@ -16,6 +17,9 @@ import yaml
 from pipeline.cli import app
 from pipeline.config.parse import load_grid
 from pipeline.plan.cells import cells_of
+from pipeline.plan.grid_plan import make_plan
+from pipeline.results.lake.lake import Lake
+from tests.unit.helpers.small_editing import learnt
 
 ROOT = Path(__file__).parents[3]
 PAGES = sorted([ROOT / "README.md", ROOT / "CONTRIBUTING.md", *(ROOT / "docs").glob("*.md")])
@@ -126,3 +130,20 @@ def test_the_grid_beside_easyedit_is_one(tmp_path: Path) -> None:
     assert [cell.editor.editor for cell in cells_of(found)] == ["none", "memit", "alphaedit"]
     assert "editors.memit.settings.value_lr=0.3" in text
     assert set(yaml.safe_load(grid)) >= {"name", "models", "datasets", "editors", "streams"}
+
+
+def test_the_grid_for_ones_own_model_and_rows_runs_on_them(tmp_path: Path) -> None:
+    (grid,) = re.findall(r"```yaml\n(.*?)```", (ROOT / "docs" / "first-steps.md").read_text(), re.S)
+    model, tokenizer = learnt()
+    model.save_pretrained(tmp_path / "model")  # type: ignore[operator]
+    tokenizer.save_pretrained(tmp_path / "model")
+    rows = [
+        {"prompt": f"The mayor of town {i} is", "target": f"Ann {i}", "subject": f"town {i}"}
+        for i in range(300)
+    ]
+    (tmp_path / "facts.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    grid = grid.replace("path/to/model", str(tmp_path / "model")).replace("down:24-28", "down:0-1")
+    (tmp_path / "mine.yaml").write_text(grid.replace("facts.jsonl", str(tmp_path / "facts.jsonl")))
+    found = make_plan(load_grid(tmp_path / "mine.yaml"), Lake(str(tmp_path / "lake")))
+    assert [cell.editor.editor for cell in found.missing] == ["none", "ultraedit", "ft"]
+    assert [found.reason(cell) for cell in found.missing] == [None] * 3
