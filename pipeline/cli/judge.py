@@ -21,7 +21,7 @@ JudgeUrl = Annotated[
     typer.Option(
         "--judge",
         help="Base URL of an OpenAI-compatible endpoint that judges free answers, such as "
-        "https://api.openai.com/v1. Nothing is sent anywhere without it.",
+        "http://host:8000/v1. Nothing is sent anywhere without it.",
     ),
 ]
 KeyVariable = Annotated[
@@ -48,7 +48,7 @@ def judge(
         str,
         typer.Option(
             "--judge",
-            help="Base URL of an OpenAI-compatible endpoint, such as https://api.openai.com/v1.",
+            help="Base URL of an OpenAI-compatible endpoint, such as http://host:8000/v1.",
         ),
     ],
     model: Annotated[str, typer.Option("--model", help="The model that judges.")],

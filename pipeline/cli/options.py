@@ -15,8 +15,8 @@ Sets = Annotated[
     list[str],
     typer.Option(
         "--set",
-        help="Change a setting: key.path=value; entries of a list go by name, as in "
-        "editors.rledit.settings.rank=64. May be repeated.",
+        help="Change a setting: KEY.PATH=VALUE, as in seeds=[0,1]; an entry of a list goes by "
+        "its name (editors.ft). May be repeated.",
     ),
 ]
 Results = Annotated[

@@ -311,6 +311,7 @@ def test_cancel_says_that_it_ended_the_job(tmp_path: Path, monkeypatch: pytest.M
     assert "0 runs" not in text
 
 
+COMMANDS: list[Any] = list(vars(typer.main.get_command(app))["commands"].values())
 DEMO = str(Path(__file__).parents[4] / "jobs" / "grids" / "demo.yaml")
 PLACES = ["--lake", "/nowhere/lake", "--cache", "/nowhere/cache"]
 
@@ -333,3 +334,9 @@ def test_an_option_that_would_change_nothing_is_refused(
     monkeypatch.delenv("RLEDIT_ADDRESS", raising=False)
     with pytest.raises(ConfigError, match=told):
         CliRunner().invoke(app, arguments, catch_exceptions=False)
+
+
+@pytest.mark.parametrize("name", sorted(c.name or "" for c in COMMANDS if not c.hidden))
+def test_no_word_of_the_help_is_cut_off_in_a_narrow_terminal(name: str) -> None:
+    text = CliRunner().invoke(app, [name, "--help"], env={"COLUMNS": "80"}).output
+    assert "--help" in text and re.findall(r"\S+…", text) == []
