@@ -179,7 +179,8 @@ def status(
         return
     from pipeline.submit.submission import SubmitError
 
-    why = "--address or RLEDIT_ADDRESS asks a job server; leave that out, or give --lake"
+    why = "a job server is asked (--address, or RLEDIT_ADDRESS is set); give --lake for its jobs'"
+    why += " lake, or ask none: unset RLEDIT_ADDRESS"
     refuse_without_use(context, ["results"], why)
     server = _server(address)
     jobs = [job for job in server.jobs() if name in (None, job.name, job.metadata.get("grid"))]

@@ -127,15 +127,18 @@ def edit(
     if Ledger.is_at(target):
         why = "the ledger says how its model is loaded and prompted; leave it out"
         refuse_without_use(context, ["dtype", "prompt_style"], why)
-    if facts is not None:
-        check_wishes(facts, wishes)  # before a model is loaded
+    # Before a model is loaded.
+    files = None if facts is None else check_wishes(facts, wishes)
+    begun = out is None or not Ledger.is_at(out)
     session = _opened(target, out, model, dtype, prompt_style, new=facts is not None)
     failed = False
-    if facts is not None:
+    if files is not None:
         try:
-            result = edit_facts(session, facts, wishes)
-        finally:
-            Ledger(_folder(session)).drop_if_empty()
+            result = edit_facts(session, files, wishes)
+        except BaseException:
+            if begun and isinstance(session.ledger, Ledger):
+                session.ledger.drop_if_empty()
+            raise
         typer.echo(result)
         numbers = ", ".join(map(str, result.batches))
         typer.echo(f"ledger   {_folder(session)}, batch {numbers or 'none new'}")
@@ -204,7 +207,10 @@ def ask(
 def export_ledger(folder: Path, to: Path, form: Form, rank: int | None, model: str | None) -> None:
     """Take the model of a ledger away; `rledit export` comes here with a ledger's folder."""
     from pipeline.run.editing import open_ledger
+    from rledit.editing.files import require_empty
 
+    if form is not Form.delta:
+        require_empty(to)  # before a model is loaded
     _export(open_ledger(folder, model, _tell), form, to, rank)
 
 

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import errno
 import logging
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
 
 import typer
 
@@ -59,7 +59,7 @@ def _refused(error: OSError) -> str:
         errno.EROFS: "; choose a place that can be written to (--results, --lake, --cache, --out)",
         errno.ENOTDIR: "; a file stands where a folder is needed: choose another place, or move it",
         errno.EEXIST: "; a file stands where a folder is needed: choose another place, or move it"
-        if Path(error.filename).is_file()
+        if os.path.isfile(error.filename)
         else "; choose another place, or move what is there",
         errno.ENOSPC: "; make room there, or choose another place (--results, --lake, --cache)",
     }.get(error.errno or 0, "")

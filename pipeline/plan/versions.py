@@ -1,9 +1,11 @@
 """Versions of the code and of the libraries, recorded with every result.
 
-A version is a record and decides nothing: no key and no fingerprint is made from it, so that a new
-version runs nothing again. Where a change to the code is meant to change the numbers of given
-settings, it changes `pipeline.results.lake.key_versions.KEY_VERSION` or adds to the identity of the
-cells concerned. Of all other changes plans say how many done cells older or newer code made
+A version is a record: no key and no fingerprint is made from it, so that a new version runs nothing
+again that is done. It decides two things: a stream that other code has begun begins anew
+(`pipeline.run.stages.edit`), and matrices that other code has kept are not exported as those of a
+cell's rows (`pipeline.run.export`). Where a change to the code is meant to change the numbers of
+given settings, it changes `pipeline.results.lake.key_versions.KEY_VERSION` or adds to the identity
+of the cells concerned. Of all other changes plans say how many done cells older or newer code made
 (`pipeline.plan.grid_plan.Plan.other_code`), and ``--rerun-other-code`` runs these again.
 """
 

@@ -24,6 +24,7 @@ from pipeline.inputs.model_loading import load_model
 from pipeline.inputs.pickled_weights import converted, is_pickled
 from rledit.datasets import get_format
 from rledit.datasets.edits import find_format
+from rledit.datasets.rows import RowFile
 from rledit.decoding import Line, whole_characters, write_lines
 from rledit.editing import Host, Ledger, LedgerError, Session, Supplies
 from rledit.editing.card import model_card
@@ -122,8 +123,22 @@ class Wishes:
     train_on: str | None = None
 
 
-def check_wishes(facts: str, wishes: Wishes) -> None:
-    """Refuse what can be refused without a model, which may take minutes to load.
+@dataclass(frozen=True, kw_only=True)
+class Files:
+    """The rows that an edit is about, opened once: a pipe can be read no second time.
+
+    Attributes:
+        facts: What is to be written.
+        taught: What a network is trained on; None: what ships.
+    """
+
+    facts: RowFile
+    taught: RowFile | None = None
+
+
+def check_wishes(facts: str, wishes: Wishes) -> Files:
+    """Open the files, and refuse what can be refused without a model, which may take minutes to
+    load.
 
     Raises:
         DataFileError: A file cannot be opened as rows.
@@ -133,34 +148,34 @@ def check_wishes(facts: str, wishes: Wishes) -> None:
     """
     if wishes.format != "auto":
         get_format(wishes.format)
-    for file, form in ((facts, wishes.format), (wishes.train_on, "auto")):
+    found = Files(
+        facts=open_data(facts), taught=open_data(wishes.train_on) if wishes.train_on else None
+    )
+    for file, form in ((found.facts, wishes.format), (found.taught, "auto")):
         if file is not None and form == "auto":
-            find_format(open_data(file))
-        elif file is not None:
-            open_data(file)
+            find_format(file)
     if wishes.editor is not None:
         editor_class(wishes.editor)
         if not (wishes.train or wishes.train_on):
             _require_no_training(wishes.editor)
+    return found
 
 
-def edit_facts(session: Session, facts: str, wishes: Wishes) -> EditResult:
+def edit_facts(session: Session, files: Files, wishes: Wishes) -> EditResult:
     """Write the facts of a file into a session's model.
 
     Raises:
         FactsError: Rows cannot be edited; names them all.
-        DataFileError: The file cannot be opened as rows.
     """
-    file = open_data(facts)
     editor = wishes.editor
     if wishes.train or wishes.train_on:
         editor = editor or "rledit"
-    if wishes.train_on:
-        taught = screen(open_data(wishes.train_on), session.host.open().encoder)
+    if files.taught is not None:
+        taught = screen(files.taught, session.host.open().encoder)
         taught.require(wishes.skip_bad_rows)
         session.supplies.training_facts = taught.edits
     return session.edit(
-        file,
+        files.facts,
         editor=editor,
         settings=wishes.settings,
         format=wishes.format,

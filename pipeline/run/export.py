@@ -32,12 +32,12 @@ from pipeline.plan.cache_names import trained_name
 from pipeline.plan.cell_keys import identity_of, key_of
 from pipeline.plan.cells import Cell
 from pipeline.plan.stored_spec import read_cell_spec
-from pipeline.plan.versions import code_version
 from pipeline.results.lake.lake import Lake, LakeError
 from pipeline.results.lake.records import CellRecord
 from pipeline.run.cache import Cache
 from pipeline.run.cache_migration import migrate_cache
 from pipeline.run.reporting import Report, silent
+from pipeline.run.resume import write_tensors
 from pipeline.run.stages.ask_known_facts import with_known
 from pipeline.run.stages.calibrated import settings_with_step
 from pipeline.run.stages.edit import StreamRows, edit_stream, edited_name, state_folder
@@ -107,8 +107,10 @@ def export(
     kept = _kept(cell, made_by, cache)
     if kept is None:
         _run_again(cell, record, run_paths, report)
-        kept = cache.file(edited_name(cell))
-    assert kept is not None
+        kept = cache.folder / edited_name(cell)
+        # Compared with the rows: as good as kept by their own run.
+        write_tensors(kept, load_file(kept), {"code_version": made_by})
+        cache.publish(edited_name(cell), replace=True)
     model = prepare_model(cell, cache, report)
     metadata = {"cell": key_of(cell), "code_version": made_by, "identity": identity_of(cell)}
     if rank is not None and form != "lora":
@@ -148,16 +150,13 @@ def _record(key: str, lake: Lake) -> CellRecord:
 
 
 def _kept(cell: Cell, made_by: str, cache: Cache) -> Path | None:
-    """What the cell's run has kept; None where it kept nothing, or other code has since.
-
-    Files of this version are of the cell's rows, too: its own, or run again and compared with them.
-    """
+    """What the cell's run has kept; None where it kept nothing, or other code has since."""
     path = cache.file(edited_name(cell), newest=True)
     if path is None:
         return None
     with safe_open(path, "pt") as file:
         found = (file.metadata() or {}).get("code_version")
-    return path if found in (None, made_by, code_version()) else None
+    return path if found in (None, made_by) else None
 
 
 def _run_again(cell: Cell, record: CellRecord, run_paths: RunPaths, report: Report) -> None:

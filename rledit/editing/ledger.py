@@ -210,7 +210,11 @@ class Ledger:
         Raises:
             LedgerError: Another process writes.
         """
-        with (self.folder / _LOCK).open("w") as lock:
+        try:
+            opened = (self.folder / _LOCK).open("w")
+        except FileNotFoundError:
+            raise LedgerError(f"{self.folder} is gone: another process has removed it") from None
+        with opened as lock:
             try:
                 fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:

@@ -108,6 +108,7 @@ def _part(record: CellRecord, cell: ContainedCell) -> CellRecord:
     if longer:  # of a longer stream: its seconds per edit, not its counts
         seconds = values.get("edit_seconds")
         values["edit_seconds"] = None if seconds is None else seconds * cell.n_edits / whole
+        resolved.pop("partly_measured", None)
         values["n_contradicting"] = None
     values |= {
         "identity": cell.identity,

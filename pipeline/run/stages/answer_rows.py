@@ -53,7 +53,10 @@ class StreamAnswers:
         # What is kept of the model along the way cannot be asked again.
         again = n_edits in (0, len(self._edits))
         there = {row["edit_index"] for row in rows if row["checkpoint"] == n_edits}
-        if self._answers is None or not due or (there == self._places if again else there):
+        if self._answers is None:
+            rows.clear()
+            return 0.0
+        if not due or (there == self._places if again else there):
             return 0.0
         began = time.perf_counter()
         if there:  # of another sample than the grid has now

@@ -339,9 +339,14 @@ def _resume(editor: Editor, folder: StateFolder, gang: Gang) -> StreamRows | Non
     if saved is None:
         return None
     tensors, facts = saved
-    if (made_by := facts.get("code_version", "an earlier release")) != code_version():
+    made_by = facts.get("code_version", "an earlier release")
+    ours = gang.all_gather(float(made_by == code_version()))
+    if len(set(ours)) > 1:
+        raise RuntimeError("the ranks are of other versions of the code; all nodes need the same")
+    if not ours[0]:
         # Its rows would say that one version made all of them, and repeat neither's numbers.
-        logger.warning("%s: a state of other code (%s); the stream begins anew", folder, made_by)
+        if gang.is_rank_zero:
+            logger.warning("%s: a state of other code (%s): begun anew", folder, made_by)
         return None
     editor.model.weights.load_state_dict(unprefixed("weights.", tensors))
     editor.load_state_dict(unprefixed("editor.", tensors))

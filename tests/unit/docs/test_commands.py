@@ -132,7 +132,7 @@ def test_the_grid_beside_easyedit_is_one(tmp_path: Path) -> None:
     assert set(yaml.safe_load(grid)) >= {"name", "models", "datasets", "editors", "streams"}
 
 
-def test_the_grid_for_ones_own_model_and_rows_runs_on_them(tmp_path: Path) -> None:
+def test_the_grid_for_ones_own_model_and_rows_can_be_planned_on_them(tmp_path: Path) -> None:
     (grid,) = re.findall(r"```yaml\n(.*?)```", (ROOT / "docs" / "first-steps.md").read_text(), re.S)
     model, tokenizer = learnt()
     model.save_pretrained(tmp_path / "model")  # type: ignore[operator]

@@ -12,6 +12,7 @@ from transformers import AutoModelForCausalLM
 from typer.testing import CliRunner, Result
 
 from pipeline.cli import app
+from pipeline.run import editing
 from tests.unit.helpers.small_editing import equal, learnt, rows, weights_of
 
 ULTRA = ["--editor", "ultraedit", "--set", "step=1e-3", "--set", "modules=[down:0-1]"]
@@ -182,7 +183,7 @@ def edited(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
         (["edit", "out", "more.csv", "--dtype", "bfloat16"], "--dtype: the ledger says"),
         (["edit", "model", "more.csv", "-o", "out", "--prompt-style", "chat"], "prompted as plain"),
         (["edit", "model", "more.csv", "-o", "out", "--dtype", "bfloat16"], "a model in float32"),
-        (["undo", "out", "7"], "7"),
+        (["undo", "out", "7"], "has no batch 7"),
         (
             ["export", "out", "model", "--form", "lora"],
             "and is not empty: 'model'",
@@ -190,8 +191,12 @@ def edited(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     ],
 )
 def test_what_does_not_go_with_a_ledger_is_refused_before_any_work(
-    arguments: list[str], expected: str, edited: Path
+    arguments: list[str], expected: str, edited: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    def opened(*_: object) -> None:
+        raise AssertionError("a model was loaded")
+
+    monkeypatch.setattr(editing, "open_host", opened)
     before = (edited / "out" / "ledger.json").read_bytes()
     with pytest.raises(AssertionError, match=expected):
         raise AssertionError(refused(*arguments))

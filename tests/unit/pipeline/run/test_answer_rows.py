@@ -127,13 +127,13 @@ def test_an_interrupted_stream_keeps_the_same_answers(
 
 
 @pytest.mark.parametrize("stops", [2, 3])
-@pytest.mark.parametrize("before", ["answers.sample=2", "answers.sample=0"])
+@pytest.mark.parametrize(("before", "now"), [(2, 6), (0, 6), (6, 0)])
 def test_a_stream_whose_sample_was_changed_while_it_stood_still_has_the_new_one(
-    before: str, stops: int, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    before: int, now: int, stops: int, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(edit, "SAVE_EVERY_SECONDS", 0.0)
-    now = "answers.sample=6"
-    straight = stream(cell("ultraedit", LEARNS, now), folder, tmp_path / "a")
+    sampled = "answers.sample={}".format
+    straight = stream(cell("ultraedit", LEARNS, sampled(now)), folder, tmp_path / "a")
 
     def stop(stage: Stage, done: int, _: int) -> None:
         if stage == "edit" and done == stops:
@@ -141,9 +141,9 @@ def test_a_stream_whose_sample_was_changed_while_it_stood_still_has_the_new_one(
 
     with pytest.raises(Interrupted):
         edit.edit_stream(
-            cell("ultraedit", LEARNS, before), folder, Cache(tmp_path / "b"), None, stop
+            cell("ultraedit", LEARNS, sampled(before)), folder, Cache(tmp_path / "b"), None, stop
         )
-    resumed = stream(cell("ultraedit", LEARNS, now), folder, tmp_path / "b")
+    resumed = stream(cell("ultraedit", LEARNS, sampled(now)), folder, tmp_path / "b")
     assert sorted(resumed.answers, key=place) == sorted(straight.answers, key=place)
 
 

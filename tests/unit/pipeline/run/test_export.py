@@ -99,9 +99,8 @@ def test_matrices_that_other_code_kept_are_not_those_of_a_later_run(
     model: Any = AutoModelForCausalLM.from_pretrained(folder)
     tokenizer = AutoTokenizer.from_pretrained(folder)
     assert torch.equal(logits(model, tokenizer, cell), logits(ours.model, tokenizer, cell))
-    write_tensors(kept, theirs, {"code_version": code_version()})  # taken as they are
-    changes = load_file(export(key_of(cell), run_paths, tmp_path / "delta", delta=True))
-    assert all(float(change.mean()) == pytest.approx(1, abs=0.1) for change in changes.values())
+    with safe_open(kept, framework="pt") as file:  # compared with the rows, and not run once more
+        assert file.metadata()["code_version"] == code_version()
 
 
 def test_a_cell_that_keeps_no_prefixes_finds_its_network_when_it_is_run_again(

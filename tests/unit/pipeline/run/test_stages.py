@@ -148,7 +148,7 @@ def test_a_stream_that_other_code_began_begins_anew(
         begun.append(done)
 
     again = edit.edit_stream(chosen, folder, cache, None, report)
-    assert min(begun) == 1 and "0.1.0+other); the stream begins anew" in caplog.text
+    assert min(begun) == 1 and "0.1.0+other): begun anew" in caplog.text
     assert without_times(again) == without_times(straight)
 
 
