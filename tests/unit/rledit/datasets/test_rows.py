@@ -73,7 +73,7 @@ BAD_FILES: dict[str, tuple[bytes | str, str]] = {
     "no rows": ("[]", "holds no rows"),
     "object": ('{"data": [1, 2]}', r"one object \(keys: data\), not a list"),
     "csv": ("src,ans\na,b\n", "starts with 'src,ans"),
-    "truncated array": (ARRAY[:-30], "truncated: it ends inside row 3.*Download"),
+    "truncated array": (ARRAY[:-30], "truncated: it ends inside row 3.*download it again"),
     "truncated between rows": (ARRAY[: len(json.dumps(ROW)) + 2], "truncated.*inside row 2"),
     "broken array": (ARRAY.replace('"ans":', '"ans"', 1), "row 1 is not valid JSON"),
     "truncated jsonl": (jsonl(ROW, ROW)[:-20], "truncated: it ends inside row 2"),
