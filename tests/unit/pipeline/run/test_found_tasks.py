@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import pickle
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ import pytest
 
 from pipeline.config.parse import load_grid
 from pipeline.errors import ConfigError
+from pipeline.inputs import datasets
 from pipeline.plan.cell_keys import address_of, identity_of
 from pipeline.plan.cells import cells_of
 from pipeline.results.lake.lake import Lake
@@ -51,10 +53,13 @@ def test_data_that_changed_since_the_plan_are_not_recorded_as_those_of_the_plan(
     data = f"datasets=[{{name: mine, files: {{evaluation: {file}}}, world: {{n_subjects: 60}}}}]"
     small = "streams=[{n_batches: 2, batch_size: 2}]"
     (cell,) = cells_of(load_grid(GRID, ["editors=[{editor: none}]", data, small]))
-    tasks = tasks_of([cell])
-    identity_of(cell)["dataset"]["data_hash"] = "0123456789abcdef"  # what a driver read before
+    sent = pickle.dumps(tasks_of([cell]))
+    planned = identity_of(cell)["dataset"]["data_hash"][:12]
+    file.write_text(json.dumps([{**row, "target": "Bob"} for row in rows]))
+    datasets._source.cache_clear()  # a worker is another process, and has read nothing
+    tasks = pickle.loads(sent)
     run_paths = RunPaths.under(tmp_path)
-    with pytest.raises(ConfigError, match=rf"dataset mine: .*planned 0123456789ab.*{file.name}"):
+    with pytest.raises(ConfigError, match=rf"dataset mine: .*planned {planned}.*{file.name}"):
         for task in tasks.values():
             perform(task, run_paths, silent)
     assert not Lake(run_paths.lake).rows()
