@@ -273,7 +273,7 @@ def test_ten_edits_before_and_after_in_words(lake: Lake) -> None:
         ({"probes": ["portability"]}, "--probe portability: .*There are: edit, locality, rephrase"),
         ({"where": "seed = 7"}, "has 90 answers, and none that all these filters.*--editor none"),
         ({"where": "sed = 7"}, 'column "sed" not found(.|\n)*answers: grid, cell'),
-        ({"where": "seed ="}, "syntax error(.|\n)*answers: grid, cell"),
+        ({"where": "seed ="}, "syntax error(.|\n)*Views: runs, edits, answers"),
     ],
 )
 def test_what_is_not_there_is_said_with_what_is(
