@@ -24,7 +24,9 @@ from rledit.datasets import (
 from rledit.datasets.errors import DatasetError, RowError
 from rledit.datasets.fields import Row
 from rledit.datasets.format import Format, has_mark
-from rledit.datasets.values import mismatch
+from rledit.datasets.values import mismatch, shown_key
+
+_SHOWN_KEYS = 12
 
 # The order matters where a row has the keys of two: the first one is taken.
 FORMATS: dict[str, Format] = {
@@ -118,6 +120,9 @@ def detect_format(row: object, *, file: str = "row", row_number: int = 1) -> For
     missing = nearest.missing(row)
     keys = ", ".join(f"`{key}`" for key in missing)
     reason = f"fits no schema; the nearest is {nearest.name}, for which it lacks {keys}"
+    if row:
+        has = ", ".join(f"`{shown_key(key)}`" for key in [*row][:_SHOWN_KEYS])
+        reason += f" (it has {has}{', …' if len(row) > _SHOWN_KEYS else ''})"
     raise RowError(file, row_number, reason, missing, accepted_schemas())
 
 

@@ -148,7 +148,10 @@ def test_what_did_not_take_is_said_and_ends_with_1(place: Path) -> None:
         (["edit", "model", "first.csv", "-o", "model"], "model holds '.*' and no ledger"),
         (["edit", "model", "first.csv", "-o", "out", "--editor", "memitt"], "memit"),
         (["edit", "model", "first.csv", "-o", "out", "--format", "zsree"], "zsre"),
-        (["edit", "model", "short.csv", "-o", "out"], "lacks `target`"),
+        (
+            ["edit", "model", "short.csv", "-o", "out"],
+            "it has `prompt`, `answer`",
+        ),
         (["ask", "out", "Who?", " "], "a prompt is empty"),
         (["edit", "model", "first.csv", "-o", "out", "--dtype", "int8"], "--dtype int8"),
         (
