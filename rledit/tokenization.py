@@ -42,6 +42,14 @@ class Sample:
     input_ids: Tensor
     labels: Tensor
 
+    @classmethod
+    def of(cls, prompt: Sequence[int], answer: Sequence[int]) -> Sample:
+        """The tokens of a prompt and those behind it, at least one of each."""
+        ids = torch.tensor([*prompt, *answer[:-1]], dtype=torch.long)
+        labels = torch.full_like(ids, IGNORED)
+        labels[len(prompt) - 1 :] = torch.tensor(answer, dtype=torch.long)
+        return cls(ids, labels)
+
     @cached_property
     def key(self) -> bytes:
         """Identity of the input tokens: equal inputs have equal hidden states."""
@@ -338,11 +346,7 @@ class Encoder:
 
     def sample(self, prompt: str, answer: str, where: str = "") -> Sample:
         """Encode one prompt with its answer; arguments and errors are those of `pair_ids`."""
-        head, tail = self.pair_ids(prompt, answer, where)
-        ids = torch.tensor(head + tail[:-1], dtype=torch.long)
-        labels = torch.full_like(ids, IGNORED)
-        labels[len(head) - 1 :] = torch.tensor(tail, dtype=torch.long)
-        return Sample(ids, labels)
+        return Sample.of(*self.pair_ids(prompt, answer, where))
 
     def pair_ids(self, prompt: str, answer: str, where: str = "") -> tuple[list[int], list[int]]:
         """Token ids of a prompt, and of the answer behind it.

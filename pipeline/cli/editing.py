@@ -129,14 +129,14 @@ def edit(
         refuse_without_use(context, ["dtype", "prompt_style"], why)
     # Before a model is loaded.
     files = None if facts is None else check_wishes(facts, wishes)
-    begun = out is None or not Ledger.is_at(out)
+    begins = not any(Ledger.is_at(place) for place in (target, out) if place is not None)
     session = _opened(target, out, model, dtype, prompt_style, new=facts is not None)
     failed = False
     if files is not None:
         try:
             result = edit_facts(session, files, wishes)
         except BaseException:
-            if begun and isinstance(session.ledger, Ledger):
+            if begins and isinstance(session.ledger, Ledger):
                 session.ledger.drop_if_empty()
             raise
         typer.echo(result)

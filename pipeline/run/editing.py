@@ -51,7 +51,7 @@ from rledit.editing.writing import Tell, silent
 from rledit.editors import TrainableEditor, editor_class
 from rledit.errors import UserError
 from rledit.finite import NonFiniteError
-from rledit.tokenization import IGNORED, Sample
+from rledit.tokenization import Sample
 from rledit.written_answers import target_logprobs
 
 
@@ -146,19 +146,19 @@ def check_wishes(facts: str, wishes: Wishes) -> Files:
         MethodError: The editor would have to be trained.
         UnknownNameError: There is no such editor.
     """
-    if wishes.format != "auto":
+    given, taught = open_data(facts), None
+    if wishes.format == "auto":
+        find_format(given)
+    else:
         get_format(wishes.format)
-    found = Files(
-        facts=open_data(facts), taught=open_data(wishes.train_on) if wishes.train_on else None
-    )
-    for file, form in ((found.facts, wishes.format), (found.taught, "auto")):
-        if file is not None and form == "auto":
-            find_format(file)
+    if wishes.train_on:
+        taught = open_data(wishes.train_on)
+        find_format(taught)
     if wishes.editor is not None:
         editor_class(wishes.editor)
         if not (wishes.train or wishes.train_on):
             _require_no_training(wishes.editor)
-    return found
+    return Files(facts=given, taught=taught)
 
 
 def edit_facts(session: Session, files: Files, wishes: Wishes) -> EditResult:
@@ -255,11 +255,7 @@ def _sample(encoder: Any, prompt: str, line: Line | None) -> Sample | None:
     """A prompt with the tokens that were written behind it."""
     if line is None or not line.tokens:
         return None
-    before = list(encoder.prompt_ids(prompt))
-    ids = torch.tensor([*before, *line.tokens])
-    labels = ids[1:].clone()
-    labels[: len(before) - 1] = IGNORED
-    return Sample(ids[:-1], labels)
+    return Sample.of(encoder.prompt_ids(prompt), line.tokens)
 
 
 def _logprobs(opened: Any, samples: Sequence[Sample | None]) -> list[float | None]:

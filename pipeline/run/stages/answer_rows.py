@@ -49,9 +49,9 @@ class StreamAnswers:
         Returns:
             Seconds it took.
         """
-        due = self._at_all or n_edits in (0, len(self._edits))
-        # What is kept of the model along the way cannot be asked again.
+        # What the model says along the way cannot be asked again.
         again = n_edits in (0, len(self._edits))
+        due = self._at_all or again
         there = {row["edit_index"] for row in rows if row["checkpoint"] == n_edits}
         if self._answers is None:
             rows.clear()
