@@ -70,7 +70,8 @@ def find_done(
     Args:
         cells: The cells.
         records: Of the lake, as `Lake.shown` gives them.
-        rerun_other_code: Count finished cells that another version of the code made as not done.
+        rerun_other_code: Count finished cells that another version of the code made as not done,
+            and let none of them answer for others.
         leaving: Keys of finished cells whose rows are about to be dropped.
         share_prefixes: Let longer streams answer for shorter ones, where the editor allows it.
     """
@@ -84,7 +85,13 @@ def find_done(
     }
     gone = {*leaving, *(other_code if rerun_other_code else ())}
     done = {key for key, record in known.items() if record.done} - gone
-    left = [r for r in by_key.values() if r.done and r.address.cell_key not in gone]
+    left = [
+        r
+        for r in by_key.values()
+        if r.done
+        and r.address.cell_key not in gone
+        and not (rerun_other_code and r.values["code_version"] != code_version())
+    ]
     missing = [cell for cell in cells if key_of(cell) not in done]
     contained = _contained(missing, left, share_prefixes)
     return DoneCells(

@@ -148,6 +148,8 @@ def _outdated(cells: Sequence[Cell], records: Sequence[CellRecord], replace: boo
         key, stands = record.address.cell_key, taking.get(place_of(record.address))
         if stands is None or key in asked:
             left.add(key)
+            if record.asked is not None:
+                left.add(record.asked.within)
         elif record.done:
             identity = without_labels(record.values["identity"])
             if contains(identity, identity_of(stands)):

@@ -125,9 +125,8 @@ def _prepare(lake: Lake, plan: Plan) -> None:
     Called when everything that is needed to make them is there: what stops before loses no rows.
     """
     left_out = {key_of(cell) for cell in plan.missing if plan.reason(cell) is not None}
-    for key in plan.outdated:
-        if key not in left_out:  # what other code could run and this cannot keeps its rows
-            lake.forget(key)
+    # What other code could run and this cannot keeps its rows.
+    lake.forget(*(key for key in plan.outdated if key not in left_out))
     lake.contain(plan.without_rows)
     lake.show(address_of(cell) for cell in plan.cells)
     for cell in plan.missing:

@@ -239,24 +239,25 @@ class Lake:
                 self.storage.delete(file["path"])
         return record_of(read_shard(manifest, "cells", str(self.storage)), name)
 
-    def forget(self, cell_key: str) -> None:
-        """Takes a cell out of the lake: its manifest rows first, then its shards.
+    def forget(self, *cell_keys: str) -> None:
+        """Takes cells out of the lake: of each its manifest rows first, then its shards.
 
         Rows that an earlier version wrote of the same cell go with it. Of a cell that is contained
         in another, the other's rows stay.
         """
-        self.storage.delete(contained_name(cell_key))
-        stored = [
-            r
-            for r in self.rows()
-            if r.asked is None and cell_key in (r.address.cell_key, r.stored_key)
-        ]
-        for key in dict.fromkeys((cell_key, *(record.stored_key for record in stored))):
-            for name in self._manifest_names(key):
-                self.storage.delete(name)
-        for file in (file for record in stored for file in record.files.values()):
-            self.storage.delete(file["path"])
-        self.storage.delete(home_name(cell_key))
+        stored: dict[str, list[CellRecord]] = {key: [] for key in cell_keys}
+        for record in self.rows() if cell_keys else ():  # read once, however many go
+            for key in {record.address.cell_key, record.stored_key} & stored.keys():
+                if record.asked is None:
+                    stored[key].append(record)
+        for cell_key, records in stored.items():
+            self.storage.delete(contained_name(cell_key))
+            for key in dict.fromkeys((cell_key, *(record.stored_key for record in records))):
+                for name in self._manifest_names(key):
+                    self.storage.delete(name)
+            for file in (file for record in records for file in record.files.values()):
+                self.storage.delete(file["path"])
+            self.storage.delete(home_name(cell_key))
 
     # Reading -----------------------------------------------------------------------------------
 

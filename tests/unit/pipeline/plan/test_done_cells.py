@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -217,6 +218,33 @@ def test_dropping_a_contained_cell_leaves_the_rows_of_the_other(tmp_path: Path) 
     lake.contain(plan.without_rows)
     lake.forget(key_of(whole))
     assert make_plan(grid(*NARROW, STEP), lake).missing == plan.cells
+
+
+def test_a_replaced_cell_stays_where_another_grid_has_its_rows_in_it(tmp_path: Path) -> None:
+    lake = Lake(str(tmp_path))
+    two = ("name=all", "protocols=[token_accuracy, exact_match]")
+    whole = one(STEP, *two)
+    lake.commit(result_of(whole))
+    lake.show([address_of(whole)])
+    plan = make_plan(grid(*NARROW, STEP), lake)
+    lake.contain(plan.without_rows)
+    lake.show(address_of(cell) for cell in plan.cells)
+    other = grid(*two, STEP, "editors.ultraedit.settings.step=2.0e-3")
+    instead = make_plan(other, lake, replace=True)
+    assert instead.missing == tuple(cells_of(other)) and instead.outdated == ()
+    # The other grid replaces its own cell as well: then nobody asks for those rows.
+    own = grid(*NARROW, STEP, "editors.ultraedit.settings.step=2.0e-3")
+    lake.show(address_of(cell) for cell in instead.cells)
+    assert make_plan(own, lake, replace=True).outdated == (key_of(one(STEP)),)
+
+
+def test_cells_of_other_code_answer_for_none_where_they_are_run_again(tmp_path: Path) -> None:
+    lake = Lake(str(tmp_path))
+    whole = one(STEP, "name=all", "protocols=[token_accuracy, exact_match]")
+    lake.commit(replace(result_of(whole), code_version="0.1.0+old"))
+    lake.contain(make_plan(grid(*NARROW, STEP), lake).without_rows)
+    plan = make_plan(grid(*NARROW, STEP), lake, rerun_other_code=True)
+    assert plan.missing == plan.cells and not plan.contained
 
 
 def test_a_contained_cell_that_was_run_itself_keeps_its_own_rows(tmp_path: Path) -> None:
