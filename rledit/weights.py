@@ -198,11 +198,16 @@ class EditedWeights:
             self._write(name, self._original[name])
 
     @contextmanager
-    def unedited(self) -> Iterator[None]:
-        """Look at the unedited model inside the context; the edits return afterwards."""
+    def unedited(self, copied: bool = False) -> Iterator[None]:
+        """Look at the unedited model inside the context; the edits return afterwards.
+
+        Args:
+            copied: Look at copies of its matrices, for whoever may write to the model inside.
+        """
         with ExitStack() as stack:
             for name, parameter in self._parameters.items():
-                value = self.upright(name, self._original[name])
+                original = self._original[name]
+                value = self.upright(name, original.clone() if copied else original)
                 stack.enter_context(self._access.showing(parameter, value))
             stack.enter_context(self.without_overlay())
             yield

@@ -136,21 +136,22 @@ class Recorder:
     def recording(self) -> Iterator[None]:
         """Note the shifts that are added inside the context."""
         weights: Any = self._weights
-        add = weights.add
+        add_all = weights.add_all  # what `add` calls, too
 
-        def noted(name: str, shift: Addition) -> float:
-            if isinstance(shift, LowRankShift):
-                self._added.setdefault(name, []).append(_kept(shift, self._before[name].dtype))
-            else:
-                self._added.setdefault(name, []).append(_dense(shift.dense(), self._before[name]))
-            result: float = add(name, shift)
+        def noted(shifts: Mapping[str, Addition]) -> list[float]:
+            for name, shift in shifts.items():
+                like = self._before[name]
+                low_rank = isinstance(shift, LowRankShift)
+                term = _kept(shift, like.dtype) if low_rank else _dense(shift.dense(), like)
+                self._added.setdefault(name, []).append(term)
+            result: list[float] = add_all(shifts)
             return result
 
-        weights.add = noted
+        weights.add_all = noted
         try:
             yield
         finally:
-            del weights.add
+            del weights.add_all
 
     def delta(self) -> Delta:
         """The change so far: the terms that were added, where they are all that happened."""

@@ -50,6 +50,7 @@ class Host:
         self._seen: dict[str, tuple[float, float]] = {}
         self._fingerprint: str | None = None
         self._last: tuple[EditedWeights, dict[str, Tensor]] | None = None
+        self._aside: ExitStack | None = None  # what shows the unedited model, while it does
 
     @classmethod
     def of(cls, model: nn.Module, tokenizer: Any | None = None) -> Host:
@@ -101,8 +102,10 @@ class Host:
         opened = EditableModel(self.model, self.tokenizer, modules, **self.prompting)
         for name in opened.modules:
             own = self._matrix(name)
-            if own.read(name).dtype != opened.weights.read(name).dtype:
-                opened.weights.set(name, own.read(name))
+            precise = own.read(name)
+            # Inside `unedited`, what edits have added up to is not in the model.
+            if self._aside is None and precise.dtype != opened.weights.read(name).dtype:
+                opened.weights.set(name, precise)
         return opened
 
     def edit(self, editor: Editor, edits: Sequence[Any]) -> tuple[Delta, dict[str, float]]:
@@ -152,10 +155,13 @@ class Host:
 
     @contextmanager
     def unedited(self) -> Iterator[None]:
-        """Look at the unedited model inside the context."""
+        """Look at the unedited model inside the context; what is written to it there is dropped."""
+        before = self._aside
         with ExitStack() as stack:
+            stack.callback(setattr, self, "_aside", before)
+            self._aside = stack
             for matrix in self._matrices.values():
-                stack.enter_context(matrix.unedited())
+                stack.enter_context(matrix.unedited(copied=True))
             yield
 
     def matrix(self, name: str) -> Tensor:
@@ -191,6 +197,8 @@ class Host:
         """A module's matrix; the first call comes before anything has changed it."""
         if name not in self._matrices:
             self._matrices[name] = EditedWeights(self.model, [name])
+            if self._aside is not None:
+                self._aside.enter_context(self._matrices[name].unedited(copied=True))
         return self._matrices[name]
 
     def _add(self, delta: Delta) -> None:

@@ -26,7 +26,7 @@ from rledit.editing.judge import FactResult, Judge, Said
 from rledit.editing.known import Cost, Knowledge
 from rledit.editing.methods import Method
 from rledit.editors import Editor
-from rledit.editors.base import State
+from rledit.editors.base import State, TrainableEditor
 from rledit.editors.moment_editor import MomentEditor
 from rledit.finite import NonFiniteError, require_finite_weights
 from rledit.locate.covariance import KeyCovariance
@@ -126,7 +126,7 @@ def write(
     rehearsed = knowledge.edits([n for n in known if n not in names][:_REHEARSED])
     rehearsed += beside[:: max(1, -(-len(beside) // _REHEARSED))]
     before = after = knowledge.cost(opened, names)
-    todo, halvings = list(range(len(edits))), 0
+    todo, halvings, scaled = list(range(len(edits))), 0, _step_of(editor)
     words: list[Said] = ["other"] * len(edits)
     shown = list(host.shown)
     passes: list[_Pass] = []
@@ -137,13 +137,13 @@ def write(
         change, measured = host.edit(editor, [*own, *others])
         fault = _fault(opened)
         cost = after if fault else knowledge.cost(opened, names)
-        smaller = hasattr(editor, "step_size") and halvings < (_HALVINGS if passes else _FIRST)
+        smaller = scaled is not None and halvings < (_HALVINGS if passes else _FIRST)
         if fault or (cost.kept < floor * cost.known and (passes or smaller)):
             host.take_back()
             editor.load_state_dict(state_before)
             tell(f"  pass {len(passes) + 1}: taken back ({fault or _kept(cost)})")
-            if smaller:
-                editor.step_size /= 2
+            if smaller and scaled is not None:
+                scaled(0.5)
                 halvings += 1
                 continue
             if not passes:
@@ -152,13 +152,27 @@ def write(
         words = judge.said(opened)
         took = words.count("took")
         stalled = bool(passes) and took <= len(edits) - len(todo) and cost.kept >= after.kept
-        if stalled and hasattr(editor, "step_size"):
-            editor.step_size *= _GROWTH
+        if stalled and scaled is not None:
+            scaled(_GROWTH)
         passes.append(_Pass(change, measured, _carried(editor), took, cost))
         todo, after = [i for i, word in enumerate(words) if word != "took"], cost
         tell(f"  pass {len(passes)}: {took} of {len(edits)} facts, {_kept(cost)}")
     written = _finished(host, shown, passes, before, tell)
     return written, judge.results(opened) if answers else []
+
+
+def _step_of(editor: Editor) -> Callable[[float], None] | None:
+    """What multiplies an editor's step, calibrated or learned; None where it has none."""
+    if isinstance(editor, TrainableEditor):
+        searched = type(editor).scale_steps is not TrainableEditor.scale_steps
+        return editor.scale_steps if searched else None
+    if not hasattr(editor, "step_size"):
+        return None
+
+    def scaled(factor: float) -> None:
+        editor.step_size *= factor
+
+    return scaled
 
 
 def _finished(

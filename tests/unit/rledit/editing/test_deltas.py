@@ -74,6 +74,14 @@ def test_unedited_matrices_and_terms_give_the_edited_ones_bit_by_bit(
     assert equal(edited, weights_of(session.host.model))
 
 
+def test_shifts_of_all_matrices_at_once_are_kept_as_factors(supplies: Path) -> None:
+    session = small_session(supplies)
+    session.edit(rows(2), editor="ultraedit", settings=SETTINGS["ultraedit"], passes=1, floor=0)
+    (delta,) = session.ledger.deltas()
+    assert len(delta.terms) == 2 and not delta.dense
+    assert delta.n_bytes < 4 * 2 * 128 * 64 / 2
+
+
 def test_a_change_without_terms_is_dense_and_exact() -> None:
     opened = EditableModel(*learnt(), ["down:0-1"])
     name = opened.modules[0]

@@ -50,6 +50,39 @@ def test_any_subset_taken_back_leaves_a_model_that_never_had_it(
     assert equal(unedited, weights_of(session.host.model))
 
 
+@pytest.mark.parametrize(
+    "dtype", [torch.bfloat16, pytest.param(torch.float32, marks=pytest.mark.long)], ids=str
+)
+def test_what_a_second_editor_needs_is_made_of_the_unedited_model(
+    dtype: torch.dtype, tmp_path: Path
+) -> None:
+    session = small_session(tmp_path, dtype)
+    unedited = weights_of(session.host.model)
+    forced = {"floor": 0.0, "passes": 1}
+    session.edit(rows(4), editor="ft", settings={"modules": ["down:0-1"], "steps": 2}, **forced)
+    # Its statistics are warmed on the unedited model, while the other's batch is in force.
+    session.edit(rows(4, 4), editor="ultraedit", settings=STEP, **forced)
+    fresh = small_session(tmp_path / "fresh", dtype)
+    fresh.edit(rows(4), editor="ultraedit", settings=STEP, **forced)
+    (first,) = (tmp_path / "supplies").rglob("warm-ultraedit-*")
+    (second,) = (tmp_path / "fresh").rglob("warm-ultraedit-*")
+    assert first.read_bytes() == second.read_bytes()
+    session.undo([1, 2])
+    assert equal(unedited, weights_of(session.host.model))
+
+
+def test_what_is_written_while_the_unedited_model_shows_is_dropped(tmp_path: Path) -> None:
+    host = small_session(tmp_path).host
+    before = weights_of(host.model)
+    with pytest.raises(KeyboardInterrupt), host.unedited():
+        opened = host.open(["down:0-1"])
+        name = opened.modules[0]
+        opened.weights.set(name, opened.weights.read(name) * 2)
+        raise KeyboardInterrupt
+    assert equal(before, weights_of(host.model))
+    assert torch.equal(host.original(name), before[f"{name}.weight"])
+
+
 @pytest.mark.parametrize("gone", [pytest.param([1], marks=pytest.mark.long), [2], [1, 3]], ids=str)
 def test_recomputed_it_is_the_model_that_was_only_given_the_others(
     gone: list[int], tmp_path: Path
