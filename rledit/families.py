@@ -243,11 +243,16 @@ def _layer_numbers(text: str, n_layers: int, item: str) -> list[int]:
     for part in text.replace(" ", "").split(","):
         first, _, last = part.partition("-")
         try:
-            numbers += range(int(first), int(last or first) + 1)
+            lowest, highest = int(first), int(last or first)
         except ValueError:
             raise ValueError(
                 f"edited module {item!r}: layers must look like 3, 3,5 or 11-15"
             ) from None
+        if highest < lowest:
+            raise ValueError(
+                f"edited module {item!r}: no layer is in {part}; write {highest}-{lowest}"
+            )
+        numbers += range(lowest, highest + 1)
     return numbers
 
 

@@ -109,7 +109,8 @@ class HypernetworkEditor(TrainableEditor, HypernetworkUpdate):
         """
         places = places_of(trajectories)
         one = self.config.optimise == "trajectory"
-        self._total_steps = self.config.train_steps * (1 if one else len(places))
+        within = sum(self._steps_within(trajectories[i], t) for i, t in places)
+        self._total_steps = self.config.train_steps * (within + (1 if one else len(places)))
         step = self._under_way = self._begin_step(trajectories)
         for i, t in places[step.done :]:
             step.done += 1
@@ -131,6 +132,10 @@ class HypernetworkEditor(TrainableEditor, HypernetworkUpdate):
             self._step()
         self._under_way = None
         yield BatchTrained(done=step.done, metrics=totals)
+
+    def _steps_within(self, trajectory: Sequence[EditBatch], t: int) -> int:
+        """Optimiser steps on batch `t` of a trajectory before the one that may end it."""
+        return 0
 
     def _begin_step(self, trajectories: Sequence[Sequence[EditBatch]]) -> UnderWay:
         """A new step, or the one that was saved half-way."""

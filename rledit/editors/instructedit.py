@@ -151,6 +151,10 @@ class InstructEdit(HypernetworkEditor):
         rng = random.Random(f"instruction/{self.config.seed}/{lot}/{edit.edit_id}")
         return rng.choice(taught).around(edit.prompt)
 
+    def _steps_within(self, trajectory: Sequence[EditBatch], t: int) -> int:
+        accumulation = self.config.accumulation
+        return (len(trajectory[t].edit) - 1) // accumulation if accumulation else 0
+
     def _train_batch(self, batch: EditBatch, reward: Reward, weight: float) -> dict[str, float]:
         """Train on the examples of a batch; the last optimiser step of it is the caller's."""
         accumulation = self.config.accumulation

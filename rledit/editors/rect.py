@@ -41,7 +41,8 @@ class RECT(MEMIT):
     def write(self, requests: Sequence[Request], values: Values) -> list[LayerUpdate]:
         """Spread as MEMIT does, each layer seeing the whole updates of those below, then cut."""
         weights = self.model.weights
-        before = {name: weights.read(name).clone() for name in self.modules}
+        precision = self.model.compute_dtype  # a first batch finds them as the model has them
+        before = {name: weights.read(name).to(precision, copy=True) for name in self.modules}
         updates = self.spread(requests, values)
         for update in updates:
             weight = before[update.module]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from abc import abstractmethod
 from collections.abc import Iterator, Sequence
 from typing import Any, ClassVar
@@ -133,14 +134,14 @@ class TemplatedEditor(OverlayEditor):
 
     def state_dict(self) -> State:
         """The memory, and the templates where they were written by the model."""
-        text = "\n".join(self._templates or ()).encode()
+        text = json.dumps(self._templates or ()).encode()
         return {**super().state_dict(), "templates": torch.tensor(list(text), dtype=torch.uint8)}
 
     def load_state_dict(self, state: State) -> None:
         """Put a saved state back."""
         super().load_state_dict(state)
-        text = bytes(state["templates"].tolist()).decode()
-        self._templates = tuple(text.split("\n")) if text else self.config.contexts
+        templates = json.loads(bytes(state["templates"].tolist()))
+        self._templates = tuple(templates) or self.config.contexts
 
 
 def settled(losses: Sequence[float]) -> bool:

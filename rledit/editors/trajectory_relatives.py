@@ -1,7 +1,8 @@
 """MEND+RLEdit and MALMEN+RLEdit: their updates, RLEdit's training (arXiv 2502.05759, figure 6).
 
-The network learns from whole trajectories on the changing model, with memory backtracking and one
-optimiser step per trajectory; how its output becomes an update stays the method's own.
+The network learns from whole trajectories on the changing model, with memory backtracking and as
+many optimiser steps per trajectory as RLEdit makes; how its output becomes an update stays the
+method's own.
 """
 
 from __future__ import annotations
@@ -9,6 +10,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
+from rledit.editors.conventions import FROM_RECIPE
 from rledit.editors.hypernetwork_editor import HypernetworkEditor
 from rledit.editors.malmen import MALMENConfig
 from rledit.editors.mend import MENDConfig
@@ -19,9 +21,9 @@ class TrajectoryTraining:
     """RLEdit's training, as settings of `HypernetworkConfig`."""
 
     transition: bool = True
-    optimise: Literal["trajectory", "batch"] = "trajectory"
+    optimise: Literal["trajectory", "batch"] = FROM_RECIPE
     decay: float = 0.95
-    depth: int = 10
+    depth: int = FROM_RECIPE
     reg_coef: float = 1e-4
 
 

@@ -145,7 +145,7 @@ def descend(
     rule: StepRule | None = None,
     adam: AdamState | None = None,
 ) -> list[float]:
-    """Minimise objectives by Adam, one step per mini-batch.
+    """Minimise objectives by Adam, one step per mini-batch, in the precision of losses.
 
     Several ranks share the samples of a mini-batch out, and take the same step.
 
@@ -154,8 +154,7 @@ def descend(
         weights: What to change.
         passes: The mini-batches of each pass.
         config: How to descend.
-        rule: What steps are held to; None: nothing. With one they are taken in the precision of
-            losses, so that rounding takes none of them out of the space it holds them to.
+        rule: What steps are held to; None: nothing.
         adam: What Adam has kept of an earlier descent, to go on with; this one's is put there. Not
             changed in place otherwise. None: begin anew.
 
@@ -165,9 +164,8 @@ def descend(
     Raises:
         NonFiniteError: A loss is not finite; names the layer.
     """
-    start = {name: weights.read(name).clone() for name in weights.names}
-    if rule is not None:
-        start = {name: value.to(model.compute_dtype) for name, value in start.items()}
+    # A matrix that nothing has been added to yet is read as the model has it, in bfloat16 perhaps.
+    start = {n: weights.read(n).to(model.compute_dtype, copy=True) for n in weights.names}
     masters = {name: value.clone().requires_grad_() for name, value in start.items()}
     optimiser = torch.optim.Adam(masters.values(), lr=config.lr, weight_decay=config.weight_decay)
     for name, kept in (adam or {}).items():

@@ -183,6 +183,8 @@ def test_fused_matrices_and_transposed_ones_are_found() -> None:
     }  # fmt: skip
     with pytest.raises(ValueError, match=r"'phi3' has no 'gate', its gate and up are one fused"):
         edited_modules(tiny_model("phi3"), ["gate:1"])
+    with pytest.raises(ValueError, match=r"'down:2-1': no layer is in 2-1; write 1-2"):
+        edited_modules(tiny_model("llama"), ["down:2-1", "down:3"])
     gpt2 = EditableModel(tiny_model("gpt2"), None, ("up:1", "down:1"))
     assert [gpt2.shape(name) for name in gpt2.modules] == [(16, 24), (24, 16)]
     assert [gpt2.weights.read(name).shape for name in gpt2.modules] == [(24, 16), (16, 24)]

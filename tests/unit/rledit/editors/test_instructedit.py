@@ -251,6 +251,19 @@ def test_examples_are_edited_one_by_one_with_a_step_for_every_two() -> None:
     assert steps == [2, 4, 5, 7]
 
 
+def test_the_rate_falls_over_all_optimiser_steps_of_the_training() -> None:
+    editor = made(accumulation=2, schedule="cosine", train_steps=2)
+    rates: list[float] = []
+    for i in range(2):
+        batches = [editor.encode_training(EDITS[:5], f"{i}a"), editor.encode_training(EDITS, "b")]
+        for _ in editor.train_batches(batches):
+            rates.append(editor.training_measures["learning_rate"])
+    made_in_all = 2 * (3 + -(-len(EDITS) // 2))
+    assert editor._total_steps == made_in_all == len(rates) + made_in_all - 4
+    assert rates[1] > 0.4 * editor.config.meta_lr  # half of the training is left
+    assert rates[0] > rates[1] > rates[2] > rates[3]
+
+
 def _plainly(editor: InstructEdit, example: EditBatch) -> float:
     """0.1 NLL(edit prompt) + KL(unrelated prompt) behind an edit, by whole passes of the model."""
     (asked,), (unrelated,) = example.edit.samples, example.unrelated.samples

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from dataclasses import fields
 from typing import Any
 
 import pytest
@@ -29,8 +30,13 @@ NETWORK: dict[str, Any] = {"rank": 4, "n_blocks": 1, "initial_step": 1e-2, "meta
 LOCATE: dict[str, Any] = {"value_steps": 6, "value_lr": 0.5, "clamp": 4.0, "value_decay": 0.01}
 
 
-def make(name: str, modules: tuple[str, ...] = ("down:1,3",), **settings: Any) -> Editor:
-    model = EditableModel(tiny_model("llama").float(), tiny_tokenizer("llama"), modules)
+def make(
+    name: str,
+    modules: tuple[str, ...] = ("down:1,3",),
+    dtype: torch.dtype = torch.float32,
+    **settings: Any,
+) -> Editor:
+    model = EditableModel(tiny_model("llama").to(dtype), tiny_tokenizer("llama"), modules)
     cls = editor_class(name)
     editor = cls(model, cls.Config(modules=modules, **settings))
     equip(editor)
@@ -135,10 +141,11 @@ def test_edits_make_their_targets_likelier(name: str) -> None:
     assert likelihood() > before
 
 
-def test_ft_l_stays_within_its_constraint_of_where_a_batch_began() -> None:
-    editor = make("ft_l", modules=("down:1",), norm_constraint=1e-3, lr=1e-2, steps=5)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_ft_l_stays_within_its_constraint_of_where_a_batch_began(dtype: torch.dtype) -> None:
+    editor = make("ft_l", modules=("down:1",), dtype=dtype, norm_constraint=1e-3, lr=1e-2, steps=5)
     for batch in stream(editor):
-        before = edited(editor)
+        before = {name: value.float() for name, value in edited(editor).items()}
         editor.edit(batch)
         for name, value in edited(editor).items():
             change = (value - before[name]).abs().max()
@@ -168,6 +175,26 @@ def test_locft_trains_anew_on_everything_so_far() -> None:
             assert all(torch.equal(untouched[n], w) for n, w in edited(last).items())
     for name, value in edited(every).items():
         torch.testing.assert_close(value, edited(last)[name], rtol=1e-4, atol=1e-6)
+
+
+def test_steps_below_the_rounding_of_the_model_are_taken() -> None:
+    editor = make("locft", ("down:1",), torch.bfloat16, passes=1, lr=1e-6)
+    batch = stream(editor, n=1)[0]
+    editor.edit(batch)
+    (name,) = editor.model.modules
+    original, now = editor.model.weights.original(name), editor.model.weights.read(name)
+    assert now.dtype == torch.float32
+    assert float((now != original.float()).float().mean()) > 0.5
+
+
+def test_rect_leaves_unchanged_what_it_does_not_keep_whatever_the_model_rounds_to() -> None:
+    settings = {"moment_weight": 0.01, **LOCATE}
+    memit = make("memit", ("down:1",), torch.bfloat16, **settings)
+    rect = make("rect", ("down:1",), torch.bfloat16, keep=1.0, **settings)
+    for editor in (memit, rect):
+        editor.edit(stream(editor, n=1)[0])
+    whole, kept = edited(memit), edited(rect)
+    assert all(torch.equal(whole[name], kept[name]) for name in whole)
 
 
 def test_locft_ends_targets_with_the_end_token() -> None:
@@ -239,6 +266,22 @@ def test_malmen_with_rledits_training_is_rledit() -> None:
         editor.train_step(stream(editor))
         networks.append(editor.state_dict())
     assert all(torch.equal(value, networks[1][key]) for key, value in networks[0].items())
+
+
+@pytest.mark.parametrize("recipe", ["official", "paper", "converged"])
+@pytest.mark.parametrize("name", ["malmen_rledit", "mend_rledit"])
+def test_rledits_training_follows_the_recipe(name: str, recipe: str) -> None:
+    own, rledit = (
+        editor_class(n).Config(modules=("gate:1",), reference=recipe, initial_step=1e-3)
+        for n in (name, "rledit")
+    )
+    of_update = {"rule", "tokens", "rank", "n_blocks", "loc_coef"}
+    differing = {
+        field.name
+        for field in fields(own)
+        if getattr(own, field.name) != getattr(rledit, field.name)
+    }
+    assert differing <= of_update and own.optimise == rledit.optimise and own.depth == rledit.depth
 
 
 def test_alphaedit_tells_the_rank_of_its_null_space() -> None:

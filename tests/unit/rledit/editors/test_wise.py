@@ -191,6 +191,14 @@ def test_templates_come_from_the_unedited_model_and_are_kept() -> None:
     assert plain._templates == editor._templates
 
 
+def test_templates_of_several_lines_go_on_after_a_resume() -> None:
+    editor, resumed = (wise(contexts=("w01\nw02 {}",), steps=1) for _ in range(2))
+    write(editor, 1)
+    resumed.load_state_dict(editor.state_dict())
+    assert resumed._templates == ("w01\nw02 {}",)
+    write(resumed, 2, first=1)
+
+
 def test_frequencies_that_cut_shards_are_refused() -> None:
     with pytest.raises(ValueError, match="merge_freq .5. must be a multiple of save_freq .2."):
         WISEConfig(modules=("down:2",), save_freq=2, merge_freq=5)
