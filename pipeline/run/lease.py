@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 import threading
 import time
 import uuid
@@ -20,8 +21,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-import psutil
-
+from pipeline.results.tracking.liveness import process_start
 from pipeline.run.processes import alive, place
 from pipeline.run.rank_group import Gang
 from pipeline.run.reporting import Report, Stage
@@ -52,13 +52,12 @@ class Lease:
     def __init__(self, storage: Storage, key: str, run: str) -> None:
         self._storage = storage
         self._name = f"leases/{key.replace(':', '-')}.json"
-        process = psutil.Process()
         self._claim: dict[str, Any] = {
             "token": uuid.uuid4().hex,
             "run": run,
             "place": place(),
-            "pid": process.pid,
-            "born": process.create_time(),
+            "pid": os.getpid(),
+            "born": process_start(os.getpid()),
             "renewed": 0,
         }
         self._other: dict[str, Any] | None = None
@@ -132,6 +131,8 @@ class Lease:
             found: dict[str, Any] = json.loads(self._storage.read_bytes(self._name))
         except FileNotFoundError:
             return None
+        except ValueError:  # being written, or left by a process that died as it wrote
+            return {**self._claim, "token": "", "run": "", "place": "", "renewed": 0}
         return found
 
 

@@ -6,7 +6,7 @@ import os
 import socket
 from pathlib import Path
 
-import psutil
+from pipeline.results.tracking.liveness import process_start
 
 
 def place() -> str:
@@ -15,10 +15,6 @@ def place() -> str:
     return f"{socket.gethostname()} {os.readlink(namespace) if namespace.exists() else ''}".strip()
 
 
-def alive(pid: int, born: float) -> bool:
-    """Whether a process of this place runs; one that is dead and not yet buried does not."""
-    try:
-        process = psutil.Process(pid)
-        return process.create_time() == born and process.status() != psutil.STATUS_ZOMBIE
-    except psutil.NoSuchProcess:
-        return False
+def alive(pid: int, born: str) -> bool:
+    """Whether the process of this place that began then runs (see `process_start`)."""
+    return process_start(pid) == born != ""

@@ -17,8 +17,7 @@ from dataclasses import asdict, dataclass, field, replace
 from datetime import UTC, datetime
 from typing import Any, Literal
 
-import psutil
-
+from pipeline.results.tracking.liveness import process_start
 from pipeline.run.command_line import command_line
 from pipeline.run.processes import alive, place
 from pipeline.run.signals import Interrupted, Terminated
@@ -100,7 +99,7 @@ class RunRecord:
     folder: str
     place: str
     pid: int
-    born: float
+    born: str
     started: float
     updated: float
     ended: float | None = None
@@ -196,7 +195,7 @@ def run_file(
         command: What goes on from where the run stops (default: the command of this process); empty
             where that is to submit the grid again.
     """
-    process, now = psutil.Process(), time.time()
+    now = time.time()
     file = RunFile(
         storage,
         RunRecord(
@@ -207,8 +206,8 @@ def run_file(
             command=command_line() if command is None else command,
             folder=os.getcwd(),
             place=place(),
-            pid=process.pid,
-            born=process.create_time(),
+            pid=os.getpid(),
+            born=process_start(os.getpid()),
             started=now,
             updated=now,
         ),

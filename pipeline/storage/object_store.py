@@ -314,11 +314,25 @@ def _replace_file(path: Path, content: bytes | Path) -> None:
     _flush_folder(path.parent)
 
 
+# What mounts say that have no hard links: exFAT, some of SMB and FUSE.
+_NO_LINKS = {errno.EPERM, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS}
+
+
 def _link_file(path: Path, content: bytes) -> None:
-    """Writes next to `path`, then gives the file its name unless the name is taken."""
+    """Writes next to `path`, then gives the file its name unless the name is taken.
+
+    On a mount without hard links the name comes before the content, for a moment.
+    """
     temporary = _written(path, content)
     try:
         os.link(temporary, path)
+    except OSError as error:
+        if error.errno not in _NO_LINKS:
+            raise
+        with path.open("xb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
     finally:
         temporary.unlink(missing_ok=True)
     _flush_folder(path.parent)

@@ -141,9 +141,11 @@ class Recorder:
         def noted(shifts: Mapping[str, Addition]) -> list[float]:
             for name, shift in shifts.items():
                 like = self._before[name]
-                low_rank = isinstance(shift, LowRankShift)
-                term = _kept(shift, like.dtype) if low_rank else _dense(shift.dense(), like)
-                self._added.setdefault(name, []).append(term)
+                own = self._added.setdefault(name, [])
+                if isinstance(shift, LowRankShift):
+                    own.append(_kept(shift, like.dtype))
+                else:
+                    own.append(_dense(shift.dense(), like))
             result: list[float] = add_all(shifts)
             return result
 

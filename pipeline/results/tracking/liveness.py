@@ -9,6 +9,8 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 
+import psutil
+
 HEARTBEAT = "heartbeat"
 STALE_MINUTES = 15.0  # an invocation on another machine is gone when it was silent for so long
 
@@ -36,7 +38,7 @@ def own_tags() -> dict[str, str]:
     return {
         "host": socket.gethostname(),
         "pid": str(os.getpid()),
-        "process_started": _process_start(os.getpid()),
+        "process_started": process_start(os.getpid()),
     }
 
 
@@ -49,7 +51,7 @@ def process_alive(tags: Mapping[str, str]) -> bool:
     if tags.get("host") != socket.gethostname():
         beat = tags.get(HEARTBEAT)
         return beat is None or minutes_since(beat) < STALE_MINUTES
-    started = _process_start(int(tags.get("pid", "0")))
+    started = process_start(int(tags.get("pid", "0")))
     return bool(started) and started == tags.get("process_started", started)
 
 
@@ -58,11 +60,23 @@ def minutes_since(moment: str) -> float:
     return (datetime.now(UTC) - datetime.fromisoformat(moment)).total_seconds() / 60
 
 
-def _process_start(pid: int) -> str:
-    """The start time of a process in clock ticks, or "" if there is none that lives."""
+def process_start(pid: int) -> str:
+    """When a process began, which tells it from others of its number; "" if there is none alive.
+
+    In clock ticks since the machine did, as dates move when its clock is set; a date where only
+    that is known.
+    """
     try:
         stat = Path(f"/proc/{pid}/stat").read_text()
     except OSError:
-        return ""
+        return "" if Path("/proc/self/stat").exists() else _date_of_birth(pid)
     fields = stat.rpartition(")")[2].split()  # from field 3; the name before ")" may hold spaces
     return "" if fields[0] in "ZX" else fields[19]  # dead, and not yet buried by its parent
+
+
+def _date_of_birth(pid: int) -> str:
+    try:
+        process = psutil.Process(pid)
+        return "" if process.status() == psutil.STATUS_ZOMBIE else str(process.create_time())
+    except psutil.NoSuchProcess:
+        return ""

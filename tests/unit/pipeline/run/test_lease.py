@@ -13,6 +13,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 
 from pipeline.run import lease as module
@@ -32,7 +33,14 @@ def storage(request: pytest.FixtureRequest, tmp_path: Path) -> Storage:
 
 def planted(storage: Storage, **changes: Any) -> None:
     """A lease of a process on another machine, of which nothing more is heard."""
-    claim = {"token": "t", "run": "other", "place": "elsewhere", "pid": 1, "born": 0, "renewed": 0}
+    claim = {
+        "token": "t",
+        "run": "other",
+        "place": "elsewhere",
+        "pid": 1,
+        "born": "0",
+        "renewed": 0,
+    }
     storage.write_bytes(NAME, json.dumps(claim | changes).encode())
 
 
@@ -112,14 +120,14 @@ def test_a_store_that_is_away_for_a_while_costs_no_lease(
 
 def test_a_dead_process_of_this_machine_holds_nothing(storage: Storage) -> None:
     dead = subprocess.run([sys.executable, "-c", "import os; print(os.getpid())"], stdout=-1)
-    planted(storage, place=module.place(), pid=int(dead.stdout), born=time.time())
+    planted(storage, place=module.place(), pid=int(dead.stdout), born="1")
     lease = Lease(storage, KEY, "run")
     assert lease.attempt()
     lease.release()
 
 
 def test_a_process_number_that_was_given_again_is_another_process(storage: Storage) -> None:
-    planted(storage, place=module.place(), pid=os.getpid(), born=1.0)
+    planted(storage, place=module.place(), pid=os.getpid(), born="1")
     lease = Lease(storage, KEY, "run")
     assert lease.attempt()
     lease.release()
@@ -168,3 +176,37 @@ def test_the_work_is_done_under_the_lease(storage: Storage) -> None:
         assert storage.list() == [NAME]
         report("edit", 1, 2)
     assert heard == [("edit", 1, 2, "", None)] and storage.list() == []
+
+
+def test_of_many_one_gets_it_where_files_have_one_name_only(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refused(*_: Any) -> None:
+        raise PermissionError(1, "Operation not permitted")
+
+    monkeypatch.setattr(os, "link", refused)
+    test_of_many_one_gets_it(Storage(str(tmp_path)))
+
+
+def test_a_lease_that_was_left_half_written_expires(
+    storage: Storage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    storage.write_bytes(NAME, b"")
+    lease = Lease(storage, KEY, "run")
+    assert not lease.attempt()
+    monkeypatch.setattr(module, "EXPIRES_SECONDS", 0.0)
+    time.sleep(0.01)
+    assert lease.attempt()
+    lease.release()
+
+
+def test_a_holder_lives_on_when_the_clock_is_set(
+    storage: Storage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    holder = Lease(storage, KEY, "one")
+    assert holder.attempt()
+    boot = psutil.boot_time()
+    # What dates of birth are counted from, after the clock was put forward by a minute.
+    monkeypatch.setattr("psutil._pslinux.boot_time", lambda: boot + 60)
+    assert not Lease(storage, KEY, "other").attempt()
+    holder.release()

@@ -73,7 +73,7 @@ def test_a_killed_run_names_what_was_under_way_without_rates(run_paths: RunPaths
         for i in range(14)
     )  # fmt: skip
     now = RunSituation(running=tasks, seconds_left=9.0, edits_per_second=1.0)
-    killed = replace(ended, ended=None, how="running", born=1.0, now=now)
+    killed = replace(ended, ended=None, how="running", born="1", now=now)
     lines = list(run_lines(killed))
     assert "is gone without a word" in lines[0] and lines[1] == (
         "  2 cells: 0 done, 0 failed, 2 to run"
