@@ -54,8 +54,9 @@ class SingleProcess:
 def shard(samples: Sequence[Sample], ranks: Ranks, first: int = 0) -> list[int]:
     """Places of the samples that fall to this rank, ascending.
 
-    Samples are sorted by length and assigned round-robin, so that every rank gets its share of the
-    long ones. The assignment depends on the samples alone, not on what a rank has run before.
+    Samples are sorted by length and dealt forwards and backwards in turn, so that every rank gets
+    its share of the long ones. The assignment depends on the samples alone, not on what a rank has
+    run before.
 
     Args:
         samples: The samples to share out, the same on every rank.
@@ -64,7 +65,17 @@ def shard(samples: Sequence[Sample], ranks: Ranks, first: int = 0) -> list[int]:
             from call to call evens out the odd sample.
     """
     order = sorted(range(len(samples)), key=lambda i: len(samples[i]))
-    return sorted(order[(ranks.rank - first) % ranks.size :: ranks.size])
+    own = (ranks.rank - first) % ranks.size
+    return sorted(i for n, i in enumerate(order) if _dealt(n, ranks.size) == own)
+
+
+def _dealt(n: int, size: int) -> int:
+    """The rank of the n-th sample by length: 0, 1, 1, 0, 0, 1, … of two.
+
+    Always in one direction, the last rank would have the longer sample of every round.
+    """
+    turn, place = divmod(n, size)
+    return place if turn % 2 == 0 else size - 1 - place
 
 
 DEALT_TOGETHER = 64
@@ -88,7 +99,8 @@ class Deal:
         self._owner: dict[bytes, int] = {}
         for first in range(0, len(distinct), DEALT_TOGETHER):
             block = sorted(distinct[first : first + DEALT_TOGETHER], key=len)
-            self._owner |= {s.key: (first + i) % ranks.size for i, s in enumerate(block)}
+            turned = {s.key: first + _dealt(i, ranks.size) for i, s in enumerate(block)}
+            self._owner |= {key: place % ranks.size for key, place in turned.items()}
 
     def own(self, samples: Sequence[Sample]) -> list[int]:
         """Places of the samples that fall to this rank, ascending; all of them have been dealt."""

@@ -1,8 +1,9 @@
 """Language models too large for one GPU, sharded by DeepSpeed ZeRO-3: the only file that knows it.
 
 Each rank holds an equal slice of every matrix but the output embedding, which it has whole, as all
-vectors. A pass gathers a decoder layer at a time, edits are written under `GatheredParameters`, and
-the low-rank term of `rledit.shift` is traced by hooks as on a whole model. Prompts are dealt over
+vectors. A pass gathers the decoder layers one by one, the next while one runs, edits are written
+under `GatheredParameters`, and the low-rank term of `rledit.shift` is traced by hooks as on a whole
+model. Prompts are dealt over
 the ranks as where each holds the whole model. Gathering is collective, so all make as many passes
 in the same order, empty ones where they have no prompt left (see `rledit.ranks`), and all take the
 same step. Beside its slice, a rank keeps the unedited copies (and fp32 masters) of the edited
@@ -20,6 +21,7 @@ import os
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -40,6 +42,7 @@ from rledit.model import EditableModel, Execution
 os.environ.setdefault("DS_ACCELERATOR", "cuda" if torch.cuda.is_available() else "cpu")
 
 import deepspeed
+from deepspeed.runtime.zero.partition_parameters import ZeroParamStatus
 from deepspeed.utils import set_z3_leaf_module
 
 logger = logging.getLogger(__name__)
@@ -62,7 +65,8 @@ class ZeroSettings:
         zero: dict[str, Any] = {
             "stage": 3,
             # Passes begin in the middle of the stack, so the order of modules differs from pass to
-            # pass: gathering ahead would leave parameters gathered.
+            # pass: DeepSpeed's way of gathering ahead would leave parameters gathered. See
+            # `_LayersAhead`.
             "stage3_prefetch_bucket_size": 0,
             "stage3_max_reuse_distance": 0,
             # What stays whole on every rank is decided here, see `_keep_whole`.
@@ -90,6 +94,7 @@ class ShardedAccess:
         # The engine's hooks gather and release the parameters: it has to live as long as the model.
         self._engine = engine
         self._coordinator = engine.optimizer.get_param_coordinator()
+        self._ahead = _LayersAhead(engine.module.get_submodule(family_of(engine.module).layers))
         engine.module.register_forward_pre_hook(self._begin_pass)
 
     def _begin_pass(self, *_: Any) -> None:
@@ -101,7 +106,11 @@ class ShardedAccess:
         self._coordinator._invalidate_trace()
 
     def _let_go(self) -> None:
-        """Release a layer that a graph began inside: DeepSpeed sees no end of its backward pass."""
+        """Release what a pass has left: a layer on its way, and one that a graph began inside.
+
+        DeepSpeed sees no end of the latter's backward pass.
+        """
+        self._ahead.drop()
         self._coordinator.release_backward_leftovers()
 
     def read(self, parameter: nn.Parameter) -> Tensor:
@@ -129,6 +138,73 @@ class ShardedAccess:
             yield
         finally:
             self.write(parameter, current)
+
+
+class _LayersAhead:
+    """Lets the layer that comes next be on its way while one runs.
+
+    DeepSpeed gathers ahead only in passes whose modules are those of the pass before. Here a pass
+    may begin and end at any layer: what stands behind a layer in the stack runs after it, unless a
+    module that holds no matrices stands in for it, and backward passes go the same way back. One
+    layer is on its way at a time, so two are gathered at most.
+
+    Args:
+        layers: The decoder layers of a model that DeepSpeed has hooked.
+    """
+
+    def __init__(self, layers: nn.ModuleList) -> None:
+        self._layers = layers
+        self._coming: tuple[nn.Module, list[Any], Any] | None = None
+        self._below: tuple[int, bool] | None = None  # layer run last, and whether it has a graph
+        for i, layer in enumerate(layers):
+            # Before and after DeepSpeed's own hook, which gathers what is not there.
+            layer.register_forward_pre_hook(partial(self._arrive, i), prepend=True)
+            layer.register_forward_pre_hook(partial(self._send_next, i))
+            layer.register_forward_hook(partial(self._watch, i))
+
+    def drop(self) -> None:
+        """Release the layer on its way, if there is one; every rank makes this call."""
+        coming, self._coming = self._coming, None
+        self._below = None
+        if coming is not None:
+            _, parameters, handle = coming
+            handle.wait()
+            parameters[0].partition(parameters)
+
+    def _arrive(self, i: int, layer: nn.Module, _: Any) -> None:
+        """Let the matrices of a layer be there before it runs, if they are on their way."""
+        if self._coming is None:
+            return
+        if self._coming[0] is not layer:
+            self.drop()
+            return
+        self._coming[2].wait()
+        self._coming = None
+
+    def _send_next(self, i: int, *_: Any) -> None:
+        if i + 1 < len(self._layers):
+            self._send(self._layers[i + 1])
+
+    def _send(self, layer: nn.Module) -> None:
+        parameters: list[Any] = list(layer.parameters())
+        absent = [p for p in parameters if p.ds_status is ZeroParamStatus.NOT_AVAILABLE]
+        if absent:
+            self._coming = layer, absent, absent[0].all_gather_coalesced(absent)
+
+    def _watch(self, i: int, layer: nn.Module, _: Any, output: Any) -> None:
+        """Do the same on the way back, which begins with the gradient of a layer's output."""
+        hidden: Tensor = output[0] if isinstance(output, tuple) else output
+        below, self._below = self._below, (i, hidden.requires_grad)
+        if not hidden.requires_grad:
+            return
+        before = self._layers[below[0]] if below is not None and below[1] else None
+
+        def arrive(_: Tensor) -> None:
+            self._arrive(i, layer, None)
+            if before is not None:
+                self._send(before)
+
+        hidden.register_hook(arrive)
 
 
 def open_sharded(

@@ -26,6 +26,7 @@ from rledit.prefix_store import PrefixStore
 from rledit.protocols import protocol, read
 from rledit.ranks import Deal, SingleProcess, gathered, largest, shard
 from rledit.scoring import Scorer
+from rledit.tokenization import Sample
 from rledit.validation import ValidationStream
 from rledit.written_answers import target_logprobs
 from tests.unit.helpers.interrupted import SMALL_NETWORK, train_with_an_interruption
@@ -385,6 +386,16 @@ def test_samples_are_dealt_completely_and_evenly(size: int, first: int) -> None:
     turned = [shard(samples, Place(rank, size), first + 1) for rank in range(size)]
     if size > 1:
         assert [longest in share for share in shares] != [longest in share for share in turned]
+
+
+@pytest.mark.parametrize("size", [2, 3, 8])
+def test_no_rank_gets_the_longer_sample_of_every_round(size: int) -> None:
+    ids = torch.zeros(200, dtype=torch.long)
+    samples = [Sample(ids[: 5 + i], ids[: 5 + i]) for i in range(8 * size)]
+    tokens = [
+        sum(len(samples[i]) for i in shard(samples, Place(rank, size))) for rank in range(size)
+    ]
+    assert len(set(tokens)) == 1
 
 
 @pytest.mark.parametrize("size", [1, 2, 3])
