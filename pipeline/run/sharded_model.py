@@ -3,11 +3,10 @@
 Each rank holds an equal slice of every matrix but the output embedding, which it has whole, as all
 vectors. A pass gathers the decoder layers one by one, the next while one runs, edits are written
 under `GatheredParameters`, and the low-rank term of `rledit.shift` is traced by hooks as on a whole
-model. Prompts are dealt over
-the ranks as where each holds the whole model. Gathering is collective, so all make as many passes
-in the same order, empty ones where they have no prompt left (see `rledit.ranks`), and all take the
-same step. Beside its slice, a rank keeps the unedited copies (and fp32 masters) of the edited
-matrices.
+model. Prompts are dealt over the ranks as where each holds the whole model. Gathering is
+collective, so all make as many passes in the same order, empty ones where they have no prompt left
+(see `rledit.ranks`), and all take the same step. Beside its slice, a rank keeps the unedited copies
+(and fp32 masters) of the edited matrices.
 
 DeepSpeed replaces ``torch.nn.functional.linear`` in the whole process when it first shards a model.
 Its version adds a bias after rounding the product, so linear layers with biases (GPT-J) agree with

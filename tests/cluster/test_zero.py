@@ -89,6 +89,7 @@ def test_training_editing_and_scoring(reports: list[dict[str, Any]], case: str) 
     for report in reports:
         found = report[case]
         assert found["errors"].keys() == {"network", "weights", "measured", "scores"}
+        assert found["ahead"] > 0  # layers that were on their way while another ran
         # The network after two Adam steps, which are nearly of one size whatever the gradient's:
         # where bfloat16 rounds a prompt otherwise, as in a micro-batch of another width, some go
         # the other way. A tensor that began at zero is then off by twice the root of their share:

@@ -25,7 +25,14 @@ from transformers import AutoModelForCausalLM
 
 from pipeline.run.device import PeakMemory
 from pipeline.run.fleet.process_group import joined
-from pipeline.run.sharded_model import Offload, ZeroSettings, held_share, open_sharded, shard
+from pipeline.run.sharded_model import (
+    Offload,
+    ZeroSettings,
+    _LayersAhead,
+    held_share,
+    open_sharded,
+    shard,
+)
 from rledit.decoding import decode
 from rledit.editors import EDITORS, Editor, TrainableEditor
 from rledit.editors.overlay_editor import OverlayEditor
@@ -318,6 +325,17 @@ def whole(folder: Path, dtype: torch.dtype) -> EditableModel:
     return EditableModel(model, None, two_shapes(model))
 
 
+def noted(send: Callable[..., None], sent: list[bool]) -> Callable[..., None]:
+    """`_LayersAhead._send`, noting whether a layer was sent for."""
+
+    def sending(ahead: Any, layer: nn.Module) -> None:
+        before = ahead._coming
+        send(ahead, layer)
+        sent.append(ahead._coming is not before)
+
+    return sending
+
+
 def in_turns(rank: int, size: int, folder: Path, work: Mapping[str, Callable[[], Any]]) -> Any:
     """What each piece of work gives; every rank does its share of it, alone."""
     for name in list(work)[rank::size]:
@@ -368,10 +386,13 @@ def main(rank: int, size: int, folder: Path) -> None:
                 settings=ZeroSettings(offload=offload),
                 with_tokenizer=False,
             )
-            found = trained_and_scored(model)
+            sent: list[bool] = []
+            with pytest.MonkeyPatch.context() as patch:
+                patch.setattr(_LayersAhead, "_send", noted(_LayersAhead._send, sent))
+                found = trained_and_scored(model)
             case = f"{family} {dtype}"
             errors = {kind: worst(found[kind], e) for kind, e in expected[case].items()}
-            report[case] = {"errors": errors, **state(model.model)}
+            report[case] = {"errors": errors, "ahead": sum(sent), **state(model.model)}
         report["loaded"] = loaded(folder)
         try:
             open_sharded(folder / "broken", ("up:1",), with_tokenizer=False)
