@@ -136,7 +136,7 @@ PAPER_SETTINGS: Mapping[str, Any] = {
 }
 # A start of scale 1/√d, so that the network can learn at a higher rate than the published one, a
 # rate of their own for steps and ridges, and trajectories until a validation stream gains no more.
-# Values of a few trials on SmolLM2-135M; docs/methods.md says what was measured.
+# Values of a few trials on SmolLM2-135M; docs/training.md says what was measured.
 CONVERGED_SETTINGS: Mapping[str, Any] = {
     "rank": 256,
     "n_blocks": 2,
