@@ -229,6 +229,11 @@ STRUCTURED = replace(
     observe=nothing_odd,
     protocols=("generation_contains", "wild", "token_accuracy"),
     detected=False,
+    example={
+        **_EXAMPLE,
+        "questions": ["In which country does the ferry Maribel start?"],
+        "new_answer": "Denmark",
+    },
 )
 EXTRACTED = replace(
     STRUCTURED,

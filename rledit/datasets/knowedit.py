@@ -86,7 +86,14 @@ KNOWEDIT = Format(
                 }
             ]
         },
-        "portability": {},
+        "portability": {
+            "Reasoning": [
+                {
+                    "prompt": "The ferry Maribel sails from the country of",
+                    "ground_truth": [["Denmark"]],
+                }
+            ]
+        },
     },
 )
 WIKIBIO = Format(

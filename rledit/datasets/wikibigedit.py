@@ -63,7 +63,7 @@ WIKIBIGEDIT = Format(
         "personas": None,
         "loc": "How many strings does a viola have?",
         "loc_ans": "four",
-        "mhop": None,
-        "mhop_ans": None,
+        "mhop": "In which country does the ferry Maribel start?",
+        "mhop_ans": "Denmark",
     },
 )

@@ -228,30 +228,30 @@ def shortest(names: Sequence[str]) -> list[str]:
 # Data
 
 
-def example(form: Format) -> Edit:
-    """The first edit of a schema's sample row."""
+def example(form: Format) -> list[Edit]:
+    """The edits of a schema's sample row."""
     place = Place(file="sample", row=1)
-    return form.read(form.open_row(form.example, place), place)[0]
+    return form.read(form.open_row(form.example, place), place)
 
 
-def gives(edit: Edit) -> dict[str, bool]:
-    """What an edit brings beside its prompt and target."""
+def gives(edits: Sequence[Edit]) -> dict[str, bool]:
+    """What the edits of a row bring beside prompts and targets; one that has it is enough."""
     return {
-        "subject": edit.subject is not None,
-        "rephrase": bool(edit.rephrases),
-        "locality": bool(edit.locality),
-        "old answer": edit.old_target is not None,
-        "portability": bool(edit.consequences),
+        "subject": any(edit.subject is not None for edit in edits),
+        "rephrase": any(edit.rephrases for edit in edits),
+        "locality": any(edit.locality for edit in edits),
+        "old answer": any(edit.old_target is not None for edit in edits),
+        "portability": any(edit.consequences for edit in edits),
     }
 
 
-def left_out(edit: Edit) -> list[str]:
+def left_out(edits: Sequence[Edit]) -> list[str]:
     """The needs of methods that such edits do not meet."""
     found = []
-    if edit.subject is None:
+    there = gives(edits)
+    if not there["subject"]:
         found.append("subject")
     asked = {frozenset(cls.trains_on) for cls in EDITORS.values() if cls.trains_on}
-    there = gives(edit)
     for probe in sorted({p for each in asked for p in each}):
         if not there[probe.removesuffix(" prompt")]:
             found.append(f"train ({probe.removesuffix(' prompt')})")
@@ -261,17 +261,17 @@ def left_out(edit: Edit) -> list[str]:
 def data() -> Iterator[str]:
     rival = [f"`{n}`" for n, p in PROTOCOLS.items() if "rival" in p.asks]
     yield from ("## Data", "", fill_text(DATA_NOTE.format(rival=", ".join(rival))), "")
-    facts = list(gives(Edit(edit_id="", prompt="", target="")))
+    facts = list(gives([]))
     titles = ("schema", "data set", *facts, "protocol", "left out: those that need")
     rows = []
     for name, form in FORMATS.items():
-        edit = example(form)
+        found = example(form)
         customary = form.protocols[:1]  # the customary one comes first
         rows.append(
             (
                 f"`{name}`", re.split(r" \(|, |: | as ", form.title)[0].replace("|", "\\|"),
-                *(YES if there else NO for there in gives(edit).values()),
-                ", ".join(f"`{p}`" for p in customary) or "any", ", ".join(left_out(edit)) or NO,
+                *(YES if there else NO for there in gives(found).values()),
+                ", ".join(f"`{p}`" for p in customary) or "any", ", ".join(left_out(found)) or NO,
             )
         )  # fmt: skip
     yield from table(titles, rows)

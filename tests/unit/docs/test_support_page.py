@@ -81,6 +81,20 @@ def test_a_need_without_words_is_said_by_its_name() -> None:
     assert needs(Needy) == "subject, a crystal ball"
 
 
+@pytest.mark.parametrize(
+    "name", [name for name, form in FORMATS.items() if "portability" in form.measurements]
+)
+def test_a_sample_row_brings_the_portability_that_its_schema_measures(name: str) -> None:
+    assert support_page.gives(support_page.example(FORMATS[name]))["portability"]
+
+
+def test_what_the_last_edit_of_a_row_alone_has_is_brought_by_the_row() -> None:
+    first, last = support_page.example(FORMATS["mquake"])
+    assert not first.consequences and last.consequences
+    assert support_page.gives([first, last])["portability"]
+    assert not support_page.gives([first])["portability"]
+
+
 def test_a_published_setting_is_told_from_our_own() -> None:
     assert support_page.origin("llama-3-8b", "rledit") != "own"
     assert support_page.origin("llama-3.1-8b", "rledit") == "own"
