@@ -1,4 +1,4 @@
-"""Rows as Parquet: schemas, bytes and datasets; the only file that imports pyarrow."""
+"""The lake's rows as Parquet: schemas, bytes and datasets."""
 
 from __future__ import annotations
 
