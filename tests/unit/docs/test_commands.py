@@ -80,7 +80,7 @@ def understood(command: str) -> bool:
         return True
     if words[:2] == ["python", "-m"]:
         module = importlib.import_module(words[2])
-        if not inspect.signature(module.main).parameters:  # it reads its words itself
+        if not {*inspect.signature(module.main).parameters} - {"arguments"}:  # reads words itself
             return f"python -m {words[2]}" in inspect.getsource(module)
         job = typer.Typer()
         job.command()(module.main)

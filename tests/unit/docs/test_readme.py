@@ -17,13 +17,12 @@ from transformers import AutoModelForCausalLM
 from typer.testing import CliRunner
 
 from pipeline.cli import app
-from pipeline.config.parse import load_grid
 from pipeline.inputs.checkpoints import hub_reachable
-from pipeline.plan.cells import cells_of
 from pipeline.results.lake.lake import Lake
 from pipeline.results.query import runs
 from pipeline.results.tables import build_table
 from rledit.datasets import FORMATS
+from tests.unit.docs.test_commands import parsed
 from tests.unit.helpers.lake_fixtures import demo_cells
 from tests.unit.helpers.small_editing import learnt
 
@@ -46,29 +45,10 @@ JOBS = [words[2:] for words in (*LINES, *INLINE) if words[:2] == ["python", "-m"
 CHEAP = ("plan", "data", "table", "query", "diff")
 
 
-def parsed(command: Any, words: list[str]) -> dict[str, Any]:
-    """The values of a command line; typer's error where an option or argument is wrong."""
-    context = command.make_context(command.name, list(words))
-    if hasattr(command, "resolve_command"):
-        _, inner, rest = command.resolve_command(context, list(words))
-        return parsed(inner, rest)
-    values: dict[str, Any] = context.params
-    return values
-
-
 def test_there_is_something_to_test() -> None:
     others = {"run", "submit", "status", "export", "answers", "mlflow"}
     assert {words[0] for words in RLEDIT} == {*CHEAP, *others}
     assert [words[0] for words in JOBS] == ["jobs.faults"]
-
-
-@pytest.mark.parametrize("words", RLEDIT, ids=" ".join)
-def test_commands_and_their_options_exist(words: list[str]) -> None:
-    found = parsed(typer.main.get_command(app), words)
-    if "set_" in found:  # the settings of its grid are understood, too
-        grid = load_grid(README.parent / found["grid"], found["set_"], found["scale"],
-                         found["limit"])  # fmt: skip
-        assert cells_of(grid)
 
 
 @pytest.mark.parametrize("words", JOBS, ids=" ".join)
@@ -76,11 +56,6 @@ def test_modules_and_their_options_exist(words: list[str]) -> None:
     job = typer.Typer()
     job.command()(importlib.import_module(words[0]).main)
     parsed(typer.main.get_command(job), words[1:])
-
-
-def test_an_option_that_does_not_exist_is_noticed() -> None:
-    with pytest.raises(Exception, match="No such option: --scal"):
-        parsed(typer.main.get_command(app), ["run", "jobs/grids/demo.yaml", "--scal", "standin"])
 
 
 @pytest.fixture
