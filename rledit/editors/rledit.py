@@ -6,21 +6,10 @@ batch together with the k-1 before it (memory backtracking) and updates the netw
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
 
 from rledit.editors.hypernetwork_config import HypernetworkConfig
 from rledit.editors.hypernetwork_editor import HypernetworkEditor
-
-# The paper's ablations (table 4), as settings. Without reinforcement learning each batch is
-# optimised on its own from the unedited model: no weights are carried along, nothing is there to
-# backtrack to, and every batch has its optimiser step; the reward of a single batch stays.
-ABLATIONS: Mapping[str, Mapping[str, Any]] = {
-    "rl": {"transition": False, "optimise": "batch", "depth": 1},
-    "backtracking": {"depth": 1},
-    "regularisation": {"reg_coef": 0.0},
-}
 
 
 @dataclass(frozen=True, kw_only=True)
