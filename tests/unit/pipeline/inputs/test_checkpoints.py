@@ -137,9 +137,10 @@ def test_other_files_of_a_folder_are_none_of_its_identity(folder: Path) -> None:
 
 def test_a_folder_that_may_not_be_written_has_an_identity(folder: Path) -> None:
     before = {path.name for path in folder.iterdir()}
+    fingerprint = checkpoint_fingerprint(str(folder))
     folder.chmod(0o555)
     try:
-        assert checkpoint_fingerprint(str(folder)) == checkpoint_fingerprint(str(folder))
+        assert checkpoint_fingerprint(str(folder)) == fingerprint
     finally:
         folder.chmod(0o755)
     assert {path.name for path in folder.iterdir()} == before

@@ -11,6 +11,7 @@ import time
 import uuid
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import psutil
@@ -136,16 +137,18 @@ def test_a_process_number_that_was_given_again_is_another_process(storage: Stora
 def test_a_silent_holder_elsewhere_is_waited_for_and_replaced(
     storage: Storage, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(module, "EXPIRES_SECONDS", 0.2)
+    now = [100.0]
+    clock = SimpleNamespace(monotonic=lambda: now[0])
+    monkeypatch.setattr(module, "time", clock)
     planted(storage)
     lease = Lease(storage, KEY, "run")
     assert not lease.attempt()
-    time.sleep(0.15)
+    now[0] += 0.8 * module.EXPIRES_SECONDS
     planted(storage, renewed=1)
     assert not lease.attempt()
-    time.sleep(0.15)
+    now[0] += 0.8 * module.EXPIRES_SECONDS
     assert not lease.attempt(), "it was renewed in between"
-    time.sleep(0.15)
+    now[0] += 0.3 * module.EXPIRES_SECONDS
     assert lease.attempt()
     lease.release()
 

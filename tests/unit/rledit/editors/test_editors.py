@@ -219,9 +219,11 @@ def test_two_cells_do_not_leak_into_each_other(name: str) -> None:
 def test_a_batch_of_one_and_a_repeated_edit_work(name: str) -> None:
     editor = make(name)
     (single,) = batches(editor, 1, size=1)
+    before = matrices(editor)
     for _ in range(2):
         metrics = editor.edit(single)
         assert all(torch.isfinite(torch.tensor(v)) for v in metrics.values())
+        assert not same(before, matrices(editor))
 
 
 @pytest.mark.parametrize("name", EDITING)

@@ -158,6 +158,7 @@ def test_ft_and_ft_m_are_one_method() -> None:
         editor.edit(stream(editor)[0])
     first, second = (edited(editor) for editor in both)
     assert all(torch.equal(first[name], second[name]) for name in first)
+    assert not any(torch.equal(both[0].model.weights.original(name), first[name]) for name in first)
 
 
 def test_locft_trains_anew_on_everything_so_far() -> None:
