@@ -11,7 +11,7 @@ find the layer.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from typing import TYPE_CHECKING, Any
 
@@ -73,21 +73,21 @@ def require_finite_parameters(model: nn.Module) -> None:
     )
 
 
-def require_finite_weights(model: EditableModel, names: Iterable[str] | None = None) -> None:
+def require_finite_weights(model: EditableModel) -> None:
     """Refuse edited matrices that are no numbers, in the precision the model runs in.
 
     Raises:
         NonFiniteError: Names the matrices.
     """
-    broken = broken_matrices(model, names)
+    broken = broken_matrices(model)
     if broken:
         raise NonFiniteError(f"{_listed(broken)} after the edit; {_REMEDY}")
 
 
-def broken_matrices(model: EditableModel, names: Iterable[str] | None = None) -> list[str]:
+def broken_matrices(model: EditableModel) -> list[str]:
     """Edited matrices with entries that are not finite, each with what is wrong."""
     found = []
-    for name in model.weights.names if names is None else names:
+    for name in model.weights.names:
         # The master may be finite where the model's own type has no such number.
         ends = torch.stack(torch.aminmax(model.weights.read(name)))
         kind = model.weights.parameter(name).dtype
@@ -95,7 +95,7 @@ def broken_matrices(model: EditableModel, names: Iterable[str] | None = None) ->
             found.append(f"{name} holds weights that are no numbers")
         elif not bool(ends.to(kind).isfinite().all()):
             found.append(f"{name} holds weights beyond {_named_type(kind)}")
-    if model.overlay is not None and names is None:
+    if model.overlay is not None:
         found += [f"the memory's {name} holds no numbers" for name in model.overlay.broken()]
     return found
 

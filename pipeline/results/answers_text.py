@@ -75,7 +75,7 @@ def _block(asked: Asked) -> Iterator[str]:
     names = [*asked.editors, _BEFORE]
     wide = min(_LONGEST_NAME, max(cell_len(name) for name in names))
     for question in asked.questions:
-        yield from _lines(question, asked, wide)
+        yield from _lines(question, wide)
         yield ""
     yield from _counts(asked)
 
@@ -88,7 +88,7 @@ def _title(asked: Asked) -> str:
     )
 
 
-def _lines(question: Question, asked: Asked, wide: int) -> Iterator[str]:
+def _lines(question: Question, wide: int) -> Iterator[str]:
     kind = "" if question.probe == "edit" else f", {question.probe}"
     head = f"edit {question.edit_index + 1}{kind}: "
     yield head + clipped(shown(question.prompt), WIDTH - cell_len(head), keep_end=True)

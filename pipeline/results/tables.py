@@ -133,7 +133,6 @@ class Table:
     Attributes:
         n_seeds: how many seeds the grid has; figures of fewer say so.
         shared: address fields that are the same in every line, for the caption.
-        varying: address fields that are not.
         models: name and title of each model, by scale and name in the grid.
         notes: what a reader must know to trust the figures.
     """
@@ -144,7 +143,6 @@ class Table:
     lines: tuple[Line, ...]
     panels: tuple[Panel, ...]
     shared: Mapping[str, str] = field(default_factory=dict)
-    varying: tuple[str, ...] = ()
     models: Mapping[tuple[str, str], tuple[str, str]] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
 
@@ -194,7 +192,6 @@ def build_table(
         lines=tuple(lines),
         panels=tuple(_panel(protocol, kept, columns) for protocol in asked),
         shared={name: found[0] for name, found in values.items() if len(found) == 1},
-        varying=tuple(name for name, found in values.items() if len(found) > 1),
         models=dict(sorted(row_titles(kept).items())),
         notes=tuple(_notes(kept)),
     )

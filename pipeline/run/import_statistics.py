@@ -29,7 +29,7 @@ from pipeline.plan.cell_keys import model_hash_of
 from pipeline.plan.cells import Cell, cells_of
 from pipeline.run.cache import Cache
 from pipeline.run.imported_statistics import PROJECTION, imported_identity
-from pipeline.run.reporting import Report, silent
+from pipeline.run.reporting import silent
 from pipeline.run.resume import write_tensors
 from pipeline.run.stages.prepare import open_model, prepare_model
 from rledit.locate.covariance import CovarianceError, KeyCovariance, called
@@ -117,7 +117,6 @@ def import_statistics(
     cache: Cache,
     dtype: str | None = None,
     corpus: str = REAL_FACTS,
-    report: Report = silent,
 ) -> list[Imported]:
     """Verify a published file against its model, and put it into the cache.
 
@@ -128,7 +127,6 @@ def import_statistics(
         cache: Where grids will look for it.
         dtype: Precision the model is loaded in.
         corpus: Text like that which the file was made from; 200 documents of it are used.
-        report: Told how far the work is.
 
     Raises:
         CovarianceError: The file cannot be read, or is refused; names the numbers that failed.
@@ -143,11 +141,11 @@ def import_statistics(
         raise ConfigError(f"--module {', '.join(modules)}: {error}") from None
     widths = {name: d_in for name, (d_in, _) in shapes.items()}
     if path.suffix == ".npz" and is_torch_file(path):
-        return _import_factors(path, content, cell, shapes, cache, report)
+        return _import_factors(path, content, cell, shapes, cache)
     if path.suffix == ".npz":
-        return _import_sum(path, content, cell, widths, cache, report)
+        return _import_sum(path, content, cell, widths, cache)
     if path.suffix == ".pt":
-        return _import_projections(path, content, cell, widths, cache, report)
+        return _import_projections(path, content, cell, widths, cache)
     raise CovarianceError(
         f"{path}: expected a .npz of the ROME family (the sum of k kᵀ and its tokens), one of "
         "CrispEdit (A, B and N), or a .pt of null-space projections"
@@ -155,7 +153,7 @@ def import_statistics(
 
 
 def _import_sum(
-    path: Path, content: str, cell: Cell, widths: dict[str, int], cache: Cache, report: Report
+    path: Path, content: str, cell: Cell, widths: dict[str, int], cache: Cache
 ) -> list[Imported]:
     if len(widths) != 1:
         raise ConfigError(
@@ -171,7 +169,7 @@ def _import_sum(
     identity = imported_identity(cell, name, content, found.dtype)
     moment = KeyCovariance(identity, width)
     moment.total, moment.count = found.total, found.count
-    checks += compare_sum(_observed(cell, widths, cache, report), name, moment.mean())
+    checks += compare_sum(_observed(cell, widths, cache), name, moment.mean())
     require(checks, what, _ADVICE)
     said = {"documents": json.dumps(found.documents)}
     _write(cell, name, content, cache, moment.tensors(), moment.metadata() | said, path, checks)
@@ -184,7 +182,6 @@ def _import_factors(
     cell: Cell,
     shapes: Mapping[str, tuple[int, int]],
     cache: Cache,
-    report: Report,
 ) -> list[Imported]:
     """Both covariances of a file; which linear they are of, that of the keys says."""
     if len(shapes) != 1:
@@ -200,7 +197,7 @@ def _import_factors(
     }
     for part, done in checks.items():
         require(done, f"{path}, as {called(part)},", _ADVICE)  # before the model is loaded
-    opened, texts = _sample(cell, {name: d_in}, cache, report)
+    opened, texts = _sample(cell, {name: d_in}, cache)
     checks[name] += compare_sum(observe(opened, texts, [name]), name, found.keys)
     checks[gradients_of(name)] += compare_gradients(
         observe_gradients(opened, texts, name), found.gradients
@@ -222,7 +219,7 @@ def _import_factors(
 
 
 def _import_projections(
-    path: Path, content: str, cell: Cell, widths: dict[str, int], cache: Cache, report: Report
+    path: Path, content: str, cell: Cell, widths: dict[str, int], cache: Cache
 ) -> list[Imported]:
     every = read_projections(path)
     if len(every) != len(widths):
@@ -234,7 +231,7 @@ def _import_projections(
     for (name, width), projection in zip(widths.items(), every, strict=True):
         checks[name] = check_projection(projection, width)
         require(checks[name], f"{path}, as projection of {name},", _ADVICE)
-    observed = _observed(cell, widths, cache, report)
+    observed = _observed(cell, widths, cache)
     for name, projection in zip(widths, every, strict=True):
         checks[name] += compare_projection(observed, name, projection)
         require(checks[name], f"{path}, as projection of {name},", _ADVICE)
@@ -251,14 +248,14 @@ def _import_projections(
     return taken
 
 
-def _observed(cell: Cell, widths: dict[str, int], cache: Cache, report: Report) -> Observed:
+def _observed(cell: Cell, widths: dict[str, int], cache: Cache) -> Observed:
     """What the model's linears take in over documents of the corpus."""
-    opened, texts = _sample(cell, widths, cache, report)
+    opened, texts = _sample(cell, widths, cache)
     return observe(opened, texts, list(widths))
 
 
 def _sample(
-    cell: Cell, widths: dict[str, int], cache: Cache, report: Report
+    cell: Cell, widths: dict[str, int], cache: Cache
 ) -> tuple[EditableModel, list[Sequence[int]]]:
     """The model, opened with all linears of some widths, and documents of the corpus as tokens."""
     architecture = architecture_of(cell)
@@ -268,7 +265,7 @@ def _sample(
         for name, (d_in, _) in architecture.target_modules((f"{kind}:all",)).items()
         if d_in in widths.values()
     ]
-    folder = prepare_model(cell, cache, report)
+    folder = prepare_model(cell, cache, silent)
     settings = {**cell.editor.settings, "modules": alike}
     opened = open_model(replace(cell, editor=replace(cell.editor, settings=settings)), folder)
     every = open_corpus(cell.corpus, _SPREAD_OVER, None, "--corpus").documents

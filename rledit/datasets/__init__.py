@@ -17,7 +17,6 @@ from rledit.datasets.errors import (
 )
 from rledit.datasets.fields import Place
 from rledit.datasets.format import Format
-from rledit.datasets.known import KnownFact, read_known
 from rledit.datasets.overlap import Overlap, overlap
 from rledit.datasets.registry import FORMATS, detect_format, get_format
 from rledit.datasets.rows import RowFile, open_rows, rows_given
@@ -34,7 +33,6 @@ __all__ = [
     "FileEditSource",
     "Finding",
     "Format",
-    "KnownFact",
     "Overlap",
     "Place",
     "ReadReport",
@@ -50,6 +48,5 @@ __all__ = [
     "open_rows",
     "overlap",
     "read_edits",
-    "read_known",
     "rows_given",
 ]

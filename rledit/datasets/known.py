@@ -7,11 +7,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
 
 from rledit.datasets.errors import RowError, RowErrors
 from rledit.datasets.fields import Fields, Place, Row
-from rledit.datasets.rows import RowFile, open_rows
+from rledit.datasets.rows import RowFile
 
 REQUIRED = ("known_id", "subject", "attribute", "prompt")
 
@@ -38,18 +37,12 @@ def is_known(row: object) -> bool:
     return isinstance(row, Mapping) and all(key in row for key in REQUIRED)
 
 
-def read_known(path: str | Path) -> list[KnownFact]:
-    """Read a file of known facts.
+def map_known(file: RowFile) -> list[KnownFact]:
+    """Map the rows of a file of known facts.
 
     Raises:
-        DataFileError: The file cannot be opened as rows.
         RowErrors: Rows lack a key, or their prompt does not contain the subject.
     """
-    return map_known(open_rows(path))
-
-
-def map_known(file: RowFile) -> list[KnownFact]:
-    """Map rows that are already open; see `read_known`."""
     facts, errors = [], []
     for number, row in file.rows:
         try:

@@ -127,11 +127,11 @@ def target(hop: Fields, key: str) -> str:
     return hop.child(key).answer("str")
 
 
-def old_target(hop: Fields, key: str = "target_true") -> str | None:
+def old_target(hop: Fields) -> str | None:
     """The text of a target that may be absent."""
-    if not hop.has(key):
-        return hop.optional(f"{key}_str")
-    return hop.child(key).optional("str")
+    if not hop.has("target_true"):
+        return hop.optional("target_true_str")
+    return hop.child("target_true").optional("str")
 
 
 def _read_hop(hop: Fields, place: Place, edit_id: str) -> Edit:

@@ -65,7 +65,6 @@ def write_checkpoint(
     folder: Path,
     card: str = "",
     metadata: Mapping[str, Any] | None = None,
-    metadata_file: str = "edited.json",
     files: Mapping[str, bytes] | None = None,
 ) -> Path:
     """Write a model that holds its edits, as transformers reads it.
@@ -75,8 +74,7 @@ def write_checkpoint(
         tokenizer: Its tokenizer.
         folder: Where to write; there must be nothing, or an empty folder.
         card: The model card (README.md).
-        metadata: What else is known of it.
-        metadata_file: Its file.
+        metadata: What else is known of it, for `edited.json`.
         files: More files beside it, by name.
     """
     size = sum(p.numel() * p.element_size() for p in model.parameters())
@@ -89,7 +87,7 @@ def write_checkpoint(
         for name, content in (files or {}).items():
             (made / name).write_bytes(content)
         if metadata is not None:
-            (made / metadata_file).write_text(json.dumps(metadata, indent=1) + "\n")
+            (made / "edited.json").write_text(json.dumps(metadata, indent=1) + "\n")
     return folder
 
 

@@ -188,7 +188,7 @@ class Ledger:
         tensors = self._tensors(batch)
         return {k.removeprefix(_STATE): v for k, v in tensors.items() if k.startswith(_STATE)}
 
-    def require_model(self, fingerprint: str, what: str = "this model") -> None:
+    def require_model(self, fingerprint: str) -> None:
         """Refuse another model.
 
         Raises:
@@ -198,9 +198,9 @@ class Ledger:
             where = f" ({self.model.reference})" if self.model.reference else ""
             raise LedgerError(
                 f"{self.folder} belongs to another model{where}: its unedited weights have the "
-                f"fingerprint {self.model.fingerprint[:16]}, those of {what} {fingerprint[:16]}. "
-                "Its changes would be noise here; give the model that the ledger was made on, in "
-                f"{self.model.dtype}, or begin a new ledger (-o)"
+                f"fingerprint {self.model.fingerprint[:16]}, those of this model "
+                f"{fingerprint[:16]}. Its changes would be noise here; give the model that the "
+                f"ledger was made on, in {self.model.dtype}, or begin a new ledger (-o)"
             )
 
     @contextmanager

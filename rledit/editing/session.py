@@ -130,7 +130,7 @@ class Session:
         cost_before = knowledge.cost(opened, names)
         standing = self._standing(earlier, edits)
         held = took(opened, standing)
-        method, choice = self._method(edits, editor, settings, passes, floor)
+        method, choice = self._method(editor, settings, passes, floor)
         plan = Plan(method=method, floor=floor, chosen=editor is None, notes=notes)
         results: list[FactResult] = []
         numbers: list[int] = []
@@ -203,7 +203,6 @@ class Session:
 
     def _method(
         self,
-        edits: Sequence[Edit],
         editor: str | None,
         settings: Mapping[str, Any] | None,
         passes: int | None,

@@ -111,12 +111,8 @@ class SideMemories(Overlay):
             plain = F.linear(rows, self._weight().to(self.current))
         return PromptRows(rows, [len(s) for s in summaries], plain)
 
-    def distances(self, summaries: Sequence[Tensor], difference: Tensor) -> Tensor:
-        """(b,) Δ of each prompt under a difference, which may carry a graph."""
-        return self.moved(self.prompt_rows(summaries), difference)
-
     def moved(self, prompts: PromptRows, difference: Tensor) -> Tensor:
-        """As `distances`, of prompts that are made ready."""
+        """(b,) Δ of each prompt under a difference, which may carry a graph."""
         moved = F.linear(prompts.inputs, difference)
         if prompts.plain is not None:
             activation = self._activation()

@@ -10,7 +10,6 @@ from importlib import resources
 
 TABLE_FILE = "facts.csv"
 LICENCES_FILE = "LICENCES.txt"
-SOURCES_FILE = "SOURCES.md"
 COLUMNS = ("relation", "subject", "answer", "group", "article", "also")
 
 

@@ -9,18 +9,6 @@ from rledit.lazy_torch import torch
 from rledit.overlay import NONE, Overlay
 from rledit.scoring import Question, Questions
 
-ROUTING: Mapping[str, str] = {
-    "routed_edit_right": "edit prompts answered by their own entry, or one of the same target, in "
-    "percent; one that the model knew is right without any",
-    "routed_edit_wrong": "edit prompts answered by another entry, in percent",
-    "routed_rephrase_right": "the same of rephrases",
-    "routed_rephrase_wrong": "the same of rephrases",
-    "routed_locality_wrong": "unrelated prompts answered by any entry, in percent",
-    "route_ms": "milliseconds to decide for a prompt whose inputs are known",
-    "unannounced_prompts": "prompts of passes by other libraries so far, decided by their last "
-    "token",
-}
-
 
 def routing(memory: Overlay, asked: Mapping[int, Questions]) -> dict[str, float]:
     """What a memory does with edit, rephrase and locality prompts.
@@ -32,7 +20,13 @@ def routing(memory: Overlay, asked: Mapping[int, Questions]) -> dict[str, float]
         asked: The questions of edits, by place in the stream.
 
     Returns:
-        Values by the names of `ROUTING`; a share of no prompts is left out.
+        ``routed_edit_right``: edit prompts answered by their own entry, or one of the same target,
+        in percent; one that the model knew is right without any. ``routed_edit_wrong``: those
+        answered by another entry. ``routed_rephrase_right``, ``_wrong``: the same of rephrases.
+        ``routed_locality_wrong``: unrelated prompts answered by any entry. ``route_ms``:
+        milliseconds to decide for a prompt whose inputs are known. ``unannounced_prompts``: prompts
+        of passes by other libraries so far, decided by their last token. A share of no prompts is
+        left out.
     """
     found: dict[str, float] = {}
     if memory.unannounced:

@@ -55,6 +55,9 @@ def _only_at(model: PreTrainedModel, where: tuple[Tensor, ...]) -> Iterator[None
         handle.remove()
 
 
+_PROMPTS_A_PASS = 256
+
+
 @torch.no_grad()
 def fact_recall(
     model: PreTrainedModel,
@@ -62,7 +65,6 @@ def fact_recall(
     facts: Iterable[Fact],
     *,
     held_out: bool = True,
-    batch: int = 256,
 ) -> float:
     """Share (0 to 1) of prompts of some facts after which every answer token is the argmax.
 
@@ -73,7 +75,6 @@ def fact_recall(
         tokenizer: Its tokenizer.
         facts: The facts asked for.
         held_out: Ask by held-out prompts rather than by those trained on.
-        batch: Prompts per forward pass.
     """
     questions = [
         (prompt, fact.answer)
@@ -84,7 +85,7 @@ def fact_recall(
     training = model.training
     model.eval()
     right = 0
-    for index in sentences.lengths.argsort(stable=True).split(batch):
+    for index in sentences.lengths.argsort(stable=True).split(_PROMPTS_A_PASS):
         input_ids, labels = (rows.to(model.device) for rows in sentences.rows(index))
         predicted = torch.full_like(labels, IGNORED)
         predicted[labels != IGNORED] = answer_logits(model, input_ids, labels).argmax(-1)

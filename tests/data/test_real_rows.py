@@ -14,10 +14,11 @@ from rledit.datasets import (
     audit,
     audit_report,
     check_paths,
+    open_rows,
     overlap,
     read_edits,
-    read_known,
 )
+from rledit.datasets.known import map_known
 
 DATA = Path(os.environ.get("RLEDIT_DATA", ""))
 pytestmark = pytest.mark.skipif(
@@ -162,7 +163,7 @@ def test_zsre_readings_of_the_same_file() -> None:
 
 
 def test_known_facts() -> None:
-    facts = read_known(DATA / "known/known_1000_first900.json")
+    facts = map_known(open_rows(DATA / "known/known_1000_first900.json"))
     assert len(facts) == 900 and all(fact.subject in fact.prompt for fact in facts)
 
 

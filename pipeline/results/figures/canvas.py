@@ -63,7 +63,6 @@ def panels(
     columns: int,
     width: float,
     height: float,
-    share: bool = False,
     polar: bool = False,
 ) -> tuple[Figure, list[Axes]]:
     """A figure with `n` panels; none at all becomes one empty panel."""
@@ -76,8 +75,6 @@ def panels(
         down,
         across,
         squeeze=False,
-        sharex=share,
-        sharey=share,
         subplot_kw={"projection": "polar"} if polar else {},
     )
     axes = list(grid.flat)

@@ -48,7 +48,7 @@ def frontier(figure_data: FigureData) -> Iterator[Picture]:
         name_points(figure, axis, places, list(points))
     yield Picture(
         title="What an edit costs the rest of the model",
-        text=f"{_undominated(figure_data, streams)} Efficacy against specificity by "
+        text=f"{_undominated(streams)} Efficacy against specificity by "
         f"{figure_data.protocol}; up and to the right is better"
         f"{'; bars: one standard deviation over seeds' if _spread(streams) else ''}.",
         svg=canvas.rendered(figure),
@@ -67,7 +67,7 @@ def _points(figure_data: FigureData, stream: Stream) -> dict[str, _Point]:
     return found
 
 
-def _undominated(figure_data: FigureData, streams: Mapping[Stream, Mapping[str, _Point]]) -> str:
+def _undominated(streams: Mapping[Stream, Mapping[str, _Point]]) -> str:
     """Which methods no other one beats in both scores, on the longest stream that is drawn."""
     stream = list(streams)[-1]
     edited = {k: v for k, v in streams[stream].items() if k != editor_label(UNEDITED)}

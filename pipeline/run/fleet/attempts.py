@@ -318,7 +318,7 @@ def _rendezvous(item: WorkItem, name: str) -> str:
 def _reported(item: WorkItem, is_rank_zero: bool = True) -> Iterator[Report]:
     """Where a worker's reports go: the leader's to the progress actor, the others' nowhere."""
     key = item.task.key
-    started, node = time.time(), ray.get_runtime_context().get_node_id()
+    started = time.time()
     shown, last, sent = "", 0.0, None
 
     def report(
@@ -336,7 +336,6 @@ def _reported(item: WorkItem, is_rank_zero: bool = True) -> Iterator[Report]:
                 started=started,
                 stage=stage,
                 pid=os.getpid(),
-                node=node,
                 detail=detail,
                 left=left,
             )

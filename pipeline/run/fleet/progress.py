@@ -18,7 +18,6 @@ class Progress:
         started: When the task began, in seconds since the epoch.
         stage: What it is doing now.
         pid: Its process; the leader's, where several work together.
-        node: Ray's id of the node it is on.
         detail: More about the stage, in words.
         left: Seconds that the stage took yet when this was said, where the worker knows.
     """
@@ -28,7 +27,6 @@ class Progress:
     started: float
     stage: Stage
     pid: int
-    node: str
     detail: str = ""
     left: float | None = None
 

@@ -35,7 +35,7 @@ def tasks() -> dict[str, Task]:
 
 def at(done: int, total: int, ago: float, stage: Stage = "edit") -> Progress:
     started = time.time() - ago
-    return Progress(done=done, total=total, started=started, stage=stage, pid=1, node="n")
+    return Progress(done=done, total=total, started=started, stage=stage, pid=1)
 
 
 def test_the_headline_counts(

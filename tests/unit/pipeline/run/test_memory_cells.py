@@ -31,7 +31,6 @@ from rledit.editing.memories import open_edited
 from rledit.editing.methods import MethodError, method_of
 from rledit.editors import EDITORS
 from rledit.editors.overlay_editor import OverlayEditor
-from rledit.measurements.routing import ROUTING
 from rledit.model import EditableModel
 from rledit.protocols import read
 from tests.unit.helpers.prepared import prepared_model
@@ -77,7 +76,8 @@ def test_a_checkpoint_says_what_was_routed(name: str, models: Cache, tmp_path: P
     cell, cache = placed(models, tmp_path / "cache", name)
     rows = edit_stream(cell, prepared_model(cell, cache), cache, None, silent)
     last = {r["metric"]: r["value"] for r in rows.steps if r["step"] == cell.n_edits}
-    assert ROUTING.keys() - {"unannounced_prompts"} <= last.keys()
+    assert {f"routed_{probe}_wrong" for probe in ("edit", "rephrase", "locality")} <= last.keys()
+    assert {"routed_edit_right", "routed_rephrase_right", "route_ms"} <= last.keys()
     assert last["memory_entries"] > 0
     assert last["memory_bytes"] > 0
     assert last["weight_change_norm"] == 0

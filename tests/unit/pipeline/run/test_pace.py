@@ -32,7 +32,7 @@ def tasks() -> dict[str, Task]:
 
 
 def at(done: int, total: int, ago: float, stage: Stage = "edit", now: float = NOW) -> Progress:
-    return Progress(done=done, total=total, started=now - ago, stage=stage, pid=1, node="n")
+    return Progress(done=done, total=total, started=now - ago, stage=stage, pid=1)
 
 
 def test_the_estimate(tasks: dict[str, Task]) -> None:

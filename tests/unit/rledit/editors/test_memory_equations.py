@@ -218,7 +218,8 @@ def test_the_release_takes_the_largest_token_of_long_prompts(recipe: Recipe) -> 
     weight = memory.model.weights.original(memory.module)
     expected = torch.stack([moved(weight, difference, x, statistic) for x in prompts])
     assert LONG == 100
-    assert torch.allclose(memory.distances(prompts, difference), expected, rtol=1e-12)
+    found = memory.moved(memory.prompt_rows(prompts), difference)
+    assert torch.allclose(found, expected, rtol=1e-12)
 
 
 # MEMOIR

@@ -81,8 +81,8 @@ def test_the_memory_that_moves_a_prompt_most_answers_where_it_is_over_its_thresh
     memory = editor.memory
     assert memory.entries == 2
     summaries = memory.summaries(prompts(editor, 12, seed=4))
-    stored = memory.distances(summaries, memory.stored[0])
-    current = memory.distances(summaries, memory.current)
+    rows = memory.prompt_rows(summaries)
+    stored, current = memory.moved(rows, memory.stored[0]), memory.moved(rows, memory.current)
     for i, entry in enumerate(memory.decide(summaries).tolist()):
         passing = {
             place: float(delta[i])
@@ -172,7 +172,7 @@ def test_training_moves_edits_further_than_unrelated_prompts() -> None:
     editor.edit(editor.encode([edit]))
     memory = editor.memory
     inside, outside = (
-        float(memory.distances(memory.summaries(own), memory.current).mean())
+        float(memory.moved(memory.prompt_rows(memory.summaries(own)), memory.current).mean())
         for own in ([sample.prompt], [next(editor.unrelated(0)).prompt])
     )
     assert inside > outside

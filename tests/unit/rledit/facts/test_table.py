@@ -11,7 +11,7 @@ import pytest
 
 from jobs.derive_facts import CONFUSED, NO_CAPITAL, WHEELS, derive, folded, leaks
 from rledit.facts import RELATIONS, RealFact, real_facts, table_hash
-from rledit.facts.table import LICENCES_FILE, SOURCES_FILE, TABLE_FILE
+from rledit.facts.table import LICENCES_FILE, TABLE_FILE
 
 FOLDER = resources.files("rledit.facts")
 TABLE_SHA256 = "b24b2004887ef627ee4708aceacb9d2967b8130bc5861458f03e43da1bd82c73"
@@ -91,7 +91,7 @@ def test_a_city_of_another_countrys_name_has_that_country_as_no_target() -> None
 
 
 def test_sources_and_licences_are_shipped_and_named() -> None:
-    sources = FOLDER.joinpath(SOURCES_FILE).read_text()
+    sources = FOLDER.joinpath("SOURCES.md").read_text()
     for wheel, sha256 in WHEELS.items():
         name, version, *_ = wheel.split("-")
         assert f"https://pypi.org/project/{name}/{version}/" in sources
