@@ -1,4 +1,4 @@
-"""Fingerprints: hashes of plain JSON and of checkpoints, and the fields in which two differ."""
+"""Fingerprints: hashes of plain JSON and of checkpoints."""
 
 from __future__ import annotations
 
@@ -16,25 +16,12 @@ from pipeline.inputs.file_hashes import sha256_of
 from pipeline.inputs.gguf_checkpoints import content_of
 from pipeline.results.lake.key_versions import identity_hash
 
-_ABSENT = "absent"
 _DESCRIBING = (".json", ".txt", ".model")  # files of a checkpoint's folder beside its weights
 
 
 def fingerprint(content: Mapping[str, Any]) -> str:
     """Sixteen hex digits of the SHA-256 of canonical JSON."""
     return identity_hash(content)
-
-
-def changed_fields(old: Mapping[str, Any], new: Mapping[str, Any], prefix: str = "") -> list[str]:
-    """``field: old → new`` for every field in which two identities differ."""
-    changes: list[str] = []
-    for name in sorted(set(old) | set(new)):
-        a, b = old.get(name, _ABSENT), new.get(name, _ABSENT)
-        if isinstance(a, Mapping) and isinstance(b, Mapping):
-            changes += changed_fields(a, b, f"{prefix}{name}.")
-        elif a != b:
-            changes.append(f"{prefix}{name}: {a} → {b}")
-    return changes
 
 
 def checkpoint_fingerprint(checkpoint: str) -> str:

@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from dataclasses import replace as replace_fields
 from pathlib import Path
 
 from pipeline.config.grid import DatasetEntry, Grid
 from pipeline.errors import ConfigError
 from pipeline.inputs.checkpoints import check_weights, is_folder
-from pipeline.inputs.content_hashes import changed_fields
 from pipeline.inputs.datasets import lacking, pool_origin, source_of, unread
 from pipeline.plan.cell_data import read_not_measured, validation_batches
 from pipeline.plan.cell_keys import address_of, identity_of, key_of
@@ -19,11 +19,11 @@ from pipeline.plan.checks import check_cell, check_corpus, check_rows, skip_reas
 from pipeline.plan.done_cells import Containing, contained_cells, contains, find_done
 from pipeline.plan.protocol_fit import fit_lines
 from pipeline.plan.versions import code_version
-from pipeline.results.lake.addresses import doubles, place_of, shown
+from pipeline.results.lake.addresses import Place, doubles, place_of, shown
 from pipeline.results.lake.contained import ContainedCell
-from pipeline.results.lake.key_versions import without_labels
+from pipeline.results.lake.key_versions import averaged_settings, changed_fields, without_labels
 from pipeline.results.lake.lake import Lake
-from pipeline.results.lake.records import SCORES, CellRecord
+from pipeline.results.lake.records import SCORES, CellAddress, CellRecord
 from rledit.datasets.check import unread_keys
 from rledit.records import PROBES, SPLITS
 
@@ -99,13 +99,14 @@ def make_plan(
         lake: Where its results lie, or will lie.
         replace: Accept that finished cells at the same address have another identity; where no
             other grid asks for them, they are listed in `Plan.outdated` instead of stopping.
+            Those of other seeds stay, as nothing takes their place yet.
         cells: Those of its cells to look at; None: all.
         rerun_other_code: Finished cells that another version of the code made are not done; they
             are listed in `Plan.outdated`, too.
 
     Raises:
-        ConfigError: A finished cell stands at a cell's address with another identity, or a stream
-            does not fit its data.
+        ConfigError: A finished cell stands at a cell's address with another identity, or at that
+            of another of its seeds with other settings, or a stream does not fit its data.
         DatasetError: Edits cannot be read; rows that cannot be mapped are named all at once.
     """
     cells = tuple(cells_of(grid) if cells is None else cells)
@@ -118,6 +119,8 @@ def make_plan(
         check_cell(cell)
     rows = lake.rows() if lake.exists() else []
     records = shown(rows, lake.addresses()) if rows else []
+    if not replace:
+        _check_seeds(cells, records)
     outdated = _outdated(cells, records, replace)
     found = find_done(cells, records, rerun_other_code, outdated, grid.share_prefixes)
     asked = {key_of(cell) for cell in cells}
@@ -164,6 +167,32 @@ def _outdated(cells: Sequence[Cell], records: Sequence[CellRecord], replace: boo
                 )
             replaced.append(key)
     return [key for key in dict.fromkeys(replaced) if key not in left]
+
+
+def _check_seeds(cells: Sequence[Cell], records: Sequence[CellRecord]) -> None:
+    """Refuse cells that tables would average with finished ones of other settings, as seeds.
+
+    What stands at the address of a cell is not looked at: `_outdated` does that.
+    """
+    taking = {place_of(address_of(cell)) for cell in cells}
+    beside = {_beside(address_of(cell)): cell for cell in cells}
+    for record in records:
+        cell = beside.get(_beside(record.address))
+        if cell is None or not record.done or place_of(record.address) in taking:
+            continue
+        one, two = (averaged_settings(i) for i in (record.values["identity"], identity_of(cell)))
+        if one != two:
+            changes = "; ".join(changed_fields(one, two))
+            raise ConfigError(
+                f"{cell.path} would be averaged with seed {record.address.seed} of the lake, which "
+                f"has other settings: {changes}. Give the editor another variant or the grid "
+                "another name, or run all its seeds again with --replace"
+            )
+
+
+def _beside(address: CellAddress) -> Place:
+    """Where an address is, whichever its seed."""
+    return place_of(replace_fields(address, seed=0))
 
 
 def _shared(

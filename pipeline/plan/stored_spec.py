@@ -8,10 +8,9 @@ from typing import Any
 
 from pipeline.config.build import build
 from pipeline.config.yaml_location import Located
-from pipeline.inputs.content_hashes import changed_fields
 from pipeline.plan.cell_keys import identity_of, key_of
 from pipeline.plan.cells import Cell
-from pipeline.results.lake.key_versions import without_labels
+from pipeline.results.lake.key_versions import changed_fields, without_labels
 from pipeline.results.lake.layout import LakeError
 from pipeline.results.lake.records import CellRecord
 from pipeline.storage.object_store import Storage

@@ -18,6 +18,7 @@ from typing import Any, Literal, TypeAlias
 
 import duckdb
 
+from pipeline.results.lake.key_versions import averaged_settings
 from pipeline.results.lake.lake import Lake
 from pipeline.results.lake.records import BARE, INSTRUCTED, SHUFFLED, CellRecord, imported_words
 from pipeline.results.sheets import Head, Sheet, as_csv, as_terminal
@@ -210,7 +211,8 @@ def runs(
             that was scored for a shorter one answers for it, with its own costs. A row then has
             `not_measured` (what → why) where the cell's data has nothing to measure it on,
             `partly_measured` (score → edits that it is of) where some of its edits have nothing,
-            `imported` where it used published statistics instead of its own,
+            `imported` where it used published statistics instead of its own, `settings`, which
+            seeds must agree in to be averaged (see `averaged_settings`),
             `reason` where it has no result, and of a model that was trained on the spot
             `parameters`, `preset` where it has the settings of a published model, and `judge`
             where one has judged its answers (see `results.judge.judging`).
@@ -243,7 +245,7 @@ def _add_remarks(rows: Sequence[dict[str, Any]], of: str, connection: Connection
     """Say in each row what a table must say of its cell and the view has no column for."""
     sql = f"""SELECT cell, reason, resolved->'$.not_measured' AS not_measured,
         resolved->'$.partly_measured' AS partly_measured,
-        identity->'$.statistics' AS statistics,
+        identity,
         CAST(resolved->>'$.parameters' AS BIGINT) AS parameters,
         resolved->>'$.preset.name' AS preset, resolved->'$.judge' AS judge
         FROM cells WHERE {of}"""
@@ -252,8 +254,9 @@ def _add_remarks(rows: Sequence[dict[str, Any]], of: str, connection: Connection
         for name in ("not_measured", "partly_measured", "judge"):
             if said[name] is not None:
                 said[name] = json.loads(said[name])
-        used = json.loads(said.pop("statistics") or "null")
-        said["imported"] = imported_words({"statistics": used}) or None
+        identity = json.loads(said.pop("identity") or "{}")
+        said["imported"] = imported_words(identity) or None
+        said["settings"] = averaged_settings(identity)
         found[said.pop("cell")] = {k: v for k, v in said.items() if v is not None}
     for row in rows:
         row.update(found.get(row["cell"], {}))

@@ -16,6 +16,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from pipeline.results.judge.notes import judge_notes
+from pipeline.results.lake.key_versions import changed_fields
 from pipeline.results.lake.records import BARE, SCORES
 from pipeline.results.model_names import row_titles
 from pipeline.results.protocol_captions import SCORE_DEFINITIONS, sorted_protocols
@@ -74,13 +75,14 @@ class Value(OverSeeds):
         n_missing: how many seeds have that status.
         remark: what must be said of the cells, e.g. that their edits had no effect.
         basis: what it was measured on: seeds, data and size of the sample. Figures of another
-            basis are not ranked against each other.
+            basis are not ranked against each other. None: seeds were run with different settings,
+            so that it is not ranked at all.
     """
 
     status: str = ""
     n_missing: int = 0
     remark: str = ""
-    basis: tuple[tuple[Any, ...], ...] = ()
+    basis: tuple[tuple[Any, ...], ...] | None = ()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -258,7 +260,9 @@ def _value(metric: str, rows: Sequence[Row]) -> Value:
         status="/".join(sorted(set(missing))),
         n_missing=len(missing),
         remark="" if metric in COSTS else _remark(measured),
-        basis=tuple(
+        basis=None
+        if any(row.get("settings") != measured[0].get("settings") for row in measured)
+        else tuple(
             (row["seed"], row["data_hash"], row.get("scored_edits"), row.get("stream_order"))
             for row in measured
         ),
@@ -287,6 +291,36 @@ def _remarks(rows: Iterable[Row]) -> list[str]:
             several = f"{where} on {row['model']}, {row['dataset']}"
             places.setdefault(text, {})[several] = None
     return [f"{MARK} {text}: {'; '.join(found)}." for text, found in sorted(places.items())]
+
+
+def _mixtures(rows: Iterable[Row]) -> list[str]:
+    """A note for every figure whose seeds were run with different settings, with what differs."""
+    first: dict[tuple[Line, Stream], Row] = {}
+    found: dict[str, dict[str, None]] = {}
+    for row in sorted(rows, key=lambda row: row["seed"]):
+        if row["status"] == "done":
+            line, stream = _line(row), _stream(row)
+            before = first.setdefault((line, stream), row).get("settings") or {}
+            where = f"{line.label} {stream_label(stream)} on {line.model}, {line.dataset}"
+            for change in changed_fields(before, row.get("settings") or {}):
+                found.setdefault(where, {})[f"{change} of seed {row['seed']}"] = None
+    return [
+        f"Seeds of different settings are averaged, and not ranked: {where} ({'; '.join(changes)})."
+        for where, changes in found.items()
+    ]
+
+
+def _data_hashes(rows: Iterable[Row]) -> list[str]:
+    """A note for every dataset whose cells were run on different data."""
+    found: dict[str, set[str]] = {}
+    for row in rows:
+        if row["status"] == "done" and row["data_hash"]:
+            found.setdefault(row["dataset"], set()).add(str(row["data_hash"]))
+    return [
+        f"Mixed data hashes of {dataset}: {', '.join(sorted(hashes))}."
+        for dataset, hashes in sorted(found.items())
+        if len(hashes) > 1
+    ]
 
 
 def _refusals(rows: Iterable[Row]) -> list[str]:
@@ -332,10 +366,8 @@ def _notes(rows: Sequence[Row]) -> list[str]:
             where = f"{editor_label(row['editor'], row['variant'])} on {row['model']}"
             imported.setdefault(used, {})[where] = None
     notes += [f"Not computed here: {', '.join(on)} used {used}." for used, on in imported.items()]
-    for name, what in (("code_version", "code versions"), ("data_hash", "data hashes")):
-        if name == "data_hash" and len({row["dataset"] for row in rows}) > 1:
-            continue
-        found = sorted({str(row[name]) for row in rows if row["status"] == "done" and row[name]})
-        if len(found) > 1:
-            notes.append(f"Mixed {what}: {', '.join(found)}.")
-    return notes
+    notes += _mixtures(rows)
+    versions = {str(v) for row in rows if row["status"] == "done" and (v := row["code_version"])}
+    if len(versions) > 1:
+        notes.append(f"Mixed code versions: {', '.join(sorted(versions))}.")
+    return notes + _data_hashes(rows)

@@ -14,6 +14,12 @@ from typing import Any
 
 KEY_VERSION = 2
 _LABELLED = 1  # the version whose identities hold labels
+_ABSENT = "absent"
+# What follows from the seed, and what cells are scored by and where, or run on.
+_NO_SETTING = (
+    "key_version", "seed", "training_seed", "stream", "threads", "protocols", "measurements",
+    "checkpoints", "also_after", "wild",
+)  # fmt: skip
 
 
 def identity_hash(content: Mapping[str, Any]) -> str:
@@ -57,3 +63,28 @@ def current_key(key: str, identity: Mapping[str, Any]) -> str:
     current = without_labels(identity)
     labelled = current != identity and identity_hash(identity) == key
     return identity_hash(current) if labelled else key
+
+
+def averaged_settings(identity: Mapping[str, Any]) -> dict[str, Any]:
+    """What cells of several seeds must agree in to be averaged, of one's identity.
+
+    Left out are the seed and what follows from it, and what changes no score: by what else, and
+    where else along the stream, a cell is scored. Data has a note of its own.
+    """
+    kept = {k: v for k, v in without_labels(identity).items() if k not in _NO_SETTING}
+    for name, own in (("settings", "seed"), ("dataset", "data_hash")):
+        if isinstance(kept.get(name), Mapping):
+            kept[name] = {k: v for k, v in kept[name].items() if k != own}
+    return kept
+
+
+def changed_fields(old: Mapping[str, Any], new: Mapping[str, Any], prefix: str = "") -> list[str]:
+    """``field: old → new`` for every field in which two identities differ."""
+    changes: list[str] = []
+    for name in sorted(set(old) | set(new)):
+        a, b = old.get(name, _ABSENT), new.get(name, _ABSENT)
+        if isinstance(a, Mapping) and isinstance(b, Mapping):
+            changes += changed_fields(a, b, f"{prefix}{name}.")
+        elif a != b:
+            changes.append(f"{prefix}{name}: {a} → {b}")
+    return changes

@@ -9,10 +9,10 @@ import pytest
 from pipeline.config.parse import load_grid, parse_grid
 from pipeline.config.yaml_location import Located
 from pipeline.errors import ConfigError
-from pipeline.inputs.content_hashes import changed_fields
 from pipeline.plan import cell_keys
 from pipeline.plan.cell_keys import identity_of, key_of, train_key_of
 from pipeline.plan.cells import Cell, cells_of
+from pipeline.results.lake.key_versions import changed_fields
 
 GRID = """\
 name: tiny

@@ -226,3 +226,25 @@ def test_a_variant_that_is_renamed_needs_no_replacing(tmp_path: Path) -> None:
     lake = filled(tmp_path, swapped % ("a", "b"))
     plan = make_plan(grid(swapped % ("b", "a")), lake)
     assert plan.missing == plan.outdated == ()
+
+
+def test_a_seed_of_other_settings_is_not_averaged_with_those_that_are_there(tmp_path: Path) -> None:
+    lake = filled(tmp_path)
+    make_plan(grid("seeds=[1]", "protocols=[exact_match]"), lake)  # scored by less, edited alike
+    changed = ("seeds=[1]", "editors.ultraedit.settings.step=2.0e-3")
+    said = r"averaged with seed 0 .* settings.step: 0.001 → 0.002\. .*run all its seeds again"
+    with pytest.raises(ConfigError, match=said):
+        make_plan(grid(*changed), lake)
+    make_plan(grid(*changed, "name=other"), lake)
+    assert make_plan(grid(*changed), lake, replace=True).outdated == ()
+    both = ("seeds=[0, 1]", changed[1])
+    assert make_plan(grid(*both), lake, replace=True).outdated == (key_of(cells()[1]),)
+
+
+def test_what_follows_from_the_seed_is_no_other_setting(tmp_path: Path) -> None:
+    trained = """editors=[{editor: malmen, settings: {rank: 8, n_blocks: 1, init_std: 0.05,
+        initial_step: 1.0e-3, meta_lr: 1.0e-3, train_steps: 1, trajectory_batches: 2}}]"""
+    lake = filled(tmp_path, trained)
+    (own,), (other,) = (cells_of(grid(trained, f"seeds=[{seed}]")) for seed in (0, 1))
+    assert own.settings != other.settings
+    assert make_plan(grid(trained, "seeds=[1]"), lake).missing == (other,)

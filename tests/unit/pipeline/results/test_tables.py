@@ -138,6 +138,34 @@ def test_mixed_versions_are_said() -> None:
     assert "Mixed code versions: v, w." in text
 
 
+def test_mixed_data_is_said_of_every_dataset() -> None:
+    rows = [row(), row(seed=1, data_hash="i"), row(dataset="e", data_hash="j")]
+    notes = build_table(rows).notes
+    assert [note for note in notes if "data" in note] == ["Mixed data hashes of d: h, i."]
+
+
+def test_seeds_of_different_settings_are_named_and_do_not_compete() -> None:
+    one, two = ({"settings": {"settings": {"step": step}}} for step in (1, 5))
+    rows = [row(editor=editor, seed=seed, efficacy=efficacy) | one
+            for editor, efficacy in (("a", 60.0), ("b", 50.0)) for seed in (0, 1)]  # fmt: skip
+    mixed = [row(seed=0, efficacy=99.0) | one, row(seed=1, efficacy=99.0) | two]
+    text = render_table(build_table([*rows, *mixed]), "html")
+    assert "<b>60.0" in text and "<u>50.0" in text and "<b>99.0" not in text
+    note = "ranked: ft 20×10 on m, d (settings.step: 1 → 5 of seed 1)."
+    assert any(said.endswith(note) for said in build_table([*rows, *mixed]).notes)
+    assert not any("different settings" in said for said in build_table(rows).notes)
+
+
+def test_what_a_seed_changes_in_an_identity_is_no_other_setting(tmp_path: Path) -> None:
+    lake = Lake(str(tmp_path))
+    for seed in (0, 1):
+        of = {"settings": {"lr": 1, "seed": seed}, "protocols": ["choice"] * seed, "threads": 1}
+        of |= {"seed": seed, "training_seed": seed}
+        lake.commit(dataclasses.replace(cell(seed=seed), identity=of))
+    settings = [each["settings"] for each in runs(lake)]
+    assert settings == [{"settings": {"lr": 1}}] * len(settings)
+
+
 def test_the_best_edited_model_is_bold_and_the_unedited_does_not_compete() -> None:
     rows = [row(editor="none", specificity=100.0), row(editor="a", specificity=60.0, edit_ms=9.0),
             row(editor="b", specificity=70.0)]  # fmt: skip
