@@ -20,14 +20,18 @@ def ranked(
         bases: What each figure was measured on; None: it does not compete.
         least: Whether the least is the best.
     """
-    there = [i for i, cell in enumerate(cells) if cell.value is not None and bases[i] is not None]
-    often = Counter(bases[i] for i in there).most_common(1)
-    competing = [i for i in there if bases[i] == often[0][0]]
-    if len(competing) < 2:
+    own = competing([None if c.value is None else b for c, b in zip(cells, bases, strict=True)])
+    if len(own) < 2:
         return list(cells)
-    shown = {i: float(f"{cells[i].value:{cells[i].form}}") for i in competing}
+    shown = {i: float(f"{cells[i].value:{cells[i].form}}") for i in own}
     order = sorted(set(shown.values()), reverse=not least)
-    best = [i for i in competing if shown[i] == order[0]]
+    best = [i for i in own if shown[i] == order[0]]
     # Two that are best leave no second.
-    second = [i for i in competing if len(best) == 1 and shown[i] == order[1]]
+    second = [i for i in own if len(best) == 1 and shown[i] == order[1]]
     return [replace(cell, best=i in best, second=i in second) for i, cell in enumerate(cells)]
+
+
+def competing(bases: Sequence[Hashable | None]) -> list[int]:
+    """The places of the most frequent basis; None is none."""
+    often = Counter(basis for basis in bases if basis is not None).most_common(1)
+    return [i for i, basis in enumerate(bases) if often and basis == often[0][0]]

@@ -113,8 +113,8 @@ def _sheet(table: Table, panel: Panel, metrics: Sequence[str], fmt: str) -> Shee
         for metric in metrics:
             column = Column(stream=stream, metric=metric)
             heads.append(Head(label=column.label, groups=above))
-            values = [panel.value(_line(subject, method), column) for method in methods]
-            for row, cell in zip(rows, _cells(methods, values, column, table), strict=True):
+            lines = [_line(subject, method) for method in methods]
+            for row, cell in zip(rows, _cells(lines, panel, column, table), strict=True):
                 row.append(cell)
     apart = sum(editor == UNEDITED for editor, _ in methods)
     sheet = Sheet(heads=heads, rows=rows, apart=apart)
@@ -141,16 +141,11 @@ def _line(subject: _Subject, method: _Method) -> Line:
                 variant=variant)  # fmt: skip
 
 
-def _cells(
-    methods: Sequence[_Method], values: Sequence[Value], column: Column, table: Table
-) -> list[Cell]:
+def _cells(lines: Sequence[Line], panel: Panel, column: Column, table: Table) -> list[Cell]:
     """The figures of a column, the best two marked."""
-    cells = [_cell(value, column, table.n_seeds) for value in values]
-    competing = [
-        None if editor == UNEDITED or value.remark else value.basis
-        for (editor, _), value in zip(methods, values, strict=True)
-    ]
-    return ranked(cells, competing, least=column.metric in COSTS)
+    cells = [_cell(panel.value(line, column), column, table.n_seeds) for line in lines]
+    bases = [line.basis(panel.value(line, column)) for line in lines]
+    return ranked(cells, bases, least=column.metric in COSTS)
 
 
 def _cell(value: Value, column: Column, n_seeds: int) -> Cell:

@@ -15,6 +15,7 @@ from markupsafe import Markup
 
 from pipeline.results import figures
 from pipeline.results.answers_html import answers_html
+from pipeline.results.figures.findings import listed
 from pipeline.results.figures.inline import Pieces, pieces
 from pipeline.results.figures.style import DARK
 from pipeline.results.lake.lake import Lake
@@ -28,6 +29,7 @@ from pipeline.results.protocol_captions import (
     sorted_protocols,
 )
 from pipeline.results.query import Connection, connect, runs
+from pipeline.results.ranking import competing
 from pipeline.results.rendering import render_table
 from pipeline.results.report_facts import asked, header, provenance, settings_of
 from pipeline.results.report_queries import questions
@@ -221,7 +223,10 @@ def summaries(rows: Sequence[Row], preferred: Mapping[str, str]) -> list[str]:
 
 
 def _best(table: Table, stream: Stream) -> str:
-    """The best and second method by the mean of Eff, Gen and Spe, and the best efficacy."""
+    """The best and second method by the mean of Eff, Gen and Spe, and the best efficacy.
+
+    Those rank that the table ranks: of equal seeds, data and settings, and without a remark.
+    """
     panel = table.panels[0]
     scores = (*MEAN_OF, MEAN)
     columns = {metric: Column(stream=stream, metric=metric) for metric in scores}
@@ -230,10 +235,17 @@ def _best(table: Table, stream: Stream) -> str:
         values = {line: panel.value(line, columns[metric]).mean for line in table.lines}
         return {line.label: value for line, value in values.items() if value is not None}
 
-    means, efficacy = of(MEAN), of("efficacy")
-    if not means:
+    def ranked(metric: str) -> dict[str, float]:
+        values = {line: panel.value(line, columns[metric]) for line in table.lines}
+        there = [line for line, value in values.items() if value.mean is not None]
+        own = competing([line.basis(values[line]) for line in there])
+        return {there[i].label: of(metric)[there[i].label] for i in own}
+
+    means, efficacy = ranked(MEAN), ranked("efficacy")
+    scored = of(MEAN)
+    bare = scored.pop(editor_label(UNEDITED), None)
+    if not means and (scored or bare is None):
         return _most(efficacy, "efficacy") + "."
-    bare = means.pop(editor_label(UNEDITED), None)
     ranking = sorted(means, key=lambda name: -means[name])
     if not ranking:
         return f"the unedited model alone, mean {bare:.1f}."
@@ -244,15 +256,19 @@ def _best(table: Table, stream: Stream) -> str:
         lead = means[first] - means[ranking[1]]
         said += f", {lead:.1f} points above {ranking[1]}" if round(lead, 1) else (
             f", level with {ranking[1]}")  # fmt: skip
-    efficacy.pop(editor_label(UNEDITED), None)
     leader = max(efficacy, key=lambda name: efficacy[name])
     said += "; " + (_most(efficacy, "efficacy") if leader != first else "and the most efficacy")
-    return said + (f". The unedited model's mean is {bare:.1f}." if bare is not None else ".")
+    said += f". The unedited model's mean is {bare:.1f}." if bare is not None else "."
+    if others := [name for name in scored if name not in means]:
+        said += f" Not ranked, for other seeds, data or settings, or a remark: {listed(others)}."
+    return said
 
 
 def _most(values: Mapping[str, float], what: str) -> str:
     name = max(values, key=lambda key: values[key]) if values else None
-    return "nothing scored" if name is None else f"{name} has the most {what}, {values[name]:.1f}"
+    return (
+        "no method is ranked" if name is None else f"{name} has the most {what}, {values[name]:.1f}"
+    )
 
 
 def _subjects(rows: Sequence[Row]) -> list[Subject]:

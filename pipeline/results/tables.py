@@ -114,6 +114,10 @@ class Line:
         """The method's name as tables print it."""
         return editor_label(self.editor, self.variant)
 
+    def basis(self, value: Value) -> tuple[tuple[Any, ...], ...] | None:
+        """What one of its figures competes with others by; None where it does not compete."""
+        return None if self.editor == UNEDITED or value.remark else value.basis
+
 
 @dataclass(frozen=True, kw_only=True)
 class Panel:

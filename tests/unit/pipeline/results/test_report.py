@@ -17,7 +17,7 @@ from pipeline.results import figures
 from pipeline.results.lake.lake import Lake
 from pipeline.results.query import Connection, query, runs
 from pipeline.results.rendering import render_table
-from pipeline.results.report import ReportError, write_report
+from pipeline.results.report import ReportError, summaries, write_report
 from pipeline.results.tables import Column, build_table
 from tests.unit.helpers.browser import look_at
 from tests.unit.helpers.lake_fixtures import address, cell, demo_cells
@@ -112,6 +112,16 @@ def test_the_finding_is_the_tables(page: str, lake: Lake) -> None:
                            f"{first} has the best mean, {means[first]:.1f} (")  # fmt: skip
     assert f", {lead:.1f} points above {second}; " in said
     assert said.endswith(f"The unedited model&#39;s mean is {bare:.1f}.")
+
+
+def test_the_finding_ranks_what_the_table_ranks(tmp_path: Path) -> None:
+    lake = Lake(str(tmp_path))
+    for editor, seeds in (("rledit", (0, 1)), ("malmen", (0, 1)), ("ft", (0,))):
+        for seed in seeds:
+            lake.commit(cell(editor=editor, seed=seed))
+    (said,) = summaries(runs(lake, "demo"), {})
+    assert ": rledit has the best mean, " in said and "points above malmen" in said
+    assert said.endswith(" Not ranked, for other seeds, data or settings, or a remark: ft.")
 
 
 def test_one_table_and_one_frontier_come_first(page: str) -> None:
