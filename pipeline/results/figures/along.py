@@ -40,7 +40,8 @@ def scores(figure_data: FigureData) -> Iterator[Picture]:
     """Eff, Gen and Spe against edits on the longest stream that was scored more than once."""
     rows = figure_data.ask(
         f"""SELECT editor, variant, n_batches, batch_size, n_edits, {", ".join(SCORES)}
-        FROM runs WHERE {{here}} AND protocol = {quoted(figure_data.protocol)} ORDER BY ALL"""
+        FROM runs WHERE {{here}} AND protocol = {quoted(figure_data.protocol)}
+              AND status = 'done' ORDER BY ALL"""
     )
     points = rows.groupby(["n_batches", "batch_size"])["n_edits"].transform("nunique")
     several = rows[points >= FEWEST_POINTS]
@@ -63,17 +64,23 @@ def scores(figure_data: FigureData) -> Iterator[Picture]:
 
 
 def _lost(rows: DataFrame) -> str:
-    """What efficacy and specificity are at the first and at the last point after edits."""
+    """What efficacy and specificity are at the first and at the last point after edits.
+
+    Of the method whose own changes most; nothing where that is not seen in the numbers.
+    """
     edits = rows[rows["n_edits"] > 0]
     ends = (edits["n_edits"].min(), edits["n_edits"].max())
     said = []
     for name in ("efficacy", "specificity"):
         first, last = (edits[edits["n_edits"] == n].groupby("label")[name].mean() for n in ends)
         change = (last - first).dropna()
-        if len(change):
-            who = str(change.idxmin())
-            said.append(f"{SCORES[name]} changes most for {who}, from {first[who]:.1f} % after "
-                        f"{ends[0]} edits to {last[who]:.1f} % after {ends[1]}.")  # fmt: skip
+        if change.empty:
+            continue
+        who = str(change.abs().idxmax())
+        one, two = (f"{end[who]:.1f} %" for end in (first, last))
+        if one != two:
+            said.append(f"{SCORES[name]} changes most for {who}, from {one} after {ends[0]} edits "
+                        f"to {two} after {ends[1]}.")  # fmt: skip
     return sentences(said)
 
 

@@ -268,3 +268,29 @@ def test_the_heat_map_spans_positions_and_ages(rich: Lake) -> None:
     (picture,) = retention.heat_map(subject(rich))
     shown = words(picture.svg)
     assert "edit age (edits)" in shown and "efficacy (%)" in shown
+
+
+def along_the_stream(lake: Lake, name: str, efficacy: tuple[float, ...], **changes: Any) -> None:
+    """A cell of one editor with these efficacies along a stream of 40 edits, or of its part."""
+    result = cell(editor=name, checkpoints=4, protocols=[PROTOCOL], **changes)
+    points = [
+        {**score, "efficacy": value, "specificity": 50.0}
+        for score, value in zip(result.scores, efficacy, strict=False)
+    ]
+    if len(points) == 4:
+        lake.commit(dataclasses.replace(result, scores=points))
+    else:
+        lake.record_failure(
+            result.address, "NaN", identity={}, code_version="1", protocols=(PROTOCOL,),
+            scores=points,
+        )  # fmt: skip
+
+
+def test_along_the_stream_are_finished_cells_and_the_largest_change(tmp_path: Path) -> None:
+    lake = Lake(str(tmp_path))
+    along_the_stream(lake, "ft", (60.0, 60.0, 59.0, 58.0))
+    along_the_stream(lake, "ft", (20.0, 10.0), seed=1)  # failed half-way
+    along_the_stream(lake, "rledit", (60.0, 61.0, 65.0, 70.0))
+    (picture,) = along.scores(subject(lake))
+    changes = "Eff changes most for rledit, from 60.0 % after 10 edits to 70.0 % after 40."
+    assert picture.text.startswith(f"{changes} Spe stays at 50.0 %.")
