@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import os
 import statistics
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -131,6 +132,7 @@ def write_comparison(
         differences=_differences(a, b),
         alone=_alone(a, b),
         settings=_settings(a, b),
+        two_lakes=str(a.lake.storage) != str(b.lake.storage),
     )
     Storage(folder or ("/" if os.fspath(out).startswith("/") else ".")).write_bytes(
         name, text.encode()
@@ -156,15 +158,8 @@ def compare(a: Side, b: Side, protocols: Mapping[str, str]) -> list[Block]:
     Raises:
         ReportError: there is none.
     """
-    free = {
-        name
-        for name in SUBJECT
-        if len({row[name] for row in a.rows}) == len({row[name] for row in b.rows}) == 1
-    }
-    placed = [_placed(side.rows, free) for side in (a, b)]
     blocks = []
-    for place in (place for place in placed[0] if place in placed[1]):
-        left, right = placed[0][place], placed[1][place]
+    for left, right in _matched(a, b):
         scored = [row for row in left if row["protocol"] in {r["protocol"] for r in right}]
         protocol = shown_protocol(scored, protocols)
         sides = [[row for row in rows if row["protocol"] == protocol] for rows in (left, right)]
@@ -181,6 +176,17 @@ def compare(a: Side, b: Side, protocols: Mapping[str, str]) -> list[Block]:
             f"protocol. A has {_has(a)}; B has {_has(b)}"
         )
     return blocks
+
+
+def _matched(a: Side, b: Side) -> list[tuple[list[Row], list[Row]]]:
+    """The rows of either side on each model, dataset and stream that both have."""
+    free = {
+        name
+        for name in SUBJECT
+        if len({row[name] for row in a.rows}) == len({row[name] for row in b.rows}) == 1
+    }
+    left, right = (_placed(side.rows, free) for side in (a, b))
+    return [(left[place], right[place]) for place in left if place in right]
 
 
 def _placed(rows: Sequence[Row], free: set[str]) -> dict[tuple[Any, ...], list[Row]]:
@@ -309,20 +315,44 @@ def _differences(a: Side, b: Side) -> list[tuple[str, str, str]]:
     return [(name, short_hashes(x), short_hashes(y)) for name, x, y in found if x != y]
 
 
-def _settings(a: Side, b: Side) -> list[tuple[str, str, Any, Any]]:
-    """Settings of methods in which the two differ: method, name, on side A, on side B."""
-    left, right = (
-        {editor_label(r.address.editor, r.address.variant): _flat(r.values["resolved"].get(
-            "settings") or {}) for r in side.records if r.done}
-        for side in (a, b)
-    )  # fmt: skip
-    return [
-        (label, name, left[label].get(name, "–"), right[label].get(name, "–"))
-        for label in left
-        if label in right
-        for name in sorted(left[label].keys() | right[label].keys())
-        if left[label].get(name) != right[label].get(name)
+def _settings(a: Side, b: Side) -> list[tuple[str, str, str, str]]:
+    """Settings of methods in which the two differ: method, name, on side A, on side B.
+
+    Where a method does not differ so everywhere, it says on which model, dataset and stream.
+    """
+    known = [
+        {r.address.cell_key: _flat(r.values["resolved"].get("settings") or {}) for r in s.records}
+        for s in (a, b)
     ]
+    places: Counter[str] = Counter()
+    found: dict[tuple[str, str, str, str], list[str]] = {}
+    for rows in _matched(a, b):
+        left, right = (_by_method(*side) for side in zip(rows, known, strict=True))
+        for label in (label for label in left if label in right):
+            places[label] += 1
+            one, two = left[label], right[label]
+            for name in sorted(one.keys() | two.keys()):
+                x, y = (", ".join(own.get(name, ["–"])) for own in (one, two))
+                if x != y:
+                    title = _title(rows[0][0], rows[1][0])
+                    found.setdefault((label, name, x, y), []).append(title)
+    return [
+        (label if len(on) == places[label] else f"{label}: {'; '.join(on)}", name, x, y)
+        for (label, name, x, y), on in found.items()
+    ]
+
+
+def _by_method(
+    rows: Sequence[Row], known: Mapping[str, Mapping[str, Any]]
+) -> dict[str, dict[str, list[str]]]:
+    """By method and name, the values that a setting has in its cells of all seeds, each once."""
+    found: dict[str, dict[str, list[str]]] = {}
+    for row in rows:
+        own = found.setdefault(editor_label(row["editor"], row["variant"]), {})
+        for name, value in known[row["cell"]].items():
+            if str(value) not in own.setdefault(name, []):
+                own[name].append(str(value))
+    return found
 
 
 def _flat(settings: Mapping[str, Any], before: str = "") -> dict[str, Any]:

@@ -113,6 +113,27 @@ def test_another_model_can_be_compared_where_each_side_has_one(
     assert not (tmp_path / "d.html").exists()
 
 
+def test_settings_are_compared_on_each_model_and_a_lake_not_with_itself(tmp_path: Path) -> None:
+    lake = Lake(str(tmp_path / "lake"))
+    for grid in ("one", "two"):
+        for model in ("a-model", "z-model"):
+            result = cell(editor="ft", grid=grid, model=model, cell_key=f"{grid}-{model}")
+            settings = {"lr": 5.0 if (grid, model) == ("two", "a-model") else 1.0}
+            lake.commit(dataclasses.replace(result, resolved={"settings": settings}))
+    write_comparison((lake, "one"), (lake, "two"), tmp_path / "c.html")
+    text = (tmp_path / "c.html").read_text()
+    assert (
+        '<tr><th scope="row">ft: world on a-model, 4×10</th><td class="short">lr</td>'
+        '<td class="short">1.0</td><td class="short">5.0</td></tr>'
+    ) in text
+    assert "settings are the same" not in text and "rledit diff" not in text
+    copy = Lake(str(tmp_path / "copy"))
+    copy.commit(cell(editor="ft", grid="two", model="a-model", cell_key="two-a-model"))
+    write_comparison((lake, "two"), (copy, "two"), tmp_path / "d.html")
+    said = f"rledit diff {lake.storage} {copy.storage} --grid two"
+    assert said in (tmp_path / "d.html").read_text()
+
+
 def test_on_the_command_line(lakes: tuple[Lake, Lake], tmp_path: Path) -> None:
     first, second = (str(lake.storage) for lake in lakes)
 
