@@ -14,6 +14,8 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import date, datetime
+from decimal import Decimal
+from itertools import count
 from typing import Any, Literal, TypeAlias
 
 import duckdb
@@ -125,7 +127,7 @@ class QueryError(UserError, ValueError):
 
 @dataclass(frozen=True, kw_only=True)
 class Result:
-    """An answer: names of the columns, and rows of plain Python values."""
+    """An answer: names of the columns, each another, and rows of plain Python values."""
 
     columns: tuple[str, ...]
     rows: tuple[tuple[Any, ...], ...]
@@ -188,14 +190,28 @@ def query(sql: str, lake: str | Lake | Connection) -> Result:
         answer = connection.execute(sql)
         if answer is None:
             raise QueryError(f"the statement is empty\n{_VIEWS_LINE}")
-        columns = tuple(column[0] for column in answer.description or ())
+        columns = _numbered([column[0] for column in answer.description or ()])
         return Result(columns=columns, rows=tuple(answer.fetchall()))
     except duckdb.PermissionException as error:
         raise QueryError(f"{error}\nA query may read the views only: {', '.join(VIEWS)}") from None
     except (duckdb.CatalogException, duckdb.BinderException) as error:  # an unknown name
         raise QueryError(f"{error}\n{describe(connection)}") from None
     except duckdb.Error as error:
+        if "'pytz'" in str(error):  # which duckdb asks for where such a value becomes Python's
+            raise QueryError(
+                "a time with a time zone cannot be shown: CAST it AS TIMESTAMP or AS VARCHAR"
+            ) from None
         raise QueryError(f"{error}\n{_VIEWS_LINE}") from None
+
+
+def _numbered(names: Sequence[str]) -> tuple[str, ...]:
+    """Names of columns, those that are there before with a number: a, a_1, a_2."""
+    found: dict[str, None] = {}
+    for name in names:
+        if name in found:
+            name = next(n for i in count(1) if (n := f"{name}_{i}") not in {*names, *found})
+        found[name] = None
+    return tuple(found)
 
 
 def runs(
@@ -315,7 +331,7 @@ def _as_table(result: Result) -> str:
 
 def _numeric(values: Sequence[Any]) -> bool:
     known = [value for value in values if value is not None]
-    numbers = (isinstance(v, int | float) and not isinstance(v, bool) for v in known)
+    numbers = (isinstance(v, int | float | Decimal) and not isinstance(v, bool) for v in known)
     return bool(known) and all(numbers)
 
 
@@ -331,6 +347,8 @@ def _plain(value: Any) -> Any:
     """A value that JSON can hold; NaN and infinities become text, which strict JSON lacks."""
     if isinstance(value, float) and not math.isfinite(value):
         return str(value)
+    if isinstance(value, Decimal):
+        return float(value)
     if isinstance(value, datetime | date):
         return value.isoformat()
     if isinstance(value, list | tuple):

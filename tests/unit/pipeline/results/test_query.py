@@ -176,3 +176,17 @@ def test_formats(lake: Lake) -> None:
 
 def test_quotes_in_a_grid_name_are_data(lake: Lake) -> None:
     assert runs(lake, "x' OR 1=1 --") == []
+
+
+def test_columns_of_one_name_are_numbered_and_decimals_are_numbers(lake: Lake) -> None:
+    result = query("SELECT 1.5 AS a, 2 AS a, 3 AS a_1, [0.25] AS b", lake)
+    assert result.columns == ("a", "a_2", "a_1", "b")
+    assert json.loads(render(result, "json")) == [{"a": 1.5, "a_2": 2, "a_1": 3, "b": [0.25]}]
+
+
+def test_a_time_with_a_time_zone_has_a_message(lake: Lake) -> None:
+    try:
+        query("SELECT [now()]", lake)
+    except QueryError as error:  # without pytz
+        assert str(error).startswith("a time with a time zone cannot be shown: CAST it")
+    query("SELECT CAST(now() AS TIMESTAMP), CAST(now() AS VARCHAR)", lake)
