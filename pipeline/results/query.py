@@ -3,7 +3,8 @@
 The views `runs`, `edits`, `curves` and `cells` show done cells only, as the manifest names them,
 each at every address at which a grid asks for it (see `pipeline.results.lake.addresses`);
 `runs` and `cells` show the others too, with their status: a row without scores, and in `runs` one
-for each checkpoint that a failed cell had reached, none of them final. A connection lives in memory
+for each checkpoint that a failed cell had reached, none of them final; a cell that is contained in
+one that failed has none of these. A connection lives in memory
 and cannot reach a file, so no query changes a lake.
 """
 
@@ -88,12 +89,15 @@ _VIEWS = {
             UNION ALL BY NAME
             SELECT DISTINCT stored_key FROM lake_cells WHERE status <> 'done'
         ) s USING (stored_key)
-        WHERE (s.checkpoint IS NULL OR ({_OF_ITS_STREAM} AND s.checkpoint >= {_FROM}))
+        WHERE (s.checkpoint IS NULL OR ({_OF_ITS_STREAM} AND s.checkpoint >= {_FROM}
+                                        AND (asked_edits IS NULL OR c.status = 'done')))
               AND {_OF_ITS_PROTOCOLS}""",
     "edits": f"""
-        SELECT {_ADDRESS}, checkpoint, protocol, edit_index, batch_index, edit_id, {_SCORES},
-               superseded
-        FROM {_placed("lake_edits")} WHERE {_OF_ITS_STREAM} AND {_OF_ITS_PROTOCOLS}""",
+        SELECT {_ADDRESS}, checkpoint, protocol, edit_index,
+               CASE WHEN asked_edits IS NULL THEN batch_index ELSE edit_index // batch_size END
+               AS batch_index, edit_id, {_SCORES}, superseded
+        FROM {_placed("lake_edits")}
+        WHERE {_OF_ITS_STREAM} AND {_OF_ITS_EDITS} AND {_OF_ITS_PROTOCOLS}""",
     "answers": f"""
         SELECT {_ADDRESS}, checkpoint, edit_index, edit_id, probe, probe_index, prompt, target,
                before, answer, before_logprob, target_logprob, had_target, has_target, is_target,
@@ -103,7 +107,7 @@ _VIEWS = {
                    target_logprob AS before_logprob, has_target AS had_target
             FROM lake_answers WHERE checkpoint = 0
         ) USING (stored_key, edit_index, probe, probe_index)
-        WHERE checkpoint > 0 AND {_OF_ITS_STREAM}""",
+        WHERE checkpoint > 0 AND {_OF_ITS_STREAM} AND {_OF_ITS_EDITS}""",
     "free_answers": f"""
         SELECT {_ADDRESS}, checkpoint, edit_index, edit_id, probe, probe_index, prompt, target,
                answer, matches, counted, superseded, judge, reply, verdict

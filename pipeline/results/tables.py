@@ -356,7 +356,8 @@ def _notes(rows: Sequence[Row]) -> list[str]:
     notes += orders(rows)
     notes += judge_notes(rows)
     notes += _remarks(rows)
-    missing = Counter(row["status"] for row in rows if row["status"] != "done")
+    unfinished = {(row["cell"], row["status"]) for row in rows if row["status"] != "done"}
+    missing = Counter(status for _, status in unfinished)
     notes += [f"{n} cell{'s' * (n > 1)} {status}." for status, n in sorted(missing.items())]
     notes += _refusals(rows)
     notes += dict.fromkeys(

@@ -94,6 +94,8 @@ def asked_rows(table: str, columns: Mapping[str, list[Any]], asked: Asked) -> di
         name: [value for value, wanted in zip(values, keep, strict=True) if wanted]
         for name, values in columns.items()
     }
+    if "batch_index" in kept:  # the unedited model's rows may be of a stream of other batches
+        kept["batch_index"] = [place // asked.batch_size for place in kept["edit_index"]]
     if "final" in kept:
         kept["final"] = [edits == asked.n_edits for edits in kept["n_edits"]]
     return kept
@@ -122,7 +124,11 @@ def _part(record: CellRecord, cell: ContainedCell) -> CellRecord:
         files=record.files if record.done else {},
         values=values,
         asked=Asked(
-            protocols=protocols, n_edits=cell.n_edits, first=int(longer), within=cell.within
+            protocols=protocols,
+            n_edits=cell.n_edits,
+            batch_size=cell.address.batch_size,
+            first=int(longer),
+            within=cell.within,
         ),
     )
 

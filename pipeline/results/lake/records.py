@@ -154,6 +154,7 @@ class Asked:
     Attributes:
         protocols: Of its scores.
         n_edits: Edits in its stream.
+        batch_size: Edits in each of its batches.
         first: Edits after which its first scores are: none, or one where the rows are of a longer
             stream, as the unedited model is scored there on edits that are not this cell's.
         within: Key of the cell that has the rows.
@@ -161,6 +162,7 @@ class Asked:
 
     protocols: tuple[str, ...]
     n_edits: int
+    batch_size: int
     first: int = 0
     within: str
 

@@ -13,12 +13,13 @@ from pipeline.config.parse import load_grid
 from pipeline.errors import ConfigError
 from pipeline.plan.cell_keys import address_of, identity_of, key_of
 from pipeline.plan.cells import Cell, cells_of
-from pipeline.plan.done_cells import contains
+from pipeline.plan.done_cells import Containing, contained_cells, contains
 from pipeline.plan.grid_plan import Plan, make_plan, shared_lines
 from pipeline.results.diff import diff_lakes
 from pipeline.results.lake.lake import Lake
 from pipeline.results.lake.layout import LakeError
 from pipeline.results.query import query, runs
+from pipeline.results.tables import build_table
 from pipeline.run.export import export
 from pipeline.run.tasks import FOUND, perform, tasks_of
 from pipeline.storage.run_paths import RunPaths
@@ -282,3 +283,38 @@ def test_a_dataset_is_scored_by_some_of_the_grids_protocols() -> None:
     assert identity_of(second) == identity_of(alike[0])
     with pytest.raises(ConfigError, match="unknown protocol of the grid 'choice'"):
         grid(NONE, two.replace("exact_match", "choice"), "protocols=[token_accuracy]")
+
+
+def test_a_cell_in_a_longer_one_that_failed_has_no_scores(tmp_path: Path) -> None:
+    lake = Lake(str(tmp_path))
+    whole = one(STEP, "name=all", "streams=[{n_batches: 4, batch_size: 4}]", "checkpoints=2")
+    plan = make_plan(grid(*NARROW, STEP), lake)
+    within = Containing(key=key_of(whole), name="", done=False)
+    lake.contain(contained_cells(plan.cells, {key_of(cell): within for cell in plan.cells}))
+    lake.show(address_of(cell) for cell in plan.cells)
+    reached = result_of(whole).scores[:2]
+    assert [row["checkpoint"] for row in reached] == [8, 8]  # as long as the contained cell
+    lake.record_failure(
+        address_of(whole), "broken", identity=identity_of(whole), code_version="0", scores=reached
+    )
+    (row,) = runs(lake, "narrow", final=False)
+    assert (row["status"], row["final"], row["efficacy"]) == ("failed", None, None)
+    assert "1 cell failed." in build_table(runs(lake, "narrow")).notes
+
+
+def test_the_unedited_model_has_the_batches_of_who_asks(tmp_path: Path) -> None:
+    lake = Lake(str(tmp_path))
+    sizes = "streams=[{n_batches: 2, batch_size: 4}, {n_batches: 4, batch_size: 2}]"
+    plan = make_plan(grid("editors=[{editor: none}]", "checkpoints=1", sizes), lake)
+    lake.contain(plan.without_rows)
+    lake.show(address_of(cell) for cell in plan.cells)
+    lake.commit(result_of(plan.cells[0]))
+    expected = {(4, i, i // 4) for i in range(8)} | {(2, i, i // 2) for i in range(8)}
+    assert {*query("SELECT batch_size, edit_index, batch_index FROM edits", lake).rows} == expected
+    columns = [lake.columns("edits", record) for record in lake.manifest("tiny")]
+    found = {
+        (size, *of)
+        for size, own in zip((2, 4), columns, strict=True)
+        for of in zip(own["edit_index"], own["batch_index"], strict=True)
+    }
+    assert found == expected
