@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -27,12 +27,29 @@ class Ours(OverSeeds):
     """A figure of ours.
 
     Attributes:
+        seeds: Of its values, in their order.
         interval: 95 % bootstrap interval over the edits, for scores of one cell per seed.
         protocol: What it was scored by; "" for figures that are no scores.
     """
 
+    seeds: tuple[int, ...] = ()
     interval: tuple[float, float] | None = None
     protocol: str = ""
+
+
+def over_seeds(cells: Iterable[CellRows], values: Iterable[float | None]) -> Ours:
+    """A figure from cells and what each has, left out where it has nothing."""
+    pairs = zip(cells, values, strict=True)
+    known = {cell.seed: value for cell, value in pairs if value is not None}
+    return Ours(values=tuple(known.values()), seeds=tuple(known))
+
+
+def averaged(parts: Sequence[Ours]) -> Ours:
+    """Mean of figures, seed by seed, over the seeds that all of them have."""
+    by_seed = [dict(zip(part.seeds, part.values, strict=True)) for part in parts]
+    seeds = tuple(seed for seed in by_seed[0] if all(seed in own for own in by_seed))
+    means = tuple(math.fsum(own[seed] for own in by_seed) / len(parts) for seed in seeds)
+    return Ours(values=means, seeds=seeds)
 
 
 def measure(metric: Metric, place: Place, protocol: str, edits_at: int | None = None) -> Ours:
@@ -53,7 +70,7 @@ def measure(metric: Metric, place: Place, protocol: str, edits_at: int | None = 
         found = [cell.peak_memory_gb for cell in place.done]
     else:
         found = [_curve(metric, cell, place.edits_for(edits_at)) for cell in place.done]
-    return Ours(values=tuple(value for value in found if value is not None))
+    return over_seeds(place.done, found)
 
 
 def seconds_per_edit(cell: CellRows, n_edits: int, part: str = "total") -> float:
@@ -100,11 +117,11 @@ def _scores(metric: Metric, place: Place, wanted: str) -> Ours:
         values = [_composite(row) for row in rows]
     else:
         values = [row.get(metric.name) for row in rows]
-    kept = tuple(value for value in values if value is not None)
+    kept = over_seeds(cells, values)
     spreads = all((at, protocol, metric.name) in cell.spreads for cell in cells)
-    return Ours(
-        values=kept,
-        interval=interval(cells, at, protocol, metric.name) if kept and spreads else None,
+    return replace(
+        kept,
+        interval=interval(cells, at, protocol, metric.name) if kept.values and spreads else None,
         protocol=protocol,
     )
 

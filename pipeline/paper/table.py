@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from pipeline.config.presets import OWN, preset_setting
 from pipeline.paper.comparability import departures, stream_name
-from pipeline.paper.figures import Ours, measure, seconds_per_edit
+from pipeline.paper.figures import Ours, averaged, measure, over_seeds, seconds_per_edit
 from pipeline.paper.layout import Layout, Method, Metric, Section
 from pipeline.paper.layouts import LAYOUTS
 from pipeline.paper.measured import CellRows, Place, places_of, read_cells
@@ -206,7 +206,7 @@ def _figure(
     verdict = judge(
         ours.mean,
         reference,
-        missing="; ".join(missing),
+        missing="; ".join(missing) or "its cells have no seed in common",
         departures=tuple(dict.fromkeys(against)),
     )
     return Figure(
@@ -221,23 +221,20 @@ def _figure(
 
 
 def _averaged(parts: Sequence[Ours]) -> Ours:
-    """Mean over cells of the same seeds; the interval of a mean of cells is not computed."""
+    """Mean over cells, seed by seed; the interval of a mean of cells is not computed."""
     there = [part for part in parts if part.values]
     if len(parts) == 1 or not there:
         return parts[0]
-    n_seeds = min(len(part.values) for part in there)
-    means = tuple(sum(part.values[i] for part in there) / len(there) for i in range(n_seeds))
     protocol = " + ".join(dict.fromkeys(part.protocol for part in there if part.protocol))
-    return Ours(values=means, protocol=protocol)
+    return replace(averaged(there), protocol=protocol)
 
 
 def _ratio(place: Place, fastest: float | None) -> Ours:
     """Seconds per edit over the least of the section's methods."""
     if not fastest or any(cell.editor == "none" for cell in place.done):
         return Ours()
-    return Ours(
-        values=tuple(seconds_per_edit(cell, place.n_edits) / fastest for cell in place.done)
-    )
+    ratios = [seconds_per_edit(cell, place.n_edits) / fastest for cell in place.done]
+    return over_seeds(place.done, ratios)
 
 
 def _is_own(method: Method, section: Section) -> bool:

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from pipeline.paper.comparability import stream_name
-from pipeline.paper.figures import Ours
+from pipeline.paper.figures import averaged
 from pipeline.paper.layout import Metric
 from pipeline.paper.signs import Signs
 from pipeline.paper.table import Block, Figure, Line, PaperTable
@@ -107,23 +107,14 @@ def _column(lines: Sequence[Line], metric: Metric) -> list[Cell]:
         figures = [f for f in line.figures if f.metric == metric]
         if metric is _MEAN:
             figures = [f for f in line.figures if f.metric.name in MEAN_OF]
-        ours = figures[0].ours if len(figures) == 1 else _mean([f.ours for f in figures])
+        ours = figures[0].ours if len(figures) == 1 else averaged([f.ours for f in figures])
         form = f".{_digits(metric, long=False)}f"
         mark = MARK if line.remarks and metric.basis not in _COSTS else ""
         cells.append(Cell(value=ours.mean, std=ours.std, form=form, mark=mark))
         edited = line.method.editor != "none" and not line.remarks
-        read = (figures[0].protocol, tuple(p.stream for p in figures[0].places), len(ours.values))
+        read = (figures[0].protocol, tuple(p.stream for p in figures[0].places), ours.seeds)
         bases.append(read if edited else None)
     return ranked(cells, bases, least=metric.basis in _COSTS)
-
-
-def _mean(parts: Sequence[Ours]) -> Ours:
-    """Mean of scores, seed by seed; none where one of them is lacking."""
-    counts = {len(part.values) for part in parts}
-    if len(counts) != 1:
-        return Ours()
-    seeds = zip(*(part.values for part in parts), strict=True)
-    return Ours(values=tuple(sum(one) / len(parts) for one in seeds))
 
 
 def _apart(lines: Sequence[Line]) -> int:

@@ -18,6 +18,7 @@ from pipeline.config.presets import PRESETS
 from pipeline.errors import ConfigError
 from pipeline.inputs.content_hashes import plain
 from pipeline.paper import comparability
+from pipeline.paper.figures import Ours, averaged
 from pipeline.paper.layouts import LAYOUTS
 from pipeline.paper.reference_grids import published_cells
 from pipeline.paper.references import Reference, Source, published, references, rows
@@ -435,6 +436,26 @@ def test_seeds_give_a_spread_and_edits_an_interval(lake: Lake) -> None:
     low, high = ours.interval
     assert low == pytest.approx(87.5 - 7.2, abs=2.0)
     assert high == pytest.approx(87.5 + 7.2, abs=2.0)
+
+
+def test_means_of_figures_are_over_the_seeds_that_all_have() -> None:
+    one = Ours(values=(50.0, 60.0), seeds=(0, 1))
+    found = averaged([one, Ours(values=(20.0, 90.0), seeds=(1, 2))])
+    assert (found.values, found.seeds) == ((40.0,), (1,))
+    for none in (Ours(), Ours(values=(20.0,), seeds=(2,))):
+        assert averaged([one, none]).mean is None
+
+
+def test_the_mean_of_datasets_pairs_their_seeds(lake: Lake) -> None:
+    stream = {"grid": "fig6", "n_batches": 20, "batch_size": 100, "protocol": "exact_match"}
+    for dataset, seeds in (("ZsRE", (0, 1)), ("CounterFact", (1, 2))):
+        for seed in seeds:
+            eff = 50.0 + 10 * seed
+            lake.commit(cell("mend", (eff, 50, 50), dataset=dataset, seed=seed, **stream))
+    block = next(b for b in paper_table(lake, "fig6").blocks if b.section.models == ("Llama-3-8B",))
+    line = next(line for line in block.lines if line.method.label == "MEND")
+    ours = next(f for f in line.figures if f.metric.label == "Eff").ours
+    assert (ours.values, ours.seeds) == ((60.0,), (1,))
 
 
 def test_a_longer_stream_answers_for_the_one_it_was_scored_for(lake: Lake) -> None:
