@@ -222,8 +222,8 @@ def method_order(editor: str | None, variant: str = "") -> tuple[Any, ...]:
     Editors that are not in it come after them by name; numbers in variants count as numbers.
     """
     place = EDITOR_ORDER.index(editor) if editor in EDITOR_ORDER else len(EDITOR_ORDER)
-    parts = re.split(r"(\d+)", variant)
-    natural = tuple((0, int(p), "") if p.isdigit() else (1, 0, p) for p in parts if p)
+    parts = re.split(r"(\d+(?:\.\d+)?(?:e[+-]?\d+)?)", variant)
+    natural = tuple((0, float(p), "") if p[0].isdecimal() else (1, 0.0, p) for p in parts if p)
     return (editor is None, place, editor or "", natural)
 
 

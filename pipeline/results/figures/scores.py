@@ -112,7 +112,8 @@ def _draw_ablation(rows: DataFrame) -> bytes:
         for places, means, spreads in canvas.score_bars(axis, here, labels, 0.27, horizontal=True):
             for place, centre, spread in zip(places, means, spreads, strict=True):
                 if math.isfinite(centre):
-                    change = "" if place == places[0] else f" ({centre - means[0]:+.1f})"
+                    compared = place != places[0] and math.isfinite(means[0])
+                    change = f" ({centre - means[0]:+.1f})" if compared else ""
                     canvas.at_end(axis, centre + spread, place, f"{centre:.1f}{change}")
         canvas.percent_axis(axis, "x", "score (%)")
         axis.set_xlim(0, 135)  # room for the numbers

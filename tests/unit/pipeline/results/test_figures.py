@@ -146,6 +146,15 @@ def test_an_ablation_states_the_difference_to_the_whole(rich: Lake) -> None:
     assert f"({by['no backtracking'] - by['']:+.1f})" in shown
 
 
+def test_where_the_first_variant_has_not_run_no_difference_is_stated(tmp_path: Path) -> None:
+    lake = Lake(str(tmp_path))
+    for variant, n_batches in (("", 4), ("a", 4), ("a", 8), ("b", 8)):
+        lake.commit(cell(variant=variant, n_batches=n_batches))
+    (picture,) = scores.ablation(subject(lake))
+    shown = words(picture.svg)
+    assert "nan" not in shown and shown.count("(+0.0)") == 3  # of Eff, Gen and Spe on one stream
+
+
 def test_the_composite_is_the_papers_formula(rich: Lake) -> None:
     """(Eff + Gen + 0.5 Spe) / 2.5 over all datasets; who misses one is left out."""
     rows = subject(rich, None).done.query("n_batches == 4 and batch_size == 10")

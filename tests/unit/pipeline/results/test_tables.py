@@ -97,6 +97,13 @@ def test_the_references_come_first_then_methods_in_their_order() -> None:
         "unedited", "untrained", "ft", "ft (fast)", "rledit"]  # fmt: skip
 
 
+def test_numbers_in_variants_sort_as_numbers() -> None:
+    names = ["", "0.00015", "0.0003", "0.00045", "1e-3", "2 steps", "10 steps", "m=5", "m=50"]
+    rows = [row(variant=name) for name in reversed(names)]
+    shown = [line.variant for line in build_table(rows).lines]
+    assert shown == names
+
+
 def test_streams_and_protocols_stand_in_the_header() -> None:
     rows = [row(n_batches=n, protocol=p) for n in (100, 20) for p in ("choice", "token_accuracy")]
     text = render_table(build_table(rows), "md")
