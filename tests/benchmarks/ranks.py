@@ -1,6 +1,6 @@
 """What a second rank brings: training and scoring on one and on two ranks, whole and sharded.
 
-    python -m tests.benchmarks.ranks [--shape smollm2] [--repeats 3] [--json FILE]
+    python -m tests.benchmarks.ranks [--shape smollm2] [--kind sharded] [--repeats 3] [--json FILE]
 
 Random weights in the shape of SmolLM2-135M, or in a small one where what stands beside the passes
 shows. Every rank has one thread. Ranks are processes of this machine that talk by gloo, so wall
@@ -16,7 +16,7 @@ import statistics
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
@@ -76,6 +76,7 @@ CASES = {
     ),
 }
 TIMEOUT = 1800.0
+KINDS = ("whole", "sharded")
 WORK = ("training", "scoring")
 
 
@@ -153,10 +154,10 @@ def worker(rank: int, size: int, folder: Path) -> None:
     (folder / f"{rank}.json").write_text(json.dumps(found))
 
 
-def compare(shape: str, repeats: int) -> dict[str, dict[str, float]]:
+def compare(shape: str, repeats: int, kinds: Sequence[str] = KINDS) -> dict[str, dict[str, float]]:
     """One rank over two, by kind of model and work: each of tokens, processor and wall time."""
     result: dict[str, dict[str, float]] = {}
-    for kind in ("whole", "sharded"):
+    for kind in kinds:
         by_size: dict[int, list[dict[str, Any]]] = {}
         for size in (1, 2):
             with tempfile.TemporaryDirectory() as folder:
@@ -184,10 +185,11 @@ def main() -> None:
         return
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--shape", choices=CASES, default="smollm2")
+    parser.add_argument("--kind", choices=KINDS, help="whole models or sharded ones alone")
     parser.add_argument("--repeats", type=int, default=3, metavar="N")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the result there")
     chosen = parser.parse_args()
-    result = compare(chosen.shape, chosen.repeats)
+    result = compare(chosen.shape, chosen.repeats, [chosen.kind] if chosen.kind else KINDS)
     print(*lines({"a second rank": result}), sep="\n")
     if chosen.json is not None:
         chosen.json.write_text(json.dumps(result, indent=2) + "\n")
