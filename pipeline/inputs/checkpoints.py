@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
 from pipeline.config.gguf_refs import gguf_reference
+from pipeline.config.hub_refs import no_such_checkpoint
 from pipeline.inputs import gguf_checkpoints, pickled_weights
 from pipeline.inputs.checkpoint_files import (
     AGAIN,
@@ -41,15 +42,23 @@ def is_folder(checkpoint: str) -> bool:
 
 
 def cached(checkpoint: str) -> Path | None:
-    """The folder of a checkpoint's configuration, if this machine has it without asking the hub."""
+    """The folder of a checkpoint's configuration, if this machine has it without asking the hub.
+
+    Raises:
+        CheckpointError: It is no folder, and no name that the hub could have.
+    """
     if is_folder(checkpoint):
         return Path(checkpoint)
     if (gguf := gguf_reference(checkpoint)) is not None:
         return gguf_checkpoints.kept_folder(gguf)
     from huggingface_hub import try_to_load_from_cache
+    from huggingface_hub.errors import HFValidationError
 
     repository, _, revision = checkpoint.partition("@")
-    found = try_to_load_from_cache(repository, "config.json", revision=revision)
+    try:
+        found = try_to_load_from_cache(repository, "config.json", revision=revision)
+    except HFValidationError as error:
+        raise hub_error(checkpoint, error) from None
     return Path(found).parent if isinstance(found, str) else None
 
 
@@ -186,12 +195,15 @@ def hub_error(checkpoint: str, error: Exception) -> Exception:
     from huggingface_hub.errors import (
         GatedRepoError,
         HfHubHTTPError,
+        HFValidationError,
         LocalEntryNotFoundError,
         RepositoryNotFoundError,
         RevisionNotFoundError,
     )
 
     repository, _, revision = checkpoint.partition("@")
+    if isinstance(error, HFValidationError):
+        return CheckpointError(no_such_checkpoint(checkpoint))
     if isinstance(error, GatedRepoError):
         token = "the token in HF_TOKEN has no access" if _has_token() else "HF_TOKEN is not set"
         remedy = (

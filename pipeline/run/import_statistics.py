@@ -135,8 +135,9 @@ def import_statistics(
     """
     content = file_hash(path)
     cell = model_cell(model, modules, dtype, corpus)
+    architecture = architecture_of(cell)
     try:
-        shapes = architecture_of(cell).target_modules(tuple(modules))
+        shapes = architecture.target_modules(tuple(modules))
     except ValueError as error:
         raise ConfigError(f"--module {', '.join(modules)}: {error}") from None
     widths = {name: d_in for name, (d_in, _) in shapes.items()}

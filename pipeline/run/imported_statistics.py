@@ -21,6 +21,7 @@ from pipeline.plan.cell_keys import model_hash_of
 from pipeline.plan.cells import Cell
 from pipeline.plan.imported import IMPORTED, imported_of, projections_of
 from pipeline.run.cache import Cache
+from pipeline.storage.redaction import redact
 from rledit.locate.covariance import CovarianceError, CovarianceFingerprint, KeyCovariance
 from rledit.locate.nullspace import NullSpace
 
@@ -45,7 +46,8 @@ def require_imports(cells: Sequence[Cell], cache: str) -> None:
         ConfigError: Names every one, and how it gets into the cache.
     """
     if absent := absent_imports(cells, cache):
-        lines = [f"{entry.text}, is not in the cache {cache}; {entry.remedy}" for entry in absent]
+        place = redact(cache)
+        lines = [f"{entry.text}, is not in the cache {place}; {entry.remedy}" for entry in absent]
         raise ConfigError("\n".join(lines))
 
 

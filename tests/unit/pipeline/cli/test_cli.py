@@ -126,6 +126,14 @@ def test_a_grid_without_results_is_answered_with_those_that_have_some(tmp_path: 
     assert code == 2 and "--format pdf: unknown format; Valid: md, latex, html, csv" in text
 
 
+def test_a_password_in_the_address_of_a_lake_is_not_printed(grid: Path, tmp_path: Path) -> None:
+    lake = ["--results", tmp_path, "--lake", "memory://user:s3cretpass@bucket/lake"]
+    told = {"table": typed("table", "z", *lake)[1], "plan": typed("plan", grid, *lake)[1]}
+    assert "Grids with results in memory://***@bucket/lake: none" in told["table"]
+    assert "to run; lake memory://***@bucket/lake\n" in told["plan"]
+    assert "s3cretpass" not in str(told)
+
+
 def test_diff_of_one_grid(tmp_path: Path) -> None:
     lake_at(tmp_path / "a", cell(), cell(grid="mine"))
     lake_at(tmp_path / "b", cell(), cell(grid="mine", noise=1), cell(grid="theirs"))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import pytest
@@ -11,12 +12,15 @@ from pipeline.config.hub_refs import parse_hub_file, unpinned_checkpoint
 from pipeline.config.parse import load_grid
 from pipeline.config.presets import PRESETS
 from pipeline.errors import ConfigError
+from pipeline.inputs.checkpoints import cached, fetch_description
 from pipeline.inputs.content_hashes import checkpoint_fingerprint
 from pipeline.inputs.corpus import open_corpus
 from pipeline.inputs.edit_files import open_data
 from pipeline.plan.architecture import _of_preset
 from pipeline.plan.cells import cells_of
 from pipeline.plan.estimate.needs import model_needs
+from pipeline.run.cache import Cache
+from pipeline.run.import_statistics import import_statistics
 from rledit.datasets import DataFileError
 
 GRID = Path(__file__).parents[3] / "cluster" / "tiny.yaml"
@@ -67,3 +71,28 @@ def test_a_plan_says_what_is_known_of_a_models_weights(tmp_path: Path) -> None:
     page = (GRIDS.parent.parent / "docs" / "tables.md").read_text()
     said_there = page[page.index("**GPT-J-6B.**") :].split("\n\n")[0]
     assert "pytorch_model.bin" in said_there and "converted to safetensors" in said_there
+
+
+@pytest.mark.parametrize(
+    ("name", "told"),
+    [
+        ("/models/missing", "/models/missing"),
+        (f"/models/m@{COMMIT}", f"/models/m@{COMMIT}"),
+        (f"./m@{COMMIT}", f"./m@{COMMIT}"),
+        ("~/m", "~/m"),
+        ("https://huggingface.co/owner/name", "https://huggingface.co/owner/name"),
+        ("s3://user:s3cret@bucket/m", "s3://***@bucket/m"),
+    ],
+)
+def test_what_no_model_of_the_hub_is_called_is_told_to_be_no_folder(name: str, told: str) -> None:
+    expected = re.escape(f"checkpoint '{told}': no such folder; a hub model is given with its")
+    for read in (cached, fetch_description, checkpoint_fingerprint):
+        with pytest.raises(ConfigError, match=expected):
+            read(name)
+
+
+def test_an_import_with_a_mistyped_model_does_not_blame_the_module(tmp_path: Path) -> None:
+    (tmp_path / "mom2.npz").write_bytes(b"")
+    cache = Cache(str(tmp_path / "cache"))
+    with pytest.raises(ConfigError, match="^checkpoint '/models/missing': no such folder"):
+        import_statistics(tmp_path / "mom2.npz", "/models/missing", ["down:4"], cache)
