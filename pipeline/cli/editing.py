@@ -16,6 +16,13 @@ if TYPE_CHECKING:
     from rledit.editing import Ledger, Session
 
 
+# Options of `rledit edit` that say how facts are edited.
+_EDITING = (
+    "editor", "set_", "train", "train_on", "batch_size", "passes", "floor", "skip_bad_rows",
+    "schema",
+)  # fmt: skip
+
+
 class Form(StrEnum):
     """Forms in which an edited model is taken away."""
 
@@ -113,6 +120,13 @@ def edit(
 
     if facts is None and export is None:
         raise ConfigError("give a file of facts, or --export FORM to take a ledger's model away")
+    if facts is None:
+        why = "no facts are edited; give a file of facts, or leave it out"
+        refuse_without_use(context, _EDITING, why)
+    if export is None:
+        refuse_without_use(context, ["to", "rank"], "nothing is taken away; add --export FORM")
+    elif export is not Form.lora:
+        refuse_without_use(context, ["rank"], "only an adapter has a rank; take --export lora")
     wishes = Wishes(
         editor=editor,
         settings=_settings(set_),
@@ -127,6 +141,8 @@ def edit(
     if Ledger.is_at(target):
         why = "the ledger says how its model is loaded and prompted; leave it out"
         refuse_without_use(context, ["dtype", "prompt_style"], why)
+    else:
+        refuse_without_use(context, ["model"], f"no ledger is opened: the model is {target}")
     # Before a model is loaded.
     files = None if facts is None else check_wishes(facts, wishes)
     begins = not any(Ledger.is_at(place) for place in (target, out) if place is not None)

@@ -8,11 +8,18 @@ from typing import Annotated
 import typer
 
 from pipeline.cli.editing import Form, ModelNow, Rank, export_ledger
-from pipeline.cli.options import DEFAULT_RESULTS, CacheUri, LakeUri, Results
+from pipeline.cli.options import (
+    DEFAULT_RESULTS,
+    CacheUri,
+    LakeUri,
+    Results,
+    refuse_without_use,
+)
 from pipeline.storage.run_paths import RunPaths
 
 
 def export(
+    context: typer.Context,
     cell: Annotated[
         str,
         typer.Argument(
@@ -42,9 +49,16 @@ def export(
     did.
     """
     chosen = Form.delta if delta else form
+    if chosen is not form:
+        refuse_without_use(context, ["form"], "--delta says the form; leave one of the two out")
+    if chosen is not Form.lora:
+        refuse_without_use(context, ["rank"], "only an adapter has a rank; take --form lora")
     if (Path(cell) / "ledger.json").is_file():
+        why = "a ledger has its batches in its own folder, and no results; leave it out"
+        refuse_without_use(context, ["results", "lake", "cache"], why)
         export_ledger(Path(cell), folder, chosen, rank, model)
         return
+    refuse_without_use(context, ["model"], "a cell's model is its grid's; it is for a LEDGER")
     from pipeline.run.export import export as write
 
     places = RunPaths.under(results, lake, cache=cache)

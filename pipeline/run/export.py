@@ -94,14 +94,18 @@ def export(
         The folder of the checkpoint, or the file of the change.
 
     Raises:
+        ExportError: There is a rank, and the form is no adapter.
         LakeError: The cell is not done, or running it again does not give its rows.
     """
+    form = "delta" if delta else form
+    if rank is not None and form != "lora":  # before a cell is run again
+        raise ExportError(f"--rank is for the form lora, not for {form}")
     lake, cache = Lake(run_paths.lake), Cache(run_paths.cache)
     record = _record(key, lake)
     cell = read_cell_spec(record, lake.storage)
     remembers = issubclass(editor_class(cell.editor.editor), OverlayEditor)
     if remembers:
-        refuse_form(cell.label, "delta" if delta else form)
+        refuse_form(cell.label, form)
     migrate_cache([cell], run_paths.cache)
     made_by = str(record.values["code_version"])
     kept = _kept(cell, made_by, cache)
@@ -113,12 +117,10 @@ def export(
         cache.publish(edited_name(cell), replace=True)
     model = prepare_model(cell, cache, report)
     metadata = {"cell": key_of(cell), "code_version": made_by, "identity": identity_of(cell)}
-    if rank is not None and form != "lora":
-        raise ExportError(f"--rank is for the form lora, not for {form}")
     edited = load_file(kept)
     if remembers:
         return _write_with_memory(cell, model, edited, folder, metadata, cache)
-    if form == "checkpoint" and not delta:
+    if form == "checkpoint":
         return _write_checkpoint(cell, model, edited, folder, metadata)
     changes = _changes(cell, model, edited)
     if form == "lora":

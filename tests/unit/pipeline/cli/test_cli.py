@@ -332,6 +332,8 @@ PLACES = ["--lake", "/nowhere/lake", "--cache", "/nowhere/cache"]
         (["run", DEMO, "--workers", "2", "--address", "auto"], "--workers: --address runs on all"),
         (["submit", DEMO, *PLACES, "--gpus", "1", "--kind", "job"], "--kind, --gpus: .*kuberay"),
         (["submit", DEMO, *PLACES, "--backend", "kuberay", "--wait", "3"], "--wait: .*a manifest"),
+        (["export", "0123", "/nowhere/x", "--model", "m"], "--model: a cell's model is its grid's"),
+        (["export", "0123", "/nowhere/x", "--rank", "2"], "--rank: only an adapter has a rank"),
         (["status", "--log", "4"], "--log: .*--address"),
         (["status", "--address", "http://127.0.0.1:1", "--results", "x"], "--results: .*--lake"),
     ],

@@ -187,6 +187,23 @@ def edited(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
         (["edit", "model", "more.csv", "-o", "out", "--prompt-style", "chat"], "prompted as plain"),
         (["edit", "model", "more.csv", "-o", "out", "--dtype", "bfloat16"], "a model in float32"),
         (["undo", "out", "7"], "has no batch 7"),
+        (["edit", "out", "more.csv", "--to", "x", "--rank", "2"], "--rank, --to: .*add --export"),
+        (["edit", "out", "more.csv", "--export", "delta", "--rank", "2"], "--rank: only an adap"),
+        (["edit", "model", "more.csv", "-o", "out", "--model", "x"], "--model: no ledger is op"),
+        (
+            ["edit", "out", "--export", "delta", *FAST, "--train", "--train-on", "x"],
+            "--editor, --set, --train, --train-on, --passes, --floor: no facts are edited",
+        ),
+        (
+            ["edit", "out", "--export", "lora", "--batch-size", "2", "--format", "zsre"],
+            "--batch-size, --format: no facts are edited",
+        ),
+        (
+            ["export", "out", "new", "--lake", "a", "--cache", "b", "--results", "c"],
+            "--results, --lake, --cache: a ledger has",
+        ),
+        (["export", "out", "new", "--delta", "--form", "lora"], "--form: --delta says the form"),
+        (["export", "out", "new", "--rank", "2"], "--rank: only an adapter has a rank"),
         (
             ["export", "out", "model", "--form", "lora"],
             "and is not empty: 'model'",

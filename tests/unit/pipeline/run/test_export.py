@@ -28,6 +28,7 @@ from pipeline.run.stages import edit
 from pipeline.run.stages.prepare import open_model
 from pipeline.run.tasks import perform, tasks_of
 from pipeline.storage.run_paths import RunPaths
+from rledit.editing.export import ExportError
 from rledit.model import EditableModel
 from tests.unit.helpers.prepared import prepared_model
 
@@ -70,6 +71,14 @@ def logits(model: Any, tokenizer: Any, cell: Cell) -> Tensor:
         return torch.cat(
             [model(**tokenizer(p, return_tensors="pt")).logits[0, -1:] for p in prompts]
         )
+
+
+def test_a_rank_without_an_adapter_is_refused_before_a_cell_is_looked_for(tmp_path: Path) -> None:
+    run_paths = RunPaths.under(tmp_path)
+    with pytest.raises(ExportError, match="--rank is for the form lora, not for delta"):
+        export("0123", run_paths, tmp_path / "out", delta=True, rank=2)
+    with pytest.raises(LakeError):
+        export("0123", run_paths, tmp_path / "out", form="lora", rank=2)
 
 
 @pytest.mark.parametrize("kept", [True, False], ids=["kept", "run again"])
