@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from pipeline.cli.options import DEFAULT_RESULTS, GridFile, Results, Scale, Sets
+from pipeline.cli.options import DEFAULT_RESULTS, CacheUri, GridFile, Results, Scale, Sets
 from pipeline.storage.run_paths import RunPaths
 
 Folder = Annotated[Path, typer.Argument(help="Folder of shared .safetensors files.")]
@@ -19,6 +19,7 @@ def covariance_export(
     set_: Sets = [],  # noqa: B006
     results: Results = DEFAULT_RESULTS,
     scale: Scale = None,
+    cache: CacheUri = None,
 ) -> None:
     """Write the key covariance that a grid's runs have computed, for other users to import."""
     from pipeline.config.parse import load_grid
@@ -26,8 +27,9 @@ def covariance_export(
     from pipeline.run.cache import Cache
     from pipeline.run.shared_covariance import export_covariance
 
+    place = Cache(RunPaths.under(results, cache=cache).cache)
     cells = cells_of(load_grid(grid, set_, scale))
-    for path in export_covariance(cells, Cache(RunPaths.under(results).cache), folder):
+    for path in export_covariance(cells, place, folder):
         typer.echo(path)
 
 
@@ -37,6 +39,7 @@ def covariance_import(
     set_: Sets = [],  # noqa: B006
     results: Results = DEFAULT_RESULTS,
     scale: Scale = None,
+    cache: CacheUri = None,
 ) -> None:
     """Take key covariance that another user has exported; those of another model are refused."""
     from pipeline.config.parse import load_grid
@@ -44,8 +47,9 @@ def covariance_import(
     from pipeline.run.cache import Cache
     from pipeline.run.shared_covariance import import_covariance
 
+    place = Cache(RunPaths.under(results, cache=cache).cache)
     cells = cells_of(load_grid(grid, set_, scale))
-    taken = import_covariance(cells, Cache(RunPaths.under(results).cache), folder)
+    taken = import_covariance(cells, place, folder)
     for module in taken:
         typer.echo(module)
     typer.echo(f"{len(taken)} key covariance taken")

@@ -130,7 +130,8 @@ def run(
     given |= {"--lake": lake, "--cache": cache}
     _print_words(run_paths.lake, parsed.name, command(given, "answers", parsed.name))
     _print_waiting(Lake(run_paths.lake), parsed.name, console)
-    report_path = write_report_files(run_paths.lake, parsed.name, results / f"{parsed.name}.html")
+    page = str(results / f"{parsed.name}.html")
+    report_path = write_report_files(run_paths.lake, parsed.name, page)
     _track_report(run_paths, parsed.name, Path(report_path))
     for line in closing_lines(parsed.name, found, run_paths, report_path, given):
         console.print(line, highlight=False, markup=False, soft_wrap=True)

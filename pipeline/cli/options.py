@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated
@@ -9,7 +10,25 @@ from typing import Annotated
 import typer
 
 from pipeline.errors import ConfigError
+from pipeline.storage.redaction import redact
 
+
+def _local_folder(given: Path) -> Path:
+    """A folder of this machine, as `--results` needs one.
+
+    Raises:
+        ConfigError: It is a URI, of which a path would make a folder called `s3:`.
+    """
+    if _URI.match(text := str(given)):
+        uri = redact(text.replace(":/", "://", 1))  # a path has lost one of the two
+        raise ConfigError(
+            f"--results {uri}: expected a folder of this machine; what lies elsewhere is given one "
+            "by one, by --lake, --cache, --tracking or --out"
+        )
+    return given
+
+
+_URI = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+:/")
 GridFile = Annotated[Path, typer.Argument(help="The grid, e.g. jobs/grids/demo.yaml.")]
 Sets = Annotated[
     list[str],
@@ -24,6 +43,7 @@ Results = Annotated[
     typer.Option(
         envvar="RLEDIT_RESULTS",
         help="Folder of the default lake, the tracking database and the cache.",
+        callback=_local_folder,
     ),
 ]
 LakeUri = Annotated[str | None, typer.Option("--lake", help="URI of the lake of results.")]

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Collection
 from difflib import get_close_matches
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import typer
@@ -97,8 +97,8 @@ def _no_results(lake: str, name: str, scales: Collection[str]) -> str:
     )
 
 
-def write_report_files(lake: str, name: str, path: Path) -> str:
-    """Write the HTML report, and its figures as files into a folder beside it."""
+def write_report_files(lake: str, name: str, path: str) -> str:
+    """Write the HTML report to a path or URI, and its figures into a folder beside it."""
     from pipeline.paper.layouts import LAYOUTS
     from pipeline.results.report import write_report
 
@@ -109,13 +109,13 @@ def write_report_files(lake: str, name: str, path: Path) -> str:
 
         published = render_paper_table(paper_table(lake, name), "html")
         protocols = LAYOUTS[name]().protocols  # figures show what the table beside them shows
-    beside = path.with_name(f"{path.stem}-figures")
+    beside = f"{os.path.splitext(path)[0]}-figures"
     return write_report(
         lake, name, path, published=published, protocols=protocols, figures_folder=beside
     )
 
 
-def write_comparison_file(first: tuple[str, str], second: tuple[str, str], path: Path) -> str:
+def write_comparison_file(first: tuple[str, str], second: tuple[str, str], path: str) -> str:
     """Write the page that compares two (lake, grid).
 
     Raises:

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from pipeline.cli.options import DEFAULT_RESULTS, GridName, LakeUri, Results
 from pipeline.cli.output import print_table, write_comparison_file, write_report_files
+from pipeline.storage.redaction import redact
 from pipeline.storage.run_paths import RunPaths
 
 
@@ -109,7 +109,9 @@ def report(
     name: GridName,
     results: Results = DEFAULT_RESULTS,
     lake: LakeUri = None,
-    out: Annotated[Path | None, typer.Option(help="The HTML file to write.")] = None,
+    out: Annotated[
+        str | None, typer.Option(help="The HTML file to write: a path, or a URI of a store.")
+    ] = None,
     against: Annotated[
         str | None,
         typer.Option(
@@ -134,8 +136,8 @@ def report(
     if against is not None or against_lake is not None:
         lake = RunPaths.under(results, lake).lake
         other = (against_lake or lake, against or name)
-        path = out or results / f"{name}-against-{against or 'other'}.html"
-        typer.echo(write_comparison_file((lake, name), other, path))
+        path = out or str(results / f"{name}-against-{against or 'other'}.html")
+        typer.echo(redact(write_comparison_file((lake, name), other, path)))
         return
-    path = out or results / f"{name}.html"
-    typer.echo(write_report_files(RunPaths.under(results, lake).lake, name, path))
+    path = out or str(results / f"{name}.html")
+    typer.echo(redact(write_report_files(RunPaths.under(results, lake).lake, name, path)))

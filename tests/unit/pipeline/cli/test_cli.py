@@ -24,7 +24,9 @@ from pipeline.plan.cells import cells_of
 from pipeline.results.lake.lake import Lake
 from pipeline.results.tables import EDITOR_ORDER
 from pipeline.results.tracking.tracker import Tracker
+from pipeline.run.cache import Cache
 from pipeline.run.cell import record_failure
+from pipeline.storage.object_store import Storage
 from pipeline.submit.ray_cluster import Job
 from rledit.editors import EDITORS
 from rledit.world import WORLD_MODELS, World, WorldConfig, world_model_key
@@ -132,6 +134,36 @@ def test_a_password_in_the_address_of_a_lake_is_not_printed(grid: Path, tmp_path
     assert "Grids with results in memory://***@bucket/lake: none" in told["table"]
     assert "to run; lake memory://***@bucket/lake\n" in told["plan"]
     assert "s3cretpass" not in str(told)
+
+
+def test_a_report_goes_to_a_store_and_a_results_folder_is_none(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    lake_at(tmp_path / "r", *demo_cells(seeds=1, streams=(4,)))
+    code, text = typed(
+        "report", "demo", "--results", "r", "--out", "memory://u:s3cretpass@pages/demo.html"
+    )
+    assert (code, text) == (0, "memory://***@pages/demo.html\n")
+    written = Storage("memory://u:s3cretpass@pages").list()
+    assert "demo.html" in written and any(n.startswith("demo-figures/") for n in written)
+    told = "error: --results s3://***@b/res: expected a folder of this machine"
+    for words in (["table", "demo"], ["mlflow"]):
+        code, text = typed(*words, "--results", "s3://u:s3cretpass@b/res")
+        assert code == 2 and told in text
+    assert [path.name for path in tmp_path.iterdir()] == ["r"]
+
+
+@pytest.mark.parametrize("action", ["export", "import"])
+def test_key_covariance_is_shared_out_of_the_cache_that_is_named(
+    action: str, grid: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def shared(_: Any, cache: Cache, folder: Path) -> list[str]:
+        return [str(cache.folder)]
+
+    monkeypatch.setattr(f"pipeline.run.shared_covariance.{action}_covariance", shared)
+    code, text = typed("covariance", action, grid, tmp_path / "f", "--cache", tmp_path / "c")
+    assert code == 0 and text.splitlines()[0] == str(tmp_path / "c")
 
 
 def test_diff_of_one_grid(tmp_path: Path) -> None:
