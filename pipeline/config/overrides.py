@@ -12,14 +12,25 @@ from rledit.names import nearest
 
 
 def override(data: dict[str, Any], text: str) -> list[str]:
-    """Apply one ``key.path=value`` to the parsed YAML; which of its words are old."""
+    """Apply one ``key.path=value`` to the parsed YAML; which of its words are old.
+
+    A name of the path may have dots in it, as Mistral-7B-v0.3 has, if there is an entry of it.
+    """
     dotted, equals, value = text.partition("=")
     if not equals or not dotted:
         raise ConfigError(f"--set {text}: expected key.path=value")
-    parts = use_documented_path(given := dotted.split("."))
+    given: list[str] = []
+    parts: list[str] = []
+    rest = dotted.split(".")
     here: Any = data
-    for i, part in enumerate(parts[:-1]):
-        here = _descend(here, part, f"--set {text}: {'.'.join(parts[: i + 1])}")
+    while True:
+        n = _words_of_name(here, rest)
+        given.append(".".join(rest[:n]))
+        parts = use_documented_path(given)
+        rest = rest[n:]
+        if not rest:
+            break
+        here = _descend(here, parts[-1], f"--set {text}: {'.'.join(parts)}")
     here_key: Any = parts[-1]
     if isinstance(here, list):
         here_key = _index(here, parts[-1], f"--set {text}")
@@ -30,6 +41,14 @@ def override(data: dict[str, Any], text: str) -> list[str]:
     except yaml.YAMLError as error:
         raise ConfigError(f"--set {text}: {value!r} is not valid YAML: {error}") from None
     return [f"{a!r} is now {b!r} (--set)" for a, b in zip(given, parts, strict=True) if a != b]
+
+
+def _words_of_name(here: Any, words: list[str]) -> int:
+    """How many of the words between dots are the first name: as many as name an entry, else one."""
+    entries = here if isinstance(here, list) else []
+    names = here if isinstance(here, dict) else {n for entry in entries for n in _names(entry)}
+    joined = (n for n in range(len(words), 1, -1) if ".".join(words[:n]) in names)
+    return next(joined, 1)
 
 
 def _descend(here: Any, part: str, where: str) -> Any:

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from pipeline.config.overrides import override
 from pipeline.config.parse import load_grid, parse_grid
 from pipeline.config.yaml_location import Located
 from pipeline.errors import ConfigError
@@ -156,6 +158,40 @@ def test_a_set_that_may_mean_several_entries_says_how_to_name_one(grid_file: Pat
     for name, place in {"rledit/small": 4, "deep": 3, "untrained": 2, "untrained/small": 1}.items():
         found = load_grid(path, [f"editors.{name}.settings.z_clip=3"]).editors
         assert [i for i, entry in enumerate(found) if "z_clip" in entry.settings] == [place]
+
+
+def test_a_set_may_name_what_has_dots_in_its_name() -> None:
+    data: dict[str, Any] = {
+        "models": [{"name": "Mistral-7B-v0.3"}, {"preset": "qwen2.5-7b"}],
+        "editors": [{"editor": "ft", "variant": "0.0003"}, {"editor": "ft"}],
+        "covariance": {"imported": {"Mistral-7B-v0.3": {"layers.4.mlp.down_proj": "a", "x": "b"}}},
+    }
+    for text in (
+        "models.Mistral-7B-v0.3.checkpoint=/x",
+        "models.Mistral-7B-v0.3.target_modules=[down:4]",
+        "models.qwen2.5-7b.dtype=float32",
+        "editors.0.0003.settings.steps=5",
+        "editors.ft/0.0003.settings.rank=6",
+        "editors.1.settings.steps=7",
+        "covariance.imported.Mistral-7B-v0.3.layers.4.mlp.down_proj=c",
+    ):
+        assert override(data, text) == []
+    assert override(data, "models.Mistral-7B-v0.3.modules=[down:5]") == [
+        "'modules' is now 'target_modules' (--set)"
+    ]
+    with pytest.raises(ConfigError, match=r"no such entry; did you mean 'Mistral-7B-v0.3'"):
+        override(data, "models.Mistral-7B-v0.4.checkpoint=/x")
+    assert data == {
+        "models": [
+            {"name": "Mistral-7B-v0.3", "checkpoint": "/x", "target_modules": ["down:5"]},
+            {"preset": "qwen2.5-7b", "dtype": "float32"},
+        ],
+        "editors": [
+            {"editor": "ft", "variant": "0.0003", "settings": {"steps": 5, "rank": 6}},
+            {"editor": "ft", "settings": {"steps": 7}},
+        ],
+        "covariance": {"imported": {"Mistral-7B-v0.3": {"layers.4.mlp.down_proj": "c", "x": "b"}}},
+    }
 
 
 @pytest.mark.parametrize("text", ["rank", "editors.rledti.settings.rank=1", "name.x=1"])
