@@ -13,6 +13,7 @@ What a writer may rely on, and what it may not:
 from __future__ import annotations
 
 import errno
+import functools
 import glob
 import inspect
 import logging
@@ -20,6 +21,8 @@ import os
 import re
 import shutil
 import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 from urllib.parse import unquote, urlsplit
@@ -31,11 +34,18 @@ logger = logging.getLogger(__name__)
 
 TEMPORARY_PREFIX = ".tmp-"
 
+# Libraries whose errors are told as `StoreUnavailable`; they have neither OSError nor ValueError as
+# a base.
+_DRIVERS = ("aiobotocore", "aiohttp", "azure", "botocore", "gcsfs", "google", "requests")
 _SCHEME = re.compile(r"^[A-Za-z][A-Za-z0-9+.-]*://")
 
 
 class StorageError(UserError, ValueError):
     """A location, or a name inside one, that cannot be used; the message says what would do."""
+
+
+class StoreUnavailable(UserError, OSError):
+    """An object store that cannot be reached, or lets nobody in; says what would do."""
 
 
 class Storage:
@@ -48,6 +58,7 @@ class Storage:
 
     Raises:
         StorageError: the scheme is unknown, or its driver is not installed.
+        StoreUnavailable: here, or in any method: the store cannot be reached, or lets nobody in.
     """
 
     def __init__(self, uri: str | os.PathLike[str]) -> None:
@@ -66,7 +77,8 @@ class Storage:
                 )
             self._root = Path(os.path.abspath(unquote(parts.path)))
         if self._root is None:
-            self._fs, self._prefix = _remote(self.uri)
+            self._driver, self._prefix = _remote(self.uri)
+            self._fs: Any = _Explained(self._driver, str(self))
 
     def __repr__(self) -> str:
         return f"Storage({redact(self.uri)!r})"
@@ -89,7 +101,7 @@ class Storage:
 
         if self._root is not None:
             return fsspec.filesystem("file"), str(self._root)
-        return self._fs, self._prefix
+        return self._driver, self._prefix
 
     def join(self, *names: str) -> Storage:
         """The folder `names` below this one."""
@@ -272,13 +284,47 @@ class Storage:
         return f"{self._prefix}/{name}" if name else self._prefix
 
 
+class _Explained:
+    """A driver whose library's own errors come as one of the user, which names the place."""
+
+    def __init__(self, driver: Any, place: str) -> None:
+        self._driver, self._place = driver, place
+
+    def __getattr__(self, name: str) -> Any:
+        if name.startswith("__"):  # e.g. what pickle asks of an object without attributes yet
+            raise AttributeError(name)
+        call = getattr(self._driver, name)
+
+        @functools.wraps(call)
+        def explained(*arguments: Any, **options: Any) -> Any:
+            with _explained(self._place):
+                return call(*arguments, **options)
+
+        return explained
+
+
+@contextmanager
+def _explained(place: str) -> Iterator[None]:
+    try:
+        yield
+    except Exception as error:
+        if type(error).__module__.partition(".")[0] not in _DRIVERS:
+            raise
+        raise StoreUnavailable(
+            f"{place}: the store cannot be used ({type(error).__name__}: {redact(str(error))}); "
+            "check the address, the network, and that credentials are in the environment, as "
+            "AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY are for s3://"
+        ) from None
+
+
 def _remote(uri: str) -> tuple[Any, str]:
     """Opens the fsspec filesystem of `uri`; listings are never cached, other writers exist."""
     import fsspec
 
     scheme = urlsplit(uri).scheme
     try:
-        filesystem, path = fsspec.core.url_to_fs(uri, use_listings_cache=False)
+        with _explained(redact(uri)):
+            filesystem, path = fsspec.core.url_to_fs(uri, use_listings_cache=False)
     except ImportError as error:
         raise StorageError(
             f"{redact(uri)}: the driver for {scheme}:// is not installed ({error})"

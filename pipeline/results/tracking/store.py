@@ -30,6 +30,12 @@ from pipeline.results.tracking.uri import (
 from pipeline.storage.redaction import redact
 
 _PAGE = 1000
+# Where a database's driver is not called like the package that it comes in.
+_PACKAGES = {
+    "MySQLdb": "mysqlclient",
+    "psycopg": "'psycopg[binary]'",
+    "psycopg2": "psycopg2-binary",
+}
 _ERRORS = (MlflowException, SQLAlchemyError)
 
 
@@ -38,7 +44,7 @@ def opened(uri: str) -> Iterator[MlflowClient]:
     """Opens a store and creates its schema, one process of this machine at a time.
 
     Raises:
-        TrackingError: the URI is a file store, or cannot be opened.
+        TrackingError: the URI is a file store, or cannot be opened, or its driver is not installed.
     """
     with quiet_migrations(), schema_lock(checked_uri(uri)):
         try:
@@ -47,6 +53,12 @@ def opened(uri: str) -> Iterator[MlflowClient]:
             raise TrackingError(
                 f"{redact(uri)}: cannot open the tracking store ({_said(error)}); expected a "
                 f"database such as {DEFAULT_URI}, or the address of an MLflow server"
+            ) from None
+        except ModuleNotFoundError as error:
+            package = _PACKAGES.get(str(error.name), error.name)
+            raise TrackingError(
+                f"{redact(uri)}: the driver of this database is not installed ({error}); "
+                f"pip install {package}"
             ) from None
 
 

@@ -212,6 +212,16 @@ def test_no_secret_reaches_the_store(uri: str, monkeypatch: pytest.MonkeyPatch) 
     assert PLANTED not in dump and "other-secret" not in dump
 
 
+def test_a_database_without_its_driver_says_what_to_install(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setitem(sys.modules, "psycopg2", None)
+    with pytest.raises(TrackingError) as told:
+        Tracker("postgresql+psycopg2://u:s3cretpass@localhost/x", "demo")
+    assert str(told.value).endswith("pip install psycopg2-binary")
+    assert "postgresql+psycopg2://***@localhost/x: the driver" in str(told.value)
+
+
 @pytest.mark.parametrize("bad", ["results/mlruns", "file:///x/mlruns", "./mlruns"])
 def test_a_file_store_is_refused_with_the_remedy(bad: str) -> None:
     with pytest.raises(TrackingError, match=r"file store.*sqlite:///"):

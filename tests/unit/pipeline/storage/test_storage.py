@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import errno
 import os
+import pickle
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from pipeline.storage.object_store import Storage
+from pipeline.inputs.edit_files import open_data
+from pipeline.storage.object_store import Storage, StoreUnavailable
 from pipeline.storage.redaction import redact, redact_settings
+from rledit.datasets import DataFileError
 
 PLANTED = "hunter2-planted-secret"
 
@@ -30,6 +33,41 @@ def test_a_store_that_does_not_name_the_condition_is_understood(
     assert not storage.create_bytes("leases/a", b"second")
     with pytest.raises(OSError, match="PreconditionFailed"):
         storage.create_bytes("leases/b", b"nothing is there")
+
+
+class NoCredentials(Exception):
+    """As botocore raises one: neither an OSError nor a ValueError."""
+
+
+NoCredentials.__module__ = "botocore.exceptions"
+
+
+def test_an_error_of_a_driver_names_the_place_and_what_to_do(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    storage = Storage(f"memory://u:{PLANTED}@{uuid.uuid4().hex}")
+
+    def refuse(*_: object, **__: object) -> None:
+        raise NoCredentials(f"none for memory://u:{PLANTED}@x")
+
+    for name in ("find", "cat_file", "pipe_file", "isfile", "info", "rm"):
+        monkeypatch.setattr(type(storage._driver), name, refuse)
+    for call in (
+        storage.list,
+        lambda: storage.read_bytes("a"),
+        lambda: storage.write_bytes("a", b""),
+        lambda: storage.create_bytes("a", b""),
+        lambda: storage.exists("a"),
+        lambda: storage.size("a"),
+        lambda: storage.delete("a"),
+        pickle.loads(pickle.dumps(storage)).list,
+    ):
+        with pytest.raises(StoreUnavailable) as told:
+            call()
+        assert "cannot be used (NoCredentials: none for memory://***@x); check" in str(told.value)
+        assert str(told.value).startswith(f"{storage}: ") and PLANTED not in str(told.value)
+    with pytest.raises(DataFileError, match="cannot be read.*NoCredentials"):
+        open_data(f"{storage.uri}/edits.jsonl")
 
 
 @pytest.fixture(params=["path", "file", "memory"])
