@@ -121,7 +121,9 @@ def _embedded(entry: DatasetEntry, scale: str, longest: int, lessons: bool) -> D
     schema = entry.schema if scale == "standin" else None
     # The world has no time steps: what is drawn from it must not be taken for ordered by them.
     order = "shuffled" if entry.order == "time" else entry.order
-    return replace(entry, schema=schema, files={}, format="auto", world=world, order=order)
+    return replace(
+        entry, schema=schema, files={}, shares={}, format="auto", world=world, order=order
+    )
 
 
 def _small(statistics: CovarianceEntry) -> CovarianceEntry:

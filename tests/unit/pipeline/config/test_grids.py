@@ -8,14 +8,16 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.config.parse import load_grid, parse_grid
+from pipeline.config.parse import load_grid, parse_grid, read_grid
 from pipeline.config.presets import PRESETS
+from pipeline.config.scale import scaled
 from pipeline.config.yaml_location import Located
 from pipeline.errors import ConfigError
 from pipeline.plan.cell_keys import key_of
 from pipeline.plan.cells import cells_of
 from pipeline.plan.checks import check_cell
 from pipeline.run.tuning import load_search
+from pipeline.submit.submission import as_json
 from rledit.editors import EDITORS
 
 GRIDS = Path(__file__).parents[4] / "jobs" / "grids"
@@ -35,6 +37,19 @@ def test_a_grid_is_valid_and_has_the_unedited_row(path: Path) -> None:
     assert any(cell.editor.editor == "none" for cell in cells)
     for cell in cells:
         check_cell(cell)
+
+
+@pytest.mark.parametrize("path", PLAIN, ids=lambda p: p.stem)
+def test_what_submit_sends_is_the_grid_at_every_scale(path: Path) -> None:
+    grid = parse_grid(read_grid(path))
+    scales = ["full", "proxy", "world"] if any(m.preset for m in grid.models) else [None]
+    for scale in scales:
+        try:
+            sent = as_json(scaled(grid, scale))
+        except ConfigError as error:  # a model without a preset has one scale
+            assert "names no preset" in str(error)
+            continue
+        assert as_json(parse_grid(Located.of_data(sent, "submission"))) == sent
 
 
 @pytest.mark.parametrize("path", SEARCHES, ids=lambda p: p.stem)
