@@ -20,6 +20,7 @@ from pipeline.config.hub_refs import names_revision, unpinned_checkpoint
 from pipeline.config.presets import PRESETS, preset_setting
 from pipeline.config.yaml_location import KeyPath, Located
 from pipeline.errors import ConfigError
+from pipeline.results.lake.layout import LONGEST_FOLDER, LakeError, folder_value
 from rledit.datasets import FORMATS, DatasetError
 from rledit.datasets.pools import PoolFiles
 from rledit.editors import editor_class
@@ -30,6 +31,7 @@ from rledit.world import SCHEMAS, WORLD_MODELS, WorldConfig
 
 def check_names(grid: Grid, located: Located) -> None:
     """Check everything that is looked up by name, and every nested group of settings."""
+    _check_folders(grid, located)
     for i, entry in enumerate(grid.editors):
         try:
             editor_class(entry.editor)
@@ -87,6 +89,23 @@ def check_names(grid: Grid, located: Located) -> None:
     _unique([(e.editor, e.variant) for e in grid.editors], "editors", located)
     _unique([m.name for m in grid.models], "models", located)
     _unique([d.name for d in grid.datasets], "datasets", located)
+
+
+def _check_folders(grid: Grid, located: Located) -> None:
+    """Refuse names of which no file or folder of results could be made."""
+    parts = grid.name.split("/")
+    if {"", ".", ".."} & {*parts} or any(len(part.encode()) > LONGEST_FOLDER for part in parts):
+        raise ConfigError(
+            f"{located.place(('name',))}: {grid.name!r} cannot be the name of a grid's report: "
+            f"expected at most {LONGEST_FOLDER} bytes, and between slashes neither nothing nor .."
+        )
+    named = [(("models", i, "name"), "model", m.name) for i, m in enumerate(grid.models)]
+    named += [(("datasets", i, "name"), "dataset", d.name) for i, d in enumerate(grid.datasets)]
+    for path, kind, name in named:
+        try:
+            folder_value(kind, name)
+        except LakeError as error:
+            raise ConfigError(f"{located.place(path)}: {error}") from None
 
 
 def _preset_recipes(grid: Grid, entry: EditorEntry) -> list[dict[str, Any]]:

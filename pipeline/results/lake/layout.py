@@ -21,7 +21,7 @@ logger = logging.getLogger(__name__)
 SUFFIX = ".parquet"
 _DIGEST = "."  # between a cell's key and the digest of its shard
 _DIGITS = 16
-_LONGEST_FOLDER = 200  # bytes; file systems stop at 255
+LONGEST_FOLDER = 200  # bytes; file systems stop at 255
 
 
 class LakeError(UserError, ValueError):
@@ -48,7 +48,7 @@ def shard_name(table: str, address: CellAddress, sha256: str = "") -> str:
     Raises:
         LakeError: a value cannot be a folder's name.
     """
-    folders = "/".join(f"{name}={_folder(name, getattr(address, name))}" for name in PARTITION)
+    folders = "/".join(f"{name}={folder_value(name, getattr(address, name))}" for name in PARTITION)
     file = file_name(address.cell_key)
     if sha256:
         file = f"{address.cell_key}{_DIGEST}{sha256[:_DIGITS]}{SUFFIX}"
@@ -66,13 +66,18 @@ def shard_key(name: str) -> str:
     return name.rsplit("/", 1)[-1].removesuffix(SUFFIX).rpartition(_DIGEST)[0]
 
 
-def _folder(name: str, value: str) -> str:
+def folder_value(name: str, value: str) -> str:
+    """What stands for a value in the name of its folder, ``name=value``.
+
+    Raises:
+        LakeError: It cannot be a folder's name.
+    """
     if not value or value == "__HIVE_DEFAULT_PARTITION__":
         raise LakeError(f"{name}={value!r} cannot be a folder of the lake: give it a name")
     encoded = quote(value, safe="")
-    if len(encoded) > _LONGEST_FOLDER:
+    if len(encoded) > LONGEST_FOLDER:
         raise LakeError(
-            f"{name}={value!r} is too long for a folder of the lake ({_LONGEST_FOLDER} bytes)"
+            f"{name}={value!r} is too long for a folder of the lake ({LONGEST_FOLDER} bytes)"
         )
     return encoded
 

@@ -149,6 +149,12 @@ def test_what_is_counted_is_at_least_one_and_whole(grid_file: Path) -> None:
         ("editors=[{editor: ft, settings: {modules: down:0}}]", "modules: [down:0]"),
         ("seeds={a: 1}", "small.yaml (seeds): expected a list, found a mapping"),
         ("editors=rledit", "the grid needs a list of editors, not str 'rledit'; write each entry"),
+        ("name=a/../../b", "'a/../../b' cannot be the name of a grid's report: expected at most"),
+        ("name=''", "small.yaml:1 (name): '' cannot be the name of a grid's report"),
+        (f"name={'g' * 201}", "expected at most 200 bytes"),
+        ("models.m.name=''", "(models.0.name): model='' cannot be a folder of the lake"),
+        (f"models.m.name={'ü' * 34}", f"(models.0.name): model='{'ü' * 34}' is too long for a fol"),
+        ("datasets.0.name=''", "(datasets.0.name): dataset='' cannot be a folder of the lake"),
         ("seeds=[", "--set seeds=[: '[' is not valid YAML"),
     ],
 )
