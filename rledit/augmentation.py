@@ -24,6 +24,11 @@ def augmented(edits: Sequence[Edit], seed: str) -> list[Edit]:
     return [_variant(edit, rng) for edit in edits]
 
 
+def may_stand_first(edit: Edit, rephrase: str) -> bool:
+    """Whether a rephrase may take the place of the edit's prompt: its subject has to be in it."""
+    return edit.subject is None or edit.subject in rephrase
+
+
 def _variant(edit: Edit, rng: random.Random) -> Edit:
     swap, rephrase, unrelated = rng.random() < 0.5, rng.random(), rng.random()
     if edit.locality:
@@ -33,7 +38,7 @@ def _variant(edit: Edit, rng: random.Random) -> Edit:
         return edit
     chosen = int(rephrase * len(edit.rephrases))
     new = edit.rephrases[chosen]
-    if edit.subject is not None and edit.subject not in new:
+    if not may_stand_first(edit, new):
         return edit
     others = edit.rephrases[:chosen] + edit.rephrases[chosen + 1 :]
     return replace(edit, prompt=new, rephrases=(edit.prompt, *others), subject_span=None)

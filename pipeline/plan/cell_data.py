@@ -51,6 +51,12 @@ def calibration_edits(cell: Cell) -> int:
     return min(wanted, cell.source().sizes()[calibration_pool(cell)])
 
 
+def calibration_batch(cell: Cell) -> list[Edit]:
+    """The edits that the step is calibrated on, for all seeds the same."""
+    cell = cell.unseeded
+    return cell.source().draw(calibration_pool(cell), calibration_edits(cell), seed=cell.seed)
+
+
 def validation_batches(cell: Cell) -> int:
     """Batches of the stream that training is validated on; 0 where it is not.
 

@@ -1,8 +1,8 @@
 """Preflight checks: everything that can be found wrong before a GPU is asked for.
 
 In this order, cheapest first: the checkpoint and its access, its files, the edited modules, the
-tokenizer on the stream's own rows, and on those that training draws from. All rows are looked at,
-and a row stops the cells that draw it. Nothing is trained and no weights are read.
+tokenizer on the stream's own rows, and on those that training and calibration draw from. All rows
+are looked at, and a row stops the cells that draw it. Nothing is trained and no weights are read.
 """
 
 from __future__ import annotations
@@ -31,7 +31,13 @@ from pipeline.inputs.model_loading import configured, require_scales, stored_nam
 from pipeline.inputs.quantised_weights import packed_tensor
 from pipeline.inputs.tokenizer_files import load_tokenizer
 from pipeline.plan.architecture import Architecture, architecture_of
-from pipeline.plan.cell_data import validation_batches, validation_edits
+from pipeline.plan.cell_data import (
+    calibration_batch,
+    calibration_edits,
+    calibration_pool,
+    validation_batches,
+    validation_edits,
+)
 from pipeline.plan.cell_keys import key_of
 from pipeline.plan.cells import Cell
 from pipeline.plan.checks import skip_reason
@@ -71,7 +77,8 @@ def preflight(cells: Sequence[Cell], others: bool = False) -> dict[str, Refusal]
         require_harness()
     checked: set[tuple[Any, ...]] = set()
     for cell in cells:
-        what = (cell.model.name, cell.editor_name, tuple(cell.settings.modules))
+        fact_token = getattr(cell.settings, "fact_token", None)
+        what = (cell.model.name, cell.editor_name, tuple(cell.settings.modules), fact_token)
         if what not in checked:
             checked.add(what)
             check_modules(cell, _shapes(cell))
@@ -170,7 +177,7 @@ class _Checks:
             looks.append(self._once(_check_subjects, "subject", *draw)(cell))
         found = [together("the stream", looks)]
         if cell.learns:
-            told = (model, data, cell.instruction)
+            told = (model, data, cell.instruction, _augments(cell))
             pool: Faults = self._once(_check_train_pool, "train pool", *told)(cell)
             found.append(together(f"the train pool, which {cell.label} learns from,", [pool]))
         if n := validation_batches(cell):
@@ -179,6 +186,11 @@ class _Checks:
             held_out: Faults = self._once(_check_validation, *held)(cell)
             what = f"the validation pool, which decides when the training of {cell.label} ends,"
             found.append(together(what, [held_out]))
+        if cell.calibrates:
+            drawn = (calibration_pool(cell), calibration_edits(cell), cell.instruction)
+            batch: Faults = self._once(_check_calibration, "calibration", model, data, *drawn)(cell)
+            what = f"the batch that the step of {cell.label} is calibrated on,"
+            found.append(together(what, [batch]))
         faults = tuple(item for item in found if item is not None)
         return Refusal(faults=faults) if faults else None
 
@@ -295,11 +307,20 @@ def _check_train_pool(cell: Cell) -> Faults:
     pool = cell.source().sizes()["train"]
     if pool >= _MANY:
         logger.info("%s: tokenising the train pool, %d edits", cell.dataset.name, pool)
-    return train_faults(_encoder(cell), cell.source().draw("train", pool, seed=cell.seed))
+    edits = cell.source().draw("train", pool, seed=cell.seed)
+    return train_faults(_encoder(cell), edits, _augments(cell))
+
+
+def _augments(cell: Cell) -> bool:
+    return bool(getattr(cell.settings, "augment", False))
 
 
 def _check_validation(cell: Cell) -> Faults:
     return train_faults(_encoder(cell), validation_edits(cell))
+
+
+def _check_calibration(cell: Cell) -> Faults:
+    return train_faults(_encoder(cell), calibration_batch(cell))
 
 
 def _shapes(cell: Cell) -> dict[str, tuple[int, ...]] | None:

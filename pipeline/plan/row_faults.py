@@ -1,7 +1,7 @@
 """Rows that a cell cannot use, all of them found before anything is computed.
 
-A row concerns a cell where the cell draws it: for its stream, which is scored, or from the train
-pool, where its editor learns.
+A row concerns a cell where the cell draws it: for its stream, which is scored, from the train pool,
+where its editor learns, or for the batch that its step is calibrated on.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import Any, cast
 
 from pipeline.plan.cells import Cell
+from rledit.augmentation import may_stand_first
 from rledit.datasets.errors import SHOWN_ROWS
 from rledit.locate.contexts import Contexts
 from rledit.locate.requests import make_requests
@@ -115,9 +116,16 @@ def subject_faults(encoder: Encoder, edits: Sequence[Edit], what: str = "the str
     return _faults(what, edits, found)
 
 
-def train_faults(encoder: Encoder, edits: Sequence[Edit]) -> Faults:
-    """Rows that training draws with a prompt or answer that breaks the token contract."""
-    return _faults("the train pool", edits, lambda edit: _collected(encoder, edit, _batch))
+def train_faults(encoder: Encoder, edits: Sequence[Edit], augment: bool = False) -> Faults:
+    """Rows that training or calibration draws with a prompt or answer that breaks the token
+    contract; with `augment`, in any of the variants that training makes of them."""
+
+    def ask(collector: _Collector, edit: Edit) -> None:
+        _batch(collector, edit)
+        if augment:
+            _variants(collector, edit)
+
+    return _faults("the train pool", edits, lambda edit: _collected(encoder, edit, ask))
 
 
 def together(what: str, parts: Sequence[Faults]) -> Faults | None:
@@ -136,6 +144,16 @@ def _batch(collector: _Collector, edit: Edit) -> None:
     for rephrase in edit.rephrases[:1]:
         collector.sample(rephrase, edit.target, where)
     for probe in edit.locality[:1]:
+        collector.sample(probe.prompt, probe.answer, where)
+
+
+def _variants(collector: _Collector, edit: Edit) -> None:
+    """What a batch of `rledit.augmentation.augmented` may take beside what `_batch` asks."""
+    where = edit.source or edit.edit_id
+    for rephrase in edit.rephrases[1:]:
+        if may_stand_first(edit, rephrase):
+            collector.sample(rephrase, edit.target, where)
+    for probe in edit.locality[1:]:
         collector.sample(probe.prompt, probe.answer, where)
 
 

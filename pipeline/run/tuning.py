@@ -17,6 +17,7 @@ from pipeline.config.stored_words import stored_settings
 from pipeline.errors import ConfigError
 from pipeline.plan.cell_keys import key_of
 from pipeline.plan.grid_plan import code_lines, make_plan
+from pipeline.plan.preflight import preflight, refusal_lines
 from pipeline.plan.versions import code_version
 from pipeline.results.lake.lake import Lake
 from pipeline.results.query import runs
@@ -122,6 +123,10 @@ def tune(
         )
     for line in code_lines(plan):
         console.print(line, highlight=False, markup=False, soft_wrap=True)
+    # Editors get the same number of trials: the search does not go on without some.
+    if plan.missing and (unfit := preflight(plan.missing)):
+        lines = refusal_lines(plan.missing, unfit)
+        raise ConfigError("\n".join(["trials that cannot be run:", *lines]))
     failed = run_plan(grid, plan, run_paths, console, workers)
     if failed:
         raise ConfigError(f"{failed} trials failed; `rledit query` on view runs tells why")

@@ -7,7 +7,7 @@ from functools import partial
 from pathlib import Path
 
 from pipeline.plan.cache_names import calibration_name
-from pipeline.plan.cell_data import calibration_edits, calibration_pool
+from pipeline.plan.cell_data import calibration_batch, calibration_pool
 from pipeline.plan.cells import Cell
 from pipeline.run.cache import Cache
 from pipeline.run.rank_group import SINGLE_PROCESS, Gang
@@ -34,12 +34,11 @@ def calibrate_step(
     report("calibrate", 0, 1)
     cell = cell.unseeded
     model = open_model(cell, model_folder, gang)
-    edits = cell.source().draw(calibration_pool(cell), calibration_edits(cell), seed=cell.seed)
     found = calibrate(
         model,
         editor_class(cell.editor.editor),
         cell.settings,
-        edits,
+        calibration_batch(cell),
         partial(training_batches, cell),
     )
     report("calibrate", 1, 1)

@@ -19,6 +19,7 @@ from pipeline.plan.cells import Cell, cells_of
 from pipeline.plan.checks import skip_reason
 from pipeline.plan.grid_plan import make_plan
 from pipeline.plan.preflight import checked, preflight
+from pipeline.plan.row_faults import train_faults
 from pipeline.results.lake.lake import Lake
 from pipeline.run.cache import Cache
 from pipeline.run.driver import run_plan
@@ -29,7 +30,7 @@ from pipeline.run.stages.prepare import prepare_model
 from pipeline.storage.object_store import Storage
 from pipeline.storage.run_paths import RunPaths
 from rledit.datasets import DatasetError, RowErrors
-from rledit.world import World, WorldConfig
+from rledit.world import World, WorldConfig, world_encoder
 from tests.unit.helpers.prepared import prepared_model
 
 GRID = Path(__file__).parents[3] / "cluster" / "tiny.yaml"
@@ -137,6 +138,86 @@ def test_training_data_keeps_the_token_contract(
     )
     with pytest.raises(ConfigError, match=message):
         preflight([chosen])
+
+
+@pytest.mark.parametrize("augment", [True, False])
+@pytest.mark.parametrize("kind", ["rephrases", "locality"])
+def test_training_in_variants_looks_at_every_prompt(
+    tmp_path: Path, rows: Rows, kind: str, augment: bool
+) -> None:
+    """A rephrase or locality prompt that is not the first one is trained on in some variants."""
+    own = [
+        {
+            "prompt": row["src"],
+            "target": row["ans"],
+            "rephrases": [row["rephrase"]] * 2,
+            "locality": [{"prompt": row["loc"], "answer": row["loc_ans"]}] * 2,
+        }
+        for row in rows
+    ]
+    long = " of" * 70
+    own[-1][kind] = [
+        own[-1][kind][0],
+        rows[-1]["rephrase"] + long
+        if kind == "rephrases"
+        else {"prompt": rows[-1]["loc"] + long, "answer": rows[-1]["loc_ans"]},
+    ]
+    pools = {"evaluation": own[:6], "validation": own[6:10], "train": own[10:]}
+    for split, part in pools.items():
+        (tmp_path / f"{split}.json").write_text(json.dumps(part))
+    files = {split: str(tmp_path / f"{split}.json") for split in pools}
+    settings = f"{{initial_step: 0.001, patience: 0, augment: {augment}}}"
+    editor = f"editors=[{{editor: rledit, settings: {settings}}}]"
+    chosen = cell(tmp_path, rows, f"datasets.world.files={json.dumps(files)}", editor)
+    if not augment:
+        assert preflight([chosen]) == {}
+        return
+    with pytest.raises(
+        ConfigError, match=r"1 of the 20 edits of the train pool.*\n  train.json:20"
+    ):
+        preflight([chosen])
+
+
+def test_a_rephrase_that_no_variant_asks_is_no_fault(tmp_path: Path, rows: Rows) -> None:
+    chosen = cell(tmp_path, rows)
+    (edit,) = chosen.source().draw("evaluation", 1, seed=0)
+    long = edit.rephrases[0] + " of" * 70
+    edit = replace(edit, subject=edit.prompt, rephrases=(edit.prompt, long))
+    encoder = world_encoder(chosen.world(), chosen.model_spec, chosen.dataset.answer_space)
+    assert not train_faults(encoder, [edit], augment=True).rows
+    assert train_faults(encoder, [replace(edit, subject=None)], augment=True).rows
+
+
+def test_edits_that_a_step_is_calibrated_on_keep_the_token_contract(
+    tmp_path: Path, rows: Rows
+) -> None:
+    rows[8]["ans"] = "Xyzzyx"
+    pools = {"evaluation": rows[:6], "validation": rows[6:10]}
+    for split, part in pools.items():
+        (tmp_path / f"{split}.json").write_text(json.dumps(part))
+    files = {split: str(tmp_path / f"{split}.json") for split in pools}
+    sets = [f"datasets.world.files={json.dumps(files)}", "editors=[{editor: ultraedit}]"]
+    chosen = cell(tmp_path, rows, *sets)
+    message = (
+        "1 of the 4 edits of the batch that the step of ultraedit is calibrated on, cannot be "
+        r"used:\n  validation.json:3: .*no token for a part of the answ"
+    )
+    with pytest.raises(ConfigError, match=message):
+        preflight([chosen])
+
+
+def test_every_variant_of_an_editor_has_its_value_vectors_looked_at(
+    tmp_path: Path, rows: Rows
+) -> None:
+    last = "target_modules: ['down:1']"
+    editors = (
+        f"editors=[{{editor: memit, variant: a, settings: {{fact_token: last, {last}}}}}, "
+        f"{{editor: memit, variant: b, settings: {{fact_token: subject_last, {last}}}}}]"
+    )
+    cells = cells_of(load_grid(GRID, ["streams=[{n_batches: 2, batch_size: 2}]", editors]))
+    for order in (cells, cells[::-1]):
+        with pytest.raises(ConfigError, match="memit/b writes facts at the subject's last token"):
+            preflight(order)
 
 
 @pytest.mark.parametrize("patience", [0, 2])

@@ -94,6 +94,17 @@ def test_trials_that_the_data_cannot_serve_are_named_before_any_runs(
     assert run_plan == []
 
 
+def test_trials_that_trip_over_rows_are_named_before_any_runs(
+    run_plan: list[str], tmp_path: Path
+) -> None:
+    rows = [{"prompt": f"The mayor of town {i} is", "target": "Xyzzyx"} for i in range(60)]
+    (tmp_path / "edits.json").write_text(json.dumps(rows))
+    data = f"world: {{n_subjects: 60}}, files: {{all: {tmp_path}/edits.json}}"
+    with pytest.raises(ConfigError, match=r"ultraedit/trial0(.|\n)*no token for a part"):
+        searched(tmp_path, "one", data, ULTRAEDIT % 1e-3, 1, "[0]")
+    assert run_plan == []
+
+
 def test_a_record_takes_the_place_of_the_one_before(tmp_path: Path) -> None:
     path = tmp_path / "x.tuned.json"
     write_record({"pool": "validation"}, path)
