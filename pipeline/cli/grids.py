@@ -55,7 +55,9 @@ def run(
     lake: LakeUri = None,
     tracking: TrackingUri = None,
     cache: CacheUri = None,
-    workers: Annotated[int | None, typer.Option(help="Cores to use (default: all).", min=1)] = None,
+    workers: Annotated[
+        int | None, typer.Option(help="Cores to use (default: all that may be used here).", min=1)
+    ] = None,
     address: Annotated[
         str | None,
         typer.Option(

@@ -48,7 +48,8 @@ def plan(
     workers: Annotated[
         int | None,
         typer.Option(
-            help="Cores there will be, for the wall-clock (default: all of this machine).", min=1
+            help="Cores there will be, for the wall-clock (default: all that may be used here).",
+            min=1,
         ),
     ] = None,
     cells: Annotated[

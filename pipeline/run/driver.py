@@ -62,7 +62,7 @@ def run_plan(
         plan: Which of its cells are missing.
         run_paths: Where everything lies.
         console: Where progress is shown.
-        workers: Cores to use; None: all of this machine's.
+        workers: Cores to use; None: all that this process may use.
         address: A Ray cluster to work on; None: a Ray of this machine.
         tags: More tags of the tracked invocation, e.g. the submission it belongs to.
 

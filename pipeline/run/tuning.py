@@ -97,7 +97,7 @@ def tune(
         search: The candidates and the grid they are tried on.
         run_paths: Where results and caches lie.
         console: Where progress is shown.
-        workers: Cores to use; None: all.
+        workers: Cores to use; None: all that this process may use.
         replace: Drop finished trials whose settings have changed.
         rerun_other_code: Run finished trials again that another version of the code made.
 

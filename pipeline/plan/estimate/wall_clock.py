@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import math
-import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from pipeline.errors import ConfigError
 from pipeline.plan.cells import Cell
+from pipeline.plan.cores import usable_cores
 from pipeline.plan.estimate import CellEstimate, Estimate, shares_of
 from pipeline.plan.estimate.memory import Placement
 from pipeline.plan.estimate.needs import network_place
@@ -51,7 +51,7 @@ def room_of(
 
     Args:
         gpus: As given; None: as many as a cell takes.
-        workers: As given; None: all cores of this machine.
+        workers: As given; None: all cores that this process may use.
 
     Raises:
         ConfigError: The number of the other kind is given, or one cell takes more than there are.
@@ -67,7 +67,7 @@ def room_of(
     least = math.ceil(shares_of(cells, placement))
     if given is not None and given < least:
         raise ConfigError(f"{option} {given}: one cell takes {least} {unit}s")
-    return given or max(least, 1 if unit == "GPU" else os.cpu_count() or 1)
+    return given or max(least, 1 if unit == "GPU" else usable_cores())
 
 
 def unit_of(placement: Placement) -> str:

@@ -18,6 +18,7 @@ from ray.exceptions import RayError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from pipeline.errors import ConfigError
+from pipeline.plan.cores import usable_cores
 from pipeline.run import heap
 from pipeline.run.fleet.attempts import (
     ActorHand,
@@ -53,12 +54,12 @@ def local_fleet(cpus: int | None = None) -> Iterator[int]:
     """A Ray on this machine's loopback, for the length of the context.
 
     Args:
-        cpus: Cores to use; None: all of them.
+        cpus: Cores to use; None: all that this process may use.
 
     Yields:
         The number of cores.
     """
-    cores = cpus or os.cpu_count() or 1
+    cores = cpus or usable_cores()
     _set_environment()
     os.environ.setdefault("RAY_AUTH_MODE", "disabled")  # it lives and dies with this process
     _stay_on_loopback()
