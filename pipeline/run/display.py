@@ -73,7 +73,7 @@ class Display:
         self._cells_done = 0
         self._edits_done = 0
         self._found = 0
-        self._failures: dict[str, str] = {}
+        self._failures: dict[str, str] = {}  # by key: tasks may have equal labels
         self._pace = Pace()
         self._estimate = Estimate(tasks, slots, self._pace, expected, gpus)
         self._running: Mapping[str, Progress] = {}
@@ -112,7 +112,7 @@ class Display:
         self._failed += finished.reason is not None
         self._found += finished.found
         if finished.reason is not None:
-            self._failures[task.label] = finished.reason
+            self._failures[task.key] = finished.reason
         if task.kind == "edit" and finished.reason is None:
             self._cells_done += 1
             self._edits_done += 0 if finished.found else task.cell.n_edits
@@ -138,7 +138,7 @@ class Display:
         waiting = self._unfinished - self._running.keys()
         return RunSituation(
             done=self._cells_done,
-            failures=dict(self._failures),
+            failures=self._named_failures(),
             found=self._found,
             seconds_left=self._estimate.seconds_left(self._unfinished, self._running, now),
             is_measured=self._estimate.is_measured,
@@ -154,6 +154,16 @@ class Display:
                 for key, p in sorted(self._running.items())
             ),
         )
+
+    def _named_failures(self) -> dict[str, str]:
+        """Reasons by label; a label that several have is numbered."""
+        named: dict[str, str] = {}
+        times: Counter[str] = Counter()
+        for key, reason in self._failures.items():
+            label = self._tasks[key].label
+            times[label] += 1
+            named[label if times[label] == 1 else f"{label} ({times[label]})"] = reason
+        return named
 
     def _left(self, now: float) -> str:
         left = self._estimate.seconds_left(self._unfinished, self._running, now)

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from pipeline.config.gguf_refs import is_gguf_path
 from pipeline.config.resources import ResourcesEntry
@@ -60,6 +60,7 @@ class Task:
         shard: Part of the corpus, of a statistics task.
         longer: The cell whose training goes on where this one ends, see
             `pipeline.plan.training_lengths`; None: nobody's.
+        setting: Its model and dataset in words, as far as the tasks it is one of have several.
     """
 
     kind: Kind
@@ -69,6 +70,7 @@ class Task:
     threads: int
     shard: int = 0
     longer: Cell | None = None
+    setting: str = ""
 
     @property
     def resources(self) -> ResourcesEntry:
@@ -103,7 +105,7 @@ class Task:
             name, size = self.cell.label, calibration_edits(self.cell)
             return f"calibrate {name} {self.cell.model.name} {self.cell.dataset.name} {size} edits"
         stream = f"{self.cell.stream.n_batches}x{self.cell.stream.batch_size}"
-        return f"{self.kind} {self.cell.label} {stream} seed {self.cell.seed}"
+        return f"{self.kind} {self.cell.label} {stream} seed {self.cell.seed}{self.setting}"
 
 
 def tasks_of(cells: Sequence[Cell]) -> dict[str, Task]:
@@ -111,10 +113,15 @@ def tasks_of(cells: Sequence[Cell]) -> dict[str, Task]:
     tasks: dict[str, Task] = {}
     located = [_located(cell) for cell in cells]
     trainings = _trainings([cell for cell in located if skip_reason(cell) is None])
+    several = len({cell.model.name for cell in cells}), len({cell.dataset.name for cell in cells})
     for cell in located:
+        own = zip((cell.model.name, cell.dataset.name), several, strict=True)
+        setting = "".join(f" {name}" for name, count in own if count > 1)
         if skip_reason(cell) is not None:
             key = f"edit:{key_of(cell)}"
-            tasks[key] = Task(kind="edit", key=key, cell=cell, needs=(), threads=cell.threads)
+            tasks[key] = Task(
+                kind="edit", key=key, cell=cell, needs=(), threads=cell.threads, setting=setting
+            )
             continue
         model = f"prepare:{fingerprint(identity_of(cell)['model'])}"
         add = [
@@ -145,6 +152,7 @@ def tasks_of(cells: Sequence[Cell]) -> dict[str, Task]:
                         needs=(*needs, *before),
                         threads=cell.threads,
                         longer=longer,
+                        setting=setting,
                     )
                 )
                 before = (network,)
@@ -173,6 +181,7 @@ def tasks_of(cells: Sequence[Cell]) -> dict[str, Task]:
                 cell=cell,
                 needs=tuple(needs),
                 threads=cell.threads,
+                setting=setting,
             )
         )
         for task in add:
@@ -211,10 +220,15 @@ def _located(cell: Cell) -> Cell:
         checkpoint = _absolute(checkpoint)
     if corpus not in (None, REAL_FACTS):
         corpus = _absolute(corpus)
-    if (files, checkpoint, corpus) == (
+    given: dict[str, Any] = {
+        name: getattr(cell.material, name) for name in ("text", "references", "ability")
+    }
+    material: dict[str, Any] = {name: path and _absolute(path) for name, path in given.items()}
+    if (files, checkpoint, corpus, material) == (
         cell.dataset.files,
         cell.model.checkpoint,
         cell.statistics.corpus,
+        given,
     ):
         return cell
     return replace(
@@ -222,6 +236,7 @@ def _located(cell: Cell) -> Cell:
         dataset=replace(cell.dataset, files=files),
         model=replace(cell.model, checkpoint=checkpoint),
         statistics=replace(cell.statistics, corpus=corpus),
+        material=replace(cell.material, **material),
     )
 
 

@@ -151,6 +151,22 @@ def test_tasks_that_were_done_before_are_said_to_be_so(
     assert shown.situation().found == 3 and shown.situation().edits_per_second < 1e7
 
 
+def test_failures_of_several_models_and_datasets_are_told_apart() -> None:
+    """Also those of tasks that have one label, as two models of the same name."""
+    more = [
+        "editors=[{editor: ft}]",
+        "models=[{name: a, world_model: tiny}, {name: b, world_model: tiny, overrides: {seed: 1}}]",
+        "datasets=[{name: x, world: {n_subjects: 60}}, {name: y, world: {n_subjects: 70}}]",
+    ]
+    tasks = tasks_of(cells_of(load_grid(GRID, more)))
+    shown = Display(tasks, 1, Console(quiet=True, force_terminal=False))
+    for task in tasks.values():
+        shown.finished(Finished(task=task, reason="boom"))
+    edits = [f"edit ft 3x4 seed 0 {model} {data}" for model in "ab" for data in "xy"]
+    models = [f"model {model}{again}" for model in "ab" for again in ("", " (2)")]
+    assert sorted(shown.situation().failures) == sorted(edits + models)
+
+
 DETAIL = "trajectory 8 of at most 60, validation 76.2 (best 77.3 at 6), patience 4 of 5"
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import pickle
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -63,6 +64,21 @@ def test_data_that_changed_since_the_plan_are_not_recorded_as_those_of_the_plan(
         for task in tasks.values():
             perform(task, run_paths, silent)
     assert not Lake(run_paths.lake).rows()
+
+
+def test_workers_get_absolute_paths_of_what_measurements_look_at(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "text.txt").write_text("a b\nc d\n" * 60)
+    more = ["editors=[{editor: none}]", "measurements=[perplexity]", "eval_data.text=text.txt"]
+    (cell,) = cells_of(load_grid(GRID, more))
+    named = replace(cell.material, references="r.json", ability="items")
+    for task in tasks_of([replace(cell, material=named)]).values():
+        found = task.cell.material
+        assert (found.text, found.references, found.ability) == tuple(
+            str(tmp_path / name) for name in ("text.txt", "r.json", "items")
+        )
 
 
 def test_a_gang_has_found_its_work_done_where_all_its_ranks_have() -> None:
