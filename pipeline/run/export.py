@@ -96,6 +96,8 @@ def export(
     Raises:
         ExportError: There is a rank, and the form is no adapter.
         LakeError: The cell is not done, or running it again does not give its rows.
+        ExportError: It has no such form, or was run on a GPU, has to be run again, and there is
+            none here.
     """
     form = "delta" if delta else form
     if rank is not None and form != "lora":  # before a cell is run again
@@ -163,8 +165,17 @@ def _kept(cell: Cell, made_by: str, cache: Cache) -> Path | None:
 
 def _run_again(cell: Cell, record: CellRecord, run_paths: RunPaths, report: Report) -> None:
     """Run a cell in this process, with its model whole, and keep what it has edited."""
+    given = cell.resources
+    if given.gpus and not torch.cuda.is_available():
+        raise ExportError(
+            f"cell {key_of(cell)} was run on a GPU and kept no edited matrices; PyTorch sees no "
+            "GPU here, and on a CPU it comes out with other scores. Export it on a machine with a "
+            "GPU, or run its grid with keep_edited: true into another lake (--lake), then export "
+            "from that"
+        )
     logger.info("%s: its edited matrices were not kept; running it again", cell.path)
-    alone = ResourcesEntry(prefix_store_gb=cell.resources.prefix_store_gb)  # a network's key has it
+    # Of the store a network's key tells whether there is one.
+    alone = ResourcesEntry(gpus=given.gpus, prefix_store_gb=given.prefix_store_gb)
     cell = replace(cell, resources=alone, keep_edited=True, answers=AnswersEntry(sample=0))
     cache = Cache(run_paths.cache)
     for task in tasks_of([cell]).values():

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from contextlib import nullcontext
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ from pipeline.plan.cell_keys import key_of
 from pipeline.plan.cells import Cell, cells_of
 from pipeline.plan.versions import code_version
 from pipeline.results.lake.lake import Lake, LakeError
+from pipeline.run import export as export_module
 from pipeline.run import kept_model
 from pipeline.run.cache import Cache
 from pipeline.run.export import export
@@ -165,6 +167,31 @@ def test_a_run_that_comes_out_otherwise_is_no_export(
         export(key_of(cell), run_paths, tmp_path / "out")
     assert not (tmp_path / "out").exists()
     assert Cache(run_paths.cache).file(edit.edited_name(cell)) is None
+
+
+@pytest.mark.parametrize("gpu", [True, False])
+def test_a_cell_of_a_gpu_is_run_again_on_a_gpu_or_not_at_all(
+    models: Cache, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, gpu: bool
+) -> None:
+    cell, run_paths, _ = done(models, tmp_path, patch=monkeypatch)
+    theirs = replace(cell, resources=replace(cell.resources, gpus=1.0, ranks=2))
+    again: list[Cell] = []
+
+    def run_again(cell: Cell, *_: Any) -> None:
+        again.append(cell)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(export_module, "read_cell_spec", lambda *_: theirs)
+    monkeypatch.setattr(export_module, "edit_stream", run_again)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: gpu)
+    if gpu:
+        with pytest.raises(KeyboardInterrupt):
+            export(key_of(cell), run_paths, tmp_path / "out")
+        assert [(c.resources.gpus, c.resources.ranks) for c in again] == [(1.0, 1)]
+    else:
+        with pytest.raises(ExportError, match="was run on a GPU.*machine with a GPU.*keep_edited"):
+            export(key_of(cell), run_paths, tmp_path / "out")
+        assert not again
 
 
 def test_what_cannot_be_exported_says_why(
