@@ -284,6 +284,18 @@ def _pass_tokens(work: Workload) -> float:
     return 3 * batch
 
 
+def memory_bytes(work: Workload) -> float | None:
+    """What the memory of an editor that keeps one takes at most; None of other editors."""
+    if work.kind != "remembered":
+        return None
+    from rledit.editors.overlay_editor import OverlayEditor
+
+    cls = editor_class(work.cell.editor.editor)
+    assert issubclass(cls, OverlayEditor)
+    (shape,) = work.target_modules.values()
+    return cls.bytes_of(work.cell.settings, shape, work.cell.n_edits)
+
+
 def _editor(work: Workload) -> dict[str, float]:
     """What the method keeps beside the model."""
     widest = max((d_in for d_in, _ in work.target_modules.values()), default=0)
@@ -298,12 +310,7 @@ def _editor(work: Workload) -> dict[str, float]:
     if work.kind == "tuned":
         return {"optimiser": 3.0 * FLOAT * work.edited_parameters, **_projections(work)}
     if work.kind == "remembered":
-        from rledit.editors.overlay_editor import OverlayEditor
-
-        cls = editor_class(work.cell.editor.editor)
-        assert issubclass(cls, OverlayEditor)
-        (shape,) = work.target_modules.values()
-        return {"memory": cls.bytes_of(work.cell.settings, shape, work.cell.n_edits)}
+        return {"memory": memory_bytes(work) or 0.0}
     if work.kind == "located":
         from rledit.editors.locate_editor import LocateEditor
 

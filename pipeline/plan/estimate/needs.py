@@ -24,7 +24,7 @@ from pipeline.inputs.pickled_weights import is_pickled
 from pipeline.plan.absent_imports import absent_imports, named_imports
 from pipeline.plan.architecture import Architecture
 from pipeline.plan.cells import Cell
-from pipeline.plan.estimate.memory import GB, past_key_bytes
+from pipeline.plan.estimate.memory import GB, memory_bytes, past_key_bytes
 from pipeline.plan.estimate.sources import sources_of, weights_licence
 from pipeline.plan.estimate.workload import BYTES, Workload
 from pipeline.plan.imported import reads_corpus
@@ -247,12 +247,21 @@ def disk_gb(works: Sequence[Workload]) -> dict[str, float]:
         + past_key_bytes(w)
         for w in works
     ]
+    kept = sum(_kept_bytes(work) for work in works if work.cell.keep_edited)
     return {
         "rows of the lake": _ROW_BYTES * rows / GB,
+        "edited matrices that are kept": kept / GB,
         "trained networks": networks / GB,
         "key covariance": moments / GB,
         "resume state of a running cell (at most)": max(states, default=0) / GB,
     }
+
+
+def _kept_bytes(work: Workload) -> float:
+    """What `keep_edited` keeps of a cell: the edited matrices, or the memory of an editor that
+    edits none."""
+    memory = memory_bytes(work)
+    return float(FLOAT * work.edited_parameters) if memory is None else memory
 
 
 def network_place(cell: Cell) -> tuple[object, ...]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 import shlex
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -21,7 +21,7 @@ from pipeline.config.presets import PRESETS
 from pipeline.errors import ConfigError
 from pipeline.plan.architecture import architecture_of
 from pipeline.plan.cache_names import covariance_folder, shard_file
-from pipeline.plan.cell_keys import identity_of
+from pipeline.plan.cell_keys import address_of, identity_of
 from pipeline.plan.cells import Cell, cells_of
 from pipeline.plan.checks import check_corpus
 from pipeline.plan.estimate import absent_files, estimate
@@ -292,6 +292,78 @@ def test_a_cell_of_other_work_does_not_cost_what_this_one_cost(
     measurements = Measurements(_records(lake))
     assert measurements.seconds(ft(modules=["down:0-1"], steps=2, lr=1e-3)) is not None
     assert measurements.seconds(ft(**({"steps": 2} | settings))) is None
+
+
+def _one(editor: str, *more: str) -> Cell:
+    return cells_of(load_grid(TINY, [f"editors=[{editor}]", *more]))[0]
+
+
+def _cost_of(lake: Lake, done: Cell, **changes: Any) -> Measurements:
+    """What cells cost by a lake that has one."""
+    resources = asdict(done.resources)
+    result = replace(
+        finished(editor="ft", n_batches=done.stream.n_batches, batch_size=done.stream.batch_size),
+        address=address_of(done),
+        identity=identity_of(done),
+        resolved={**identity_of(done), "execution": {"threads": done.threads, **resources}},
+        threads=done.threads,
+        ranks=done.resources.ranks,
+    )
+    lake.commit(replace(result, **changes))
+    return Measurements(_records(lake))
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        "threads=2",
+        "resources={gpus: 1}",
+        "resources={gpus: 1, ranks: 2}",
+        "measurements=[fluency]",
+        "protocols=[token_accuracy, generation]",
+    ],
+)
+def test_a_cell_on_other_cores_or_scored_otherwise_does_not_cost_what_this_one_cost(
+    change: str, tmp_path: Path
+) -> None:
+    ft = "{editor: ft}"
+    measurements = _cost_of(Lake(str(tmp_path / "lake")), _one(ft))
+    assert measurements.seconds(_one(ft)) is not None
+    assert measurements.seconds(_one(ft, "protocols=[token_accuracy]")) is not None
+    assert measurements.seconds(_one(ft, change)) is None
+
+
+@pytest.mark.parametrize(("editor", "less"), [("ft", 1 / 2), ("none", 1.0)])
+def test_scoring_costs_by_the_edits_of_all_points(editor: str, less: float, tmp_path: Path) -> None:
+    """Of three batches after each one, six are scored; after the last one, three; the unedited
+    model is read once."""
+    entry = f"{{editor: {editor}}}"
+    lake = Lake(str(tmp_path / "lake"))
+    measurements = _cost_of(lake, _one(entry), score_seconds=6.0, edit_ms=1.0)
+    every, last = (measurements.seconds(_one(entry, f"checkpoints={n}")) for n in (3, 1))
+    assert every is not None and last is not None
+    assert (every.score, last.score) == pytest.approx((6.0, 6.0 * less))
+
+
+@pytest.mark.parametrize("cap", [10, 100])
+def test_a_training_of_single_edits_costs_by_the_edits_it_draws(cap: int, tmp_path: Path) -> None:
+    settings = f"{{train_steps: 50, sequence_cap: {cap}, curriculum_patience: 1}}"
+    dafnet = _one(f"{{editor: dafnet, settings: {settings}}}")
+    lake = Lake(str(tmp_path / "lake"))
+    found = _cost_of(lake, dafnet, train_seconds=100.0, edit_ms=1.0).seconds(dafnet)
+    assert found is not None and found.training == pytest.approx(100.0)
+
+
+def test_what_keep_edited_keeps_is_on_the_disk() -> None:
+    name = "edited matrices that are kept"
+    for keep in (True, False):
+        work = workload_of(_one("{editor: ultraedit}", f"keep_edited={str(keep).lower()}"))
+        kept = 4e-9 * work.edited_parameters if keep else 0.0
+        assert disk_gb([work, work])[name] == pytest.approx(2 * kept)
+    grace = workload_of(
+        _one("{editor: grace, settings: {modules: ['down:1']}}", "keep_edited=true")
+    )
+    assert disk_gb([grace])[name] == pytest.approx(memory_of(grace, ON_80).parts["memory"] / 1e9)
 
 
 def test_a_network_is_trained_once_for_all_who_share_it() -> None:
