@@ -52,10 +52,10 @@ class Display:
 
     Args:
         tasks: All tasks of the run.
-        slots: Cores in use.
+        slots: Cores there are at first.
         console: Where to show it.
         expected: Seconds that the plan expects of tasks, by key.
-        gpus: GPUs in use.
+        gpus: GPUs there are at first.
     """
 
     def __init__(
@@ -94,6 +94,10 @@ class Display:
         if self._live:
             self._live.update(Text(""))
             self._live.stop()
+
+    def take_room(self, slots: int, gpus: float) -> None:
+        """Take how many cores and GPUs there are by now, of a cluster that grows."""
+        self._estimate.take_room(slots, gpus)
 
     def progress(self, running: Mapping[str, Progress]) -> None:
         """Take the state of the running tasks."""

@@ -24,10 +24,10 @@ from pipeline.run.cell import record_failure, record_skip
 from pipeline.run.display import Display
 from pipeline.run.expected import expected_of, work_lines
 from pipeline.run.fleet.fleet import (
-    gpus_of_fleet,
     local_fleet,
     remote_fleet,
     require_room,
+    room_of_fleet,
     run_tasks,
 )
 from pipeline.run.fleet.progress import Progress
@@ -93,7 +93,7 @@ def run_plan(
                     if not address:
                         require_room(tasks)
                     _prepare(lake, plan)
-                    gpus = gpus_of_fleet()
+                    _, gpus = room_of_fleet()
                     for line in work_lines(tasks, expected, slots, gpus):
                         console.print(line, highlight=False, markup=False, soft_wrap=True)
                     with Display(tasks, slots, console, expected, gpus) as display:
@@ -150,6 +150,8 @@ def _run_tasks(
 
     def progress(running: Mapping[str, Progress]) -> None:
         signals.check()
+        if grows:
+            display.take_room(*room_of_fleet())
         display.progress(running)
         if file.is_due:
             file.update(display.situation())

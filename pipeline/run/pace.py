@@ -132,10 +132,10 @@ class Estimate:
 
     Args:
         tasks: All tasks of the run.
-        slots: Cores in use.
+        slots: Cores there are at first.
         pace: What was seen of the running ones.
         expected: Seconds that the plan expects of tasks, by key, as far as it does.
-        gpus: GPUs in use.
+        gpus: GPUs there are at first.
     """
 
     def __init__(
@@ -147,11 +147,15 @@ class Estimate:
         gpus: float = 0.0,
     ) -> None:
         self._tasks = tasks
-        self._room = {"CPU": float(slots), "GPU": gpus}
+        self.take_room(slots, gpus)
         self._pace = pace or Pace()
         self._expected = expected or {}
         self._taken: list[_Sample] = []
         self._known: dict[_Like, _Summary] = {}
+
+    def take_room(self, slots: int, gpus: float) -> None:
+        """Reckon with so many cores and GPUs from now on."""
+        self._room = {"CPU": float(slots), "GPU": gpus}
 
     @property
     def is_measured(self) -> bool:

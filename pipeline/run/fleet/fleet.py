@@ -137,7 +137,7 @@ def remote_fleet(address: str) -> Iterator[int]:
         ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR)
     heap.freeze()
     try:
-        yield max(1, int(ray.cluster_resources().get("CPU", 1)))
+        yield room_of_fleet()[0]
     finally:
         ray.shutdown()
 
@@ -340,9 +340,10 @@ def require_room(tasks: Mapping[str, Task]) -> None:
                 )
 
 
-def gpus_of_fleet() -> float:
-    """GPUs of the Ray that this process is connected to."""
-    return float(ray.cluster_resources().get("GPU", 0.0))
+def room_of_fleet() -> tuple[int, float]:
+    """Cores, at least one, and GPUs that the Ray of this process has now; a cluster may grow."""
+    has = ray.cluster_resources()
+    return max(1, int(has.get("CPU", 1))), float(has.get("GPU", 0.0))
 
 
 @contextmanager

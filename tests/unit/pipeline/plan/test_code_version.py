@@ -141,7 +141,7 @@ def test_a_run_drops_the_rows_that_it_makes_again_and_no_others(
 
     monkeypatch.setattr(driver, "_run_tasks", run_tasks)
     monkeypatch.setattr(driver, "local_fleet", fleet)
-    monkeypatch.setattr(driver, "gpus_of_fleet", lambda: 0.0)
+    monkeypatch.setattr(driver, "room_of_fleet", lambda: (1, 0.0))
     monkeypatch.setattr(driver, "require_room", lambda tasks: None)
     run_paths, console = RunPaths.under(tmp_path), Console(quiet=True)
 

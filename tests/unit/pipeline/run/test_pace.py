@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from pipeline.config.parse import load_grid
+from pipeline.config.resources import ResourcesEntry
 from pipeline.plan.cells import cells_of
 from pipeline.run.expected import expected_of, work_lines
 from pipeline.run.fleet.progress import Progress
@@ -44,6 +45,20 @@ def test_the_estimate(tasks: dict[str, Task]) -> None:
     assert estimate.seconds_left({ultra, ft}, {}, NOW) == pytest.approx(10.0)
     # A running cell promises its own length, however many cores there are: a quarter in 5 s.
     assert estimate.seconds_left({ultra}, {ultra: at(1, 4, 5.0)}, NOW) == pytest.approx(15.0)
+
+
+def test_time_left_follows_a_cluster_that_grows(tasks: dict[str, Task]) -> None:
+    _, none, ultra, ft = tasks
+    gpu = {
+        key: replace(t, cell=replace(t.cell, resources=ResourcesEntry(gpus=1.0)))
+        for key, t in tasks.items()
+    }
+    estimate = Estimate(gpu, 1, expected={none: 600.0, ultra: 600.0, ft: 600.0})
+    assert estimate.seconds_left({none, ultra, ft}, {}, NOW) == pytest.approx(1800.0)
+    estimate.take_room(8, 2.0)
+    assert estimate.seconds_left({none, ultra, ft}, {}, NOW) == pytest.approx(1200.0)
+    estimate.take_room(32, 8.0)
+    assert estimate.seconds_left({none, ultra, ft}, {}, NOW) == pytest.approx(600.0)
 
 
 def test_a_pace_begins_anew_with_a_stage() -> None:
