@@ -298,6 +298,12 @@ def perform(
     return FOUND if found else "done"
 
 
+def prepare_node(task: Task, run_paths: RunPaths, report: Report) -> None:
+    """Have a task's model on this node, as each rank of a gang does before they meet."""
+    if skip_reason(task.cell) is None:
+        prepare_model(task.cell, Cache(run_paths.cache), report)
+
+
 def _require_same_data(cell: Cell) -> None:
     """The cell's key came with it, of the data that the driver has read; a worker reads anew."""
     planned, found = identity_of(cell)["dataset"]["data_hash"], cell.source().data_hash

@@ -23,7 +23,7 @@ from pipeline.run.fleet.workers import Shape, Worker, Workers
 from pipeline.run.lease import LeaseLost
 from pipeline.run.rank_group import SINGLE_PROCESS, Gang
 from pipeline.run.reporting import Report, Stage, watched
-from pipeline.run.tasks import FOUND, Task, perform
+from pipeline.run.tasks import FOUND, Task, perform, prepare_node
 from pipeline.storage.redaction import redact
 from pipeline.storage.run_paths import RunPaths
 from rledit.errors import UserError
@@ -35,6 +35,8 @@ MEETING_SECONDS = 120.0
 # How long the other ranks have to show whether the first error was only a consequence.
 # A survivor's connection breaks at once; that a node is gone, Ray says a quarter of a minute later.
 GRACE_SECONDS = 60.0
+# How gloo says that another rank has gone, in errors of no class of their own.
+_GONE = ("gloo/transport", "Connection closed by peer", "Connection reset by peer")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -62,11 +64,13 @@ class Outcome:
 
     Attributes:
         found: There was nothing to do: the cache or the lake had it.
+        of_peer: The error tells that another process was silent or has gone, and not why.
     """
 
     reason: str | None = None
     died: bool = False
     found: bool = False
+    of_peer: bool = False
 
 
 class TaskAttempt(Protocol):
@@ -162,7 +166,8 @@ class _Together:
         self._outcomes.append(outcome)
         if outcome.reason is not None and self._first_error is None:
             self._first_error = time.monotonic()
-        return self._verdict() if not self.references or outcome.died else None
+        certain = outcome.died and not outcome.of_peer
+        return self._verdict() if not self.references or certain else None
 
     def overdue(self) -> Outcome | None:
         if self._first_error is None or time.monotonic() - self._first_error < GRACE_SECONDS:
@@ -185,10 +190,10 @@ class _Together:
             self.references.append(rank.work.remote(self.item, i, name))
 
     def _verdict(self) -> Outcome:
-        """A death explains the errors of those that waited for the dead."""
+        """A death, or else an error of the work, explains those of the ranks that waited."""
         errors = [o for o in self._outcomes if o.reason is not None]
         if errors:
-            return next((o for o in errors if o.died), errors[0])
+            return min(errors, key=lambda o: (o.of_peer, not o.died))
         return Outcome(found=all(o.found for o in self._outcomes))
 
 
@@ -203,7 +208,7 @@ def outcome_of(reference: Any) -> Outcome:
             level = logging.DEBUG if isinstance(cause, UserError) else logging.ERROR
             logger.log(level, "%s", redact(str(error)))
         reason = redact(f"{type(cause).__name__}: {cause}")
-        return Outcome(reason=reason, died=_is_interruption(cause))
+        return Outcome(reason=reason, died=_is_interruption(cause), of_peer=_is_of_a_peer(cause))
     except RayError as error:
         return Outcome(reason=f"{type(error).__name__}: {_first_line(error)}", died=True)
     return Outcome(found=how == FOUND)
@@ -214,6 +219,15 @@ def _is_interruption(cause: BaseException) -> bool:
     from torch.distributed import DistNetworkError, DistStoreError
 
     return isinstance(cause, LeaseLost | TimeoutError | DistNetworkError | DistStoreError)
+
+
+def _is_of_a_peer(cause: BaseException) -> bool:
+    """Whether an error says that another rank was silent or has gone: it may have had its own."""
+    from torch.distributed import DistError
+
+    if isinstance(cause, TimeoutError | DistError):
+        return True
+    return isinstance(cause, RuntimeError) and any(words in str(cause) for words in _GONE)
 
 
 def _first_line(error: Exception) -> str:
@@ -287,6 +301,7 @@ class _Rank:
             joined,
             open_rendezvous,
             use_network_of,
+            wait_for_all,
         )
 
         resources = item.task.resources
@@ -299,9 +314,15 @@ class _Rank:
             ray.get(item.progress_actor.set_rendezvous.remote(name, address))
         else:
             store = find_rendezvous(_rendezvous(item, name))
-        with joined(rank, resources.ranks, store) as ranks, _reported(item, rank == 0) as report:
-            gang = Gang(together=ranks, sharding=resources.sharding, offload=resources.offload)
-            return perform(item.task, item.run_paths, report, gang, item.run, item.interruptions)
+        with _reported(item, rank == 0) as report:
+            # A node that has to fetch the model may take longer than a group waits for its ranks.
+            prepare_node(item.task, item.run_paths, report)
+            wait_for_all(store, rank, resources.ranks)
+            with joined(rank, resources.ranks, store) as ranks:
+                gang = Gang(together=ranks, sharding=resources.sharding, offload=resources.offload)
+                return perform(
+                    item.task, item.run_paths, report, gang, item.run, item.interruptions
+                )
 
 
 def _rendezvous(item: WorkItem, name: str) -> str:

@@ -17,6 +17,7 @@ from torch import Tensor
 Backend = Literal["gloo", "nccl"]
 
 TIMEOUT = timedelta(minutes=10)
+PATIENCE = timedelta(days=1)
 
 
 class ProcessRanks:
@@ -67,6 +68,19 @@ def find_rendezvous(address: str) -> dist.Store:
     """The place that rank 0 has made, as the other ranks reach it."""
     host, _, port = address.rpartition(":")
     return dist.TCPStore(host, int(port), is_master=False, wait_for_workers=False)
+
+
+def wait_for_all(store: dist.Store, rank: int, size: int, timeout: timedelta = PATIENCE) -> None:
+    """Say that this rank is ready to join the group, and wait until all are.
+
+    Args:
+        store: Where they meet.
+        rank: This process's place, from 0.
+        size: Number of processes.
+        timeout: How long to wait; whoever has begun the ranks ends them sooner if one fails.
+    """
+    store.set(f"ready/{rank}", "yes")
+    store.wait([f"ready/{i}" for i in range(size)], timeout)
 
 
 def use_network_of(host: str) -> None:

@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
+from datetime import timedelta
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 from ray.exceptions import RayTaskError, WorkerCrashedError
-from torch.distributed import DistNetworkError
+from torch.distributed import DistBackendError, DistNetworkError, DistStoreError
 
 from pipeline.config.resources import ResourcesEntry
-from pipeline.run.fleet import attempts
+from pipeline.run.fleet import attempts, process_group
 from pipeline.run.fleet.attempts import Outcome
 from pipeline.run.lease import LeaseLost
+from pipeline.run.reporting import silent
 from rledit.calibration import CalibrationError
 from rledit.finite import NonFiniteError
 
@@ -93,6 +96,66 @@ def test_an_error_whose_peers_hang_is_the_verdict_in_the_end(
     assert gang.overdue() is None and gang.ended("a") is None
     now[0] += 2 * attempts.GRACE_SECONDS
     assert gang.overdue() == wrong
+
+
+CLOSED = RuntimeError("[pair.cc:534] Connection closed by peer [127.0.0.1]:4711")
+
+
+@pytest.mark.parametrize("broken", [CLOSED, DistNetworkError("gone"), DistBackendError("NCCL")])
+@pytest.mark.parametrize("wrong", [NonFiniteError("down:1 holds nan"), KeyError("a bug")])
+def test_an_error_of_one_rank_explains_the_broken_connection_of_the_other(
+    broken: Exception, wrong: Exception, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first, second = (
+        ended_by(RayTaskError("work", "trace", error), monkeypatch) for error in (broken, wrong)
+    )
+    gang, _ = gang_of_two(monkeypatch, a=first, b=second)
+    assert gang.ended("a") is None
+    assert gang.ended("b") == second and not second.died
+
+
+def test_a_lost_connection_that_nothing_explains_is_an_interruption_in_the_end(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    lost = ended_by(RayTaskError("work", "trace", DistNetworkError("gone")), monkeypatch)
+    gang, now = gang_of_two(monkeypatch, a=lost)
+    assert gang.ended("a") is None
+    now[0] += 2 * attempts.GRACE_SECONDS
+    assert gang.overdue() == lost and lost.died
+
+
+def test_a_rank_has_its_model_before_it_joins_the_others(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Fetching it may take longer than a collective call waits."""
+    done: list[str] = []
+
+    def noted(name: str, found: Any = None) -> Any:
+        return lambda *_: done.append(name) or found
+
+    host = "127.0.0.1"
+    monkeypatch.setattr(attempts.ray.util, "get_node_ip_address", lambda: host)
+    monkeypatch.setattr(attempts, "hide_gpus", noted("hide"))
+    monkeypatch.setattr(attempts, "_rendezvous", lambda *_: host)
+    monkeypatch.setattr(attempts, "_reported", lambda *_: nullcontext(silent))
+    monkeypatch.setattr(process_group, "use_network_of", noted("network"))
+    monkeypatch.setattr(process_group, "find_rendezvous", noted("meet"))
+    monkeypatch.setattr(process_group, "wait_for_all", noted("wait"))
+    monkeypatch.setattr(process_group, "joined", noted("join", nullcontext()))
+    monkeypatch.setattr(attempts, "prepare_node", noted("prepare"))
+    monkeypatch.setattr(attempts, "perform", noted("perform", "done"))
+    task = SimpleNamespace(resources=ResourcesEntry(ranks=2))
+    item: Any = SimpleNamespace(task=task, run_paths=None, run="", interruptions=())
+    rank = attempts._Rank.__ray_metadata__.modified_class  # type: ignore[attr-defined]
+    assert rank.work(None, item, 1, "name") == "done"
+    assert done == ["hide", "network", "meet", "prepare", "wait", "join", "perform"]
+
+
+def test_ranks_wait_for_the_last_one() -> None:
+    first, address = process_group.open_rendezvous("127.0.0.1")
+    with pytest.raises(DistStoreError):
+        process_group.wait_for_all(first, 0, 2, timedelta(seconds=0.1))
+    second = process_group.find_rendezvous(address)
+    process_group.wait_for_all(second, 1, 2, timedelta(seconds=10))
+    process_group.wait_for_all(first, 0, 2, timedelta(seconds=10))
 
 
 @pytest.mark.parametrize(
