@@ -419,8 +419,8 @@ def _same_place(record: CellRecord, cell: Cell) -> bool:
         "offload": resources.offload,
     }
     other = record.values["resolved"].get("execution", {})
-    other = {"threads": record.values["threads"], "ranks": record.values["ranks"], **other}
-    return all(other.get(name, value) == value for name, value in own.items())
+    other = {name: record.values.get(name) for name in ("threads", "ranks")} | other
+    return all(other.get(name) in (None, value) for name, value in own.items())
 
 
 def _same_scoring(record: CellRecord, cell: Cell) -> bool:

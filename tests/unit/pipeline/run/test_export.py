@@ -179,13 +179,13 @@ def test_a_cell_of_a_gpu_is_run_again_on_a_gpu_or_not_at_all(
 
     def run_again(cell: Cell, *_: Any) -> None:
         again.append(cell)
-        raise KeyboardInterrupt
+        raise InterruptedError
 
     monkeypatch.setattr(export_module, "read_cell_spec", lambda *_: theirs)
     monkeypatch.setattr(export_module, "edit_stream", run_again)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: gpu)
     if gpu:
-        with pytest.raises(KeyboardInterrupt):
+        with pytest.raises(InterruptedError):
             export(key_of(cell), run_paths, tmp_path / "out")
         assert [(c.resources.gpus, c.resources.ranks) for c in again] == [(1.0, 1)]
     else:
