@@ -30,7 +30,11 @@ OLD = "0.1.0+0123456789ab"
 EDITORS = "editors=[{editor: none}, {editor: ultraedit, settings: {step: 1.0e-3}}]"
 
 # Imported by what runs a cell, and none of its numbers comes from there.
-BESIDE_NUMBERS = {"pipeline.errors", "pipeline.results.without_effect"}
+BESIDE_NUMBERS = {
+    "pipeline.errors",
+    "pipeline.results.without_effect",
+    "pipeline.results.tracking.liveness",
+}
 
 
 @pytest.fixture
