@@ -54,17 +54,17 @@ class SingleProcess:
 def shard(samples: Sequence[Sample], ranks: Ranks, first: int = 0) -> list[int]:
     """Places of the samples that fall to this rank, ascending.
 
-    Samples are sorted by length and dealt forwards and backwards in turn, so that every rank gets
-    its share of the long ones. The assignment depends on the samples alone, not on what a rank has
-    run before.
+    Samples are dealt forwards and backwards in turn, the longest first, so that every rank gets its
+    share of the long ones and an odd one is short. The assignment depends on the samples alone, not
+    on what a rank has run before.
 
     Args:
         samples: The samples to share out, the same on every rank.
         ranks: The ranks.
-        first: The rank that gets the shortest sample; may exceed the number of ranks. Turning it
+        first: The rank that gets the longest sample; may exceed the number of ranks. Turning it
             from call to call evens out the odd sample.
     """
-    order = sorted(range(len(samples)), key=lambda i: len(samples[i]))
+    order = sorted(range(len(samples)), key=lambda i: -len(samples[i]))
     own = (ranks.rank - first) % ranks.size
     return sorted(i for n, i in enumerate(order) if _dealt(n, ranks.size) == own)
 
@@ -72,7 +72,7 @@ def shard(samples: Sequence[Sample], ranks: Ranks, first: int = 0) -> list[int]:
 def _dealt(n: int, size: int) -> int:
     """The rank of the n-th sample by length: 0, 1, 1, 0, 0, 1, … of two.
 
-    Always in one direction, the last rank would have the longer sample of every round.
+    Always in one direction, the first rank would have the longer sample of every round.
     """
     turn, place = divmod(n, size)
     return place if turn % 2 == 0 else size - 1 - place
@@ -98,7 +98,7 @@ class Deal:
         self._ranks = ranks
         self._owner: dict[bytes, int] = {}
         for first in range(0, len(distinct), DEALT_TOGETHER):
-            block = sorted(distinct[first : first + DEALT_TOGETHER], key=len)
+            block = sorted(distinct[first : first + DEALT_TOGETHER], key=len, reverse=True)
             turned = {s.key: first + _dealt(i, ranks.size) for i, s in enumerate(block)}
             self._owner |= {key: place % ranks.size for key, place in turned.items()}
 

@@ -130,7 +130,7 @@ class _Remembered:
     Attributes:
         batch: The batch.
         reference: References of those of its unrelated prompts that fall to this rank.
-        first: The rank that gets its shortest sample, see `rledit.ranks.shard`.
+        first: The rank that gets its longest sample, see `rledit.ranks.shard`.
     """
 
     batch: EditBatch

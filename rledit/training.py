@@ -242,9 +242,8 @@ class Training:
                 yield TrainingEvent(step=self.step, batches=self.batches, validation=found)
             else:
                 yield from self._train_step()
-        # As it is kept: networks whose weights are averaged edit with their mean from here on.
-        kept = self._best or {k: v.clone() for k, v in self.editor.state_dict().items()}
-        self.editor.load_state_dict(kept)
+        if self._best:
+            self.editor.load_state_dict(self._best)
         yield from self._search_steps()
 
     def _search_steps(self) -> Iterator[TrainingEvent]:

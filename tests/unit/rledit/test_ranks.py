@@ -340,7 +340,7 @@ def test_statistics_are_shared() -> None:
     expected, alone, _ = work(SingleProcess())
     found = together(2, work)
     for moments, seen, _ in found:
-        assert seen == pytest.approx(alone / 2, abs=6)
+        assert seen == pytest.approx(alone / 2, abs=1)
         for moment, whole in zip(moments, expected, strict=True):
             assert moment.count == whole.count == alone
             assert relative(moment.total, whole.total) < 1e-12

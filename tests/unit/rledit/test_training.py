@@ -329,16 +329,6 @@ def best_and_search(case: str, *scores: float) -> tuple[Training, dict[str, Tens
     return training, plain.state_dict()
 
 
-def test_averaged_networks_edit_with_their_mean_once_they_are_trained() -> None:
-    editor = make("averaged", patience=0, average=0.5, train_steps=2)
-    list(Training(editor, draw_of(editor)).run())
-    loaded = make("averaged", patience=0, average=0.5, train_steps=2)
-    loaded.load_state_dict(editor.state_dict())
-    batch = text_batches(editor.model, 1, SIZE, seed=99)[0]
-    one, other = editor.edit(batch), loaded.edit(batch)
-    assert one["shift_norm"] == other["shift_norm"]
-
-
 SEARCHED = ["converged", "averaged", "lifelong moments", "malmen", "mend"]
 
 
