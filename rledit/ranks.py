@@ -99,8 +99,8 @@ class Deal:
         self._owner: dict[bytes, int] = {}
         for first in range(0, len(distinct), DEALT_TOGETHER):
             block = sorted(distinct[first : first + DEALT_TOGETHER], key=len, reverse=True)
-            turned = {s.key: first + _dealt(i, ranks.size) for i, s in enumerate(block)}
-            self._owner |= {key: place % ranks.size for key, place in turned.items()}
+            for i, sample in enumerate(block):
+                self._owner[sample.key] = (first + _dealt(i, ranks.size)) % ranks.size
 
     def own(self, samples: Sequence[Sample]) -> list[int]:
         """Places of the samples that fall to this rank, ascending; all of them have been dealt."""

@@ -157,7 +157,7 @@ class _LayersAhead:
         self._below: tuple[int, bool] | None = None  # layer run last, and whether it has a graph
         for i, layer in enumerate(layers):
             # Before and after DeepSpeed's own hook, which gathers what is not there.
-            layer.register_forward_pre_hook(partial(self._arrive, i), prepend=True)
+            layer.register_forward_pre_hook(self._arrive, prepend=True)
             layer.register_forward_pre_hook(partial(self._send_next, i))
             layer.register_forward_hook(partial(self._watch, i))
 
@@ -170,7 +170,7 @@ class _LayersAhead:
             handle.wait()
             parameters[0].partition(parameters)
 
-    def _arrive(self, i: int, layer: nn.Module, _: Any) -> None:
+    def _arrive(self, layer: nn.Module, *_: Any) -> None:
         """Let the matrices of a layer be there before it runs, if they are on their way."""
         if self._coming is None:
             return
@@ -199,7 +199,7 @@ class _LayersAhead:
         before = self._layers[below[0]] if below is not None and below[1] else None
 
         def arrive(_: Tensor) -> None:
-            self._arrive(i, layer, None)
+            self._arrive(layer)
             if before is not None:
                 self._send(before)
 

@@ -137,13 +137,13 @@ def write(
         change, measured = host.edit(editor, [*own, *others])
         fault = _fault(opened)
         cost = after if fault else knowledge.cost(opened, names)
-        smaller = scaled is not None and halvings < (_HALVINGS if passes else _FIRST)
+        smaller = scaled if halvings < (_HALVINGS if passes else _FIRST) else None
         if fault or (cost.kept < floor * cost.known and (passes or smaller)):
             host.take_back()
             editor.load_state_dict(state_before)
             tell(f"  pass {len(passes) + 1}: taken back ({fault or _kept(cost)})")
-            if smaller and scaled is not None:
-                scaled(0.5)
+            if smaller is not None:
+                smaller(0.5)
                 halvings += 1
                 continue
             if not passes:

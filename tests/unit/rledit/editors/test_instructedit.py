@@ -259,9 +259,9 @@ def test_the_rate_falls_over_all_optimiser_steps_of_the_training() -> None:
         for _ in editor.train_batches(batches):
             rates.append(editor.training_measures["learning_rate"])
     made_in_all = 2 * (3 + -(-len(EDITS) // 2))
-    assert editor._total_steps == made_in_all == len(rates) + made_in_all - 4
+    assert editor._total_steps == made_in_all
     assert rates[1] > 0.4 * editor.config.meta_lr  # half of the training is left
-    assert rates[0] > rates[1] > rates[2] > rates[3]
+    assert len(rates) == 4 and rates[0] > rates[1] > rates[2] > rates[3]
 
 
 def _plainly(editor: InstructEdit, example: EditBatch) -> float:
