@@ -304,6 +304,11 @@ class HypernetworkEditor(TrainableEditor, HypernetworkUpdate):
         for network in self.networks.values():
             network.scale_step(factor)
 
+    def edit(self, batch: EditBatch) -> dict[str, float]:
+        """Propose shifts and merge them, by the networks that edit."""
+        with self._averaged():
+            return super().edit(batch)
+
     @contextmanager
     def edits_aside(self) -> Iterator[None]:
         """Moments and weights return afterwards; editing changes no more than these."""

@@ -111,6 +111,15 @@ def test_the_mean_of_the_weights_is_what_edits() -> None:
     plain = make()
     list(by_batch(plain))
     assert all(parameters(plain)[name].equal(raw[name]) for name in mean)
+    # Who edits right after the training edits as who has loaded what is kept of it.
+    (batch,) = random_batches(1, 4, seed=2)
+    before = {name: w.clone() for name, w in other.model.weights.state_dict().items()}
+    for each in (editor, other, plain):
+        each.edit(batch)
+    edited, kept, by_raw = (e.model.weights.state_dict() for e in (editor, other, plain))
+    assert all(edited[name].equal(kept[name]) for name in kept)
+    assert not any(edited[name].equal(before[name]) for name in before)
+    assert not all(edited[name].equal(by_raw[name]) for name in kept)
 
 
 def test_a_decay_of_one_is_refused() -> None:
