@@ -35,9 +35,9 @@ from pipeline.plan.estimate.needs import (
     unfetched_files,
     unknowable,
 )
+from pipeline.plan.estimate.past_costs import PastCosts
 from pipeline.plan.estimate.prefixes import bytes_at, prefix_needs, store_gb, stream_of
 from pipeline.plan.estimate.seconds import (
-    Measurements,
     Seconds,
     asking_seconds,
     model_seconds,
@@ -186,14 +186,14 @@ def cell_estimates(
         away: Files that cannot be read yet.
     """
     check_modules(cells)
-    cached, measurements = Cached(cache), Measurements(records)
+    cached, past = Cached(cache), PastCosts(records)
     known = [not unknowable(cell, away) for cell in cells]
     works = [workload_of(c, readable) for c, readable in zip(cells, known, strict=True)]
     stored = bytes_at(works)
     seen: set[tuple[object, ...]] = set()
     shorter = shorter_trainings(cells)
     return [
-        _cell(work, before, place, measurements, seen, cached if readable else Cached(), stored)
+        _cell(work, before, place, past, seen, cached if readable else Cached(), stored)
         for work, before, readable in zip(works, shorter, known, strict=True)
     ]
 
@@ -202,7 +202,7 @@ def _cell(
     work: Workload,
     shorter: Cell | None,
     place: Placement,
-    measurements: Measurements,
+    past: PastCosts,
     seen: set[tuple[object, ...]],
     cached: Cached,
     stored: Mapping[tuple[str, int], float],
@@ -216,7 +216,7 @@ def _cell(
     # streams together, some are lacking.
     whole = stored.get((cell.model.name, layer), 0.0)
     there = kept and not asked and cached.prefix_bytes(cell, layer) >= whole
-    seconds = measurements.seconds(cell) or modelled(
+    seconds = past.seconds(cell) or modelled(
         work, place, stored=kept and (asked or there), asked=asked and not cell.resources.gang
     )
     trained = cell.trained_batches
@@ -249,7 +249,7 @@ def _cell(
         seen.add(statistics)
         covariance = statistics_seconds(work, place, work.covariances.keys() - summed)
     memory = memory_of(work, place)
-    measured = measurements.peak_gb(cell)
+    measured = past.peak_gb(cell)
     return CellEstimate(
         work=work,
         seconds=seconds,
