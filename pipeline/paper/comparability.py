@@ -9,7 +9,7 @@ from typing import Any
 from pipeline.config.presets import PRESETS
 from pipeline.inputs.content_hashes import plain
 from pipeline.paper.layout import Stream
-from pipeline.paper.measured import CellRows, Place
+from pipeline.paper.measured import CellRows, TablePlace
 from pipeline.paper.reference_grids import published_cells
 from pipeline.paper.references import published
 from pipeline.plan.cells import Cell
@@ -18,7 +18,7 @@ _UNKNOWN = "absent"
 _PROXIES = {"proxy": "proxy", "world": "world model"}
 
 
-def departures(place: Place, dataset: str, used: str, wanted: str) -> list[str]:
+def departures(place: TablePlace, dataset: str, used: str, wanted: str) -> list[str]:
     """What was otherwise at a place than in the published run, in words.
 
     Args:

@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from pipeline.paper.layout import Metric
-from pipeline.paper.measured import CellRows, Place
+from pipeline.paper.measured import CellRows, TablePlace
 from pipeline.results.protocol_captions import sorted_protocols
 from pipeline.results.tables import OverSeeds
 
@@ -52,7 +52,7 @@ def averaged(parts: Sequence[Ours]) -> Ours:
     return Ours(values=means, seeds=seeds)
 
 
-def measure(metric: Metric, place: Place, protocol: str, edits_at: int | None = None) -> Ours:
+def measure(metric: Metric, place: TablePlace, protocol: str, edits_at: int | None = None) -> Ours:
     """A figure at one place.
 
     Args:
@@ -105,7 +105,7 @@ def interval(cells: Sequence[CellRows], at: int, protocol: str, score: str) -> t
     return float(low), float(high)
 
 
-def _scores(metric: Metric, place: Place, wanted: str) -> Ours:
+def _scores(metric: Metric, place: TablePlace, wanted: str) -> Ours:
     cells = place.done
     at = place.n_edits
     there = sorted_protocols({protocol for cell in cells for n, protocol in cell.scores if n == at})

@@ -67,7 +67,7 @@ class CellRows:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Place:
+class TablePlace:
     """The cells that answer for one method at one place of a table, one per seed.
 
     Attributes:
@@ -148,7 +148,7 @@ def read_cells(lake: str | Lake, grid: str, scale: str | None = None) -> list[Ce
 
 def places_of(
     section: Section, method: Method, cells: Iterable[CellRows], proxies: Mapping[Stream, Stream]
-) -> dict[tuple[str, str], Place]:
+) -> dict[tuple[str, str], TablePlace]:
     """The cells that answer for a method in a section, by model and dataset.
 
     Args:
@@ -174,7 +174,7 @@ def find(
     method: Method,
     stream: Stream,
     proxy: Stream | None = None,
-) -> Place:
+) -> TablePlace:
     """The cells that answer for a method at a stream, in order of seed.
 
     The stream's own cells come first; then longer ones that were scored at its length for it; then
@@ -196,8 +196,8 @@ def find(
         n_batches, chosen, prefix = _answering(own, wanted)
         if chosen:
             n_edits = n_batches * wanted[1]
-            return Place(cells=chosen, n_edits=n_edits, asked=stream, prefix=prefix)
-    return Place(cells=(), n_edits=stream[0] * stream[1], asked=stream)
+            return TablePlace(cells=chosen, n_edits=n_edits, asked=stream, prefix=prefix)
+    return TablePlace(cells=(), n_edits=stream[0] * stream[1], asked=stream)
 
 
 def _answering(cells: Sequence[CellRows], stream: Stream) -> tuple[int, tuple[CellRows, ...], bool]:

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pipeline.paper.comparability import departures
 from pipeline.paper.figures import SECONDS, seconds_per_edit
 from pipeline.paper.layout import Layout, Method, Metric, Section
-from pipeline.paper.measured import CellRows, Place, places_of
+from pipeline.paper.measured import CellRows, TablePlace, places_of
 from pipeline.paper.reference_grids import proxy_streams
 from pipeline.results.tables import OverSeeds
 
@@ -187,6 +187,6 @@ class _Ours:
         ]
         return tuple(dict.fromkeys(found))
 
-    def _places(self, section: Section, method: Method) -> list[tuple[str, Place]]:
+    def _places(self, section: Section, method: Method) -> list[tuple[str, TablePlace]]:
         places = places_of(section, method, self._cells, self._proxies)
         return [(dataset, place) for (_, dataset), place in places.items()]

@@ -82,13 +82,13 @@ class Reference:
         return place in _CALIBRATION and self.metric in SCORE_METRICS
 
 
-Place = tuple[Source, str, str, str, str, str]
+ReferencePlace = tuple[Source, str, str, str, str, str]
 
 
 @lru_cache(maxsize=1)
-def references() -> dict[Place, Reference]:
+def references() -> dict[ReferencePlace, Reference]:
     """All published figures by source, model, dataset, method, setting and metric."""
-    found: dict[Place, Reference] = {}
+    found: dict[ReferencePlace, Reference] = {}
     for row in rows():
         value = _number(row["value"])
         if value is None:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pipeline.paper.layout import Layout
 from pipeline.paper.references import SCORE_METRICS, Source, references
 
-Place = tuple[Source, str, str, str, str]  # source, model, dataset, method, setting
+_Place = tuple[Source, str, str, str, str]  # source, model, dataset, method, setting
 _ALSO_CALLED = {"Rel": "Eff", "Loc": "Spe"}  # reliability and locality
 _SHARES = ("MEMOIR", "SimIE")  # papers that print 0.84 where others print 84
 
@@ -34,7 +34,7 @@ def related_results(layout: Layout) -> tuple[RelatedResult, ...]:
     models = {model for section in layout.sections for model in section.models}
     datasets = {dataset for section in layout.sections for dataset in section.datasets}
     methods = {_plain(method.label) for method in layout.methods}
-    found: dict[Place, dict[str, float]] = {}
+    found: dict[_Place, dict[str, float]] = {}
     confidence: dict[Source, str] = {}
     for one in references().values():
         metric = _ALSO_CALLED.get(one.metric, one.metric)

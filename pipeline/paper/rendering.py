@@ -10,12 +10,12 @@ from pipeline.paper.paper_claims import Sentence
 from pipeline.paper.references import Reference
 from pipeline.paper.related_results import RelatedResult, related_results
 from pipeline.paper.signs import Signs
-from pipeline.paper.table import Block, Figure, PaperTable
+from pipeline.paper.table import Figure, PaperBlock, PaperTable
 from pipeline.paper.table_sheets import beside, own_sheet
 from pipeline.results.latex import Fit
 from pipeline.results.pages import Piece, drawn, known_fit, render_page
 from pipeline.results.protocol_captions import definition
-from pipeline.results.sheets import ABSENT, Cell, Head, Sheet, as_csv
+from pipeline.results.sheets import ABSENT, Head, Sheet, SheetCell, as_csv
 
 _OTHERS = ("method", "model", "dataset", "setting", "Eff", "Gen", "Spe", "source", "confidence")
 _COLUMNS = (
@@ -102,7 +102,7 @@ def _subjects(
     ]
 
 
-def _place(block: Block) -> str:
+def _place(block: PaperBlock) -> str:
     """Dataset and stream of a section, and where ours was read."""
     section = block.section
     at = f", after {section.edits_at:,} edits" if section.edits_at is not None else ""
@@ -125,7 +125,7 @@ def _streams(table: PaperTable) -> str:
     return f"stream {here} in place of {asked}" if here else f"stream {asked}"
 
 
-def _figures(table: PaperTable) -> Iterator[tuple[Block, Figure]]:
+def _figures(table: PaperTable) -> Iterator[tuple[PaperBlock, Figure]]:
     for block in table.blocks:
         for line in block.lines:
             for figure in line.figures:
@@ -170,9 +170,9 @@ def _sentence(sentence: Sentence) -> str:
     return text + "."
 
 
-def _other(row: RelatedResult) -> list[Cell | str]:
+def _other(row: RelatedResult) -> list[SheetCell | str]:
     """One line of what other papers print."""
-    scores = [Cell(value=score, form="g") for score in row.scores]
+    scores = [SheetCell(value=score, form="g") for score in row.scores]
     place = [row.method, row.model, row.dataset, row.setting]
     return [*place, *scores, row.source.label, row.confidence]
 

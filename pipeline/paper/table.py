@@ -10,7 +10,7 @@ from pipeline.paper.comparability import departures, stream_name
 from pipeline.paper.figures import Ours, averaged, measure, over_seeds, seconds_per_edit
 from pipeline.paper.layout import Layout, Method, Metric, Section
 from pipeline.paper.layouts import LAYOUTS
-from pipeline.paper.measured import CellRows, Place, places_of, read_cells
+from pipeline.paper.measured import CellRows, TablePlace, places_of, read_cells
 from pipeline.paper.paper_claims import Sentence, sentences
 from pipeline.paper.reference_grids import proxy_streams
 from pipeline.paper.references import Reference, published
@@ -31,7 +31,7 @@ class Figure:
     ours: Ours
     reference: Reference | None
     verdict: Verdict
-    places: tuple[Place, ...]
+    places: tuple[TablePlace, ...]
     departures: tuple[str, ...]
 
     @property
@@ -43,7 +43,7 @@ class Figure:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Line:
+class PaperLine:
     """One method in one section."""
 
     method: Method
@@ -73,12 +73,12 @@ class Line:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Block:
+class PaperBlock:
     """One section with its lines."""
 
     section: Section
     protocol: str
-    lines: tuple[Line, ...]
+    lines: tuple[PaperLine, ...]
 
     @property
     def read(self) -> list[str]:
@@ -113,7 +113,7 @@ class PaperTable:
     layout: Layout
     scale: str
     models: Mapping[str, tuple[str, str]]
-    blocks: tuple[Block, ...]
+    blocks: tuple[PaperBlock, ...]
     paper_claims: tuple[Sentence, ...]
     notes: tuple[str, ...]
 
@@ -158,7 +158,7 @@ def paper_table(lake: str | Lake, name: str, scale: str | None = None) -> PaperT
     )
 
 
-def _block(section: Section, layout: Layout, cells: Sequence[CellRows]) -> Block:
+def _block(section: Section, layout: Layout, cells: Sequence[CellRows]) -> PaperBlock:
     protocols = {dataset: layout.protocols[dataset] for dataset in section.datasets}
     proxies = proxy_streams(layout.name)
     places = {method: places_of(section, method, cells, proxies) for method in layout.methods}
@@ -175,16 +175,18 @@ def _block(section: Section, layout: Layout, cells: Sequence[CellRows]) -> Block
         figures = tuple(
             _figure(metric, section, method, own, protocols, fastest) for metric in section.metrics
         )
-        lines.append(Line(method=method, own_setting=_is_own(method, section), figures=figures))
+        lines.append(
+            PaperLine(method=method, own_setting=_is_own(method, section), figures=figures)
+        )
     named = " + ".join(dict.fromkeys(protocols.values()))
-    return Block(section=section, protocol=named, lines=tuple(lines))
+    return PaperBlock(section=section, protocol=named, lines=tuple(lines))
 
 
 def _figure(
     metric: Metric,
     section: Section,
     method: Method,
-    places: Mapping[tuple[str, str], Place],
+    places: Mapping[tuple[str, str], TablePlace],
     protocols: Mapping[str, str],
     fastest: float | None,
 ) -> Figure:
@@ -229,7 +231,7 @@ def _averaged(parts: Sequence[Ours]) -> Ours:
     return replace(averaged(there), protocol=protocol)
 
 
-def _ratio(place: Place, fastest: float | None) -> Ours:
+def _ratio(place: TablePlace, fastest: float | None) -> Ours:
     """Seconds per edit over the least of the section's methods."""
     if not fastest or any(cell.editor == "none" for cell in place.done):
         return Ours()
@@ -266,7 +268,9 @@ def _models(layout: Layout, cells: Sequence[CellRows], scale: str) -> dict[str, 
     return found | {model: titles for (_, model), titles in row_titles(rows).items()}
 
 
-def _notes(blocks: Sequence[Block], scale: str, models: Mapping[str, tuple[str, str]]) -> list[str]:
+def _notes(
+    blocks: Sequence[PaperBlock], scale: str, models: Mapping[str, tuple[str, str]]
+) -> list[str]:
     notes = []
     if scale in ("proxy", "world"):
         notes.append(
@@ -293,7 +297,7 @@ def _notes(blocks: Sequence[Block], scale: str, models: Mapping[str, tuple[str, 
     return notes + _refusals(lines)
 
 
-def _refusals(lines: Sequence[tuple[Block, Line]]) -> list[str]:
+def _refusals(lines: Sequence[tuple[PaperBlock, PaperLine]]) -> list[str]:
     """What a table cannot show because of the data: a line for every reason and dataset."""
     places: dict[tuple[str, str], dict[str, None]] = {}
     for _, line in lines:

@@ -9,16 +9,16 @@ from pipeline.paper.comparability import stream_name
 from pipeline.paper.figures import averaged
 from pipeline.paper.layout import Metric
 from pipeline.paper.signs import Signs
-from pipeline.paper.table import Block, Figure, Line, PaperTable
+from pipeline.paper.table import Figure, PaperBlock, PaperLine, PaperTable
 from pipeline.results.ranking import ranked
-from pipeline.results.sheets import MARK, Cell, Head, Sheet
+from pipeline.results.sheets import MARK, Head, Sheet, SheetCell
 from pipeline.results.tables import MEAN, MEAN_OF
 
 _COSTS = ("seconds", "memory", "ratio")
 _MEAN = Metric(name=MEAN, label="Mean")
 
 
-def beside(block: Block, signs: Signs, *, long: bool) -> Sheet:
+def beside(block: PaperBlock, signs: Signs, *, long: bool) -> Sheet:
     """One section: ours, the published figure, and the difference with the verdict's sign.
 
     Args:
@@ -33,9 +33,9 @@ def beside(block: Block, signs: Signs, *, long: bool) -> Sheet:
             heads += [Head(label=label, groups=(metric.label,)) for label in ("ours", "paper", "Δ")]
         else:
             heads.append(Head(label=metric.label))
-    rows: list[list[Cell | str]] = []
+    rows: list[list[SheetCell | str]] = []
     for line in block.lines:
-        row: list[Cell | str] = [line.label]
+        row: list[SheetCell | str] = [line.label]
         if long:
             row.append(line.figures[0].protocol)
         for figure in line.figures:
@@ -44,29 +44,29 @@ def beside(block: Block, signs: Signs, *, long: bool) -> Sheet:
     return Sheet(heads=heads, rows=rows, apart=_apart(block.lines))
 
 
-def _compared(figure: Figure, signs: Signs, long: bool) -> list[Cell]:
+def _compared(figure: Figure, signs: Signs, long: bool) -> list[SheetCell]:
     paper, digits = figure.reference, _digits(figure.metric, long)
-    published = Cell()
+    published = SheetCell()
     if paper is not None and long:
-        published = Cell(value=paper.value, std=paper.std, form="g")
+        published = SheetCell(value=paper.value, std=paper.std, form="g")
     elif paper is not None:
-        published = Cell(value=paper.value, form=f".{digits}f")
+        published = SheetCell(value=paper.value, form=f".{digits}f")
     sign = signs.sign(figure.verdict)
-    difference = Cell(value=figure.difference, form=f"+.{digits}f", mark=sign, text=sign)
+    difference = SheetCell(value=figure.difference, form=f"+.{digits}f", mark=sign, text=sign)
     return [_ours(figure, long), published, difference]
 
 
-def _alone(figure: Figure, signs: Signs, long: bool) -> Cell:
+def _alone(figure: Figure, signs: Signs, long: bool) -> SheetCell:
     """A figure with nothing to compare it with: the sign says how it departs, where it does."""
     cell = _ours(figure, long)
     return replace(cell, mark=signs.sign(figure.verdict)) if figure.departures else cell
 
 
-def _ours(figure: Figure, long: bool) -> Cell:
+def _ours(figure: Figure, long: bool) -> SheetCell:
     ours = figure.ours
     interval = ours.interval if long else None
     form = f".{_digits(figure.metric, long)}f"
-    return Cell(value=ours.mean, std=ours.std, interval=interval, form=form)
+    return SheetCell(value=ours.mean, std=ours.std, interval=interval, form=form)
 
 
 def _digits(metric: Metric, long: bool) -> int:
@@ -82,7 +82,7 @@ def own_sheet(table: PaperTable, *, mean: bool) -> Sheet:
     """
     first = table.blocks[0]
     heads = [Head(label="method", left=True)]
-    rows: list[list[Cell | str]] = [[line.name] for line in first.lines]
+    rows: list[list[SheetCell | str]] = [[line.name] for line in first.lines]
     for block in table.blocks:
         section = block.section
         stream = ", ".join(block.read) or stream_name(section.stream)
@@ -100,7 +100,7 @@ def own_sheet(table: PaperTable, *, mean: bool) -> Sheet:
     return replace(sheet.columns(range(len(heads))), title="")
 
 
-def _column(lines: Sequence[Line], metric: Metric) -> list[Cell]:
+def _column(lines: Sequence[PaperLine], metric: Metric) -> list[SheetCell]:
     """Figures of all methods, the best two of those that were read at the same place marked."""
     cells, bases = [], []
     for line in lines:
@@ -110,13 +110,13 @@ def _column(lines: Sequence[Line], metric: Metric) -> list[Cell]:
         ours = figures[0].ours if len(figures) == 1 else averaged([f.ours for f in figures])
         form = f".{_digits(metric, long=False)}f"
         mark = MARK if line.remarks and metric.basis not in _COSTS else ""
-        cells.append(Cell(value=ours.mean, std=ours.std, form=form, mark=mark))
+        cells.append(SheetCell(value=ours.mean, std=ours.std, form=form, mark=mark))
         edited = line.method.editor != "none" and not line.remarks
         read = (figures[0].protocol, tuple(p.stream for p in figures[0].places), ours.seeds)
         bases.append(read if edited else None)
     return ranked(cells, bases, least=metric.basis in _COSTS)
 
 
-def _apart(lines: Sequence[Line]) -> int:
+def _apart(lines: Sequence[PaperLine]) -> int:
     """The unedited model's line, which is the first, stands apart."""
     return sum(line.method.editor == "none" for line in lines)

@@ -10,7 +10,7 @@ from difflib import SequenceMatcher
 from markupsafe import Markup, escape
 
 from pipeline.results.answers_text import shown
-from pipeline.results.find_answers import Asked, Question, Said, find_answers, spread
+from pipeline.results.find_answers import Question, Said, StreamAnswers, find_answers, spread
 from pipeline.results.pages import render_page
 from pipeline.results.query import Connection, query, quoted
 from pipeline.results.tables import stream_label
@@ -19,7 +19,7 @@ SHOWN_ROWS = 20
 
 
 @dataclass(frozen=True, kw_only=True)
-class Line:
+class AnswerLine:
     """A prompt with an edited model's answer beside the unedited one's, as HTML."""
 
     edit: int
@@ -37,7 +37,7 @@ class MethodAnswers:
 
     editor: str
     summary: str
-    lines: tuple[Line, ...]
+    lines: tuple[AnswerLine, ...]
     opened: bool
 
 
@@ -48,7 +48,7 @@ def answers_html(connection: Connection, grid: str) -> Markup:
     ]
     if not count:
         return Markup()
-    parts = [(_where(asked), _methods(asked)) for asked in find_answers(connection, grid)]
+    parts = [(_where(answers), _methods(answers)) for answers in find_answers(connection, grid)]
     values = {"grid": grid, "parts": parts, "most": SHOWN_ROWS}
     return Markup(render_page("pipeline.results", "answers", "html", **values))
 
@@ -74,26 +74,26 @@ def _words(text: str) -> list[str]:
     return re.findall(r"\w+|\s+|[^\w\s]", text)
 
 
-def _where(asked: Asked) -> str:
+def _where(answers: StreamAnswers) -> str:
     return (
-        f"{asked.dataset} on {asked.model}, {stream_label(asked.stream)}, seed {asked.seed}: after "
-        f"all {asked.n_edits} edits"
+        f"{answers.dataset} on {answers.model}, {stream_label(answers.stream)}, "
+        f"seed {answers.seed}: after all {answers.n_edits} edits"
     )
 
 
-def _methods(asked: Asked) -> list[MethodAnswers]:
+def _methods(answers: StreamAnswers) -> list[MethodAnswers]:
     """Every method with the same questions; the one that holds most of its edits is open."""
-    edits = [q for q in asked.questions if q.probe == "edit"]
-    held = {name: _held(edits, name) for name in asked.editors}
+    edits = [q for q in answers.questions if q.probe == "edit"]
+    held = {name: _held(edits, name) for name in answers.editors}
     best = max(held, key=lambda name: held[name][0] / max(held[name][1], 1))
     return [
         MethodAnswers(
             editor=name,
             summary=f"{held[name][0]} of {held[name][1]} edit prompts say the target",
-            lines=tuple(_lines(_chosen(asked.questions, name), name)),
+            lines=tuple(_lines(_chosen(answers.questions, name), name)),
             opened=name == best,
         )
-        for name in asked.editors
+        for name in answers.editors
     ]
 
 
@@ -113,16 +113,16 @@ def _held(questions: Sequence[Question], editor: str) -> tuple[int, int]:
     return sum(found), len(found)
 
 
-def _lines(questions: Sequence[Question], editor: str) -> Iterator[Line]:
+def _lines(questions: Sequence[Question], editor: str) -> Iterator[AnswerLine]:
     for question in questions:
         for said in question.said:
             if said.editor == editor:
                 yield _line(question, said)
 
 
-def _line(question: Question, said: Said) -> Line:
+def _line(question: Question, said: Said) -> AnswerLine:
     before, after = marked(shown(question.before), shown(said.answer))
-    return Line(
+    return AnswerLine(
         edit=question.edit_index + 1,
         probe=question.probe,
         prompt=shown(question.prompt),

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 
 from rich.cells import cell_len, chop_cells
 
-from pipeline.results.find_answers import Asked, Question, find_answers
+from pipeline.results.find_answers import Question, StreamAnswers, find_answers
 from pipeline.results.lake.lake import Lake
 from pipeline.results.query import Connection
 from pipeline.results.tables import stream_label
@@ -22,9 +22,9 @@ _LEGEND = (
 )
 
 
-def render_answers(found: Sequence[Asked]) -> str:
+def render_answers(found: Sequence[StreamAnswers]) -> str:
     """All answers, a block for each prompt, and a legend."""
-    lines = [line for asked in found for line in _block(asked)]
+    lines = [line for answers in found for line in _block(answers)]
     return "\n".join([*lines, _LEGEND])
 
 
@@ -42,7 +42,9 @@ def ten_edits(lake: str | Lake | Connection, grid: str, editor: str | None = Non
         QueryError: There are no such answers; says what there is.
     """
     if editor is None:
-        there = [e for asked in find_answers(lake, grid, probes=["edit"]) for e in asked.editors]
+        there = [
+            e for answers in find_answers(lake, grid, probes=["edit"]) for e in answers.editors
+        ]
         editor = "rledit" if "rledit" in there else there[-1].partition(" (")[0]
     found = find_answers(lake, grid, editors=[editor], probes=["edit"], n=10)
     return "\n".join(_in_words(found[0]))
@@ -69,22 +71,22 @@ def clipped(text: str, width: int, keep_end: bool = False) -> str:
     return chop_cells(text, width - 1)[0] + "…"
 
 
-def _block(asked: Asked) -> Iterator[str]:
-    yield clipped(_title(asked), WIDTH)
+def _block(answers: StreamAnswers) -> Iterator[str]:
+    yield clipped(_title(answers), WIDTH)
     yield ""
-    names = [*asked.editors, _BEFORE]
+    names = [*answers.editors, _BEFORE]
     wide = min(_LONGEST_NAME, max(cell_len(name) for name in names))
-    for question in asked.questions:
+    for question in answers.questions:
         yield from _lines(question, wide)
         yield ""
-    yield from _counts(asked)
+    yield from _counts(answers)
 
 
-def _title(asked: Asked) -> str:
-    edits = f"all {asked.n_edits} edits" if asked.n_edits > 1 else "the edit"
+def _title(answers: StreamAnswers) -> str:
+    edits = f"all {answers.n_edits} edits" if answers.n_edits > 1 else "the edit"
     return (
-        f"{asked.model} · {asked.dataset} · {stream_label(asked.stream)}, seed {asked.seed}: "
-        f"answers before and after {edits}; {asked.n_asked} were asked"
+        f"{answers.model} · {answers.dataset} · {stream_label(answers.stream)}, "
+        f"seed {answers.seed}: answers before and after {edits}; {answers.n_asked} were asked"
     )
 
 
@@ -113,20 +115,20 @@ def _sign(held: bool | None) -> str:
     return {True: "✓", False: "✗", None: "·"}[held]
 
 
-def _counts(asked: Asked) -> Iterator[str]:
+def _counts(answers: StreamAnswers) -> Iterator[str]:
     """Of each kind of prompt, how many answers of each model are what they should be."""
-    for probe in dict.fromkeys(question.probe for question in asked.questions):
-        own = [q for q in asked.questions if q.probe == probe]
+    for probe in dict.fromkeys(question.probe for question in answers.questions):
+        own = [q for q in answers.questions if q.probe == probe]
         parts = []
         if probe != "locality":
             parts.append(f"{_BEFORE} {sum(q.held_before for q in own)} of {len(own)}")
-        for editor in asked.editors:
+        for editor in answers.editors:
             held = [s.held for q in own for s in q.said if s.editor == editor]
             standing = [h for h in held if h is not None]
             parts.append(f"{editor} {sum(standing)} of {len(standing)}")
         what = "keep their answer" if probe == "locality" else "say the target"
         yield from _wrapped(f"{probe} prompts that {what}: ", parts)
-    left = [name for name in asked.probes if name not in {q.probe for q in asked.questions}]
+    left = [name for name in answers.probes if name not in {q.probe for q in answers.questions}]
     if left:
         yield f"also asked: {', '.join(left)} (--probe all shows them)"
     yield ""
@@ -144,13 +146,13 @@ def _wrapped(head: str, parts: Sequence[str]) -> Iterator[str]:
     yield line.rstrip()
 
 
-def _in_words(asked: Asked) -> Iterator[str]:
+def _in_words(answers: StreamAnswers) -> Iterator[str]:
     """An edit after another: what was asked, what is wanted, and what is said before and after."""
-    editor = asked.editors[0]
-    questions = asked.questions
+    editor = answers.editors[0]
+    questions = answers.questions
     yield clipped(
-        f"{len(questions)} edits before and after, in words: {editor} on {asked.model}, "
-        f"{asked.dataset}, after all {asked.n_edits} edits",
+        f"{len(questions)} edits before and after, in words: {editor} on {answers.model}, "
+        f"{answers.dataset}, after all {answers.n_edits} edits",
         WIDTH,
     )
     for i, question in enumerate(questions, start=1):

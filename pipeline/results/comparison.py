@@ -70,7 +70,7 @@ class Pair:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Line:
+class ComparisonLine:
     """A method on both sides, on one model, dataset and stream."""
 
     editor: str
@@ -84,12 +84,12 @@ class Line:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Block:
+class ComparisonBlock:
     """All methods on one model, dataset and stream, by one protocol."""
 
     title: str
     protocol: str
-    lines: Sequence[Line]
+    lines: Sequence[ComparisonLine]
 
 
 def write_comparison(
@@ -152,7 +152,7 @@ def _side(name: str, lake: str | Lake, grid: str) -> Side:
     return Side(name=name, grid=grid, lake=lake, records=own, rows=rows)
 
 
-def compare(a: Side, b: Side, protocols: Mapping[str, str]) -> list[Block]:
+def compare(a: Side, b: Side, protocols: Mapping[str, str]) -> list[ComparisonBlock]:
     """Every method that both sides have, by model, dataset and stream.
 
     Raises:
@@ -168,7 +168,9 @@ def compare(a: Side, b: Side, protocols: Mapping[str, str]) -> list[Block]:
         if protocol is None or not shared:
             continue
         lines = [_line(*method, *sides) for method in shared]
-        blocks.append(Block(title=_title(left[0], right[0]), protocol=protocol, lines=lines))
+        blocks.append(
+            ComparisonBlock(title=_title(left[0], right[0]), protocol=protocol, lines=lines)
+        )
     if not blocks:
         raise ReportError(
             f"no method of grid {a.grid!r} ({a.lake.storage}) and of grid {b.grid!r} "
@@ -213,12 +215,12 @@ def _has(side: Side) -> str:
     return "; ".join(dict.fromkeys(_title(row, row) for row in side.rows))
 
 
-def _line(editor: str, variant: str, left: Sequence[Row], right: Sequence[Row]) -> Line:
+def _line(editor: str, variant: str, left: Sequence[Row], right: Sequence[Row]) -> ComparisonLine:
     own = [
         {row["seed"]: row for row in rows if (row["editor"], row["variant"]) == (editor, variant)}
         for rows in (left, right)
     ]
-    return Line(
+    return ComparisonLine(
         editor=editor, variant=variant, pairs={metric: _pair(metric, *own) for metric in METRICS}
     )
 
@@ -242,7 +244,7 @@ def _value(row: Row, metric: str) -> float | None:
     return None if any(part is None for part in parts) else math.fsum(parts) / len(parts)
 
 
-def finding(block: Block) -> str:
+def finding(block: ComparisonBlock) -> str:
     """What differs most, as a sentence."""
     changes = {
         (line.label, metric): pair.change
@@ -269,7 +271,7 @@ def _methods(n: int) -> str:
     return f"{n} method{'' if n == 1 else 's'}"
 
 
-def _arrows(block: Block, prefix: str) -> Any:
+def _arrows(block: ComparisonBlock, prefix: str) -> Any:
     """Efficacy against specificity, an arrow from A to B for every method that moved a point."""
     points: dict[str, tuple[float, float, float, float]] = {}
     for line in block.lines:

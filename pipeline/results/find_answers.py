@@ -55,7 +55,7 @@ class Question:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Asked:
+class StreamAnswers:
     """The questions of one stream on one model and dataset.
 
     Attributes:
@@ -90,7 +90,7 @@ def find_answers(
     probes: Sequence[str] = (),
     where: str = "",
     n: int | None = None,
-) -> list[Asked]:
+) -> list[StreamAnswers]:
     """The answers of a grid's finished cells, by model and dataset.
 
     Of several streams the longest is shown, of several seeds the first, and of several checkpoints
@@ -148,10 +148,14 @@ def find_answers(
     subjects = sorted({(row["scale"], row["model"], row["dataset"]) for row in kept})
     shown_unedited = UNEDITED in editors
     return [
-        _asked([r for r in kept if _subject(r) == s], [r for r in rows if _subject(r) == s], n,
-               shown_unedited)
+        _stream_answers(
+            [r for r in kept if _subject(r) == s],
+            [r for r in rows if _subject(r) == s],
+            n,
+            shown_unedited,
+        )
         for s in subjects
-    ]  # fmt: skip
+    ]
 
 
 def spread(items: Sequence[T], n: int | None) -> list[T]:
@@ -176,7 +180,9 @@ def _filters(row: Row) -> list[str]:
     return [row["editor"], *([f"{row['editor']}/{row['variant']}"] if row["variant"] else [])]
 
 
-def _asked(kept: Sequence[Row], rows: Sequence[Row], n: int | None, unedited: bool) -> Asked:
+def _stream_answers(
+    kept: Sequence[Row], rows: Sequence[Row], n: int | None, unedited: bool
+) -> StreamAnswers:
     """One model and dataset: the longest stream, its first seed, every cell's last checkpoint."""
     stream = max(((r["n_batches"], r["batch_size"]) for r in kept), key=lambda s: (s[0] * s[1], s))
     kept = [r for r in kept if (r["n_batches"], r["batch_size"]) == stream]
@@ -195,7 +201,7 @@ def _asked(kept: Sequence[Row], rows: Sequence[Row], n: int | None, unedited: bo
             by_place.setdefault(tuple(row[name] for name in _PLACE), []).append(row)
     order = sorted(by_place, key=lambda place: (place[0], KINDS.index(place[1]), place[2]))
     first = kept[0]
-    return Asked(
+    return StreamAnswers(
         scale=first["scale"],
         model=first["model"],
         dataset=first["dataset"],

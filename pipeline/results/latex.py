@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 from typing import Literal
 
 from pipeline.results.fitting import split
-from pipeline.results.sheets import Cell, Head, Sheet
+from pipeline.results.sheets import Head, Sheet, SheetCell
 
 Fit = Literal["column", "page"]
 # The narrowest of common styles, in points: a column of ACL's, the text of `article` in one column.
@@ -121,7 +121,7 @@ def _floats(pieces: Sequence[Sheet], size: Size) -> list[list[Sheet]]:
 
 def _cut(sheet: Sheet, size: Size) -> list[Sheet]:
     """A sheet with more rows than a page holds as several."""
-    parts: list[list[Sequence[Cell | str]]] = [[]]
+    parts: list[list[Sequence[SheetCell | str]]] = [[]]
     for row in sheet.rows:
         if parts[-1] and _height(replace(sheet, rows=[*parts[-1], row]), size) > _HEIGHT:
             parts.append([])
@@ -136,7 +136,7 @@ def _height(sheet: Sheet, size: Size) -> float:
     return (lines + sheet.depth + 4.5) * _LEADING * size.text
 
 
-def _row_lines(row: Sequence[Cell | str], size: Size) -> int:
+def _row_lines(row: Sequence[SheetCell | str], size: Size) -> int:
     """Lines of a row whose longest text is broken between words."""
     most = int(_LONGEST["column"] / (_LETTER * size.em))
     return max(len(textwrap.wrap(c, most)) for c in row if isinstance(c, str))
@@ -198,7 +198,7 @@ def _group_lines(name: str, room: float, size: Size) -> list[str]:
     return lines
 
 
-def _cell(cell: Cell | str, size: Size, longest: float) -> str:
+def _cell(cell: SheetCell | str, size: Size, longest: float) -> str:
     if isinstance(cell, str):
         return _broken(cell, size, longest)
     if cell.value is None:
@@ -265,7 +265,7 @@ def _spanned(widths: Sequence[float], at: int, n: int, size: Size) -> float:
     return sum(widths[at : at + n]) + (n - 1) * size.gap
 
 
-def _cell_width(cell: Cell | str, size: Size, longest: float) -> float:
+def _cell_width(cell: SheetCell | str, size: Size, longest: float) -> float:
     if isinstance(cell, str):
         return min(_text_width(cell, size.em), longest)
     if cell.value is None:
@@ -274,7 +274,7 @@ def _cell_width(cell: Cell | str, size: Size, longest: float) -> float:
     width = number * (_BOLD if cell.best else 1.0)
     if cell.std is not None:
         width += _text_width(f"±{cell.std:{cell.form}}", size.small) + 0.5
-    rest = str(Cell(value=0.0, form=".0f", interval=cell.interval, note=cell.note))[1:]
+    rest = str(SheetCell(value=0.0, form=".0f", interval=cell.interval, note=cell.note))[1:]
     return width + _text_width(rest, size.em) + (0.5 * size.small if cell.mark else 0.0)
 
 

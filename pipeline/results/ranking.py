@@ -6,12 +6,12 @@ from collections import Counter
 from collections.abc import Hashable, Sequence
 from dataclasses import replace
 
-from pipeline.results.sheets import Cell
+from pipeline.results.sheets import SheetCell
 
 
 def ranked(
-    cells: Sequence[Cell], bases: Sequence[Hashable | None], *, least: bool = False
-) -> list[Cell]:
+    cells: Sequence[SheetCell], bases: Sequence[Hashable | None], *, least: bool = False
+) -> list[SheetCell]:
     """The cells with the best and the second marked, as they are shown: equal figures share a mark.
 
     Only figures of the most frequent basis compete, and a figure alone is not ranked.

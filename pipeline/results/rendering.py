@@ -11,7 +11,7 @@ from pipeline.results.latex import Fit
 from pipeline.results.pages import Piece, drawn, known_fit, render_page
 from pipeline.results.protocol_captions import definition
 from pipeline.results.ranking import ranked
-from pipeline.results.sheets import ABSENT, FORMATS, MARK, Cell, Head, Sheet, as_csv
+from pipeline.results.sheets import ABSENT, FORMATS, MARK, Head, Sheet, SheetCell, as_csv
 from pipeline.results.tables import (
     ADDRESS_FIELDS,
     COSTS,
@@ -20,10 +20,10 @@ from pipeline.results.tables import (
     PROMPT,
     UNEDITED,
     Column,
-    Line,
     Panel,
     Stream,
     Table,
+    TableLine,
     Value,
     editor_label,
     stream_label,
@@ -105,7 +105,7 @@ def _sheet(table: Table, panel: Panel, metrics: Sequence[str], fmt: str) -> Shee
     groups = _groups(table, panel)
     methods = list(dict.fromkeys((line.editor, line.variant) for line in table.lines))
     heads = [Head(label="method", left=True)]
-    rows: list[list[Cell | str]] = [[editor_label(*method)] for method in methods]
+    rows: list[list[SheetCell | str]] = [[editor_label(*method)] for method in methods]
     for subject, stream in groups:
         scale, model, dataset, prompt = subject
         name, title = table.models[scale, model]
@@ -130,31 +130,33 @@ def _groups(table: Table, panel: Panel) -> list[_Group]:
     return [(s, stream) for s in subjects for stream in streams if (s, stream) in there]
 
 
-def _subject(line: Line) -> _Subject:
+def _subject(line: TableLine) -> _Subject:
     return (line.scale, line.model, line.dataset, line.prompt)
 
 
-def _line(subject: _Subject, method: _Method) -> Line:
+def _line(subject: _Subject, method: _Method) -> TableLine:
     scale, model, dataset, prompt = subject
     editor, variant = method
-    return Line(scale=scale, model=model, dataset=dataset, prompt=prompt, editor=editor,
-                variant=variant)  # fmt: skip
+    return TableLine(scale=scale, model=model, dataset=dataset, prompt=prompt, editor=editor,
+                     variant=variant)  # fmt: skip
 
 
-def _cells(lines: Sequence[Line], panel: Panel, column: Column, table: Table) -> list[Cell]:
+def _cells(
+    lines: Sequence[TableLine], panel: Panel, column: Column, table: Table
+) -> list[SheetCell]:
     """The figures of a column, the best two marked."""
     cells = [_cell(panel.value(line, column), column, table.n_seeds) for line in lines]
     bases = [line.basis(panel.value(line, column)) for line in lines]
     return ranked(cells, bases, least=column.metric in COSTS)
 
 
-def _cell(value: Value, column: Column, n_seeds: int) -> Cell:
+def _cell(value: Value, column: Column, n_seeds: int) -> SheetCell:
     mean = value.mean
     if mean is None:
         # A cell that its data does not allow has no figure in the literature's tables either.
-        return Cell(text=ABSENT if value.status == "skipped" else value.status or ABSENT)
+        return SheetCell(text=ABSENT if value.status == "skipped" else value.status or ABSENT)
     missing = f", {value.n_missing} {value.status}" if value.n_missing else ""
-    return Cell(
+    return SheetCell(
         value=mean,
         std=value.std,
         form=".2f" if column.metric == "edit_ms" and mean < 10 else ".1f",

@@ -59,7 +59,7 @@ class ReportError(UserError, ValueError):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Section:
+class FigureSection:
     """The figures of one model on one dataset, by where the page shows them."""
 
     title: str
@@ -110,7 +110,7 @@ def write_report(
 
 def _page(
     lake: str | Lake, grid: str, published: str | None, preferred: Mapping[str, str]
-) -> tuple[str, list[Section]]:
+) -> tuple[str, list[FigureSection]]:
     """The report of a grid as HTML text, and the sections in it."""
     lake = lake if isinstance(lake, Lake) else Lake(lake)
     records = lake.shown()
@@ -165,7 +165,7 @@ def _short_tables(rows: Sequence[Row], preferred: Mapping[str, str]) -> Iterator
         yield render_table(build_table(rows), "html")
 
 
-def _placed(sections: Sequence[Section], place: str) -> list[tuple[str, list[Shown]]]:
+def _placed(sections: Sequence[FigureSection], place: str) -> list[tuple[str, list[Shown]]]:
     """The title of every section with figures at a place, and these as the page shows them."""
     found = []
     for i, section in enumerate(sections):
@@ -182,7 +182,7 @@ def _shown(picture: figures.Picture, prefix: str) -> Shown:
     return Shown(title=picture.title, text=text, pieces=found)
 
 
-def _write_figures(sections: Sequence[Section], storage: Storage) -> None:
+def _write_figures(sections: Sequence[FigureSection], storage: Storage) -> None:
     for section in sections:
         for picture in (p for found in section.pictures.values() for p in found if p.svg):
             name = re.sub(r"[^a-z0-9]+", "-", f"{section.title} {picture.title}".lower()).strip("-")
@@ -286,7 +286,7 @@ def _of_subject(rows: Sequence[Row], subject: Subject) -> list[Row]:
 
 def _sections(
     connection: Connection, grid: str, rows: Sequence[Row], preferred: Mapping[str, str]
-) -> list[Section]:
+) -> list[FigureSection]:
     """Every model on every dataset, and the overview of a model where it has several.
 
     Each section has what its registry draws, every dataset under the protocol of its table.
@@ -320,7 +320,7 @@ def _sections(
         if any(pictures.values()):
             called, _ = names[scale, model]
             title = f"{dataset or 'all datasets'} on {called} ({_named(shown)})"
-            sections.append(Section(title=title, pictures=pictures))
+            sections.append(FigureSection(title=title, pictures=pictures))
     return sections
 
 

@@ -24,7 +24,7 @@ class TableError(UserError, ValueError):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Cell:
+class SheetCell:
     """One figure of a table with what stands around it.
 
     Attributes:
@@ -90,7 +90,7 @@ class Sheet:
     """
 
     heads: Sequence[Head]
-    rows: Sequence[Sequence[Cell | str]]
+    rows: Sequence[Sequence[SheetCell | str]]
     title: str = ""
     apart: int = 0
 

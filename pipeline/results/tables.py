@@ -99,7 +99,7 @@ class Column:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Line:
+class TableLine:
     """One method on one model and dataset, asked in one way."""
 
     scale: str
@@ -125,9 +125,9 @@ class Panel:
 
     protocol: str
     columns: tuple[Column, ...]
-    values: Mapping[tuple[Line, Column], Value]
+    values: Mapping[tuple[TableLine, Column], Value]
 
-    def value(self, line: Line, column: Column) -> Value:
+    def value(self, line: TableLine, column: Column) -> Value:
         """The figure at a place; an empty one if no cell ran there."""
         return self.values.get((line, column), Value())
 
@@ -146,7 +146,7 @@ class Table:
     title: str
     grid: str
     n_seeds: int
-    lines: tuple[Line, ...]
+    lines: tuple[TableLine, ...]
     panels: tuple[Panel, ...]
     shared: Mapping[str, str] = field(default_factory=dict)
     models: Mapping[tuple[str, str], tuple[str, str]] = field(default_factory=dict)
@@ -203,15 +203,15 @@ def build_table(
     )
 
 
-def _line(row: Row) -> Line:
-    return Line(**{name: row[name] for name in (*ADDRESS_FIELDS, PROMPT, "editor", "variant")})
+def _line(row: Row) -> TableLine:
+    return TableLine(**{name: row[name] for name in (*ADDRESS_FIELDS, PROMPT, "editor", "variant")})
 
 
 def _stream(row: Row) -> Stream:
     return (row["n_batches"], row["batch_size"])
 
 
-def _line_order(line: Line) -> tuple[Any, ...]:
+def _line_order(line: TableLine) -> tuple[Any, ...]:
     where = (line.scale, line.model, line.dataset, line.prompt)
     return (*where, *method_order(line.editor, line.variant))
 
@@ -241,7 +241,7 @@ def _refuse_duplicates(rows: Sequence[Row]) -> None:
 
 
 def _panel(protocol: str, rows: Sequence[Row], columns: Sequence[Column]) -> Panel:
-    places: dict[tuple[Line, Stream], list[Row]] = {}
+    places: dict[tuple[TableLine, Stream], list[Row]] = {}
     for row in rows:
         if row["protocol"] in (protocol, None):
             places.setdefault((_line(row), _stream(row)), []).append(row)
@@ -299,7 +299,7 @@ def _remarks(rows: Iterable[Row]) -> list[str]:
 
 def _mixtures(rows: Iterable[Row]) -> list[str]:
     """A note for every figure whose seeds were run with different settings, with what differs."""
-    first: dict[tuple[Line, Stream], Row] = {}
+    first: dict[tuple[TableLine, Stream], Row] = {}
     found: dict[str, dict[str, None]] = {}
     for row in sorted(rows, key=lambda row: row["seed"]):
         if row["status"] == "done":

@@ -22,7 +22,7 @@ LINES = {
     "validation_score": ("mean", "#0072B2", "-"),
 }
 
-Place = tuple[int, int, int]
+_Place = tuple[int, int, int]
 """Batches, edits per batch and seed of a cell."""
 
 
@@ -88,5 +88,5 @@ def draw(rows: Sequence[dict[str, Any]]) -> bytes:
     return rendered(figure)
 
 
-def _place(row: dict[str, Any]) -> Place:
+def _place(row: dict[str, Any]) -> _Place:
     return row["n_batches"], row["batch_size"], row["seed"]

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from pipeline.results.judge.replies import Asked
+from pipeline.results.judge.replies import AnswerToJudge
 
 _QUESTIONS = (
     ("In which city does the river Tella reach the sea?", "Ardmore", "Kestrel Bay"),
@@ -33,7 +33,7 @@ class Case:
     """
 
     kind: str
-    asked: Asked
+    asked: AnswerToJudge
     right: bool
 
 
@@ -47,7 +47,7 @@ def _cases() -> tuple[Case, ...]:
             "the gold target three times over": (f"{gold} {gold} {gold}", False),
         }
         for kind, (answer, right) in answers.items():
-            asked = Asked(question=question, gold=gold, answer=answer)
+            asked = AnswerToJudge(question=question, gold=gold, answer=answer)
             found.append(Case(kind=kind, asked=asked, right=right))
     return tuple(found)
 
@@ -55,7 +55,9 @@ def _cases() -> tuple[Case, ...]:
 CASES = _cases()
 
 
-def gate_problem(replies: Mapping[Asked, str], verdicts: Mapping[Asked, bool | None]) -> str | None:
+def gate_problem(
+    replies: Mapping[AnswerToJudge, str], verdicts: Mapping[AnswerToJudge, bool | None]
+) -> str | None:
     """Why a judge does not pass; None where it does.
 
     Args:

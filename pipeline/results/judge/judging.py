@@ -16,7 +16,7 @@ from typing import Any
 from pipeline.results.judge.endpoint import Endpoint, Judge, JudgeError
 from pipeline.results.judge.gate import CASES, gate_problem
 from pipeline.results.judge.prompt import PROMPT_VERSION, judge_prompt
-from pipeline.results.judge.replies import Asked, Replies, Reply, reply_key
+from pipeline.results.judge.replies import AnswerToJudge, Replies, Reply, reply_key
 from pipeline.results.judge.scores import (
     AGREEMENT,
     JUDGED,
@@ -78,7 +78,7 @@ def judge_grid(
     endpoint = judge.endpoint
     cells = [(record, _free_rows(lake, record)) for record in judged_records(lake, grid)]
     rows = [row for _, own in cells for row in own if asks_judge(row)]
-    questions = dict.fromkeys(_asked(row) for row in rows)
+    questions = dict.fromkeys(_to_judge(row) for row in rows)
     replies = Replies(lake.storage)
     new = [one for one in questions if replies.get(reply_key(endpoint, one)) is None]
     if new:
@@ -165,7 +165,7 @@ def pass_gate(judge: Judge, replies: Replies, parallel: int = 4) -> None:
 def _ask_all(
     judge: Judge,
     replies: Replies,
-    new: Sequence[Asked],
+    new: Sequence[AnswerToJudge],
     parallel: int,
     tell: Tell = lambda *_: None,
     *,
@@ -179,7 +179,7 @@ def _ask_all(
 
     errors: list[Exception] = []
 
-    def ask(asked: Asked) -> None:
+    def ask(asked: AnswerToJudge) -> None:
         try:
             fetch(asked)
         except Exception as error:
@@ -188,7 +188,7 @@ def _ask_all(
             judge.stop()
             raise
 
-    def fetch(asked: Asked) -> None:
+    def fetch(asked: AnswerToJudge) -> None:
         now = datetime.now(UTC).isoformat(timespec="seconds")
         reply = Reply(
             key=reply_key(judge.endpoint, asked, gate=gate),
@@ -237,7 +237,7 @@ def _commit(
     used: list[Reply] = []
 
     def reply_to(row: Mapping[str, Any]) -> Reply:
-        used.append(_known(replies, reply_key(endpoint, _asked(row))))
+        used.append(_known(replies, reply_key(endpoint, _to_judge(row))))
         return used[-1]
 
     rows = judged(free, reply_to)
@@ -284,8 +284,8 @@ def _free_rows(lake: Lake, record: CellRecord) -> Rows:
     return rows_of({name: columns[name] for name in TABLES[FREE]})
 
 
-def _asked(row: Mapping[str, Any]) -> Asked:
-    return Asked(question=row["prompt"], gold=row["target"], answer=row["answer"])
+def _to_judge(row: Mapping[str, Any]) -> AnswerToJudge:
+    return AnswerToJudge(question=row["prompt"], gold=row["target"], answer=row["answer"])
 
 
 def _known(replies: Replies, key: str) -> Reply:

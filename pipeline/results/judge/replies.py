@@ -23,7 +23,7 @@ _READERS = 16
 
 
 @dataclass(frozen=True, kw_only=True)
-class Asked:
+class AnswerToJudge:
     """An answer that a judge is asked about."""
 
     question: str
@@ -55,7 +55,7 @@ class Reply:
         return verdict_of(self.reply)
 
 
-def reply_key(endpoint: Endpoint, asked: Asked, *, gate: bool = False) -> str:
+def reply_key(endpoint: Endpoint, asked: AnswerToJudge, *, gate: bool = False) -> str:
     """Hash of the prompt's version, the model and what it is asked about.
 
     A question of the gate also goes by the URL: a name says nothing of who answers there.

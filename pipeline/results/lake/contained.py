@@ -15,7 +15,7 @@ from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from pipeline.results.lake.layout import as_json
-from pipeline.results.lake.records import Asked, CellAddress, CellRecord
+from pipeline.results.lake.records import AskedRows, CellAddress, CellRecord
 from pipeline.storage.object_store import Storage
 
 FOLDER = "contained"
@@ -75,7 +75,9 @@ def contained_records(records: Sequence[CellRecord], storage: Storage) -> list[C
     ]
 
 
-def asked_rows(table: str, columns: Mapping[str, list[Any]], asked: Asked) -> dict[str, list[Any]]:
+def asked_rows(
+    table: str, columns: Mapping[str, list[Any]], asked: AskedRows
+) -> dict[str, list[Any]]:
     """The rows of the containing cell's shard that a contained one asks for."""
     at = columns["step" if table == "steps" else "checkpoint"]
     keep = [edits <= asked.n_edits for edits in at]
@@ -123,7 +125,7 @@ def _part(record: CellRecord, cell: ContainedCell) -> CellRecord:
         address=cell.address,
         files=record.files if record.done else {},
         values=values,
-        asked=Asked(
+        asked=AskedRows(
             protocols=protocols,
             n_edits=cell.n_edits,
             batch_size=cell.address.batch_size,

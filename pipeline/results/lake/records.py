@@ -148,7 +148,7 @@ def remark_in(resolved: Mapping[str, Any]) -> str:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Asked:
+class AskedRows:
     """What a cell asks for of the rows of another that has more.
 
     Attributes:
@@ -189,7 +189,7 @@ class CellRecord:
     reason: str | None
     files: Mapping[str, Mapping[str, Any]]
     values: Mapping[str, Any]
-    asked: Asked | None = None
+    asked: AskedRows | None = None
 
     @property
     def done(self) -> bool:

@@ -10,7 +10,7 @@ from pipeline.results.fitting import split, split_at
 from pipeline.results.latex import SIZES, WIDTHS, fitted, latex_lines
 from pipeline.results.pages import drawn, known_fit, markdown_lines, render_page
 from pipeline.results.ranking import ranked
-from pipeline.results.sheets import Cell, Head, Sheet, TableError, as_csv, as_terminal
+from pipeline.results.sheets import Head, Sheet, SheetCell, TableError, as_csv, as_terminal
 from pipeline.results.tables import Table
 
 SHEET = Sheet(
@@ -21,8 +21,18 @@ SHEET = Sheet(
         Head(label="Eff", groups=("8×10",)),
     ],
     rows=[
-        ["ft|x", Cell(value=71.25, std=1.5), Cell(value=50.0, best=True), Cell(text="failed")],
-        ["rledit", Cell(value=61.0), Cell(value=9.5, second=True), Cell(value=9.0, note="n=1")],
+        [
+            "ft|x",
+            SheetCell(value=71.25, std=1.5),
+            SheetCell(value=50.0, best=True),
+            SheetCell(text="failed"),
+        ],
+        [
+            "rledit",
+            SheetCell(value=61.0),
+            SheetCell(value=9.5, second=True),
+            SheetCell(value=9.0, note="n=1"),
+        ],
     ],
     apart=1,
 )
@@ -42,23 +52,23 @@ def wide(models: int, datasets: int, metrics: int = 3) -> Sheet:
         for j in range(datasets)
         for k in range(metrics)
     ]
-    cells = [Cell(value=float(n), std=1.0) for n in range(len(heads))]
+    cells = [SheetCell(value=float(n), std=1.0) for n in range(len(heads))]
     return Sheet(heads=[Head(label="method", left=True), *heads], rows=[["ft", *cells]])
 
 
 @pytest.mark.parametrize(
     ("cell", "text"),
     [
-        (Cell(), "–"),
-        (Cell(text="failed"), "failed"),
-        (Cell(value=2.0, form=".2f", std=0.125), "2.00 ± 0.12"),
-        (Cell(value=-1.5, form="+.1f"), "-1.5"),
-        (Cell(value=1.8, std=0.1, form="g"), "1.8 ± 0.1"),
-        (Cell(value=50.0, interval=(40.04, 60.0), mark="‡", note="n=1"),
+        (SheetCell(), "–"),
+        (SheetCell(text="failed"), "failed"),
+        (SheetCell(value=2.0, form=".2f", std=0.125), "2.00 ± 0.12"),
+        (SheetCell(value=-1.5, form="+.1f"), "-1.5"),
+        (SheetCell(value=1.8, std=0.1, form="g"), "1.8 ± 0.1"),
+        (SheetCell(value=50.0, interval=(40.04, 60.0), mark="‡", note="n=1"),
          "50.0 [40.0, 60.0] ‡ (n=1)"),
     ],
 )  # fmt: skip
-def test_a_cell_says_what_stands_around_its_number(cell: Cell, text: str) -> None:
+def test_a_cell_says_what_stands_around_its_number(cell: SheetCell, text: str) -> None:
     assert str(cell) == text
 
 
@@ -132,13 +142,13 @@ def test_latex_fits_the_width_that_is_asked_for() -> None:
     assert len(long.floats) > 1 and sum(len(s.rows) for f in long.floats for s in f) == 90
     heads = [Head(label="m", left=True), Head(label="Eff")]
     name = "a_very_long_name of a method, with a variant"
-    broken = Sheet(heads=heads, rows=[[name, Cell(value=1.0)]])
+    broken = Sheet(heads=heads, rows=[[name, SheetCell(value=1.0)]])
     (line,) = [s for s in latex_lines(broken, "column", SIZES[0]) if "very" in s]
     assert line.startswith(r"\parbox[t]{72pt}{\raggedright") and r"a\_\allowbreak{}very" in line
 
 
 def test_only_comparable_figures_are_ranked_as_they_are_shown() -> None:
-    cells = [Cell(value=v) for v in (99.0, 70.01, 70.04, 60.0, 50.0)]
+    cells = [SheetCell(value=v) for v in (99.0, 70.01, 70.04, 60.0, 50.0)]
     found = ranked(cells, [None, "a", "a", "a", "b"])  # unedited, three alike, one on other data
     assert [cell.best for cell in found] == [False, True, True, False, False]
     assert not any(cell.second for cell in found)  # two are best
