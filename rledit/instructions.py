@@ -34,7 +34,7 @@ class Instruction:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Task:
+class EditTask:
     """A kind of edits.
 
     Attributes:
@@ -55,8 +55,8 @@ class Task:
         return tuple(self.instruction(n) for n in range(1, TRAINED_ON + 1))
 
 
-TASKS: Mapping[str, Task] = {
-    "facts": Task(
+TASKS: Mapping[str, EditTask] = {
+    "facts": EditTask(
         title="fact completion",
         descriptions=(
             "Complete the text with the fact as it now stands.",
@@ -71,7 +71,7 @@ TASKS: Mapping[str, Task] = {
             "End the input with the answer that replaces the old one.",
         ),
     ),
-    "counterfact": Task(
+    "counterfact": EditTask(
         title="statement rewriting",
         descriptions=(
             "Finish the statement about the subject with its rewritten value.",
@@ -86,7 +86,7 @@ TASKS: Mapping[str, Task] = {
             "Close the sentence with what the subject has been assigned.",
         ),
     ),
-    "zsre": Task(
+    "zsre": EditTask(
         title="question answering",
         descriptions=(
             "Answer the question about an entity in a few words.",
@@ -101,7 +101,7 @@ TASKS: Mapping[str, Task] = {
             "Tell in a word or two what was asked.",
         ),
     ),
-    "fever": Task(
+    "fever": EditTask(
         title="claim verification",
         descriptions=(
             "Decide whether the claim holds and give the verdict.",
@@ -116,7 +116,7 @@ TASKS: Mapping[str, Task] = {
             "Tell whether one should believe the claim.",
         ),
     ),
-    "recent": Task(
+    "recent": EditTask(
         title="recent knowledge",
         descriptions=(
             "Complete the text about something that happened lately.",

@@ -123,11 +123,11 @@ def submit(
         rerun_other_code=rerun_other_code,
     )
     if backend == "kuberay":
-        from pipeline.submit.manifest import SecretVariable, Shape, render
+        from pipeline.submit.manifest import ClusterShape, SecretVariable, render
 
         if image is None:
             raise SubmitError("--backend kuberay needs --image: one with this project in it")
-        shape = Shape(
+        shape = ClusterShape(
             image=image,
             max_workers=max_workers,
             gpus=gpus,

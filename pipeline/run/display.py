@@ -20,7 +20,7 @@ from pipeline.plan.prefixes import store_choice
 from pipeline.run.durations import duration
 from pipeline.run.fleet.progress import Progress
 from pipeline.run.fleet.queue import Finished
-from pipeline.run.pace import Estimate, Pace
+from pipeline.run.pace import Pace, TimeLeft
 from pipeline.run.reporting import Stage
 from pipeline.run.run_file import RunningTask, RunSituation
 from pipeline.run.tasks import Task
@@ -75,7 +75,7 @@ class Display:
         self._found = 0
         self._failures: dict[str, str] = {}  # by key: tasks may have equal labels
         self._pace = Pace()
-        self._estimate = Estimate(tasks, slots, self._pace, expected, gpus)
+        self._time_left = TimeLeft(tasks, slots, self._pace, expected, gpus)
         self._running: Mapping[str, Progress] = {}
         self._began = self._logged = time.time()
         self._live = Live(console=console, refresh_per_second=4) if console.is_terminal else None
@@ -97,7 +97,7 @@ class Display:
 
     def take_room(self, slots: int, gpus: float) -> None:
         """Take how many cores and GPUs there are by now, of a cluster that grows."""
-        self._estimate.take_room(slots, gpus)
+        self._time_left.take_room(slots, gpus)
 
     def progress(self, running: Mapping[str, Progress]) -> None:
         """Take the state of the running tasks."""
@@ -124,7 +124,7 @@ class Display:
         self._running = {k: p for k, p in self._running.items() if k != task.key}
         seconds = None if started is None else time.time() - started
         if seconds is not None and finished.reason is None and not finished.found:
-            self._estimate.add(task, seconds)
+            self._time_left.add(task, seconds)
         line = f"{task.label}: {_ending(finished, seconds)}"
         if self._live:
             self._live.console.print(Text(line, style="red" if finished.reason else "dim"))
@@ -144,8 +144,8 @@ class Display:
             done=self._cells_done,
             failures=self._named_failures(),
             found=self._found,
-            seconds_left=self._estimate.seconds_left(self._unfinished, self._running, now),
-            is_measured=self._estimate.is_measured,
+            seconds_left=self._time_left.seconds_left(self._unfinished, self._running, now),
+            is_measured=self._time_left.is_measured,
             edits_per_second=self._edits() / max(1e-9, now - self._began),
             waiting=dict(Counter(self._tasks[key].kind for key in waiting)),
             running=tuple(
@@ -170,12 +170,12 @@ class Display:
         return named
 
     def _left(self, now: float) -> str:
-        left = self._estimate.seconds_left(self._unfinished, self._running, now)
+        left = self._time_left.seconds_left(self._unfinished, self._running, now)
         if left is None:
             return "estimating"
         if left < 1:
             return "nearly done"
-        return f"about {duration(left)} left" + ("" if self._estimate.is_measured else " by plan")
+        return f"about {duration(left)} left" + ("" if self._time_left.is_measured else " by plan")
 
     def _status_line(self) -> str:
         now = time.time()
@@ -271,7 +271,7 @@ class Display:
     def _position(self, key: str, p: Progress) -> str:
         """How far a task is, how fast, and how long yet."""
         task = self._tasks[key]
-        left = self._estimate.task_left(key, p, time.time())
+        left = self._time_left.task_left(key, p, time.time())
         most = "at most " if p.detail and p.stage == "train" else ""
         yet = f", {most}{duration(left)} left" if left is not None and left >= 1 else ""
         if p.stage not in _UNITS or p.total <= 1:

@@ -195,7 +195,7 @@ def _require_no_training(editor: str) -> None:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Asked:
+class AskedPrompt:
     """A prompt, put to the unedited and the edited model.
 
     Attributes:
@@ -211,7 +211,7 @@ class Asked:
     logprobs: tuple[tuple[float | None, float | None], tuple[float | None, float | None]]
 
 
-def ask(session: Session, prompts: Sequence[str], tokens: int) -> list[Asked]:
+def ask(session: Session, prompts: Sequence[str], tokens: int) -> list[AskedPrompt]:
     """What the model of a ledger says before and after its edits."""
     opened = session.host.open()
     edited = _written(opened, prompts, tokens)
@@ -227,7 +227,7 @@ def ask(session: Session, prompts: Sequence[str], tokens: int) -> list[Asked]:
         then = _logprobs(session.host.open(), samples)
     scored = list(zip(then, now, strict=True))
     return [
-        Asked(
+        AskedPrompt(
             prompt=prompt,
             unedited=_text(unedited[i]),
             edited=_text(edited[i]),
@@ -358,7 +358,7 @@ def _size(folder: Path) -> int:
 
 
 __all__ = [
-    "Asked",
+    "AskedPrompt",
     "Exported",
     "Wishes",
     "ask",

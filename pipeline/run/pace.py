@@ -124,7 +124,7 @@ def _summary(samples: Sequence[_Sample]) -> _Summary:
     )
 
 
-class Estimate:
+class TimeLeft:
     """Seconds left of all tasks together: who waits for what, and how many run at a time.
 
     A task takes what is left by its own report; what runs not yet, or has said nothing, takes what

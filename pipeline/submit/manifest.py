@@ -55,7 +55,7 @@ class SecretVariable:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Shape:
+class ClusterShape:
     """The pods of a cluster.
 
     Attributes:
@@ -75,7 +75,7 @@ class Shape:
     environment: Mapping[str, str]
 
 
-def render(submission: Submission, shape: Shape, kind: Kind) -> str:
+def render(submission: Submission, shape: ClusterShape, kind: Kind) -> str:
     """The manifest as YAML: a job with a cluster of its own, or a standing cluster.
 
     Raises:

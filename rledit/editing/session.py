@@ -47,7 +47,7 @@ class Skipped:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Plan:
+class BatchPlan:
     """How batches are written.
 
     Attributes:
@@ -131,7 +131,7 @@ class Session:
         standing = self._standing(earlier, edits)
         held = took(opened, standing)
         method, choice = self._method(editor, settings, passes, floor)
-        plan = Plan(method=method, floor=floor, chosen=editor is None, notes=notes)
+        plan = BatchPlan(method=method, floor=floor, chosen=editor is None, notes=notes)
         results: list[FactResult] = []
         numbers: list[int] = []
         with self.ledger.writing():
@@ -219,7 +219,7 @@ class Session:
         method = chooser.calibrated(method)
         return (method if passes is None else replace(method, passes=passes)), choice
 
-    def _batch(self, edits: Sequence[Edit], plan: Plan) -> tuple[Batch, list[FactResult]]:
+    def _batch(self, edits: Sequence[Edit], plan: BatchPlan) -> tuple[Batch, list[FactResult]]:
         before = list(self.host.shown)
         try:
             written, found, record = self._write(edits, plan)
@@ -233,7 +233,7 @@ class Session:
         return batch, found
 
     def _write(
-        self, edits: Sequence[Edit], plan: Plan
+        self, edits: Sequence[Edit], plan: BatchPlan
     ) -> tuple[Written, list[FactResult], dict[str, Any]]:
         began = time.monotonic()
         method = plan.method
@@ -287,7 +287,7 @@ class Session:
         changes: dict[int, tuple[dict[str, Any], Delta, Mapping[str, Tensor]]] = {}
         try:
             for batch in later:
-                plan = Plan(
+                plan = BatchPlan(
                     method=Method.of(batch.record["method"]),
                     floor=batch.record["floor"],
                     chosen=batch.record["chosen"],

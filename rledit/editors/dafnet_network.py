@@ -58,7 +58,7 @@ class Transformed:
     past: list[Past]
 
 
-class Block(nn.Module):
+class DAFNetBlock(nn.Module):
     """One block: within an edit, between edits, the weights of edits, and a network by itself."""
 
     def __init__(self, width: int, n_modules: int, sizes: Sizes) -> None:
@@ -142,7 +142,9 @@ class SequenceNetwork(nn.Module):
     ) -> None:
         super().__init__()
         self.d_in = d_in
-        self.blocks = nn.ModuleList(Block(d_in + d_out, n_modules, sizes) for _ in range(n_blocks))
+        self.blocks = nn.ModuleList(
+            DAFNetBlock(d_in + d_out, n_modules, sizes) for _ in range(n_blocks)
+        )
         self.step = nn.Parameter(torch.full((n_modules,), initial_step))
 
     def forward(

@@ -16,7 +16,7 @@ _UNSTATED = "size not known here"
 
 
 @dataclass(frozen=True, kw_only=True)
-class Source:
+class PublishedFile:
     """A published file.
 
     Attributes:
@@ -38,25 +38,25 @@ class Source:
 _ROME = "https://rome.baulab.info/data/dsets/"
 _MEMIT = "https://memit.baulab.info/data/dsets/"
 _ZSRE = "MEND's code is MIT, none is stated with the questions"
-_FEVER = Source(
+_FEVER = PublishedFile(
     file="the files that MALMEN's and RLEdit's loaders read",
     place="linked from MALMEN's repository (ChenmienTan/malmen on GitHub)",
     rows="8,000 rows are edited",
     licence="claims and Wikipedia's text CC BY-SA 3.0, none is stated with these files",
 )
-_COUNTERFACT = Source(
+_COUNTERFACT = PublishedFile(
     file="multi_counterfact.json, or counterfact.json of the same schema",
     place=f"{_MEMIT} and {_ROME}",
     rows="2,000 to 8,000 rows are edited",
     licence="MIT, with MEMIT's and ROME's code",
 )
-_ZSRE_EVALUATION = Source(
+_ZSRE_EVALUATION = PublishedFile(
     file="zsre_mend_eval.json",
     place=f"{_ROME} (MEND's and EasyEdit's repositories link to copies)",
     rows="19,086 rows, 8,000 are edited",
     licence=_ZSRE,
 )
-_ZSRE_TRAINING = Source(
+_ZSRE_TRAINING = PublishedFile(
     file="zsre_mend_train.json",
     place="linked from MEND's and EasyEdit's repositories (eric-mitchell/mend, zjunlp/EasyEdit)",
     rows="all rows are used",
@@ -64,24 +64,24 @@ _ZSRE_TRAINING = Source(
 )
 
 # (schema, pool) → the file; a pool that is not named is as the one under "".
-DATA: Mapping[tuple[str, str], Source] = {
+DATA: Mapping[tuple[str, str], PublishedFile] = {
     ("zsre", "evaluation"): _ZSRE_EVALUATION,
     ("zsre", ""): _ZSRE_TRAINING,
     ("fever", ""): _FEVER,
     ("counterfact", ""): _COUNTERFACT,
-    ("mquake", ""): Source(
+    ("mquake", ""): PublishedFile(
         file="MQuAKE's files",
         place="https://github.com/princeton-nlp/MQuAKE",
         rows="number of rows not known here",
         licence="MIT",
     ),
-    ("knowedit", ""): Source(
+    ("knowedit", ""): PublishedFile(
         file="KnowEdit's files",
         place="https://huggingface.co/datasets/zjunlp/KnowEdit",
         rows="number of rows not known here",
         licence="MIT",
     ),
-    ("wikibigedit", ""): Source(
+    ("wikibigedit", ""): PublishedFile(
         file="WikiBigEdit's files",
         place="its data set on https://huggingface.co",
         rows="number of rows not known here",
@@ -89,7 +89,7 @@ DATA: Mapping[tuple[str, str], Source] = {
     ),
 }
 
-WIKIPEDIA = Source(
+WIKIPEDIA = PublishedFile(
     file="running text of Wikipedia, one text a line",
     place="https://dumps.wikimedia.org, or a copy on the hub",
     rows="the papers take 100,000 documents of a dump that they do not name",
@@ -97,15 +97,15 @@ WIKIPEDIA = Source(
 )
 
 # Part of a file's name → what the measurements read of that kind.
-EVALUATION: Mapping[str, Source] = {
-    "snippets": Source(
+EVALUATION: Mapping[str, PublishedFile] = {
+    "snippets": PublishedFile(
         file="attribute_snippets.json",
         place=_ROME,
         rows="reference texts from Wikipedia",
         licence="MIT, with ROME's code",
     ),
     "wikipedia": WIKIPEDIA,
-    "ability": Source(
+    "ability": PublishedFile(
         file="SST-2, MMLU, MRPC, CoLA, RTE and NLI as jsonl",
         place="GLUE (https://huggingface.co/datasets/nyu-mll/glue) and MMLU "
         "(https://huggingface.co/datasets/cais/mmlu)",
@@ -138,7 +138,7 @@ WEIGHTS: Mapping[str, str] = {
 }
 
 
-def sources_of(cell: Cell) -> dict[str, Source]:
+def sources_of(cell: Cell) -> dict[str, PublishedFile]:
     """Where the files that a cell reads are to be had, by name, as far as they are published."""
     schema, names = cell.dataset.schema or "", eval_data_files(cell.material, cell.measurements)
     found = {
@@ -150,7 +150,7 @@ def sources_of(cell: Cell) -> dict[str, Source]:
     return {name: source for name, source in found.items() if source is not None}
 
 
-def _evaluation_source(name: str) -> Source | None:
+def _evaluation_source(name: str) -> PublishedFile | None:
     """Told by its name: measurements take any file."""
     return next((source for part, source in EVALUATION.items() if part in name.lower()), None)
 

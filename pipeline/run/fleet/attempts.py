@@ -19,7 +19,7 @@ from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 from pipeline.config.resources import ResourcesEntry
 from pipeline.run.device import hide_gpus
 from pipeline.run.fleet.progress import Progress
-from pipeline.run.fleet.workers import Shape, Worker, Workers
+from pipeline.run.fleet.workers import Worker, Workers, WorkerShape
 from pipeline.run.lease import LeaseLost
 from pipeline.run.rank_group import SINGLE_PROCESS, Gang
 from pipeline.run.reporting import Report, Stage, watched
@@ -260,7 +260,7 @@ def _alone(item: WorkItem) -> str:
 class ActorHand:
     """A worker as a Ray actor, which holds its share of the cluster for as long as it lives."""
 
-    def __init__(self, shape: Shape) -> None:
+    def __init__(self, shape: WorkerShape) -> None:
         given = ResourcesEntry(cpus=shape.cpus, gpus=shape.gpus, memory_gb=shape.memory_gb)
         self._actor = _Worker.options(**_options(given)).remote(bool(shape.gpus))  # type: ignore[attr-defined]
         self.arrival: Any = self._actor.arrive.remote()

@@ -32,7 +32,7 @@ from pipeline.run.fleet.attempts import (
 from pipeline.run.fleet.progress import Progress, ProgressActor
 from pipeline.run.fleet.queue import Finished, Queue
 from pipeline.run.fleet.stall_monitor import StallMonitor
-from pipeline.run.fleet.workers import Shape, Workers
+from pipeline.run.fleet.workers import Workers, WorkerShape
 from pipeline.run.signals import handler_kept
 from pipeline.run.tasks import Task
 from pipeline.storage.run_paths import RunPaths
@@ -288,7 +288,9 @@ class _Fleet:
             self._workers.arrived(reference)
             return
         shape = self._workers.lost(reference)
-        ready = (t for t in self._queue.ready() if not t.resources.gang and Shape.of(t) == shape)
+        ready = (
+            t for t in self._queue.ready() if not t.resources.gang and WorkerShape.of(t) == shape
+        )
         if (task := next(ready, None)) is not None:
             self._queue.take(task)
             yield from self._passed_on(task, outcome)
@@ -317,7 +319,7 @@ class _Fleet:
             yield from self._queue.failed(task, outcome.reason)
 
 
-def _room_for(shape: Shape) -> int:
+def _room_for(shape: WorkerShape) -> int:
     """How many workers of a shape the cluster could hold, if it had nothing else to do."""
     has = ray.cluster_resources()
     return int(min(has.get(name, 0.0) / n for name, n in shape.demand().items() if n))

@@ -30,7 +30,7 @@ LEAST_HIRED = 8
 
 
 @dataclass(frozen=True)
-class Shape:
+class WorkerShape:
     """What a worker holds: cores, GPUs, and host memory in GB where it counts."""
 
     cpus: int
@@ -38,12 +38,12 @@ class Shape:
     memory_gb: float | None
 
     @classmethod
-    def of(cls, task: Task) -> Shape:
+    def of(cls, task: Task) -> WorkerShape:
         """What a task of one worker needs."""
         needed = task.resources
         return cls(needed.cpus or 1, needed.gpus, needed.memory_gb)
 
-    def holds(self, other: Shape) -> bool:
+    def holds(self, other: WorkerShape) -> bool:
         """Whether a worker without a GPU has at least what another one would have."""
         enough = self.cpus >= other.cpus and (self.memory_gb or 0.0) >= (other.memory_gb or 0.0)
         return enough and not self.gpus and not other.gpus
@@ -87,7 +87,7 @@ class Worker:
         idle_since: Since when it has no task; None: it has one, or is on its way.
     """
 
-    shape: Shape
+    shape: WorkerShape
     hand: Hand
     model: str | None = None
     arrived: float | None = None
@@ -107,8 +107,8 @@ class Workers:
 
     def __init__(
         self,
-        hire: Callable[[Shape], Hand],
-        room: Callable[[Shape], int],
+        hire: Callable[[WorkerShape], Hand],
+        room: Callable[[WorkerShape], int],
         grows: bool = True,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
@@ -130,7 +130,7 @@ class Workers:
         worker.arrived = worker.idle_since = self._clock()
         self._there.append(worker)
 
-    def lost(self, reference: Any) -> Shape:
+    def lost(self, reference: Any) -> WorkerShape:
         """A worker that was on its way will not come; returns what it would have held."""
         worker = self._coming.pop(reference)
         worker.hand.dismiss()
@@ -155,7 +155,7 @@ class Workers:
             ready: Tasks that may start, first come, first served.
             others_wait: Whether work that is not done by these workers waits for room.
         """
-        waiting = {task.key: (task, Shape.of(task)) for task in ready}
+        waiting = {task.key: (task, WorkerShape.of(task)) for task in ready}
         if others_wait or self._coming:
             self._end_turns()
         begun = [
@@ -181,7 +181,9 @@ class Workers:
     def _idle(self) -> list[Worker]:
         return [worker for worker in self._there if worker.idle_since is not None]
 
-    def _of_its_model(self, worker: Worker, waiting: dict[str, tuple[Task, Shape]]) -> Task | None:
+    def _of_its_model(
+        self, worker: Worker, waiting: dict[str, tuple[Task, WorkerShape]]
+    ) -> Task | None:
         """The first task that needs no other model than the worker has."""
         own = (None, worker.model)
         return self._take(
@@ -191,7 +193,7 @@ class Workers:
         )
 
     def _of_the_rarest_model(
-        self, worker: Worker, waiting: dict[str, tuple[Task, Shape]]
+        self, worker: Worker, waiting: dict[str, tuple[Task, WorkerShape]]
     ) -> Task | None:
         """The first of the tasks whose model the fewest workers have.
 
@@ -207,7 +209,7 @@ class Workers:
         return self._take(worker, waiting, sorted(fitting, key=lambda t: holders[t.model]))
 
     def _take(
-        self, worker: Worker, waiting: dict[str, tuple[Task, Shape]], found: Iterable[Task]
+        self, worker: Worker, waiting: dict[str, tuple[Task, WorkerShape]], found: Iterable[Task]
     ) -> Task | None:
         task = next(iter(found), None)
         if task is not None:
@@ -216,7 +218,7 @@ class Workers:
             worker.model = task.model or worker.model
         return task
 
-    def _hire_for(self, wanted: Counter[Shape]) -> None:
+    def _hire_for(self, wanted: Counter[WorkerShape]) -> None:
         """Have as many workers on their way as there are tasks without one, up to a limit."""
         coming = Counter(worker.shape for worker in self._coming.values())
         for shape in [*wanted, *(coming.keys() - wanted.keys())]:

@@ -13,7 +13,7 @@ from pipeline.config.resources import ResourcesEntry
 from pipeline.plan.cells import cells_of
 from pipeline.run.expected import expected_of, work_lines
 from pipeline.run.fleet.progress import Progress
-from pipeline.run.pace import Estimate, Pace
+from pipeline.run.pace import Pace, TimeLeft
 from pipeline.run.reporting import Stage
 from pipeline.run.tasks import Task, tasks_of
 
@@ -38,13 +38,13 @@ def at(done: int, total: int, ago: float, stage: Stage = "edit", now: float = NO
 
 def test_the_estimate(tasks: dict[str, Task]) -> None:
     _, none, ultra, ft = tasks
-    estimate = Estimate(tasks, slots=2)
-    assert estimate.seconds_left({ultra}, {}, NOW) is None
-    estimate.add(tasks[none], 10.0)
+    time_left = TimeLeft(tasks, slots=2)
+    assert time_left.seconds_left({ultra}, {}, NOW) is None
+    time_left.add(tasks[none], 10.0)
     # What is not known of an editor is taken from the others; two run at a time.
-    assert estimate.seconds_left({ultra, ft}, {}, NOW) == pytest.approx(10.0)
+    assert time_left.seconds_left({ultra, ft}, {}, NOW) == pytest.approx(10.0)
     # A running cell promises its own length, however many cores there are: a quarter in 5 s.
-    assert estimate.seconds_left({ultra}, {ultra: at(1, 4, 5.0)}, NOW) == pytest.approx(15.0)
+    assert time_left.seconds_left({ultra}, {ultra: at(1, 4, 5.0)}, NOW) == pytest.approx(15.0)
 
 
 def test_time_left_follows_a_cluster_that_grows(tasks: dict[str, Task]) -> None:
@@ -53,12 +53,12 @@ def test_time_left_follows_a_cluster_that_grows(tasks: dict[str, Task]) -> None:
         key: replace(t, cell=replace(t.cell, resources=ResourcesEntry(gpus=1.0)))
         for key, t in tasks.items()
     }
-    estimate = Estimate(gpu, 1, expected={none: 600.0, ultra: 600.0, ft: 600.0})
-    assert estimate.seconds_left({none, ultra, ft}, {}, NOW) == pytest.approx(1800.0)
-    estimate.take_room(8, 2.0)
-    assert estimate.seconds_left({none, ultra, ft}, {}, NOW) == pytest.approx(1200.0)
-    estimate.take_room(32, 8.0)
-    assert estimate.seconds_left({none, ultra, ft}, {}, NOW) == pytest.approx(600.0)
+    time_left = TimeLeft(gpu, 1, expected={none: 600.0, ultra: 600.0, ft: 600.0})
+    assert time_left.seconds_left({none, ultra, ft}, {}, NOW) == pytest.approx(1800.0)
+    time_left.take_room(8, 2.0)
+    assert time_left.seconds_left({none, ultra, ft}, {}, NOW) == pytest.approx(1200.0)
+    time_left.take_room(32, 8.0)
+    assert time_left.seconds_left({none, ultra, ft}, {}, NOW) == pytest.approx(600.0)
 
 
 def test_a_pace_begins_anew_with_a_stage() -> None:
@@ -81,17 +81,17 @@ def test_a_training_leaves_as_long_as_its_batches_and_validations_take() -> None
     none, edit = (key for key in tasks if key.startswith("edit:"))
     (train,) = (key for key in tasks if key.startswith("train:"))
     pace = Pace()
-    estimate = Estimate(tasks, 4, pace, {train: 300.0, edit: 20.0, none: 10.0})
+    time_left = TimeLeft(tasks, 4, pace, {train: 300.0, edit: 20.0, none: 10.0})
     unfinished = {none, train, edit}
     training = replace(at(30, 80, 470.0, "train"), left=1100.0)
     running = {train: training, none: at(0, 1, 1.0)}
     pace.look(running, NOW)
-    left = estimate.seconds_left(unfinished, running, NOW)
+    left = time_left.seconds_left(unfinished, running, NOW)
     # The cell after it is expected to take what it should, times how much longer training takes.
     assert left == pytest.approx(1100 + 20 * (1570 / 300), rel=0.01)
     # A validation of four minutes reports nothing: the time runs on, by the worker's own word.
     pace.look(running, NOW + 240)
-    later = estimate.seconds_left(unfinished, running, NOW + 240)
+    later = time_left.seconds_left(unfinished, running, NOW + 240)
     assert later == pytest.approx(left - 240, abs=5)
     # Overdue, it is not done: what is silent takes a while yet.
     assert pace.seconds_left(train, training, NOW + 2000) == pytest.approx(200)
@@ -100,32 +100,32 @@ def test_a_training_leaves_as_long_as_its_batches_and_validations_take() -> None
 def test_a_plan_stands_in_until_something_is_measured(tasks: dict[str, Task]) -> None:
     model, none, ultra, ft = tasks
     expected = {model: 60.0, none: 10.0, ultra: 20.0, ft: 30.0}
-    estimate = Estimate(tasks, 1, expected=expected)
-    assert estimate.seconds_left(set(tasks), {}, NOW) == pytest.approx(120)
-    assert not estimate.is_measured
+    time_left = TimeLeft(tasks, 1, expected=expected)
+    assert time_left.seconds_left(set(tasks), {}, NOW) == pytest.approx(120)
+    assert not time_left.is_measured
     # A worker that says nothing yet is as far as the clock is, by the plan.
     begun = {model: at(0, 1, 25.0, "prepare")}
-    assert estimate.seconds_left(set(tasks), begun, NOW) == pytest.approx(95)
-    assert estimate.task_left(model, at(0, 1, 500.0, "prepare"), NOW) == pytest.approx(50)
+    assert time_left.seconds_left(set(tasks), begun, NOW) == pytest.approx(95)
+    assert time_left.task_left(model, at(0, 1, 500.0, "prepare"), NOW) == pytest.approx(50)
     # The machine is half as fast as the plan takes it to be.
-    estimate.add(tasks[model], 120.0)
-    assert estimate.seconds_left({none, ultra, ft}, {}, NOW) == pytest.approx(120)
-    assert estimate.is_measured
+    time_left.add(tasks[model], 120.0)
+    assert time_left.seconds_left({none, ultra, ft}, {}, NOW) == pytest.approx(120)
+    assert time_left.is_measured
     # Of its own kind, a cell that has ended tells more than the model did.
-    estimate.add(tasks[none], 10.0)
-    assert estimate.seconds_left({ultra, ft}, {}, NOW) == pytest.approx(50)
+    time_left.add(tasks[none], 10.0)
+    assert time_left.seconds_left({ultra, ft}, {}, NOW) == pytest.approx(50)
 
 
 def test_what_is_on_the_way_to_the_work_of_a_task_is_not_all_of_it(tasks: dict[str, Task]) -> None:
     _, none, *_ = tasks
     pace = Pace()
-    estimate = Estimate(tasks, 1, pace, {none: 100.0})
+    time_left = TimeLeft(tasks, 1, pace, {none: 100.0})
     for done, moment in ((0, NOW), (50, NOW + 10)):
         pace.look({none: at(done, 60, 10.0, "prefixes")}, moment)
     seen = at(50, 60, 10.0, "prefixes", NOW + 10)
     assert pace.seconds_left(none, seen, NOW + 10) == pytest.approx(2)
-    assert estimate.task_left(none, seen, NOW + 10) == pytest.approx(90)
-    assert estimate.task_left(none, at(0, 1, 200.0, "commit"), NOW) == 0
+    assert time_left.task_left(none, seen, NOW + 10) == pytest.approx(90)
+    assert time_left.task_left(none, at(0, 1, 200.0, "commit"), NOW) == 0
 
 
 def test_a_run_says_what_it_will_do_and_how_long_the_plan_takes_it_to_be(tmp_path: Path) -> None:

@@ -17,20 +17,20 @@ from pipeline.run.fleet.workers import (
     IDLE_SECONDS,
     LEAST_HIRED,
     TURN_SECONDS,
-    Shape,
     Worker,
     Workers,
+    WorkerShape,
 )
 from pipeline.run.tasks import Task, tasks_of
 
 GRID = Path(__file__).parents[3] / "cluster" / "tiny.yaml"
-CPU = Shape(1, 0.0, None)
+CPU = WorkerShape(1, 0.0, None)
 
 
 class Hand:
     """A process that is nowhere."""
 
-    def __init__(self, shape: Shape) -> None:
+    def __init__(self, shape: WorkerShape) -> None:
         self.shape = shape
         self.arrival = object()
         self.dismissed = False
@@ -62,7 +62,7 @@ class Cluster:
         room, clock = lambda s: self.cores // s.cpus, lambda: self.now
         self.workers = Workers(self._hire, room, self.grows, clock)
 
-    def _hire(self, shape: Shape) -> Hand:
+    def _hire(self, shape: WorkerShape) -> Hand:
         self.hands.append(Hand(shape))
         return self.hands[-1]
 
@@ -260,11 +260,11 @@ def test_a_worker_makes_room_after_its_turn_where_others_wait() -> None:
 def test_the_only_task_may_need_less_than_its_worker_holds() -> None:
     """It begins at once, and in a process that has all imports."""
     cluster, (worker,) = staffed(1, "a")
-    worker.shape = Shape(2, 0.0, None)
+    worker.shape = WorkerShape(2, 0.0, None)
     small, smaller = task("small", "a"), task("smaller", "a")
     assert cluster.assign(small, smaller) == [] and cluster.hands[0].dismissed
     cluster, (worker,) = staffed(1, "a")
-    worker.shape = Shape(2, 0.0, None)
+    worker.shape = WorkerShape(2, 0.0, None)
     assert cluster.assign(small) == [(small, worker)]
     assert not cluster.workers.arrivals
 
@@ -282,7 +282,7 @@ def test_one_that_will_not_come_says_what_it_would_have_been() -> None:
     cluster = Cluster(0)
     cluster.assign(task("one", "a", memory_gb=2.0))
     (arrival,) = cluster.workers.arrivals
-    assert cluster.workers.lost(arrival) == Shape(1, 0.0, 2.0)
+    assert cluster.workers.lost(arrival) == WorkerShape(1, 0.0, 2.0)
     assert cluster.hands[0].dismissed and not cluster.workers.arrivals
 
 
@@ -298,6 +298,6 @@ def test_in_the_end_all_go() -> None:
 @pytest.mark.parametrize("gpus", [0.5, 1.0])
 def test_a_gpu_task_goes_to_a_worker_with_that_gpu(gpus: float) -> None:
     cluster, (worker,) = staffed(1, "a")
-    worker.shape = Shape(1, gpus, None)
+    worker.shape = WorkerShape(1, gpus, None)
     same, other = task("same", "a", gpus=gpus), task("other", "a")
     assert cluster.assign(other, same) == [(same, worker)]

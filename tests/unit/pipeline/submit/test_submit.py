@@ -18,7 +18,7 @@ from pipeline.config.parse import load_grid
 from pipeline.errors import ConfigError
 from pipeline.results.tracking.tracker import Tracker
 from pipeline.submit import ray_cluster
-from pipeline.submit.manifest import SecretVariable, Shape, render
+from pipeline.submit.manifest import ClusterShape, SecretVariable, render
 from pipeline.submit.package import PACKAGES, stage
 from pipeline.submit.probe import FOLDER, probe
 from pipeline.submit.ray_cluster import Job, JobServer
@@ -302,7 +302,7 @@ def test_the_record_of_a_submission(tmp_path: Path) -> None:
 
 def manifests(kind: Any = "job", **shape: Any) -> list[dict[str, Any]]:
     values = {"image": "registry/rledit:0.1.0", "environment": {"HF_HOME": "/hub"}} | shape
-    return list(yaml.safe_load_all(render(submission(), Shape(**values), kind)))
+    return list(yaml.safe_load_all(render(submission(), ClusterShape(**values), kind)))
 
 
 def test_a_rayjob_brings_its_cluster_and_its_submission() -> None:
