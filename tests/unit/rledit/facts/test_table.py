@@ -9,7 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from jobs.derive_facts import CONFUSED, NO_CAPITAL, WHEELS, derive, folded, leaks
+from jobs.derive_facts import WHEELS, derive
+from jobs.facts.choices import CONFUSED, NO_CAPITAL
+from jobs.facts.places import folded, leaks
 from rledit.facts import RELATIONS, RealFact, real_facts, table_hash
 from rledit.facts.table import LICENCES_FILE, TABLE_FILE
 
