@@ -73,8 +73,8 @@ class ModelEntry:
             preset's for a model that names one: bfloat16, as the papers load theirs, and float32
             for a small one.
         modules: Target modules, for editors that do not name their own; where they are not given,
-            ``down:upper`` of a checkpoint (three layers below the last one), and ``down:all`` of a
-            model of the synthetic world.
+            each method's own of a `preset`, ``down:upper`` of another checkpoint (three layers
+            below the last one), and ``down:all`` of a model of the synthetic world.
         overrides: Settings of the world model to change.
         prompt_style: Put every prompt `plain`, that is without a chat template, as the papers do,
             or as a user's turn in the tokenizer's `chat` template.
@@ -87,7 +87,7 @@ class ModelEntry:
     world_model: str = "llama"
     checkpoint: str | None = None
     dtype: Literal["float32", "bfloat16", "float64"] = None  # type: ignore[assignment]
-    modules: tuple[str, ...] = None  # type: ignore[assignment]
+    modules: tuple[str, ...] | None = None
     overrides: dict[str, Any] = field(default_factory=dict)
     prompt_style: PromptStyle = "bare"
     bos: bool | None = None
@@ -96,7 +96,7 @@ class ModelEntry:
         if self.dtype is None:
             preset = PRESETS.get(self.preset or "")
             object.__setattr__(self, "dtype", preset.dtype if preset else "float32")
-        if self.modules is None:
+        if self.modules is None and self.preset is None:
             where = "all" if self.checkpoint is None else "upper"
             object.__setattr__(self, "modules", (f"down:{where}",))
 

@@ -90,6 +90,8 @@ def shape_problem(field: Field[Any], value: Any) -> str | None:
         value: As YAML has read it.
     """
     kind = str(field.type)
+    if value is None and kind.endswith("| None"):
+        return None
     if kind.startswith("tuple") and not isinstance(value, list | tuple):
         if value is None or isinstance(value, Mapping):
             return f"expected a list, found {_shown(value)}"

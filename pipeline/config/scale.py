@@ -96,8 +96,7 @@ def _published(model: ModelEntry) -> ModelEntry:
     """The model with its preset's weights, unless the grid names other ones."""
     if model.preset is None or model.checkpoint is not None:
         return model
-    preset = PRESETS[model.preset]
-    return replace(model, checkpoint=preset.checkpoint, dtype=preset.dtype)
+    return replace(model, checkpoint=PRESETS[model.preset].checkpoint)
 
 
 def _proxy(model: ModelEntry, dataset: DatasetEntry) -> ModelEntry:

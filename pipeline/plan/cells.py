@@ -49,7 +49,9 @@ class Cell(CellSpec):
                 batches of the stream's size.
         """
         cls = editor_class(self.editor.editor).Config
-        given: dict[str, Any] = {"modules": self.model.modules, **self._preset_settings()}
+        given: dict[str, Any] = {**self._preset_settings()}
+        if self.model.modules is not None:
+            given["modules"] = self._mapped(self.model.modules)
         given |= self._own_settings()
         if self.editor.editor == "none":
             given["modules"] = ()
@@ -83,11 +85,19 @@ class Cell(CellSpec):
     def _own_settings(self) -> dict[str, Any]:
         """The entry's own settings, its linear layers mapped where the model is a proxy model."""
         own = dict(self.editor.settings)
-        if self.model.preset is not None and self.scale != "full" and "modules" in own:
-            preset = PRESETS[self.model.preset]
-            depth, family = preset.shape.layers, preset.family
-            own["modules"] = mapped_modules(tuple(own["modules"]), depth, family)
+        if "modules" in own:
+            own["modules"] = self._mapped(tuple(own["modules"]))
         return own
+
+    def _mapped(self, modules: tuple[str, ...]) -> tuple[str, ...]:
+        """Target modules that a grid names, in the layers of a preset's proxy where it is one."""
+        if self.model.preset is None or self.scale == "full":
+            return modules
+        preset = PRESETS[self.model.preset]
+        try:
+            return mapped_modules(modules, preset.shape.layers, preset.family)
+        except ValueError as error:
+            raise ConfigError(f"editor {self.label}, model {self.model.name}: {error}") from None
 
     @cached_property
     def preset_setting(self) -> Setting | None:

@@ -43,6 +43,10 @@ def read_cell_spec(record: CellRecord, lake: Storage) -> Cell:
         ) from None
     given = entry["cell"]
     cell = build(Cell, given, (), Located.of_data(given, f"cell {key}"))
+    if key_of(cell) != key and cell.model.preset is not None:
+        # Earlier versions kept target modules of which a model with a preset made no use.
+        without = replace(cell, model=replace(cell.model, modules=None))
+        cell = without if key_of(without) == key else cell
     if key_of(cell) != key:
         changes = "; ".join(changed_fields(without_labels(entry["identity"]), identity_of(cell)))
         raise LakeError(f"cell {key} cannot be run again as it was: {changes}")

@@ -10,8 +10,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
-from pipeline.config.presets.shape import layer_numbers
-from rledit.families import FAMILIES
+from rledit.families import FAMILIES, layer_index, shorthand_names
 from rledit.world import WorldModelSpec
 
 LAYERS = 4
@@ -92,19 +91,43 @@ def mapped_modules(
     where claims are judged by one of two verdicts.
 
     Args:
-        modules: Shorthands for the model stood for, e.g. ``gate:11-15``.
+        modules: Shorthands for the model stood for, e.g. ``gate:11-15``, or full names there.
         n_layers: Layers of that model.
         family: Its family.
         claims: Whether the data asks for verdicts, as FEVER does.
+
+    Raises:
+        ValueError: The model has no such linear layer.
     """
-    found = []
+    found: list[str] = []
+    taken: set[tuple[str, int]] = set()
     for item in modules:
-        kind = item.partition(":")[0]
-        layers = sorted({LAYERS * n // n_layers for n in layer_numbers(item, n_layers)})
+        kind, numbers = _kind_and_layers(item, n_layers, family)
+        layers = {LAYERS * n // n_layers for n in numbers}
         if claims or (FAMILIES[family].norm_after_mlp is not None and kind != "down"):
-            layers = list(range(LAYERS))
-        found.append(f"{kind}:{','.join(map(str, layers))}")
+            layers = set(range(LAYERS))
+        new = sorted(n for n in layers if (kind, n) not in taken)
+        taken |= {(kind, n) for n in new}
+        if new:
+            found.append(f"{kind}:{','.join(map(str, new))}")
     return tuple(found)
+
+
+def _kind_and_layers(item: str, n_layers: int, family: str) -> tuple[str, list[int]]:
+    """The kind of linear layer that an item of target modules names, and in which layers."""
+    of = FAMILIES[family]
+    names = shorthand_names(of, n_layers, [item])
+    numbers = [layer_index(of, name) for name in names]
+    kinds = {path: kind for kind, path in of.target_modules.items()}
+    inner = names[0].removeprefix(f"{of.layers}.{numbers[0]}.")
+    if inner not in kinds:
+        raise ValueError(
+            f"target module {item!r} is no linear layer that is edited; its layers have "
+            f"{', '.join(kinds)}"
+        )
+    if max(numbers) >= n_layers:
+        raise ValueError(f"target module {item!r}: the model has layers 0 to {n_layers - 1}")
+    return kinds[inner], numbers
 
 
 _TRAINED = {
