@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import fields
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -29,8 +29,17 @@ from rledit.protocols import PROTOCOLS
 from rledit.world import SCHEMAS, WORLD_MODELS, WorldConfig
 
 
-def check_names(grid: Grid, located: Located) -> None:
-    """Check everything that is looked up by name, and every nested group of settings."""
+def checked(grid: Grid, located: Located) -> Grid:
+    """Check everything that is looked up by name, and every nested group of settings.
+
+    Returns:
+        The grid, numbers of its models' `overrides` and datasets' `world` that YAML takes for text
+        (``5e-3``) read as numbers.
+
+    Raises:
+        ConfigError: Something is unknown or ill-typed, or does not go together.
+    """
+    models, datasets = [], []
     _check_folders(grid, located)
     for i, entry in enumerate(grid.editors):
         try:
@@ -62,8 +71,10 @@ def check_names(grid: Grid, located: Located) -> None:
         if not 0 <= spec.init_std <= 1:  # what transformers accepts
             place = located.place(("models", i, "overrides", "init_std"))
             raise ConfigError(f"{place}: expected at most 1, found {spec.init_std}")
+        models.append(replace(model, overrides=_as_read(model.overrides, spec)))
     for i, dataset in enumerate(grid.datasets):
-        build(WorldConfig, dataset.world, ("datasets", i, "world"), located)
+        world = build(WorldConfig, dataset.world, ("datasets", i, "world"), located)
+        datasets.append(replace(dataset, world=_as_read(dataset.world, world)))
         if dataset.real_facts:
             _check_real_facts(dataset, grid, ("datasets", i), located)
         if dataset.schema is not None:
@@ -89,6 +100,14 @@ def check_names(grid: Grid, located: Located) -> None:
     _unique([(e.editor, e.variant) for e in grid.editors], "editors", located)
     _unique([m.name for m in grid.models], "models", located)
     _unique([d.name for d in grid.datasets], "datasets", located)
+    return replace(grid, models=tuple(models), datasets=tuple(datasets))
+
+
+def _as_read(given: Mapping[str, Any], built: Any) -> dict[str, Any]:
+    """Settings with the values that were built of them, where these are others: keys of cells hold
+    an integer that stands for a float as it is given."""
+    read = {key: getattr(built, key) for key in given}
+    return {key: value if read[key] == value else read[key] for key, value in given.items()}
 
 
 def _check_folders(grid: Grid, located: Located) -> None:

@@ -21,7 +21,7 @@ from pipeline.config.grid import (
     WildEntry,
     check_measurements,
 )
-from pipeline.config.names import check_names
+from pipeline.config.names import checked
 from pipeline.config.overrides import override
 from pipeline.config.resources import ResourcesEntry
 from pipeline.config.scale import scaled
@@ -116,9 +116,7 @@ def parse_grid(located: Located) -> Grid:
         data["scale"] = stored_value(data["scale"], SCALES)
     elif "scale" not in data and _is_real(data):
         data["scale"] = "full"
-    grid = build(Grid, data, (), located)
-    check_names(grid, located)
-    return grid
+    return checked(build(Grid, data, (), located), located)
 
 
 def _is_real(data: Mapping[str, Any]) -> bool:

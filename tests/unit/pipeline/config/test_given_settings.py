@@ -134,3 +134,25 @@ def test_layers_of_presets_are_mapped_as_they_are_written() -> None:
     published = preset_setting("llama-3-8b", "rledit", "zsre").values["modules"]
     assert published == ("gate:11-15", "up:18-24")
     assert mapped_modules(published, 32, "llama") == ("gate:1", "up:2,3")
+
+
+# Numbers that YAML takes for text -----------------------------------------------------------------
+
+
+def test_numbers_that_yaml_takes_for_text_are_read_in_overrides_and_world(tmp_path: Path) -> None:
+    number = cells(
+        tmp_path, "models.m.overrides={lr: 0.005}", "datasets.zsre.world={n_subjects: 60}",
+        text=WORLD, scale=None,
+    )["memit"]  # fmt: skip
+    text = cells(
+        tmp_path, "models.m.overrides={lr: 5e-3}", "datasets.zsre.world={n_subjects: '60'}",
+        text=WORLD, scale=None,
+    )["memit"]  # fmt: skip
+    assert text.model_spec.lr == 0.005 and text.world() is number.world()
+    assert key_of(text) == key_of(number)
+
+
+def test_an_integer_for_a_float_stays_as_it_is_given(tmp_path: Path) -> None:
+    """A cell's key holds it so."""
+    found = cells(tmp_path, "models.m.overrides={lr: 1}", text=WORLD, scale=None)["memit"]
+    assert isinstance(found.model.overrides["lr"], int)
