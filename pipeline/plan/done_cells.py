@@ -16,7 +16,7 @@ from pipeline.plan.cell_keys import address_of, identity_of, key_of
 from pipeline.plan.cells import Cell
 from pipeline.plan.checks import skip_reason
 from pipeline.plan.versions import code_version
-from pipeline.results.lake.contained import ContainedCell
+from pipeline.results.lake.contained import OF_ALL_EDITS, ContainedCell, measured_of
 from pipeline.results.lake.key_versions import without_labels
 from pipeline.results.lake.records import CellRecord
 from rledit.editors import editor_class
@@ -143,7 +143,8 @@ def contains(
 
     The editing is the same, that is the stream, or the beginning of a longer one where that will
     do; of the unedited model any stream does that has the same edits. It is scored by the
-    protocols and measurements of the other, and wherever that is scored.
+    protocols and measurements of the other, and wherever that is scored. Fluency and consistency
+    have their prompts from the whole stream: a longer one has others.
 
     Args:
         whole: An identity.
@@ -160,6 +161,9 @@ def contains(
         part.get("scored_edits")
     )
     if not (same_stream or longer):
+        return False
+    same_length = _n_edits(whole) == _n_edits(part)
+    if not same_length and measured_of(part) & OF_ALL_EDITS:
         return False
     return (
         set(part["protocols"]) <= set(whole["protocols"])
@@ -178,6 +182,11 @@ def _points(identity: Mapping[str, Any]) -> set[int]:
     stream = identity["stream"]
     batches = {*checkpoints(stream["n_batches"], identity["checkpoints"])}
     return {n * stream["batch_size"] for n in batches | {*identity.get("also_after", ())}}
+
+
+def _n_edits(identity: Mapping[str, Any]) -> int:
+    stream = identity["stream"]
+    return int(stream["n_batches"] * stream["batch_size"])
 
 
 def _measured(identity: Mapping[str, Any]) -> set[tuple[str, str]]:

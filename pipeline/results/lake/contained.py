@@ -21,6 +21,9 @@ from pipeline.storage.object_store import Storage
 FOLDER = "contained"
 _READERS = 16
 _TRAINING = ("train_", "validation_")  # metrics whose step counts training steps, not edits
+OF_ALL_EDITS = frozenset({"fluency", "consistency"})
+"""Measurements that take their prompts evenly from the whole stream, wherever they are taken."""
+_OF_EDITS_MADE = ("portability_", "superseded_")  # before the first edit: of all the stream's
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,7 +58,9 @@ def write_contained(cells: Iterable[ContainedCell], storage: Storage) -> None:
 def contained_records(records: Sequence[CellRecord], storage: Storage) -> list[CellRecord]:
     """The cells that are contained in some of the records, but for those with rows of their own.
 
-    Where the containing cell has failed or was skipped, so has what it contains.
+    Where the containing cell has failed or was skipped, so has what it contains. A cell that
+    measures what a longer stream measures on other prompts is not contained in it, though an
+    earlier version may have said so.
     """
     names = storage.list(FOLDER)
     if not names:
@@ -71,6 +76,7 @@ def contained_records(records: Sequence[CellRecord], storage: Storage) -> list[C
         _part(whole[cell.within], cell)
         for cell in found
         if cell.within in whole
+        and not (_longer(whole[cell.within], cell) and measured_of(cell.identity) & OF_ALL_EDITS)
         and not ((own := whole.get(cell.address.cell_key)) is not None and own.done)
     ]
 
@@ -84,6 +90,13 @@ def asked_rows(
     if table == "steps":
         training = [str(metric).startswith(_TRAINING) for metric in columns["metric"]]
         keep = [one or other for one, other in zip(keep, training, strict=True)]
+        if asked.first:  # of a longer stream
+            foreign = [
+                str(metric) in OF_ALL_EDITS
+                or (edits < asked.first and str(metric).startswith(_OF_EDITS_MADE))
+                for metric, edits in zip(columns["metric"], at, strict=True)
+            ]
+            keep = [one and not other for one, other in zip(keep, foreign, strict=True)]
     if "edit_index" in columns:  # of a longer stream, the unedited model is asked of all its edits
         own = [place < asked.n_edits for place in columns["edit_index"]]
         keep = [one and other for one, other in zip(keep, own, strict=True)]
@@ -103,12 +116,23 @@ def asked_rows(
     return kept
 
 
+def measured_of(identity: Mapping[str, Any]) -> frozenset[str]:
+    """The measurements of a cell's identity."""
+    return frozenset(identity.get("measurements", {}).get("names", ()))
+
+
+def _longer(record: CellRecord, cell: ContainedCell) -> bool:
+    """Whether the containing cell has run along a longer stream."""
+    whole = record.values.get("n_edits")
+    return bool(whole and whole != cell.n_edits)
+
+
 def _part(record: CellRecord, cell: ContainedCell) -> CellRecord:
     protocols = tuple(cell.identity["protocols"])
     values = dict(record.values)
     resolved = {**values["resolved"], **cell.identity, "contained_in": cell.within}
     whole = values.get("n_edits")
-    longer = bool(whole and whole != cell.n_edits)
+    longer = _longer(record, cell)
     if longer:  # of a longer stream: its seconds per edit, not its counts
         seconds = values.get("edit_seconds")
         values["edit_seconds"] = None if seconds is None else seconds * cell.n_edits / whole

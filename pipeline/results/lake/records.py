@@ -156,7 +156,8 @@ class AskedRows:
         n_edits: Edits in its stream.
         batch_size: Edits in each of its batches.
         first: Edits after which its first scores are: none, or one where the rows are of a longer
-            stream, as the unedited model is scored there on edits that are not this cell's.
+            stream, as the unedited model is scored there on edits that are not this cell's; nor is
+            what is measured there on prompts of the whole stream then shown.
         within: Key of the cell that has the rows.
     """
 

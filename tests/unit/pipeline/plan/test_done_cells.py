@@ -119,6 +119,54 @@ def test_a_longer_stream_contains_a_shorter_one_where_the_editor_is_safe_to_cut(
     assert contains(identity_of(whole), identity_of(part), safe) == contained
 
 
+@pytest.mark.parametrize("editor", [NONE, STEP])
+@pytest.mark.parametrize(
+    ("names", "contained"),
+    [("perplexity", True), ("portability", True), ("fluency", False), ("consistency", False)],
+)
+def test_no_longer_stream_has_the_prompts_behind_which_a_shorter_one_writes_texts(
+    editor: str, names: str, contained: bool
+) -> None:
+    """Portability is asked of the edits that are made, and looks at no later one."""
+    measured = ("datasets.world.world.lessons=true", f"measurements=[{names}]")
+    part = one(editor, *measured)
+    whole = one(editor, *measured, "streams=[{n_batches: 4, batch_size: 4}]", "checkpoints=2")
+    assert contains(identity_of(whole), identity_of(part), True) == contained
+    halves = one(editor, *measured, "streams=[{n_batches: 4, batch_size: 2}]", "checkpoints=4")
+    assert contains(identity_of(halves), identity_of(part), True) == (editor == NONE)
+
+
+def test_of_a_longer_stream_nothing_is_shown_that_was_measured_on_all_its_edits(
+    tmp_path: Path,
+) -> None:
+    lake = Lake(str(tmp_path))
+    measured = ("measurements=[portability]", "datasets.world.world.lessons=true")
+    longer = ("streams=[{n_batches: 4, batch_size: 4}]", "checkpoints=2")
+    whole = one(STEP, "name=all", *longer, "measurements=[portability, fluency]", measured[1])
+    metrics = ("perplexity", "fluency", "portability_x", "superseded_rephrases")
+    steps = [{"step": n, "metric": m, "value": 1.0} for n in (0, 8, 16) for m in metrics]
+    lake.commit(replace(result_of(whole), steps=steps))
+    lake.contain(make_plan(grid(*NARROW, STEP, *measured), lake).without_rows)
+    part = one(STEP, *measured)
+    (record,) = [r for r in lake.manifest() if r.address.cell_key == key_of(part)]
+    shown = lake.columns("steps", record)
+    assert [*zip(shown["step"], shown["metric"], strict=True)] == [
+        (0, "perplexity"), (8, "perplexity"), (8, "portability_x"), (8, "superseded_rephrases"),
+    ]  # fmt: skip
+
+
+def test_a_cell_that_an_earlier_version_found_in_a_longer_stream_is_run(tmp_path: Path) -> None:
+    lake = Lake(str(tmp_path))
+    longer = ("streams=[{n_batches: 4, batch_size: 4}]", "checkpoints=2")
+    whole = one(STEP, "name=all", *longer, "measurements=[fluency]")
+    part = one(STEP, "measurements=[fluency]")
+    lake.commit(result_of(whole))
+    within = Containing(key=key_of(whole), name="", done=True)
+    lake.contain(contained_cells([part], {key_of(part): within}))
+    plan = make_plan(grid(*NARROW, STEP, "measurements=[fluency]"), lake)
+    assert plan.missing == (part,) and not plan.contained
+
+
 def test_of_two_grids_in_one_lake_nothing_shared_is_run_twice(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
