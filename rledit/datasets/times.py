@@ -2,8 +2,9 @@
 
 A row says its own under one of `KEYS`; a file's name says it for all of its rows where it holds an
 interval of two days, as WikiBigEdit's ``wiki_big_edit_20240201_20240220.json`` do. Times are kept
-as the data writes them. They are compared where an order by time is asked for: as numbers where all
-of them are numbers, else as dates.
+as the data writes them, those of Parquet's own type for dates as ISO 8601 has them. They are
+compared where an order by time is asked for: as numbers where all of them are numbers, else as
+dates, which have the year first.
 """
 
 from __future__ import annotations
@@ -22,7 +23,13 @@ from rledit.records import Edit
 KEYS = ("time_step", "timestep", "time", "timestamp", "date")
 
 _INTERVAL = re.compile(r"(?<!\d)(\d{8})[_-](\d{8})(?!\d)")
-_DATE = re.compile(r"\+?(\d{4})(?:[-/.]?(\d{2})(?:[-/.]?(\d{2}))?)?(?!\d)(.*)", re.DOTALL)
+_DATE = re.compile(
+    r"\+?(?P<year>\d{4})"
+    r"(?:[-/.](?P<m>\d{1,2})(?:[-/.](?P<d>\d{1,2}))?|(?P<mm>\d{2})(?P<dd>\d{2})?)?"
+    r"(?:[Tt _](?P<rest>.*))?",
+    re.DOTALL,
+)
+_SHORT_HOUR = re.compile(r"(?<!\d)\d(?=:)")
 
 
 def time_of_file(path: str) -> str | None:
@@ -49,6 +56,8 @@ def dated(edits: Iterable[Edit], row: Mapping[str, Any], of_file: str | None) ->
 
 def _time(row: Mapping[str, Any], key: str) -> str | None:
     value = row.get(key)
+    if isinstance(value, date):  # of Parquet or a data frame, with or without a time of day
+        value = value.isoformat()
     if isinstance(value, bool) or not isinstance(value, str | int | float):
         return None
     text = str(value).strip()
@@ -81,15 +90,16 @@ def _number(text: str | None) -> float | None:
     return found if math.isfinite(found) else None
 
 
-def _moment(text: str | None) -> tuple[str, str, str, str] | None:
-    """Year, month and day ("" where they are not said), and what stands behind them."""
+def _moment(text: str | None) -> tuple[int, int, int, str] | None:
+    """Year, month and day (0 where they are not said), and what stands behind them."""
     found = _DATE.fullmatch((text or "").strip())
     if found is None:
         return None
-    year, month, day, rest = found.groups(default="")
+    month, day = found["m"] or found["mm"], found["d"] or found["dd"]
     if (month and not 1 <= int(month) <= 12) or (day and not 1 <= int(day) <= 31):
         return None
-    return year, month, day, rest
+    rest = _SHORT_HOUR.sub(r"0\g<0>", found["rest"] or "")
+    return int(found["year"]), int(month or 0), int(day or 0), rest
 
 
 def steps(edits: Sequence[Edit]) -> list[str]:

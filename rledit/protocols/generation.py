@@ -73,8 +73,8 @@ def within(answer: str, text: str) -> float:
 
     Where words end is as in `rledit.occurrences`: a script without spaces between them, and Korean,
     whose particles follow a name, may stand on either side. An answer of such a script has no words
-    to be whole. An answer that is an article, such as the choice "A", is looked for among the text's
-    articles: in capitals, where it is written in them, as every other sentence has an "a".
+    to be whole. An answer that is an article, such as the choice "A", is looked for in a text with
+    its articles: in capitals, where it is written in them, as every other sentence has an "a".
     """
     wanted, written = normalised(answer), normalised(text)
     if not _without_articles(wanted):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import datetime
 import json
 from pathlib import Path
 from typing import Any
@@ -52,6 +53,10 @@ def test_a_file_is_dated_by_an_interval_in_its_name(name: str, time: str | None)
         (["2024-02", "2023", "2024-02-01T10:00:00Z"], "1 0 2"),
         (["+2021-05-01T00:00:00Z", "1998-01-01", "20100101"], "1 2 0"),
         (["2024-01-01", "2024-01-01", "2023-01-01"], "2 0 1"),  # of one time: as written
+        (["2024-02-01", "2024-2-3", "2024-01-31"], "2 0 1"),
+        (["2024/10/1", "2024/9/30", "2024/9"], "2 1 0"),
+        (["2024-02-01 10:00", "2024-02-01 9:30", "2024-02-01T09:15"], "2 1 0"),
+        (["20240201_20240220", "20240201", "202401"], "2 1 0"),
     ],
 )
 def test_rows_come_in_the_order_of_their_time(times: list[Any], order: str, tmp_path: Path) -> None:
@@ -107,6 +112,25 @@ def test_rows_without_a_time_cannot_be_ordered_by_it(tmp_path: Path) -> None:
     mixed = write(tmp_path / "b.json", [row(0, time=3), row(1, time="2024-01-01")])
     with pytest.raises(DatasetError, match=r"1 of the 2 edits .* b.json:1"):
         FileEditSource(evaluation=mixed, order="time")
+
+
+@pytest.mark.parametrize(
+    "time", ["2024-Feb-01", "2024-02-01-x", "2024-02-001", "2024-13-1", "20245"]
+)
+def test_a_date_that_is_read_in_part_is_none(tmp_path: Path, time: str) -> None:
+    path = write(tmp_path / "a.json", [row(0, date=time), row(1, date="2024-01-03")])
+    with pytest.raises(DatasetError, match=r"1 of the 2 edits .* no time step: a.json:1"):
+        FileEditSource(evaluation=path, order="time")
+
+
+def test_dates_of_parquet_and_data_frames_are_times() -> None:
+    days = [datetime.date(2024, 2, 1), datetime.datetime(2024, 1, 31, 9), "2024-01-30"]
+    rows = [row(i, date=day) for i, day in enumerate(days)]
+    report = read_edits("a.parquet", rows=rows)
+    assert [edit.time for edit in in_order(report.edits)[0]] == [
+        "2024-01-30", "2024-01-31T09:00:00", "2024-02-01",
+    ]  # fmt: skip
+    assert not report.unread
 
 
 def test_a_train_pool_needs_no_time(tmp_path: Path) -> None:
