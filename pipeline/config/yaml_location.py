@@ -11,6 +11,7 @@ import yaml
 from pipeline.errors import ConfigError
 
 KeyPath = tuple[str | int, ...]
+_MERGE = "<<"  # a mapping may take over several others
 
 
 class Located:
@@ -21,7 +22,8 @@ class Located:
         name: Its file name, for messages.
 
     Raises:
-        ConfigError: The text is not YAML, or not a mapping.
+        ConfigError: The text is not YAML, not a mapping, or has a key twice in one mapping, of whose
+            values YAML would drop the first unsaid.
     """
 
     def __init__(self, text: str, name: str) -> None:
@@ -99,6 +101,11 @@ class Located:
         if isinstance(node, yaml.MappingNode):
             for key, value in node.value:
                 inner = (*path, key.value)
+                if inner in self._lines and key.value != _MERGE:
+                    raise ConfigError(
+                        f"{self.name}:{key.start_mark.line + 1}: the key {key.value!r} is given "
+                        f"twice, first in line {self._lines[inner]}; leave one of the two out"
+                    )
                 self._lines[inner] = key.start_mark.line + 1
                 self._walk(value, inner)
         elif isinstance(node, yaml.SequenceNode):

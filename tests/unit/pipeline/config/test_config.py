@@ -105,6 +105,22 @@ def test_what_is_unknown_is_named_with_its_place(
         load_grid(with_line(grid_file, old, new))
 
 
+@pytest.mark.parametrize(
+    ("old", "new", "message"),
+    [
+        ("name: tiny", "name: tiny\nname: other", "tiny.yaml:2: the key 'name' is given twice, "
+         "first in line 1; leave one of the two out"),
+        ("rank: 4", "rank: 4, rank: 5", "tiny.yaml:11: the key 'rank' .* first in line 11"),
+        ("streams:", "streams: []\nstreams:", "tiny.yaml:13: the key 'streams' .* in line 12"),
+    ],
+)  # fmt: skip
+def test_a_key_that_is_given_twice_is_refused(
+    grid_file: Path, old: str, new: str, message: str
+) -> None:
+    with pytest.raises(ConfigError, match=message):
+        load_grid(with_line(grid_file, old, new))
+
+
 def test_an_unknown_protocol_is_named(grid_file: Path) -> None:
     with pytest.raises(ConfigError, match="did you mean 'exact_match'"):
         load_grid(grid_file, ["protocols=[exact_mtch]"])
