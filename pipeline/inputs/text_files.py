@@ -1,7 +1,8 @@
 """Reader of text files: documents one by one, as a corpus may be larger than memory.
 
-A ``.jsonl`` file has a document in the key ``text`` of every line, a Parquet file in the column
-``text`` of every row, any other file a document a line. Blank documents are left out.
+A ``.jsonl`` or ``.ndjson`` file has a document in the key ``text`` of every line, a Parquet file in
+the column ``text`` of every row, any other file a document a line. Blank documents are left out.
+Files that have another form, tables and objects under the name of a text among them, are refused.
 """
 
 from __future__ import annotations
@@ -21,7 +22,14 @@ _START = 512  # bytes by which a foreign file is known
 _UNCLEAR = {
     ".parquet": "is named .parquet and is no Parquet file",
     ".json": "is named .json, which does not say where a document ends",
+    ".csv": "is a table, whose lines are no documents",
+    ".tsv": "is a table, whose lines are no documents",
 }
+_OBJECTS = (".jsonl", ".ndjson")
+_REMEDY = (
+    "Give a document a line as .txt, an object with `text` a line as .jsonl, or Parquet with a "
+    "column `text`"
+)
 _EXPECTED = f"expected a JSON object with the key {_KEY!r}"
 
 
@@ -46,17 +54,13 @@ def texts_of(path: Path) -> Iterator[str]:
     if (other := wide_encoding(start)) is not None:
         remedy = f"Convert it: `iconv -f {other} -t utf-8 {path} > NEW`"
         raise DataFileError(str(path), f"is {other.upper()}, not UTF-8", remedy)
-    if path.suffix in _UNCLEAR:
-        raise DataFileError(
-            str(path),
-            _UNCLEAR[path.suffix],
-            "Give a document a line as .txt, an object with `text` a line as .jsonl, or Parquet "
-            "with a column `text`",
-        )
-    return _lines(path)
+    suffix = path.suffix.lower()
+    if suffix in _UNCLEAR:
+        raise DataFileError(str(path), _UNCLEAR[suffix], _REMEDY)
+    return _lines(path, suffix in _OBJECTS)
 
 
-def _lines(path: Path) -> Iterator[str]:
+def _lines(path: Path, objects: bool) -> Iterator[str]:
     with path.open("rb") as file:
         for number, raw in enumerate(file, start=1):
             try:
@@ -71,9 +75,19 @@ def _lines(path: Path) -> Iterator[str]:
                 )
             if not line.strip():
                 continue
-            document = _parsed(path, number, line) if path.suffix == ".jsonl" else line.strip()
+            if number == 1 and not objects and _is_object(line):
+                reason = f"has JSON objects in its lines and is not named {' or '.join(_OBJECTS)}"
+                raise DataFileError(str(path), reason, _REMEDY)
+            document = _parsed(path, number, line) if objects else line.strip()
             if document.strip():
                 yield document
+
+
+def _is_object(line: str) -> bool:
+    try:
+        return isinstance(json.loads(line), dict)
+    except (ValueError, RecursionError):
+        return False
 
 
 def _parsed(path: Path, number: int, line: str) -> str:

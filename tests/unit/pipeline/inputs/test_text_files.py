@@ -39,6 +39,8 @@ def test_every_kind_of_file_gives_its_documents(tmp_path: Path) -> None:
     rows = [{"text": text, "id": 5} for text in TEXTS]
     (tmp_path / "a.txt").write_text("\ufeff" + "\r\n\n".join(TEXTS), encoding="utf-8")
     (tmp_path / "a.jsonl").write_bytes(jsonl([*rows[:2], {"text": "  "}, rows[2]]))
+    for name in ("a.ndjson", "a.JSONL"):
+        (tmp_path / name).write_bytes((tmp_path / "a.jsonl").read_bytes())
     parquet(tmp_path / "a.parquet", [*rows[:2], {"text": "", "id": 6}, rows[2]])
     found = [open_corpus(str(tmp_path / f"a.{kind}"), 9, None) for kind in _KINDS]
     assert {corpus.documents for corpus in found} == {TEXTS}
@@ -46,7 +48,7 @@ def test_every_kind_of_file_gives_its_documents(tmp_path: Path) -> None:
     assert open_corpus(str(tmp_path / "a.parquet"), 2, None).documents == TEXTS[:2]
 
 
-_KINDS = ("txt", "jsonl", "parquet")
+_KINDS = ("txt", "jsonl", "parquet", "ndjson", "JSONL")
 
 BROKEN: dict[str, tuple[str, bytes, str]] = {
     "latin-1 text": ("a.txt", b"fine\ncaf\xe9\n", r"a.txt, row 2: is not UTF-8.*iconv"),
@@ -66,6 +68,13 @@ BROKEN: dict[str, tuple[str, bytes, str]] = {
     "no parquet": ("a.parquet", b"\x00\x01", "named .parquet and is no Parquet file"),
     "cut parquet": ("a.parquet", b"PAR1 and nothing", "corrupt or truncated Parquet.*again"),
     "a JSON array": ("a.json", b'[{"text": "a"}]', "does not say where a document ends.*jsonl"),
+    "a table": (
+        "a.csv",
+        b"id,text\n1,a\n",
+        "a.csv: is a table, whose lines are no documents.*jsonl",
+    ),
+    "another table": ("a.TSV", b"id\ttext\n1\ta\n", "a.TSV: is a table.*`text` a line as .jsonl"),
+    "objects by another name": ("a.txt", jsonl([{"text": "a"}]), "objects in its lines.*jsonl or "),
     "nothing": ("a.txt", b"\n\n", "there is no document in it"),
 }
 
