@@ -255,9 +255,16 @@ def _settings(cell: Cell) -> dict[str, Any]:
 
 
 def _wild(cell: Cell) -> dict[str, Any]:
-    """How free answers are asked for, where some are and it is not the default way."""
-    usual = cell.wild == WildEntry()
-    return {} if usual or not cell.writes_freely else {"wild": asdict(cell.wild)}
+    """How free answers are asked for, where some are and it is not the default way.
+
+    A chat that is of these questions alone has its template here, which else is the model's.
+    """
+    if cell.wild == WildEntry() or not cell.writes_freely:
+        return {}
+    found = asdict(cell.wild)
+    if cell.wild.context == "chat" and cell.model.prompt_style != "chat":
+        found |= _template(cell)
+    return {"wild": found}
 
 
 def _measured(cell: Cell) -> dict[str, Any]:
@@ -308,10 +315,19 @@ def _prompting(cell: Cell) -> dict[str, Any]:
         return {"prompt": {"template": "chat", **known}}
     prompt: dict[str, Any] = {"template": cell.model.prompt_style, "bos": _bos(cell)}
     if chat:
-        prompt |= template_fingerprint(checkpoint)
-        if cell.published is None and (off := thinking_switches(checkpoint)):
-            prompt["without_thinking"] = off
+        prompt |= _template(cell)
     return {"prompt": prompt}
+
+
+def _template(cell: Cell) -> dict[str, Any]:
+    """What a checkpoint's chat template is known by, beside what the checkpoint itself is."""
+    checkpoint = cell.model.checkpoint
+    if checkpoint is None:
+        return {}
+    found: dict[str, Any] = {**template_fingerprint(checkpoint)}
+    if cell.published is None and (off := thinking_switches(checkpoint)):
+        found["without_thinking"] = off
+    return found
 
 
 @once

@@ -140,6 +140,22 @@ def test_a_switch_of_thinking_enters_the_identity(folder: Path) -> None:
     assert "without_thinking" not in identity_of(checkpoint_cell(folder))["model"]["prompt"]
 
 
+def test_the_template_of_free_answers_in_a_chat_enters_the_identity(folder: Path) -> None:
+    """Where the model's prompts are plain; nothing else of the cell sees a template then."""
+    template = "{{ bos_token }}{{ messages[0]['content'] }} {{ enable_thinking }}\n"
+    wild = ("protocols=[wild]", "wild.context=chat")
+    found = []
+    for text in (template, template + "!"):
+        (folder / "chat_template.jinja").write_text(text)
+        asked = checkpoint_cell(folder, *wild)
+        found.append((key_of(asked), key_of(checkpoint_cell(folder, wild[0])), key_of(
+            checkpoint_cell(folder, *wild, CHAT)), model_hash_of(asked)))  # fmt: skip
+    (before, plain, chat, model), (after, *others) = found
+    assert before != after and [plain, model] == [others[0], others[2]] and chat != others[1]
+    assert identity_of(asked)["wild"]["without_thinking"] == {"enable_thinking": False}
+    assert "template_hash" not in identity_of(checkpoint_cell(folder, *wild, CHAT))["wild"]
+
+
 def test_a_reasoning_template_is_found_before_the_run(folder: Path) -> None:
     template = "{{ bos_token }}{{ messages[0]['content'] }} <think>\n"
     (folder / "chat_template.jinja").write_text(template)
