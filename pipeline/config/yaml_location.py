@@ -22,8 +22,8 @@ class Located:
         name: Its file name, for messages.
 
     Raises:
-        ConfigError: The text is not YAML, not a mapping, or has a key twice in one mapping, of whose
-            values YAML would drop the first unsaid.
+        ConfigError: The text is not YAML, not a mapping, or has a key twice in one mapping, where
+            YAML would drop the first value unsaid.
     """
 
     def __init__(self, text: str, name: str) -> None:

@@ -11,7 +11,16 @@ prompts ("... is known for"), which asks something else than the edit.
 from __future__ import annotations
 
 from rledit.datasets.fields import Fields, Place, Row, fill_template
-from rledit.datasets.format import REPHRASE, UNRELATED, UNRELATED_ANSWER, Format, named, probe
+from rledit.datasets.format import (
+    RELATION,
+    REPHRASE,
+    SUBJECT,
+    UNRELATED,
+    UNRELATED_ANSWER,
+    Format,
+    named,
+    probe,
+)
 from rledit.datasets.probes import PORTABILITY, portability
 from rledit.records import Edit, Locality
 
@@ -65,6 +74,7 @@ def read_flat(row: Row, place: Place) -> list[Edit]:
             locality=probe(fields, "locality_prompt", "locality_ground_truth"),
             old_target=fields.optional("ground_truth"),
             subject=fields.optional("subject"),
+            relation=fields.optional("relation"),
             source=str(place),
             consequences=portability(fields),
         )
@@ -129,6 +139,8 @@ FLAT = Format(
         "prompt": ("question",),
         "target_new": ("target",),
         "ground_truth": ("target_true",),
+        **named("subject", SUBJECT),
+        **named("relation", RELATION),
         **named("rephrase_prompt", REPHRASE),
         **named("locality_prompt", UNRELATED),
         **named("locality_ground_truth", UNRELATED_ANSWER),

@@ -150,6 +150,10 @@ UNRELATED_ANSWER = (
     "unrel_ans",
     "unrel_answer",
 )
+SUBJECT = ("subject", "entity")
+RELATION = ("relation", "relation_id")
+OLD = ("old_target", "old_answer", "target_old", "ground_truth", "target_true")
+"""What people's own files call what is known of a fact, whichever schema their other keys make."""
 
 
 def named(key: str, names: tuple[str, ...]) -> dict[str, tuple[str, ...]]:

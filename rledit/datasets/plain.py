@@ -7,15 +7,22 @@ or as JSON, and locality as JSON or as two columns.
 from __future__ import annotations
 
 from rledit.datasets.fields import Fields, Place, Row
-from rledit.datasets.format import REPHRASE, UNRELATED, UNRELATED_ANSWER, Format, named, probe
+from rledit.datasets.format import (
+    OLD,
+    RELATION,
+    REPHRASE,
+    SUBJECT,
+    UNRELATED,
+    UNRELATED_ANSWER,
+    Format,
+    named,
+    probe,
+)
 from rledit.datasets.probes import LOCALITY, ONE_HOP, PORTABILITY, locality, portability
 from rledit.records import Edit
 
-OLD = ("old_target", "old_answer", "target_old", "ground_truth", "target_true")
 OWN = frozenset({"rephrases", "old_target"})
 """Names that no other schema has: a row with one is of this one, whatever else it holds."""
-_SUBJECT = ("subject", "entity")
-_RELATION = ("relation", "relation_id")
 
 
 def read(row: Row, place: Place) -> list[Edit]:
@@ -47,8 +54,8 @@ FACTS = Format(
     aliases={
         **named("rephrases", ("rephrases", *REPHRASE)),
         **named("old_target", OLD),
-        **named("subject", _SUBJECT),
-        **named("relation", _RELATION),
+        **named("subject", SUBJECT),
+        **named("relation", RELATION),
         **named("locality_prompt", UNRELATED),
         **named("locality_ground_truth", UNRELATED_ANSWER),
         **LOCALITY,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from rledit.datasets.fields import Fields, Place, Row
-from rledit.datasets.format import REPHRASE, Format, named, probe
+from rledit.datasets.format import OLD, RELATION, REPHRASE, SUBJECT, Format, named, probe
 from rledit.datasets.probes import PORTABILITY, portability
 from rledit.records import Edit
 
@@ -19,8 +19,9 @@ def read(row: Row, place: Place) -> list[Edit]:
             target=fields.answer("target"),
             rephrases=fields.texts("rephrase"),
             locality=tuple(found for item in probes for found in item),
-            old_target=fields.optional("old_target"),
+            old_target=fields.first_answer("old_target"),
             subject=fields.optional("subject"),
+            relation=fields.optional("relation"),
             source=str(place),
             consequences=portability(fields),
         )
@@ -34,6 +35,9 @@ QAEDIT = Format(
     aliases={
         **named("rephrase", REPHRASE),
         "target": ("target_new", "ans"),
+        **named("old_target", OLD),
+        **named("subject", SUBJECT),
+        **named("relation", RELATION),
         "locality[].loc": ("prompt", "question"),
         "locality[].loc_ans": ("ground_truth", "answer"),
         **PORTABILITY,

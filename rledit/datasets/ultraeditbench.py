@@ -1,9 +1,22 @@
-"""UltraEditBench (arXiv 2505.14679): two million question edits, with neither subject nor truth."""
+"""UltraEditBench (arXiv 2505.14679): two million question edits, with neither subject nor truth.
+
+Files of one's own with these keys may have subject, relation and old answer beside them.
+"""
 
 from __future__ import annotations
 
 from rledit.datasets.fields import Fields, Place, Row
-from rledit.datasets.format import REPHRASE, UNRELATED, UNRELATED_ANSWER, Format, named, probe
+from rledit.datasets.format import (
+    OLD,
+    RELATION,
+    REPHRASE,
+    SUBJECT,
+    UNRELATED,
+    UNRELATED_ANSWER,
+    Format,
+    named,
+    probe,
+)
 from rledit.datasets.probes import PORTABILITY, portability
 from rledit.records import Edit
 
@@ -18,7 +31,9 @@ def read(row: Row, place: Place) -> list[Edit]:
             target=fields.answer("ans"),
             rephrases=fields.texts("rephrase_prompt"),
             locality=probe(fields, "loc", "loc_ans"),
+            old_target=fields.first_answer("old_target"),
             subject=fields.optional("subject"),
+            relation=fields.optional("relation"),
             source=str(place),
             consequences=portability(fields),
         )
@@ -33,6 +48,9 @@ ULTRAEDITBENCH = Format(
         "prompt": ("question",),
         "ans": ("answer", "target_new", "target"),
         **named("rephrase_prompt", REPHRASE),
+        **named("old_target", OLD),
+        **named("subject", SUBJECT),
+        **named("relation", RELATION),
         **named("loc", UNRELATED),
         **named("loc_ans", UNRELATED_ANSWER),
         **PORTABILITY,

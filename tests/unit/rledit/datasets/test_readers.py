@@ -21,6 +21,7 @@ from rledit.datasets import (
     check_paths,
     detect_format,
     get_format,
+    read_edits,
 )
 from rledit.datasets.downstream import SCHEMAS, find_schema, map_downstream
 from rledit.datasets.errors import RowErrors
@@ -163,6 +164,31 @@ def test_qaedit_keeps_all_probes() -> None:
     probes = [{"loc": str(i), "loc_ans": "x"} for i in range(5)]
     (edit,) = read_example("qaedit", locality=probes)
     assert [probe.prompt for probe in edit.locality] == ["0", "1", "2", "3", "4"]
+
+
+@pytest.mark.parametrize(
+    ("form", "old", "locality"),
+    [
+        ("ultraeditbench", "old_answer", {"locality_prompt": "A is", "locality_answer": "B"}),
+        ("ultraeditbench", "target_old", {"loc": "A is", "loc_ans": "B"}),
+        ("counterfact_flat", "ground_truth", {"loc": "A is", "loc_ans": "B"}),
+        ("qaedit", "ground_truth", {"locality": [{"prompt": "A is", "ground_truth": "B"}]}),
+        ("qaedit", "old_target", {"locality": [{"prompt": "A is", "ground_truth": "B"}]}),
+    ],
+)
+@pytest.mark.parametrize(
+    ("subject", "relation"), [("subject", "relation"), ("entity", "relation_id")]
+)
+def test_facts_of_ones_own_lose_nothing_by_what_their_other_columns_are_called(
+    form: str, old: str, locality: dict[str, Any], subject: str, relation: str
+) -> None:
+    row = {"prompt": "The ferry Maribel sails from", "target": "Esbjerg", "rephrase": "Maribel's",
+           subject: "Maribel", relation: "harbour", old: "Oban", **locality}  # fmt: skip
+    assert detect_format(row).name == form
+    report = read_edits("a.json", rows=[row])
+    (edit,) = report.edits
+    assert (edit.subject, edit.relation, edit.old_target) == ("Maribel", "harbour", "Oban")
+    assert edit.locality == (Locality(prompt="A is", answer="B"),) and not report.unread
 
 
 @pytest.mark.parametrize("name", ["zsre_malmen", "wikibigedit", "ultraeditbench", "qaedit"])
