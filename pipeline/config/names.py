@@ -18,6 +18,7 @@ from pipeline.config.grid import (
 )
 from pipeline.config.hub_refs import names_revision, unpinned_checkpoint
 from pipeline.config.presets import PRESETS, preset_setting
+from pipeline.config.stored_words import documented_value
 from pipeline.config.yaml_location import KeyPath, Located
 from pipeline.errors import ConfigError
 from pipeline.results.lake.layout import LONGEST_FOLDER, LakeError, folder_value
@@ -86,6 +87,7 @@ def checked(grid: Grid, located: Located) -> Grid:
         for k, name in enumerate(dataset.protocols):
             own = dict.fromkeys(grid.protocols)
             _known(name, own, ("datasets", i, "protocols", k), located, "protocol of the grid")
+        _once(dataset.protocols, ("datasets", i, "protocols"), located)
     for key in ("imported", "projections"):
         for name in getattr(grid.statistics, key):
             models = {model.name: model for model in grid.models}
@@ -97,6 +99,8 @@ def checked(grid: Grid, located: Located) -> Grid:
     for key in ("seeds", "protocols", "editors", "models", "datasets", "streams"):
         if not getattr(grid, key):
             raise ConfigError(f"{located.place((key,))}: at least one entry is needed")
+    for key in ("seeds", "protocols", "measurements"):
+        _once(getattr(grid, key), (key,), located)
     _unique([(e.editor, e.variant) for e in grid.editors], "editors", located)
     _unique([m.name for m in grid.models], "models", located)
     _unique([d.name for d in grid.datasets], "datasets", located)
@@ -219,6 +223,16 @@ def _unique(names: Sequence[Any], key: str, located: Located) -> None:
             raise ConfigError(
                 f"{located.place((key, i))}: {name!r} occurs twice; give one of them another "
                 f"{'variant' if key == 'editors' else 'name'}"
+            )
+
+
+def _once(values: Sequence[Any], path: KeyPath, located: Located) -> None:
+    """Refuse what would be run, scored or measured twice, and counted so."""
+    for i, value in enumerate(values):
+        if value in values[:i]:
+            shown = documented_value(value) if isinstance(value, str) else value
+            raise ConfigError(
+                f"{located.place((*path, i))}: {shown!r} occurs twice; leave one of the two out"
             )
 
 

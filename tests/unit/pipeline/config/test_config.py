@@ -131,6 +131,23 @@ def test_two_entries_of_one_editor_need_variants(grid_file: Path) -> None:
         load_grid(with_line(grid_file, "editor: none", "editor: rledit\n    variant: small"))
 
 
+@pytest.mark.parametrize(
+    ("setting", "message"),
+    [
+        ("seeds=[0, 1, 0]", r"\(seeds.2\): 0 occurs twice; leave one of the two out"),
+        ("protocols=[exact_match, exact_match]", r"\(protocols.1\): 'exact_match' occurs twice"),
+        ("measurements=[ability, downstream]", r"\(measurements.1\): 'downstream' occurs twice"),
+        (
+            "datasets.world.protocols=[token_accuracy, token_accuracy]",
+            r"\(datasets.0.protocols.1\): 'token_accuracy' occurs twice",
+        ),
+    ],
+)
+def test_nothing_is_run_or_scored_twice(grid_file: Path, setting: str, message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        load_grid(grid_file, [setting])
+
+
 def test_a_missing_file_names_those_that_are_there(grid_file: Path) -> None:
     with pytest.raises(ConfigError, match=r"no grid file at .*other.yaml; .* has tiny.yaml"):
         load_grid(grid_file.with_name("other.yaml"))
