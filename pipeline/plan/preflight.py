@@ -46,6 +46,7 @@ from pipeline.plan.row_faults import Faults, stream_faults, subject_faults, toge
 from rledit.chat import PromptStyle
 from rledit.editors import editor_class
 from rledit.free_answers import FreeForm
+from rledit.instructions import Instruction
 from rledit.records import Edit
 from rledit.tokenization import Encoder, TokenizationError
 from rledit.world import World, WorldModelSpec, world_encoder
@@ -177,7 +178,7 @@ class _Checks:
             looks.append(self._once(_check_subjects, "subject", *draw)(cell))
         found = [together("the stream", looks)]
         if cell.learns:
-            told = (model, data, cell.instruction, _augments(cell))
+            told = (model, data, _taught(cell), _augments(cell))
             pool: Faults = self._once(_check_train_pool, "train pool", *told)(cell)
             found.append(together(f"the train pool, which {cell.label} learns from,", [pool]))
         if n := validation_batches(cell):
@@ -308,7 +309,15 @@ def _check_train_pool(cell: Cell) -> Faults:
     if pool >= _MANY:
         logger.info("%s: tokenising the train pool, %d edits", cell.dataset.name, pool)
     edits = cell.source().draw("train", pool, seed=cell.seed)
-    return train_faults(_encoder(cell), edits, _augments(cell))
+    encoder = _encoder(cell)
+    if asked := _taught(cell):  # who fits with the longest fits with all
+        longest = max(asked, key=lambda one: len(encoder.tokenizer(one.around(""))["input_ids"]))
+        encoder = encoder.instructed(longest)
+    return train_faults(encoder, edits, _augments(cell))
+
+
+def _taught(cell: Cell) -> tuple[Instruction, ...]:
+    return editor_class(cell.editor.editor).training_instructions_of(cell.settings)
 
 
 def _augments(cell: Cell) -> bool:

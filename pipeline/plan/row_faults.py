@@ -140,9 +140,8 @@ def together(what: str, parts: Sequence[Faults]) -> Faults | None:
 def _batch(collector: _Collector, edit: Edit) -> None:
     """What `Encoder.batch` takes of an edit."""
     where = edit.source or edit.edit_id
-    collector.sample(edit.prompt, edit.target, where)
-    for rephrase in edit.rephrases[:1]:
-        collector.sample(rephrase, edit.target, where)
+    for prompt in (edit.prompt, *edit.rephrases[:1]):
+        collector.sample(collector.asked(prompt), edit.target, where)
     for probe in edit.locality[:1]:
         collector.sample(probe.prompt, probe.answer, where)
 
@@ -152,7 +151,7 @@ def _variants(collector: _Collector, edit: Edit) -> None:
     where = edit.source or edit.edit_id
     for rephrase in edit.rephrases[1:]:
         if may_stand_first(edit, rephrase):
-            collector.sample(rephrase, edit.target, where)
+            collector.sample(collector.asked(rephrase), edit.target, where)
     for probe in edit.locality[1:]:
         collector.sample(probe.prompt, probe.answer, where)
 

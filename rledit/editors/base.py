@@ -111,6 +111,12 @@ class Editor(ABC):
         """
         return None
 
+    @classmethod
+    def training_instructions_of(cls, config: Any) -> tuple[Instruction, ...]:
+        """Those that training asks edits with: the stream's, unless an editor draws from others."""
+        found = cls.instruction_of(config)
+        return () if found is None else (found,)
+
     @contextmanager
     def asked_as_validated(self) -> Iterator[None]:
         """Edit and ask inside the context as a trained state, or a step, is chosen by.

@@ -91,6 +91,11 @@ class InstructEdit(HypernetworkEditor):
         """The one of the stream and its scores."""
         return instruction_of(config.task, config.instruction)
 
+    @classmethod
+    def training_instructions_of(cls, config: InstructEditConfig) -> tuple[Instruction, ...]:
+        """The task's, but for the held-out one."""
+        return TASKS[config.task].trained_on if config.instruction else ()
+
     def __init__(self, model: EditableModel, config: InstructEditConfig) -> None:
         super().__init__(model, config)
         self._reward = replace(self._reward, equivalent_coef=config.edit_coef)

@@ -30,7 +30,8 @@ from pipeline.run.stages.prepare import prepare_model
 from pipeline.storage.object_store import Storage
 from pipeline.storage.run_paths import RunPaths
 from rledit.datasets import DatasetError, RowErrors
-from rledit.world import World, WorldConfig, world_encoder
+from rledit.instructions import TASKS
+from rledit.world import WORLD_MODELS, World, WorldConfig, world_encoder
 from tests.unit.helpers.prepared import prepared_model
 
 GRID = Path(__file__).parents[3] / "cluster" / "tiny.yaml"
@@ -136,6 +137,39 @@ def test_training_data_keeps_the_token_contract(
         rf"/{chosen.label}/.*: 1 of the 20 edits of the train pool, which {chosen.label} learns "
         r"from, cannot be used:\n  train.json:20: .*no token for a part of the answ"
     )
+    with pytest.raises(ConfigError, match=message):
+        preflight([chosen])
+
+
+@pytest.mark.parametrize("held_out", [False, True])
+def test_training_data_has_room_for_the_longest_instruction_that_it_is_asked_with(
+    tmp_path: Path, rows: Rows, held_out: bool
+) -> None:
+    """Whatever the stream is asked with."""
+    encoder = world_encoder(World(WorldConfig(n_subjects=60)), WORLD_MODELS["llama"])
+    tokens = [
+        len(encoder.tokenizer(one.around(""))["input_ids"]) for one in TASKS["facts"].trained_on
+    ]
+    assert tokens[0] < max(tokens)
+
+    def padded(row: dict[str, Any], size: int) -> dict[str, Any]:
+        """The row with a prompt that is of this length with the answer, asked bare."""
+        prompt = row["src"]
+        while len(encoder.sample(prompt, row["ans"]).input_ids) < size:
+            prompt = f"of {prompt}"
+        return row | {"src": prompt}
+
+    room = 64 + 1 - max(tokens)  # BOS is in both
+    rows[10:12] = [padded(rows[10], room), padded(rows[11], room + 1)]
+    pools = {"evaluation": rows[:6], "validation": rows[6:10], "train": rows[10:]}
+    for split, own in pools.items():
+        (tmp_path / f"{split}.json").write_text(json.dumps(own))
+    files = {split: str(tmp_path / f"{split}.json") for split in pools}
+    number = 10 if held_out else 1
+    editor = f"{{editor: instructedit, settings: {{train_steps: 1, instruction: {number}}}}}"
+    chosen = cell(tmp_path, rows, f"datasets.world.files={json.dumps(files)}",
+                  f"editors=[{editor}]")  # fmt: skip
+    message = r"1 of the 20 edits of the train pool.*\n  train.json:2: .*exceed the model's 64 pos"
     with pytest.raises(ConfigError, match=message):
         preflight([chosen])
 
