@@ -90,8 +90,8 @@ def checked(grid: Grid, located: Located) -> Grid:
         _once(dataset.protocols, ("datasets", i, "protocols"), located)
     for key in ("imported", "projections"):
         for name in getattr(grid.statistics, key):
-            models = {model.name: model for model in grid.models}
-            _known(name, models, ("covariance", key, name), located, "model of the grid")
+            named = {model.name: model for model in grid.models}
+            _known(name, named, ("covariance", key, name), located, "model of the grid")
     if grid.standins and len(grid.standins) != len(grid.streams):
         raise ConfigError(f"{located.place(('proxies',))}: one for each stream, or none at all")
     if (problem := grid.resources.problem()) is not None:
