@@ -189,7 +189,8 @@ class Storage:
         name = _checked(name)
         if self._root is not None:
             return (self._root / name).is_file()
-        return bool(self._fs.isfile(self._remote_path(name)))
+        found = self._remote_info(name)
+        return found is not None and found["type"] == "file"
 
     def delete(self, name: str) -> None:
         """Removes `name`; a missing one is no error, so that a delete can be repeated."""
@@ -232,12 +233,12 @@ class Storage:
     def size(self, name: str) -> int | None:
         """Bytes of one object, None if there is none; one request, however full its folder is."""
         name = _checked(name)
+        if self._root is None:
+            found = self._remote_info(name)
+            return None if found is None else int(found["size"])
         try:
-            if self._root is not None:
-                path = self._root / name
-                return path.stat().st_size if path.is_file() else None
-            self._fs.invalidate_cache()
-            return int(self._fs.info(self._remote_path(name))["size"])
+            path = self._root / name
+            return path.stat().st_size if path.is_file() else None
         except FileNotFoundError:
             return None
 
@@ -279,6 +280,18 @@ class Storage:
         # Drivers differ in whether they return a leading slash (memory:// does).
         start = len(self._prefix.strip("/")) + 1 if self._prefix.strip("/") else 0
         return {path.lstrip("/")[start:]: int(entry["size"]) for path, entry in entries.items()}
+
+    def _remote_info(self, name: str) -> dict[str, Any] | None:
+        """What the store says of one object, None only where it says that there is none.
+
+        A driver's own `isfile` and `exists` take every error for a no.
+        """
+        self._fs.invalidate_cache()
+        try:
+            found: dict[str, Any] = self._fs.info(self._remote_path(name))
+        except FileNotFoundError:
+            return None
+        return found
 
     def _remote_path(self, name: str) -> str:
         return f"{self._prefix}/{name}" if name else self._prefix

@@ -10,8 +10,10 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import torch
 
 from pipeline.inputs.edit_files import open_data
+from pipeline.run.resume import StateFolder
 from pipeline.storage.object_store import Storage, StoreUnavailable
 from pipeline.storage.redaction import redact, redact_settings
 from rledit.datasets import DataFileError
@@ -50,7 +52,7 @@ def test_an_error_of_a_driver_names_the_place_and_what_to_do(
     def refuse(*_: object, **__: object) -> None:
         raise NoCredentials(f"none for memory://u:{PLANTED}@x")
 
-    for name in ("find", "cat_file", "pipe_file", "isfile", "info", "rm"):
+    for name in ("find", "cat_file", "pipe_file", "info", "rm"):
         monkeypatch.setattr(type(storage._driver), name, refuse)
     for call in (
         storage.list,
@@ -68,6 +70,30 @@ def test_an_error_of_a_driver_names_the_place_and_what_to_do(
         assert str(told.value).startswith(f"{storage}: ") and PLANTED not in str(told.value)
     with pytest.raises(DataFileError, match="cannot be read.*NoCredentials"):
         open_data(f"{storage.uri}/edits.jsonl")
+
+
+def test_a_store_that_does_not_answer_is_not_taken_for_an_empty_one(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """A resume state that cannot be looked up now is neither begun anew nor removed."""
+    storage = Storage(f"memory://{uuid.uuid4().hex}")
+    folder = StateFolder(storage)
+    folder.save({"weight": torch.ones(1)}, {"rows": 900}, version=900)
+
+    def late(*_: object, **__: object) -> None:
+        raise OSError(errno.ETIMEDOUT, "connection timed out")
+
+    with monkeypatch.context() as away:
+        away.setattr(type(storage._driver), "info", late)
+        for call in (
+            lambda: storage.exists("latest.json"),
+            folder.load,
+            lambda: folder.save({"weight": torch.zeros(1)}, {"rows": 1}, version=1),
+        ):
+            with pytest.raises(OSError, match="timed out"):
+                call()
+    saved = folder.load()
+    assert saved is not None and saved[1]["rows"] == 900
 
 
 @pytest.fixture(params=["path", "file", "memory"])
