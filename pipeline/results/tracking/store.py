@@ -37,6 +37,8 @@ _PACKAGES = {
     "psycopg2": "psycopg2-binary",
 }
 _ERRORS = (MlflowException, SQLAlchemyError)
+# Of what may as well be said later: one attempt at a request, for so many seconds.
+_HURRIED = {"MLFLOW_HTTP_REQUEST_MAX_RETRIES": "0", "MLFLOW_HTTP_REQUEST_TIMEOUT": "5"}
 
 
 @contextlib.contextmanager
@@ -70,6 +72,21 @@ def explained(uri: str) -> Iterator[None]:
     except _ERRORS as error:
         message = f"{redact(uri)}: the tracking store failed ({_said(error)})"
         raise TrackingError(message) from None
+
+
+@contextlib.contextmanager
+def hurried() -> Iterator[None]:
+    """Has a server asked once and shortly; MLflow reads such settings at every request."""
+    before = {name: os.environ.get(name) for name in _HURRIED}
+    os.environ.update(_HURRIED)
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            if value is None:
+                del os.environ[name]
+            else:
+                os.environ[name] = value
 
 
 def _said(error: Exception) -> str:

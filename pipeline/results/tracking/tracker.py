@@ -37,7 +37,7 @@ from pipeline.results.tracking.logged_run import Logged, metric_name
 from pipeline.results.tracking.owner import owner_of
 from pipeline.results.tracking.presentation import source_tags
 from pipeline.results.tracking.saved_views import view_tags
-from pipeline.results.tracking.store import explained, opened, search
+from pipeline.results.tracking.store import explained, hurried, opened, search
 from pipeline.results.tracking.uri import TrackingError
 from pipeline.storage.redaction import redact
 
@@ -98,7 +98,7 @@ class Tracker:
         return str(run.info.run_id)
 
     def beat(self, parent: str, values: Mapping[str, float], step: int) -> None:
-        """Says that an invocation is alive and how far it is; one request.
+        """Says that an invocation is alive and how far it is; one request, for some seconds at most.
 
         Args:
             values: numbers by name, shown as metrics of the invocation.
@@ -111,7 +111,7 @@ class Tracker:
         moment = int(now.timestamp() * 1000)
         seen = {**values, **_machine()}
         metrics = [Metric(metric_name(k), float(v), moment, step) for k, v in seen.items()]
-        with explained(self.uri):
+        with explained(self.uri), hurried():
             self._client.log_batch(
                 parent, metrics, tags=[RunTag(HEARTBEAT, now.isoformat(timespec="seconds"))]
             )
