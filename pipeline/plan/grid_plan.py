@@ -137,6 +137,18 @@ def make_plan(
     )
 
 
+def still_outdated(plan: Plan, lake: Lake) -> list[str]:
+    """Those of a plan's outdated keys that the lake still has as the plan found them.
+
+    Another run may have made the rows anew since, or may show them: they are its own then.
+    """
+    if not plan.outdated:
+        return []
+    records = lake.shown()
+    now = {*_outdated(plan.cells, records, True), *find_done(plan.cells, records).other_code}
+    return [key for key in plan.outdated if key in now]
+
+
 def _outdated(cells: Sequence[Cell], records: Sequence[CellRecord], replace: bool) -> list[str]:
     """Finished cells that the grid's cells take the place of, and that stand nowhere else.
 

@@ -12,7 +12,7 @@ from rich.console import Console
 
 from pipeline.config.grid import Grid
 from pipeline.plan.cell_keys import address_of, key_of
-from pipeline.plan.grid_plan import Plan
+from pipeline.plan.grid_plan import Plan, still_outdated
 from pipeline.plan.versions import code_version
 from pipeline.results.lake.lake import Lake
 from pipeline.results.lake.records import remark_in
@@ -126,7 +126,7 @@ def _prepare(lake: Lake, plan: Plan) -> None:
     """
     left_out = {key_of(cell) for cell in plan.missing if plan.reason(cell) is not None}
     # What other code could run and this cannot keeps its rows.
-    lake.forget(*(key for key in plan.outdated if key not in left_out))
+    lake.forget(*(key for key in still_outdated(plan, lake) if key not in left_out))
     lake.contain(plan.without_rows)
     lake.show(address_of(cell) for cell in plan.cells)
     for cell in plan.missing:

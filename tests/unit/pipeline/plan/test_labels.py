@@ -24,9 +24,11 @@ from pipeline.plan.cell_keys import (
 )
 from pipeline.plan.cells import Cell, cells_of
 from pipeline.plan.grid_plan import double_lines, make_plan, shared_lines
+from pipeline.plan.versions import code_version
 from pipeline.results.lake.key_versions import current_key, without_labels
 from pipeline.results.lake.lake import Lake
 from pipeline.results.query import runs
+from pipeline.run.driver import _prepare
 from pipeline.run.tasks import tasks_of
 from tests.unit.helpers.old_lakes import old_identity, old_lake, result_of
 
@@ -218,6 +220,28 @@ def test_other_settings_at_an_address_stop_and_replacing_them_leaves_other_grids
     assert old not in {row["cell"] for row in runs(lake, "tiny")}
     assert old in {row["cell"] for row in runs(lake, "renamed")}
     make_plan(grid(changed), lake)  # the place is taken: nothing is in the way
+
+
+def test_rows_that_another_run_has_made_or_shown_since_the_plan_stay(tmp_path: Path) -> None:
+    one = "editors=[{editor: ultraedit, settings: {step: %s}}]"
+    own, changed = grid(one % 1.0e-3), grid(one % 2.0e-3)
+    (cell,) = cells_of(own)
+    lake = Lake(str(tmp_path))
+    lake.commit(replace(result_of(cell), code_version="0.1.0+earlier"))
+    lake.show([address_of(cell)])
+    first, second = (make_plan(own, lake, rerun_other_code=True) for _ in range(2))
+    assert first.outdated == second.outdated == (key_of(cell),)
+    _prepare(lake, first)
+    assert lake.record(key_of(cell)) is None
+    lake.commit(replace(result_of(cell), code_version=code_version()))
+    _prepare(lake, second)
+    assert lake.is_done(key_of(cell)), "the first run has just finished it"
+
+    instead = make_plan(changed, lake, replace=True)
+    assert instead.outdated == (key_of(cell),)
+    lake.show([replace(address_of(cell), grid="other")])
+    _prepare(lake, instead)
+    assert lake.is_done(key_of(cell)), "another grid has found it done"
 
 
 def test_a_variant_that_is_renamed_needs_no_replacing(tmp_path: Path) -> None:
