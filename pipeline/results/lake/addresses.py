@@ -18,6 +18,7 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
+import time
 from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, replace
@@ -35,6 +36,7 @@ logger = logging.getLogger(__name__)
 FOLDER = "addresses"
 _READERS = 16
 _LABELS = ("grid", "variant", "model", "dataset", "scale")
+_LOOKS, _LOOK_SECONDS = 5, 0.2  # at a home that another process may be writing right now
 _WRITERS = 5  # of one grid's addresses at a time: more than ever happens
 
 Place = tuple[Any, ...]  # an address without the cell's key
@@ -138,15 +140,30 @@ def claim_home(storage: Storage, address: CellAddress) -> CellAddress:
     except OSError:  # some mounts cannot create a file only where there is none
         if not storage.exists(name):
             storage.write_bytes(name, labels.encode())
+    for _ in range(_LOOKS):
+        if (home := _home(storage, address)) is not None:
+            return home
+        time.sleep(_LOOK_SECONDS)
+    storage.write_bytes(name, labels.encode())
     return home_of(storage, address)
 
 
 def home_of(storage: Storage, address: CellAddress) -> CellAddress:
-    """The address in a cell's own files; the given one where nobody has written it."""
+    """The address in a cell's own files; the given one where nobody has written it whole."""
+    return _home(storage, address) or address
+
+
+def _home(storage: Storage, address: CellAddress) -> CellAddress | None:
+    """The home of a cell, the given address where there is none.
+
+    None where it is half-written: that is under way, or left by a process that died as it wrote.
+    """
     try:
         return replace(address, **json.loads(storage.read_bytes(home_name(address.cell_key))))
     except FileNotFoundError:
         return address
+    except ValueError:
+        return None
 
 
 def shown(

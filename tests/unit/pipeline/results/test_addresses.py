@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import time
 import uuid
 from collections.abc import Iterator
 from dataclasses import replace
@@ -12,7 +14,7 @@ import duckdb
 import pytest
 
 from pipeline.paper.measured import read_cells
-from pipeline.results.lake.addresses import Addresses, place_of
+from pipeline.results.lake.addresses import Addresses, claim_home, home_name, home_of, place_of
 from pipeline.results.lake.lake import Lake
 from pipeline.results.query import query, runs
 from pipeline.results.report import write_report
@@ -135,6 +137,29 @@ def test_writers_with_other_names_have_one_manifest_row(lake: Lake) -> None:
     assert late.done and len(lake.storage.list("cells")) == 1
     lake.forget(HERE.cell_key)
     assert [n for n in lake.storage.list() if not n.startswith("addresses/")] == []
+
+
+@pytest.mark.parametrize("left", [b"", b'{"grid": "de'])
+def test_a_home_that_a_kill_has_cut_short_is_written_again(lake: Lake, left: bytes) -> None:
+    """A mount without hard links has the name of a file before its content."""
+    lake.storage.write_bytes(home_name(HERE.cell_key), left)
+    assert lake.record(HERE) is None and not lake.is_done(HERE)
+    lake.commit(cell())
+    assert lake.is_done(HERE) and home_of(lake.storage, THERE) == HERE
+
+
+def test_a_home_that_is_being_written_is_waited_for(
+    lake: Lake, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    home = home_name(HERE.cell_key)
+    lake.storage.write_bytes(home, b"")
+    named = {
+        name: getattr(THERE, name) for name in ("grid", "variant", "model", "dataset", "scale")
+    }
+    monkeypatch.setattr(
+        time, "sleep", lambda _: lake.storage.write_bytes(home, json.dumps(named).encode())
+    )
+    assert claim_home(lake.storage, HERE) == replace(THERE, cell_key=HERE.cell_key)
 
 
 def test_a_failure_is_shown_under_all_addresses(lake: Lake) -> None:
