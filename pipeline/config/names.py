@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 from pipeline.config.build import build
 from pipeline.config.gguf_refs import gguf_reference
@@ -117,10 +118,11 @@ def _as_read(given: Mapping[str, Any], built: Any) -> dict[str, Any]:
 def _check_folders(grid: Grid, located: Located) -> None:
     """Refuse names of which no file or folder of results could be made."""
     parts = grid.name.split("/")
-    if {"", ".", ".."} & {*parts} or any(len(part.encode()) > LONGEST_FOLDER for part in parts):
+    if {"", ".", ".."} & {*parts} or len(quote(grid.name, safe="")) > LONGEST_FOLDER:
         raise ConfigError(
             f"{located.place(('name',))}: {grid.name!r} cannot be the name of a grid's report: "
-            f"expected at most {LONGEST_FOLDER} bytes, and between slashes neither nothing nor .."
+            f"expected at most {LONGEST_FOLDER} bytes, percent-encoded as in a URI, and between "
+            "slashes neither nothing nor .."
         )
     named = [(("models", i, "name"), "model", m.name) for i, m in enumerate(grid.models)]
     named += [(("datasets", i, "name"), "dataset", d.name) for i, d in enumerate(grid.datasets)]

@@ -98,7 +98,7 @@ class Tracker:
         return str(run.info.run_id)
 
     def beat(self, parent: str, values: Mapping[str, float], step: int) -> None:
-        """Says that an invocation is alive and how far it is; one request, for some seconds at most.
+        """Says that an invocation is alive and how far it is; one request, which is cut short.
 
         Args:
             values: numbers by name, shown as metrics of the invocation.

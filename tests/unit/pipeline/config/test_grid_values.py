@@ -150,6 +150,7 @@ def test_what_is_counted_is_at_least_one_and_whole(grid_file: Path) -> None:
         ("seeds={a: 1}", "small.yaml (seeds): expected a list, found a mapping"),
         ("editors=rledit", "the grid needs a list of editors, not str 'rledit'; write each entry"),
         ("name=a/../../b", "'a/../../b' cannot be the name of a grid's report: expected at most"),
+        (f"name={'и' * 34}", f"'{'и' * 34}' cannot be the name of a grid's report"),
         ("name=''", "small.yaml:1 (name): '' cannot be the name of a grid's report"),
         (f"name={'g' * 201}", "expected at most 200 bytes"),
         ("models.m.name=''", "(models.0.name): model='' cannot be a folder of the lake"),
