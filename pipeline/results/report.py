@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import logging
 import os
 import re
@@ -51,6 +52,7 @@ logger = logging.getLogger(__name__)
 
 Row = Mapping[str, Any]
 ALONG = "along"
+_LONGEST_NAME = 150  # of a figure's file; file systems stop at 255 bytes
 Subject = tuple[str, str, str | None]  # scale, model, dataset; None: all its datasets
 
 
@@ -183,10 +185,31 @@ def _shown(picture: figures.Picture, prefix: str) -> Shown:
 
 
 def _write_figures(sections: Sequence[FigureSection], storage: Storage) -> None:
-    for section in sections:
-        for picture in (p for found in section.pictures.values() for p in found if p.svg):
-            name = re.sub(r"[^a-z0-9]+", "-", f"{section.title} {picture.title}".lower()).strip("-")
-            storage.write_bytes(f"{name}.svg", picture.svg)
+    drawn = [
+        (f"{section.title} {picture.title}", picture.svg)
+        for section in sections
+        for found in section.pictures.values()
+        for picture in found
+        if picture.svg
+    ]
+    names = _file_names([title for title, _ in drawn])
+    for title, svg in drawn:
+        storage.write_bytes(f"{names[title]}.svg", svg)
+
+
+def _file_names(titles: Iterable[str]) -> dict[str, str]:
+    """A name of letters, digits and dashes for every title.
+
+    One that is too long, or that other titles have as well, ends in a hash of the title.
+    """
+    names = {title: re.sub(r"[^a-z0-9]+", "-", title.lower()).strip("-") for title in titles}
+    counts = Counter(names.values())
+    return {
+        title: name
+        if counts[name] == 1 and len(name) <= _LONGEST_NAME
+        else f"{name[:_LONGEST_NAME]}-{hashlib.sha256(title.encode()).hexdigest()[:8]}"
+        for title, name in names.items()
+    }
 
 
 def no_grid(lake: Lake, grid: str, known: Iterable[str]) -> str:

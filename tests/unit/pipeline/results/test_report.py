@@ -17,8 +17,15 @@ from pipeline.results import figures
 from pipeline.results.lake.lake import Lake
 from pipeline.results.query import Connection, query, runs
 from pipeline.results.rendering import render_table
-from pipeline.results.report import ReportError, summaries, write_report
+from pipeline.results.report import (
+    FigureSection,
+    ReportError,
+    _write_figures,
+    summaries,
+    write_report,
+)
 from pipeline.results.tables import Column, build_table
+from pipeline.storage.object_store import Storage
 from tests.unit.helpers.browser import look_at
 from tests.unit.helpers.lake_fixtures import address, cell, demo_cells
 from tests.unit.helpers.pictures import texts
@@ -250,6 +257,18 @@ def test_a_dataset_without_scores_by_the_tables_protocol_shows_the_first(tmp_pat
         "world on tiny-llama after 40 edits (4×10), by token_accuracy: "
         in (tmp_path / "r.html").read_text()
     )
+
+
+def test_every_figure_has_a_file_of_its_own(tmp_path: Path) -> None:
+    picture = figures.Picture(title="Scores along the stream", text="", svg=b"<svg/>")
+    subjects = ("zsre", "a_b", "a-b", "知识", "事实", "d" * 300)
+    sections = [
+        FigureSection(title=f"{subject} on m", pictures={"along": [picture]})
+        for subject in subjects
+    ]
+    _write_figures(sections, Storage(str(tmp_path)))
+    names = {path.name for path in tmp_path.iterdir()}
+    assert len(names) == len(subjects) and "zsre-on-m-scores-along-the-stream.svg" in names
 
 
 def test_no_curves_no_picture(tmp_path: Path) -> None:
