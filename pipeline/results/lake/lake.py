@@ -48,6 +48,7 @@ from pipeline.results.lake.layout import (
     CorruptShard,
     LakeError,
     checked_files,
+    file_fault,
     file_name,
     shard_belongs,
     shard_key,
@@ -292,12 +293,20 @@ class Lake:
 
         Rows that are one cell today and were several are several.
         """
-        sizes = {name: size for table in TABLES for name, size in self.storage.sizes(table).items()}
-        names = [name for name in sizes if name.startswith("cells/") and name.endswith(SUFFIX)]
+        names = [name for name in self.storage.list("cells") if name.endswith(SUFFIX)]
         with ThreadPoolExecutor(_READERS) as pool:
-            records = [record for record in pool.map(self._read_record, names) if record]
-        records = [checked_files(record, sizes) for record in records]
-        return records + contained_records(records, self.storage)
+            read = list(pool.map(self._read_record, names))
+        # After the manifest, which a cell's shards precede.
+        tables = (*DATA_TABLES, *OPTIONAL_TABLES)
+        sizes = {name: size for table in tables for name, size in self.storage.sizes(table).items()}
+        records = [
+            # One whose shards are not there may have been written again since it was read.
+            record if file_fault(record, sizes) is None else self._first([name])
+            for name, record in zip(names, read, strict=True)
+            if record is not None
+        ]
+        found = [record for record in records if record is not None]
+        return found + contained_records(found, self.storage)
 
     def record(self, cell: str | CellAddress) -> CellRecord | None:
         """One cell of the manifest, or None. For many cells call `manifest` once.

@@ -120,25 +120,32 @@ def tables_of(record: CellRecord) -> tuple[str, ...]:
     return (*DATA_TABLES, *(table for table in OPTIONAL_TABLES if table in record.files))
 
 
-def checked_files(record: CellRecord, sizes: Mapping[str, int]) -> CellRecord:
-    """Downgrades a done cell to "incomplete" if a file is missing or not of its size.
-
-    A failed one is left without rows then.
-    """
+def file_fault(record: CellRecord, sizes: Mapping[str, int]) -> str | None:
+    """Which of the files that a manifest row lists is missing or cut short; None where none is."""
     if not record.has_rows:
-        return record
+        return None
     for table in tables_of(record):
         file = record.files[table]
         found = sizes.get(file["path"])
         if found != file["bytes"]:
             state = "missing" if found is None else f"{found} bytes long, not {file['bytes']}"
-            reason = f"the {table} shard {file['path']} is {state}; run the cell again"
-            if not record.done:
-                logger.warning("failed cell %s: %s", record.address.cell_key, reason)
-                return replace(record, files={})
-            logger.warning("cell %s is incomplete: %s", record.address.cell_key, reason)
-            return replace(record, status="incomplete", reason=reason)
-    return record
+            return f"the {table} shard {file['path']} is {state}; run the cell again"
+    return None
+
+
+def checked_files(record: CellRecord, sizes: Mapping[str, int]) -> CellRecord:
+    """Downgrades a done cell to "incomplete" if a file is missing or not of its size.
+
+    A failed one is left without rows then.
+    """
+    reason = file_fault(record, sizes)
+    if reason is None:
+        return record
+    if not record.done:
+        logger.warning("failed cell %s: %s", record.address.cell_key, reason)
+        return replace(record, files={})
+    logger.warning("cell %s is incomplete: %s", record.address.cell_key, reason)
+    return replace(record, status="incomplete", reason=reason)
 
 
 def as_json(settings: Mapping[str, Any], address: CellAddress) -> str:

@@ -186,11 +186,13 @@ class Tracker:
         Raises:
             TrackingError: the store did not take it.
         """
-        records = [r for r in lake.manifest(self.experiment) if r.status != "incomplete"]
         known: dict[tuple[str, ...], list[Run]] = {}
         with explained(self.uri):
             for run in self._search("tags.kind = 'cell'"):
                 known.setdefault(place_of(run), []).append(run)
+        # After the runs: what another invocation has logged by then is in the lake.
+        records = [r for r in lake.manifest(self.experiment) if r.status != "incomplete"]
+        with explained(self.uri):
             for place in known.keys() - {place_at(r.address) for r in records}:
                 for run in known[place]:
                     self._client.delete_run(run.info.run_id)

@@ -18,7 +18,7 @@ from mlflow import MlflowClient
 from mlflow.exceptions import MlflowException
 
 from pipeline.results.lake.lake import Lake
-from pipeline.results.lake.records import CellResult
+from pipeline.results.lake.records import CellRecord, CellResult
 from pipeline.results.tracking.liveness import process_alive
 from pipeline.results.tracking.logged_run import flatten
 from pipeline.results.tracking.tracker import Tracker
@@ -169,6 +169,26 @@ def test_rebuild_makes_the_runs_equal_to_the_lake(uri: str, tmp_path: Path) -> N
     assert tracker.rebuild(lake) == 1
     assert not [run for run in runs_of(uri, condition="") if run.info.status == "RUNNING"
                 and run.info.run_id != parent]  # fmt: skip
+
+
+def test_rebuild_leaves_what_another_invocation_logs_meanwhile(
+    uri: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lake = Lake(str(tmp_path / "lake"))
+    tracker, other = Tracker(uri, "demo"), Tracker(uri, "demo")
+    lake.commit(cell())
+    parent, manifest = other.start("another"), Lake.manifest
+
+    def overtaken(self: Lake, grid: str | None = None) -> list[CellRecord]:
+        found = manifest(self, grid)
+        lake.commit(cell(seed=1))
+        other.log_cell(parent, cell(seed=1))
+        return found
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Lake, "manifest", overtaken)
+        tracker.rebuild(lake)
+    assert sorted(run.data.params["seed"] for run in runs_of(uri)) == ["0", "1"]
 
 
 @pytest.mark.long
