@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import shutil
+import time
 from pathlib import Path
 
 import torch
@@ -89,6 +91,28 @@ def test_writes_cut_short_go_with_the_work_they_were_for(tmp_path: Path) -> None
     garbage_collect("demo", run_paths)
     assert not any(path.parent.exists() for path in gone)
     assert all(path.exists() for path in kept)
+
+
+def test_what_was_begun_and_left_for_a_day_is_removed(tmp_path: Path) -> None:
+    run_paths = RunPaths.under(tmp_path, tracking="sqlite:///unused.db")
+    names = (
+        "cache/edited/.tmp-ab12",
+        "cache/statistics/k/.tmp-a.shard0.safetensors-01",
+        "cache/models/.building-m-12-0123abcd/weights/model.safetensors",
+        "cache/models/.fetching-m-0123abcd/.tmp-model.safetensors-01",
+        "cache/converted/.converting-ab/model.safetensors",
+        "lake/edits/model=m/editor=ft/dataset=d/.tmp-k.parquet-01",
+    )
+    old, new = touch(tmp_path / "old", *names), touch(tmp_path, *names)
+    whole = touch(tmp_path, "cache/models/m/model.safetensors", "cache/edited/ab12")
+    long_ago = time.time() - 25 * 3600
+    for path in (*old, *whole, *(folder for path in old for folder in path.parents[:3])):
+        os.utime(path, (long_ago, long_ago))
+    garbage_collect("demo", run_paths)
+    assert all(path.exists() for path in (*new, *whole)), "still being written, or finished"
+    removed = garbage_collect("demo", RunPaths.under(tmp_path / "old", tracking="sqlite:///x.db"))
+    assert len(removed) == len(names) and not any(path.exists() for path in old)
+    assert not list((tmp_path / "old").rglob(".*"))
 
 
 def test_a_cleared_state_takes_unfinished_writes_along(tmp_path: Path) -> None:
