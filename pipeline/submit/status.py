@@ -7,7 +7,12 @@ from dataclasses import dataclass
 
 from pipeline.results.lake.lake import Lake
 from pipeline.results.tracking.experiment import Tracked, of_lake, tracked
-from pipeline.results.tracking.liveness import Invocation, minutes_since, process_alive
+from pipeline.results.tracking.liveness import (
+    Invocation,
+    minutes_since,
+    process_alive,
+    with_start,
+)
 from pipeline.results.tracking.owner import known_owner
 from pipeline.results.tracking.tracker import Tracker
 from pipeline.results.tracking.uri import TrackingError, is_server, page_of
@@ -197,7 +202,8 @@ def _tracked_lines(uri: str, known: Tracked | None, submission: str | None = Non
 def _invocation_line(invocation: Invocation) -> str:
     m = invocation.metrics
     live = ""
-    if invocation.status == "RUNNING" and not process_alive(invocation.tags):
+    alive = process_alive(with_start(invocation.tags, invocation.started))
+    if invocation.status == "RUNNING" and not alive:
         live = ", though its process is gone; rledit close-stale-runs closes it, or the next run"
     elif invocation.status == "RUNNING":
         if {"cells", "cells_ended", "tasks_running"} <= m.keys():

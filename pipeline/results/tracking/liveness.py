@@ -42,15 +42,23 @@ def own_tags() -> dict[str, str]:
     }
 
 
+def with_start(tags: Mapping[str, str], started: datetime) -> dict[str, str]:
+    """A run's tags; that it began is a sign of life where it has given no later one."""
+    return {HEARTBEAT: started.isoformat(timespec="seconds"), **tags}
+
+
 def process_alive(tags: Mapping[str, str]) -> bool:
     """True if the process that opened a run may still be alive.
 
-    Certain on this host only; elsewhere one that gave signs of life counts as dead after
-    `STALE_MINUTES` without any.
+    Certain on this host only; elsewhere one counts as dead after `STALE_MINUTES` without a sign of
+    life.
+
+    Args:
+        tags: Those of the run, as `with_start` gives them.
     """
     if tags.get("host") != socket.gethostname():
         beat = tags.get(HEARTBEAT)
-        return beat is None or minutes_since(beat) < STALE_MINUTES
+        return beat is not None and minutes_since(beat) < STALE_MINUTES
     started = process_start(int(tags.get("pid", "0")))
     return bool(started) and started == tags.get("process_started", started)
 

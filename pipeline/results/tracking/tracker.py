@@ -32,7 +32,13 @@ from pipeline.results.tracking.cell_runs import (
     write_cell_run,
 )
 from pipeline.results.tracking.experiment import Tracked, open_experiment, set_tags
-from pipeline.results.tracking.liveness import HEARTBEAT, Invocation, own_tags, process_alive
+from pipeline.results.tracking.liveness import (
+    HEARTBEAT,
+    Invocation,
+    own_tags,
+    process_alive,
+    with_start,
+)
 from pipeline.results.tracking.logged_run import Logged, metric_name
 from pipeline.results.tracking.owner import owner_of
 from pipeline.results.tracking.presentation import source_tags
@@ -153,8 +159,8 @@ class Tracker:
         """Ends as KILLED every run left RUNNING by an invocation that is gone; returns their ids.
 
         Args:
-            is_alive: decides by the tags of the parent run (`host`, `pid`, and those given to
-                `start`); by default `process_alive`.
+            is_alive: decides by the tags of the parent run (`host`, `pid`, `heartbeat`, and those given
+                to `start`); by default `process_alive`.
 
         Raises:
             TrackingError: the store did not answer.
@@ -164,7 +170,9 @@ class Tracker:
         with explained(self.uri):
             running = self._search("attributes.status = 'RUNNING'")
             parents = [run for run in running if invocation_of(run) is None]
-            living = {run.info.run_id for run in parents if alive(run.data.tags)}
+            living = {
+                run.info.run_id for run in parents if alive(with_start(run.data.tags, _began(run)))
+            }
             for run in running:
                 if (invocation_of(run) or run.info.run_id) not in living:
                     self._client.set_terminated(run.info.run_id, status="KILLED")
@@ -224,7 +232,7 @@ class Tracker:
                 run_id=str(run.info.run_id),
                 name=str(run.info.run_name),
                 status=str(run.info.status),
-                started=datetime.fromtimestamp(run.info.start_time / 1000, UTC),
+                started=_began(run),
                 tags=dict(run.data.tags),
                 metrics=dict(run.data.metrics),
             )
@@ -262,6 +270,10 @@ class Tracker:
 
     def _search(self, condition: str) -> list[Run]:
         return search(self._client, self._experiment_id, condition)
+
+
+def _began(run: Run) -> datetime:
+    return datetime.fromtimestamp(run.info.start_time / 1000, UTC)
 
 
 def _machine() -> dict[str, float]:

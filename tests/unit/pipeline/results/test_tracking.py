@@ -9,6 +9,7 @@ import sqlite3
 import subprocess
 import sys
 from collections.abc import Iterator
+from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +27,7 @@ from pipeline.results.tracking.uri import TrackingError
 from tests.unit.helpers.lake_fixtures import address, cell
 
 PLANTED = "planted-secret-value"
+HOUR = timedelta(hours=1)
 
 
 @pytest.fixture(scope="module")
@@ -216,7 +218,18 @@ def test_process_alive_knows_this_process_from_a_reused_number() -> None:
     tags = {"host": os.uname().nodename, "pid": str(os.getpid())}
     assert process_alive(tags)
     assert not process_alive(tags | {"process_started": "1"})
-    assert process_alive({"host": "another-host", "pid": "1"})
+
+
+def test_an_invocation_elsewhere_that_never_gave_a_sign_is_judged_by_its_start(uri: str) -> None:
+    tracker = Tracker(uri, "demo")
+    long_ago, now = (int(t.timestamp() * 1000) for t in (datetime.now() - HOUR, datetime.now()))
+    there = {"kind": "invocation", "host": "another-host", "pid": "1"}
+    old, new = (
+        tracker._client.create_run(tracker._experiment_id, start_time=t, tags=there).info.run_id
+        for t in (long_ago, now)
+    )
+    assert tracker.close_stale_runs() == [old]
+    assert [i.run_id for i in tracker.invocations() if i.status == "RUNNING"] == [new]
 
 
 def test_no_secret_reaches_the_store(uri: str, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -106,7 +106,8 @@ def test_what_was_begun_and_left_for_a_day_is_removed(tmp_path: Path) -> None:
     old, new = touch(tmp_path / "old", *names), touch(tmp_path, *names)
     whole = touch(tmp_path, "cache/models/m/model.safetensors", "cache/edited/ab12")
     long_ago = time.time() - 25 * 3600
-    for path in (*old, *whole, *(folder for path in old for folder in path.parents[:3])):
+    folders = [folder for path in old for folder in path.parents[:3]]
+    for path in (*old, *whole, *folders):
         os.utime(path, (long_ago, long_ago))
     garbage_collect("demo", run_paths)
     assert all(path.exists() for path in (*new, *whole)), "still being written, or finished"
