@@ -32,9 +32,6 @@ def checked_uri(uri: str) -> str:
             f"{redact(uri)} is a file store, which MLflow no longer supports; use a database such "
             f"as sqlite:///{path}/mlflow.db, or the address of an MLflow server"
         )
-    database = sqlite_path(uri)
-    if database is not None:
-        database.parent.mkdir(parents=True, exist_ok=True)
     return uri
 
 
@@ -72,15 +69,30 @@ def sqlite_path(uri: str) -> Path | None:
 
 @contextlib.contextmanager
 def schema_lock(uri: str) -> Iterator[None]:
-    """Lets one process of this machine at a time open a sqlite file.
+    """Lets one process of this machine at a time open a sqlite file; makes its folder if need be.
 
-    Processes that create the schema of one fresh file at once crash in each other's migration.
+    Processes that create the schema of one fresh file at once crash in each other's migration. One
+    that may only read where a file lies creates nothing, and does without the lock.
+
+    Raises:
+        TrackingError: there is no file, and none can be made.
     """
     database = sqlite_path(uri)
     if database is None:
         yield
         return
-    with open(database.with_name(f".{database.name}.lock"), "w") as file:
+    try:
+        database.parent.mkdir(parents=True, exist_ok=True)
+        file = database.with_name(f".{database.name}.lock").open("w")
+    except OSError as error:
+        if not database.is_file():
+            raise TrackingError(
+                f"{redact(uri)}: the database cannot be made there ({error.strerror}); name "
+                "another folder with --results, or another store with --tracking"
+            ) from None
+        yield
+        return
+    with file:
         fcntl.flock(file, fcntl.LOCK_EX)
         yield
 

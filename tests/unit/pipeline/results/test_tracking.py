@@ -20,6 +20,7 @@ from mlflow.exceptions import MlflowException
 
 from pipeline.results.lake.lake import Lake
 from pipeline.results.lake.records import CellRecord, CellResult
+from pipeline.results.tracking.experiment import tracked
 from pipeline.results.tracking.liveness import process_alive
 from pipeline.results.tracking.logged_run import flatten
 from pipeline.results.tracking.tracker import Tracker
@@ -253,6 +254,18 @@ def test_a_database_without_its_driver_says_what_to_install(
         Tracker("postgresql+psycopg2://u:s3cretpass@localhost/x", "demo")
     assert str(told.value).endswith("pip install psycopg2-binary")
     assert "postgresql+psycopg2://***@localhost/x: the driver" in str(told.value)
+
+
+def test_who_only_looks_writes_nothing(uri: str, tmp_path: Path) -> None:
+    Tracker(uri, "demo").start("run")
+    absent = tmp_path / "no such" / "folder"
+    assert tracked(f"sqlite:///{absent}/mlflow.db") == [] and not absent.parent.exists()
+    lock = tmp_path / ".mlflow.db.lock"
+    lock.unlink()
+    lock.mkdir()  # as where it may not be written: it cannot be opened
+    assert [one.grid for one in tracked(uri)] == ["demo"]
+    with pytest.raises(TrackingError, match="cannot be made there .*--results"):
+        Tracker(f"{uri}/below/mlflow.db", "demo")
 
 
 @pytest.mark.parametrize("bad", ["results/mlruns", "file:///x/mlruns", "./mlruns"])
