@@ -235,7 +235,10 @@ def read_runs(storage: Storage, grid: str | None = None) -> list[RunRecord]:
 
 
 def _files(storage: Storage, grid: str | None) -> Iterator[tuple[str, RunRecord | None]]:
-    for name in storage.list(FOLDER if grid is None else f"{FOLDER}/{grid}"):
+    folder = FOLDER if grid is None else f"{FOLDER}/{grid}"
+    for name in storage.list(folder):
+        if grid is not None and name.rpartition("/")[0] != folder:
+            continue  # of a grid whose name goes on after a slash
         try:
             yield name, RunRecord.of_json(storage.read_bytes(name))
         except FileNotFoundError:  # removed since it was listed: another run has begun

@@ -166,6 +166,14 @@ def test_a_second_run_at_the_same_time_keeps_its_own_file(lake: Storage, tmp_pat
         assert len([line for line in status(tmp_path) if "running for" in line]) == 1
 
 
+def test_runs_of_a_grid_whose_name_goes_on_after_a_slash_are_its_own(lake: Storage) -> None:
+    for grid in ("mine/long", "mine"):
+        with run_file(lake, grid, **COUNTS):
+            pass
+    assert [r.grid for r in read_runs(lake, "mine")] == ["mine"]
+    assert [r.grid for r in read_runs(lake)] == ["mine", "mine/long"]
+
+
 def test_what_cannot_be_written_or_read_stops_nothing(
     lake: Storage, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
