@@ -6,6 +6,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from pipeline.results.lake.lake import Lake
+from pipeline.results.lake.records import CellRecord
 from pipeline.results.tracking.experiment import Tracked, of_lake, tracked
 from pipeline.results.tracking.liveness import (
     Invocation,
@@ -33,40 +34,48 @@ class Cells:
     Attributes:
         total: How many there are; None: only the lake's own are known.
         failed: Path and reason of those that failed.
+        skipped: Path and reason of those that cannot be run.
     """
 
     total: int | None
     done: int
     failed: Mapping[str, str]
+    skipped: Mapping[str, str]
 
     def __str__(self) -> str:
-        known = f"{self.total} cells: " if self.total is not None else "cells: "
-        left = (
-            f", {self.total - self.done - len(self.failed)} to run"
-            if self.total is not None
-            else ""
-        )
-        return f"{known}{self.done} done, {len(self.failed)} failed{left}"
+        parts = [f"{self.done} done", f"{len(self.failed)} failed"]
+        parts += [f"{len(self.skipped)} skipped"] if self.skipped else []
+        if self.total is None:
+            return f"cells: {', '.join(parts)}"
+        left = self.total - self.done - len(self.failed) - len(self.skipped)
+        return f"{self.total} cells: {', '.join(parts)}, {left} to run"
 
 
 def cells_of_grid(lake: str, grid: str, submission: str | None = None) -> Cells:
-    """Count the cells of a grid in a lake; with a submission, only those it asked for."""
+    """Count the cells of a grid in a lake, each once however many addresses it has there.
+
+    With a submission, only those it asked for.
+    """
     store = Lake(lake)
     records = store.manifest(grid) if store.exists() else []
     keys = read_record(lake, submission) if submission and store.exists() else None
     if keys is not None:
         records = [record for record in records if record.address.cell_key in set(keys)]
-    failed = {}
+    by_key: dict[str, CellRecord] = {}
     for record in records:
-        if record.status == "failed":
+        by_key.setdefault(record.address.cell_key, record)
+    reasons: dict[str, dict[str, str]] = {"failed": {}, "skipped": {}}
+    for record in by_key.values():
+        if record.status in reasons:
             a = record.address
             editor = f"{a.editor}/{a.variant}" if a.variant else a.editor
             path = f"{a.model}/{a.dataset}/{editor}/{a.n_batches}x{a.batch_size}/seed{a.seed}"
-            failed[path] = record.reason or "no reason recorded"
+            reasons[record.status][path] = record.reason or "no reason recorded"
     return Cells(
-        total=len(keys) if keys is not None else None,
-        done=sum(record.done for record in records),
-        failed=failed,
+        total=len({*keys}) if keys is not None else None,
+        done=sum(record.done for record in by_key.values()),
+        failed=reasons["failed"],
+        skipped=reasons["skipped"],
     )
 
 
@@ -175,10 +184,11 @@ def _own_lines(
 
 def _cell_lines(cells: Cells, lead: str = "") -> Iterator[str]:
     yield f"  {lead}{cells}"
-    for path, reason in list(cells.failed.items())[:_SHOWN_FAILURES]:
-        yield f"  failed {path}: {redact(reason).splitlines()[0]}"
-    if len(cells.failed) > _SHOWN_FAILURES:
-        yield f"  and {len(cells.failed) - _SHOWN_FAILURES} more"
+    for what, reasons in (("failed", cells.failed), ("skipped", cells.skipped)):
+        for path, reason in list(reasons.items())[:_SHOWN_FAILURES]:
+            yield f"  {what} {path}: {redact(reason).splitlines()[0]}"
+        if len(reasons) > _SHOWN_FAILURES:
+            yield f"  and {len(reasons) - _SHOWN_FAILURES} more {what}"
 
 
 def _of_job(uri: str, grid: str, lake: str) -> Tracked | None:

@@ -12,12 +12,15 @@ from pathlib import Path
 
 import pytest
 
+from pipeline.results.lake.lake import Lake
 from pipeline.results.tracking.liveness import Invocation, own_tags, process_alive
 from pipeline.run.run_file import RunningTask, RunSituation, read_runs, run_file
 from pipeline.storage.object_store import Storage
 from pipeline.storage.run_paths import RunPaths
 from pipeline.submit import status
 from pipeline.submit.run_lines import go_on, run_lines
+from pipeline.submit.submission import write_record
+from tests.unit.helpers.lake_fixtures import address, cell
 
 
 @pytest.fixture
@@ -80,6 +83,22 @@ def test_a_killed_run_names_what_was_under_way_without_rates(run_paths: RunPaths
     )
     assert lines[3] == "    edit ft 3x4 seed 0: 1/3 batches" and "    and 2 more" in lines
     assert lines[-1].startswith("  go on with: ")
+
+
+def test_a_cell_at_two_addresses_counts_once_and_skipped_ones_are_not_to_run(
+    tmp_path: Path,
+) -> None:
+    lake, place = Lake(str(tmp_path)), str(tmp_path)
+    done = lake.commit(cell()).address
+    lake.show([done, replace(done, variant="same")])
+    skipped = address(editor="ft")
+    lake.record_failure(skipped, "too few", identity={}, code_version="1", status="skipped")
+    write_record(place, "job", "demo", [done.cell_key, skipped.cell_key, "to run"])
+    counted = status.cells_of_grid(place, "demo", "job")
+    assert str(counted) == "3 cells: 1 done, 0 failed, 1 skipped, 1 to run"
+    assert str(status.cells_of_grid(place, "demo")) == "cells: 1 done, 0 failed, 1 skipped"
+    lines = list(status.grids_lines(RunPaths.under(tmp_path, lake=place)))
+    assert "  skipped tiny-llama/world/ft/4x10/seed0: too few" in lines
 
 
 def test_how_to_go_on_from_another_folder_and_of_a_submitted_job(run_paths: RunPaths) -> None:
