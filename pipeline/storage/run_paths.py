@@ -38,12 +38,20 @@ class RunPaths:
             cache: Another cache.
         """
         root = root.absolute()
-        database = f"sqlite:///{root / 'mlflow.db'}"
+        database = sqlite_uri(root / "mlflow.db")
         return cls(
             lake=_absolute(lake or str(root / "lake")),
             tracking=tracking or os.environ.get("MLFLOW_TRACKING_URI") or database,
             cache=_absolute(cache or str(root / "cache")),
         )
+
+
+def sqlite_uri(path: Path) -> str:
+    """The URI of a database file; what has a meaning of its own in URIs is percent-encoded.
+
+    Only that: MLflow makes an empty folder of the name as it stands in the URI.
+    """
+    return f"sqlite:///{str(path).replace('%', '%25').replace('?', '%3F')}"
 
 
 def _absolute(uri: str) -> str:

@@ -14,6 +14,7 @@ from pipeline.results.tracking.experiment import Tracked
 from pipeline.results.tracking.saved_views import COMPARISON, TABLE
 from pipeline.results.tracking.uri import TrackingError, page_of, sqlite_path
 from pipeline.storage.redaction import redact
+from pipeline.storage.run_paths import sqlite_uri
 
 HOST = "127.0.0.1"
 
@@ -65,7 +66,7 @@ def become_server(uri: str, port: int) -> NoReturn:
     database = sqlite_path(uri)
     environment = os.environ | {
         # Not an argument: other users of the machine can read those, and it may hold a password.
-        "MLFLOW_BACKEND_STORE_URI": uri if database is None else f"sqlite:///{database}",
+        "MLFLOW_BACKEND_STORE_URI": uri if database is None else sqlite_uri(database),
         "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",  # half a dozen processes, for agents
         "MLFLOW_DISABLE_TELEMETRY": "true",
         "PYTHONWARNINGS": "ignore",

@@ -7,7 +7,7 @@ import fcntl
 import logging
 from collections.abc import Iterator
 from pathlib import Path
-from urllib.parse import urlsplit
+from urllib.parse import unquote, urlsplit
 
 from pipeline.storage.redaction import redact
 from rledit.errors import UserError
@@ -64,7 +64,7 @@ def sqlite_path(uri: str) -> Path | None:
     """The file of a sqlite store, None for any other store."""
     if not uri.startswith("sqlite:///"):
         return None
-    return Path(uri.removeprefix("sqlite:///").partition("?")[0]).absolute()
+    return Path(unquote(uri.removeprefix("sqlite:///").partition("?")[0])).absolute()
 
 
 @contextlib.contextmanager

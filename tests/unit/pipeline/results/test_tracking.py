@@ -24,7 +24,8 @@ from pipeline.results.tracking.experiment import tracked
 from pipeline.results.tracking.liveness import process_alive
 from pipeline.results.tracking.logged_run import flatten
 from pipeline.results.tracking.tracker import Tracker
-from pipeline.results.tracking.uri import TrackingError
+from pipeline.results.tracking.uri import TrackingError, sqlite_path
+from pipeline.storage.run_paths import RunPaths
 from tests.unit.helpers.lake_fixtures import address, cell
 
 PLANTED = "planted-secret-value"
@@ -254,6 +255,19 @@ def test_a_database_without_its_driver_says_what_to_install(
         Tracker("postgresql+psycopg2://u:s3cretpass@localhost/x", "demo")
     assert str(told.value).endswith("pip install psycopg2-binary")
     assert "postgresql+psycopg2://***@localhost/x: the driver" in str(told.value)
+
+
+@pytest.mark.parametrize("name", ["A 50%25", "A?x", "A#1", "Aü"])
+def test_a_results_folder_may_have_any_name(
+    fresh_database: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    uri = RunPaths.under(tmp_path / name).tracking
+    database = tmp_path / name / "mlflow.db"
+    database.parent.mkdir()
+    shutil.copy(fresh_database, database)
+    Tracker(uri, "demo").start("run")
+    assert sqlite_path(uri) == database and [one.grid for one in tracked(uri)] == ["demo"]
 
 
 def test_who_only_looks_writes_nothing(uri: str, tmp_path: Path) -> None:
