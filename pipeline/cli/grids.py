@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -131,7 +132,7 @@ def run(
     given = {"--results": None if results == DEFAULT_RESULTS else str(results)}
     given |= {"--lake": lake, "--cache": cache}
     _print_words(run_paths.lake, parsed.name, command(given, "answers", parsed.name))
-    _print_waiting(Lake(run_paths.lake), parsed.name, console)
+    _print_waiting(Lake(run_paths.lake), parsed.name, given, console)
     page = str(results / f"{parsed.name}.html")
     report_path = write_report_files(run_paths.lake, parsed.name, page)
     _track_report(run_paths, parsed.name, Path(report_path))
@@ -185,13 +186,21 @@ def _pass_gate(asked: Judge, lake: Lake, parallel: int) -> None:
     pass_gate(asked, Replies(lake.storage), parallel)
 
 
-def _print_waiting(lake: Lake, grid: str, console: Console) -> None:
-    """How answers that wait for a judge are judged."""
+def _print_waiting(
+    lake: Lake, grid: str, given: Mapping[str, str | None], console: Console
+) -> None:
+    """How answers that wait for a judge are judged.
+
+    Args:
+        given: Options that name places, see `command`.
+    """
     from pipeline.results.judge.judging import waiting
 
     if n := waiting(lake.manifest(grid)):
+        judging = command(given, "judge", grid, "--judge", "URL", "--model", "MODEL")
         console.print(
-            f"judge:  the answers of {n} cells are not judged yet: rledit judge {grid} --judge URL "
-            "--model MODEL",
+            f"judge:  the answers of {n} cells are not judged yet: {judging}",
             highlight=False,
+            markup=False,
+            soft_wrap=True,
         )

@@ -132,9 +132,12 @@ def judged_records(lake: Lake, grid: str) -> list[CellRecord]:
 
 
 def waiting(records: Iterable[CellRecord]) -> int:
-    """Cells among some records whose free answers nobody has judged yet."""
+    """Cells among some records that ask for a judge, and whose free answers none has judged yet."""
     return sum(
-        record.done and FREE in record.files and "judge" not in record.values["resolved"]
+        record.done
+        and JUDGED in record.values["protocols"]
+        and FREE in record.files
+        and "judge" not in record.values["resolved"]
         for record in records
     )
 

@@ -21,6 +21,7 @@ from pipeline.results.judge.endpoint import Endpoint, Judge, JudgeError, open_en
 from pipeline.results.judge.gate import CASES
 from pipeline.results.judge.judging import Judged, judge_grid, waiting
 from pipeline.results.judge.prompt import judge_prompt, verdict_of
+from pipeline.results.lake.contained import ContainedCell
 from pipeline.results.lake.lake import Lake
 from pipeline.results.query import query, runs
 from pipeline.results.rendering import render_table
@@ -220,6 +221,19 @@ def test_failures_that_pass_are_tried_again_and_others_are_not(lake: Lake) -> No
         with pytest.raises(JudgeError, match="failed 7 times: HTTP 500"):
             judge_grid(lake, "demo", other, parallel=1)
         assert len(server.requests) == 7
+
+
+def test_a_contained_cell_that_asks_for_no_judge_waits_for_none(lake: Lake) -> None:
+    fill(lake)
+    (record,) = lake.manifest("demo")
+    address = dataclasses.replace(record.address, grid="narrow", cell_key="narrow")
+    identity = {**record.values["identity"], "protocols": ["exact_match"]}
+    within = record.address.cell_key
+    part = ContainedCell(address=address, identity=identity, n_edits=N, within=within)
+    lake.contain([part])
+    lake.show([address])
+    assert len(lake.manifest("narrow")) == waiting(lake.manifest("demo")) == 1
+    assert waiting(lake.manifest("narrow")) == 0
 
 
 def test_no_more_is_asked_a_minute_than_is_allowed(lake: Lake) -> None:

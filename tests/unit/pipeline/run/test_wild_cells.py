@@ -164,7 +164,8 @@ def test_a_run_judges_where_it_is_told_to_and_sends_nothing_otherwise(
 
     with judge_server() as server:
         output, _ = run()
-        assert "the answers of 2 cells are not judged yet: rledit judge tiny --judge URL" in output
+        advice = f"judge tiny --judge URL --model MODEL --results {results}"
+        assert "the answers of 2 cells are not judged yet: " in output and advice in output
         assert not server.requests
         _, error = run("--judge", server.url)
         assert isinstance(error, JudgeError) and "--judge-model" in str(error)
