@@ -157,7 +157,13 @@ def status(
     address: Address = None,
     results: Results = DEFAULT_RESULTS,
     lake: LakeUri = None,
-    tracking: TrackingUri = None,
+    tracking: Annotated[
+        str | None,
+        typer.Option(
+            help="MLflow tracking URI (default: with --address the job's own; without, "
+            "MLFLOW_TRACKING_URI, else a database in the results folder)."
+        ),
+    ] = None,
     log: Annotated[int, typer.Option(help="Last lines of the job's log to show.", min=0)] = 0,
 ) -> None:
     """Show runs and jobs: cells done, running and failed, rates, time left, how to go on.
@@ -198,7 +204,12 @@ def status(
 def cancel(
     name: Name,
     address: Address = None,
-    tracking: TrackingUri = None,
+    tracking: Annotated[
+        str | None,
+        typer.Option(
+            help="MLflow tracking URI (default: the job's own, else MLFLOW_TRACKING_URI)."
+        ),
+    ] = None,
     wait: Annotated[float, typer.Option(help="Seconds to wait for its end.")] = 60.0,
 ) -> None:
     """End a job; its finished cells stay, and submitting it again goes on from there."""

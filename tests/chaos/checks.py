@@ -34,7 +34,7 @@ def problems(
     grid = wanted[0].address.grid
     return [
         *_differences(lake, expected),
-        *_rows(records, wanted),
+        *_rows(lake, records, wanted),
         *_files(lake, records),
         *_repeated(records, finished),
         *_unread(run_paths),
@@ -60,9 +60,10 @@ def _differences(lake: Lake, expected: Lake) -> Iterator[str]:
         yield from (f"diff: {line}" for line in report.lines)
 
 
-def _rows(records: Sequence[CellRecord], wanted: Sequence[CellRecord]) -> Iterator[str]:
+def _rows(lake: Lake, records: Sequence[CellRecord], wanted: Sequence[CellRecord]) -> Iterator[str]:
     """Every cell once, and every table with as many rows: `diff` compares rows by their key."""
-    counts = Counter(record.address.cell_key for record in records)
+    written = (record for record in lake.rows() if record.asked is None)
+    counts = Counter(record.address.cell_key for record in written)
     yield from (f"cell {key} has {n} manifest rows" for key, n in counts.items() if n != 1)
     found = {record.address.cell_key: record for record in records}
     for record in wanted:

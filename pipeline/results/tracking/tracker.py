@@ -159,8 +159,8 @@ class Tracker:
         """Ends as KILLED every run left RUNNING by an invocation that is gone; returns their ids.
 
         Args:
-            is_alive: decides by the tags of the parent run (`host`, `pid`, `heartbeat`, and those given
-                to `start`); by default `process_alive`.
+            is_alive: decides by the tags of the parent run (`host`, `pid`, `heartbeat`, and those
+                given to `start`); by default `process_alive`.
 
         Raises:
             TrackingError: the store did not answer.

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+from pipeline.results.lake.addresses import home_name
 from pipeline.results.lake.lake import Lake
 from pipeline.results.tracking.tracker import Tracker
 from pipeline.run.reporting import WATCHER, Stage, silent, watched
@@ -166,6 +167,15 @@ def test_a_lost_cell_is_found(run_paths: RunPaths, undisturbed: RunPaths) -> Non
     found = problems(run_paths, undisturbed, {})
     assert any("is lost" in problem for problem in found)
     assert any(problem.startswith("diff: ") for problem in found)
+
+
+@pytest.mark.long
+def test_a_cell_that_was_written_twice_is_found(run_paths: RunPaths, undisturbed: RunPaths) -> None:
+    lake, one = Lake(run_paths.lake), CELLS[0]
+    lake.storage.delete(home_name(one.address.cell_key))
+    lake.commit(dataclasses.replace(one, address=dataclasses.replace(one.address, model="again")))
+    found = problems(run_paths, undisturbed, {})
+    assert f"cell {one.address.cell_key} has 2 manifest rows" in found
 
 
 @pytest.mark.long
