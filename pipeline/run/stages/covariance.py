@@ -69,7 +69,7 @@ def collect(
         return False
     texts = shard_of(cell, model, shard)
     covariances = {
-        name: KeyCovariance(identity, width_of(model, name))
+        name: KeyCovariance(identity, width_of(model, name), model.device)
         for name, identity in covariance_fingerprints(cell, lacking).items()
     }
     # Other cells may be summing other linear layers of the same shard.

@@ -28,7 +28,7 @@ from pipeline.run.stages import covariance
 from pipeline.run.stages.edit import edit_stream
 from pipeline.run.stages.prepare import open_model
 from pipeline.run.tasks import tasks_of
-from rledit.locate.covariance import CovarianceError, KeyCovariance
+from rledit.locate.covariance import CovarianceError, CovarianceFingerprint, KeyCovariance
 from rledit.locate.output_gradients import gradients_of
 from tests.unit.helpers.prepared import prepared_model
 
@@ -70,6 +70,23 @@ def test_two_workers_add_up_to_one(folder: Path, tmp_path: Path) -> None:
     for name in one:
         assert (one[name] - two[name]).norm() <= 1e-10 * one[name].norm()
         assert one[name].norm() > 0
+
+
+def test_sums_lie_where_the_model_is(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Else every layer's rows travel from a GPU to the host to be added up there."""
+    devices: list[torch.device | None] = []
+
+    def made(
+        identity: CovarianceFingerprint, width: int, device: torch.device | None = None
+    ) -> KeyCovariance:
+        devices.append(device)
+        return KeyCovariance(identity, width)
+
+    monkeypatch.setattr(covariance, "KeyCovariance", made)
+    covariance.collect(cell(documents=20), 0, folder, Cache(tmp_path), silent)
+    assert devices == [open_model(cell(), folder).device] * 2
 
 
 def crisp(documents: int) -> Cell:
