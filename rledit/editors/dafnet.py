@@ -29,6 +29,7 @@ from rledit.lazy_torch import Tensor, nn, torch
 from rledit.model import EditableModel
 from rledit.moments import RunningMoments
 from rledit.records import Probe
+from rledit.seeding import seeded
 from rledit.shift import LowRankShift
 from rledit.step_size import SettingError
 from rledit.tokenization import EditBatch, Phase, Sample
@@ -168,8 +169,7 @@ class DAFNet(TrainableEditor):
     def __init__(self, model: EditableModel, config: DAFNetConfig) -> None:
         super().__init__(model, config)
         self.shapes = model.shapes()
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(config.seed)
+        with seeded(config.seed):
             self.networks = {shape: self._new_network(shape) for shape in self.shapes}
         self.moments = {
             shape: RunningMoments(sum(shape), "exact", model.compute_dtype, model.device, 1e-8)

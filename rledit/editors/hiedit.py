@@ -21,6 +21,7 @@ from rledit.editors.hypernetwork_editor import HypernetworkEditor
 from rledit.editors.moment_editor import Proposal
 from rledit.lazy_torch import Tensor, nn, torch
 from rledit.model import EditableModel
+from rledit.seeding import seeded
 from rledit.shift import LowRankShift
 from rledit.step_size import SettingError
 from rledit.tokenization import EditBatch
@@ -101,8 +102,7 @@ class HiEdit(HypernetworkEditor):
                 f"active_modules: {self.active_modules} of {count} target modules cannot be "
                 f"edited; set it to a number from 1 to {count}"
             )
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(config.seed)
+        with seeded(config.seed):
             gate = Gate(self.shapes, model.modules, config.gate_width)
         self.gate = gate.to(model.device, model.compute_dtype)
         group = {"params": list(self.gate.parameters()), "lr": config.meta_lr}

@@ -14,6 +14,7 @@ from rledit.editors.hypernetwork_config import HypernetworkConfig
 from rledit.editors.moment_editor import MomentEditor, Shape
 from rledit.lazy_torch import Tensor, nn, torch
 from rledit.model import EditableModel
+from rledit.seeding import seeded
 from rledit.shift import Solution
 
 if TYPE_CHECKING:
@@ -86,8 +87,7 @@ class HypernetworkUpdate(MomentEditor):
         from rledit.hypernetwork import Hypernetwork
 
         config = self.config
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(config.seed)
+        with seeded(config.seed):
             return {
                 shape: Hypernetwork(
                     *shape,

@@ -25,6 +25,7 @@ from typing import TYPE_CHECKING, Any
 from rledit.chat import PromptStyle
 from rledit.errors import UserError
 from rledit.lazy_torch import torch
+from rledit.seeding import seeded
 from rledit.tokenization import Encoder
 from rledit.world.facts import SPLITS, World
 from rledit.world.presets import WorldModelSpec, model_config
@@ -130,8 +131,7 @@ def _build(world: World, spec: WorldModelSpec, folder: Path, progress: Progress 
 
     tokenizer = world_tokenizer(world, spec)
     started, cpu_started = time.perf_counter(), time.process_time()
-    with _threads(spec.threads), torch.random.fork_rng(devices=[]):
-        torch.manual_seed(spec.seed)
+    with _threads(spec.threads), seeded(spec.seed):
         model = _untrained(spec, tokenizer, _max_length(world))
         loss = train(model, tokenizer, world, spec, progress)
         seconds, cpu_seconds = time.perf_counter() - started, time.process_time() - cpu_started
