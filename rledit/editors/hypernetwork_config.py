@@ -104,7 +104,8 @@ class HypernetworkConfig(SphereSettings):
             anew at each step and weighted by its inverse: a long window at the cost of a short one.
             Needs `kl_reference: pretrained`, as the other reference is renewed with every prompt.
         discount: γ of the return over a trajectory.
-        update_moments_while_editing: Let the stream's rows enter the running moments.
+        update_moments_while_editing: Let the stream's rows enter the running moments. Where
+            training has left none, those of its first batch enter all the same.
         moments_scope: `lifelong` moments run on from trajectory to trajectory and into the stream,
             as in the releases; `trajectory` begins each trajectory, and the stream, with none.
         z_clip: Bound of the entries of normalised rows, keys and value gradients alike, in

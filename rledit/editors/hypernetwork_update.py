@@ -40,8 +40,10 @@ class HypernetworkUpdate(MomentEditor):
 
     @property
     def updates_moments_while_editing(self) -> bool:
-        """Whether the stream's rows enter the moments."""
-        return self.config.update_moments_while_editing
+        """Whether the stream's rows enter the moments; where there are none, they begin them."""
+        return self.config.update_moments_while_editing or not all(
+            float(moments.count) for moments in self.moments.values()
+        )
 
     def solve(self, shape: Shape, keys: Tensor, z: Tensor) -> Solution:
         """Shift factors from the network's pseudo keys and values, by the configured rule."""

@@ -101,12 +101,6 @@ class InstructEdit(HypernetworkEditor):
         self._reward = replace(self._reward, equivalent_coef=config.edit_coef)
         self._asks = self.instruction_of(config)
 
-    @property
-    def updates_moments_while_editing(self) -> bool:
-        """Moments move in training; where there was none, the stream has to begin them."""
-        begun = all(float(moments.count) for moments in self.moments.values())
-        return self.config.update_moments_while_editing or not begun
-
     def counted(self, keys: Tensor, values: Tensor) -> Tensor | None:
         """(..., n) bool, rows whose input and gradient are not all zero."""
         if not self.config.drop_zero_rows:

@@ -284,6 +284,26 @@ def test_every_hypernetwork_method_has_three_recipes(editor: str) -> None:
     assert official.conventions().incomplete_groups == kept
 
 
+@pytest.mark.parametrize("scope", ["lifelong", "trajectory"])
+def test_where_training_has_left_no_moments_the_first_batch_begins_them(scope: str) -> None:
+    """And only it, where the stream's rows are kept out: z = x / eps would be 1e7 times too large.
+
+    Untrained there are none, nor where each trajectory begins with none.
+    """
+
+    def shifts(**settings: Any) -> list[float]:
+        model = EditableModel(tiny_model("llama"), tiny_tokenizer("llama"), ("down:1-2",))
+        cls = EDITORS["rledit"]
+        fixed = {"rank": 4, "n_blocks": 1, "initial_step": 1e-3, "moments_scope": scope}
+        editor = cls(model, cls.Config(modules=model.modules, **fixed, **settings))
+        edits = random_edits(8)
+        return [editor.edit(editor.encode(part))["shift_norm"] for part in (edits[:4], edits[4:])]
+
+    moved, frozen = shifts(), shifts(update_moments_while_editing=False)
+    assert frozen[0] == moved[0]
+    assert frozen[1] != moved[1] and 0.1 < frozen[1] / moved[1] < 10
+
+
 def test_published_settings_give_the_published_step() -> None:
     """One Adam step of 1e-5 takes a raw η from 1e-6 to 1.1e-5; in log form it would stay."""
     for form, expected in {"raw": 1.1e-5, "log": 1e-6}.items():
