@@ -118,7 +118,7 @@ class MomentEditor(Editor):
     def counted(self, keys: Tensor, values: Tensor) -> Tensor | None:
         """(..., n) bool, captured rows that count; None where all do.
 
-        Others enter neither the moments nor a shift that is an outer product of rows.
+        Others enter neither the moments nor a shift.
 
         Args:
             keys: Raw K, (..., n, d_in).
@@ -161,13 +161,16 @@ class MomentEditor(Editor):
             keys = torch.stack([captured.keys[name] for name in names])
             values = torch.stack([captured.values[name] for name in names])
             z = self._clipped(self.normalise(shape, torch.cat([keys, values], dim=-1)))
+            counted = self.counted(keys, values)
+            # Of a row that does not count, an equation sees k = 0, and with it D = 0.
+            solved = keys if counted is None else keys.masked_fill(~counted[..., None], 0.0)
             if zeroed is None:
-                solution = self.solve(shape, keys, z)
+                solution = self.solve(shape, solved, z)
             else:
                 left = values.masked_fill(zeroed.to(values.device)[:, None], 0.0)
                 edited = self._clipped(self.normalise(shape, torch.cat([keys, left], dim=-1)))
-                solution = self.solve_incomplete(shape, keys, edited, z)
-            if (counted := self.counted(keys, values)) is not None:
+                solution = self.solve_incomplete(shape, solved, edited, z)
+            if counted is not None and solution.left is not None:
                 solution = replace(solution, right=solution.right * counted[..., None])
             if self.sphere is not None:
                 solution = self.sphere.solution(names, solution)

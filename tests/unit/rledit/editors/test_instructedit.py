@@ -354,6 +354,25 @@ def test_rows_of_zeros_are_left_out() -> None:
     assert sum(m.count.item() for m in kept.moments.values()) == 2 * len(right)
 
 
+@pytest.mark.parametrize("edits", [1, 6])
+def test_by_the_normal_equation_rows_of_zeros_have_no_part(edits: int) -> None:
+    """In either of its forms: with fewer rows than features, and with more."""
+    editor = made(rule="normal_equation")
+    batch = editor.encode(EDITS[:edits])
+    proposal = editor.propose(batch)
+    last = editor.model.modules[-1]
+    keys, values = proposal.captured.keys[last], proposal.captured.values[last]
+    assert (len(keys) > keys.shape[1]) is (edits == 6)
+    counted = (values != 0).any(-1)
+    assert 0 < int(counted.sum()) < len(keys)
+    shape = editor.model.shape(last)
+    z = editor.normalise(shape, torch.cat([keys, values], -1))[counted]
+    both = editor.solve(shape, keys[counted].expand(2, -1, -1), z.expand(2, -1, -1))
+    alone = both.right[1] if both.left is None else both.left[1].T @ both.right[1]
+    torch.testing.assert_close(proposal.shifts[last].dense(), alone)
+    assert editor.edit(batch)["shift_norm"] > 0
+
+
 def test_moments_move_in_training_only() -> None:
     editor = made()
     editor.train_step([editor.encode_training(EDITS, "0")])
