@@ -7,7 +7,7 @@ almost equal matrices differ by round-off. A prompt is routed by how far a side 
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -15,6 +15,7 @@ from typing import Any, Literal
 from rledit.lazy_torch import F, Tensor, torch
 from rledit.model import EditableModel
 from rledit.overlay import NONE, Overlay, Places
+from rledit.step_size import SettingError
 
 Statistic = Literal["shift", "activation"]
 Rivals = Literal["passing", "current"]
@@ -48,6 +49,9 @@ class SideMemories(Overlay):
         rivals: Whom a finished memory has to beat: those over their thresholds (`passing`), or the
             `current` one as well, wherever that stands.
 
+    Raises:
+        SettingError: Δ is of activations, and the model's configuration names no function.
+
     Attributes:
         current: (d_out, d_in) difference of the shard under way.
         threshold: The smallest Δ of its edits; infinite before its first.
@@ -67,6 +71,7 @@ class SideMemories(Overlay):
         rivals: Rivals,
     ) -> None:
         self.ratio, self.statistic, self.rivals = ratio, statistic, rivals
+        self._activation = activation_of(model) if statistic == "activation" else None
         self._trained: Tensor | None = None
         self._begin_with(model, module)
         super().__init__(model, module)
@@ -115,21 +120,14 @@ class SideMemories(Overlay):
         """(b,) Δ of each prompt under a difference, which may carry a graph."""
         moved = F.linear(prompts.inputs, difference)
         if prompts.plain is not None:
-            activation = self._activation()
-            moved = activation(prompts.plain + moved) - activation(prompts.plain)
+            assert self._activation is not None
+            moved = self._activation(prompts.plain + moved) - self._activation(prompts.plain)
         parts = torch.linalg.vector_norm(moved, dim=-1).split(prompts.lengths)
         long = self.statistic == "activation"
         return torch.stack([p.amax() if long and len(p) > LONG else p.mean() for p in parts])
 
     def _weight(self) -> Tensor:
         return self.model.weights.original(self.module)
-
-    def _activation(self) -> Any:
-        from transformers.activations import ACT2FN
-
-        config: Any = self.model.model.config
-        name = getattr(config, "hidden_act", None) or getattr(config, "activation_function", "relu")
-        return ACT2FN[name]
 
     @torch.no_grad()
     def decide(self, summaries: Sequence[Tensor]) -> Tensor:
@@ -227,6 +225,26 @@ class SideMemories(Overlay):
         self.place_of = tensors["place_of"].tolist()
         limit = float(tensors["threshold"])
         self.threshold = limit if self.under_way else float("inf")
+
+
+def activation_of(model: EditableModel) -> Callable[[Tensor], Tensor]:
+    """The activation function of a model's MLPs, by the name that its configuration has for it.
+
+    Raises:
+        SettingError: The configuration names none.
+    """
+    from transformers.activations import ACT2FN
+
+    config: Any = model.model.config
+    for setting in ("hidden_act", "hidden_activation", "activation_function", "activation"):
+        if name := getattr(config, setting, None):
+            found: Callable[[Tensor], Tensor] = ACT2FN[name]
+            return found
+    raise SettingError(
+        "statistic",
+        f"activation holds a prompt against the model's own activation function, and a "
+        f"configuration of {config.model_type} names none; set statistic to shift",
+    )
 
 
 def ties(deltas: Tensor, density: float) -> Tensor:

@@ -8,11 +8,13 @@ import pytest
 import torch
 from torch import Tensor
 
-from rledit.editors.side_memories import ties
+from rledit.editors.side_memories import activation_of, ties
 from rledit.editors.wise import WISE, WISEConfig
+from rledit.families import FAMILIES, family_of
 from rledit.model import EditableModel
 from rledit.overlay import NONE
 from rledit.protocols import read
+from rledit.step_size import SettingError
 from tests.unit.helpers.text_edits import equip, random_edits, tiny_tokenizer
 from tests.unit.helpers.tiny_models import tiny_model
 
@@ -73,6 +75,23 @@ def test_an_infinite_ratio_is_the_unedited_model() -> None:
     write(editor, 5)
     assert (editor.memory.route([s.prompt for s in samples]) == NONE).all()
     assert [r.nll for r in read(editor.model, samples)] == before
+
+
+@pytest.mark.parametrize("family", sorted(FAMILIES))
+def test_the_release_holds_prompts_against_the_models_own_activation(family: str) -> None:
+    model = EditableModel(tiny_model(family), None, ("down:2",))
+    parts = family_of(model.model)
+    mlp = model.model.get_submodule(parts.layers)[2].get_submodule(parts.mlp)
+    (own,) = (m for name, m in mlp.named_children() if name.startswith("act"))
+    x = torch.linspace(-3, 3, 50, dtype=torch.float64)
+    torch.testing.assert_close(activation_of(model)(x), own(x))
+
+
+def test_where_no_activation_is_named_the_release_is_refused() -> None:
+    model = EditableModel(tiny_model("bloom"), None, ("down:2",))
+    with pytest.raises(SettingError, match="of bloom names none; set statistic to shift"):
+        WISE(model, WISEConfig(modules=("down:2",), contexts=(), reference="official"))
+    WISE(model, WISEConfig(modules=("down:2",), contexts=()))
 
 
 def test_the_memory_that_moves_a_prompt_most_answers_where_it_is_over_its_threshold() -> None:
