@@ -34,7 +34,6 @@ from rledit.locate.output_gradients import covariances_of
 from rledit.model import EditableModel
 from rledit.records import Edit
 
-_CARRIED = ("moments.", "past.")
 LARGEST_STATE = 32 << 20
 """Bytes of running statistics that are kept with a batch; an editor with more begins anew."""
 
@@ -235,17 +234,16 @@ def equipped(
         editor.load_covariance(supplies.covariance(names))
     first = dict(supplies.start(method)) | dict(state or {})
     if first:
-        editor.load_state_dict({k: v.to(opened.device) for k, v in first.items()})
+        given = {k: v.to(opened.device) for k, v in first.items()}
+        editor.load_state_dict({**editor.state_dict(), **given})
     return editor
 
 
 def _carried(editor: Editor) -> State:
-    """What the editor's next batch goes on from; nothing where that is more than statistics."""
+    """What the editor's next batch goes on from; nothing where that is too much to keep."""
     state = editor.state_dict()
-    found = {k: v.clone() for k, v in state.items() if k.startswith(_CARRIED)}
-    whole = len(found) == len(state) or hasattr(editor, "train_step")
-    small = sum(v.nbytes for v in found.values()) <= LARGEST_STATE
-    return found if whole and small else {}
+    found = {k: v.clone() for k, v in state.items() if k.startswith(editor.outlives_batch)}
+    return found if sum(v.nbytes for v in found.values()) <= LARGEST_STATE else {}
 
 
 def _fault(opened: EditableModel) -> str:

@@ -61,6 +61,9 @@ class Editor(ABC):
             that trains on a stream of its own length, or replays, is not.
         step_setting: Name of the setting that every shift is proportional to as long as nothing is
             trained, and that may be `auto` (see `rledit.calibration`); None where there is none.
+        outlives_batch: Beginnings of the names in its state that a later batch of a ledger goes on
+            from. Such a batch has the model as it is for W_0, and may outlive one that is taken
+            back: what holds matrices of the stream, or would write again, has no place here.
         work_kind: What its time goes into, by which a plan reckons it: one solve from moments
             (`moment`), a hypernetwork (`trained`), fine-tuning (`tuned`), value vectors
             (`located`), or a memory beside the weights (`remembered`).
@@ -76,6 +79,7 @@ class Editor(ABC):
     step_setting: ClassVar[str | None] = None
     work_kind: ClassVar[Work] = "moment"
     takes_projections: ClassVar[bool] = False
+    outlives_batch: ClassVar[tuple[str, ...]] = ("moments.", "past.")
 
     def __init__(self, model: EditableModel, config: Any) -> None:
         if self.step_setting is not None:

@@ -47,6 +47,7 @@ class BetaEdit(AlphaEdit):
     checked = {"reference": "test_a_stream_equals_the_dense_reference"}
     # It needs the key covariance itself, which a projection does not tell.
     takes_projections = False
+    outlives_batch = ("past.", "edits", "projections.", "ranks")
 
     def __init__(self, model: EditableModel, config: BetaEditConfig) -> None:
         super().__init__(model, config)

@@ -1,16 +1,19 @@
-"""A pass that costs too much is tried again with half the step, whichever editor made it."""
+"""Passes that cost too much, whichever editor made them, and what a batch leaves to the next."""
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pytest
 
-from rledit.editing.writing import _step_of
+from rledit.editing import Host, Supplies
+from rledit.editing.methods import method_of
+from rledit.editing.writing import _step_of, equipped, silent
 from rledit.editors import editor_class
 from rledit.model import EditableModel
 from rledit.records import Edit
-from tests.unit.helpers.small_editing import learnt, rows
+from tests.unit.helpers.small_editing import learnt, rows, small_session
 
 NETWORK: dict[str, Any] = {"rank": 8, "n_blocks": 1, "initial_step": 1e-3}
 STEPPING: dict[str, dict[str, Any]] = {
@@ -42,3 +45,47 @@ def test_an_editor_without_a_step_has_none_to_halve() -> None:
     opened = EditableModel(*learnt(), ["down:0"])
     cls = editor_class("ft")
     assert _step_of(cls(opened, cls.Config(modules=("down:0",)))) is None
+
+
+LOCATED: dict[str, Any] = {
+    "modules": ["down:0-1"], "value_steps": 6, "value_lr": 0.5, "clamp": 4.0, "value_decay": 1e-3,
+    "fact_token": "last",
+}  # fmt: skip
+NULL: dict[str, Any] = {**LOCATED, "threshold": 0.05, "ridge": 1.0}
+WITH_PAST_KEYS: dict[str, dict[str, Any]] = {
+    "alphaedit": NULL,
+    "deltaedit": NULL,
+    "betaedit": {**NULL, "moment_weight": 1.0, "refresh_every": 3, "collapse_norm": 0.0},
+    "memit": {**LOCATED, "moment_weight": 1.0, "past_keys": True},
+    # Small enough to need no restraint, which is of each batch by itself in a ledger.
+    "prune": {**LOCATED, "clamp": 0.05, "moment_weight": 1.0, "past_keys": True},
+}
+
+
+@pytest.mark.parametrize("name", WITH_PAST_KEYS)
+def test_batches_of_a_ledger_know_past_keys_as_a_stream_does(name: str, tmp_path: Path) -> None:
+    session = small_session(tmp_path)
+    for first in (0, 3, 6):
+        session.edit(
+            rows(3, first), editor=name, settings=WITH_PAST_KEYS[name], passes=1, floor=0.0
+        )
+    supplies = Supplies(Host(*learnt()), tmp_path / "supplies", silent)
+    method = method_of(session.host.model, name, WITH_PAST_KEYS[name])
+    opened = EditableModel(*learnt(), method.modules)
+    editor = equipped(opened, method, supplies)
+    before = {module: opened.weights.read(module).clone() for module in opened.modules}
+    for first in (0, 3, 6):
+        edits = [Edit(edit_id=str(i), **row) for i, row in enumerate(rows(3, first))]
+        editor.edit(editor.encode(edits))
+    for module in opened.modules:
+        change = opened.weights.read(module) - before[module]
+        found = session.host.matrix(module) - before[module]
+        assert float(change.norm()) > 0.1
+        assert float((found - change).norm()) < 1e-3 * float(change.norm())
+
+
+def test_a_batch_of_lyaplock_begins_anew(tmp_path: Path) -> None:
+    """Its past outputs would write again what has been taken back since."""
+    session = small_session(tmp_path)
+    session.edit(rows(3), editor="lyaplock", settings=LOCATED, passes=1, floor=0.0)
+    assert not session.ledger.state(session.ledger.in_force[-1])
