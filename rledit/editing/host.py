@@ -112,7 +112,8 @@ class Host:
         """Write a batch with an editor of a model that `open` gave.
 
         Returns:
-            What it changed, which is in the model now, and what the editor measured.
+            What it changed, which is in the model now, and what the editor measured. Where the
+            editor fails, the matrices are bit by bit what they were.
         """
         weights = editor.model.weights
         before = {name: full(self._matrix(name).read(name)).clone() for name in weights.names}
@@ -121,9 +122,11 @@ class Host:
             with recorder.recording():
                 metrics = editor.edit(editor.encode(edits))
             delta = recorder.delta()
-        finally:
-            for name, value in before.items():
-                self._matrices[name].set(name, value)
+        except BaseException:
+            self._put_back(weights, before)
+            raise
+        for name, value in before.items():
+            self._matrices[name].set(name, value)
         self._add(delta)
         for name in weights.names:
             weights.set(name, self._matrices[name].read(name))
@@ -135,12 +138,15 @@ class Host:
     def take_back(self) -> None:
         """Take the last `edit` back; the matrices are bit by bit what they were before it."""
         assert self._last is not None
-        weights, before = self._last
+        self._put_back(*self._last)
+        self.shown.pop()
+        self._last = None
+
+    def _put_back(self, weights: EditedWeights, before: Mapping[str, Tensor]) -> None:
+        """Give matrices their earlier values, here and in what an editor works on."""
         for name, value in before.items():
             self._matrices[name].set(name, value)
             weights.set(name, value)
-        self.shown.pop()
-        self._last = None
         self._look()
 
     def show(self, deltas: Sequence[Delta]) -> None:

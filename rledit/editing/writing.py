@@ -114,7 +114,7 @@ def write(
         beside: Facts of earlier batches, which are to stay.
 
     Raises:
-        NonFiniteError: The first pass left weights that are no numbers.
+        NonFiniteError: The first pass broke the model, with the smallest step that is tried.
     """
     opened = host.open(method.modules)
     editor = equipped(opened, method, supplies, state)
@@ -133,23 +133,30 @@ def write(
         state_before = {k: v.clone() for k, v in editor.state_dict().items()}
         others = rehearsed if isinstance(editor, MomentEditor) else []
         own = [_ended(edits[i]) if words[i] == "goes on" else edits[i] for i in todo]
-        change, measured = host.edit(editor, [*own, *others])
-        fault = _fault(opened)
-        cost = after if fault else knowledge.cost(opened, names)
         smaller = scaled if halvings < (_HALVINGS if passes else _FIRST) else None
-        if fault or (cost.kept < floor * cost.known and (passes or smaller)):
-            host.take_back()
+        changes, cost, fits = len(host.shown), after, False
+        broken: NonFiniteError | None = None
+        try:
+            change, measured = host.edit(editor, [*own, *others])
+            require_finite_weights(opened)
+            cost = knowledge.cost(opened, names)
+            fits = cost.kept >= floor * cost.known or not (passes or smaller)
+            now = judge.said(opened) if fits else words
+        except NonFiniteError as error:  # of the editor, the matrices, or an answer
+            broken, fits = error, False
+        if not fits:
+            if len(host.shown) > changes:
+                host.take_back()
             editor.load_state_dict(state_before)
-            tell(f"  pass {len(passes) + 1}: taken back ({fault or _kept(cost)})")
+            tell(f"  pass {len(passes) + 1}: taken back ({broken or _kept(cost)})")
             if smaller is not None:
                 smaller(0.5)
                 halvings += 1
                 continue
-            if not passes:
-                raise NonFiniteError(fault)
+            if broken is not None and not passes:
+                raise broken
             break
-        words = judge.said(opened)
-        took = words.count("took")
+        words, took = now, now.count("took")
         stalled = bool(passes) and took <= len(edits) - len(todo) and cost.kept >= after.kept
         if stalled and scaled is not None:
             scaled(_GROWTH)
@@ -244,14 +251,6 @@ def _carried(editor: Editor) -> State:
     state = editor.state_dict()
     found = {k: v.clone() for k, v in state.items() if k.startswith(editor.outlives_batch)}
     return found if sum(v.nbytes for v in found.values()) <= LARGEST_STATE else {}
-
-
-def _fault(opened: EditableModel) -> str:
-    try:
-        require_finite_weights(opened)
-    except NonFiniteError as error:
-        return str(error)
-    return ""
 
 
 def _kept(cost: Cost) -> str:

@@ -8,12 +8,22 @@ from typing import Any
 import pytest
 
 from rledit.editing import Host, Supplies
+from rledit.editing.judge import Judge
+from rledit.editing.known import Knowledge
 from rledit.editing.methods import method_of
 from rledit.editing.writing import _step_of, equipped, silent
 from rledit.editors import editor_class
+from rledit.finite import NonFiniteError
 from rledit.model import EditableModel
 from rledit.records import Edit
-from tests.unit.helpers.small_editing import learnt, rows, small_session
+from tests.unit.helpers.small_editing import (
+    STEP,
+    equal,
+    learnt,
+    rows,
+    small_session,
+    weights_of,
+)
 
 NETWORK: dict[str, Any] = {"rank": 8, "n_blocks": 1, "initial_step": 1e-3}
 STEPPING: dict[str, dict[str, Any]] = {
@@ -45,6 +55,54 @@ def test_an_editor_without_a_step_has_none_to_halve() -> None:
     opened = EditableModel(*learnt(), ["down:0"])
     cls = editor_class("ft")
     assert _step_of(cls(opened, cls.Config(modules=("down:0",)))) is None
+
+
+@pytest.mark.parametrize("place", ["editor", "cost", "said"])
+def test_a_pass_that_breaks_the_model_is_tried_with_half_the_step(
+    place: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Wherever it shows: in float16 weights are numbers where activations are beyond it."""
+    owner, name = {
+        "editor": (editor_class("ultraedit"), "merge"),
+        "cost": (Knowledge, "cost"),
+        "said": (Judge, "said"),
+    }[place]
+    told: list[str] = []
+    session = small_session(tmp_path, tell=told.append)
+    session.edit(rows(2), editor="ultraedit", settings=STEP, floor=0.0)
+    session.undo([1])
+    before = weights_of(session.host.model)
+    calls, whole = [], getattr(owner, name)
+    breaks = {"editor": 1, "cost": 3, "said": 1}[place]  # costs are asked twice before any pass
+
+    def broken(*args: Any) -> Any:
+        found = whole(*args)
+        calls.append(args)
+        if len(calls) == breaks:
+            raise NonFiniteError("an answer is not finite")
+        return found
+
+    monkeypatch.setattr(owner, name, broken)
+    told.clear()
+    result = session.edit(rows(4), editor="ultraedit", settings=STEP, floor=0.0)
+    assert "  pass 1: taken back (an answer is not finite)" in told
+    assert len(calls) > breaks and any(fact.took for fact in result.facts)
+    session.undo(result.batches)
+    assert equal(before, weights_of(session.host.model))
+
+
+def test_a_model_that_breaks_whatever_the_step_says_so(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken(*_: Any) -> Any:
+        raise NonFiniteError("a key is not finite")
+
+    session = small_session(tmp_path)
+    before = weights_of(session.host.model)
+    monkeypatch.setattr(editor_class("ultraedit"), "merge", broken)
+    with pytest.raises(NonFiniteError, match="a key is not finite"):
+        session.edit(rows(2), editor="ultraedit", settings=STEP)
+    assert equal(before, weights_of(session.host.model)) and not session.ledger.batches
 
 
 LOCATED: dict[str, Any] = {
