@@ -126,6 +126,8 @@ def method_of(model: Any, editor: str, settings: Mapping[str, Any] | None = None
         given["modules"] = [given["modules"]]
     passes = int(given.pop("passes_over_facts", PASSES))
     values = {**_defaults(model, found), **given}
+    if values.get("patience") == 0 and "validation_batches" not in given:
+        values.pop("validation_batches", None)  # ours: there is nothing to validate
     method = Method(editor=editor, settings=values, passes=passes)
     if named := getattr(method.config, "modules", ()):
         try:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,12 +12,15 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig
 
 from rledit import edit
-from rledit.editing import Host, HostError, MethodError, Session, Supplies
+from rledit.editing import Host, HostError, MethodError, Session, Supplies, training
 from rledit.editing.known import asked_facts
 from rledit.editing.methods import candidates, late, method_of
 from rledit.editing.training import trained_network
 from rledit.editors import TrainableEditor
+from rledit.editors.hypernetwork_editor import HypernetworkEditor
 from rledit.records import Edit, Locality
+from rledit.tokenization import EditBatch
+from rledit.validation import ValidationStream
 from tests.unit.helpers.small_editing import STEP, equal, learnt, rows, small_session, weights_of
 
 
@@ -107,18 +111,23 @@ def test_a_trained_network_edits_and_is_kept(tmp_path: Path) -> None:
         again.edit(rows(4, 4), editor="rledit", settings=short)
 
 
+POOL = [
+    Edit(
+        edit_id=str(i), prompt=f"Ferry {i} sails from", target="Oban",
+        rephrases=(f"The harbour of ferry {i} is",),
+        locality=(Locality(prompt=f"Tram {i} leaves", answer="Largs"),),
+    )
+    for i in range(40)
+]  # fmt: skip
+SHORT = {
+    "modules": ["down:0-1"], "rank": 8, "train_steps": 2, "trajectory_batches": 2, "augment": False
+}  # fmt: skip
+
+
 @pytest.mark.parametrize("augment", [True, False])
 def test_a_network_is_trained_on_variants_where_its_recipe_has_them(
     augment: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    pool = [
-        Edit(
-            edit_id=str(i), prompt=f"Ferry {i} sails from", target="Oban",
-            rephrases=(f"The harbour of ferry {i} is",),
-            locality=(Locality(prompt=f"Tram {i} leaves", answer="Largs"),),
-        )
-        for i in range(40)
-    ]  # fmt: skip
     seen: list[Edit] = []
     encode = TrainableEditor.encode
 
@@ -131,10 +140,70 @@ def test_a_network_is_trained_on_variants_where_its_recipe_has_them(
     settings = {"modules": ["down:0-1"], "rank": 8, "augment": augment}
     short = {"train_steps": 2, "trajectory_batches": 2, "validation_batches": 1}
     method = method_of(session.host.model, "rledit", settings | short)
-    trained_network(session.host.open(method.modules), method, pool, lambda _: None)
+    trained_network(session.host.open(method.modules), method, POOL, lambda _: None)
     # Twenty facts a trajectory, and those that validate.
     assert len(seen) >= 40
     assert any(edit.prompt.startswith("The harbour") for edit in seen) is augment
+
+
+def _trained_on(
+    settings: dict[str, Any],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    pool: Sequence[Edit] = POOL,
+) -> tuple[list[list[str]], list[tuple[int, float]]]:
+    """Ids of every trajectory, and how many facts were validated on, with the weight of locality
+    in the reward."""
+    seen: list[list[str]] = []
+    validated: list[tuple[int, float]] = []
+    train_batches = HypernetworkEditor.train_batches
+
+    def noted(self: HypernetworkEditor, *trajectories: Sequence[EditBatch]) -> Any:
+        seen.extend([e.edit_id for batch in t for e in batch.edits] for t in trajectories)
+        return train_batches(self, *trajectories)
+
+    class Noted(ValidationStream):
+        def __init__(self, *args: Any) -> None:
+            validated.append((len(args[1]), args[3]))
+            super().__init__(*args)
+
+    monkeypatch.setattr(HypernetworkEditor, "train_batches", noted)
+    monkeypatch.setattr(training, "ValidationStream", Noted)
+    session = small_session(tmp_path)
+    method = method_of(session.host.model, "rledit", SHORT | settings)
+    trained_network(session.host.open(method.modules), method, pool, lambda _: None)
+    return seen, validated
+
+
+def test_a_network_is_trained_without_validation_where_patience_is_0(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen, validated = _trained_on({"patience": 0}, tmp_path, monkeypatch)
+    assert not validated
+    assert sorted(seen[0] + seen[1]) == sorted(e.edit_id for e in POOL)  # all facts, none twice
+
+
+def test_a_network_is_trained_and_validated_as_its_settings_say(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (epochs, (by_default,)) = _trained_on({"trajectory_batches": 1}, tmp_path, monkeypatch)
+    assert by_default == (8, 4.0)  # a fifth of the facts, and the recipe's weight
+    assert not set(epochs[0]) & set(epochs[1])
+    settings = {"validation_batches": 1, "loc_coef": 0.5, "drawing": "independent"}
+    more = [*POOL, *(replace(e, edit_id=f"more {e.edit_id}") for e in POOL)]
+    seen, (chosen,) = _trained_on(
+        settings | {"train_steps": 4, "patience": 9}, tmp_path, monkeypatch, more
+    )
+    assert chosen == (10, 0.5)
+    ids = [edit_id for trajectory in seen for edit_id in trajectory]
+    assert len(ids) == 80 and len(set(ids)) < 65  # 70 facts are trained on, each walked once
+
+
+def test_more_facts_to_validate_on_than_ship_are_refused(tmp_path: Path) -> None:
+    session = small_session(tmp_path)
+    method = method_of(session.host.model, "rledit", SHORT | {"validation_batches": 30})
+    with pytest.raises(MethodError, match="30 batches of 10 facts are more than the 237"):
+        trained_network(session.host.open(method.modules), method, None, lambda _: None)
 
 
 def test_layers_go_by_relative_depth() -> None:
