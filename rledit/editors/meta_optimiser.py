@@ -107,6 +107,12 @@ class RunningMean:
             for parameter, value in zip(self._parameters, before, strict=True):
                 parameter.data = value
 
+    @torch.no_grad()
+    def take_over(self) -> None:
+        """Make the parameters the means, for good."""
+        for parameter, mean in zip(self._parameters, self._means, strict=True):
+            parameter.copy_(mean)
+
     def state_dict(self) -> State:
         """The means by place."""
         return {str(i): mean.clone() for i, mean in enumerate(self._means)}

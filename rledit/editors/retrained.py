@@ -100,6 +100,10 @@ class RetrainedEditor(HypernetworkEditor):
 
     def _retrain(self, batches: Sequence[EditBatch]) -> dict[str, float]:
         """One optimiser step per batch, on the model as it is now; it is left as it was."""
+        if self._mean is not None:
+            # Training has ended: what goes on is what edits, as it is where it was loaded.
+            self._mean.take_over()
+            self._mean = None
         weights = self.model.weights
         now = weights.state_dict()
         past = {} if self.past_keys is None else self.past_keys.state_dict()

@@ -122,6 +122,27 @@ def test_the_mean_of_the_weights_is_what_edits() -> None:
     assert not all(edited[name].equal(by_raw[name]) for name in kept)
 
 
+@pytest.mark.parametrize("name", ["mend_star", "malmen_star"])
+def test_who_retrains_goes_on_from_the_mean_loaded_or_not(name: str) -> None:
+    settings = {"average": 0.9, "retrain_every": 1, "retrain_batches": 2}
+    trained, loaded = (make(name, **settings) for _ in range(2))
+    list(by_batch(trained))
+    going_on = trained.training_state_dict()
+    loaded.load_state_dict(trained.state_dict())
+    for editor in (trained, loaded):
+        editor.load_training_data(lambda n, seed: random_batches(n, 4, seed=100 + seed))
+        for batch in random_batches(3, 4, seed=2):
+            editor.edit(batch)
+    assert all(parameters(loaded)[k].equal(value) for k, value in parameters(trained).items())
+    found, expected = trained.model.weights, loaded.model.weights
+    assert all(torch.equal(found.read(n), expected.read(n)) for n in found.names)
+    # A training that goes on has the weights beside their mean.
+    trained.load_training_state_dict(going_on)
+    with trained.edits_aside():
+        mean = parameters(trained)
+    assert not all(mean[k].equal(value) for k, value in parameters(trained).items())
+
+
 def test_a_decay_of_one_is_refused() -> None:
     with pytest.raises(SettingError, match="average: a decay is below 1, not 1"):
         make(average=1.0)
