@@ -108,8 +108,6 @@ class DAFNetConfig(SphereSettings):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.reference not in self.recipes:
-            raise SettingError("reference", f"expected {' or '.join(self.recipes)}")
         learned, averaged = self.recipes[self.reference]
         if self.learned_weights is None:
             object.__setattr__(self, "learned_weights", learned)

@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from rledit.editors.base import State
+from rledit.editors.choices import check_choices
 from rledit.editors.codebook import COMPARED_BYTES, Codebook, Replaces, mean_label, target_of
 from rledit.editors.conventions import FROM_RECIPE, UntrainedRecipe, take_from_recipe
 from rledit.editors.overlay_editor import OverlayEditor
@@ -66,6 +67,7 @@ class GRACEConfig:
     seed: int = 0
 
     def __post_init__(self) -> None:
+        check_choices(self)
         take_from_recipe(self, _SETTINGS[self.reference])
 
 

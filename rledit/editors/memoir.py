@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from rledit.editors.choices import check_choices
 from rledit.editors.codebook import target_of
 from rledit.editors.conventions import FROM_RECIPE, UntrainedRecipe, take_from_recipe
 from rledit.editors.repeated_passes import RepeatedPasses
@@ -63,6 +64,7 @@ class MEMOIRConfig:
     seed: int = 0
 
     def __post_init__(self) -> None:
+        check_choices(self)
         take_from_recipe(self, _SETTINGS[self.reference])
         if self.contexts is not None:
             make_contexts(self.contexts)  # refuses templates without a place for the prompt

@@ -14,6 +14,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
+from rledit.editors.choices import check_choices
 from rledit.lazy_torch import Tensor, torch
 from rledit.model import EditableModel
 from rledit.shift import LowRankShift, Solution
@@ -46,6 +47,7 @@ class SphereSettings:
     """See `HypernetworkConfig.younger`."""
 
     def __post_init__(self) -> None:
+        check_choices(self)
         check_sphere(self)
 
 

@@ -11,6 +11,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from rledit.editors.choices import check_choices
 from rledit.editors.conventions import FROM_RECIPE, UntrainedRecipe, take_from_recipe
 from rledit.editors.repeated_passes import RepeatedPasses
 from rledit.editors.side_memories import PromptRows, Rivals, SideMemories, Statistic
@@ -82,6 +83,7 @@ class WISEConfig:
     seed: int = 0
 
     def __post_init__(self) -> None:
+        check_choices(self)
         take_from_recipe(self, _SETTINGS[self.reference])
         if self.contexts is not None:
             make_contexts(self.contexts)  # refuses templates without a place for the prompt

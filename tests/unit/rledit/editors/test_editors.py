@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import fields, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, get_type_hints
 
 import pytest
 import torch
@@ -22,6 +22,7 @@ from rledit.protocols import protocol, read
 from rledit.protocols.reading import Reading
 from rledit.records import Locality
 from rledit.scoring import Scorer
+from rledit.step_size import SettingError
 from rledit.tokenization import EditBatch, Sample, TokenizationError
 from rledit.written_answers import Answers
 from tests.unit.helpers.text_edits import equip, random_edits, text_batches, tiny_tokenizer
@@ -282,6 +283,18 @@ def test_what_an_editor_needs_is_asked_for_by_name(name: str) -> None:
 def test_state_of_another_editor_is_refused(name: str) -> None:
     with pytest.raises((ValueError, RuntimeError)):
         make(name).load_state_dict({"nonsense": torch.zeros(1)})
+
+
+@pytest.mark.parametrize("name", EDITING)
+def test_a_misspelt_choice_is_refused(name: str) -> None:
+    """Each would else be taken for one of the others, or for none at all."""
+    cls = EDITORS[name].Config
+    hints = get_type_hints(cls)
+    for setting in (field.name for field in fields(cls)):
+        # A number or `auto` is checked where it is reckoned with.
+        if "Literal" in repr(hints[setting]) and "float" not in repr(hints[setting]):
+            with pytest.raises(SettingError, match=f"^{setting}: .*'offical'$"):
+                cls(modules=("down:1",), **{setting: "offical"})
 
 
 TRAINABLE = [n for n in EDITORS if issubclass(EDITORS[n], TrainableEditor)]
