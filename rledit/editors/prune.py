@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from rledit.editors.base import State, prefixed, unprefixed
+from rledit.editors.finetuning import moved
 from rledit.editors.memit import MEMIT, MEMITConfig
 from rledit.lazy_torch import Tensor, torch
 from rledit.model import EditableModel
@@ -49,8 +50,9 @@ class PRUNE(MEMIT):
         self._limits: dict[str, float] = {}
 
     def edit(self, batch: EditBatch) -> dict[str, float]:
-        """Edit without restraint, then put it on."""
+        """Edit without restraint, then put it on; ``shift_norm`` is of the change with it."""
         weights = self.model.weights
+        before = {name: weights.read(name).clone() for name in self.modules}
         for name, value in self._unrestrained.items():
             weights.set(name, value)
         metrics = super().edit(batch)
@@ -58,7 +60,8 @@ class PRUNE(MEMIT):
         restrained = 0
         for name in self.modules:
             restrained += self._restrain(name)
-        return metrics | {"restrained": float(restrained)}
+        after = {name: weights.read(name) for name in self.modules}
+        return metrics | {"shift_norm": moved(before, after), "restrained": float(restrained)}
 
     @torch.no_grad()
     def _restrain(self, name: str) -> int:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from rledit.editors.memit import MEMIT, MEMITConfig
 from rledit.lazy_torch import Tensor, torch
@@ -11,6 +11,7 @@ from rledit.locate.requests import Request
 from rledit.locate.spread import LayerUpdate
 from rledit.locate.value import Values
 from rledit.model import EditableModel
+from rledit.shift import LowRankShift
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,16 +44,19 @@ class RECT(MEMIT):
         weights = self.model.weights
         precision = self.model.compute_dtype  # a first batch finds them as the model has them
         before = {name: weights.read(name).to(precision, copy=True) for name in self.modules}
-        updates = self.spread(requests, values)
-        for update in updates:
+        written: list[LayerUpdate] = []
+        for update in self.spread(requests, values):
             weight = before[update.module]
             change = update.shift.dense().T.to(weight.dtype)
             mask = largest_relative(change, weight, self.config.keep)
             kept = torch.where(mask, change, 0.0)
             if self.sphere is not None:
                 kept = self.sphere.rows(update.module, kept)
-            weights.set(update.module, weight + kept)
-        return updates
+            weights.set(update.module, weight)
+            shift = LowRankShift(None, kept.T)
+            realised = weights.add(update.module, shift)
+            written.append(replace(update, shift=shift, realised=realised))
+        return written
 
 
 def largest_relative(change: Tensor, weight: Tensor, keep: float) -> Tensor:

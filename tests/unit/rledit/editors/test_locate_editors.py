@@ -76,6 +76,35 @@ def test_prune_restrains_what_memit_writes() -> None:
             torch.testing.assert_close(after, before, rtol=1e-5, atol=1e-6)
 
 
+@pytest.mark.parametrize("name", ["memit", "rect", "prune"])
+def test_the_size_of_a_batchs_shift_is_that_of_what_is_written(name: str) -> None:
+    """Of RECT without the entries that are cut, of PRUNE behind its restraint."""
+    own = {"prune": {"log_base": 1.2}}.get(name, {})
+    editor = make(name, ("down:1,2",), moment_weight=0.01, **own, **LOCATE)
+    for batch in stream(editor):
+        before = edited(editor)
+        measured = editor.edit(batch)
+        change = [value - before[module] for module, value in edited(editor).items()]
+        norm = float(torch.stack([part.square().sum() for part in change]).sum().sqrt())
+        assert measured["shift_norm"] == pytest.approx(norm, rel=1e-4)
+        assert measured["realised_cosine"] == 1
+
+
+def test_of_what_rect_writes_the_cosine_says_how_much_is_realised() -> None:
+    small = LOCATE | {"clamp": 0.02, "moment_weight": 1.0}
+    rect = make("rect", ("down:1",), torch.bfloat16, keep=0.1, **small)
+    before = edited(rect)
+    weights = rect.model.weights
+    shown = {name: weights.parameter(name).float() for name in before}
+    measured = rect.edit(stream(rect)[0])
+    (name,) = before
+    written = edited(rect)[name].float() - before[name].float()
+    realised = weights.parameter(name).float() - shown[name]
+    cosine = torch.nn.functional.cosine_similarity(written.flatten(), realised.flatten(), dim=0)
+    assert measured["realised_cosine"] == pytest.approx(float(cosine), abs=1e-4)
+    assert float(cosine) < 0.99999
+
+
 def test_nas_anchors_targets_at_the_unedited_norm() -> None:
     editor = make("nas", threshold=1.0, ridge=1.0, **LOCATE)
     assert isinstance(editor, NAS)
