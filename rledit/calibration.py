@@ -209,6 +209,8 @@ def shift_settings(editor: type[Editor], config: Any) -> dict[str, Any]:
         return {"editor": editor.name, **kept}
     chosen = asdict(conventions())
     kept = {k: v for k, v in kept.items() if k not in _TRAINING and k not in chosen}
+    if getattr(editor, "seed_decides_start", False) and config.seed:
+        kept["seed"] = config.seed  # without it, a step is that of seed 0
     kept.pop("reference", None)
     chosen = {k: v for k, v in chosen.items() if k not in _TRAINING}
     return {"editor": "hypernetwork", **kept, "conventions": chosen}

@@ -85,6 +85,7 @@ class HiEdit(HypernetworkEditor):
     name = "hiedit"
     Config = HiEditConfig
     config: HiEditConfig
+    seed_decides_start = True  # its gate picks modules as it is drawn
     checked = {
         "reference": "test_the_gate_against_plain_loops",
         "properties": "test_with_all_modules_it_is_rledit",

@@ -6,7 +6,7 @@ This half edits; `rledit.editors.hypernetwork_editor` has the half that trains.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, ClassVar, Literal
 
 from rledit.editors.base import State, prefixed, unprefixed
 from rledit.editors.conventions import BatchConventions
@@ -22,10 +22,16 @@ if TYPE_CHECKING:
 
 
 class HypernetworkUpdate(MomentEditor):
-    """Shifts from hypernetworks, one per linear shape."""
+    """Shifts from hypernetworks, one per linear shape.
+
+    Attributes:
+        seed_decides_start: Whether what it edits before any training depends on its seed. Its
+            networks do nothing then, whatever they are drawn from.
+    """
 
     config: HypernetworkConfig
     step_setting = "initial_step"
+    seed_decides_start: ClassVar[bool] = False
 
     @classmethod
     def batch_conventions_of(cls, config: HypernetworkConfig) -> BatchConventions:

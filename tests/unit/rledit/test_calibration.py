@@ -262,6 +262,18 @@ def test_what_determines_the_step_tells_calibrations_apart() -> None:
         assert key(*others, *_settled(change)) != first, change
 
 
+def test_a_seed_tells_calibrations_apart_where_what_is_untrained_depends_on_it() -> None:
+    """HiEdit's gate picks modules as it is drawn; other networks do nothing before training."""
+
+    def keys(editor: str) -> set[str]:
+        seeds = ("", ", seed: 0", ", seed: 1", ", seed: 2")
+        changes = [f"editors=[{{editor: {editor}, settings: {{rank: 4{s}}}}}]" for s in seeds]
+        return {calibration_key_of(cells(change)[0]) for change in changes}
+
+    assert len(keys("hiedit")) == 3
+    assert len(keys("rledit")) == 1
+
+
 def test_a_warm_up_draws_batches_of_the_streams_size_so_steps_of_other_sizes_are_others() -> None:
     def key(editor: str, size: int) -> str:
         streams = f"streams=[{{n_batches: 3, batch_size: {size}}}]"
