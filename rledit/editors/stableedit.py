@@ -35,7 +35,8 @@ class StableEditConfig(SphereSettings):
         ridge: α; the paper uses 1 to 10.
         loss_group: Samples per loss group; it scales the value gradients. The published runs edit
             100 facts a batch in groups of 10.
-        warmup_batches: Batches of the train split the moments see before the stream.
+        warmup_batches: Batches of the train split the moments see before the stream. 0: none, and
+            nothing but the edits is needed.
         z_clip: Bound of the entries of normalised rows, keys and value gradients alike:
             they are clamped to ±`z_clip`. 0: none.
         shrinkage: How far the covariance is pulled towards a multiple of the identity.
@@ -73,6 +74,7 @@ class StableEdit(MomentEditor):
     prefix_safe = True
     step_setting = "step"
     needs: ClassVar[frozenset[Need]] = frozenset({"training_data"})
+    outlives_batch = ("moments.", "covariance.", "warm")
 
     def __init__(self, model: EditableModel, config: StableEditConfig) -> None:
         super().__init__(model, config)
@@ -86,6 +88,11 @@ class StableEdit(MomentEditor):
     def batch_conventions_of(cls, config: StableEditConfig) -> BatchConventions:
         """Order, loss groups and moments of the recipe."""
         return STABLEEDIT_BATCH if config.reference == "official" else BatchConventions()
+
+    @classmethod
+    def needs_of(cls, config: StableEditConfig) -> frozenset[Need]:
+        """Training data where it warms up."""
+        return cls.needs if config.warmup_batches else frozenset()
 
     def load_training_data(self, draw: TrainingData) -> None:
         """Take the source of the warm-up batches."""

@@ -282,6 +282,9 @@ def test_a_warm_up_draws_batches_of_the_streams_size_so_steps_of_other_sizes_are
     warmed = "stableedit, settings: {warmup_batches: 3}"
     assert key("ultraedit", 2) == key("ultraedit", 5)  # tried on as many edits, and nothing else
     assert key(warmed, 2) != key(warmed, 5)
+    bare = "stableedit, settings: {warmup_batches: 0}"
+    assert key(bare, 2) == key(bare, 5)
+    assert not cells(f"editors=[{{editor: {bare}}}]")[0].learns
 
 
 def _settled(change: str) -> tuple[str, ...]:

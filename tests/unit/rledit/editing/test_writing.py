@@ -142,6 +142,18 @@ def test_batches_of_a_ledger_know_past_keys_as_a_stream_does(name: str, tmp_path
         assert float((found - change).norm()) < 1e-3 * float(change.norm())
 
 
+def test_stableedit_without_a_warm_up_goes_on_with_all_its_statistics(tmp_path: Path) -> None:
+    session = small_session(tmp_path)
+    settings = {**STEP, "warmup_batches": 0}
+    counts = []
+    for first in (0, 3):
+        session.edit(rows(3, first), editor="stableedit", settings=settings, passes=1, floor=0.0)
+        state = session.ledger.state(session.ledger.in_force[-1])
+        assert {name.partition(".")[0] for name in state} == {"moments", "covariance", "warm"}
+        counts.append([float(v) for name, v in sorted(state.items()) if name.endswith(".count")])
+    assert all(later > earlier > 0 for earlier, later in zip(*counts, strict=True))
+
+
 def test_a_batch_of_lyaplock_begins_anew(tmp_path: Path) -> None:
     """Its past outputs would write again what has been taken back since."""
     session = small_session(tmp_path)

@@ -274,6 +274,14 @@ def test_stableedit_warms_up_once_on_the_unedited_model() -> None:
         bare.edit(stream(bare)[0])
 
 
+def test_stableedit_without_a_warm_up_needs_nothing() -> None:
+    config = StableEdit.Config(modules=("down:1",), step=1e-3, warmup_batches=0)
+    assert StableEdit.needs_of(config) == frozenset()
+    model = EditableModel(tiny_model("llama").float(), tiny_tokenizer("llama"), ("down:1",))
+    editor = StableEdit(model, config)
+    assert editor.edit(stream(editor)[0])["shift_norm"] > 0
+
+
 @pytest.mark.parametrize("name", ["mend", "malmen"])
 def test_before_the_stream_a_starred_editor_is_the_plain_one(name: str) -> None:
     networks: list[dict[str, Tensor]] = []
