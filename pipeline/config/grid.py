@@ -242,8 +242,8 @@ class CovarianceEntry:
             grid, each linear and what `rledit statistics import` has called the file, as in
             ``{llama3-8b: {model.layers.4.mlp.down_proj: 5e0f…}}``. An editor takes all its linears
             from there or none.
-        projections: The same of published null-space projections, which AlphaEdit uses where there
-            are some, and no other editor.
+        projections: The same of published null-space projections, which AlphaEdit, NAS and
+            DeltaEdit use where there are some, and no other editor.
     """
 
     corpus: str | None = None

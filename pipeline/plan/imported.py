@@ -24,7 +24,7 @@ def imported_of(cell: Cell) -> dict[str, str]:
     Raises:
         ConfigError: Some of the cell's linears have one and some have none.
     """
-    # What AlphaEdit edits by projections, it needs no covariance for.
+    # An editor that edits by projections needs no covariance.
     return {} if projections_of(cell) else _named(cell, cell.statistics.imported, "imported")
 
 

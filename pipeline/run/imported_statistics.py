@@ -64,7 +64,7 @@ def load_imported(cell: Cell, cache: Cache) -> dict[str, KeyCovariance]:
             raise CovarianceError(
                 f"covariance.imported.{cell.model.name}.{linear}: file {known} holds a projection, "
                 f"of which no key covariance can be had; name it under covariance.projections, "
-                f"which AlphaEdit uses, or leave {cell.label} out"
+                f"which AlphaEdit, NAS and DeltaEdit use, or leave {cell.label} out"
             )
         moment = read_covariance(path)
         imported_identity(cell, linear, known, moment.identity.dtype).require(moment.identity)
