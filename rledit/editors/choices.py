@@ -9,7 +9,7 @@ from typing import Any, Literal, get_args, get_origin, get_type_hints
 from rledit.step_size import SettingError
 
 
-def check_choices(config: Any) -> None:
+def check_choices(config: object) -> None:
     """Refuse values that are none of the choices of their setting.
 
     A grid's are refused with their place in the file before; who makes a configuration by hand has
@@ -21,7 +21,8 @@ def check_choices(config: Any) -> None:
     Raises:
         SettingError: Says which setting, what it may be, and what it is.
     """
-    for name, choices in _choices(type(config)).items():
+    cls: Any = type(config)
+    for name, choices in _choices(cls).items():
         value = getattr(config, name)
         if value is not None and value not in choices:  # None stands for the recipe's
             *others, last = map(str, choices)
