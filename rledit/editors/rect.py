@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from rledit.editors.memit import MEMIT, MEMITConfig
@@ -44,8 +44,15 @@ class RECT(MEMIT):
         weights = self.model.weights
         precision = self.model.compute_dtype  # a first batch finds them as the model has them
         before = {name: weights.read(name).to(precision, copy=True) for name in self.modules}
+        return self.cut(self.spread(requests, values), before)
+
+    def cut(
+        self, updates: Sequence[LayerUpdate], before: Mapping[str, Tensor]
+    ) -> list[LayerUpdate]:
+        """Put what is kept of updates in the place of those that were added to `before`."""
+        weights = self.model.weights
         written: list[LayerUpdate] = []
-        for update in self.spread(requests, values):
+        for update in updates:
             weight = before[update.module]
             change = update.shift.dense().T.to(weight.dtype)
             mask = largest_relative(change, weight, self.config.keep)

@@ -92,7 +92,11 @@ def _spreading(family: FamilySet, stem: str, plan: Plan, recorded: Tensors) -> d
         requests = editor.requests(family.batch(cases))
         values = editor.values(requests, keep_trace=True)
         found |= _named_values(f"b{b}.z", values, requests, family)
-        updates = editor.write(requests, values)
+        if isinstance(editor, RECT):  # recorded as they are solved and as they are cut
+            updates = editor.spread(requests, values)
+            editor.cut(updates, before)
+        else:
+            updates = editor.write(requests, values)
         for update in updates:
             prefix = f"b{b}.l{layer_index(editor.model.family, update.module)}"
             found[f"{prefix}.K"] = update.keys
